@@ -1,0 +1,105 @@
+"""One engine for every kind of model that runs on Apple's MLX.
+
+Names are imported when they are first used, so that ``import mlxengine`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from . import hub as hub
+    from .configuration import FileInfo as FileInfo
+    from .configuration import ModelCard as ModelCard
+    from .configuration import ModelConfiguration as ModelConfiguration
+    from .configuration import ModelRef as ModelRef
+    from .configuration import Provenance as Provenance
+    from .configuration import Source as Source
+    from .configuration import TensorInfo as TensorInfo
+    from .device import Device as Device
+    from .errors import MisuseError as MisuseError
+    from .errors import MLXEngineError as MLXEngineError
+    from .events import Array as Array
+    from .events import Embeddings as Embeddings
+    from .events import Event as Event
+    from .events import Finished as Finished
+    from .events import FinishReason as FinishReason
+    from .events import ImagePreview as ImagePreview
+    from .events import ImageReady as ImageReady
+    from .events import Metrics as Metrics
+    from .events import Progress as Progress
+    from .events import ReasoningDelta as ReasoningDelta
+    from .events import Scores as Scores
+    from .events import TextDelta as TextDelta
+    from .events import TokenLogprob as TokenLogprob
+    from .events import ToolCall as ToolCall
+    from .events import TopLogprob as TopLogprob
+    from .events import Usage as Usage
+    from .features import Explanation as Explanation
+    from .features import Feature as Feature
+    from .features import Features as Features
+    from .features import LLMEngineFeatures as LLMEngineFeatures
+    from .features import Stage as Stage
+    from .hookspecs import Check as Check
+    from .hookspecs import CheckStatus as CheckStatus
+    from .hookspecs import Claim as Claim
+    from .hookspecs import Command as Command
+    from .hookspecs import Fit as Fit
+    from .hookspecs import LoadContext as LoadContext
+    from .hookspecs import Loaded as Loaded
+    from .hookspecs import MemoryEstimate as MemoryEstimate
+    from .hookspecs import RunContext as RunContext
+    from .hookspecs import SelfTestContext as SelfTestContext
+    from .hookspecs import Workload as Workload
+    from .hookspecs import hookimpl as hookimpl
+    from .messages import AudioPart as AudioPart
+    from .messages import ImagePart as ImagePart
+    from .messages import Message as Message
+    from .messages import Role as Role
+    from .messages import TextPart as TextPart
+    from .messages import ToolCallPart as ToolCallPart
+    from .messages import ToolResultPart as ToolResultPart
+    from .messages import VideoPart as VideoPart
+    from .params import GenerateParams as GenerateParams
+    from .requests import EmbedRequest as EmbedRequest
+    from .requests import ImageRequest as ImageRequest
+    from .requests import RankRequest as RankRequest
+    from .requests import Request as Request
+    from .requests import TextRequest as TextRequest
+
+_MODULES = ("errors", "hub")
+_HOMES = {
+    "configuration": "FileInfo ModelCard ModelConfiguration ModelRef Provenance Source TensorInfo",
+    "device": "Device",
+    "errors": "MLXEngineError MisuseError",
+    "events": "Array Embeddings Event Finished FinishReason ImagePreview ImageReady Metrics Progress "
+    "ReasoningDelta Scores TextDelta TokenLogprob ToolCall TopLogprob Usage",
+    "features": "Explanation Feature Features LLMEngineFeatures Stage",
+    "hookspecs": "Check CheckStatus Claim Command Fit LoadContext Loaded MemoryEstimate RunContext "
+    "SelfTestContext Workload hookimpl",
+    "messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",
+    "params": "GenerateParams",
+    "requests": "EmbedRequest ImageRequest RankRequest Request TextRequest",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted(["__version__", *_MODULES, *_HOME_OF])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

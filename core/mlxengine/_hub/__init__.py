@@ -1,0 +1,1 @@
+"""Finding and fetching models: the only package that uses huggingface_hub, imported lazily."""

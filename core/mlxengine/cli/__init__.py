@@ -1,0 +1,1 @@
+"""The ``mlxengine`` command."""

@@ -1,0 +1,87 @@
+"""What this machine is, and the one door through which core reaches the array library."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from attrs import frozen
+
+
+@frozen(kw_only=True)
+class MemoryReading:
+    """Bytes that the array library holds: in use, cached for reuse, and the highest use so far."""
+
+    active: int
+    cache: int
+    peak: int
+
+
+class DeviceBackend(Protocol):
+    """What the scheduler needs of an array library. mlx's is in ``mlxengine.toolkit.backend``."""
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Make the engine's own stream the default one of the current thread."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until everything that was queued on the engine's stream is done."""
+        ...
+
+    def memory(self) -> MemoryReading:
+        """What is held now."""
+        ...
+
+    def reset_peak(self) -> None:
+        """Start a new peak."""
+        ...
+
+    def clear_cache(self) -> None:
+        """Give cached memory back to the system."""
+        ...
+
+
+@frozen(kw_only=True)
+class Device:
+    """What this machine is. Sizes in bytes; ``None`` is unknown.
+
+    Args:
+        backend: ``"metal"``, ``"cuda"``, ``"cpu"``, or ``"none"`` where mlx cannot run.
+        name: the chip or GPU.
+        total_memory: memory that models can use at most (unified memory, the GPU's, or the container's).
+        free_memory: of that, free now.
+        working_set: what should not be exceeded in use (Metal's recommendation; else a share of total).
+        cpu: the processor's name.
+        cores: processor cores that this process may use.
+        problem: why mlx cannot run, where it cannot.
+    """
+
+    backend: str
+    name: str
+    total_memory: int | None = None
+    free_memory: int | None = None
+    working_set: int | None = None
+    cpu: str = ""
+    cores: int = 1
+    problem: str | None = None
+
+    @classmethod
+    def detect(cls) -> Device:
+        """Look at this machine; never raises, and imports mlx only where it is installed."""
+        from ._device import detect
+
+        return detect()
+
+
+def mlx_backend() -> DeviceBackend:
+    """mlx's back end with a stream of its own: one for each engine.
+
+    Raises:
+        BackendUnavailableError: mlx, or a back end of it, is not installed; the message names the extra.
+    """
+    from .toolkit.backend import MLXBackend
+
+    return MLXBackend()
+
+
+__all__ = ["Device", "DeviceBackend", "MemoryReading", "mlx_backend"]

@@ -1,0 +1,278 @@
+"""The contract between the engine and a plugin: the hooks, and the values that they exchange.
+
+A plugin is a module or object, registered under the entry-point group ``mlxengine``, whose functions
+are marked with ``@hookimpl``. The entry point's name is the plugin's name. Nothing heavy may be
+imported when the plugin is imported: model libraries belong inside ``load_model``.
+
+Within a major version the specs only grow; a breaking change gets the group ``mlxengine.v2``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+from attrs import field, frozen
+
+from .configuration import ModelCard, ModelConfiguration
+from .events import Event, Progress
+from .features import Feature, Features
+from .requests import Request
+
+if TYPE_CHECKING:
+    from .device import Device
+
+ENTRY_POINT_GROUP = "mlxengine"
+PROJECT = "mlxengine"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Fit(enum.IntEnum):
+    """How well a plugin serves a model; the highest claim wins, and a tie at the top is an error."""
+
+    FALLBACK = 1
+    PARTIAL = 2
+    NATIVE = 3
+
+
+@frozen(kw_only=True)
+class Workload:
+    """What a memory estimate is for; a kind ignores what it does not have.
+
+    Args:
+        context_length: tokens of prompt and answer together (``None``: the plugin's usual).
+        batch: requests at once.
+        size: (width, height) of a picture in pixels.
+        kv_bits: bits of the key-value cache, ``None`` for full precision.
+    """
+
+    context_length: int | None = None
+    batch: int = 1
+    size: tuple[int, int] | None = None
+    kv_bits: int | None = None
+
+
+@frozen(kw_only=True)
+class MemoryEstimate:
+    """Bytes that a model needs: its weights, the caches of its requests, and working space."""
+
+    weights: int
+    cache: int = 0
+    workspace: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.workspace
+
+
+@frozen(kw_only=True)
+class Claim:
+    """A plugin's offer to serve a model.
+
+    Args:
+        kind: ``"llm"``, ``"vlm"``, ``"embed"``, ``"diffusion"`` or the plugin's own kind.
+        fit: how well.
+        files: glob patterns (``fnmatch`` on repository paths) of the files that loading needs; nothing
+            else is downloaded.
+        capabilities: facts about the model that are known before it is loaded, for example ``"vision"``.
+        estimate: bytes needed for a workload; pure.
+        uses_mlx: whether loading and running it needs mlx.
+        problem: an error that loading would end with for sure, found from the card alone (for example
+            `UnsupportedArchitectureError`); it is raised before any weight is fetched.
+        reason: a few words on why, for ``explain``.
+    """
+
+    kind: str
+    fit: Fit
+    files: tuple[str, ...] = field(default=("*.json", "*.safetensors"), converter=tuple)
+    capabilities: frozenset[str] = field(default=frozenset(), converter=frozenset)
+    estimate: Callable[[Workload], MemoryEstimate] | None = None
+    uses_mlx: bool = True
+    problem: Exception | None = None
+    reason: str = ""
+
+
+@frozen(kw_only=True)
+class Loaded:
+    """A loaded model.
+
+    Args:
+        model: whatever the plugin's ``generate`` wants to be given.
+        warm: an iterator that evaluates the weights a slice at a time (at most about 50 ms each), run
+            on the scheduler's thread between the steps of other models.
+        close: frees the model; called once, on the scheduler's thread.
+        capabilities: facts that only loading could tell, added to the claim's.
+        info: what ``handle.info`` shows, for example the tokenizer's size or the library used.
+    """
+
+    model: object
+    warm: Iterable[None] = ()
+    close: Callable[[], None] | None = None
+    capabilities: frozenset[str] = field(default=frozenset(), converter=frozenset)
+    info: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class LoadContext:
+    """What ``load_model`` may use.
+
+    Args:
+        path: the folder that holds the model's files, complete and checked; or the GGUF file.
+        configuration: what the caller (or the registry) configured.
+        features: the flags in force.
+        device: what this machine is.
+        report: tells the caller how far loading is; cheap.
+        cancelled: whether the caller has given up; loading then raises `CancelledError`.
+        fetch: makes another repository or folder (an adapter, a draft model) available locally and
+            returns its path: ``fetch(ref, patterns)``.
+    """
+
+    path: Path
+    configuration: ModelConfiguration
+    features: Features
+    device: Device
+    report: Callable[[Progress], None] = field(default=lambda _progress: None)
+    cancelled: Callable[[], bool] = field(default=lambda: False)
+    fetch: Callable[[str, Sequence[str]], Path] | None = None
+
+
+@frozen(kw_only=True)
+class RunContext:
+    """What ``generate`` may use.
+
+    Args:
+        features: the flags in force for this call.
+        budget_ms: how long one step of the iterator should take at most; a guide, for what can be cut.
+        cancelled: whether the caller has given up (the scheduler also closes the iterator).
+        fetch: as in `LoadContext`.
+    """
+
+    features: Features
+    budget_ms: float = 100.0
+    cancelled: Callable[[], bool] = field(default=lambda: False)
+    fetch: Callable[[str, Sequence[str]], Path] | None = None
+
+
+@frozen(kw_only=True)
+class Command:
+    """A command-line verb. ``target`` is ``"module:function"``; it is imported only when it runs.
+
+    The function is called with the remaining arguments (``list[str]``) and returns an exit code.
+    """
+
+    name: str
+    summary: str
+    target: str
+
+
+class CheckStatus(enum.StrEnum):
+    """Outcome of a check."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@frozen(kw_only=True)
+class Check:
+    """One line of ``doctor``: what was checked, how it went, and the remedy if it did not."""
+
+    name: str
+    status: CheckStatus = field(default=CheckStatus.OK, converter=CheckStatus)
+    detail: str = ""
+    remedy: str = ""
+
+
+@frozen(kw_only=True)
+class SelfTestContext:
+    """What ``self_test`` may use: an empty folder that is removed afterwards, and the device."""
+
+    folder: Path
+    device: Device
+
+
+class HookSpecs:
+    """The hooks. All arguments are passed by name; an implementation may leave out those it ignores."""
+
+    @hookspec
+    def list_features(self) -> Sequence[Feature[Any]]:
+        """The feature flags and capabilities that this plugin provides.
+
+        Every name begins with the plugin's entry-point name and a dot. Called once, when the plugin is
+        registered; must not import a model library (a feature's ``probe`` may).
+        """
+        raise AssertionError
+
+    @hookspec
+    def list_models(self) -> Sequence[ModelConfiguration]:
+        """This plugin's entries of the model registry. Called once, when first needed."""
+        raise AssertionError
+
+    @hookspec
+    def claim_model(self, card: ModelCard) -> Claim | None:
+        """Whether this plugin serves the model, and how well; ``None`` declines.
+
+        Pure: no I/O, no import of a model library, the same answer for the same card, and quick. The
+        card holds every JSON file of the repository and the tensors' names and shapes.
+        """
+        raise AssertionError
+
+    @hookspec
+    def load_model(self, card: ModelCard, context: LoadContext) -> Loaded | None:
+        """Load a model that this plugin claimed.
+
+        Runs on a loader thread, under the engine's mlx stream, while other models go on: import what
+        you need, build the model lazily, and evaluate the weights in ``Loaded.warm``. Only the plugin
+        whose claim won is called. Raise a `LoadError` for what cannot be loaded.
+        """
+        raise AssertionError
+
+    @hookspec
+    def generate(self, model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
+        """Serve one request on a model that this plugin loaded.
+
+        Validate the request and return an iterator of events; raise a `GenerationError` or a
+        `ConfigurationError` for a request that cannot be served. The scheduler's thread calls ``next``
+        once a turn: do one short step and yield an event, or ``None`` if there is nothing to say this
+        turn. The last event is exactly one `Finished`. ``close()`` cancels: free what the request
+        holds, and do not yield again. Return ``None`` for a request type that this plugin does not know.
+
+        Every call (this hook, each step, ``close``) comes on the same thread, never two at once.
+        """
+        raise AssertionError
+
+    @hookspec
+    def list_commands(self) -> Sequence[Command]:
+        """Command-line verbs that this plugin adds. Optional."""
+        raise AssertionError
+
+    @hookspec
+    def self_test(self, context: SelfTestContext) -> Sequence[Check]:
+        """What ``mlxengine doctor`` runs for this kind: a real inference on something tiny. Optional."""
+        raise AssertionError
+
+
+REQUIRED_HOOKS = ("claim_model", "load_model", "generate")
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "Check",
+    "CheckStatus",
+    "Claim",
+    "Command",
+    "Fit",
+    "HookSpecs",
+    "LoadContext",
+    "Loaded",
+    "MemoryEstimate",
+    "RunContext",
+    "SelfTestContext",
+    "Workload",
+    "hookimpl",
+    "hookspec",
+]

@@ -1,0 +1,1 @@
+"""Conformance kit and fakes for people who write plugins."""

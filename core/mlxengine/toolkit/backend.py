@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager
 from typing import cast
 
 from ..device import MemoryReading
 from ..errors import BackendUnavailableError
+from . import blas
+
+BLAS = blas.load()
+"""What was done about a fast BLAS, which has to be in the process before mlx is."""
 
 try:
     import mlx.core as mx
@@ -16,6 +21,14 @@ except ImportError as error:  # pragma: no cover - exercised in a subprocess
         hint='Install a back end: "mlxengine[cpu]", "mlxengine[cuda12]" or "mlxengine[cuda13]" on Linux, '
         "plain mlx on a Mac.",
     ) from error
+
+if BLAS.status is blas.BlasStatus.TOO_LATE and (speed := blas.measure(repeats=3)) < blas.SLOW_GFLOPS:
+    warnings.warn(
+        f"mlx was imported before MLXEngine could load a fast BLAS: products run at {speed:.1f} GFLOP/s. "
+        f"{BLAS.remedy} {blas.VARIABLE}=off silences this.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 class MLXBackend:

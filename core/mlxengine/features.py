@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from attrs import field, frozen
 
+from ._convert import anything, texts
 from .errors import FeatureUnavailableError, InvalidParameterError, PluginContractError, UnknownFeatureError
 
 T = TypeVar("T")
@@ -88,9 +89,9 @@ class Feature(Generic[T]):
     summary: str
     stage: Stage = Stage.STABLE
     since: str = "0.1"
-    applies_to: tuple[str, ...] = field(default=(), converter=tuple)
+    applies_to: tuple[str, ...] = field(default=(), converter=texts)
     provides: LLMEngineFeatures | None = None
-    choices: tuple[T, ...] = field(default=(), converter=tuple)
+    choices: tuple[T, ...] = field(default=(), converter=anything)
     probe: Probe | None = None
 
     def coerce(self, value: object) -> T:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 from attrs import field, frozen
 
+from ._convert import names, texts
 from .configuration import ModelCard, ModelConfiguration
 from .events import Event, Progress
 from .features import Feature, Features
@@ -89,8 +90,8 @@ class Claim:
 
     kind: str
     fit: Fit
-    files: tuple[str, ...] = field(default=("*.json", "*.safetensors"), converter=tuple)
-    capabilities: frozenset[str] = field(default=frozenset(), converter=frozenset)
+    files: tuple[str, ...] = field(default=("*.json", "*.safetensors"), converter=texts)
+    capabilities: frozenset[str] = field(default=frozenset(), converter=names)
     estimate: Callable[[Workload], MemoryEstimate] | None = None
     uses_mlx: bool = True
     problem: Exception | None = None
@@ -113,7 +114,7 @@ class Loaded:
     model: object
     warm: Iterable[None] = ()
     close: Callable[[], None] | None = None
-    capabilities: frozenset[str] = field(default=frozenset(), converter=frozenset)
+    capabilities: frozenset[str] = field(default=frozenset(), converter=names)
     info: Mapping[str, Any] = field(factory=dict)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
+from ._convert import anything
 from .configuration import freeze
 from .errors import InvalidParameterError
 
@@ -42,7 +43,7 @@ class ImagePart:
 class VideoPart:
     """Frames of a video, in order; each is what an `ImagePart` takes, and ``fps`` is their rate."""
 
-    frames: tuple[Any, ...] = field(converter=tuple, repr=lambda value: f"<{len(value)} frames>")
+    frames: tuple[Any, ...] = field(converter=anything, repr=lambda value: f"<{len(value)} frames>")
     fps: float | None = None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
+from ._convert import integers
 from .errors import InvalidParameterError
 
 _Check = Callable[[Any, "Attribute[Any]", Any], None]
@@ -95,7 +96,7 @@ class GenerateParams:
     )
     seed: int | None = field(default=None, validator=_number(0, 2**64 - 1, integer=True))
     stop: tuple[str, ...] = field(default=(), converter=_texts, validator=_strings)
-    stop_token_ids: tuple[int, ...] = field(default=(), converter=tuple)
+    stop_token_ids: tuple[int, ...] = field(default=(), converter=integers)
     ignore_eos: bool = False
     logprobs: bool = False
     top_logprobs: int = field(default=0, validator=_number(0, 20, integer=True))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from attrs import field, frozen
 
+from ._convert import anything, texts
 from .errors import InvalidParameterError
 from .messages import Message
 from .params import GenerateParams
 
 
-def _optional_tuple(value: Any) -> tuple[int, ...] | None:
+def _messages(value: Iterable[Message]) -> tuple[Message, ...]:
+    return tuple(value)
+
+
+def _optional_tuple(value: Iterable[int] | None) -> tuple[int, ...] | None:
     return None if value is None else tuple(value)
 
 
@@ -46,12 +52,12 @@ class TextRequest(Request):
         add_generation_prompt: end the rendered conversation where the assistant starts to speak.
     """
 
-    messages: tuple[Message, ...] = field(default=(), converter=tuple)
+    messages: tuple[Message, ...] = field(default=(), converter=_messages)
     prompt: str | None = None
     prompt_tokens: tuple[int, ...] | None = field(default=None, converter=_optional_tuple)
     params: GenerateParams = field(factory=GenerateParams)
     instructions: str | None = None
-    tools: tuple[Any, ...] = field(default=(), converter=tuple)
+    tools: tuple[Any, ...] = field(default=(), converter=anything)
     add_generation_prompt: bool = True
 
     def __attrs_post_init__(self) -> None:
@@ -79,7 +85,7 @@ class EmbedRequest(Request):
         batch_tokens: most padded tokens in one step; ``None`` lets the plugin choose.
     """
 
-    texts: tuple[str, ...] = field(converter=tuple)
+    texts: tuple[str, ...] = field(converter=texts)
     prompt: str | None = None
     prompt_name: str | None = None
     normalize: bool | None = None
@@ -100,7 +106,7 @@ class RankRequest(Request):
     """
 
     query: str
-    documents: tuple[str, ...] = field(converter=tuple)
+    documents: tuple[str, ...] = field(converter=texts)
     batch_tokens: int | None = None
 
 

@@ -1,0 +1,52 @@
+# One command for each thing a contributor does. Needs make and Python 3.11 or newer, nothing else:
+# every command first makes the virtual environment $(VENV) as it has to be.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml docs/examples/*/pyproject.toml)
+PYTEST := $(BIN)/python -m pytest
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup test lint format types tests test-slow test-parity docs demo clean
+
+help:            ## say what there is
+	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p; s/^\([a-z-]*\): *## /\1\t/p' Makefile | expand -t 14
+
+$(STAMP): $(PROJECTS) constraints.txt scripts/setup_env.py
+	$(PYTHON) scripts/setup_env.py --venv $(VENV) --constraints constraints.txt
+	@touch $@
+
+setup: $(STAMP)  ## make the virtual environment, or bring it up to date
+
+test: lint types tests  ## everything that has to be green: lint, types, tests
+
+lint: $(STAMP)   ## ruff, format included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## strict mypy
+	$(BIN)/mypy core plugins/*/src docs/examples/*/src
+
+tests: $(STAMP)  ## the daily tests
+	$(PYTEST) -q
+
+test-slow: $(STAMP)  ## the tests that take minutes each
+	$(PYTEST) -q -m "slow and not live and not parity"
+
+test-parity: $(STAMP)  ## compute the stored numerical references again, with torch
+	$(PYTHON) scripts/setup_env.py --venv $(VENV)-parity --constraints constraints.txt --group parity
+	$(VENV)-parity/bin/python -m pytest -q -m parity
+
+docs: $(STAMP)   ## build the documentation; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
+
+demo: $(STAMP)   ## answer a question with a real model, offline
+	$(BIN)/python scripts/demo.py
+
+clean:           ## remove what these commands made
+	rm -rf $(VENV) $(VENV)-parity site dist .mypy_cache .ruff_cache .pytest_cache

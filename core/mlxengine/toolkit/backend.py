@@ -6,6 +6,8 @@ import warnings
 from contextlib import AbstractContextManager
 from typing import cast
 
+from attrs import frozen
+
 from ..device import MemoryReading
 from ..errors import BackendUnavailableError
 from . import blas
@@ -28,6 +30,35 @@ if BLAS.status is blas.BlasStatus.TOO_LATE and (speed := blas.measure(repeats=3)
         f"{BLAS.remedy} {blas.VARIABLE}=off silences this.",
         RuntimeWarning,
         stacklevel=2,
+    )
+
+
+@frozen(kw_only=True)
+class Probe:
+    """What mlx says of the device it computes on by default; sizes in bytes, ``None`` is unknown."""
+
+    backend: str
+    name: str = ""
+    total_memory: int | None = None
+    free_memory: int | None = None
+    working_set: int | None = None
+
+
+def probe() -> Probe:
+    """Ask mlx for its default device: ``"metal"``, ``"cuda"`` or ``"cpu"``, and the GPU's name and memory."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return Probe(backend="cpu")
+    info = mx.device_info()
+
+    def size(*names: str) -> int | None:
+        return next((int(info[name]) for name in names if name in info), None)
+
+    return Probe(
+        backend="metal" if mx.metal.is_available() else "cuda",
+        name=str(info.get("device_name", "")),
+        total_memory=size("total_memory", "memory_size"),
+        free_memory=size("free_memory"),
+        working_set=size("max_recommended_working_set_size"),
     )
 
 

@@ -13,6 +13,7 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:
     from . import errors as errors
     from . import hub as hub
+    from .aio import AsyncInferenceEngine as AsyncInferenceEngine
     from .configuration import FileInfo as FileInfo
     from .configuration import ModelCard as ModelCard
     from .configuration import ModelConfiguration as ModelConfiguration
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from .configuration import Source as Source
     from .configuration import TensorInfo as TensorInfo
     from .device import Device as Device
+    from .engine import InferenceEngine as InferenceEngine
+    from .engine import LLMEngine as LLMEngine
     from .errors import MisuseError as MisuseError
     from .errors import MLXEngineError as MLXEngineError
     from .events import Array as Array
@@ -64,17 +67,27 @@ if TYPE_CHECKING:
     from .messages import ToolCallPart as ToolCallPart
     from .messages import ToolResultPart as ToolResultPart
     from .messages import VideoPart as VideoPart
+    from .model import AsyncModelHandle as AsyncModelHandle
+    from .model import AsyncTextHandle as AsyncTextHandle
+    from .model import ModelHandle as ModelHandle
+    from .model import TextHandle as TextHandle
     from .params import GenerateParams as GenerateParams
+    from .replies import Result as Result
+    from .replies import TextReply as TextReply
     from .requests import EmbedRequest as EmbedRequest
     from .requests import ImageRequest as ImageRequest
     from .requests import RankRequest as RankRequest
     from .requests import Request as Request
     from .requests import TextRequest as TextRequest
+    from .streams import AsyncEventStream as AsyncEventStream
+    from .streams import EventStream as EventStream
 
 _MODULES = ("errors", "hub")
 _HOMES = {
     "configuration": "FileInfo ModelCard ModelConfiguration ModelRef Provenance Source TensorInfo",
+    "aio": "AsyncInferenceEngine",
     "device": "Device",
+    "engine": "InferenceEngine LLMEngine",
     "errors": "MLXEngineError MisuseError",
     "events": "Array Embeddings Event Finished FinishReason ImagePreview ImageReady Metrics Progress "
     "ReasoningDelta Scores TextDelta TokenLogprob ToolCall TopLogprob Usage",
@@ -82,8 +95,11 @@ _HOMES = {
     "hookspecs": "Check CheckStatus Claim Command Fit LoadContext Loaded MemoryEstimate RunContext "
     "SelfTestContext Workload hookimpl",
     "messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",
+    "model": "AsyncModelHandle AsyncTextHandle ModelHandle TextHandle",
     "params": "GenerateParams",
+    "replies": "Result TextReply",
     "requests": "EmbedRequest ImageRequest RankRequest Request TextRequest",
+    "streams": "AsyncEventStream EventStream",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

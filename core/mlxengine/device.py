@@ -24,6 +24,10 @@ class DeviceBackend(Protocol):
         """Make the engine's own stream the default one of the current thread."""
         ...
 
+    def loader_stream(self) -> AbstractContextManager[object]:
+        """The same for a thread that builds models while the engine's stream is in use elsewhere."""
+        ...
+
     def synchronize(self) -> None:
         """Wait until everything that was queued on the engine's stream is done."""
         ...

@@ -71,9 +71,13 @@ class MLXBackend:
 
     def __init__(self) -> None:
         self._stream = mx.new_thread_unsafe_stream(mx.default_device())
+        self._loader_stream = mx.new_thread_unsafe_stream(mx.default_device())
 
     def stream(self) -> AbstractContextManager[object]:
         return cast(AbstractContextManager[object], mx.stream(self._stream))
+
+    def loader_stream(self) -> AbstractContextManager[object]:
+        return cast(AbstractContextManager[object], mx.stream(self._loader_stream))
 
     def synchronize(self) -> None:
         mx.synchronize(self._stream)

@@ -1,0 +1,448 @@
+"""The only owner of a thread that touches a model: a fair loop over event iterators.
+
+Every model is evaluated, run and closed on one thread, because an mlx stream belongs to a thread and
+because two models that interleave step by step share the device better than two threads that fight for
+it. Fair means device time: each model has a clock that advances with the measured time of its steps,
+divided by its weight, and the model whose clock is furthest behind goes next (stride scheduling over
+measured costs; Waldspurger and Weihl, 1995). Idle models do not save up time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+from typing import Protocol, TypeVar
+
+import attrs
+from attrs import define, field, frozen
+
+from ._host import PluginRecord, crash
+from .device import DeviceBackend
+from .errors import (
+    CancelledError,
+    EngineClosedError,
+    GenerationError,
+    InsufficientMemoryError,
+    MisuseError,
+    MLXEngineError,
+    PluginContractError,
+)
+from .events import Event, Finished, Progress
+
+log = logging.getLogger("mlxengine.scheduler")
+T = TypeVar("T")
+
+# A step that is predicted to cost less than this rides along in its model's turn.
+_CHEAP_SECONDS = 0.001
+_QUANTUM_SECONDS = 0.010
+
+
+class Sink(Protocol):
+    """Where a task's events go; a `Channel`, or a future for work that only ends."""
+
+    @property
+    def full(self) -> bool: ...
+
+    def put(self, event: Event) -> None: ...
+
+    def end(self, error: BaseException | None = None) -> None: ...
+
+
+class FutureSink:
+    """The end of a task as a future; its events are dropped."""
+
+    full = False
+
+    def __init__(self) -> None:
+        self.future: Future[None] = Future()
+
+    def put(self, event: Event) -> None:
+        """Nothing reads the events of such a task."""
+
+    def end(self, error: BaseException | None = None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(error)
+
+
+@define(eq=False, kw_only=True)
+class Task:
+    """One iterator on the scheduler.
+
+    Args:
+        group: the model (tasks of one group share one clock).
+        record: the plugin, for errors.
+        start: makes the iterator, on the scheduler's thread.
+        sink: where its events go.
+        answers: whether the iterator owes exactly one `Finished`.
+        hook: the hook that is running, for errors.
+    """
+
+    group: Hashable
+    record: PluginRecord
+    start: Callable[[], Iterator[Event | None]]
+    sink: Sink
+    answers: bool = True
+    hook: str = "generate"
+    submitted: float = field(factory=time.perf_counter)
+    cancelled: bool = False
+    iterator: Iterator[Event | None] | None = None
+    first_step: float | None = None
+    first_event: float | None = None
+    device_seconds: float = 0.0
+    predicted: float = _QUANTUM_SECONDS
+    done: bool = False
+
+
+@define(eq=False)
+class _Group:
+    tasks: deque[Task] = field(factory=deque)
+    clock: float = 0.0
+    weight: float = 1.0
+    active: bool = False
+
+
+@frozen(kw_only=True)
+class SchedulerStatus:
+    """What the loop is doing: the plugin whose step runs, since when (seconds), and how much waits."""
+
+    alive: bool
+    running: str | None
+    running_seconds: float
+    tasks: int
+    died: str | None
+
+
+class Scheduler:
+    """Runs tasks and calls on one thread, which starts with the first of them and can be replaced."""
+
+    def __init__(self, name: str = "mlxengine-scheduler") -> None:
+        self._name = name
+        self._wake = threading.Condition()
+        self._inbox: deque[_Posted] = deque()
+        self._groups: dict[Hashable, _Group] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._backend: DeviceBackend | None = None
+        self._floor = 0.0
+        self._running: tuple[str, float] | None = None
+        self._died: BaseException | None = None
+
+    # -- called from any thread -----------------------------------------------------------------------
+
+    def submit(self, task: Task) -> None:
+        """Queue a task.
+
+        Raises:
+            EngineClosedError: the scheduler was closed.
+        """
+        self._post(lambda: self._admit(task), lambda error: _fail(task, error))
+
+    def cancel(self, task: Task) -> None:
+        """Close a task's iterator before any further step of it; harmless when it is over."""
+        task.cancelled = True
+        if not task.done and not self._closed:
+            self._post(lambda: self._cancel(task), lambda _error: None)
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Run a function on the scheduler's thread, between two steps."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._post(run, future.set_exception)
+        return future
+
+    def use(self, backend: DeviceBackend) -> None:
+        """Evaluate under this back end's stream from now on."""
+        if self._backend is None:
+            self._backend = backend
+            if self._thread is not None and threading.current_thread() is not self._thread:
+                self.call(self._enter_stream).result()
+
+    def nudge(self) -> None:
+        """A reader has room again."""
+        with self._wake:
+            self._wake.notify()
+
+    def status(self) -> SchedulerStatus:
+        """What the loop is doing now; safe from any thread, never waits."""
+        running, thread = self._running, self._thread
+        return SchedulerStatus(
+            alive=thread is not None and thread.is_alive(),
+            running=running[0] if running else None,
+            running_seconds=time.perf_counter() - running[1] if running else 0.0,
+            tasks=sum(len(group.tasks) for group in list(self._groups.values())),
+            died=f"{type(self._died).__name__}: {self._died}" if self._died else None,
+        )
+
+    def close(self, timeout: float | None = 30.0) -> None:
+        """Cancel everything, run what is queued, and end the thread. May be called twice."""
+        with self._wake:
+            self._closed = True
+            thread = self._thread
+            self._wake.notify()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    # -- the loop ------------------------------------------------------------------------------------
+
+    def _post(self, action: Callable[[], None], fail: Callable[[BaseException], object]) -> None:
+        with self._wake:
+            if self._closed:
+                raise EngineClosedError("The engine is closed.")
+            self._inbox.append(_Posted(action, fail))
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+                self._thread.start()
+            self._wake.notify()
+
+    def _main(self) -> None:
+        with ExitStack() as stack:
+            self._stack = stack
+            try:
+                if self._backend is not None:
+                    self._enter_stream()
+                while self._turn():
+                    pass
+            except BaseException as error:
+                self._die(error)
+                return
+            self._end_everything(CancelledError("The engine was closed while the request was running."))
+
+    def _enter_stream(self) -> None:
+        assert self._backend is not None
+        self._stack.enter_context(self._backend.stream())
+
+    def _turn(self) -> bool:
+        """Take in what is new, then let one model go; ``False`` when the scheduler was closed."""
+        with self._wake:
+            while not (self._inbox or self._closed or self._runnable()):
+                self._wake.wait()
+            posted, closed = list(self._inbox), self._closed
+            self._inbox.clear()
+        for action in posted:
+            action()
+        if closed:
+            return False
+        ready = self._runnable()
+        if ready:
+            group = min(ready, key=lambda item: item.clock)
+            self._floor = group.clock
+            self._serve(group, alone=len(ready) == 1)
+        return True
+
+    def _runnable(self) -> list[_Group]:
+        ready = []
+        for group in self._groups.values():
+            active = any(not task.sink.full for task in group.tasks)
+            if active and not group.active:
+                group.clock = max(group.clock, self._floor)
+            group.active = active
+            if active:
+                ready.append(group)
+        return ready
+
+    def _serve(self, group: _Group, *, alone: bool) -> None:
+        """One turn of a model: a step, and the steps after it that are predicted to be cheap.
+
+        Requests that share a batch advance together with the first one's step; what the others have to
+        say is waiting then and costs nothing, so it must not wait for another model's step.
+        """
+        began = time.perf_counter()
+        spent = 0.0
+        last: Task | None = None
+        for _ in range(len(group.tasks)):
+            task = group.tasks[0]
+            if last is not None and task.predicted > max(_CHEAP_SECONDS, _QUANTUM_SECONDS - spent):
+                break
+            group.tasks.rotate(-1)
+            if task.sink.full:
+                continue
+            last = task
+            self._step(task)
+            spent = time.perf_counter() - began
+        if not alone and self._backend is not None:
+            # What was queued asynchronously must be charged to the model that queued it.
+            self._synchronize(group)
+        group.clock += (time.perf_counter() - began) / group.weight
+
+    def _synchronize(self, group: _Group) -> None:
+        assert self._backend is not None
+        try:
+            self._backend.synchronize()
+        except Exception as error:
+            for task in list(group.tasks):
+                self._end(task, self._translate(task, error))
+
+    def _admit(self, task: Task) -> None:
+        if task.cancelled:
+            self._end(task, CancelledError("The request was cancelled."))
+            return
+        self._groups.setdefault(task.group, _Group()).tasks.append(task)
+        self._measure(task, lambda: self._begin(task))
+
+    def _begin(self, task: Task) -> None:
+        iterator = task.start()
+        if not hasattr(iterator, "__next__"):
+            raise PluginContractError(
+                f"{task.hook} of {task.record.where} returned {type(iterator).__name__}, not an iterator.",
+                plugin=task.record.name,
+                distribution=task.record.distribution,
+                hook=task.hook,
+            )
+        task.iterator = iterator
+
+    def _step(self, task: Task) -> None:
+        self._measure(task, lambda: self._advance(task))
+
+    def _advance(self, task: Task) -> None:
+        assert task.iterator is not None
+        try:
+            event = next(task.iterator)
+        except StopIteration:
+            if task.answers:
+                raise self._broken(task, "ended without a Finished event") from None
+            self._end(task)
+            return
+        if event is None:
+            return
+        if not isinstance(event, Event):
+            raise self._broken(task, f"yielded {type(event).__name__}, not an Event")
+        now = time.perf_counter()
+        if task.first_event is None and not isinstance(event, Progress):
+            task.first_event = now
+        if isinstance(event, Finished):
+            task.sink.put(_timed(event, task, now))
+            self._end(task)
+        else:
+            task.sink.put(event)
+
+    def _measure(self, task: Task, function: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        if task.first_step is None:
+            task.first_step = began
+        self._running = (task.record.name, began)
+        try:
+            function()
+        except BaseException as error:
+            self._end(task, self._translate(task, error))
+        finally:
+            self._running = None
+        spent = time.perf_counter() - began
+        task.device_seconds += spent
+        task.predicted += 0.5 * (spent - task.predicted)
+
+    def _translate(self, task: Task, error: BaseException) -> BaseException:
+        if isinstance(error, MLXEngineError | MisuseError):
+            return error
+        log.debug("A step of %s raised", task.record.where, exc_info=error)
+        if isinstance(error, MemoryError) or "[malloc" in str(error) or "out of memory" in str(error).lower():
+            typed: BaseException = InsufficientMemoryError(
+                f"A step of {task.record.where} ran out of memory: {error}.",
+                hint="Shorten the prompt, lower max_tokens, or close other models.",
+            )
+        else:
+            typed = crash(task.record, task.hook, error)
+        typed.__cause__ = error
+        return typed
+
+    def _broken(self, task: Task, what: str) -> PluginContractError:
+        return PluginContractError(
+            f"{task.hook} of {task.record.where} {what}.",
+            plugin=task.record.name,
+            distribution=task.record.distribution,
+            hook=task.hook,
+            hint="Report it to the plugin's author; the conformance kit finds it.",
+        )
+
+    def _cancel(self, task: Task) -> None:
+        if not task.done:
+            self._end(task, CancelledError("The request was cancelled."))
+
+    def _end(self, task: Task, error: BaseException | None = None) -> None:
+        task.done = True
+        iterator, task.iterator = task.iterator, None
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            try:
+                close()
+            except BaseException as problem:
+                log.warning("Closing a request of %s raised %r", task.record.where, problem)
+        group = self._groups.get(task.group)
+        if group is not None and task in group.tasks:
+            group.tasks.remove(task)
+            if not group.tasks:
+                del self._groups[task.group]
+        task.sink.end(error)
+
+    def end_group(self, key: Hashable, error: BaseException) -> None:
+        """End every task of a model; on the scheduler's thread."""
+        group = self._groups.get(key)
+        for task in list(group.tasks) if group is not None else ():
+            self._end(task, error)
+
+    def _end_everything(self, error: BaseException) -> None:
+        for key in list(self._groups):
+            self.end_group(key, error)
+
+    def _die(self, error: BaseException) -> None:
+        """The loop itself failed: tell every waiting caller at once; the next call starts a new thread."""
+        log.critical("The scheduler's thread died", exc_info=error)
+        self._died = error
+        typed = GenerationError(
+            f"The engine's thread failed: {type(error).__name__}: {error}.",
+            hint="Try again: the engine starts a new thread with the next call.",
+            recoverable=True,
+        )
+        typed.__cause__ = error
+        self._end_everything(typed)
+        with self._wake:
+            posted = list(self._inbox)
+            self._inbox.clear()
+            self._thread = None
+        for item in posted:
+            item.fail(typed)
+
+
+@frozen
+class _Posted:
+    action: Callable[[], None]
+    fail: Callable[[BaseException], object]
+
+    def __call__(self) -> None:
+        self.action()
+
+
+def _fail(task: Task, error: BaseException) -> None:
+    task.done = True
+    task.sink.end(error)
+
+
+def _timed(event: Finished, task: Task, now: float) -> Finished:
+    first = task.first_event
+    metrics = attrs.evolve(
+        event.metrics,
+        queue_seconds=(task.first_step or now) - task.submitted,
+        first_event_seconds=None if first is None else first - task.submitted,
+        total_seconds=now - task.submitted,
+        device_seconds=task.device_seconds,
+    )
+    return attrs.evolve(event, metrics=metrics)
+
+
+__all__ = ["FutureSink", "Scheduler", "SchedulerStatus", "Sink", "Task"]

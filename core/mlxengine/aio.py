@@ -1,0 +1,81 @@
+"""The engine for asyncio: the same engine underneath, read without blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ._live import LiveModel, Report
+from .configuration import ModelConfiguration
+from .engine import TEXT_KINDS, InferenceEngine
+from .model import AsyncModelHandle, AsyncTextHandle
+
+
+class AsyncInferenceEngine:
+    """`InferenceEngine` for asyncio; takes the same arguments.
+
+    ``engine.sync`` is the engine underneath, for what does not wait (features, registry, plugins).
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.sync = InferenceEngine(**options)
+
+    async def load(
+        self,
+        model: str | Path | ModelConfiguration,
+        *,
+        plugin: str | None = None,
+        features: Mapping[str, object] | None = None,
+        verify: str | None = None,
+        on_progress: Report | None = None,
+    ) -> AsyncModelHandle:
+        """See `InferenceEngine.load`. Cancelling the task cancels the load."""
+        live = await self._load(model, (), plugin, features, verify, on_progress)
+        return (AsyncTextHandle if live.claim.kind in TEXT_KINDS else AsyncModelHandle)(self.sync, live)
+
+    async def load_text(
+        self,
+        model: str | Path | ModelConfiguration,
+        *,
+        plugin: str | None = None,
+        features: Mapping[str, object] | None = None,
+        verify: str | None = None,
+        on_progress: Report | None = None,
+    ) -> AsyncTextHandle:
+        """See `InferenceEngine.load_text`."""
+        live = await self._load(model, TEXT_KINDS, plugin, features, verify, on_progress)
+        return AsyncTextHandle(self.sync, live)
+
+    async def _load(
+        self,
+        model: str | Path | ModelConfiguration,
+        kinds: tuple[str, ...],
+        plugin: str | None,
+        features: Mapping[str, object] | None,
+        verify: str | None,
+        on_progress: Report | None,
+    ) -> LiveModel:
+        pending = self.sync._start_load(model, kinds, plugin, features, verify, on_progress)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(pending.future))
+        except BaseException:
+            self.sync._give_up(pending)
+            raise
+
+    async def close(self) -> None:
+        """See `InferenceEngine.close`."""
+        await asyncio.to_thread(self.sync.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+__all__ = ["AsyncInferenceEngine"]

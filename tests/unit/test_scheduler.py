@@ -1,0 +1,255 @@
+"""The scheduler on iterators that need no model."""
+
+import threading
+import time
+
+import pytest
+from mlxengine._channel import Channel
+from mlxengine._host import PluginRecord
+from mlxengine._scheduler import FutureSink, Scheduler, Task
+from mlxengine.errors import (
+    CancelledError,
+    EngineClosedError,
+    GenerationError,
+    InsufficientMemoryError,
+    PluginContractError,
+    PluginCrashedError,
+)
+from mlxengine.events import Finished, TextDelta
+
+RECORD = PluginRecord(name="fake", distribution="fake-dist")
+
+
+@pytest.fixture
+def scheduler():
+    made = Scheduler()
+    yield made
+    made.close()
+    assert not [item for item in threading.enumerate() if item.name == "mlxengine-scheduler"]
+
+
+def words(count, seconds=0.0, trace=None, name=""):
+    for index in range(count):
+        if seconds:
+            time.sleep(seconds)
+        if trace is not None:
+            trace.append(name)
+        yield TextDelta(text=f"{index} ")
+    yield Finished()
+
+
+def start(scheduler, iterator, group=None, limit=64, **options):
+    channel = Channel(limit, scheduler.nudge)
+    task = Task(group=group or object(), record=RECORD, start=lambda: iterator, sink=channel, **options)
+    scheduler.submit(task)
+    return task, channel
+
+
+def read(channel):
+    events = []
+    while (event := channel.get()) is not None:
+        events.append(event)
+    return events
+
+
+def test_events_arrive_in_order_and_end_with_one_timed_finished(scheduler):
+    _, channel = start(scheduler, words(3, 0.001))
+    *deltas, last = read(channel)
+    assert [event.text for event in deltas] == ["0 ", "1 ", "2 "]
+    assert isinstance(last, Finished)
+    metrics = last.metrics
+    assert 0 < metrics.first_event_seconds < metrics.total_seconds
+    assert 0.003 <= metrics.device_seconds <= metrics.total_seconds
+
+
+def test_device_time_is_shared_between_models_not_steps(scheduler):
+    trace, gate = [], threading.Event()
+    scheduler.call(gate.wait)
+    _, slow = start(scheduler, words(10, 0.02, trace, "slow"))
+    _, fast = start(scheduler, words(300, 0.001, trace, "fast"), limit=400)
+    gate.set()
+    read(slow), read(fast)
+    until_slow_ends = trace[: len(trace) - trace[::-1].index("slow")]
+    # 200 ms of slow steps leave room for about as much time of fast ones: far more than one to one.
+    assert until_slow_ends.count("fast") > 60
+
+
+def test_a_long_step_delays_another_model_by_that_step_only(scheduler):
+    trace, gate = [], threading.Event()
+    scheduler.call(gate.wait)
+    _, slow = start(scheduler, words(3, 0.05, trace, "slow"))
+    _, fast = start(scheduler, words(100, 0.001, trace, "fast"), limit=200)
+    gate.set()
+    read(slow), read(fast)
+    assert "slow slow" not in " ".join(trace[: trace.index("fast", trace.index("slow")) + 20])
+
+
+def test_requests_of_one_model_take_turns(scheduler):
+    trace, gate, group = [], threading.Event(), object()
+    scheduler.call(gate.wait)
+    channels = [start(scheduler, words(3, 0.012, trace, name), group)[1] for name in "abc"]
+    gate.set()
+    for channel in channels:
+        read(channel)
+    assert "".join(trace) == "abcabcabc"
+
+
+def test_an_idle_model_saves_up_no_time(scheduler):
+    trace, first, second = [], object(), object()
+    read(start(scheduler, words(20, 0.005, trace, "early"), first)[1])
+    gate = threading.Event()
+    scheduler.call(gate.wait)
+    one = start(scheduler, words(10, 0.005, trace, "x"), first)[1]
+    two = start(scheduler, words(10, 0.005, trace, "y"), second)[1]
+    gate.set()
+    read(one), read(two)
+    assert trace[20:30].count("x") >= 3
+
+
+def test_a_reader_that_stops_pauses_only_its_own_request(scheduler):
+    steps = []
+
+    def endless():
+        while True:
+            steps.append(1)
+            yield TextDelta(text="x")
+
+    group = object()
+    _, stuck = start(scheduler, endless(), group, limit=4)
+    assert len(read(start(scheduler, words(500), group, limit=1000)[1])) == 501
+    assert len(steps) == 4
+    for _ in range(4):
+        stuck.get()
+    assert stuck.get().text == "x"
+
+
+def test_cancel_closes_the_iterator_before_its_next_step(scheduler):
+    closed, steps = threading.Event(), []
+
+    def endless():
+        try:
+            while True:
+                steps.append(1)
+                time.sleep(0.005)
+                yield None
+        finally:
+            closed.set()
+
+    task, channel = start(scheduler, endless())
+    while not steps:
+        time.sleep(0.001)
+    scheduler.cancel(task)
+    seen = len(steps)
+    with pytest.raises(CancelledError):
+        channel.get()
+    assert closed.is_set()
+    assert len(steps) <= seen + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("boom"), PluginCrashedError),
+        (MemoryError("big"), InsufficientMemoryError),
+        (RuntimeError("[malloc] Unable to allocate"), InsufficientMemoryError),
+        (GenerationError("typed"), GenerationError),
+        (SystemExit(3), PluginCrashedError),
+    ],
+)
+def test_a_failing_request_ends_with_its_own_typed_error_and_nobody_else_notices(scheduler, error, expected):
+    def failing():
+        yield TextDelta(text="before")
+        raise error
+
+    group = object()
+    _, good = start(scheduler, words(50, 0.0005), group)
+    _, bad = start(scheduler, failing(), group)
+    assert bad.get().text == "before"
+    with pytest.raises(expected) as caught:
+        bad.get()
+    assert caught.value is error or caught.value.__cause__ is error
+    assert len(read(good)) == 51
+
+
+@pytest.mark.parametrize(
+    "iterator",
+    [iter([TextDelta(text="x")]), iter(["rubbish"]), [1, 2], None],
+    ids=["no Finished", "yields a str", "not an iterator", "None"],
+)
+def test_a_plugin_that_breaks_the_contract_is_named_with_its_distribution(scheduler, iterator):
+    _, channel = start(scheduler, iterator)
+    with pytest.raises(PluginContractError, match="fake-dist") as caught:
+        read(channel)
+    assert caught.value.plugin == "fake"
+
+
+def test_nothing_is_asked_of_a_request_after_its_finished_event(scheduler):
+    def chatty():
+        yield Finished()
+        raise AssertionError("asked again")
+
+    assert len(read(start(scheduler, chatty())[1])) == 1
+
+
+def test_work_that_only_ends_resolves_a_future(scheduler):
+    sink = FutureSink()
+    scheduler.submit(Task(group=1, record=RECORD, start=lambda: iter([None, None]), sink=sink, answers=False))
+    assert sink.future.result(5) is None
+
+
+def test_calls_run_on_the_one_thread_and_carry_their_exception(scheduler):
+    assert scheduler.call(lambda: threading.current_thread().name).result(5) == "mlxengine-scheduler"
+    with pytest.raises(ZeroDivisionError):
+        scheduler.call(lambda: 1 / 0).result(5)
+
+
+def test_closing_ends_waiting_readers_and_refuses_new_work():
+    scheduler = Scheduler()
+
+    def endless():
+        while True:
+            time.sleep(0.002)
+            yield None
+
+    _, channel = start(scheduler, endless())
+    threading.Timer(0.05, scheduler.close).start()
+    with pytest.raises(CancelledError):
+        channel.get()
+    with pytest.raises(EngineClosedError):
+        start(scheduler, endless())
+
+
+def test_when_the_loop_dies_every_waiter_is_told_and_a_new_thread_takes_over(scheduler, monkeypatch):
+    channels = [start(scheduler, words(10**6, 0.001), limit=8)[1] for _ in range(3)]
+    for channel in channels:
+        channel.get()
+    monkeypatch.setattr(
+        scheduler, "_serve", lambda *_args, **_more: (_ for _ in ()).throw(KeyboardInterrupt())
+    )
+    began = time.perf_counter()
+    for channel in channels:
+        with pytest.raises(GenerationError, match="thread failed") as caught:
+            read(channel)
+        assert caught.value.recoverable
+    assert time.perf_counter() - began < 1
+    monkeypatch.undo()
+    assert len(read(start(scheduler, words(3))[1])) == 4
+    assert "KeyboardInterrupt" in scheduler.status().died
+
+
+def test_status_names_the_plugin_whose_step_is_running(scheduler):
+    _, channel = start(scheduler, words(1, 0.2))
+    time.sleep(0.05)
+    status = scheduler.status()
+    assert status.alive
+    assert status.running == "fake"
+    assert status.running_seconds > 0.02
+    read(channel)
+
+
+def test_the_host_costs_microseconds_a_step(scheduler):
+    count = 20_000
+    began = time.perf_counter()
+    assert len(read(start(scheduler, words(count), limit=count + 1)[1])) == count + 1
+    per_step = (time.perf_counter() - began) / count * 1e6
+    assert per_step < 200, f"{per_step:.0f} µs"

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from .model import ModelHandle as ModelHandle
     from .model import TextHandle as TextHandle
     from .params import GenerateParams as GenerateParams
+    from .registry import ModelRegistry as ModelRegistry
     from .replies import Result as Result
     from .replies import TextReply as TextReply
     from .requests import EmbedRequest as EmbedRequest
@@ -97,6 +98,7 @@ _HOMES = {
     "messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",
     "model": "AsyncModelHandle AsyncTextHandle ModelHandle TextHandle",
     "params": "GenerateParams",
+    "registry": "ModelRegistry",
     "replies": "Result TextReply",
     "requests": "EmbedRequest ImageRequest RankRequest Request TextRequest",
     "streams": "AsyncEventStream EventStream",

@@ -1,0 +1,303 @@
+"""The registry of models: the plugins' entries, the configuration file's, and what is registered at run time.
+
+An entry is a `ModelConfiguration`. Its facts are those that somebody looked up: what nobody did stays
+``None``, and ``provenance`` says when and against what the rest was checked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+from collections.abc import Collection, Iterable, Iterator
+
+from attrs import evolve, frozen
+
+from ._selection import Prefer, Recommendation, base_name, bits_of, recommend, weight_bytes
+from .configuration import ModelConfiguration, Provenance, parse_size
+from .device import Device
+from .errors import (
+    ConfigurationError,
+    InvalidModelRefError,
+    InvalidParameterError,
+    ModelNotFoundError,
+    PluginContractError,
+)
+
+
+class Origin(enum.StrEnum):
+    """Who put an entry there; a later one in this order replaces an earlier one of the same id."""
+
+    PLUGIN = "plugin"
+    FILE = "file"
+    RUNTIME = "runtime"
+
+
+@frozen(kw_only=True)
+class Entry:
+    """A configuration with the plugin (or other provider) that listed it."""
+
+    configuration: ModelConfiguration
+    provider: str
+    origin: Origin
+
+
+class ModelRegistry:
+    """The single source of truth for configurations that are known without asking a hub.
+
+    Iterating gives the configurations, smallest first, unknown sizes last.
+    """
+
+    def __init__(self, entries: Iterable[ModelConfiguration] = ()) -> None:
+        self._entries: dict[str, Entry] = {}
+        for item in entries:
+            self.register(item)
+
+    def add(self, entries: Iterable[ModelConfiguration], provider: str) -> None:
+        """Take over the entries that a plugin lists; all of them or, if one is wrong, none.
+
+        Raises:
+            PluginContractError: an entry is not a `ModelConfiguration`, or its id is listed already.
+        """
+        found: dict[str, Entry] = {}
+        for item in entries:
+            problem = None
+            if not isinstance(item, ModelConfiguration):
+                problem = f"list_models must return ModelConfiguration objects, found {type(item).__name__}"
+            else:
+                key = _key(item.id)
+                other = found.get(key) or self._entries.get(key)
+                if not _valid(item):
+                    problem = f"{item.id!r} is not the id of a model"
+                elif other and other.origin is Origin.PLUGIN:
+                    problem = f"the model {item.id!r} is listed twice (the other is {other.provider!r}'s)"
+            if problem:
+                raise PluginContractError(
+                    f"Plugin {provider!r}: {problem}.", plugin=provider, hook="list_models"
+                )
+            found[key] = Entry(configuration=item, provider=provider, origin=Origin.PLUGIN)
+        for key, entry in found.items():
+            self._entries.setdefault(key, entry)
+
+    def register(
+        self, configuration: ModelConfiguration, *, replace: bool = False, origin: Origin = Origin.RUNTIME
+    ) -> None:
+        """Add an entry at run time. It takes the place of a plugin's of the same id.
+
+        Args:
+            configuration: the entry.
+            replace: also take the place of one that was registered before.
+            origin: `Origin.FILE` for the configuration file's entries.
+
+        Raises:
+            InvalidParameterError: it is not a `ModelConfiguration`.
+            InvalidModelRefError: its id is not one.
+            ConfigurationError: an entry of this id was registered before.
+        """
+        if not isinstance(configuration, ModelConfiguration):
+            raise InvalidParameterError(
+                f"Only a ModelConfiguration can be registered, found {type(configuration).__name__}."
+            )
+        configuration.ref  # noqa: B018  (raises for what is not an id)
+        key = _key(configuration.id)
+        other = self._entries.get(key)
+        if other and other.origin is origin and not replace:
+            raise ConfigurationError(
+                f"The model {configuration.id!r} is registered twice ({origin.value}).",
+                hint="Remove one of them, or pass replace=True.",
+            )
+        if other and origin is Origin.FILE and other.origin is Origin.RUNTIME:
+            return
+        self._entries[key] = Entry(configuration=configuration, provider=origin.value, origin=origin)
+
+    def unregister(self, model: str) -> None:
+        """Forget an entry.
+
+        Raises:
+            ModelNotFoundError: there is none of that id.
+        """
+        self.entry(model)
+        del self._entries[_key(model)]
+
+    def get(self, model: str) -> ModelConfiguration | None:
+        """The entry of an id, or ``None``. An ``@revision`` in the text goes into the answer."""
+        entry = self._entries.get(_key(model))
+        if entry is None:
+            return None
+        _, _, revision = model.partition("@")
+        return evolve(entry.configuration, revision=revision) if revision else entry.configuration
+
+    def entry(self, model: str) -> Entry:
+        """The entry of an id with its provider.
+
+        Raises:
+            ModelNotFoundError: there is none; the nearest ids are suggested.
+        """
+        found = self._entries.get(_key(model))
+        if found is None:
+            ids = {key: item.configuration.id for key, item in self._entries.items()}
+            near = [ids[key] for key in difflib.get_close_matches(_key(model), ids, 3, 0.5)]
+            raise ModelNotFoundError(
+                f"The registry has no entry {model!r}.",
+                hint=f"Did you mean {' or '.join(near)}?"
+                if near
+                else "`mlxengine models` lists what it has.",
+            )
+        return found
+
+    def __contains__(self, model: object) -> bool:
+        return isinstance(model, str) and _key(model) in self._entries
+
+    def __iter__(self) -> Iterator[ModelConfiguration]:
+        return iter(sorted((entry.configuration for entry in self._entries.values()), key=_order))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of model that have entries."""
+        return tuple(sorted({item.kind for item in self if item.kind}))
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families that have entries."""
+        return tuple(sorted({item.family for item in self if item.family}))
+
+    def variants(self, model: str) -> tuple[ModelConfiguration, ...]:
+        """All entries of one model in its different quantizations, itself included, fewest bits first.
+
+        Raises:
+            ModelNotFoundError: there is no entry of that id.
+        """
+        wanted = base_name(self.entry(model).configuration)
+        same = (item for item in self if base_name(item) == wanted)
+        return tuple(sorted(same, key=lambda item: (bits_of(item) or 99.0, item.id)))
+
+    def filter(
+        self,
+        *,
+        kind: str | None = None,
+        family: str | None = None,
+        quantization: str | None = None,
+        license: str | None = None,
+        min_size: str | float | None = None,
+        max_size: str | float | None = None,
+        max_bytes: int | None = None,
+        checked: bool | None = None,
+    ) -> tuple[ModelConfiguration, ...]:
+        """The entries that meet every condition, smallest first.
+
+        Sizes are numbers of parameters (``"1.7B"`` or ``1.7e9``) and compared as numbers; ``max_bytes``
+        bounds the memory of the weights. An entry whose size is unknown meets no condition on size.
+
+        Raises:
+            InvalidParameterError: a size cannot be read.
+        """
+        low, high = _parameters(min_size), _parameters(max_size)
+
+        def meets(item: ModelConfiguration) -> bool:
+            named = ((kind, item.kind), (family, item.family), (quantization, item.quantization))
+            if any(wanted is not None and wanted.lower() != (has or "").lower() for wanted, has in named):
+                return False
+            if license is not None and license.lower() != (item.license or "").lower():
+                return False
+            if checked is not None and checked is not (item.provenance is not None):
+                return False
+            size, weight = item.parameters, weight_bytes(item)
+            too_small = low is not None and (size is None or size < low)
+            too_big = high is not None and (size is None or size > high)
+            too_heavy = max_bytes is not None and (weight is None or weight > max_bytes)
+            return not (too_small or too_big or too_heavy)
+
+        return tuple(item for item in self if meets(item))
+
+    def search(self, text: str) -> tuple[ModelConfiguration, ...]:
+        """The entries in which every word of the text occurs, those with a match in the name first."""
+        words = text.lower().split()
+        ranked = []
+        for item in self:
+            name = item.id.lower()
+            facts = (item.kind, item.family, item.size, item.quantization, item.license, item.summary)
+            rest = " ".join(fact for fact in facts if fact).lower()
+            if all(word in name or word in rest for word in words):
+                ranked.append((-sum(word in name for word in words), item))
+        return tuple(item for _, item in sorted(ranked, key=lambda pair: pair[0]))
+
+    def recommend(
+        self,
+        kind: str,
+        device: Device | None = None,
+        *,
+        prefer: Prefer | str = Prefer.QUALITY,
+        budget: int | None = None,
+        among: Collection[str] | None = None,
+        checked_only: bool = False,
+    ) -> Recommendation:
+        """The entry of a kind that suits a device best, and why, in words.
+
+        Args:
+            kind: ``"llm"``, ``"vlm"`` …
+            device: the machine; detected if left out.
+            prefer: ``"quality"`` takes the most parameters that fit, in the most bits; ``"speed"`` does so
+                within a quarter of the memory; ``"small"`` takes what needs the least.
+            budget: bytes to stay within instead of the device's working set.
+            among: consider only these ids (what is on disk, for example).
+            checked_only: consider only entries that were checked, as ``auto:`` does.
+
+        Raises:
+            InvalidParameterError: no entry is of such a kind, or the budget is not a positive number.
+            ModelNotFoundError: no entry fits; the message says what the smallest one needs.
+        """
+        if kind not in self.kinds:
+            known = ", ".join(self.kinds) or "none: no plugin lists models"
+            raise InvalidParameterError(
+                f"The registry has no models of kind {kind!r}.", hint=f"Kinds: {known}."
+            )
+        if prefer not in tuple(Prefer):
+            raise InvalidParameterError(f"prefer={prefer!r} must be one of {', '.join(Prefer)}.")
+        keys = None if among is None else {_key(item) for item in among}
+        entries = [item for item in self.filter(kind=kind) if keys is None or _key(item.id) in keys]
+        if checked_only:
+            entries = [item for item in entries if item.provenance is not None]
+        return recommend(entries, kind, device or Device.detect(), Prefer(prefer), budget)
+
+    def provenance(self, model: str, field: str) -> Provenance | None:
+        """When and against what one fact of an entry was checked; ``None`` if it was not.
+
+        Raises:
+            ModelNotFoundError: there is no entry of that id.
+            InvalidParameterError: an entry has no such field.
+        """
+        item = self.entry(model).configuration
+        if field not in ModelConfiguration.__annotations__:
+            raise InvalidParameterError(f"A model's entry has no field {field!r}.")
+        found = item.provenance
+        if found is None or getattr(item, field) is None or (found.fields and field not in found.fields):
+            return None
+        return found
+
+
+def _valid(item: ModelConfiguration) -> bool:
+    try:
+        return item.ref.auto is None
+    except InvalidModelRefError:
+        return False
+
+
+def _key(model: str) -> str:
+    return model.partition("@")[0].strip().casefold()
+
+
+def _order(item: ModelConfiguration) -> tuple[float, float, str]:
+    return (item.parameters or float("inf"), bits_of(item) or 99.0, item.id)
+
+
+def _parameters(size: str | float | None) -> float | None:
+    if isinstance(size, str):
+        return parse_size(size)
+    if size is not None and (isinstance(size, bool) or not size >= 0):
+        raise InvalidParameterError(f"{size!r} is not a model size.", hint="Write it as 135M, 1.7B or 8x7B.")
+    return size
+
+
+__all__ = ["Entry", "ModelRegistry", "Origin", "Prefer", "Recommendation"]

@@ -1,0 +1,285 @@
+"""One continuous batch per model, shared by the requests of all callers.
+
+A row is one answer being generated. Every reader's ``next`` may advance the batch, which decodes one
+token for all rows and reads a piece of the prompts that are waiting. Nothing that belongs to one row may
+raise inside that step, because the caches of the others would be left advanced; if the step itself
+raises, the batch is thrown away and the surviving rows are rebuilt from their tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlxengine.errors import GenerationError
+from mlxengine.toolkit.sampling import LogitsProcessor, Sampler, SeededSampler, greedy, guarded
+
+_log = logging.getLogger("mlxengine.llm")
+
+STALL = 64
+"""A row with this many unread events is taken out of the batch until its reader comes back."""
+
+_FOREVER = 1 << 60
+
+
+class Row:
+    """One answer in the batch. Its owner overrides `take`, which must not raise for long.
+
+    Args:
+        prompt: token ids, at least one.
+        sampler: as in `mlxengine.toolkit.sampling`; shared objects are sampled in one call.
+        processors: logits processors of this row alone.
+        priority: a higher one is admitted first.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        *,
+        sampler: Sampler = greedy,
+        processors: Sequence[LogitsProcessor] = (),
+        priority: int = 0,
+    ) -> None:
+        self.prompt = list(prompt)
+        self.tokens: list[int] = []
+        self.sampler = sampler
+        self.processors = [guarded(item, self.fail) for item in processors]
+        self.priority = priority
+        self.done = False
+        self.failure: Exception | None = None
+        self.uid: int | None = None
+        self.kept: tuple[list[Any], list[int]] | None = None
+        self.seen = -1
+        self.reading = True
+
+    @property
+    def unread(self) -> int:
+        """Events that the reader has not fetched yet."""
+        return 0
+
+    def take(self, token: int, logprobs: mx.array) -> None:
+        """Receive the next token and the log-probabilities, shape (vocabulary,), that it was drawn from.
+
+        Set ``done`` when it was the last one.
+        """
+        raise NotImplementedError
+
+    def fail(self, error: Exception) -> None:
+        """Remember the first failure; the row leaves the batch after the step."""
+        self.failure = self.failure or error
+
+
+class Pace:
+    """How many prompt tokens fit in a step, told from how long earlier ones took."""
+
+    SMALLEST, LARGEST, FIRST = 16, 2048, 64
+
+    def __init__(self) -> None:
+        self._rate: float | None = None  # prompt tokens per second
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        if tokens >= self.SMALLEST // 2 and seconds > 0:
+            rate = tokens / seconds
+            self._rate = rate if self._rate is None else 0.5 * (self._rate + rate)
+
+    def chunk(self, budget_ms: float, prompts: int) -> int:
+        """Tokens of each of ``prompts`` prompts for one step: a power of two, so that shapes repeat."""
+        wanted = self.FIRST if self._rate is None else self._rate * budget_ms / 1000
+        share = max(int(wanted / max(prompts, 1)), self.SMALLEST)
+        return int(min(1 << (share.bit_length() - 1), self.LARGEST))
+
+
+class SharedBatch:
+    """The rows of one model around one ``mlx_lm.generate.BatchGenerator``.
+
+    All methods are called on one thread. The stream that is the default when the first row is decoded
+    is used throughout.
+    """
+
+    def __init__(self, network: Any, *, max_rows: int = 32) -> None:
+        self._network = network
+        self.max_rows = max_rows
+        self._generator: Any = None
+        self._rows: dict[int, Row] = {}
+        self._waiting: list[Row] = []
+        self._pace = Pace()
+        self._steps = 0
+        self._stuck = 0
+        self._suspect: Row | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._waiting)
+
+    def admit(self, row: Row) -> None:
+        """Queue a row; it enters at the next step in which there is room."""
+        at = next((i for i, other in enumerate(self._waiting) if other.priority < row.priority), None)
+        self._waiting.insert(len(self._waiting) if at is None else at, row)
+
+    def remove(self, row: Row) -> None:
+        """Take a row out at once, wherever it is."""
+        row.done = True
+        row.kept = None
+        if row in self._waiting:
+            self._waiting.remove(row)
+        self._take_out([row])
+
+    def poll(self, row: Row, budget_ms: float) -> None:
+        """Called by a reader that has nothing to read: advance the batch, if it is this reader's turn.
+
+        While other rows hold unread events, a reader's first call since the last step does nothing, so
+        that the others' readers get their turn; a second call means that a whole round has passed.
+        """
+        if row.kept is not None and row.uid is None and row not in self._waiting:
+            self.admit(row)
+        first = row.seen != self._steps
+        self.touch(row)
+        if first and any(other.unread for other in self._rows.values() if other is not row):
+            return
+        self.advance(budget_ms)
+        self.touch(row)
+
+    def touch(self, row: Row) -> None:
+        """Note that the row's reader had its turn since the last step."""
+        row.seen = self._steps
+
+    def advance(self, budget_ms: float) -> None:
+        """One step: admit what waits, decode a token of every row, read a piece of the prompts."""
+        self._steps += 1
+        try:
+            self._enter()
+            if not self._rows:
+                return
+            reading = sum(row.reading for row in self._rows.values())
+            self._generator.prefill_step_size = self._pace.chunk(budget_ms, reading)
+            with self._generator.stats() as work:
+                _, answers = self._generator.next()
+        except Exception as error:
+            self._recover(error)
+            return
+        self._pace.observe(work.prompt_tokens, work.prompt_time)
+        if answers:
+            self._stuck = 0
+        for answer in answers:
+            row = self._rows.get(answer.uid)
+            if row is not None:
+                self._give(row, answer.token, answer.logprobs)
+        if self._suspect is not None and not self._suspect.reading:
+            self._suspect = None
+        self._take_out([row for row in self._rows.values() if row.done or row.failure])
+        for row in [row for row in self._rows.values() if row.unread > STALL]:
+            self._park(row)
+
+    def close(self) -> None:
+        """Drop all rows and the batch."""
+        for row in (*self._rows.values(), *self._waiting):
+            row.done = True
+            row.uid = None
+        self._rows.clear()
+        self._waiting.clear()
+        self._discard()
+        self._network = None
+
+    def _give(self, row: Row, token: int, logprobs: mx.array) -> None:
+        row.reading = False
+        if row.done or row.failure:
+            return
+        row.tokens.append(token)
+        try:
+            row.take(token, logprobs)
+        except Exception as error:
+            row.fail(error)
+
+    def _enter(self) -> None:
+        if self._generator is None and self._waiting:
+            from mlx_lm.generate import BatchGenerator
+
+            self._generator = BatchGenerator(
+                self._network,
+                max_tokens=_FOREVER,
+                completion_batch_size=self.max_rows,
+                prefill_batch_size=min(8, self.max_rows),
+                stream=mx.default_stream(mx.default_device()),
+            )
+        while self._waiting and len(self._rows) < self.max_rows and self._suspect is None:
+            row = self._waiting.pop(0)
+            try:
+                self._insert(row)
+            except Exception as error:
+                row.fail(error)
+                continue
+            if self._stuck > 1:  # something raises in every step: let rows in one by one to find it
+                self._suspect = row
+
+    def _insert(self, row: Row) -> None:
+        if isinstance(row.sampler, SeededSampler):
+            row.sampler.position = len(row.tokens)
+        cache, held = row.kept or (None, [])
+        row.kept = None
+        row.reading = True
+        (uid,) = self._generator.insert(
+            [(row.prompt + row.tokens)[len(held) :]],
+            caches=[cache],
+            all_tokens=[list(held)],
+            samplers=[row.sampler],
+            logits_processors=[row.processors],
+        )
+        row.uid = uid
+        self._rows[uid] = row
+
+    def _take_out(self, rows: Sequence[Row]) -> None:
+        leaving = [row.uid for row in rows if row.uid is not None and row.uid in self._rows]
+        for uid in leaving:
+            del self._rows[uid]
+        if leaving and self._generator is not None:
+            self._generator.remove(leaving)
+        for row in rows:
+            row.uid = None
+            if row is self._suspect:
+                self._suspect = None
+
+    def _park(self, row: Row) -> None:
+        """Take a row out with its cache; the token that is already drawn is handed over first."""
+        batch = self._generator._generation_batch
+        if row.uid is None or row.uid not in batch.uids:
+            return
+        at = batch.uids.index(row.uid)
+        token, logprobs = int(batch._next_tokens[at].item()), batch._next_logprobs[at]
+        cache, held = self._generator.remove([row.uid], return_prompt_caches=True)[row.uid]
+        mx.eval([part.state for part in cache])
+        del self._rows[row.uid]
+        row.uid = None
+        self._give(row, token, logprobs)
+        if not row.done and not row.failure:
+            row.kept = (cache, list(held))
+
+    def _recover(self, error: Exception) -> None:
+        """Rebuild after a step that raised; when steps keep raising, find the row that is to blame."""
+        _log.warning("A step of the batch failed and is done again: %r", error)
+        self._stuck += 1
+        rows = [row for row in self._rows.values() if not row.done and not row.failure]
+        self._rows.clear()
+        self._discard()
+        if self._suspect is not None or (len(rows) == 1 and self._stuck > 1):
+            blamed = self._suspect or rows[0]
+            failure = GenerationError(f"The model failed while it served this request: {error}.")
+            failure.__cause__ = error
+            blamed.fail(failure)
+            blamed.uid = None
+            rows = [row for row in rows if row is not blamed]
+            self._suspect = None
+        for row in rows:
+            row.uid = None
+            row.kept = None
+        self._waiting[:0] = rows
+
+    def _discard(self) -> None:
+        generator, self._generator = self._generator, None
+        if generator is not None:
+            generator.close()
+        del generator
+        mx.clear_cache()
+
+
+__all__ = ["STALL", "Pace", "Row", "SharedBatch"]

@@ -1,0 +1,165 @@
+"""Whether this plugin serves a model, told from its card alone."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxengine import Claim, Fit, ModelCard, Source
+from mlxengine.errors import (
+    IncompatibleWeightsError,
+    LoadError,
+    RemoteCodeRefusedError,
+    UnsupportedArchitectureError,
+)
+
+from ._estimate import context_length, estimator, text_config
+
+FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
+_GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+# GGUF files of these architectures have tensors that can be renamed to mlx-lm's.
+_NOT_GENERATORS = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification")
+_QUANTIZERS = {"bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}
+
+
+def claim(card: ModelCard) -> Claim | None:
+    """The plugin's offer for a model, or ``None`` for what is not a language model."""
+    if card.source is Source.GGUF:
+        return _claim_gguf(card)
+    config = card.config
+    if not config or "model_index.json" in card.documents or _embeds(card):
+        return None
+    module = module_of(config)
+    if module is None and not _claims_to_generate(config):
+        return None
+    if _sees(config) and (module is None or not _claims_to_generate(config)):
+        return None
+    return Claim(
+        kind="llm",
+        fit=Fit.FALLBACK if _sees(config) else Fit.NATIVE,
+        files=(*FILES, "*.py") if card.configuration.trust_remote_code else FILES,
+        capabilities=_capabilities(card),
+        estimate=estimator(card),
+        problem=_problem(card, module),
+        reason="text only, pictures are ignored" if _sees(config) else f"mlx-lm's {module}",
+    )
+
+
+def _claim_gguf(card: ModelCard) -> Claim | None:
+    architecture = card.gguf.get("general.architecture")
+    if not isinstance(architecture, str) or card.gguf.get("tokenizer.ggml.model") == "bert":
+        return None
+    return Claim(
+        kind="llm",
+        fit=Fit.NATIVE,
+        files=("*.gguf",),
+        capabilities=_capabilities(card),
+        estimate=estimator(card),
+        reason=f"a GGUF file of the architecture {architecture}",
+    )
+
+
+def module_of(config: Mapping[str, Any]) -> str | None:
+    """The name of mlx-lm's module for a configuration, or ``None``; the module is not imported."""
+    folder = _library()
+    kind = config.get("model_type")
+    if folder is None or not isinstance(kind, str):
+        return None
+    plain, special = _remapping()
+    for architecture in config.get("architectures") or ():
+        if (kind, architecture) in special:
+            kind = special[kind, architecture]
+            break
+    else:
+        kind = plain.get(kind, kind)
+    return kind if kind in _modules() else None
+
+
+@functools.cache
+def _library() -> Path | None:
+    spec = importlib.util.find_spec("mlx_lm")
+    places = spec.submodule_search_locations if spec else None
+    return Path(next(iter(places))) if places else None
+
+
+@functools.cache
+def _modules() -> frozenset[str]:
+    folder = _library()
+    files = folder.joinpath("models").glob("*.py") if folder else ()
+    return frozenset(file.stem for file in files if "ModelArgs" in file.read_text("utf-8", "replace"))
+
+
+@functools.cache
+def _remapping() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
+    # mlx-lm's own tables of aliases, read from its source: importing it would take seconds.
+    folder = _library()
+    found: dict[str, Any] = {}
+    if folder is not None:
+        for node in ast.parse(folder.joinpath("utils.py").read_text("utf-8")).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id
+                if name in ("MODEL_REMAPPING", "MODEL_ARCHITECTURE_REMAPPING"):
+                    found[name] = ast.literal_eval(node.value)
+    return found.get("MODEL_REMAPPING", {}), found.get("MODEL_ARCHITECTURE_REMAPPING", {})
+
+
+def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    found = config.get("architectures") or ()
+    return (found,) if isinstance(found, str) else tuple(str(item) for item in found)
+
+
+def _claims_to_generate(config: Mapping[str, Any]) -> bool:
+    names = _architectures(config)
+    return any(name.endswith(_GENERATORS) for name in names) or (not names and "vision_config" not in config)
+
+
+def _embeds(card: ModelCard) -> bool:
+    names = _architectures(card.config)
+    return "modules.json" in card.documents or any(name.endswith(_NOT_GENERATORS) for name in names)
+
+
+def _sees(config: Mapping[str, Any]) -> bool:
+    return any(isinstance(config.get(key), Mapping) for key in ("vision_config", "audio_config"))
+
+
+def _capabilities(card: ModelCard) -> frozenset[str]:
+    found = {"text"}
+    settings = card.documents.get("tokenizer_config.json")
+    inline = isinstance(settings, Mapping) and settings.get("chat_template")
+    if inline or "chat_template.jinja" in card.names() or "tokenizer.chat_template" in card.gguf:
+        found.add("chat")
+    return frozenset(found)
+
+
+def _problem(card: ModelCard, module: str | None) -> LoadError | None:
+    config, name = card.config, card.id
+    custom = config.get("model_file")
+    if custom and not card.configuration.trust_remote_code:
+        return RemoteCodeRefusedError(
+            f"{name} wants to run its own code ({custom}).",
+            hint="Read that file first; then load with trust_remote_code=True if you trust it.",
+        )
+    if module is None and not custom:
+        return UnsupportedArchitectureError(
+            f"{name} has the architecture {config.get('model_type')!r}, which mlx-lm does not implement.",
+            hint="Update mlx-lm, or choose a model of a supported architecture.",
+        )
+    method = (card.quantization or {}).get("quant_method")
+    if "quantization" not in config and isinstance(method, str) and method not in _QUANTIZERS:
+        return IncompatibleWeightsError(
+            f"{name} is quantized with {method!r}, which mlx-lm cannot read.",
+            hint="Choose the unquantized repository, or an MLX conversion of it.",
+        )
+    if card.files and not any(item.startswith("model") for item in card.names(".safetensors")):
+        return IncompatibleWeightsError(
+            f"{name} has no model*.safetensors file; found: {', '.join(card.names()[:8]) or 'nothing'}.",
+            hint="Choose a repository with safetensors weights; pickled ones are never loaded.",
+        )
+    return None
+
+
+__all__ = ["FILES", "claim", "context_length", "module_of", "text_config"]

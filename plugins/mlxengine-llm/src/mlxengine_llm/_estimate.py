@@ -1,0 +1,95 @@
+"""How much memory a language model needs, told from its card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mlxengine import MemoryEstimate, ModelCard, Workload
+
+USUAL_CONTEXT = 4096
+_PREFILL_CHUNK = 2048
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that describes the language model."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Longest context in tokens that a configuration names, or ``None``."""
+    for part in (text_config(config), config):
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
+            found = part.get(key)
+            if isinstance(found, int) and found > 0:
+                return found
+    return None
+
+
+def estimator(card: ModelCard) -> Callable[[Workload], MemoryEstimate]:
+    """A pure function from a workload to the bytes that it needs."""
+    weights = card.weight_bytes
+    config = text_config(card.config) if card.config else _from_gguf(card.gguf)
+
+    def estimate(workload: Workload) -> MemoryEstimate:
+        length = workload.context_length or USUAL_CONTEXT
+        # A quantized cache keeps a scale and a bias of 16 bits for each group of 64.
+        bits = 16.0 if workload.kv_bits is None else workload.kv_bits + 0.5
+        cache = sum(_kv_values(config, length)) * bits / 8 * workload.batch
+        vocabulary, hidden = _number(config, "vocab_size"), _number(config, "hidden_size", "n_embd")
+        inner = _number(config, "intermediate_size", "n_inner") or 4 * hidden
+        logits = 3 * 4 * vocabulary * workload.batch
+        prefill = 4 * min(length, _PREFILL_CHUNK) * (4 * hidden + 2 * inner)
+        return MemoryEstimate(weights=weights, cache=round(cache), workspace=logits + prefill)
+
+    return estimate
+
+
+def _number(config: Mapping[str, Any], *keys: str) -> int:
+    for key in keys:
+        found = config.get(key)
+        if isinstance(found, int) and not isinstance(found, bool):
+            return found
+    return 0
+
+
+def _kv_values(config: Mapping[str, Any], length: int) -> list[int]:
+    """Numbers that each layer's cache holds for ``length`` tokens: keys and values of the KV heads."""
+    layers = _number(config, "num_hidden_layers", "n_layer", "n_layers")
+    heads = _number(config, "num_attention_heads", "n_head")
+    if latent := _number(config, "kv_lora_rank"):  # multi-head latent attention keeps one vector a token
+        per_token = latent + _number(config, "qk_rope_head_dim")
+    else:
+        hidden = _number(config, "hidden_size", "n_embd")
+        dimension = _number(config, "head_dim") or (hidden // heads if heads else 0)
+        per_token = 2 * (_number(config, "num_key_value_heads") or heads) * dimension
+    window = _number(config, "sliding_window")
+    kinds = config.get("layer_types") or ()
+    found = []
+    for layer in range(layers):
+        kind = str(kinds[layer]) if layer < len(kinds) else "full_attention"
+        if kind.startswith(("linear", "conv", "mamba", "recurrent")):
+            found.append(0)
+        else:
+            found.append(per_token * (min(length, window) if "sliding" in kind and window else length))
+    return found
+
+
+def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    name = metadata.get("general.architecture", "")
+    keys = {
+        "block_count": "num_hidden_layers",
+        "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads",
+        "attention.key_length": "head_dim",
+        "attention.sliding_window": "sliding_window",
+        "embedding_length": "hidden_size",
+        "feed_forward_length": "intermediate_size",
+        "context_length": "max_position_embeddings",
+        "vocab_size": "vocab_size",
+    }
+    return {ours: metadata[f"{name}.{key}"] for key, ours in keys.items() if f"{name}.{key}" in metadata}
+
+
+__all__ = ["USUAL_CONTEXT", "context_length", "estimator", "text_config"]

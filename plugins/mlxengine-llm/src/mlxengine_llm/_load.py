@@ -1,0 +1,274 @@
+"""Loading: mlx-lm's modules, built lazily and strictly from files that were checked first."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxengine import LoadContext, Loaded, ModelCard, Progress, Source
+from mlxengine.errors import (
+    CancelledError,
+    CorruptFileError,
+    FeatureUnavailableError,
+    IncompatibleWeightsError,
+    LoadError,
+    MLXEngineError,
+    RemoteCodeRefusedError,
+    UnsupportedArchitectureError,
+)
+
+from . import features
+from ._estimate import context_length
+
+_SLICE = 32 << 20
+_REMOTE = "Read the repository's code first; then load with trust_remote_code=True if you trust it."
+
+
+def load(card: ModelCard, context: LoadContext) -> Loaded:
+    """Build the model; its weights are evaluated later, by ``Loaded.warm``.
+
+    Raises:
+        LoadError, CorruptFileError: as `mlxengine.hookspecs.HookSpecs.load_model` says.
+    """
+    if context.configuration.adapter is not None:
+        raise FeatureUnavailableError("Loading a model with an adapter is not available yet.")
+    _report(context, 0)
+    with _descriptor_limit_kept():
+        import mlx_lm.utils
+    from mlxengine.toolkit.dtype import upcast_for_cpu
+
+    from ._model import LanguageModel
+
+    _report(context, 1)
+    is_gguf = card.source is Source.GGUF or context.path.suffix == ".gguf"
+    build = _from_gguf if is_gguf else _from_folder
+    network, tokenizer, config = build(card, context)
+    upcast_for_cpu(network)
+    _report(context, 2)
+    own = context.configuration.context_length
+    model = LanguageModel(
+        card=card,
+        network=network,
+        tokenizer=tokenizer,
+        config=config,
+        context=own or context_length(config),
+        defaults=dict(card.documents.get("generation_config.json") or {}),
+        stop_ids=_stop_ids(tokenizer, context.configuration.extra_eos_tokens),
+    )
+    together = context.features.get(features.BATCH)
+    model.batch.max_rows = context.features.get(features.MAX_BATCH) if together else 1
+    return Loaded(
+        model=model,
+        warm=_warm(network),
+        close=model.close,
+        capabilities=frozenset({"chat"} if tokenizer.has_chat_template else ()),
+        info={
+            "library": f"mlx-lm {mlx_lm.__version__}",
+            "vocabulary": len(tokenizer),
+            "context_length": model.context,
+            "batch": model.batch.max_rows,
+        },
+    )
+
+
+def _report(context: LoadContext, done: int) -> None:
+    if context.cancelled():
+        raise CancelledError("Loading was cancelled.")
+    context.report(Progress(stage="load", done=done, total=2, unit="stages"))
+
+
+@contextlib.contextmanager
+def _descriptor_limit_kept() -> Iterator[None]:
+    """mlx-lm sets the limit of open files when it is imported, also to fewer than there were."""
+    try:
+        import resource
+    except ImportError:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        yield
+    finally:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if (soft, hard) != before:
+            # An unprivileged process cannot raise a hard limit again: keep as much as is allowed.
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], hard), hard))
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def _from_folder(card: ModelCard, context: LoadContext) -> tuple[Any, Any, dict[str, Any]]:
+    from mlx_lm.utils import load_config, load_model
+    from mlxengine.toolkit.checkpoint import normalise_config
+
+    folder = context.path
+    trust = context.configuration.trust_remote_code
+    try:
+        config = normalise_config(load_config(folder))
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(
+            f"config.json of {card.id} cannot be read: {error}.", hint="Fetch the model again."
+        ) from error
+    if config.get("model_file") and not trust:
+        raise RemoteCodeRefusedError(f"{card.id} wants to run {config['model_file']}.", hint=_REMOTE)
+    for file in sorted(folder.glob("model*.safetensors")):
+        check_safetensors(file)
+    _check_shards(card, folder)
+    try:
+        network, config = load_model(folder, lazy=True, model_config=config, trust_remote_code=trust)
+    except MLXEngineError:
+        raise
+    except Exception as error:
+        raise _load_error(card, error) from error
+    return network, load_tokenizer(card, folder, context, config), config
+
+
+def _from_gguf(card: ModelCard, context: LoadContext) -> tuple[Any, Any, dict[str, Any]]:
+    from mlxengine.toolkit.checkpoint import normalise_config
+
+    found = sorted(context.path.glob("*.gguf")) if context.path.is_dir() else [context.path]
+    if not found:
+        raise LoadError(f"{card.id} has no GGUF file in {context.path}.", hint="Fetch the model again.")
+    checkpoint = importlib.import_module("mlxengine.toolkit.gguf").read_gguf(found[0])
+    config = normalise_config(checkpoint.config)
+    try:
+        network = _build(config, checkpoint.weights)
+    except Exception as error:
+        raise _load_error(card, error) from error
+    with tempfile.TemporaryDirectory(prefix="mlxengine-") as folder:
+        checkpoint.write_files(Path(folder))
+        tokenizer = load_tokenizer(card, Path(folder), context, config)
+    return network, tokenizer, config
+
+
+def _build(config: dict[str, Any], weights: dict[str, Any]) -> Any:
+    """mlx-lm's module of a configuration with the given weights, some of them packed."""
+    import mlx.nn as nn
+    from mlx_lm.utils import _get_classes
+
+    network_class, args_class = _get_classes(config)
+    network = network_class(args_class.from_dict(config))
+    if hasattr(network, "sanitize"):
+        weights = network.sanitize(weights)
+    settings = config.get("quantization")
+    if settings:
+
+        def packed(path: str, module: Any) -> Any:
+            if not hasattr(module, "to_quantized") or f"{path}.scales" not in weights:
+                return False
+            return settings.get(path, True)
+
+        nn.quantize(network, settings["group_size"], settings["bits"], class_predicate=packed)
+    network.eval()
+    network.load_weights(list(weights.items()), strict=True)
+    return network
+
+
+def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: Mapping[str, Any]) -> Any:
+    """mlx-lm's tokenizer wrapper, with the caller's chat template if one is configured.
+
+    Raises:
+        RemoteCodeRefusedError: the tokenizer is code of the repository and that is not allowed.
+        LoadError: there is no tokenizer that can be read.
+    """
+    from mlx_lm.tokenizer_utils import load as load_wrapper
+
+    settings: dict[str, Any] = {"trust_remote_code": context.configuration.trust_remote_code}
+    if context.configuration.chat_template is not None:
+        settings["chat_template"] = context.configuration.chat_template
+    try:
+        return load_wrapper(folder, settings, eos_token_ids=config.get("eos_token_id"))
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise RemoteCodeRefusedError(
+                f"The tokenizer of {card.id} is code of the repository.", hint=_REMOTE
+            ) from error
+        raise LoadError(
+            f"The tokenizer of {card.id} cannot be read: {error}.",
+            hint="The repository needs a tokenizer.json (or tokenizer.model) that fits its configuration.",
+        ) from error
+
+
+def _stop_ids(tokenizer: Any, extra: tuple[str, ...]) -> frozenset[int]:
+    found = set(tokenizer.eos_token_ids)
+    vocabulary = tokenizer.get_vocab()
+    for text in extra:
+        if text not in vocabulary:
+            raise LoadError(f"extra_eos_tokens: {text!r} is not a token of this model.")
+        found.add(vocabulary[text])
+    return frozenset(found)
+
+
+def check_safetensors(file: Path) -> None:
+    """Compare a file's size with what its header says, without reading the tensors.
+
+    Raises:
+        CorruptFileError: the header cannot be read, or the file is shorter or longer than it says.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size:
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(stream.read(length))
+        ends = [item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise CorruptFileError(
+            f"{file.name} is not a safetensors file: {error}.", hint="Fetch the model again."
+        ) from error
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise CorruptFileError(
+            f"{file.name} has {size} bytes, its header says {expected}.", hint="Fetch the model again."
+        )
+
+
+def _check_shards(card: ModelCard, folder: Path) -> None:
+    index = card.documents.get("model.safetensors.index.json")
+    names = set(index.get("weight_map", {}).values()) if isinstance(index, Mapping) else set()
+    missing = sorted(name for name in names if not folder.joinpath(name).exists())
+    if missing:
+        raise IncompatibleWeightsError(
+            f"{card.id} lacks the weight files {', '.join(missing)}.", hint="Fetch the model again."
+        )
+
+
+def _load_error(card: ModelCard, error: Exception) -> LoadError:
+    text = " ".join(str(error).split())
+    if isinstance(error, FileNotFoundError):
+        return IncompatibleWeightsError(f"{card.id} has no weights: {text}.")
+    if "not supported" in text and "Model type" in text:
+        return UnsupportedArchitectureError(f"{card.id}: {text}")
+    if text.startswith(("Received", "Missing", "Expected shape", "Expected mx.array")):
+        return IncompatibleWeightsError(
+            f"The weights of {card.id} do not fit its configuration. {text}",
+            hint="The repository is damaged, or was made for another library.",
+        )
+    return LoadError(f"{card.id} cannot be built: {type(error).__name__}: {text}.")
+
+
+def _warm(network: Any) -> Iterator[None]:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    piece: list[Any] = []
+    size = 0
+    for _, value in tree_flatten(network.parameters()):
+        piece.append(value)
+        size += value.nbytes
+        if size >= _SLICE:
+            mx.eval(piece)
+            piece, size = [], 0
+            yield
+    mx.eval(piece)
+
+
+__all__ = ["check_safetensors", "load", "load_tokenizer"]

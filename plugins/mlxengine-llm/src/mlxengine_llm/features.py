@@ -1,0 +1,47 @@
+"""The feature flags of the language plugin."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from mlxengine import Feature, LLMEngineFeatures
+
+
+def _library() -> str | None:
+    return None if importlib.util.find_spec("mlx_lm") else "mlx-lm is not installed"
+
+
+STREAMING = Feature(
+    name="llm.streaming",
+    default=True,
+    summary="Send the text as it is generated; off: in one piece at the end.",
+    provides=LLMEngineFeatures.STREAMING,
+    applies_to=("llm",),
+    probe=_library,
+)
+BATCH = Feature(
+    name="llm.batch",
+    default=True,
+    summary="Decode the requests of a model together; off: one after the other.",
+    provides=LLMEngineFeatures.BATCH,
+    applies_to=("llm",),
+    probe=_library,
+)
+MAX_BATCH = Feature(
+    name="llm.max_batch",
+    default=32,
+    summary="Most requests of a model that are decoded together; further ones wait.",
+    applies_to=("llm",),
+    probe=_library,
+)
+LOGPROBS = Feature(
+    name="llm.logprobs",
+    default=True,
+    summary="Log-probabilities of the chosen tokens and their best alternatives.",
+    provides=LLMEngineFeatures.LOGPROBS,
+    applies_to=("llm",),
+    probe=_library,
+)
+
+ALL: tuple[Feature[Any], ...] = (STREAMING, BATCH, MAX_BATCH, LOGPROBS)

@@ -1,0 +1,289 @@
+"""One file: resumed, hashed while it arrives, put in place only when its hash is right."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+from attrs import field, frozen
+
+from ..configuration import FileInfo
+from ..errors import CancelledError, CorruptFileError, InsufficientDiskError
+from .access import Access, Cancelled, never
+from .cache import RepoCache, sync_folder
+from .content import Digest, hash_file
+from .events import Corrupt, HubEvent, Resumed, Retry, Verifying
+from .transport import Answer, Passing, Patience, gave_up, get
+
+
+@frozen(kw_only=True)
+class Job:
+    """What the files of one download share.
+
+    Args:
+        cache: the repository's folder.
+        commit: the pinned commit.
+        emit: takes events, from any thread.
+        moved: ``moved(path, at)``: the file's first ``at`` bytes are there.
+        cancelled: whether to stop.
+        known: whether a blob of this hash, looking as this file does, was verified before.
+        answers: responses being read, so that a cancel can wake up their readers.
+    """
+
+    access: Access
+    cache: RepoCache
+    commit: str
+    emit: Callable[[HubEvent], None] = field(default=lambda _event: None)
+    moved: Callable[[str, int], None] = field(default=lambda _path, _at: None)
+    cancelled: Cancelled = never
+    known: Callable[[FileInfo, os.stat_result], bool] = field(default=lambda _file, _stat: False)
+    answers: set[Answer] = field(factory=set, eq=False, repr=False)
+    guard: threading.Lock = field(factory=threading.Lock, eq=False, repr=False)
+
+    def url(self, path: str) -> str:
+        """The address at which the hub offers a file of the pinned commit."""
+        return f"{self.access.endpoint}/{self.cache.repo}/resolve/{self.commit}/{quote(path)}"
+
+    def check(self) -> None:
+        """Raise `CancelledError` if the caller gave up."""
+        if self.cancelled():
+            raise CancelledError("The download was cancelled.", hint="The next call resumes it.")
+
+    def wake(self) -> None:
+        """Break off every body that is being read."""
+        with self.guard:
+            for answer in self.answers:
+                answer.disconnect()
+
+
+def obtain(job: Job, file: FileInfo) -> os.stat_result:
+    """Make the file's blob be there with the right content, from the disk if possible.
+
+    Returns:
+        how the blob looked when its content was known to be right.
+
+    Raises:
+        CorruptFileError: what the hub sends is not what it lists, also after fetching it again.
+        DownloadError: nothing arrived for too long; the partial file stays.
+        InsufficientDiskError: the disk is full; the partial file stays.
+        CancelledError: the caller gave up; the partial file stays.
+        ResolutionError: the hub refuses the file.
+    """
+    blob = job.cache.blob(file)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    with job.cache.lock(blob.name, job.cancelled):
+        found = good_blob(job, file, discard=True)
+        if found is not None:
+            return found
+        if file.size <= job.access.policy.xet_above:
+            try:
+                return _stream(job, file, blob)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise InsufficientDiskError(
+                    f"The disk became full while {file.path} was written to {job.cache.cache_dir}.",
+                    hint="Free some space and call again: what has arrived is kept and resumed.",
+                ) from error
+    return _through_xet(job, file)
+
+
+def good_blob(job: Job, file: FileInfo, *, discard: bool = False) -> os.stat_result | None:
+    """How the blob looks, if its content is right; a wrong one is thrown away if ``discard``."""
+    blob = job.cache.blob(file)
+    try:
+        found = blob.stat()
+    except OSError:
+        blob.unlink(missing_ok=True) if discard else None
+        return None
+    if not job.known(file, found):
+        job.emit(Verifying(repo=job.cache.repo, file=file.path, size=found.st_size))
+        content = hash_file(blob, file, job.cancelled)
+        job.check()
+        if content != file.hash:
+            reject(job, file, content, found.st_size)
+            if discard:
+                blob.unlink(missing_ok=True)
+            return None
+    job.moved(file.path, file.size)
+    return found
+
+
+def reject(job: Job, file: FileInfo, content: str | None, size: int) -> None:
+    """Say that what was found is not the file."""
+    found = content or f"{size} bytes instead of {file.size}"
+    job.emit(Corrupt(repo=job.cache.repo, file=file.path, expected=file.hash or "", found=found))
+
+
+def _stream(job: Job, file: FileInfo, blob: Path) -> os.stat_result:
+    for _ in range(job.access.policy.corrupt_attempts):
+        partial = Partial(job, file)
+        try:
+            partial.fill(file.size)
+            content = partial.digest.text()
+            if content == file.hash and (found := partial.commit(blob)) is not None:
+                return found
+            reject(job, file, content, partial.at)
+            partial.discard()
+        finally:
+            partial.close()
+    raise CorruptFileError(
+        f"{file.path} of {job.cache.repo} does not have the content that the hub lists for it "
+        f"({file.hash}), after {job.access.policy.corrupt_attempts} downloads.",
+        hint="A proxy or a mirror may change or damage it; try another network or endpoint.",
+    )
+
+
+class Partial:
+    """A file that is not complete, the hash of what is there, and the way to get more of it.
+
+    Bytes are written at their own offset and never appended, so that two writers (on a file system whose
+    locks lie) write the same bytes to the same place; a wrong partial is unlinked, never truncated.
+    """
+
+    def __init__(self, job: Job, file: FileInfo) -> None:
+        self._job, self._file = job, file
+        self._path = job.cache.partial(file)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        self.digest = Digest(file)
+        self.at = 0
+        self._resume()
+
+    def _resume(self) -> None:
+        have = os.fstat(self._descriptor).st_size
+        if have > self._file.size:
+            self.discard()
+            self.close()
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            return
+        while block := os.pread(self._descriptor, self._job.access.policy.chunk, self.at):
+            self.digest.update(block)
+            self.at += len(block)
+            self._job.check()
+        if self.at:
+            event = Resumed(repo=self._job.cache.repo, file=self._file.path, at=self.at, size=self._file.size)
+            self._job.emit(event)
+        self._job.moved(self._file.path, self.at)
+
+    def fill(self, stop: int) -> None:
+        """Fetch until the first ``stop`` bytes are there, going on wherever a connection ends."""
+        job, file = self._job, self._file
+        patience = Patience(job.access.policy, job.cancelled, self._retry)
+        while self.at < stop:
+            before = self.at
+            try:
+                self._receive(stop)
+                if self.at == before:
+                    raise Passing("the answer had no bytes")
+            except Passing as problem:
+                job.check()
+                if self.at > before:
+                    patience.progressed()
+                patience.failed(problem, gave_up(f"{file.path} of {job.cache.repo}", problem))
+
+    def _receive(self, stop: int) -> None:
+        job, file, begin = self._job, self._file, self.at
+        last = f"{stop - 1}" if stop < file.size else ""
+        headers = {"Range": f"bytes={begin}-{last}"} if begin or last else {}
+        url = job.url(file.path)
+        with get(job.access, url, repo=job.cache.repo, policy=job.access.policy, headers=headers) as answer:
+            skip = _skip(answer, begin, file)
+            with job.guard:
+                job.answers.add(answer)
+            try:
+                for chunk in answer.response.iter_raw():
+                    job.check()
+                    data = memoryview(chunk)[skip:]
+                    skip = max(0, skip - len(chunk))
+                    self._write(data[: stop - self.at])
+                    if self.at >= stop:
+                        return  # whatever else it sends is not ours
+            finally:
+                with job.guard:
+                    job.answers.discard(answer)
+
+    def _write(self, data: memoryview) -> None:
+        self.digest.update(data)
+        while data:
+            count = os.pwrite(self._descriptor, data, self.at)
+            self.at += count
+            data = data[count:]
+        self._job.moved(self._file.path, self.at)
+
+    def _retry(self, reason: str, delay: float, attempt: int) -> None:
+        event = Retry(
+            repo=self._job.cache.repo, file=self._file.path, reason=reason, delay=delay, attempt=attempt
+        )
+        self._job.emit(event)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes of the file that are there already."""
+        return os.pread(self._descriptor, stop - start, start)
+
+    def commit(self, blob: Path) -> os.stat_result | None:
+        """Put the complete file in its place; ``None`` if it is not the one that was written."""
+        os.fsync(self._descriptor)
+        ours, there = os.fstat(self._descriptor), self._path.stat()
+        if (ours.st_ino, ours.st_size) != (there.st_ino, self._file.size):
+            return None
+        self._path.replace(blob)
+        sync_folder(blob.parent)
+        return ours
+
+    def discard(self) -> None:
+        """Throw away what is there."""
+        self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file; what is there stays for the next call."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _skip(answer: Answer, begin: int, file: FileInfo) -> int:
+    """How many bytes of a body come before those that were asked for.
+
+    Raises:
+        Passing: the body is not the part of the file that was asked for.
+    """
+    encoding = answer.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise Passing(f"the answer is encoded as {encoding}")
+    if answer.status == 200:
+        return begin  # Range was ignored: the body starts at the file's beginning
+    told = answer.headers.get("content-range", "")
+    first, _, total = told.removeprefix("bytes ").partition("/")
+    if answer.status != 206 or first.partition("-")[0] != str(begin) or total not in (str(file.size), "*"):
+        raise Passing(f"bytes from {begin} were asked for, the answer has {told or answer.status}")
+    return 0
+
+
+def _through_xet(job: Job, file: FileInfo) -> os.stat_result:
+    """A file above the hub's limit for plain HTTP: huggingface_hub's own way, then our own hash.
+
+    It takes the blob's lock itself.
+    """
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download(
+        job.cache.repo,
+        file.path,
+        revision=job.commit,
+        cache_dir=job.cache.cache_dir,
+        endpoint=job.access.endpoint,
+        token=job.access.token,
+        library_name="mlxengine",
+    )
+    found = good_blob(job, file, discard=True)
+    if found is None:
+        raise CorruptFileError(
+            f"{file.path} of {job.cache.repo} does not have the content that the hub lists for it.",
+            hint="Call again.",
+        )
+    return found

@@ -1,0 +1,105 @@
+"""What a hub (or a folder) may call its files, and how its JSON is read: nothing is taken on trust."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ..errors import CorruptFileError, IncompatibleWeightsError
+
+DOCUMENT_BYTES = 1 << 20
+"""JSON files of at most this many bytes are part of a `ModelCard`."""
+
+_DEPTH = 100
+_NAME_BYTES = 255
+_PATH_BYTES = 1024
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HASH = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"})
+"""Suffixes under which weights are kept as pickles, which run code when they are read."""
+
+
+def problem_with(path: object) -> str | None:
+    """Why a file of this name cannot be kept in a folder of ours, or ``None`` if it can."""
+    if not isinstance(path, str) or not path:
+        return "it is empty"
+    if _CONTROL.search(path):
+        return "it has a control character"
+    if "\\" in path:
+        return "it has a backslash"
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        return "it is not Unicode text"
+    if len(encoded) > _PATH_BYTES:
+        return f"it is longer than {_PATH_BYTES} bytes"
+    for part in path.split("/"):
+        if part in ("", ".", ".."):
+            return "it is absolute or leaves the repository"
+        if len(part.encode()) > _NAME_BYTES:
+            return f"a part of it is longer than {_NAME_BYTES} bytes"
+        if _DEVICE.fullmatch(part) or part.endswith((" ", ".")) or ":" in part:
+            return "it is the name of a device, or one that some file systems change"
+    return None
+
+
+def check_path(path: object, owner: str) -> str:
+    """The path itself, if it may be used below a folder of ours.
+
+    Raises:
+        CorruptFileError: it is absolute, leaves the repository, names a device, or is too long.
+    """
+    why = problem_with(path)
+    if why is not None or not isinstance(path, str):
+        raise CorruptFileError(
+            f"{owner} lists a file named {str(path)[:80]!r}, which is refused: {why}.",
+            hint="Do not use this repository; tell its owner.",
+            recoverable=False,
+        )
+    return path
+
+
+def is_commit(text: object) -> bool:
+    """Whether the text is a full commit id."""
+    return isinstance(text, str) and _COMMIT.fullmatch(text) is not None
+
+
+def is_hash(text: object) -> bool:
+    """Whether the text is a content hash as `FileInfo.hash` writes it."""
+    return isinstance(text, str) and _HASH.fullmatch(text) is not None
+
+
+def read_json(data: bytes, what: str) -> Any:
+    """Decode a JSON document that a stranger wrote.
+
+    Raises:
+        IncompatibleWeightsError: it is not JSON, not UTF-8, or nested more than 100 deep.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+        depth = deepest = 0
+        for match in _BRACKETS.finditer(text):
+            token = match[0]
+            if token in "[{":
+                depth += 1
+                deepest = max(deepest, depth)
+            elif token in "]}":
+                depth -= 1
+        if deepest > _DEPTH:
+            raise ValueError(f"it is nested {deepest} deep, at most {_DEPTH} is read")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise IncompatibleWeightsError(
+            f"{what} is not a JSON document that can be read: {error}.",
+            hint="Look at the file: a web page or a Git LFS pointer saved in its place is the usual reason.",
+        ) from error
+
+
+def is_document(path: str, size: int) -> bool:
+    """Whether a file is one of the JSON documents that a `ModelCard` carries."""
+    return path.endswith(".json") and size <= DOCUMENT_BYTES

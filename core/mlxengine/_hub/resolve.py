@@ -1,0 +1,221 @@
+"""From a reference to a `ModelCard`: what a model is, found out without fetching its weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from attrs import evolve
+
+from ..configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source, freeze
+from ..errors import (
+    CorruptFileError,
+    HubUnavailableError,
+    InvalidModelRefError,
+    ModelNotFoundError,
+    OfflineError,
+    RateLimitedError,
+)
+from .access import QUICK, Access, Cancelled, never
+from .cache import Listing, RepoCache
+from .download import Job
+from .inspection import inspect
+from .local import local_card
+from .names import check_path, is_commit, is_hash
+from .transport import get_json
+
+log = logging.getLogger("mlxengine.hub")
+_MOST_FILES = 100_000
+_MOST_BYTES = 2**53
+
+
+def resolve(
+    configuration: ModelConfiguration,
+    *,
+    endpoint: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    cancelled: Cancelled = never,
+) -> ModelCard:
+    """Find out what a model is: its files at one pinned commit, its JSON documents and its tensors.
+
+    JSON files of at most 1 MiB are fetched (into the cache, verified), and the headers of safetensors
+    and GGUF files are read; the weights are not. A model that is ready on this machine is asked about
+    only briefly: if the hub does not answer at once, what is here is used. ``offline``, or a commit id
+    that is ready, makes no request.
+
+    Args:
+        endpoint: another hub than ``HF_ENDPOINT``'s; a mirror's address.
+        cache_dir: another cache than huggingface_hub's own.
+        token: for gated and private repositories; sent to the endpoint alone.
+        offline: make no request.
+
+    Raises:
+        ModelNotFoundError: no such repository, revision, folder or file.
+        GatedModelError: its terms must be accepted; the hint has the address.
+        HubAuthError: the token was refused.
+        HubUnavailableError: the hub cannot be reached, and the model is not complete here.
+        OfflineError: the network is off, and the model is not complete here.
+        IncompatibleWeightsError: its configuration is not JSON, is too large or nested too deep, or it
+            lacks a shard that its index names.
+        CorruptFileError: a header lies about its file, or the hub lists a name that is refused.
+        InvalidModelRefError: the reference is ``auto:…``, which is the registry's to choose.
+    """
+    ref = configuration.ref
+    if ref.auto is not None:
+        raise InvalidModelRefError(
+            f"{ref} names a kind, not a model.", hint="Let the registry choose a model of this kind first."
+        )
+    if ref.path is not None:
+        return local_card(ref, configuration)
+    access = Access.of(endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline)
+    return hub_card(access, ref, configuration, cancelled)
+
+
+def hub_card(
+    access: Access, ref: ModelRef, configuration: ModelConfiguration, cancelled: Cancelled = never
+) -> ModelCard:
+    """The card of a repository on the hub; see `resolve`."""
+    assert ref.repo_id is not None
+    cache = RepoCache(access.cache_dir, ref.repo_id)
+    revision = ref.revision or "main"
+    commit = cache.commit_of(revision)
+    kept = cache.listing(commit) if commit is not None else None
+    ready = kept is not None and is_ready(cache, kept)
+    if access.offline or (ready and is_commit(revision)):
+        return _card_from_cache(access, cache, ref, configuration, cancelled)
+    try:
+        listing = ask(access, ref.repo_id, revision, quick=ready, cancelled=cancelled)
+    except (HubUnavailableError, RateLimitedError) as error:
+        if not ready:
+            raise
+        log.warning("%s Using %s as it is here (%s).", error.message, ref.repo_id, str(commit)[:8])
+        return _card_from_cache(access, cache, ref, configuration, cancelled)
+    cache.keep_listing(listing)
+    return _card(access, cache, ref, configuration, listing, cancelled)
+
+
+def is_ready(cache: RepoCache, listing: Listing) -> bool:
+    """Whether a download of this commit was completed, and nothing has changed since."""
+    marked = cache.marker(listing.commit)
+    files = [file for file in listing.files if file.path in marked]
+    return bool(files) and not cache.unready(listing.commit, files)
+
+
+def ask(
+    access: Access, repo: str, revision: str, *, quick: bool = False, cancelled: Cancelled = never
+) -> Listing:
+    """Ask the hub what a revision holds: one request, one pinned commit.
+
+    Raises:
+        ResolutionError: it does not exist, may not be seen, or the hub does not answer.
+        CorruptFileError: the answer names files that are refused, or makes no sense.
+    """
+    path = f"/api/models/{repo}/revision/{quote(revision, safe='')}"
+    policy = QUICK if quick else access.policy
+    found = get_json(access, path, repo=repo, params="?blobs=true", policy=policy, cancelled=cancelled)
+    if not isinstance(found, dict) or not is_commit(found.get("sha")):
+        raise HubUnavailableError(
+            f"{access.endpoint} did not say which commit of {repo} it describes.", hint="Check the endpoint."
+        )
+    siblings = found.get("siblings") or []
+    if not isinstance(siblings, list) or len(siblings) > _MOST_FILES:
+        raise CorruptFileError(f"The listing of {repo} cannot be used.", recoverable=False)
+    files = tuple(_file(item, repo) for item in siblings)
+    if len({file.path for file in files}) != len(files):
+        raise CorruptFileError(f"The listing of {repo} names a file twice.", recoverable=False)
+    card = found.get("cardData")
+    tags = tuple(tag for tag in found.get("tags") or () if isinstance(tag, str))
+    license_tag = next((tag[8:] for tag in tags if tag.startswith("license:")), None)
+    return Listing(
+        repo=repo,
+        commit=found["sha"],
+        files=files,
+        license=_text(card.get("license")) if isinstance(card, Mapping) else license_tag,
+        tags=tags,
+        pipeline_tag=_text(found.get("pipeline_tag")),
+        library_name=_text(found.get("library_name")),
+    )
+
+
+def _file(item: Any, repo: str) -> FileInfo:
+    path = check_path(item.get("rfilename") if isinstance(item, dict) else None, repo)
+    lfs = item.get("lfs")
+    if isinstance(lfs, dict):
+        size, content = lfs.get("size", item.get("size")), f"sha256:{lfs.get('sha256')}"
+    else:
+        size, content = item.get("size"), f"git:{item.get('blobId')}"
+    if size is None and not is_hash(content):
+        return FileInfo(path=path, size=0)
+    sound = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= _MOST_BYTES
+    if not sound or not is_hash(content):
+        raise CorruptFileError(
+            f"The listing of {repo} gives {path} the size {size!r} and the content {content[:80]!r}.",
+            hint="Check the endpoint.",
+            recoverable=False,
+        )
+    return FileInfo(path=path, size=size, hash=content)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _card_from_cache(
+    access: Access, cache: RepoCache, ref: ModelRef, configuration: ModelConfiguration, cancelled: Cancelled
+) -> ModelCard:
+    revision = ref.revision or "main"
+    commit = cache.commit_of(revision)
+    listing = None if commit is None else cache.listing(commit) or stock_listing(cache, commit)
+    if listing is None:
+        raise OfflineError(
+            f"{ref} is not in {cache.cache_dir}, and the network is off: all of its files are missing.",
+            hint="Fetch it once with a network.",
+        )
+    return _card(evolve(access, offline=True), cache, ref, configuration, listing, cancelled)
+
+
+def stock_listing(cache: RepoCache, commit: str) -> Listing | None:
+    """What a snapshot that huggingface_hub itself made holds, by the names of its blobs."""
+    snapshot = cache.snapshot(commit)
+    files = []
+    for pointer in sorted(snapshot.rglob("*")):
+        blob = pointer.resolve()
+        kind = {40: "git", 64: "sha256"}.get(len(blob.name))
+        content = f"{kind}:{blob.name}"
+        if pointer.is_file() and pointer.is_symlink() and is_hash(content):
+            path = check_path(pointer.relative_to(snapshot).as_posix(), cache.repo)
+            files.append(FileInfo(path=path, size=blob.stat().st_size, hash=content))
+    return Listing(repo=cache.repo, commit=commit, files=tuple(files)) if files else None
+
+
+def _card(
+    access: Access,
+    cache: RepoCache,
+    ref: ModelRef,
+    configuration: ModelConfiguration,
+    listing: Listing,
+    cancelled: Cancelled,
+) -> ModelCard:
+    if not listing.files:
+        raise ModelNotFoundError(f"{ref} has no files.", hint="Check the revision.")
+    job = Job(access=access, cache=cache, commit=listing.commit, cancelled=cancelled)
+    found = inspect(job, listing)
+    return ModelCard(
+        ref=ref,
+        configuration=configuration,
+        source=Source.HUB,
+        commit=listing.commit,
+        files=listing.files,
+        documents=freeze(found.documents),
+        tensors=found.tensors,
+        gguf=freeze(found.gguf),
+        license=listing.license,
+        tags=listing.tags,
+        pipeline_tag=listing.pipeline_tag,
+        library_name=listing.library_name,
+    )

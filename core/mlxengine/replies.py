@@ -37,7 +37,7 @@ class Result:
     @classmethod
     def of(cls, events: Iterable[Event]) -> Result:
         """Gather a stream that ended with `Finished`."""
-        *rest, last = events
+        *rest, last = list(events)  # unpacking a stream directly would iterate it twice
         assert isinstance(last, Finished)
         return cls(events=tuple(rest), finished=last)
 

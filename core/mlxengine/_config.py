@@ -1,12 +1,256 @@
-"""Settings that come from outside the program: the environment and the configuration file."""
+"""Settings that come from outside the program: the environment and the configuration file.
+
+The file is ``mlxengine.toml`` in the user's configuration folder, or what ``MLXENGINE_CONFIG`` names::
+
+    model = "org/name"                # what `mlxengine run` and `chat` use
+    [features]
+    llm.kv_bits = 4
+    [hub]
+    cache_dir = "~/models"
+    [plugins]
+    llm = "mlxengine-llm"             # which distribution provides a name that several claim
+    [[models]]
+    id = "org/name"
+    size = "135M"
+"""
 
 from __future__ import annotations
 
+import difflib
 import os
+import sys
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
+from attrs import field, fields, frozen
+
+from .configuration import ModelConfiguration, ModelRef, Provenance, freeze
+from .errors import ConfigurationError
 from .features import Layer, Level, parse_flags
 
+VARIABLE = "MLXENGINE_CONFIG"
+FEATURES_VARIABLE = "MLXENGINE_FEATURES"
+T = TypeVar("T")
 
-def feature_layers() -> tuple[Layer, ...]:
-    """The feature flags of the environment and of the configuration file, strongest first."""
-    return (Layer(Level.ENVIRONMENT, parse_flags(os.environ.get("MLXENGINE_FEATURES", ""))),)
+
+@frozen(kw_only=True)
+class HubSettings:
+    """How the hub is reached; ``None`` is huggingface_hub's own default."""
+
+    endpoint: str | None = None
+    cache_dir: Path | None = None
+    offline: bool | None = None
+
+
+@frozen(kw_only=True)
+class Settings:
+    """The configuration file's content; everything is empty where there is none.
+
+    Args:
+        path: the file that was read.
+        model: the model of the verbs that are given none.
+        features: feature flags by name.
+        models: entries for the registry.
+        hub: how the hub is reached.
+        distributions: which distribution provides an entry-point name that several claim.
+    """
+
+    path: Path | None = None
+    model: str | None = None
+    features: Mapping[str, object] = field(factory=dict, converter=freeze)
+    models: tuple[ModelConfiguration, ...] = ()
+    hub: HubSettings = HubSettings()
+    distributions: Mapping[str, str] = field(factory=dict, converter=freeze)
+
+
+def default_path() -> Path:
+    """Where the configuration file is looked for if ``MLXENGINE_CONFIG`` names none."""
+    home = os.environ.get("XDG_CONFIG_HOME")
+    if home:
+        folder = Path(home)
+    elif sys.platform == "darwin":
+        folder = Path("~/Library/Application Support").expanduser()
+    else:
+        folder = Path("~/.config").expanduser()
+    return folder / "mlxengine" / "mlxengine.toml"
+
+
+def load_settings() -> Settings:
+    """Read the configuration file.
+
+    Raises:
+        ConfigurationError: the file that was named does not exist, the file cannot be read, is not TOML,
+            or holds a key or value that is not known; the message names the file and the place.
+    """
+    named = os.environ.get(VARIABLE)
+    path = Path(named).expanduser() if named else default_path()
+    try:
+        if not named and not path.exists():
+            return Settings()
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(
+            f"The configuration file {path} cannot be read: {reason}.",
+            hint=f"Correct {VARIABLE}, or unset it." if named else "Correct its permissions.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"The configuration file {path} is not TOML: {error}.",
+            hint="See docs/reference/configuration-file.md.",
+        ) from error
+    return _Reader(path).settings(data)
+
+
+def feature_layers(settings: Settings | None = None) -> tuple[Layer, ...]:
+    """The feature flags of the environment and of the configuration file, strongest first.
+
+    Raises:
+        InvalidParameterError: ``MLXENGINE_FEATURES`` cannot be read.
+        ConfigurationError: the configuration file cannot be.
+    """
+    found = load_settings() if settings is None else settings
+    return (
+        Layer(Level.ENVIRONMENT, parse_flags(os.environ.get(FEATURES_VARIABLE, ""))),
+        Layer(Level.FILE, found.features),
+    )
+
+
+class _Reader:
+    """Checks the decoded file against what it may hold."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def settings(self, data: Mapping[str, Any]) -> Settings:
+        self._known(data, ("model", "features", "hub", "plugins", "models"), "")
+        models = self._value(data, "models", list, "") or []
+        hub = self._table(data, "hub")
+        self._known(hub, ("endpoint", "cache_dir", "offline"), "hub.")
+        cache = self._value(hub, "cache_dir", str, "hub.")
+        plugins = self._table(data, "plugins")
+        return Settings(
+            path=self._path,
+            model=self._model(data),
+            features=self._flags(self._table(data, "features"), "features."),
+            models=self._models(models),
+            hub=HubSettings(
+                endpoint=self._value(hub, "endpoint", str, "hub."),
+                cache_dir=Path(cache).expanduser() if cache else None,
+                offline=self._value(hub, "offline", bool, "hub."),
+            ),
+            distributions={name: self._value(plugins, name, str, "plugins.") for name in plugins},
+        )
+
+    def _model(self, data: Mapping[str, Any]) -> str | None:
+        model: str | None = self._value(data, "model", str, "")
+        if model is not None:
+            self._checked("model", lambda: ModelRef.parse(str(model)))
+        return model
+
+    def _models(self, items: list[Any]) -> tuple[ModelConfiguration, ...]:
+        found: dict[str, ModelConfiguration] = {}
+        for number, item in enumerate(items, 1):
+            place = f"models[{number}]"
+            if not isinstance(item, dict):
+                raise self._wrong(f"{place} must be a table, found {item!r}")
+            entry = self._entry(item, f"{place}.")
+            key = entry.id.casefold()
+            if key in found:
+                raise self._wrong(f"{place}: the model {entry.id!r} is listed twice", "Remove one of them.")
+            found[key] = entry
+        return tuple(found.values())
+
+    def _entry(self, item: dict[str, Any], place: str) -> ModelConfiguration:
+        kinds = {attribute.name: _KINDS.get(attribute.name, str) for attribute in fields(ModelConfiguration)}
+        self._known(item, kinds, place)
+        if "id" not in item:
+            raise self._wrong(f"{place.rstrip('.')} has no id", 'Write id = "org/name".')
+        values = {name: self._value(item, name, kinds[name], place) for name in item}
+        if "extra_eos_tokens" in values:
+            values["extra_eos_tokens"] = tuple(map(str, values["extra_eos_tokens"]))
+        if "features" in values:
+            values["features"] = tuple(sorted(self._flags(values["features"], f"{place}features.").items()))
+        if "provenance" in values:
+            values["provenance"] = self._provenance(values["provenance"], f"{place}provenance.")
+
+        def make() -> ModelConfiguration:
+            entry = ModelConfiguration(**values)
+            ModelRef.parse(entry.id, entry.revision)
+            return entry
+
+        return self._checked(place.rstrip("."), make)
+
+    def _provenance(self, table: dict[str, Any], place: str) -> Provenance:
+        self._known(table, ("checked", "source", "fields"), place)
+        for name in ("checked", "source"):
+            if not isinstance(table.get(name), str):
+                raise self._wrong(f"{place}{name} must be a text")
+        chosen = self._value(table, "fields", list, place) or []
+        return Provenance(checked=table["checked"], source=table["source"], fields=tuple(map(str, chosen)))
+
+    def _flags(self, table: Mapping[str, Any], place: str) -> dict[str, object]:
+        """Flags written as ``llm.kv_bits = 4``, ``"llm.kv_bits" = 4`` or in a table ``[features.llm]``."""
+        found: dict[str, object] = {}
+        for name, value in table.items():
+            inner = (
+                {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else None
+            )
+            for key, item in (inner if inner is not None else {name: value}).items():
+                if isinstance(item, dict | list):
+                    raise self._wrong(f"{place}{key} must be a number, a text or true or false")
+                if key in found:
+                    raise self._wrong(f"{place}{key} is set twice")
+                found[key] = item
+        return found
+
+    def _table(self, data: Mapping[str, Any], name: str) -> dict[str, Any]:
+        found: dict[str, Any] | None = self._value(data, name, dict, "")
+        return found or {}
+
+    def _value(self, data: Mapping[str, Any], name: str, kind: type, place: str) -> Any:
+        value = data.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self._wrong(f"{place}{name} must be {_WORDS[kind]}, found {value!r}")
+        return value
+
+    def _known(self, data: Mapping[str, Any], known: Collection[str], place: str) -> None:
+        for key in data:
+            if key in known:
+                continue
+            if "token" in key and place in ("", "hub."):
+                hint = "Keep secrets out of this file: use HF_TOKEN, or log in with `hf auth login`."
+            else:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"Did you mean {place}{near[0]}?" if near else f"Known keys: {', '.join(known)}."
+            raise self._wrong(f"{place}{key} is not a known key", hint)
+
+    def _checked(self, place: str, make: Callable[[], T]) -> T:
+        try:
+            return make()
+        except ConfigurationError as error:
+            raise self._wrong(f"{place}: {error.message.rstrip('.')}", error.hint) from error
+
+    def _wrong(self, problem: str, hint: str | None = None) -> ConfigurationError:
+        return ConfigurationError(f"In the configuration file {self._path}: {problem}.", hint=hint)
+
+
+_KINDS: dict[str, type] = {
+    "context_length": int,
+    "memory_bytes": int,
+    "trust_remote_code": bool,
+    "extra_eos_tokens": list,
+    "features": dict,
+    "provenance": dict,
+}
+_WORDS: dict[type, str] = {
+    str: "a text",
+    int: "a whole number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table",
+}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
@@ -21,6 +22,7 @@ from .errors import FeatureUnavailableError, InvalidParameterError, PluginContra
 T = TypeVar("T")
 Probe = Callable[[], str | None]
 Pairs = Iterable[tuple[str, object]]
+_log = logging.getLogger("mlxengine.features")
 _NAME = re.compile(r"[a-z][a-z0-9_-]*\.[a-z][a-z0-9_]*")
 _WORDS = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False, "none": None}
 
@@ -203,7 +205,17 @@ class FeatureRegistry:
         raise UnknownFeatureError(f"No installed plugin provides the feature {key!r}.", hint=hint)
 
     def providers(self, well_known: LLMEngineFeatures | str) -> tuple[Feature[Any], ...]:
-        """The features that provide a well-known one."""
+        """The features that provide a well-known one.
+
+        Raises:
+            UnknownFeatureError: there is no well-known feature of that name.
+        """
+        if well_known not in tuple(LLMEngineFeatures):
+            near = difflib.get_close_matches(str(well_known), LLMEngineFeatures, 3)
+            raise UnknownFeatureError(
+                f"There is no well-known feature {well_known!r}.",
+                hint=f"Did you mean {' or '.join(near)}?" if near else None,
+            )
         wanted = LLMEngineFeatures(well_known)
         return tuple(item for item in self if item.provides is wanted)
 
@@ -225,15 +237,28 @@ class FeatureRegistry:
             self.check(layer)
         return Features(self, (*layers, *self._layers))
 
-    def check(self, layer: Layer) -> None:
-        """Raise what is wrong with a layer's names and values, or with asking for them here."""
-        for name, value in layer.values.items():
-            feature = self.find(name)
-            if feature.coerce(value) != feature.off and (reason := self.why_not(feature)):
-                raise FeatureUnavailableError(
-                    f"{name} was asked for but is not available here: {reason}.",
-                    hint=f"`mlxengine features {name}` says more.",
-                )
+    def check(self, *layers: Layer) -> None:
+        """Raise what is wrong with layers' names and values, or with asking for them here.
+
+        Raises:
+            UnknownFeatureError, InvalidParameterError, FeatureUnavailableError: as in `view`. A name in
+                the configuration file whose plugin is not installed is left alone: the file serves
+                several installations.
+        """
+        for layer in layers or self._layers:
+            for name, value in layer.values.items():
+                if layer.level is Level.FILE and not self._provided(name.partition(".")[0]):
+                    _log.info("%s in the configuration file: its plugin is not installed", name)
+                    continue
+                feature = self.find(name)
+                if feature.coerce(value) != feature.off and (reason := self.why_not(feature)):
+                    raise FeatureUnavailableError(
+                        f"{name} was asked for ({layer.level.value}) but is not available here: {reason}.",
+                        hint=f"`mlxengine features {name}` says more.",
+                    )
+
+    def _provided(self, provider: str) -> bool:
+        return any(name == provider for _, name in self._features.values())
 
     def explain(self, name: str | Feature[Any], *layers: Layer) -> Explanation:
         """Value, source, provider, stage, availability and reason of one flag."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .configuration import Source as Source
     from .configuration import TensorInfo as TensorInfo
     from .device import Device as Device
+    from .embeddings import AsyncEmbeddingHandle as AsyncEmbeddingHandle
+    from .embeddings import EmbeddingHandle as EmbeddingHandle
     from .engine import InferenceEngine as InferenceEngine
     from .engine import LLMEngine as LLMEngine
     from .errors import MisuseError as MisuseError
@@ -59,6 +61,9 @@ if TYPE_CHECKING:
     from .hookspecs import SelfTestContext as SelfTestContext
     from .hookspecs import Workload as Workload
     from .hookspecs import hookimpl as hookimpl
+    from .images import AsyncImageHandle as AsyncImageHandle
+    from .images import ImageHandle as ImageHandle
+    from .images import Picture as Picture
     from .messages import AudioPart as AudioPart
     from .messages import ImagePart as ImagePart
     from .messages import Message as Message
@@ -73,6 +78,8 @@ if TYPE_CHECKING:
     from .model import TextHandle as TextHandle
     from .params import GenerateParams as GenerateParams
     from .registry import ModelRegistry as ModelRegistry
+    from .plugins import Owner as Owner
+    from .plugins import PluginRecord as PluginRecord
     from .replies import Result as Result
     from .replies import TextReply as TextReply
     from .requests import EmbedRequest as EmbedRequest
@@ -90,15 +97,18 @@ _HOMES = {
     "device": "Device",
     "engine": "InferenceEngine LLMEngine",
     "errors": "MLXEngineError MisuseError",
+    "embeddings": "AsyncEmbeddingHandle EmbeddingHandle",
     "events": "Array Embeddings Event Finished FinishReason ImagePreview ImageReady Metrics Progress "
     "ReasoningDelta Scores TextDelta TokenLogprob ToolCall TopLogprob Usage",
     "features": "Explanation Feature Features LLMEngineFeatures Stage",
+    "images": "AsyncImageHandle ImageHandle Picture",
     "hookspecs": "Check CheckStatus Claim Command Fit LoadContext Loaded MemoryEstimate RunContext "
     "SelfTestContext Workload hookimpl",
     "messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",
     "model": "AsyncModelHandle AsyncTextHandle ModelHandle TextHandle",
     "params": "GenerateParams",
     "registry": "ModelRegistry",
+    "plugins": "Owner PluginRecord",
     "replies": "Result TextReply",
     "requests": "EmbedRequest ImageRequest RankRequest Request TextRequest",
     "streams": "AsyncEventStream EventStream",

@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import pluggy
-from attrs import define, frozen
 
 from .configuration import ModelCard, ModelConfiguration
 from .errors import (
@@ -29,33 +28,9 @@ from .errors import (
 )
 from .features import FeatureRegistry, Layer
 from .hookspecs import ENTRY_POINT_GROUP, PROJECT, REQUIRED_HOOKS, Claim, Command, HookSpecs
+from .plugins import Owner, PluginRecord
 
 log = logging.getLogger("mlxengine.plugins")
-
-
-@define(kw_only=True)
-class PluginRecord:
-    """One plugin: where it comes from, and why it was set aside if it was."""
-
-    name: str
-    distribution: str | None = None
-    version: str | None = None
-    plugin: object | None = None
-    hooks: Mapping[str, Callable[..., Any]] = MappingProxyType({})
-    error: PluginError | None = None
-
-    @property
-    def where(self) -> str:
-        return f"{self.name!r} ({self.distribution})" if self.distribution else repr(self.name)
-
-
-@frozen(kw_only=True)
-class Owner:
-    """The plugin that serves a model, with its claim and everybody else's."""
-
-    record: PluginRecord
-    claim: Claim
-    others: tuple[tuple[str, Claim], ...] = ()
 
 
 class Host:

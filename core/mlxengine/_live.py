@@ -13,14 +13,16 @@ from typing import Any
 from attrs import define, field, frozen
 
 from . import _hub
-from ._host import Host, PluginRecord
-from ._scheduler import FutureSink, Scheduler, Task
+from ._host import Host
+from ._scheduler import Scheduler
+from ._task import FutureSink, Task
 from .configuration import ModelCard, ModelConfiguration
 from .device import Device, DeviceBackend, mlx_backend
 from .errors import CancelledError, InvalidParameterError, PluginContractError
 from .events import Event, Progress
 from .features import Features, Layer, Level
 from .hookspecs import Claim, LoadContext, Loaded
+from .plugins import PluginRecord
 
 log = logging.getLogger("mlxengine.loader")
 Report = Callable[[Event], None]

@@ -13,15 +13,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-import attrs
 from attrs import define, field, frozen
 
-from ._host import PluginRecord, crash
+from ._host import crash
+from ._task import CHEAP_SECONDS, QUANTUM_SECONDS, Task
 from .device import DeviceBackend
 from .errors import (
     CancelledError,
@@ -36,70 +36,6 @@ from .events import Event, Finished, Progress
 
 log = logging.getLogger("mlxengine.scheduler")
 T = TypeVar("T")
-
-# A step that is predicted to cost less than this rides along in its model's turn.
-_CHEAP_SECONDS = 0.001
-_QUANTUM_SECONDS = 0.010
-
-
-class Sink(Protocol):
-    """Where a task's events go; a `Channel`, or a future for work that only ends."""
-
-    @property
-    def full(self) -> bool: ...
-
-    def put(self, event: Event) -> None: ...
-
-    def end(self, error: BaseException | None = None) -> None: ...
-
-
-class FutureSink:
-    """The end of a task as a future; its events are dropped."""
-
-    full = False
-
-    def __init__(self) -> None:
-        self.future: Future[None] = Future()
-
-    def put(self, event: Event) -> None:
-        """Nothing reads the events of such a task."""
-
-    def end(self, error: BaseException | None = None) -> None:
-        if self.future.done():
-            return
-        if error is None:
-            self.future.set_result(None)
-        else:
-            self.future.set_exception(error)
-
-
-@define(eq=False, kw_only=True)
-class Task:
-    """One iterator on the scheduler.
-
-    Args:
-        group: the model (tasks of one group share one clock).
-        record: the plugin, for errors.
-        start: makes the iterator, on the scheduler's thread.
-        sink: where its events go.
-        answers: whether the iterator owes exactly one `Finished`.
-        hook: the hook that is running, for errors.
-    """
-
-    group: Hashable
-    record: PluginRecord
-    start: Callable[[], Iterator[Event | None]]
-    sink: Sink
-    answers: bool = True
-    hook: str = "generate"
-    submitted: float = field(factory=time.perf_counter)
-    cancelled: bool = False
-    iterator: Iterator[Event | None] | None = None
-    first_step: float | None = None
-    first_event: float | None = None
-    device_seconds: float = 0.0
-    predicted: float = _QUANTUM_SECONDS
-    done: bool = False
 
 
 @define(eq=False)
@@ -144,7 +80,7 @@ class Scheduler:
         Raises:
             EngineClosedError: the scheduler was closed.
         """
-        self._post(lambda: self._admit(task), lambda error: _fail(task, error))
+        self._post(lambda: self._admit(task), task.fail)
 
     def cancel(self, task: Task) -> None:
         """Close a task's iterator before any further step of it; harmless when it is over."""
@@ -268,7 +204,7 @@ class Scheduler:
         last: Task | None = None
         for _ in range(len(group.tasks)):
             task = group.tasks[0]
-            if last is not None and task.predicted > max(_CHEAP_SECONDS, _QUANTUM_SECONDS - spent):
+            if last is not None and task.predicted > max(CHEAP_SECONDS, QUANTUM_SECONDS - spent):
                 break
             group.tasks.rotate(-1)
             if task.sink.full:
@@ -327,7 +263,7 @@ class Scheduler:
         if task.first_event is None and not isinstance(event, Progress):
             task.first_event = now
         if isinstance(event, Finished):
-            task.sink.put(_timed(event, task, now))
+            task.sink.put(task.timed(event, now))
             self._end(task)
         else:
             task.sink.put(event)
@@ -428,21 +364,4 @@ class _Posted:
         self.action()
 
 
-def _fail(task: Task, error: BaseException) -> None:
-    task.done = True
-    task.sink.end(error)
-
-
-def _timed(event: Finished, task: Task, now: float) -> Finished:
-    first = task.first_event
-    metrics = attrs.evolve(
-        event.metrics,
-        queue_seconds=(task.first_step or now) - task.submitted,
-        first_event_seconds=None if first is None else first - task.submitted,
-        total_seconds=now - task.submitted,
-        device_seconds=task.device_seconds,
-    )
-    return attrs.evolve(event, metrics=metrics)
-
-
-__all__ = ["FutureSink", "Scheduler", "SchedulerStatus", "Sink", "Task"]
+__all__ = ["Scheduler", "SchedulerStatus"]

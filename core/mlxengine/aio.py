@@ -6,12 +6,18 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from . import kinds
 from ._live import LiveModel, Report
 from .configuration import ModelConfiguration
-from .engine import TEXT_KINDS, InferenceEngine
+from .engine import InferenceEngine
+from .kinds import async_handle_type
 from .model import AsyncModelHandle, AsyncTextHandle
+
+if TYPE_CHECKING:
+    from .embeddings import AsyncEmbeddingHandle
+    from .images import AsyncImageHandle
 
 
 class AsyncInferenceEngine:
@@ -34,7 +40,7 @@ class AsyncInferenceEngine:
     ) -> AsyncModelHandle:
         """See `InferenceEngine.load`. Cancelling the task cancels the load."""
         live = await self._load(model, (), plugin, features, verify, on_progress)
-        return (AsyncTextHandle if live.claim.kind in TEXT_KINDS else AsyncModelHandle)(self.sync, live)
+        return async_handle_type(live.claim.kind)(self.sync, live)
 
     async def load_text(
         self,
@@ -46,23 +52,53 @@ class AsyncInferenceEngine:
         on_progress: Report | None = None,
     ) -> AsyncTextHandle:
         """See `InferenceEngine.load_text`."""
-        live = await self._load(model, TEXT_KINDS, plugin, features, verify, on_progress)
+        live = await self._load(model, kinds.TEXT, plugin, features, verify, on_progress)
         return AsyncTextHandle(self.sync, live)
+
+    async def load_embeddings(
+        self,
+        model: str | Path | ModelConfiguration,
+        *,
+        plugin: str | None = None,
+        features: Mapping[str, object] | None = None,
+        verify: str | None = None,
+        on_progress: Report | None = None,
+    ) -> AsyncEmbeddingHandle:
+        """See `InferenceEngine.load_embeddings`."""
+        from .embeddings import AsyncEmbeddingHandle
+
+        live = await self._load(model, kinds.EMBED, plugin, features, verify, on_progress)
+        return AsyncEmbeddingHandle(self.sync, live)
+
+    async def load_images(
+        self,
+        model: str | Path | ModelConfiguration,
+        *,
+        plugin: str | None = None,
+        features: Mapping[str, object] | None = None,
+        verify: str | None = None,
+        on_progress: Report | None = None,
+    ) -> AsyncImageHandle:
+        """See `InferenceEngine.load_images`."""
+        from .images import AsyncImageHandle
+
+        live = await self._load(model, kinds.IMAGE, plugin, features, verify, on_progress)
+        return AsyncImageHandle(self.sync, live)
 
     async def _load(
         self,
         model: str | Path | ModelConfiguration,
-        kinds: tuple[str, ...],
+        wanted: tuple[str, ...],
         plugin: str | None,
         features: Mapping[str, object] | None,
         verify: str | None,
         on_progress: Report | None,
     ) -> LiveModel:
-        pending = self.sync._start_load(model, kinds, plugin, features, verify, on_progress)
+        pending = self.sync._start_load(model, wanted, plugin, features, verify, on_progress)
         try:
             return await asyncio.shield(asyncio.wrap_future(pending.future))
         except BaseException:
-            self.sync._give_up(pending)
+            self.sync._pool.give_up(pending)
             raise
 
     async def close(self) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import attrs
 
-from . import _hub
+from . import _hub, kinds
 from ._channel import Channel
-from ._host import Host, Owner, PluginRecord
-from ._live import HubOptions, LiveModel, Loader, PendingLoad, Report, free
-from ._scheduler import Scheduler, SchedulerStatus, Task
+from ._host import Host
+from ._live import HubOptions, LiveModel, Loader, PendingLoad, Report
+from ._pool import LoadKey, ModelPool
+from ._scheduler import Scheduler, SchedulerStatus
+from ._task import Task
 from .configuration import ModelCard, ModelConfiguration
 from .device import Device
 from .errors import (
@@ -28,10 +28,14 @@ from .errors import (
 )
 from .features import FeatureRegistry, Layer, Level
 from .hookspecs import RunContext
+from .kinds import handle_type
 from .model import ModelHandle, TextHandle
+from .plugins import Owner, PluginRecord
 from .requests import Request
 
-TEXT_KINDS = ("llm", "vlm")
+if TYPE_CHECKING:
+    from .embeddings import EmbeddingHandle
+    from .images import ImageHandle
 
 
 @runtime_checkable
@@ -92,13 +96,10 @@ class InferenceEngine:
         self._budget = step_budget_ms
         self._scheduler = Scheduler()
         self._loader = Loader(self._host, self._scheduler, self._options)
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="mlxengine-loader")
-        self._lock = threading.Lock()
-        self._live: dict[Any, LiveModel] = {}
-        self._pending: dict[Any, PendingLoad] = {}
+        self._pool = ModelPool(self._loader, self._scheduler)
         self._closed = False
         # Ends the scheduler's thread in order when the interpreter exits or nobody holds the engine.
-        self._finalizer = weakref.finalize(self, _shut_down, self._scheduler, self._pool, self._pending)
+        self._finalizer = weakref.finalize(self, _shut_down, self._scheduler, self._pool)
 
     # -- what there is -------------------------------------------------------------------------------
 
@@ -120,8 +121,7 @@ class InferenceEngine:
     @property
     def models(self) -> tuple[ModelCard, ...]:
         """The cards of the models that are loaded now."""
-        with self._lock:
-            return tuple(live.card for live in self._live.values())
+        return tuple(live.card for live in self._pool.live())
 
     @property
     def closed(self) -> bool:
@@ -186,7 +186,7 @@ class InferenceEngine:
             EngineClosedError: the engine was closed.
         """
         live = self._load(model, (), plugin, features, verify, on_progress)
-        return (TextHandle if live.claim.kind in TEXT_KINDS else ModelHandle)(self, live)
+        return handle_type(live.claim.kind)(self, live)
 
     def load_text(
         self,
@@ -202,34 +202,69 @@ class InferenceEngine:
         Raises:
             InvalidParameterError: the model is of another kind.
         """
-        return TextHandle(self, self._load(model, TEXT_KINDS, plugin, features, verify, on_progress))
+        return TextHandle(self, self._load(model, kinds.TEXT, plugin, features, verify, on_progress))
+
+    def load_embeddings(
+        self,
+        model: str | Path | ModelConfiguration,
+        *,
+        plugin: str | None = None,
+        features: Mapping[str, object] | None = None,
+        verify: str | None = None,
+        on_progress: Report | None = None,
+    ) -> EmbeddingHandle:
+        """Like `load`, for an embedding model.
+
+        Raises:
+            InvalidParameterError: the model is of another kind.
+        """
+        from .embeddings import EmbeddingHandle
+
+        return EmbeddingHandle(self, self._load(model, kinds.EMBED, plugin, features, verify, on_progress))
+
+    def load_images(
+        self,
+        model: str | Path | ModelConfiguration,
+        *,
+        plugin: str | None = None,
+        features: Mapping[str, object] | None = None,
+        verify: str | None = None,
+        on_progress: Report | None = None,
+    ) -> ImageHandle:
+        """Like `load`, for an image-generation model.
+
+        Raises:
+            InvalidParameterError: the model is of another kind.
+        """
+        from .images import ImageHandle
+
+        return ImageHandle(self, self._load(model, kinds.IMAGE, plugin, features, verify, on_progress))
 
     def _load(
         self,
         model: str | Path | ModelConfiguration,
-        kinds: tuple[str, ...],
+        wanted: tuple[str, ...],
         plugin: str | None,
         features: Mapping[str, object] | None,
         verify: str | None,
         on_progress: Report | None,
     ) -> LiveModel:
-        pending = self._start_load(model, kinds, plugin, features, verify, on_progress)
+        pending = self._start_load(model, wanted, plugin, features, verify, on_progress)
         try:
             return pending.future.result()
         except BaseException:
-            self._give_up(pending)
+            self._pool.give_up(pending)
             raise
 
     def _start_load(
         self,
         model: str | Path | ModelConfiguration,
-        kinds: tuple[str, ...],
+        wanted: tuple[str, ...],
         plugin: str | None,
         features: Mapping[str, object] | None,
         verify: str | None,
         on_progress: Report | None,
     ) -> PendingLoad:
-        """Begin (or join) a load; every caller that is counted in ``waiters`` becomes a holder."""
         if verify not in (None, "deep"):
             raise InvalidParameterError(f"verify={verify!r} is not known.", hint='Write verify="deep".')
         configuration = self._configure(model)
@@ -238,57 +273,7 @@ class InferenceEngine:
         if features:
             merged = {**dict(configuration.features), **features}
             configuration = attrs.evolve(configuration, features=tuple(sorted(merged.items())))
-        key = (configuration, verify)
-        with self._lock:
-            if self._closed:
-                raise EngineClosedError("The engine is closed.")
-            pending = self._pending.get(key)
-            if pending is None:
-                pending = PendingLoad()
-                live = self._live.get(key[0])
-                if live is not None and (not kinds or live.claim.kind in kinds) and verify is None:
-                    live.holders += 1
-                    pending.counted = True
-                    pending.future.set_result(live)
-                    return pending
-                self._pending[key] = pending
-                self._pool.submit(self._run_load, key, kinds, pending)
-            pending.waiters += 1
-            if on_progress is not None:
-                pending.reports.append(on_progress)
-        return pending
-
-    def _run_load(
-        self, key: tuple[ModelConfiguration, str | None], kinds: tuple[str, ...], pending: PendingLoad
-    ) -> None:
-        try:
-            live = self._loader.load(key[0], kinds, key[1], pending)
-        except BaseException as error:
-            with self._lock:
-                self._pending.pop(key, None)
-            pending.future.set_exception(error)
-            return
-        with self._lock:
-            self._pending.pop(key, None)
-            live.holders, pending.counted = pending.waiters, True
-            keep = live.holders > 0 and not self._closed
-            if keep:
-                self._live[key[0]] = live
-        if keep:
-            pending.future.set_result(live)
-        else:
-            self._free(live)
-            pending.future.set_exception(CancelledError("Loading was cancelled."))
-
-    def _give_up(self, pending: PendingLoad) -> None:
-        """One caller stops waiting: for a load that is over, its share of the model is released."""
-        with self._lock:
-            pending.waiters -= 1
-            counted = pending.counted
-            if pending.waiters <= 0 and not counted:
-                pending.cancelled.set()
-        if counted:
-            self._release(pending.future.result())
+        return self._pool.start(LoadKey(configuration, wanted, verify), on_progress)
 
     def _configure(self, model: str | Path | ModelConfiguration) -> ModelConfiguration:
         if isinstance(model, ModelConfiguration):
@@ -342,44 +327,15 @@ class InferenceEngine:
     # -- closing -------------------------------------------------------------------------------------
 
     def _release(self, live: LiveModel) -> None:
-        with self._lock:
-            live.holders -= 1
-            if live.holders > 0 or live.closed:
-                return
-            live.closed = True
-            for key, value in list(self._live.items()):
-                if value is live:
-                    del self._live[key]
         if not self._closed:
-            self._free(live)
-
-    def _free(self, live: LiveModel) -> None:
-        future: Future[None] = self._scheduler.call(lambda: self._free_now(live))
-        future.result()
-
-    def _free_now(self, live: LiveModel) -> None:
-        self._scheduler.end_group(
-            live, CancelledError(f"{live.card.id} was closed while the request was running.")
-        )
-        free(live, self._loader.backend)
+            self._pool.release(live)
 
     def close(self) -> None:
         """Cancel every request and load, free every model, end every thread. May be called twice."""
-        with self._lock:
-            already, self._closed = self._closed, True
-            pending = list(self._pending.values())
-            lives = list(self._live.values())
-            self._live.clear()
-        if already:
+        if self._closed:
             return
-        for item in pending:
-            item.cancelled.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for item in pending:
-            if not item.future.done():
-                item.future.set_exception(EngineClosedError("The engine was closed."))
-        for live in lives:
-            self._free(live)
+        self._closed = True
+        self._pool.close()
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -397,11 +353,9 @@ def _outer_layers() -> tuple[Layer, ...]:
     return feature_layers()
 
 
-def _shut_down(scheduler: Scheduler, pool: ThreadPoolExecutor, pending: dict[Any, PendingLoad]) -> None:
-    for item in list(pending.values()):
-        item.cancelled.set()
-    pool.shutdown(wait=False, cancel_futures=True)
+def _shut_down(scheduler: Scheduler, pool: ModelPool) -> None:
+    pool.abandon()
     scheduler.close()
 
 
-__all__ = ["TEXT_KINDS", "InferenceEngine", "LLMEngine"]
+__all__ = ["InferenceEngine", "LLMEngine"]

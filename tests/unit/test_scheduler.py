@@ -5,8 +5,8 @@ import time
 
 import pytest
 from mlxengine._channel import Channel
-from mlxengine._host import PluginRecord
-from mlxengine._scheduler import FutureSink, Scheduler, Task
+from mlxengine._scheduler import Scheduler
+from mlxengine._task import FutureSink, Task
 from mlxengine.errors import (
     CancelledError,
     EngineClosedError,
@@ -16,6 +16,7 @@ from mlxengine.errors import (
     PluginCrashedError,
 )
 from mlxengine.events import Finished, TextDelta
+from mlxengine.plugins import PluginRecord
 
 RECORD = PluginRecord(name="fake", distribution="fake-dist")
 

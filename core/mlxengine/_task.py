@@ -1,0 +1,95 @@
+"""One iterator on the scheduler, and where its events go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
+from typing import Protocol
+
+import attrs
+from attrs import define, field
+
+from .events import Event, Finished
+from .plugins import PluginRecord
+
+# A step that is predicted to cost less than this rides along in its model's turn.
+CHEAP_SECONDS = 0.001
+QUANTUM_SECONDS = 0.010
+
+
+class Sink(Protocol):
+    """Where a task's events go; a `Channel`, or a future for work that only ends."""
+
+    @property
+    def full(self) -> bool: ...
+
+    def put(self, event: Event) -> None: ...
+
+    def end(self, error: BaseException | None = None) -> None: ...
+
+
+class FutureSink:
+    """The end of a task as a future; its events are dropped."""
+
+    full = False
+
+    def __init__(self) -> None:
+        self.future: Future[None] = Future()
+
+    def put(self, event: Event) -> None:
+        """Nothing reads the events of such a task."""
+
+    def end(self, error: BaseException | None = None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(error)
+
+
+@define(eq=False, kw_only=True)
+class Task:
+    """One iterator on the scheduler.
+
+    Args:
+        group: the model (tasks of one group share one clock).
+        record: the plugin, for errors.
+        start: makes the iterator, on the scheduler's thread.
+        sink: where its events go.
+        answers: whether the iterator owes exactly one `Finished`.
+        hook: the hook that is running, for errors.
+    """
+
+    group: Hashable
+    record: PluginRecord
+    start: Callable[[], Iterator[Event | None]]
+    sink: Sink
+    answers: bool = True
+    hook: str = "generate"
+    submitted: float = field(factory=time.perf_counter)
+    cancelled: bool = False
+    iterator: Iterator[Event | None] | None = None
+    first_step: float | None = None
+    first_event: float | None = None
+    device_seconds: float = 0.0
+    predicted: float = QUANTUM_SECONDS
+    done: bool = False
+
+    def fail(self, error: BaseException) -> None:
+        """End a task that never reached the loop."""
+        self.done = True
+        self.sink.end(error)
+
+    def timed(self, event: Finished, now: float) -> Finished:
+        """The last event with the times that only the scheduler knows."""
+        first = self.first_event
+        metrics = attrs.evolve(
+            event.metrics,
+            queue_seconds=(self.first_step or now) - self.submitted,
+            first_event_seconds=None if first is None else first - self.submitted,
+            total_seconds=now - self.submitted,
+            device_seconds=self.device_seconds,
+        )
+        return attrs.evolve(event, metrics=metrics)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .embeddings import AsyncEmbeddingHandle as AsyncEmbeddingHandle
     from .embeddings import EmbeddingHandle as EmbeddingHandle
     from .engine import InferenceEngine as InferenceEngine
-    from .engine import LLMEngine as LLMEngine
     from .errors import MisuseError as MisuseError
     from .errors import MLXEngineError as MLXEngineError
     from .events import Array as Array
@@ -77,9 +76,10 @@ if TYPE_CHECKING:
     from .model import ModelHandle as ModelHandle
     from .model import TextHandle as TextHandle
     from .params import GenerateParams as GenerateParams
-    from .registry import ModelRegistry as ModelRegistry
     from .plugins import Owner as Owner
     from .plugins import PluginRecord as PluginRecord
+    from .protocol import LLMEngine as LLMEngine
+    from .registry import ModelRegistry as ModelRegistry
     from .replies import Result as Result
     from .replies import TextReply as TextReply
     from .requests import EmbedRequest as EmbedRequest
@@ -95,7 +95,7 @@ _HOMES = {
     "configuration": "FileInfo ModelCard ModelConfiguration ModelRef Provenance Source TensorInfo",
     "aio": "AsyncInferenceEngine",
     "device": "Device",
-    "engine": "InferenceEngine LLMEngine",
+    "engine": "InferenceEngine",
     "errors": "MLXEngineError MisuseError",
     "embeddings": "AsyncEmbeddingHandle EmbeddingHandle",
     "events": "Array Embeddings Event Finished FinishReason ImagePreview ImageReady Metrics Progress "
@@ -109,6 +109,7 @@ _HOMES = {
     "params": "GenerateParams",
     "registry": "ModelRegistry",
     "plugins": "Owner PluginRecord",
+    "protocol": "LLMEngine",
     "replies": "Result TextReply",
     "requests": "EmbedRequest ImageRequest RankRequest Request TextRequest",
     "streams": "AsyncEventStream EventStream",

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -30,6 +30,7 @@ from .features import FeatureRegistry, Layer
 from .hookspecs import ENTRY_POINT_GROUP, PROJECT, REQUIRED_HOOKS, Claim, Command, HookSpecs
 from .plugins import Owner, PluginRecord
 
+T = TypeVar("T")
 log = logging.getLogger("mlxengine.plugins")
 
 
@@ -250,23 +251,17 @@ class Host:
             hint=f'It looks like kind {kind!r}: install "mlxengine[{kind}]".',
         )
 
-    def models(self) -> list[tuple[str, ModelConfiguration]]:
-        """The registry entries of all plugins, each with its provider; a broken list is set aside."""
-        found: list[tuple[str, ModelConfiguration]] = []
-        for record in self.active():
-            for entry in self._list(record, "list_models", ModelConfiguration):
-                found.append((record.name, cast(ModelConfiguration, entry)))
-        return found
+    def models(self) -> dict[str, list[ModelConfiguration]]:
+        """The registry entries of all plugins by provider; a list that is broken is left out."""
+        return {
+            record.name: self._list(record, "list_models", ModelConfiguration) for record in self.active()
+        }
 
-    def commands(self) -> list[tuple[str, Command]]:
-        """The command-line verbs of all plugins, each with its provider."""
-        found: list[tuple[str, Command]] = []
-        for record in self.active():
-            for command in self._list(record, "list_commands", Command):
-                found.append((record.name, cast(Command, command)))
-        return found
+    def commands(self) -> dict[str, list[Command]]:
+        """The command-line verbs of all plugins by provider; a list that is broken is left out."""
+        return {record.name: self._list(record, "list_commands", Command) for record in self.active()}
 
-    def _list(self, record: PluginRecord, hook: str, wanted: type) -> list[object]:
+    def _list(self, record: PluginRecord, hook: str, wanted: type[T]) -> list[T]:
         try:
             items = list(self.call(record, hook, default=()))
             wrong = next((item for item in items if not isinstance(item, wanted)), None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
@@ -36,19 +37,10 @@ from .requests import Request
 if TYPE_CHECKING:
     from .embeddings import EmbeddingHandle
     from .images import ImageHandle
+    from .registry import ModelRegistry
 
 
-@runtime_checkable
-class LLMEngine(Protocol):
-    """What any engine offers: loading a model and getting rid of everything again."""
-
-    def load(self, model: str | Path | ModelConfiguration) -> ModelHandle:
-        """Load a model and return the handle for its kind."""
-        ...
-
-    def close(self) -> None:
-        """Stop everything and free every model."""
-        ...
+log = logging.getLogger("mlxengine.engine")
 
 
 class InferenceEngine:
@@ -97,6 +89,7 @@ class InferenceEngine:
         self._scheduler = Scheduler()
         self._loader = Loader(self._host, self._scheduler, self._options)
         self._pool = ModelPool(self._loader, self._scheduler)
+        self._registry: ModelRegistry | None = None
         self._closed = False
         # Ends the scheduler's thread in order when the interpreter exits or nobody holds the engine.
         self._finalizer = weakref.finalize(self, _shut_down, self._scheduler, self._pool)
@@ -112,6 +105,17 @@ class InferenceEngine:
     def features(self) -> FeatureRegistry:
         """All feature flags; ``features.explain(name)`` says everything about one."""
         return self._host.features
+
+    @property
+    def registry(self) -> ModelRegistry:
+        """The known models: the plugins' entries and what was registered at run time."""
+        if self._registry is None:
+            from .registry import ModelRegistry
+
+            self._registry = ModelRegistry()
+            for provider, entries in self._host.models().items():
+                self._registry.add(entries, provider)
+        return self._registry
 
     @property
     def device(self) -> Device:
@@ -277,14 +281,25 @@ class InferenceEngine:
 
     def _configure(self, model: str | Path | ModelConfiguration) -> ModelConfiguration:
         if isinstance(model, ModelConfiguration):
-            configuration = model
-        elif isinstance(model, str | Path):
-            configuration = ModelConfiguration(id=str(model))
-        else:
+            return self._choose(model)
+        if not isinstance(model, str | Path):
             raise InvalidParameterError(
                 f"A model is a str, a Path or a ModelConfiguration, found {type(model).__name__}."
             )
-        return configuration
+        name, _, revision = str(model).partition("@")
+        known = None if isinstance(model, Path) else self.registry.get(name)
+        if known is not None:
+            return attrs.evolve(known, revision=revision or known.revision)
+        return self._choose(ModelConfiguration(id=str(model)))
+
+    def _choose(self, configuration: ModelConfiguration) -> ModelConfiguration:
+        """What ``auto:kind`` stands for here; any other configuration as it is."""
+        kind = configuration.ref.auto
+        if kind is None:
+            return configuration
+        found = self.registry.recommend(kind, self.device, checked_only=True)
+        log.info("auto:%s is %s: %s", kind, found.model.id, found.reason)
+        return found.model
 
     # -- running -------------------------------------------------------------------------------------
 
@@ -358,4 +373,4 @@ def _shut_down(scheduler: Scheduler, pool: ModelPool) -> None:
     scheduler.close()
 
 
-__all__ = ["InferenceEngine", "LLMEngine"]
+__all__ = ["InferenceEngine"]

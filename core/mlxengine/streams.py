@@ -20,26 +20,26 @@ class _Reader:
     def __init__(self, channel: Channel, cancel: Callable[[], None]) -> None:
         self._channel = channel
         self._cancel = cancel
-        self._taken = False
+        self._over = False
         self.finished: Finished | None = None
 
     def cancel(self) -> None:
         """Stop the request; it takes effect before its next step. Harmless when it is over."""
         self._cancel()
 
-    def _take_once(self) -> None:
-        if self._taken:
-            raise StreamConsumedError("This stream was iterated already; start a new request.")
-        self._taken = True
+    def _not_over(self) -> None:
+        if self._over:
+            raise StreamConsumedError("This stream was read to its end already; start a new request.")
 
     def _seen(self, event: Event | None) -> Event | None:
         if isinstance(event, Finished):
             self.finished = event
+        self._over = event is None
         return event
 
     def __del__(self) -> None:
         # A reader that nobody holds any more cannot be read: its request would run for nobody.
-        if self.finished is None:
+        if self.finished is None and not self._over:
             self._cancel()
 
 
@@ -49,12 +49,12 @@ class EventStream(_Reader, Iterator[Event]):
     Leaving the loop early cancels the request once the stream is closed (``with``, `close`) or dropped.
 
     Raises:
-        StreamConsumedError: it is iterated a second time.
+        StreamConsumedError: it is iterated again after its end.
         MLXEngineError: what the request ended with, after all events that came before.
     """
 
     def __iter__(self) -> Iterator[Event]:
-        self._take_once()
+        self._not_over()
         return self
 
     def __next__(self) -> Event:
@@ -80,7 +80,7 @@ class AsyncEventStream(_Reader, AsyncIterator[Event]):
     """The same for asyncio. A task that is cancelled while it waits cancels the request."""
 
     def __aiter__(self) -> AsyncIterator[Event]:
-        self._take_once()
+        self._not_over()
         return self
 
     async def __anext__(self) -> Event:

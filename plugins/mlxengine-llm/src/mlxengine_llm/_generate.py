@@ -1,44 +1,15 @@
-"""Serving text requests: from a row of the shared batch to events."""
+"""Serving text requests on a language model."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
-import mlx.core as mx
-import numpy as np
-from mlxengine import (
-    Event,
-    Finished,
-    FinishReason,
-    GenerateParams,
-    Metrics,
-    Request,
-    RunContext,
-    TextDelta,
-    TextRequest,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
-from mlxengine.errors import GenerationError, MLXEngineError
-from mlxengine.toolkit.sampling import (
-    PenaltySettings,
-    SamplerSettings,
-    SeededSampler,
-    processors_for,
-    sampler_for,
-)
+from mlxengine import Event, Request, RunContext, TextRequest
+from mlxengine.toolkit.answers import Answer, AnswerStream
 
 from . import features
-from ._batch import Row
 from ._chat import prompt_tokens
 from ._model import LanguageModel
-from ._tokens import Detokenizer, StopTexts
-
-MAX_TOKENS = 256
 
 
 def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
@@ -47,199 +18,15 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         return None
     if request.params.logprobs or request.params.top_logprobs:
         context.features.require(features.LOGPROBS)
-    answer = Answer(model, request, context.features.get(features.STREAMING))
+    answer = Answer(
+        model.voice,
+        prompt_tokens(model, request),
+        request.params,
+        streaming=context.features.get(features.STREAMING),
+        priority=request.priority,
+    )
     model.batch.admit(answer)
-    return AnswerStream(model, answer, context)
+    return AnswerStream(model.batch, answer, context)
 
 
-def sampler_settings(params: GenerateParams, defaults: dict[str, Any]) -> SamplerSettings:
-    """The request's sampling, then the model's own (``generation_config.json``), then greedy."""
-    own = defaults if defaults.get("do_sample") else {}
-
-    def choose(value: float | None, key: str, otherwise: float) -> float:
-        found = own.get(key) if value is None else value
-        return otherwise if found is None else found
-
-    return SamplerSettings(
-        temperature=float(choose(params.temperature, "temperature", 1.0 if own else 0.0)),
-        top_p=float(choose(params.top_p, "top_p", 1.0)),
-        top_k=int(choose(params.top_k, "top_k", 0)),
-        min_p=float(choose(params.min_p, "min_p", 0.0)),
-    )
-
-
-def penalty_settings(params: GenerateParams, defaults: dict[str, Any]) -> PenaltySettings:
-    """The request's penalties; the model's own repetition penalty where it says nothing."""
-    repetition = params.repetition_penalty
-    if repetition is None:
-        repetition = defaults.get("repetition_penalty")
-    return PenaltySettings(
-        repetition=float(1.0 if repetition is None else repetition),
-        repetition_context=params.repetition_context_size or 20,
-        presence=params.presence_penalty or 0.0,
-        frequency=params.frequency_penalty or 0.0,
-        bias=params.logit_bias or (),
-    )
-
-
-class Answer(Row):
-    """A row that turns its tokens into events, ready for the reader."""
-
-    def __init__(self, model: LanguageModel, request: TextRequest, streaming: bool, index: int = 0) -> None:
-        params = request.params
-        prompt = prompt_tokens(model, request)
-        settings = sampler_settings(params, model.defaults)
-        seeded = params.seed is not None and settings.temperature > 0
-        super().__init__(
-            prompt,
-            sampler=SeededSampler(settings, params.seed or 0) if seeded else sampler_for(settings),
-            processors=processors_for(penalty_settings(params, model.defaults), len(prompt)),
-            priority=request.priority,
-        )
-        self.index = index
-        self.events: deque[Event] = deque()
-        self._streaming = streaming
-        self._tokenizer = model.tokenizer
-        self._detokenizer = Detokenizer(self._decode)
-        self._stops = StopTexts(params.stop)
-        self._stop_ids = frozenset(params.stop_token_ids) | (
-            frozenset() if params.ignore_eos else model.stop_ids
-        )
-        limit = params.max_tokens or MAX_TOKENS
-        if params.max_tokens is None and isinstance(model.defaults.get("max_new_tokens"), int):
-            limit = model.defaults["max_new_tokens"]
-        self._limit = limit if model.context is None else min(limit, model.context - len(prompt))
-        self._logprobs = params.logprobs or params.top_logprobs > 0
-        self._top = params.top_logprobs
-        self._text: list[str] = []
-        self._ids: list[int] = []
-        self._scores: list[TokenLogprob] = []
-        self._start = time.perf_counter()
-        self._first: float | None = None
-
-    @property
-    def unread(self) -> int:
-        return len(self.events)
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
-
-    def take(self, token: int, logprobs: mx.array) -> None:
-        if self._first is None:
-            self._first = time.perf_counter()
-        if token in self._stop_ids:
-            self._finish(FinishReason.STOP, token)
-            return
-        self._ids.append(token)
-        if self._logprobs:
-            self._scores.append(self._score(token, logprobs))
-        text, stop = self._stops.feed(self._detokenizer.add(token))
-        self._say(text)
-        if stop is not None:
-            self._finish(FinishReason.STOP, stop)
-        elif len(self.tokens) >= self._limit:
-            self._finish(FinishReason.LENGTH)
-
-    def _say(self, text: str, *, last: bool = False) -> None:
-        self._text.append(text)
-        if (text and self._streaming) or (last and (self._ids or any(self._text))):
-            self.events.append(
-                TextDelta(
-                    text="".join(self._text),
-                    token_ids=tuple(self._ids),
-                    logprobs=tuple(self._scores),
-                    index=self.index,
-                )
-            )
-            self._text, self._ids, self._scores = [], [], []
-
-    def _finish(self, reason: FinishReason, stop: str | int | None = None) -> None:
-        if not isinstance(stop, str):  # a stop text cut the answer; otherwise nothing may be held back
-            text, late = self._stops.feed(self._detokenizer.finish())
-            if late is None:
-                text += self._stops.finish()
-            else:
-                reason, stop = FinishReason.STOP, late
-            self._say(text, last=True)
-        else:
-            self._say("", last=True)
-        self.events.append(self._finished(reason, stop))
-        self.done = True
-
-    def _finished(self, reason: FinishReason, stop: str | int | None) -> Finished:
-        now = time.perf_counter()
-        first = self._first or now
-        count = len(self.tokens)
-        return Finished(
-            reason=reason,
-            usage=Usage(prompt_tokens=len(self.prompt), completion_tokens=count),
-            metrics=Metrics(
-                prompt_per_second=len(self.prompt) / max(first - self._start, 1e-9),
-                generation_per_second=(count - 1) / (now - first) if count > 1 else None,
-                peak_memory_bytes=mx.get_peak_memory(),
-            ),
-            stop=stop,
-            index=self.index,
-        )
-
-    def _score(self, token: int, logprobs: mx.array) -> TokenLogprob:
-        values = np.array(logprobs.astype(mx.float32))
-        best: list[int] = []
-        if self._top:
-            best = np.argpartition(-values, self._top - 1)[: self._top].tolist()
-            best.sort(key=lambda item: (-values[item], item))
-        return TokenLogprob(
-            token_id=token,
-            text=self._decode([token]),
-            logprob=float(values[token]),
-            top=tuple(
-                TopLogprob(token_id=item, text=self._decode([item]), logprob=float(values[item]))
-                for item in best
-            ),
-        )
-
-
-class AnswerStream(Iterator[Event | None]):
-    """The iterator that the scheduler steps. ``close`` takes the row out of the batch."""
-
-    def __init__(self, model: LanguageModel, answer: Answer, context: RunContext) -> None:
-        self._batch = model.batch
-        self._answer = answer
-        self._budget_ms = context.budget_ms
-        self._closed = False
-
-    def __next__(self) -> Event | None:
-        answer = self._answer
-        if self._closed:
-            raise StopIteration
-        if not answer.events and answer.failure is None:
-            self._batch.poll(answer, self._budget_ms)
-        else:
-            self._batch.touch(answer)
-        if answer.events:
-            event = answer.events.popleft()
-            if isinstance(event, Finished):
-                self._closed = True
-            return event
-        if answer.failure is not None:
-            self.close()
-            raise _typed(answer.failure)
-        return None
-
-    def close(self) -> None:
-        """Cancel: the row leaves the batch at once, in prefill or in decode."""
-        if not self._closed:
-            self._closed = True
-            self._answer.events.clear()
-            self._batch.remove(self._answer)
-
-
-def _typed(error: Exception) -> MLXEngineError:
-    if isinstance(error, MLXEngineError):
-        return error
-    failure = GenerationError(f"This request failed: {type(error).__name__}: {error}.")
-    failure.__cause__ = error
-    return failure
-
-
-__all__ = ["MAX_TOKENS", "Answer", "AnswerStream", "penalty_settings", "sampler_settings", "serve"]
+__all__ = ["serve"]

@@ -6,8 +6,10 @@ from typing import Any
 
 from attrs import define, field
 from mlxengine import ModelCard
+from mlxengine.toolkit.answers import Voice
+from mlxengine.toolkit.rows import SharedBatch
 
-from ._batch import SharedBatch
+from ._decoder import BatchDecoder
 
 
 @define(eq=False)
@@ -24,6 +26,7 @@ class LanguageModel:
         defaults: ``generation_config.json``.
         stop_ids: token ids that end an answer.
         batch: decodes all requests together.
+        voice: what their answers have in common.
     """
 
     card: ModelCard
@@ -34,9 +37,16 @@ class LanguageModel:
     defaults: dict[str, Any]
     stop_ids: frozenset[int]
     batch: SharedBatch = field(init=False)
+    voice: Voice = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.batch = SharedBatch(self.network)
+        self.batch = SharedBatch(lambda rows: BatchDecoder(self.network, rows))
+        self.voice = Voice(
+            decode=lambda tokens: str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
+            defaults=self.defaults,
+            stop_ids=self.stop_ids,
+            context=self.context,
+        )
 
     def close(self) -> None:
         """Let go of the weights and of every cache."""

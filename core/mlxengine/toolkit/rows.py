@@ -1,4 +1,4 @@
-"""One continuous batch per model, shared by the requests of all callers.
+"""One continuous batch per model, shared by the requests of all callers, whatever decodes it.
 
 A row is one answer being generated. Every reader's ``next`` may advance the batch, which decodes one
 token for all rows and reads a piece of the prompts that are waiting. Nothing that belongs to one row may
@@ -9,19 +9,19 @@ raises, the batch is thrown away and the surviving rows are rebuilt from their t
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import mlx.core as mx
-from mlxengine.errors import GenerationError
-from mlxengine.toolkit.sampling import LogitsProcessor, Sampler, SeededSampler, greedy, guarded
+from attrs import frozen
 
-_log = logging.getLogger("mlxengine.llm")
+from ..errors import GenerationError
+from .sampling import LogitsProcessor, Sampler, SeededSampler, greedy, guarded
+
+_log = logging.getLogger("mlxengine.toolkit.rows")
 
 STALL = 64
 """A row with this many unread events is taken out of the batch until its reader comes back."""
-
-_FOREVER = 1 << 60
 
 
 class Row:
@@ -49,8 +49,8 @@ class Row:
         self.priority = priority
         self.done = False
         self.failure: Exception | None = None
-        self.uid: int | None = None
-        self.kept: tuple[list[Any], list[int]] | None = None
+        self.inside = False  # in the decoder, reading its prompt or decoding
+        self.kept: Any = None  # what the decoder gave for a row that was parked
         self.seen = -1
         self.reading = True
 
@@ -69,6 +69,54 @@ class Row:
     def fail(self, error: Exception) -> None:
         """Remember the first failure; the row leaves the batch after the step."""
         self.failure = self.failure or error
+
+
+@frozen
+class Drawn:
+    """A token that a row is given, and the log-probabilities, shape (vocabulary,), it was drawn from."""
+
+    row: Row
+    token: int
+    logprobs: mx.array
+
+
+@frozen(kw_only=True)
+class Stepped:
+    """What one step did: a token of each decoding row, and how much of the prompts was read."""
+
+    drawn: Sequence[Drawn] = ()
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+
+
+class Decoder(Protocol):
+    """What decodes rows together. All its methods are called on one thread, under one stream."""
+
+    def insert(self, row: Row) -> None:
+        """Take a row in: ``row.prompt + row.tokens``, or ``row.kept`` of a parked one; may raise."""
+        ...
+
+    def step(self, chunk: int) -> Stepped:
+        """A token of every row whose prompt is read; then at most about ``chunk`` tokens of each prompt.
+
+        Raises only what makes the whole batch unusable.
+        """
+        ...
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """Take rows out."""
+        ...
+
+    def park(self, row: Row) -> tuple[Drawn, Any] | None:
+        """Take a row out with its cache: the token that is drawn already, and what ``insert`` needs.
+
+        ``None`` leaves the row where it is (its prompt is still being read).
+        """
+        ...
+
+    def close(self) -> None:
+        """Drop everything."""
+        ...
 
 
 class Pace:
@@ -92,17 +140,17 @@ class Pace:
 
 
 class SharedBatch:
-    """The rows of one model around one ``mlx_lm.generate.BatchGenerator``.
+    """The rows of one model around one `Decoder`, which is opened when a row needs it.
 
     All methods are called on one thread. The stream that is the default when the first row is decoded
     is used throughout.
     """
 
-    def __init__(self, network: Any, *, max_rows: int = 32) -> None:
-        self._network = network
+    def __init__(self, open_decoder: Callable[[int], Decoder], *, max_rows: int = 32) -> None:
+        self._open = open_decoder
         self.max_rows = max_rows
-        self._generator: Any = None
-        self._rows: dict[int, Row] = {}
+        self._decoder: Decoder | None = None
+        self._rows: list[Row] = []
         self._waiting: list[Row] = []
         self._pace = Pace()
         self._steps = 0
@@ -131,11 +179,11 @@ class SharedBatch:
         While other rows hold unread events, a reader's first call since the last step does nothing, so
         that the others' readers get their turn; a second call means that a whole round has passed.
         """
-        if row.kept is not None and row.uid is None and row not in self._waiting:
+        if row.kept is not None and not row.inside and row not in self._waiting:
             self.admit(row)
         first = row.seen != self._steps
         self.touch(row)
-        if first and any(other.unread for other in self._rows.values() if other is not row):
+        if first and any(other.unread for other in self._rows if other is not row):
             return
         self.advance(budget_ms)
         self.touch(row)
@@ -148,117 +196,100 @@ class SharedBatch:
         """One step: admit what waits, decode a token of every row, read a piece of the prompts."""
         self._steps += 1
         try:
-            self._enter()
-            if not self._rows:
+            decoder = self._enter()
+            if decoder is None or not self._rows:
                 return
-            reading = sum(row.reading for row in self._rows.values())
-            self._generator.prefill_step_size = self._pace.chunk(budget_ms, reading)
-            with self._generator.stats() as work:
-                _, answers = self._generator.next()
+            reading = sum(row.reading for row in self._rows)
+            done = decoder.step(self._pace.chunk(budget_ms, reading))
         except Exception as error:
             self._recover(error)
             return
-        self._pace.observe(work.prompt_tokens, work.prompt_time)
-        if answers:
+        self._pace.observe(done.prompt_tokens, done.prompt_seconds)
+        if done.drawn:
             self._stuck = 0
-        for answer in answers:
-            row = self._rows.get(answer.uid)
-            if row is not None:
-                self._give(row, answer.token, answer.logprobs)
+        for item in done.drawn:
+            self._give(item)
         if self._suspect is not None and not self._suspect.reading:
             self._suspect = None
-        self._take_out([row for row in self._rows.values() if row.done or row.failure])
-        for row in [row for row in self._rows.values() if row.unread > STALL]:
-            self._park(row)
+        self._take_out([row for row in self._rows if row.done or row.failure])
+        for row in [row for row in self._rows if row.unread > STALL]:
+            self._park(decoder, row)
 
     def close(self) -> None:
         """Drop all rows and the batch."""
-        for row in (*self._rows.values(), *self._waiting):
+        for row in (*self._rows, *self._waiting):
             row.done = True
-            row.uid = None
+            row.inside = False
         self._rows.clear()
         self._waiting.clear()
         self._discard()
-        self._network = None
 
-    def _give(self, row: Row, token: int, logprobs: mx.array) -> None:
+    def _give(self, item: Drawn) -> None:
+        row = item.row
         row.reading = False
         if row.done or row.failure:
             return
-        row.tokens.append(token)
+        row.tokens.append(item.token)
         try:
-            row.take(token, logprobs)
+            row.take(item.token, item.logprobs)
         except Exception as error:
             row.fail(error)
 
-    def _enter(self) -> None:
-        if self._generator is None and self._waiting:
-            from mlx_lm.generate import BatchGenerator
-
-            self._generator = BatchGenerator(
-                self._network,
-                max_tokens=_FOREVER,
-                completion_batch_size=self.max_rows,
-                prefill_batch_size=min(8, self.max_rows),
-                stream=mx.default_stream(mx.default_device()),
-            )
-        while self._waiting and len(self._rows) < self.max_rows and self._suspect is None:
+    def _enter(self) -> Decoder | None:
+        if self._decoder is None and self._waiting:
+            self._decoder = self._open(self.max_rows)
+        while (
+            self._decoder is not None
+            and self._waiting
+            and len(self._rows) < self.max_rows
+            and self._suspect is None
+        ):
             row = self._waiting.pop(0)
             try:
-                self._insert(row)
+                self._insert(self._decoder, row)
             except Exception as error:
                 row.fail(error)
                 continue
             if self._stuck > 1:  # something raises in every step: let rows in one by one to find it
                 self._suspect = row
+        return self._decoder
 
-    def _insert(self, row: Row) -> None:
+    def _insert(self, decoder: Decoder, row: Row) -> None:
         if isinstance(row.sampler, SeededSampler):
             row.sampler.position = len(row.tokens)
-        cache, held = row.kept or (None, [])
-        row.kept = None
         row.reading = True
-        (uid,) = self._generator.insert(
-            [(row.prompt + row.tokens)[len(held) :]],
-            caches=[cache],
-            all_tokens=[list(held)],
-            samplers=[row.sampler],
-            logits_processors=[row.processors],
-        )
-        row.uid = uid
-        self._rows[uid] = row
+        decoder.insert(row)
+        row.kept = None
+        row.inside = True
+        self._rows.append(row)
 
     def _take_out(self, rows: Sequence[Row]) -> None:
-        leaving = [row.uid for row in rows if row.uid is not None and row.uid in self._rows]
-        for uid in leaving:
-            del self._rows[uid]
-        if leaving and self._generator is not None:
-            self._generator.remove(leaving)
+        leaving = [row for row in rows if row.inside]
+        self._rows = [row for row in self._rows if not any(row is other for other in leaving)]
+        if leaving and self._decoder is not None:
+            self._decoder.remove(leaving)
         for row in rows:
-            row.uid = None
+            row.inside = False
             if row is self._suspect:
                 self._suspect = None
 
-    def _park(self, row: Row) -> None:
+    def _park(self, decoder: Decoder, row: Row) -> None:
         """Take a row out with its cache; the token that is already drawn is handed over first."""
-        batch = self._generator._generation_batch
-        if row.uid is None or row.uid not in batch.uids:
+        parked = decoder.park(row)
+        if parked is None:
             return
-        at = batch.uids.index(row.uid)
-        token, logprobs = int(batch._next_tokens[at].item()), batch._next_logprobs[at]
-        cache, held = self._generator.remove([row.uid], return_prompt_caches=True)[row.uid]
-        mx.eval([part.state for part in cache])
-        del self._rows[row.uid]
-        row.uid = None
-        self._give(row, token, logprobs)
+        drawn, kept = parked
+        self._rows.remove(row)
+        row.inside = False
+        self._give(drawn)
         if not row.done and not row.failure:
-            row.kept = (cache, list(held))
+            row.kept = kept
 
     def _recover(self, error: Exception) -> None:
         """Rebuild after a step that raised; when steps keep raising, find the row that is to blame."""
         _log.warning("A step of the batch failed and is done again: %r", error)
         self._stuck += 1
-        rows = [row for row in self._rows.values() if not row.done and not row.failure]
+        rows = [row for row in self._rows if not row.done and not row.failure]
         self._rows.clear()
         self._discard()
         if self._suspect is not None or (len(rows) == 1 and self._stuck > 1):
@@ -266,20 +297,20 @@ class SharedBatch:
             failure = GenerationError(f"The model failed while it served this request: {error}.")
             failure.__cause__ = error
             blamed.fail(failure)
-            blamed.uid = None
+            blamed.inside = False
             rows = [row for row in rows if row is not blamed]
             self._suspect = None
         for row in rows:
-            row.uid = None
+            row.inside = False
             row.kept = None
         self._waiting[:0] = rows
 
     def _discard(self) -> None:
-        generator, self._generator = self._generator, None
-        if generator is not None:
-            generator.close()
-        del generator
+        decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            decoder.close()
+        del decoder
         mx.clear_cache()
 
 
-__all__ = ["STALL", "Pace", "Row", "SharedBatch"]
+__all__ = ["STALL", "Decoder", "Drawn", "Pace", "Row", "SharedBatch", "Stepped"]

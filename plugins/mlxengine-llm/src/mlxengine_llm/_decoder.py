@@ -1,0 +1,80 @@
+"""mlx-lm's continuous batch as the decoder of `mlxengine.toolkit.rows`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlxengine.toolkit.rows import Drawn, Row, Stepped
+
+_FOREVER = 1 << 60
+
+
+class BatchDecoder:
+    """The rows of one model in one ``mlx_lm.generate.BatchGenerator``.
+
+    Args:
+        network: mlx-lm's module.
+        max_rows: most rows that decode together.
+    """
+
+    def __init__(self, network: Any, max_rows: int) -> None:
+        from mlx_lm.generate import BatchGenerator
+
+        self._generator = BatchGenerator(
+            network,
+            max_tokens=_FOREVER,
+            completion_batch_size=max_rows,
+            prefill_batch_size=min(8, max_rows),
+            stream=mx.default_stream(mx.default_device()),
+        )
+        self._rows: dict[int, Row] = {}
+
+    def insert(self, row: Row) -> None:
+        cache, held = row.kept or (None, [])
+        (uid,) = self._generator.insert(
+            [(row.prompt + row.tokens)[len(held) :]],
+            caches=[cache],
+            all_tokens=[list(held)],
+            samplers=[row.sampler],
+            logits_processors=[row.processors],
+        )
+        self._rows[uid] = row
+
+    def step(self, chunk: int) -> Stepped:
+        self._generator.prefill_step_size = chunk
+        with self._generator.stats() as work:
+            _, answers = self._generator.next()
+        drawn = [
+            Drawn(self._rows[answer.uid], answer.token, answer.logprobs)
+            for answer in answers
+            if answer.uid in self._rows
+        ]
+        return Stepped(drawn=drawn, prompt_tokens=work.prompt_tokens, prompt_seconds=work.prompt_time)
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        leaving = [uid for uid, row in self._rows.items() if any(row is other for other in rows)]
+        for uid in leaving:
+            del self._rows[uid]
+        if leaving:
+            self._generator.remove(leaving)
+
+    def park(self, row: Row) -> tuple[Drawn, Any] | None:
+        batch = self._generator._generation_batch
+        uid = next((uid for uid, other in self._rows.items() if other is row), None)
+        if uid is None or uid not in batch.uids:
+            return None
+        at = batch.uids.index(uid)
+        drawn = Drawn(row, int(batch._next_tokens[at].item()), batch._next_logprobs[at])
+        cache, held = self._generator.remove([uid], return_prompt_caches=True)[uid]
+        mx.eval([part.state for part in cache])
+        del self._rows[uid]
+        return drawn, (cache, list(held))
+
+    def close(self) -> None:
+        self._rows.clear()
+        self._generator.close()
+
+
+__all__ = ["BatchDecoder"]

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TypeVar
 
 from attrs import define, field, frozen
@@ -134,6 +135,7 @@ class Scheduler:
             self._wake.notify()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
+            _wait_until_gone(thread)
 
     # -- the loop ------------------------------------------------------------------------------------
 
@@ -362,6 +364,21 @@ class _Posted:
 
     def __call__(self) -> None:
         self.action()
+
+
+def _wait_until_gone(thread: threading.Thread, seconds: float = 1.0) -> None:
+    """Wait until the system's thread is gone, which is a moment after Python's has been joined.
+
+    mlx keeps compiled functions per thread and frees them, under the GIL, when the system's thread exits.
+    If the interpreter ends in that moment, the process aborts.
+    """
+    tasks = Path("/proc/self/task")
+    if not tasks.exists():
+        time.sleep(0.02)  # elsewhere nothing tells; the GIL is all that the thread waits for
+        return
+    deadline = time.perf_counter() + seconds
+    while tasks.joinpath(str(thread.native_id)).exists() and time.perf_counter() < deadline:
+        time.sleep(0.001)
 
 
 __all__ = ["Scheduler", "SchedulerStatus"]

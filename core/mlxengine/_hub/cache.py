@@ -75,6 +75,15 @@ class RepoCache:
         blob = self.blob(file)
         return blob.with_name(blob.name + PARTIAL)
 
+    def drop(self, file: FileInfo) -> None:
+        """Remove the file's blob, and what it is a link to (huggingface_hub's shared Xet store)."""
+        blob = self.blob(file)
+        if blob.is_symlink():
+            shared = blob.resolve()
+            if shared.is_relative_to(self.cache_dir):
+                shared.unlink(missing_ok=True)
+        blob.unlink(missing_ok=True)
+
     def snapshot(self, commit: str) -> Path:
         """The folder through which libraries see a commit's files."""
         return self.folder / "snapshots" / commit

@@ -75,7 +75,7 @@ def obtain(job: Job, file: FileInfo) -> os.stat_result:
     """
     blob = job.cache.blob(file)
     blob.parent.mkdir(parents=True, exist_ok=True)
-    with job.cache.lock(blob.name, job.cancelled):
+    with job.cache.lock(blob.name, job.cancelled, until=lambda: _follow(job, file)):
         found = good_blob(job, file, discard=True)
         if found is not None:
             return found
@@ -92,13 +92,23 @@ def obtain(job: Job, file: FileInfo) -> os.stat_result:
     return _through_xet(job, file)
 
 
+def _follow(job: Job, file: FileInfo) -> bool:
+    """While another process fetches the file: show how far it is, and go on waiting."""
+    try:
+        job.moved(file.path, min(file.size, job.cache.partial(file).stat().st_size))
+    except OSError:
+        pass
+    return False
+
+
 def good_blob(job: Job, file: FileInfo, *, discard: bool = False) -> os.stat_result | None:
     """How the blob looks, if its content is right; a wrong one is thrown away if ``discard``."""
     blob = job.cache.blob(file)
     try:
         found = blob.stat()
     except OSError:
-        blob.unlink(missing_ok=True) if discard else None
+        if discard:
+            job.cache.drop(file)  # a link that leads nowhere
         return None
     if not job.known(file, found):
         job.emit(Verifying(repo=job.cache.repo, file=file.path, size=found.st_size))
@@ -107,7 +117,7 @@ def good_blob(job: Job, file: FileInfo, *, discard: bool = False) -> os.stat_res
         if content != file.hash:
             reject(job, file, content, found.st_size)
             if discard:
-                blob.unlink(missing_ok=True)
+                job.cache.drop(file)
             return None
     job.moved(file.path, file.size)
     return found
@@ -175,15 +185,17 @@ class Partial:
         job, file = self._job, self._file
         patience = Patience(job.access.policy, job.cancelled, self._retry)
         while self.at < stop:
-            before = self.at
+            before, problem = self.at, None
             try:
                 self._receive(stop)
-                if self.at == before:
-                    raise Passing("the answer had no bytes")
-            except Passing as problem:
-                job.check()
-                if self.at > before:
-                    patience.progressed()
+            except Passing as passing:
+                problem = passing
+            job.check()
+            if self.at > before:
+                patience.progressed()
+            elif problem is None:
+                problem = Passing("the answer had no bytes")
+            if problem is not None:
                 patience.failed(problem, gave_up(f"{file.path} of {job.cache.repo}", problem))
 
     def _receive(self, stop: int) -> None:

@@ -62,6 +62,11 @@ def safetensors_tensors(read: Reader, size: int, file: str) -> tuple[TensorInfo,
     return tuple(tensor for _, tensor in found)
 
 
+def dtype_bits(dtype: str) -> int:
+    """Bits of one element of a safetensors dtype (16 for one that is not known)."""
+    return _BITS.get(dtype, 16)
+
+
 def _tensor(name: str, entry: Any, file: str) -> tuple[int, TensorInfo]:
     if not isinstance(entry, Mapping):
         raise _lie(file, f"tensor {name!r} is not described")

@@ -18,13 +18,14 @@ from ..errors import (
     ModelNotFoundError,
     OfflineError,
     RateLimitedError,
+    ResolutionError,
 )
 from .access import QUICK, Access, Cancelled, never
 from .cache import Listing, RepoCache
 from .download import Job
 from .inspection import inspect
 from .local import local_card
-from .names import check_path, is_commit, is_hash
+from .names import check_path, is_commit, is_hash, problem_with
 from .transport import get_json
 
 log = logging.getLogger("mlxengine.hub")
@@ -90,8 +91,9 @@ def hub_card(
         return _card_from_cache(access, cache, ref, configuration, cancelled)
     try:
         listing = ask(access, ref.repo_id, revision, quick=ready, cancelled=cancelled)
-    except (HubUnavailableError, RateLimitedError) as error:
-        if not ready:
+    except (ResolutionError, RateLimitedError) as error:
+        passing = isinstance(error, HubUnavailableError | RateLimitedError)
+        if not ready and not (passing and is_complete(cache, commit)):
             raise
         log.warning("%s Using %s as it is here (%s).", error.message, ref.repo_id, str(commit)[:8])
         return _card_from_cache(access, cache, ref, configuration, cancelled)
@@ -104,6 +106,16 @@ def is_ready(cache: RepoCache, listing: Listing) -> bool:
     marked = cache.marker(listing.commit)
     files = [file for file in listing.files if file.path in marked]
     return bool(files) and not cache.unready(listing.commit, files)
+
+
+def is_complete(cache: RepoCache, commit: str | None) -> bool:
+    """Whether another program (or an earlier, unmarked download) left every file that matters here."""
+    listing = None if commit is None else cache.listing(commit) or stock_listing(cache, commit)
+    return listing is not None and all(
+        cache.blob(file).exists()
+        for file in listing.files
+        if file.hash is not None and file.suffix in (".json", ".safetensors", ".gguf")
+    )
 
 
 def ask(
@@ -180,17 +192,36 @@ def _card_from_cache(
 
 
 def stock_listing(cache: RepoCache, commit: str) -> Listing | None:
-    """What a snapshot that huggingface_hub itself made holds, by the names of its blobs."""
+    """What a commit holds that huggingface_hub itself fetched: by its own listing and its blobs' names."""
     snapshot = cache.snapshot(commit)
-    files = []
-    for pointer in sorted(snapshot.rglob("*")):
-        blob = pointer.resolve()
-        kind = {40: "git", 64: "sha256"}.get(len(blob.name))
-        content = f"{kind}:{blob.name}"
-        if pointer.is_file() and pointer.is_symlink() and is_hash(content):
+    found: dict[str, FileInfo] = {}
+    for pointer in sorted(snapshot.rglob("*")) if snapshot.is_dir() else ():
+        name = pointer.readlink().name if pointer.is_symlink() else ""
+        content = f"{'sha256' if len(name) == 64 else 'git'}:{name}"
+        if is_hash(content) and pointer.is_file():
             path = check_path(pointer.relative_to(snapshot).as_posix(), cache.repo)
-            files.append(FileInfo(path=path, size=blob.stat().st_size, hash=content))
-    return Listing(repo=cache.repo, commit=commit, files=tuple(files)) if files else None
+            found[path] = FileInfo(path=path, size=pointer.stat().st_size, hash=content)
+    if not found:
+        return None
+    for path, size, blob in _stock_tree(cache, commit):
+        # only what is absent: there the hash merely says that no such blob is here
+        found.setdefault(path, FileInfo(path=path, size=size, hash=f"git:{blob}"))
+    return Listing(repo=cache.repo, commit=commit, files=tuple(found.values()))
+
+
+def _stock_tree(cache: RepoCache, commit: str) -> list[tuple[str, int, str]]:
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        tree = get_cached_repo_tree(cache.repo, revision=commit, cache_dir=cache.cache_dir)
+    except CachedRepoTreeNotFoundError:
+        return []
+    return [
+        (entry.path, entry.size, entry.blob_id)
+        for entry in tree
+        if problem_with(entry.path) is None and is_hash(f"git:{entry.blob_id}")
+    ]
 
 
 def _card(

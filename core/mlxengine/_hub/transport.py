@@ -53,6 +53,11 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     return parts.scheme, (parts.hostname or "").lower(), parts.port or default
 
 
+def same_origin(first: str, second: str) -> bool:
+    """Whether two addresses have one scheme, host and port."""
+    return _origin(first) == _origin(second)
+
+
 @frozen(kw_only=True, eq=False)
 class Answer:
     """A response whose body has not been read. ``direct`` says that the hub itself answered."""

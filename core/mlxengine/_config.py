@@ -19,7 +19,6 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,21 +86,29 @@ def load_settings() -> Settings:
     named = os.environ.get(VARIABLE)
     path = Path(named).expanduser() if named else default_path()
     try:
-        if not named and not path.exists():
-            return Settings()
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigurationError(
-            f"The configuration file {path} cannot be read: {reason}.",
-            hint=f"Correct {VARIABLE}, or unset it." if named else "Correct its permissions.",
-        ) from error
+        if isinstance(error, FileNotFoundError) and not named:
+            return Settings()
+        raise _unreadable(path, error, named) from error
+    import tomllib
+
+    try:
+        data = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"The configuration file {path} is not TOML: {error}.",
             hint="See docs/reference/configuration-file.md.",
         ) from error
     return _Reader(path).settings(data)
+
+
+def _unreadable(path: Path, error: Exception, named: str | None) -> ConfigurationError:
+    reason = getattr(error, "strerror", None) or error
+    return ConfigurationError(
+        f"The configuration file {path} cannot be read: {reason}.",
+        hint=f"Correct {VARIABLE}, or unset it." if named else "Correct its permissions.",
+    )
 
 
 def feature_layers(settings: Settings | None = None) -> tuple[Layer, ...]:

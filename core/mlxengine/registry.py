@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Collection, Iterable, Iterator
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from attrs import evolve, frozen
 
@@ -22,6 +23,8 @@ from .errors import (
     ModelNotFoundError,
     PluginContractError,
 )
+
+_log = logging.getLogger("mlxengine.registry")
 
 
 class Origin(enum.StrEnum):
@@ -277,6 +280,25 @@ class ModelRegistry:
         return found
 
 
+def build_registry(
+    listed: Mapping[str, Iterable[ModelConfiguration]], own: Iterable[ModelConfiguration] = ()
+) -> ModelRegistry:
+    """The registry of the plugins' entries, by provider, and the configuration file's.
+
+    An entry that cannot be taken over is left out with a warning: one bad entry does not cost the rest.
+    """
+    found = ModelRegistry()
+    for provider, items in listed.items():
+        for item in items:
+            try:
+                found.add([item], provider)
+            except PluginContractError as error:
+                _log.warning("%s", error)
+    for item in own:
+        found.register(item, origin=Origin.FILE)
+    return found
+
+
 def _valid(item: ModelConfiguration) -> bool:
     try:
         return item.ref.auto is None
@@ -300,4 +322,4 @@ def _parameters(size: str | float | None) -> float | None:
     return size
 
 
-__all__ = ["Entry", "ModelRegistry", "Origin", "Prefer", "Recommendation"]
+__all__ = ["Entry", "ModelRegistry", "Origin", "Prefer", "Recommendation", "build_registry"]

@@ -1,0 +1,194 @@
+"""What all verbs share: finding the verb, its options, errors, exit codes, signals and closed pipes.
+
+A verb is a module ``mlxengine.cli.<name>`` with two functions, imported only when the verb is used::
+
+    def configure(parser: argparse.ArgumentParser) -> None: ...
+    def run(arguments: argparse.Namespace, out: Output) -> int: ...
+
+``--json``, ``--quiet`` and ``--verbose`` are added to every verb. Results go to stdout through ``out``,
+progress and errors to stderr. With ``--json`` the result, and an error too, is one JSON value on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn, cast
+
+from ..errors import (
+    ConfigurationError,
+    DownloadError,
+    GenerationError,
+    LoadError,
+    MisuseError,
+    MLXEngineError,
+    PluginError,
+    ResolutionError,
+)
+from ._output import Output
+
+if TYPE_CHECKING:
+    from ..hookspecs import Command
+
+VERBS = {
+    "models": "search the registry of models",
+    "plugins": "list the plugins, and those set aside",
+    "features": "list the feature flags, and who set them",
+}
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (ConfigurationError, 2),
+    (MisuseError, 2),
+    (ResolutionError, 3),
+    (DownloadError, 4),
+    (LoadError, 5),
+    (GenerationError, 6),
+)
+
+
+class UsageError(ConfigurationError):
+    """The command line cannot be read."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but what is wrong is raised instead of printed, so that ``--json`` holds for it too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}.", hint=f"`{self.prog} --help` shows the usage.")
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """See `mlxengine.cli.main`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    out = Output(json="--json" in words)
+    try:
+        code = _dispatch(words, out)
+        out.flush()
+    except SystemExit as end:  # argparse, after --help
+        return end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
+        out.end_line()
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads any more; without this the interpreter complains when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except (MLXEngineError, MisuseError) as error:
+        return out.fail(error, exit_code(error))
+    except Exception as error:
+        logging.getLogger("mlxengine.cli").debug("unexpected", exc_info=True)
+        return out.fail(error, 1)
+    return code
+
+
+def exit_code(error: BaseException) -> int:
+    """2 usage and configuration, 3 resolution, 4 download, 5 load, 6 generation, 1 anything else."""
+    if isinstance(error, PluginError):
+        return 6 if error.hook == "generate" else 5
+    return next((code for kind, code in _CODES if isinstance(error, kind)), 1)
+
+
+def _dispatch(words: list[str], out: Output) -> int:
+    front = Parser(prog="mlxengine", add_help=False, allow_abbrev=False)
+    front.add_argument("-h", "--help", action="store_true")
+    front.add_argument("-V", "--version", action="store_true")
+    _add_common(front)
+    position = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    options = front.parse_args(words[:position])
+    if options.version:
+        from .._version import __version__
+
+        out.emit({"version": __version__}, lambda: out.line(f"mlxengine {__version__}"))
+        return 0
+    if options.help or position == len(words):
+        _help(out)
+        return 0 if options.help else 2
+    verb, rest = words[position], [*words[:position], *words[position + 1 :]]
+    if verb in VERBS:
+        return _run_verb(verb, rest, out)
+    return _run_plugin_verb(verb, words[position + 1 :])
+
+
+def _run_verb(verb: str, words: list[str], out: Output) -> int:
+    module = importlib.import_module(f"{__package__}.{verb}")
+    parser = Parser(
+        prog=f"mlxengine {verb}",
+        description="\n\n".join(out.wrapped(part) for part in (module.__doc__ or "").strip().split("\n\n")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_common(parser)
+    module.configure(parser)
+    arguments = parser.parse_args(words)
+    out.configure(json=arguments.json, quiet=arguments.quiet)
+    _log_to_stderr(arguments.verbose)
+    return cast(int, module.run(arguments, out))
+
+
+def _run_plugin_verb(verb: str, words: list[str]) -> int:
+    import difflib
+
+    commands = plugin_commands()
+    for provider, command in commands:
+        if command.name == verb:
+            module, _, name = command.target.partition(":")
+            try:
+                function: Callable[[list[str]], int] = getattr(importlib.import_module(module), name)
+            except (ImportError, AttributeError) as error:
+                raise PluginError(
+                    f"The verb {verb!r} of the plugin {provider!r} cannot be imported: {error}.",
+                    plugin=provider,
+                    hook="list_commands",
+                ) from error
+            return function(words)
+    known = [*VERBS, *(command.name for _, command in commands)]
+    near = difflib.get_close_matches(verb, known, 1)
+    raise UsageError(
+        f"mlxengine has no verb {verb!r}.",
+        hint=f"Did you mean {near[0]!r}?" if near else "`mlxengine --help` lists the verbs.",
+    )
+
+
+def plugin_commands() -> list[tuple[str, Command]]:
+    """The verbs of the installed plugins with their providers; built-in names stay ours."""
+    from .._host import Host
+
+    listed = Host().commands()
+    return [(name, item) for name, items in listed.items() for item in items if item.name not in VERBS]
+
+
+def _help(out: Output) -> None:
+    commands = plugin_commands()
+    rows = [*VERBS.items(), *((command.name, f"{command.summary} ({name})") for name, command in commands)]
+    verbs = [{"name": name, "summary": summary} for name, summary in rows]
+
+    def text() -> None:
+        out.line("usage: mlxengine [-h] [-V] VERB …\n\nRun models of every kind on MLX.\n")
+        width = max(len(name) for name, _ in rows)
+        for name, summary in rows:
+            out.line(f"  {name:<{width}}  {summary}")
+        out.line("\n`mlxengine VERB --help` says more. Every verb takes --json, --quiet and --verbose.")
+
+    out.emit({"verbs": verbs}, text)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("on every verb")
+    group.add_argument("--json", action="store_true", help="print one JSON value, for an error too")
+    group.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    group.add_argument("-v", "--verbose", action="count", default=0, help="log to stderr; twice for more")
+
+
+def _log_to_stderr(verbosity: int) -> None:
+    if not verbosity:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("mlxengine")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)

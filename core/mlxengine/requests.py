@@ -21,6 +21,21 @@ def _optional_tuple(value: Iterable[int] | None) -> tuple[int, ...] | None:
     return None if value is None else tuple(value)
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise InvalidParameterError(
+            "A single text where a sequence of texts is wanted.", hint="Write (text,) or [text]."
+        )
+    return tuple(value)
+
+
+def _ranges(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if value is None:
+        return None
+    lowest, highest = (tuple(map(float, side)) for side in value)
+    return lowest, highest
+
+
 def _type_name(value: Any) -> str:
     return f"<{type(value).__name__}>"
 
@@ -93,6 +108,9 @@ class EmbedRequest(Request):
     precision: str = "float32"
     output: str = "pooled"
     batch_tokens: int | None = None
+    ranges: tuple[tuple[float, ...], tuple[float, ...]] | None = field(
+        default=None, converter=_ranges, repr=False
+    )
 
 
 @frozen(kw_only=True)

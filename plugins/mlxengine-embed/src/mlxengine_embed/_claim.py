@@ -1,0 +1,103 @@
+"""Whether this plugin serves a model, told from its card alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, Source, Workload
+from mlxengine.errors import (
+    IncompatibleWeightsError,
+    MLXEngineError,
+    RemoteCodeRefusedError,
+    UnsupportedArchitectureError,
+)
+
+from ._families import family_of
+from ._recipe import Recipe, read_recipe
+
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "modernbert")
+DECODERS = ("qwen3", "gemma3_text")
+
+
+def claim(card: ModelCard) -> Claim | None:
+    """The plugin's offer for a model, or ``None`` for what makes no vectors and no scores."""
+    if card.source is Source.GGUF or "model_index.json" in card.documents:
+        return None
+    wanted = card.configuration.kind == "embed" or card.configuration.plugin == "embed"
+    sentence = "modules.json" in card.documents
+    scores = _scores(card) and card.architecture in ENCODERS
+    bare = card.architecture in ENCODERS and not _is_classifier(card)
+    known = card.architecture in DECODERS and family_of(card) is not None
+    if not (sentence or scores or bare or known or (wanted and card.config)):
+        return None
+    strong = sentence or scores or known or wanted or family_of(card) is not None
+    problem = _problem(card, scores)
+    return Claim(
+        kind="embed",
+        fit=Fit.NATIVE if strong else Fit.PARTIAL,
+        files=FILES,
+        capabilities={"reranking"} if scores else {"embeddings"},
+        estimate=lambda workload: _estimate(card, workload),
+        problem=problem,
+        reason="cross-encoder" if scores else "sentence-transformers files" if sentence else "an encoder",
+    )
+
+
+def _names(card: ModelCard) -> tuple[str, ...]:
+    return tuple(map(str, card.config.get("architectures") or ()))
+
+
+def _scores(card: ModelCard) -> bool:
+    labels = card.config.get("id2label")
+    single = not isinstance(labels, Mapping) or len(labels) == 1
+    return single and any(name.endswith("ForSequenceClassification") for name in _names(card))
+
+
+def _is_classifier(card: ModelCard) -> bool:
+    others = ("Classification", "QuestionAnswering", "MultipleChoice", "ForCausalLM")
+    return any(name.endswith(others) for name in _names(card))
+
+
+def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
+    recipe: Recipe | None = None
+    if not scores:
+        try:
+            recipe = read_recipe(card)
+        except MLXEngineError as error:
+            return error
+    folder = recipe.folder if recipe else ""
+    config = card.documents.get(f"{folder}/config.json") if folder else card.config
+    kind = config.get("model_type") if isinstance(config, Mapping) else None
+    if kind not in (*ENCODERS, *DECODERS):
+        if isinstance(config, Mapping) and config.get("auto_map"):
+            return RemoteCodeRefusedError(
+                f"{card.id} wants to run its own code for the architecture {kind!r}.",
+                hint="The repository's code is never run for embeddings; choose a model without it.",
+            )
+        return UnsupportedArchitectureError(
+            f"{card.id} has the encoder architecture {kind!r}, which is not supported.",
+            hint=f"Supported are {', '.join((*ENCODERS, *DECODERS))}.",
+        )
+    if card.files and not card.names(".safetensors"):
+        return IncompatibleWeightsError(
+            f"{card.id} has no safetensors weights.",
+            hint="Pickled weights are never loaded: choose a revision with safetensors.",
+        )
+    return None
+
+
+def _estimate(card: ModelCard, workload: Workload) -> MemoryEstimate:
+    """Weights in fp32 at most, and the working space of one batch: hidden states and attention scores."""
+    config: Mapping[str, Any] = card.config
+    hidden = int(config.get("hidden_size", 768))
+    inner = int(config.get("intermediate_size", 4 * hidden))
+    heads = int(config.get("num_attention_heads", 12))
+    length = workload.context_length or 512
+    tokens = max(length * workload.batch, 512)
+    workspace = 4 * tokens * (8 * hidden + 4 * inner) + 4 * 4 * heads * length * tokens
+    return MemoryEstimate(weights=card.weight_bytes, workspace=workspace)
+
+
+__all__ = ["FILES", "claim"]

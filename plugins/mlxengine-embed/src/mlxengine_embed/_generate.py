@@ -1,0 +1,262 @@
+"""Serving requests: windows of texts, sorted by length into batches, one batch a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from attrs import define, evolve
+from mlxengine import (
+    Embeddings,
+    EmbedRequest,
+    Event,
+    Finished,
+    Metrics,
+    RankRequest,
+    Request,
+    RunContext,
+    Usage,
+)
+from mlxengine.errors import InvalidParameterError, UnsupportedInputError
+from mlxengine.events import Array, Scores
+
+from . import features
+from ._batches import plan_batches
+from ._model import EmbeddingModel, RankModel
+from ._precision import NEEDS_RANGES, PRECISIONS, quantize, ranges_of
+from ._tokenize import Tokens
+
+WINDOW = 4096
+"""Texts that are tokenized and sorted together; bounds what a request holds at a time."""
+_PIECE = 256
+"""Texts that are tokenized in one step."""
+
+Host = np.ndarray[Any, Any]
+
+
+def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
+    """The events of a request, ``None`` for a type that is not this plugin's.
+
+    Raises:
+        InvalidParameterError, UnsupportedInputError: the request cannot be served.
+    """
+    if isinstance(request, EmbedRequest):
+        if not isinstance(model, EmbeddingModel):
+            raise UnsupportedInputError(
+                f"{getattr(model, 'id', 'This model')} is a reranker: it makes scores, not vectors.",
+                hint="Use rank(query, documents), or load an embedding model.",
+            )
+        return _embed(model, _validated(model, request), context)
+    if isinstance(request, RankRequest):
+        if not isinstance(model, RankModel):
+            raise UnsupportedInputError(
+                f"{getattr(model, 'id', 'This model')} is not a cross-encoder.",
+                hint="Compare vectors with similarity(), or load a reranker such as BAAI/bge-reranker-base.",
+            )
+        _check_texts(request.documents, "documents")
+        _check_texts((request.query,), "query")
+        _check_budget(request.batch_tokens)
+        return _rank(model, request, _budget(model, request, context))
+    return None
+
+
+@define
+class _Count:
+    """What `Finished` reports."""
+
+    texts: int = 0
+    tokens: int = 0
+    padded: int = 0
+    batches: int = 0
+    truncated: int = 0
+
+    def add(self, batch: Sequence[Tokens]) -> None:
+        lengths = [len(tokens.ids) for tokens in batch]
+        self.texts += len(batch)
+        self.tokens += sum(lengths)
+        self.padded += len(batch) * max(lengths)
+        self.batches += 1
+        self.truncated += sum(tokens.truncated for tokens in batch)
+
+    def finished(self) -> Finished:
+        share = 1 - self.tokens / self.padded if self.padded else 0.0
+        extra = (
+            ("texts", float(self.texts)),
+            ("batches", float(self.batches)),
+            ("truncated", float(self.truncated)),
+            ("padding_share", share),
+        )
+        return Finished(usage=Usage(prompt_tokens=self.tokens), metrics=Metrics(extra=extra))
+
+
+def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
+    """The request with the prompt and the dimension that it stands for."""
+    _check_texts(request.texts, "texts")
+    _check_budget(request.batch_tokens)
+    recipe = model.recipe
+    for name, value, allowed in (
+        ("precision", request.precision, PRECISIONS),
+        ("output", request.output, ("pooled", "tokens")),
+    ):
+        if value not in allowed:
+            raise InvalidParameterError(f"{name}={value!r} is not one of {', '.join(allowed)}.")
+    if request.output == "tokens" and request.precision not in ("float32", "float16"):
+        raise InvalidParameterError(f'output="tokens" does not go with precision={request.precision!r}.')
+    prompt = request.prompt
+    if prompt is not None and request.prompt_name is not None:
+        raise InvalidParameterError("Give either prompt or prompt_name, not both.")
+    if prompt is not None and not isinstance(prompt, str):
+        raise InvalidParameterError(f"prompt must be a text, found {type(prompt).__name__}.")
+    if request.prompt_name is not None:
+        if request.prompt_name not in recipe.prompts:
+            known = ", ".join(map(repr, recipe.prompts)) or "none"
+            raise InvalidParameterError(
+                f"{model.id} has no prompt {request.prompt_name!r}; it has {known}.",
+                hint="Name one of these, or give the text itself as prompt.",
+            )
+        prompt = recipe.prompts[request.prompt_name]
+    elif prompt is None and recipe.default_prompt is not None:
+        prompt = recipe.prompts.get(recipe.default_prompt)
+    size = request.truncate_dim
+    if size is None and request.output == "pooled":
+        size = recipe.truncate_dim
+    elif size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise InvalidParameterError(f"truncate_dim must be a positive whole number, found {size!r}.")
+    elif size is not None and size > model.dimension:
+        raise InvalidParameterError(
+            f"truncate_dim={size} is more than the {model.dimension} dimensions of {model.id}."
+        )
+    if request.precision in NEEDS_RANGES and request.ranges is None and len(request.texts) == 1:
+        raise InvalidParameterError(
+            f"precision={request.precision!r} cannot find each dimension's range in a single text.",
+            hint="Give ranges=(lowest, highest), taken from the float32 vectors of a sample.",
+        )
+    return evolve(request, prompt=prompt or None, prompt_name=None, truncate_dim=size)
+
+
+def _check_texts(texts: Sequence[object], name: str) -> None:
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidParameterError(
+                f"{name}[{index}] is a {type(text).__name__}, not a text.", hint="Give a sequence of str."
+            )
+
+
+def _check_budget(tokens: int | None) -> None:
+    if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
+        raise InvalidParameterError(f"batch_tokens must be a positive whole number, found {tokens!r}.")
+
+
+def _budget(
+    model: EmbeddingModel | RankModel, request: EmbedRequest | RankRequest, context: RunContext
+) -> int:
+    if not context.features.get(features.BATCH):
+        return 1
+    return request.batch_tokens or model.batch_tokens
+
+
+def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) -> Iterator[Event | None]:
+    count = _Count()
+    budget = _budget(model, request, context)
+    start = 0
+    if request.prompt and not model.recipe.include_prompt:
+        start = model.tokenizer.prompt_length(request.prompt)
+    held: list[tuple[tuple[int, ...], Host, tuple[int, ...]]] = []
+    ranges = None if request.ranges is None else np.asarray(request.ranges, dtype=np.float32)
+    calibrate = request.precision in NEEDS_RANGES and ranges is None
+    if ranges is not None and ranges.shape != (2, request.truncate_dim or model.dimension):
+        raise InvalidParameterError(
+            f"ranges must be (lowest, highest) of {request.truncate_dim or model.dimension} dimensions."
+        )
+    for first in range(0, len(request.texts), WINDOW):
+        tokens: list[Tokens] = []
+        window = request.texts[first : first + WINDOW]
+        for offset in range(0, len(window), _PIECE):
+            if offset:
+                yield None
+            piece = window[offset : offset + _PIECE]
+            tokens += model.tokenizer.encode([request.prompt + t for t in piece] if request.prompt else piece)
+        for batch, computed in _ahead(model, request, tokens, start, budget):
+            rows = [tokens[place] for place in batch]
+            count.add(rows)
+            indices = tuple(first + place for place in batch)
+            truncated = tuple(first + place for place in batch if tokens[place].truncated)
+            if request.output == "tokens":
+                yield _token_event(request, computed, rows, indices, truncated)
+                continue
+            vectors = np.array(computed)
+            if calibrate:
+                held.append((indices, vectors, truncated))
+                yield None
+            else:
+                yield _event(indices, quantize(vectors, request.precision, ranges), truncated)
+    if held:
+        # The range of each dimension is that of all texts of the request, as it is for sentence-transformers.
+        ranges = ranges_of(np.concatenate([vectors for _, vectors, _ in held]))
+        for indices, vectors, truncated in held:
+            yield _event(indices, quantize(vectors, request.precision, ranges), truncated)
+    yield count.finished()
+
+
+def _ahead(
+    model: EmbeddingModel, request: EmbedRequest, tokens: Sequence[Tokens], start: int, budget: int
+) -> Iterator[tuple[list[int], Any]]:
+    """The batches of a window with their results; the device computes one while the next is prepared."""
+    waiting: tuple[list[int], Any] | None = None
+    for batch in plan_batches([len(item.ids) for item in tokens], budget):
+        rows = [tokens[place] for place in batch]
+        if request.output == "tokens":
+            computed = model.hidden(rows)[0].astype(mx.float32)
+        else:
+            computed = model.vectors(rows, start=start, unit=request.normalize, size=request.truncate_dim)
+        mx.async_eval(computed)  # type: ignore[no-untyped-call]
+        if waiting is not None:
+            yield waiting
+        waiting = (batch, computed)
+    if waiting is not None:
+        yield waiting
+
+
+def _event(indices: tuple[int, ...], vectors: Host, truncated: tuple[int, ...]) -> Embeddings:
+    return Embeddings(indices=indices, vectors=_array(vectors), truncated=truncated)
+
+
+def _token_event(
+    request: EmbedRequest,
+    computed: Any,
+    rows: Sequence[Tokens],
+    indices: tuple[int, ...],
+    truncated: tuple[int, ...],
+) -> Embeddings:
+    hidden = np.array(computed)[:, :, : request.truncate_dim]
+    if request.normalize:
+        hidden = hidden / np.maximum(np.linalg.norm(hidden, axis=-1, keepdims=True), 1e-12)
+    kept = (row[: len(item.ids)] for row, item in zip(hidden, rows, strict=True))
+    arrays = tuple(_array(quantize(row, request.precision)) for row in kept)
+    return Embeddings(indices=indices, tokens=arrays, truncated=truncated)
+
+
+def _array(values: Host) -> Array:
+    return Array(data=values.tobytes(), shape=values.shape, dtype=values.dtype.name)
+
+
+def _rank(model: RankModel, request: RankRequest, budget: int) -> Iterator[Event | None]:
+    count = _Count()
+    for first in range(0, len(request.documents), WINDOW):
+        window = request.documents[first : first + WINDOW]
+        tokens: list[Tokens] = []
+        for offset in range(0, len(window), _PIECE):
+            if offset:
+                yield None
+            tokens += model.tokenizer.encode_pairs(request.query, window[offset : offset + _PIECE])
+        for batch in plan_batches([len(item.ids) for item in tokens], budget):
+            rows = [tokens[place] for place in batch]
+            count.add(rows)
+            scores = np.array(model.scores(rows)).tolist()
+            yield Scores(indices=tuple(first + place for place in batch), scores=tuple(scores))
+    yield count.finished()
+
+
+__all__ = ["WINDOW", "serve"]

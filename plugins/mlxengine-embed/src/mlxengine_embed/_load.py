@@ -1,0 +1,174 @@
+"""Loading: the encoder, its tokenizer, and what follows the encoder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxengine import LoadContext, Loaded, ModelCard, Progress
+from mlxengine.errors import BackendUnavailableError, CancelledError, IncompatibleWeightsError
+
+from ._recipe import Dense, Normalize, Recipe, read_recipe
+
+_GPU_TOKENS, _CPU_TOKENS = 16384, 512
+
+
+def load(card: ModelCard, context: LoadContext) -> Loaded:
+    """Build a model whose weights ``Loaded.warm`` evaluates.
+
+    Raises:
+        LoadError: the architecture, the recipe or the weights cannot be used.
+    """
+    _report(context, 0)
+    with _descriptor_limit_kept():
+        try:
+            import mlx_embeddings
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"mlx-embeddings cannot be imported: {error}", hint='Install "mlxengine[embed]" again.'
+            ) from error
+    import mlx.core as mx
+    from mlxengine.toolkit.checkpoint import normalise_config
+    from mlxengine.toolkit.dtype import upcast_for_cpu
+
+    from ._encoders import build_encoder
+    from ._rerank import is_reranker
+    from ._weights import fill, read_folder, warm
+
+    _report(context, 1)
+    reranks = is_reranker(card)
+    recipe = Recipe(source="cross-encoder") if reranks else read_recipe(card)
+    folder = context.path / recipe.folder
+    config = normalise_config(_encoder_config(card, recipe.folder))
+    encoder = build_encoder(config)
+    weights = read_folder(folder)
+    quantization = config.get("quantization") or config.get("quantization_config")
+    fill(encoder.module, weights, encoder.rename, quantization, card.id)
+    upcast_for_cpu(encoder.module)
+    tokenizer = _tokenizer(card, recipe, folder, encoder.positions)
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    common: dict[str, Any] = {
+        "id": card.id,
+        "encoder": encoder,
+        "tokenizer": tokenizer,
+        "batch_tokens": _CPU_TOKENS if on_cpu else _GPU_TOKENS,
+    }
+    model, modules = (
+        _reranker(card, config, weights, quantization, common)
+        if reranks
+        else _embedder(card, context.path, recipe, weights, common)
+    )
+    _report(context, 2)
+    info = {
+        "library": f"mlx-embeddings {mlx_embeddings.__version__}",
+        "encoder": encoder.library,
+        "tokenizer": tokenizer.name,
+        "vocabulary": tokenizer.size,
+        "max_length": tokenizer.max_length,
+        "batch_tokens": model.batch_tokens,
+    }
+    if not reranks:
+        info |= _describe(recipe, model.dimension)
+    return Loaded(model=model, warm=warm(encoder.module, *modules), close=model.close, info=info)
+
+
+def _embedder(
+    card: ModelCard, root: Path, recipe: Recipe, weights: Mapping[str, Any], common: dict[str, Any]
+) -> tuple[Any, list[Any]]:
+    from mlxengine.toolkit.dtype import upcast_for_cpu
+
+    from ._model import EmbeddingModel
+    from ._pool import build_stage
+    from ._weights import fill, read_folder
+
+    size = common["encoder"].hidden_size * len(recipe.pooling)
+    functions, modules = [], []
+    for stage in recipe.stages:
+        function = build_stage(stage)
+        functions.append(function)
+        if isinstance(stage, Normalize):
+            continue
+        if isinstance(stage, Dense):
+            if stage.inputs != size:
+                raise IncompatibleWeightsError(
+                    f"{stage.folder} of {card.id} takes {stage.inputs} dimensions; it is given {size}."
+                )
+            size = stage.outputs
+        # Converted repositories keep these tensors beside the encoder's, under the stage's own name.
+        prefix = f"{stage.folder}."
+        inside = {f"linear.{k.removeprefix(prefix)}": v for k, v in weights.items() if k.startswith(prefix)}
+        fill(function, inside or read_folder(root / stage.folder), lambda key: key, None, stage.folder)
+        upcast_for_cpu(function)
+        modules.append(function)
+    model = EmbeddingModel(recipe=recipe, stages=tuple(functions), dimension=size, **common)
+    return model, modules
+
+
+def _reranker(
+    card: ModelCard, config: Mapping[str, Any], weights: Mapping[str, Any], quantization: Any, common: Any
+) -> tuple[Any, list[Any]]:
+    from mlxengine.toolkit.dtype import upcast_for_cpu
+
+    from ._model import RankModel
+    from ._rerank import build_head, rename_head, score_activation
+    from ._weights import fill
+
+    head = build_head(config)
+    fill(head, weights, rename_head, quantization, f"the scoring head of {card.id}")
+    upcast_for_cpu(head)
+    return RankModel(head=head, sigmoid=score_activation(card) == "sigmoid", **common), [head]
+
+
+def _encoder_config(card: ModelCard, folder: str) -> Mapping[str, Any]:
+    config = card.documents.get(f"{folder}/config.json") if folder else card.config
+    if not isinstance(config, Mapping) or not config:
+        raise IncompatibleWeightsError(f"{card.id} has no config.json for its encoder.")
+    return config
+
+
+def _tokenizer(card: ModelCard, recipe: Recipe, folder: Path, positions: int | None) -> Any:
+    from ._tokenize import Tokenizer
+
+    wanted = card.configuration.context_length or recipe.max_length
+    return Tokenizer(folder, max_length=wanted, cap=positions, lower_case=recipe.lower_case)
+
+
+def _describe(recipe: Recipe, dimension: int) -> dict[str, Any]:
+    return {
+        "dimension": min(dimension, recipe.truncate_dim or dimension),
+        "full_dimension": dimension,
+        "pooling": recipe.pooling,
+        "normalize": recipe.normalizes,
+        "prompts": dict(recipe.prompts),
+        "default_prompt": recipe.default_prompt,
+        "similarity": recipe.similarity,
+        "recipe": recipe.source,
+    }
+
+
+def _report(context: LoadContext, done: int) -> None:
+    if context.cancelled():
+        raise CancelledError("Loading was cancelled.")
+    context.report(Progress(stage="load", done=done, total=2, unit="stages"))
+
+
+@contextlib.contextmanager
+def _descriptor_limit_kept() -> Iterator[None]:
+    """Importing mlx-embeddings imports mlx-lm, which sets the limit of open files, also to fewer."""
+    try:
+        import resource
+    except ImportError:
+        yield
+        return
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        yield
+    finally:
+        now = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, now[1]), max(now[1], 0)))
+
+
+__all__ = ["load"]

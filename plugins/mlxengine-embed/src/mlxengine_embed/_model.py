@@ -1,0 +1,120 @@
+"""A loaded embedding model or reranker: batches of tokens in, vectors or scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from attrs import define
+
+from ._encoders import Encoder
+from ._pool import normalize, pool
+from ._recipe import Normalize, Recipe
+from ._tokenize import Tokenizer, Tokens
+
+Array = Any
+
+
+@define(eq=False, kw_only=True)
+class EmbeddingModel:
+    """An encoder with its recipe.
+
+    Args:
+        id: for messages.
+        encoder: the encoder, loaded.
+        tokenizer: the repository's tokenizer.
+        recipe: how hidden vectors become one.
+        stages: the functions of ``recipe.stages``, in order.
+        dimension: length of a full vector.
+        batch_tokens: padded tokens in one step unless the request says otherwise.
+    """
+
+    id: str
+    encoder: Encoder | None
+    tokenizer: Tokenizer
+    recipe: Recipe
+    stages: tuple[Callable[[Array], Array], ...]
+    dimension: int
+    batch_tokens: int
+
+    def hidden(self, batch: Sequence[Tokens]) -> tuple[Array, Array]:
+        """Hidden vectors (rows, longest, size) of a padded batch, and how many tokens each row has."""
+        assert self.encoder is not None
+        return run_encoder(self.encoder, batch)
+
+    def vectors(
+        self, batch: Sequence[Tokens], *, start: int = 0, unit: bool | None = None, size: int | None = None
+    ) -> Array:
+        """One vector a text, (rows, size), fp32; lazy.
+
+        Args:
+            batch: the texts.
+            start: leading tokens that are not pooled.
+            unit: scale to unit length; ``None`` as the recipe has it.
+            size: keep the first dimensions only.
+        """
+        hidden, lengths = self.hidden(batch)
+        vectors = pool(hidden, lengths, self.recipe.pooling, start)
+        last = len(self.stages) - 1
+        for index, (stage, function) in enumerate(zip(self.recipe.stages, self.stages, strict=True)):
+            if not (unit is False and index == last and isinstance(stage, Normalize)):
+                vectors = function(vectors)
+        vectors = vectors.astype(mx.float32)
+        if size is not None and size < vectors.shape[-1]:
+            vectors = vectors[:, :size]
+            unit = self.recipe.normalizes if unit is None else unit
+        return normalize(vectors) if unit else vectors
+
+    def close(self) -> None:
+        """Give up the weights."""
+        self.encoder, self.stages = None, ()
+        mx.clear_cache()
+
+
+@define(eq=False, kw_only=True)
+class RankModel:
+    """A cross-encoder. ``sigmoid`` says whether the logit is squeezed into 0 to 1."""
+
+    id: str
+    encoder: Encoder | None
+    tokenizer: Tokenizer
+    head: Any
+    sigmoid: bool
+    batch_tokens: int
+
+    def scores(self, batch: Sequence[Tokens]) -> Array:
+        """One score a pair, (rows,), fp32; lazy."""
+        assert self.encoder is not None
+        hidden, lengths = run_encoder(self.encoder, batch)
+        logits = self.head(hidden, lengths)[:, 0].astype(mx.float32)
+        return mx.sigmoid(logits) if self.sigmoid else logits
+
+    def close(self) -> None:
+        """Give up the weights."""
+        self.encoder, self.head = None, None
+        mx.clear_cache()
+
+
+def run_encoder(encoder: Encoder, batch: Sequence[Tokens]) -> tuple[Array, Array]:
+    """Pad a batch on the right, whatever side its tokenizer prefers, and encode it.
+
+    A text without any token gets one padding token, so that attention has something to look at; its length
+    stays 0 and pooling gives zeros.
+    """
+    lengths = [len(tokens.ids) for tokens in batch]
+    longest = max(1, *lengths)
+    ids: np.ndarray[Any, Any] = np.full((len(batch), longest), encoder.pad, dtype=np.int32)
+    types = np.zeros_like(ids) if encoder.types and any(t.types is not None for t in batch) else None
+    for row, tokens in enumerate(batch):
+        ids[row, : lengths[row]] = tokens.ids
+        if types is not None and tokens.types is not None:
+            types[row, : lengths[row]] = tokens.types
+    seen = mx.array([max(1, length) for length in lengths], dtype=mx.int32)
+    valid = None if min(lengths) == longest else mx.arange(longest) < seen[:, None]
+    hidden = encoder.forward(mx.array(ids), valid, None if types is None else mx.array(types))
+    return hidden, mx.array(lengths, dtype=mx.int32)
+
+
+__all__ = ["EmbeddingModel", "RankModel", "run_encoder"]

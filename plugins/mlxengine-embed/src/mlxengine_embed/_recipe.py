@@ -1,0 +1,299 @@
+"""What a repository says about turning its encoder's output into a vector.
+
+Pure: everything is read from the JSON files that a `mlxengine.ModelCard` carries. The formats are
+sentence-transformers': ``modules.json`` names the stages, each with a folder of its own, and
+``config_sentence_transformers.json`` holds prompts and similarity. A class is known by the last part of its
+name, because sentence-transformers 6 moved its modules to other packages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import evolve, field, frozen
+from mlxengine import ModelCard
+from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError, UnsupportedArchitectureError
+
+from ._families import family_of
+from .models import EmbedConfiguration
+
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+# The older form: one boolean a mode. Several that are on are joined in this order.
+_MODE_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_ACTIVATIONS = {
+    "identity": "identity",
+    "tanh": "tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "sigmoid": "sigmoid",
+    "silu": "silu",
+}
+
+
+@frozen(kw_only=True)
+class Dense:
+    """``activation(x W + b)``, plus a residual connection where the repository asks for one."""
+
+    folder: str
+    inputs: int
+    outputs: int
+    bias: bool = True
+    activation: str = "tanh"
+    residual: bool = False
+
+
+@frozen(kw_only=True)
+class Normalize:
+    """Scale to unit length."""
+
+
+@frozen(kw_only=True)
+class LayerNorm:
+    """Layer normalisation of the pooled vector (sentence-transformers' own module)."""
+
+    folder: str
+    size: int
+
+
+Stage = Dense | Normalize | LayerNorm
+
+
+@frozen(kw_only=True)
+class Recipe:
+    """How texts become vectors.
+
+    Args:
+        source: where the recipe was read, for people.
+        pooling: modes whose results are concatenated; each of `POOLING_MODES`.
+        include_prompt: whether the prompt's tokens take part in pooling.
+        stages: what follows the pooling, in order.
+        prompts: the model's own prompts by name.
+        default_prompt: the name of the one used when the caller names none.
+        max_length: longest input in tokens, special ones included; ``None`` leaves it to the tokenizer.
+        lower_case: lower-case every text first.
+        similarity: one of `SIMILARITIES`.
+        truncate_dim: dimensions that are kept by default; ``None`` keeps all.
+        folder: where the encoder's files are, ``""`` for the top.
+    """
+
+    source: str
+    pooling: tuple[str, ...] = ("mean",)
+    include_prompt: bool = True
+    stages: tuple[Stage, ...] = ()
+    prompts: Mapping[str, str] = field(factory=dict)
+    default_prompt: str | None = None
+    max_length: int | None = None
+    lower_case: bool = False
+    similarity: str = "cosine"
+    truncate_dim: int | None = None
+    folder: str = ""
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether vectors come out with unit length unless the caller says otherwise."""
+        return any(isinstance(stage, Normalize) for stage in self.stages)
+
+    def dimension(self, hidden_size: int) -> int:
+        """Length of a full vector of an encoder with this hidden size."""
+        sizes = [stage.outputs for stage in self.stages if isinstance(stage, Dense)]
+        return sizes[-1] if sizes else hidden_size * len(self.pooling)
+
+
+def read_recipe(card: ModelCard) -> Recipe:
+    """The recipe of a repository: its own files', else the registry entry's, else its family's.
+
+    Raises:
+        UnsupportedArchitectureError: it has a stage that is not known, or says nothing about pooling and
+            is of no known family.
+        IncompatibleWeightsError: a file of the recipe is missing or makes no sense.
+    """
+    documents = card.documents
+    modules = documents.get("modules.json")
+    if isinstance(modules, Sequence):
+        recipe = _read_modules(card, modules)
+    else:
+        recipe = _without_modules(card)
+    configured = card.configuration
+    if isinstance(configured, EmbedConfiguration):
+        recipe = _apply_configuration(recipe, configured)
+    return _read_prompts(recipe, documents)
+
+
+def _read_modules(card: ModelCard, modules: Sequence[Any]) -> Recipe:
+    recipe = Recipe(source="modules.json", pooling=())
+    for module in sorted((m for m in modules if isinstance(m, Mapping)), key=lambda m: int(m.get("idx", 0))):
+        name, folder = str(module.get("type", "")).rpartition(".")[2], str(module.get("path", "")).strip("/")
+        config = card.documents.get(f"{folder}/config.json" if folder else "config.json")
+        config = config if isinstance(config, Mapping) else {}
+        if name == "Transformer":
+            recipe = _read_transformer(evolve(recipe, folder=folder), card)
+        elif name == "Pooling":
+            recipe = evolve(recipe, pooling=_pooling(config, folder), include_prompt=_flag(config))
+        elif name == "Dense":
+            recipe = evolve(recipe, stages=(*recipe.stages, _dense(config, folder, recipe)))
+        elif name == "Normalize":
+            recipe = evolve(recipe, stages=(*recipe.stages, Normalize()))
+        elif name == "LayerNorm":
+            size = _number(config, "dimension", folder)
+            recipe = evolve(recipe, stages=(*recipe.stages, LayerNorm(folder=folder, size=size)))
+        elif name != "Dropout":
+            raise UnsupportedArchitectureError(
+                f"{card.id} has the stage {name or module!r} in modules.json, which is not supported.",
+                hint="Supported are Transformer, Pooling, Dense, Normalize, LayerNorm and Dropout.",
+            )
+    if not recipe.pooling:
+        raise UnsupportedArchitectureError(
+            f"{card.id} has no Pooling in modules.json: it makes no sentence vectors.",
+            hint='Name the pooling: EmbedConfiguration(id=…, pooling="mean").',
+        )
+    return recipe
+
+
+def _without_modules(card: ModelCard) -> Recipe:
+    recipe = _read_transformer(Recipe(source="", pooling=()), card)
+    for path, config in card.documents.items():
+        if path.count("/") == 1 and path.endswith("_Pooling/config.json") and isinstance(config, Mapping):
+            pooling = _pooling(config, path)
+            recipe = evolve(recipe, source=path, pooling=pooling, include_prompt=_flag(config))
+    family = family_of(card)
+    if family is not None:
+        recipe = evolve(
+            recipe,
+            source=recipe.source or f"family {family.name}",
+            pooling=recipe.pooling or (family.pooling,),
+            stages=(Normalize(),) if family.normalize else (),
+            prompts=family.prompts,
+            default_prompt=family.default_prompt,
+            max_length=recipe.max_length or family.max_length,
+        )
+    configured = card.configuration
+    if isinstance(configured, EmbedConfiguration) and configured.pooling:
+        return evolve(recipe, source=recipe.source or "registry entry")
+    if not recipe.pooling:
+        raise UnsupportedArchitectureError(
+            f"{card.id} says nothing about pooling: no modules.json, no 1_Pooling, and no known family.",
+            hint='Name the pooling: EmbedConfiguration(id=…, pooling="mean") or pooling="cls".',
+        )
+    return recipe
+
+
+def _apply_configuration(recipe: Recipe, entry: EmbedConfiguration) -> Recipe:
+    """What the caller's configuration says about a repository that does not say it itself."""
+    changed = recipe
+    if entry.pooling and recipe.source != "modules.json":
+        if entry.pooling not in POOLING_MODES:
+            raise InvalidParameterError(
+                f"pooling={entry.pooling!r} is not a pooling mode.",
+                hint=f"It is one of {', '.join(POOLING_MODES)}.",
+            )
+        changed = evolve(changed, pooling=(entry.pooling,))
+    if entry.normalize is not None and recipe.source != "modules.json":
+        changed = evolve(changed, stages=(Normalize(),) if entry.normalize else ())
+    if entry.prompts:
+        changed = evolve(changed, prompts={**changed.prompts, **dict(entry.prompts)})
+    if entry.max_length and changed.max_length is None:
+        changed = evolve(changed, max_length=entry.max_length)
+    return changed
+
+
+def _read_transformer(recipe: Recipe, card: ModelCard) -> Recipe:
+    """``max_seq_length`` and ``do_lower_case`` from ``sentence_bert_config.json`` and its namesakes."""
+    for path, config in card.documents.items():
+        folder, _, name = path.rpartition("/")
+        mine = folder == recipe.folder and name.startswith("sentence_") and name.endswith("_config.json")
+        if not mine or not isinstance(config, Mapping):
+            continue
+        longest = config.get("max_seq_length")
+        processing = config.get("processing_kwargs")
+        text = processing.get("text") if isinstance(processing, Mapping) else None
+        if longest is None and isinstance(text, Mapping):
+            longest = text.get("max_length")
+        return evolve(
+            recipe,
+            max_length=int(longest) if isinstance(longest, int) and longest > 0 else None,
+            lower_case=bool(config.get("do_lower_case", False)),
+        )
+    return recipe
+
+
+def _read_prompts(recipe: Recipe, documents: Mapping[str, Any]) -> Recipe:
+    config = documents.get("config_sentence_transformers.json")
+    if not isinstance(config, Mapping):
+        return recipe
+    prompts = config.get("prompts")
+    own = {str(k): str(v) for k, v in prompts.items()} if isinstance(prompts, Mapping) else {}
+    # A repository written by sentence-transformers 5 or later lists empty prompts; they say nothing.
+    prompts = {**recipe.prompts, **own} if any(own.values()) or not recipe.prompts else recipe.prompts
+    default = config.get("default_prompt_name")
+    similarity = config.get("similarity_fn_name") or recipe.similarity
+    truncate = config.get("truncate_dim")
+    if similarity not in SIMILARITIES:
+        raise UnsupportedArchitectureError(f"The similarity function {similarity!r} is not known.")
+    return evolve(
+        recipe,
+        prompts=prompts,
+        default_prompt=str(default) if default is not None else recipe.default_prompt,
+        similarity=str(similarity),
+        truncate_dim=int(truncate) if isinstance(truncate, int) and truncate > 0 else None,
+    )
+
+
+def _flag(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("include_prompt", True))
+
+
+def _pooling(config: Mapping[str, Any], folder: str) -> tuple[str, ...]:
+    modes = config.get("pooling_mode")
+    if modes is None:
+        flags = [name for flag, name in _MODE_FLAGS.items() if config.get(flag)]
+        if not flags and not any(flag in config for flag in _MODE_FLAGS):
+            raise UnsupportedArchitectureError(f"{folder} names no pooling mode.")
+        modes = flags or ["mean"]
+    chosen = (modes,) if isinstance(modes, str) else tuple(map(str, modes))
+    unknown = [mode for mode in chosen if mode not in POOLING_MODES]
+    if unknown:
+        raise UnsupportedArchitectureError(
+            f"{folder} asks for the pooling {', '.join(unknown)}, which is not known.",
+            hint=f"Known are {', '.join(POOLING_MODES)}.",
+        )
+    return chosen
+
+
+def _dense(config: Mapping[str, Any], folder: str, recipe: Recipe) -> Dense:
+    source = str(config.get("module_input_name") or "sentence_embedding")
+    if source != "sentence_embedding" or not recipe.pooling:
+        raise UnsupportedArchitectureError(
+            f"{folder} projects token vectors; only Dense stages after the pooling are supported."
+        )
+    # sentence-transformers' own default, where the file names none.
+    dotted = str(config.get("activation_function") or "torch.nn.modules.activation.Tanh")
+    activation = _ACTIVATIONS.get(dotted.rpartition(".")[2].lower())
+    if activation is None:
+        raise UnsupportedArchitectureError(
+            f"{folder} uses the activation {dotted}, which is not supported.",
+            hint=f"Supported are {', '.join(_ACTIVATIONS)}.",
+        )
+    return Dense(
+        folder=folder,
+        inputs=_number(config, "in_features", folder),
+        outputs=_number(config, "out_features", folder),
+        bias=bool(config.get("bias", True)),
+        activation=activation,
+        residual=bool(config.get("use_residual", False)),
+    )
+
+
+def _number(config: Mapping[str, Any], key: str, folder: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int):
+        raise IncompatibleWeightsError(f"{folder}/config.json has no {key}.")
+    return value

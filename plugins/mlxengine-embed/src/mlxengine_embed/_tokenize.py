@@ -1,0 +1,135 @@
+"""Texts to token ids: the repository's own tokenizer, its length limit, and what was cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from attrs import frozen
+from mlxengine.errors import IncompatibleWeightsError, UnsupportedInputError
+
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+
+
+@frozen(kw_only=True)
+class Tokens:
+    """One text as the encoder takes it; ``types`` tells the two texts of a pair apart."""
+
+    ids: Ids
+    types: Ids | None = None
+    truncated: bool = False
+
+
+class Tokenizer:
+    """The tokenizer of a repository, without padding: batches are padded where they are made.
+
+    Args:
+        folder: where the tokenizer's files are.
+        max_length: longest input in tokens, special ones included; ``None`` takes the tokenizer's own.
+        cap: positions that the encoder has, at most; ``None`` for relative ones.
+        lower_case: lower-case the texts.
+
+    Raises:
+        IncompatibleWeightsError: the folder holds no tokenizer that can be read.
+    """
+
+    def __init__(self, folder: Path, *, max_length: int | None, cap: int | None, lower_case: bool) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._slow = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            raise IncompatibleWeightsError(
+                f"The tokenizer in {folder} cannot be loaded: {error}",
+                hint="A repository needs tokenizer.json, or a vocabulary that transformers reads.",
+            ) from error
+        limits = [max_length or int(self._slow.model_max_length), cap or 2**31 - 1, 2**31 - 1]
+        self.max_length = min(limits)
+        self._fast = getattr(self._slow, "backend_tokenizer", None)
+        if self._fast is not None:
+            self._fast.no_padding()
+            if lower_case:
+                _lower_case(self._fast)
+            self._fast.enable_truncation(
+                self.max_length, strategy="longest_first", direction=self._slow.truncation_side
+            )
+
+    @property
+    def name(self) -> str:
+        """The tokenizer's class."""
+        return type(self._slow).__name__
+
+    @property
+    def size(self) -> int:
+        """Number of tokens that it knows."""
+        return len(self._slow)
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """Token ids of each text, cut to ``max_length``.
+
+        Raises:
+            UnsupportedInputError: the tokenizer refuses a text.
+        """
+        return self._encode(list(texts))
+
+    def encode_pairs(self, query: str, documents: Sequence[str]) -> list[Tokens]:
+        """Token ids of the query followed by each document; the longer of the two is cut first."""
+        return self._encode([(query, document) for document in documents])
+
+    def prompt_length(self, prompt: str) -> int:
+        """How many leading tokens of a text are its prompt's, special ones at the start included."""
+        ids = self._encode([prompt])[0].ids
+        closed = len(ids) > 0 and int(ids[-1]) in self._slow.all_special_ids
+        return len(ids) - 1 if closed else len(ids)
+
+    def _encode(self, inputs: list[Any]) -> list[Tokens]:
+        pairs = bool(inputs) and isinstance(inputs[0], tuple)
+        try:
+            if self._fast is None:
+                return [self._encode_slow(item, pairs) for item in inputs]
+            found = self._fast.encode_batch_fast(inputs, add_special_tokens=True)
+        except (UnicodeEncodeError, TypeError, ValueError) as error:
+            raise UnsupportedInputError(
+                f"The tokenizer refuses a text: {error}", hint="Texts must be valid Unicode."
+            ) from error
+        return [
+            Tokens(
+                ids=np.array(item.ids, dtype=np.int32),
+                types=np.array(item.type_ids, dtype=np.int32) if pairs else None,
+                truncated=bool(item.overflowing),
+            )
+            for item in found
+        ]
+
+    def _encode_slow(self, item: Any, pairs: bool) -> Tokens:
+        parts = item if pairs else (item,)
+        whole = self._slow(*parts, return_token_type_ids=pairs, verbose=False)
+        cut = self._slow(
+            *parts,
+            truncation="longest_first",
+            max_length=self.max_length,
+            return_token_type_ids=pairs,
+        )
+        return Tokens(
+            ids=np.array(cut["input_ids"], dtype=np.int32),
+            types=np.array(cut["token_type_ids"], dtype=np.int32) if pairs else None,
+            truncated=len(whole["input_ids"]) > len(cut["input_ids"]),
+        )
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Put lower-casing before whatever else the tokenizer does to a text, unless it does it already."""
+    from tokenizers import normalizers
+
+    present = tokenizer.normalizer
+    if present is not None and '"lowercase":true' in str(tokenizer.to_str()).replace(" ", ""):
+        return
+    steps = [normalizers.Lowercase(), *([present] if present is not None else [])]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+
+
+__all__ = ["Tokenizer", "Tokens"]

@@ -1,0 +1,77 @@
+"""The hooks of the embedding plugin. Importing this module imports no model library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mlxengine import (
+    Check,
+    Claim,
+    Command,
+    Event,
+    Feature,
+    LoadContext,
+    Loaded,
+    ModelCard,
+    ModelConfiguration,
+    Request,
+    RunContext,
+    SelfTestContext,
+    hookimpl,
+)
+
+from . import features, models
+from ._claim import claim
+
+
+@hookimpl
+def list_features() -> Sequence[Feature[Any]]:
+    return features.ALL
+
+
+@hookimpl
+def list_models() -> Sequence[ModelConfiguration]:
+    return models.MODELS
+
+
+@hookimpl
+def claim_model(card: ModelCard) -> Claim | None:
+    return claim(card)
+
+
+@hookimpl
+def load_model(card: ModelCard, context: LoadContext) -> Loaded | None:
+    from ._load import load
+
+    return load(card, context)
+
+
+@hookimpl
+def generate(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
+    from ._generate import serve
+
+    return serve(model, request, context)
+
+
+@hookimpl
+def list_commands() -> Sequence[Command]:
+    return (
+        Command(
+            name="embed",
+            summary="Turn texts into vectors (.npy, .jsonl, .parquet).",
+            target="mlxengine_embed.commands:embed",
+        ),
+        Command(
+            name="similarity",
+            summary="How similar texts are, as a table.",
+            target="mlxengine_embed.commands:similarity",
+        ),
+    )
+
+
+@hookimpl
+def self_test(context: SelfTestContext) -> Sequence[Check]:
+    from ._self_test import self_test as run
+
+    return run(context)

@@ -13,6 +13,7 @@ import attrs
 
 from . import _hub, kinds
 from ._channel import Channel
+from ._config import feature_layers, load_settings
 from ._host import Host
 from ._live import HubOptions, LiveModel, Loader, PendingLoad, Report
 from ._pool import LoadKey, ModelPool
@@ -46,6 +47,8 @@ log = logging.getLogger("mlxengine.engine")
 class InferenceEngine:
     """Loads models and runs their requests. Use it as a context manager, or call `close`.
 
+    What is left out comes from the environment and the configuration file.
+
     Args:
         plugins: plugin objects, or ``(name, object)`` pairs, instead of the installed entry points.
         distributions: which distribution provides an entry-point name that several claim.
@@ -58,6 +61,7 @@ class InferenceEngine:
 
     Raises:
         InvalidParameterError, UnknownFeatureError, FeatureUnavailableError: a bad argument or flag.
+        ConfigurationError: the configuration file cannot be read.
     """
 
     def __init__(
@@ -75,15 +79,19 @@ class InferenceEngine:
     ) -> None:
         if queue_size < 1 or step_budget_ms <= 0:
             raise InvalidParameterError("queue_size must be at least 1 and step_budget_ms positive.")
+        self._settings = settings = load_settings()
+        hub = settings.hub
+        offline = hub.offline if offline is None else offline
         self._options = HubOptions(
-            endpoint=endpoint,
-            cache_dir=Path(cache_dir) if cache_dir is not None else None,
+            endpoint=endpoint or hub.endpoint,
+            cache_dir=Path(cache_dir) if cache_dir is not None else hub.cache_dir,
             token=token,
             offline=_hub.offline_by_default() if offline is None else offline,
         )
         own = Layer(Level.ENGINE, dict(features or {}))
-        self._host = Host(plugins, distributions=distributions, layers=(own, *_outer_layers()))
-        self._host.features.check(own)
+        chosen = {**settings.distributions, **(distributions or {})}
+        self._host = Host(plugins, distributions=chosen, layers=(own, *feature_layers(settings)))
+        self._host.features.check()
         self._queue_size = queue_size
         self._budget = step_budget_ms
         self._scheduler = Scheduler()
@@ -108,13 +116,11 @@ class InferenceEngine:
 
     @property
     def registry(self) -> ModelRegistry:
-        """The known models: the plugins' entries and what was registered at run time."""
+        """The known models: the plugins' and the configuration file's, and those registered at run time."""
         if self._registry is None:
-            from .registry import ModelRegistry
+            from .registry import build_registry
 
-            self._registry = ModelRegistry()
-            for provider, entries in self._host.models().items():
-                self._registry.add(entries, provider)
+            self._registry = build_registry(self._host.models(), self._settings.models)
         return self._registry
 
     @property
@@ -360,12 +366,6 @@ class InferenceEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _outer_layers() -> tuple[Layer, ...]:
-    from ._config import feature_layers
-
-    return feature_layers()
 
 
 def _shut_down(scheduler: Scheduler, pool: ModelPool) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import json
-import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,11 @@ from mlxengine.errors import (
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
+from mlxengine.toolkit.estimate import context_length
+from mlxengine.toolkit.loading import check_safetensors, descriptor_limit_kept, warm
 
 from . import features
-from ._estimate import context_length
 
-_SLICE = 32 << 20
 _REMOTE = "Read the repository's code first; then load with trust_remote_code=True if you trust it."
 
 
@@ -39,7 +36,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     if context.configuration.adapter is not None:
         raise FeatureUnavailableError("Loading a model with an adapter is not available yet.")
     _report(context, 0)
-    with _descriptor_limit_kept():
+    with descriptor_limit_kept():
         import mlx_lm.utils
     from mlxengine.toolkit.dtype import upcast_for_cpu
 
@@ -65,7 +62,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     model.batch.max_rows = context.features.get(features.MAX_BATCH) if together else 1
     return Loaded(
         model=model,
-        warm=_warm(network),
+        warm=warm(network),
         close=model.close,
         capabilities=frozenset({"chat"} if tokenizer.has_chat_template else ()),
         info={
@@ -81,27 +78,6 @@ def _report(context: LoadContext, done: int) -> None:
     if context.cancelled():
         raise CancelledError("Loading was cancelled.")
     context.report(Progress(stage="load", done=done, total=2, unit="stages"))
-
-
-@contextlib.contextmanager
-def _descriptor_limit_kept() -> Iterator[None]:
-    """mlx-lm sets the limit of open files when it is imported, also to fewer than there were."""
-    try:
-        import resource
-    except ImportError:
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        yield
-    finally:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if (soft, hard) != before:
-            # An unprivileged process cannot raise a hard limit again: keep as much as is allowed.
-            with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], hard), hard))
-            with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def _from_folder(card: ModelCard, context: LoadContext) -> tuple[Any, Any, dict[str, Any]]:
@@ -206,31 +182,6 @@ def _stop_ids(tokenizer: Any, extra: tuple[str, ...]) -> frozenset[int]:
     return frozenset(found)
 
 
-def check_safetensors(file: Path) -> None:
-    """Compare a file's size with what its header says, without reading the tensors.
-
-    Raises:
-        CorruptFileError: the header cannot be read, or the file is shorter or longer than it says.
-    """
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size:
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(stream.read(length))
-        ends = [item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise CorruptFileError(
-            f"{file.name} is not a safetensors file: {error}.", hint="Fetch the model again."
-        ) from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise CorruptFileError(
-            f"{file.name} has {size} bytes, its header says {expected}.", hint="Fetch the model again."
-        )
-
-
 def _check_shards(card: ModelCard, folder: Path) -> None:
     index = card.documents.get("model.safetensors.index.json")
     names = set(index.get("weight_map", {}).values()) if isinstance(index, Mapping) else set()
@@ -255,20 +206,4 @@ def _load_error(card: ModelCard, error: Exception) -> LoadError:
     return LoadError(f"{card.id} cannot be built: {type(error).__name__}: {text}.")
 
 
-def _warm(network: Any) -> Iterator[None]:
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-
-    piece: list[Any] = []
-    size = 0
-    for _, value in tree_flatten(network.parameters()):
-        piece.append(value)
-        size += value.nbytes
-        if size >= _SLICE:
-            mx.eval(piece)
-            piece, size = [], 0
-            yield
-    mx.eval(piece)
-
-
-__all__ = ["check_safetensors", "load", "load_tokenizer"]
+__all__ = ["load", "load_tokenizer"]

@@ -1,11 +1,12 @@
-"""How much memory a language model needs, told from its card."""
+"""How much memory a model that generates text needs, told from its card; needs no mlx."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mlxengine import MemoryEstimate, ModelCard, Workload
+from ..configuration import ModelCard
+from ..hookspecs import MemoryEstimate, Workload
 
 USUAL_CONTEXT = 4096
 _PREFILL_CHUNK = 2048

@@ -6,7 +6,6 @@ import enum
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import Any
 
 from attrs import field, frozen
@@ -36,10 +35,23 @@ def parse_size(text: str) -> float:
     return total
 
 
+class FrozenDict(dict[str, Any]):
+    """A dict that refuses every change; unlike a mapping proxy it can be pickled and written as JSON."""
+
+    def _refuse(self, *_arguments: object, **_keywords: object) -> Any:
+        raise TypeError("this mapping is read-only; thaw() makes a copy that is not")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict[str, Any]]]:
+        return FrozenDict, (dict(self),)
+
+
 def freeze(value: Any) -> Any:
     """A read-only copy of decoded JSON: mappings and tuples instead of dicts and lists."""
     if isinstance(value, Mapping):
-        return MappingProxyType({key: freeze(item) for key, item in value.items()})
+        return FrozenDict({key: freeze(item) for key, item in value.items()})
     if isinstance(value, list | tuple):
         return tuple(freeze(item) for item in value)
     return value
@@ -260,7 +272,7 @@ class ModelCard:
     def config(self) -> Mapping[str, Any]:
         """``config.json``, read-only; empty if there is none."""
         found = self.documents.get("config.json")
-        return found if isinstance(found, Mapping) else MappingProxyType({})
+        return found if isinstance(found, Mapping) else FrozenDict()
 
     @property
     def architecture(self) -> str | None:

@@ -1,0 +1,249 @@
+"""The clauses about a loaded model: they run the specimen's examples."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import statistics
+import tempfile
+import time
+import weakref
+from fnmatch import fnmatch
+from pathlib import Path
+
+from ..errors import MLXEngineError
+from ..events import Event, Finished, TextDelta
+from ..requests import Request
+from ._clauses import Broken, Part, clause, demand
+from ._compare import answer, difference, foreign_values
+from ._subject import Run, Subject
+from .cards import folder_card
+
+
+def _same(subject: Subject, left: Run, right: Run) -> str | None:
+    return difference(answer(left.events), answer(right.events), subject.specimen.tolerance)
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "the claimed files are enough to load the model",
+    why="the engine downloads those and nothing else.",
+)
+def claimed_files_suffice(subject: Subject) -> None:
+    demand(subject.loaded.model is not None, "load_model returned a model of None")
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "the iterator yields events, or None where a step has nothing to say",
+    why="the scheduler hands on what it gets; anything else reaches the user's loop.",
+)
+def yields_only_events(subject: Subject) -> None:
+    for number, run in enumerate(subject.solo):
+        for event in run.events:
+            demand(
+                isinstance(event, Event), f"example {number} yielded a {type(event).__name__}: {event!r:.80}"
+            )
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "every request ends with exactly one Finished, and nothing comes after it",
+    why="callers wait for it; a second one, or text behind it, is lost or counted twice.",
+)
+def one_finished_and_last(subject: Subject) -> None:
+    for number, run in enumerate(subject.solo):
+        kinds = [type(event).__name__ for event in run.events]
+        ends = sum(isinstance(event, Finished) for event in run.events)
+        last = bool(run.events) and isinstance(run.events[-1], Finished)
+        demand(ends == 1 and last, f"example {number} yielded {ends} Finished; its last events: {kinds[-3:]}")
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "events hold host memory and plain values, never lazy arrays",
+    why="events go to other threads, where evaluating an array of the scheduler's stream fails, and a "
+    "lazy array keeps the graph behind it in memory.",
+)
+def events_hold_host_values(subject: Subject) -> None:
+    for number, run in enumerate(subject.solo):
+        for event in run.events:
+            found = next(foreign_values(event, f"example {number}: {type(event).__name__}"), None)
+            demand(found is None, str(found))
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "the text deltas join to the answer, and their tokens add up to the usage",
+    why="streaming and one-shot must tell users the same, and what is counted is what is billed.",
+)
+def deltas_add_up(subject: Subject) -> None:
+    for number, (example, run) in enumerate(zip(subject.specimen.examples, subject.solo, strict=True)):
+        deltas = [event for event in run.events if isinstance(event, TextDelta)]
+        text = "".join(event.text for event in deltas)
+        wanted = text if example.text is None else example.text
+        demand(text == wanted, f"example {number} said {text!r}, expected {wanted!r}")
+        tokens = sum(len(event.token_ids) for event in deltas)
+        usage = run.events[-1].usage.completion_tokens
+        demand(not tokens or tokens <= usage, f"example {number} gave {tokens} tokens but counted {usage}")
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "the same request gives the same answer again",
+    why="a seed that does not reproduce, or state that leaks from one request into the next, makes every "
+    "bug report useless.",
+)
+def same_request_same_answer(subject: Subject) -> None:
+    for number, (example, before) in enumerate(zip(subject.specimen.examples, subject.solo, strict=True)):
+        [again] = subject.run(subject.loaded.model, [example.request])
+        found = _same(subject, before, again)
+        demand(found is None, f"example {number}, run twice: {found}")
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "requests that are served side by side get the answers that they get alone",
+    why="the scheduler interleaves everybody's steps; shared state gives one user another's answer.",
+)
+def interleaving_changes_nothing(subject: Subject) -> None:
+    examples = subject.specimen.examples
+    demand(len(examples) > 1, "the specimen has one example; two are needed to interleave")
+    together = subject.run(subject.loaded.model, [example.request for example in examples])
+    for number, (alone, beside) in enumerate(zip(subject.solo, together, strict=True)):
+        found = _same(subject, alone, beside)
+        demand(found is None, f"example {number}, beside the others: {found}")
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "close() ends a request within one step, for good, and disturbs nobody",
+    why="that is how requests are cancelled; one that goes on holds the device for nobody.",
+)
+def cancel_within_a_step(subject: Subject) -> None:
+    model, examples = subject.loaded.model, subject.specimen.examples
+    for number, example in enumerate(examples):
+        steps = subject.solo[number].steps
+        limit = 3 * max(steps) + 0.1
+        for advance in (0, 1, len(steps) // 2):
+            _cancel(
+                subject, model, example.request, advance, limit, f"example {number} after {advance} steps"
+            )
+        [again] = subject.run(model, [example.request])
+        found = _same(subject, subject.solo[number], again)
+        demand(found is None, f"example {number}, after a cancelled run: {found}")
+
+
+def _cancel(
+    subject: Subject, model: object, request: Request, advance: int, limit: float, where: str
+) -> None:
+    iterator = subject.start(model, request)
+    for _ in range(advance):
+        subject.step(iterator)
+    close = getattr(iterator, "close", None)
+    if close is None:
+        raise Broken(f"generate returned a {type(iterator).__name__}, which has no close()")
+    begun = time.perf_counter()
+    try:
+        subject.lane.step(close)
+    except RuntimeError as error:
+        raise Broken(f"{where}: close() said {error}") from error
+    took = time.perf_counter() - begun
+    demand(took <= limit, f"{where}: close() took {took:.2f} s, the longest step three times less")
+    found, _ = subject.step(iterator)
+    demand(found is subject, f"{where}: a closed iterator went on with {found!r:.80}")
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "closing a model frees its memory",
+    why="the engine makes room by closing idle models; what stays is lost until the process ends.",
+)
+def close_frees_memory(subject: Subject) -> None:
+    request = subject.specimen.examples[0].request
+    left = []
+    for _ in range(3):
+        before = subject.lane.active_bytes()
+        loaded = subject.load(subject.claimed_files())
+        subject.run(loaded.model, [request])
+        watch = _watch(loaded.model)
+        subject.close(loaded)
+        del loaded
+        subject.lane.step(gc.collect)
+        demand(
+            watch is None or watch() is None, f"something still holds the closed {watch and watch()!r:.80}"
+        )
+        left.append(subject.lane.active_bytes() - before)
+    kept = statistics.median(left)
+    slack = subject.specimen.slack_bytes
+    demand(kept <= slack, f"{kept:,.0f} bytes stayed in use after close (slack {slack:,})")
+
+
+def _watch(model: object) -> weakref.ref[object] | None:
+    try:
+        return weakref.ref(model)
+    except TypeError:  # a tuple, a dict or a class with slots
+        return None
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "what cannot be served, and files that are broken, end with a typed error",
+    why="callers handle errors by their type; a KeyError from inside a library tells a user nothing.",
+)
+def errors_are_typed(subject: Subject) -> None:
+    for request, wanted in subject.specimen.refused:
+        try:
+            subject.run(subject.loaded.model, [request])
+        except wanted:
+            continue
+        except Broken:
+            raise
+        except Exception as error:
+            demand(
+                False, f"{request!r:.120} ended with {type(error).__name__}: {error}, not {wanted.__name__}"
+            )
+        demand(False, f"{request!r:.120} was served, not refused with {wanted.__name__}")
+    with tempfile.TemporaryDirectory() as folder:
+        _load_truncated(subject, Path(folder) / "model")
+
+
+def _load_truncated(subject: Subject, folder: Path) -> None:
+    if subject.specimen.path.is_file():
+        return
+    shutil.copytree(subject.claimed_files(), folder)
+    held = [
+        item for item in subject.card.files if any(fnmatch(item.path, mask) for mask in subject.claim.files)
+    ]
+    largest = max(held, key=lambda item: item.size)
+    with (folder / largest.path).open("r+b") as stream:
+        stream.truncate(largest.size // 2)
+    try:
+        loaded = subject.load(folder, folder_card(folder, subject.specimen.configuration))
+    except MLXEngineError:
+        return
+    except Broken:
+        raise
+    except Exception as error:
+        raise Broken(
+            f"with {largest.path} cut in half, loading raised {type(error).__name__}: {error}"
+        ) from error
+    subject.close(loaded)
+    demand(False, f"the model loaded although {largest.path} was cut in half")
+
+
+class _NobodysRequest(Request):
+    """A request of a type that no plugin knows."""
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "generate returns None for a type of request that it does not know",
+    why="that is how the engine tells 'not for this kind of model' from a failure.",
+)
+def declines_unknown_requests(subject: Subject) -> None:
+    try:
+        subject.start(subject.loaded.model, _NobodysRequest())
+    except Broken:
+        return
+    demand(False, "it served a request of a type that nobody defined")

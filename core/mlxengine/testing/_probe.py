@@ -1,0 +1,84 @@
+"""Run in a process of its own: import a plugin, ask its pure hooks, and say what that did.
+
+Reads ``{"value": entry-point value, "name": …, "paths": sys.path additions, "cards": pickled}`` from
+standard input, writes a JSON report to standard output.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import pickle
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+HEAVY = (
+    "mlx", "mlx_lm", "mlx_vlm", "mlx_embeddings", "mlx_audio", "diffuse_mlx", "diffusionkit", "mflux",
+    "numpy", "scipy", "pandas", "torch", "jax", "tensorflow", "transformers", "tokenizers", "safetensors",
+    "sentencepiece", "huggingface_hub", "datasets", "PIL", "cv2", "soundfile", "librosa",
+)  # fmt: skip
+_IO = ("open", "os.listdir", "os.scandir", "socket.connect", "socket.getaddrinfo", "subprocess.Popen")
+_watching: list[str] | None = None
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watching is not None and event in _IO:
+        name = str(arguments[0]) if arguments else ""
+        # Reading a module is an import, which the deny-list looks at.
+        importing = name.endswith((".py", ".pyc", ".so")) or "__pycache__" in name or "site-packages" in name
+        if not importing:
+            _watching.append(f"{event}({name})")
+
+
+@contextlib.contextmanager
+def _watched(report: dict[str, Any], key: str) -> Iterator[None]:
+    global _watching
+    before = heavy()
+    _watching = []
+    try:
+        yield
+    finally:
+        report[key] = {"io": _watching, "heavy": sorted(heavy() - before)}
+        _watching = None
+
+
+def heavy() -> set[str]:
+    """The model libraries that this process has imported."""
+    return {name.partition(".")[0] for name in sys.modules} & set(HEAVY)
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    sys.path[:0] = [path for path in asked["paths"] if path not in sys.path]
+    from importlib.metadata import EntryPoint
+
+    import mlxengine
+    from mlxengine.testing._hooks import Hooks
+
+    for name in mlxengine.__all__:  # what core itself costs is not the plugin's
+        with contextlib.suppress(ImportError):
+            getattr(mlxengine, name)
+    before, report = heavy(), dict[str, Any]()
+    start = time.perf_counter()
+    loaded = EntryPoint(name=asked["name"], value=asked["value"], group="mlxengine").load()
+    report["import_seconds"] = time.perf_counter() - start
+    report["import_heavy"] = sorted(heavy() - before)
+    hooks = Hooks(asked["name"], loaded)
+    for key, call in (("features", hooks.features), ("models", hooks.models), ("commands", hooks.commands)):
+        with _watched(report, key):
+            call()
+    cards = pickle.loads(base64.b64decode(asked["cards"]))
+    for card in cards:  # the first call may import the plugin's own modules
+        hooks.claim(card)
+    sys.addaudithook(_hook)
+    with _watched(report, "claims"):
+        for card in cards:
+            hooks.claim(card)
+    json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

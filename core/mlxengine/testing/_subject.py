@@ -1,0 +1,228 @@
+"""The plugin under test, with its specimen, driven step by step as the scheduler would."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from attrs import frozen
+
+from ..configuration import ModelCard
+from ..device import Device
+from ..errors import PluginLoadError
+from ..events import Event
+from ..features import FeatureRegistry, Layer, Level
+from ..hookspecs import ENTRY_POINT_GROUP, Claim, LoadContext, Loaded, RunContext
+from ..requests import Request
+from ._clauses import Broken, demand
+from ._hooks import Hooks
+from ._lane import Lane
+from .cards import folder_card, foreign_cards
+from .specimen import Specimen
+
+
+@frozen
+class Run:
+    """What one request did: its events in order, and how long each step took, in seconds."""
+
+    events: tuple[Any, ...]
+    steps: tuple[float, ...]
+
+
+class Subject:
+    """One plugin and its specimen. Use as a context manager: models that are still loaded are closed.
+
+    Args:
+        name: the plugin's entry-point name.
+        value: the entry point's value (``"package.module"`` or ``"package.module:object"``); ``None``
+            looks it up among the installed distributions.
+        specimen: a model to try it on; without one only the contract part can be checked.
+    """
+
+    def __init__(self, name: str, value: str | None = None, specimen: Specimen | None = None) -> None:
+        self.name = name
+        self.value = value or _installed(name)
+        self._specimen = specimen
+        self._open: list[Loaded] = []
+        self._lanes: list[Lane] = []
+
+    def __enter__(self) -> Subject:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for loaded in list(self._open):
+            self.close(loaded)
+        for lane in self._lanes:
+            lane.close()
+        self._scratch.cleanup()
+
+    @cached_property
+    def plugin(self) -> object:
+        return EntryPoint(name=self.name, value=self.value, group=ENTRY_POINT_GROUP).load()
+
+    @cached_property
+    def hooks(self) -> Hooks:
+        return Hooks(self.name, self.plugin)
+
+    @property
+    def specimen(self) -> Specimen:
+        if self._specimen is None:
+            raise Broken("no specimen was given, so there is no model to look at")
+        return self._specimen
+
+    @cached_property
+    def card(self) -> ModelCard:
+        return folder_card(self.specimen.path, self.specimen.configuration)
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        """Cards to ask claim_model about: strangers', and the specimen's if there is one."""
+        return foreign_cards() if self._specimen is None else (*foreign_cards(), self.card)
+
+    @cached_property
+    def claim(self) -> Claim:
+        claim = self.hooks.claim(self.card)
+        if claim is None:
+            raise Broken(f"claim_model declined the specimen {self.specimen.path}")
+        return claim
+
+    @cached_property
+    def lane(self) -> Lane:
+        self._lanes.append(Lane(uses_mlx=self.claim.uses_mlx))
+        return self._lanes[-1]
+
+    @cached_property
+    def features(self) -> FeatureRegistry:
+        registry = FeatureRegistry()
+        for feature in self.hooks.features():
+            registry.add(feature, self.name)
+        return registry
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The specimen, loaded once for all clauses that only use it."""
+        return self.load(self.claimed_files())
+
+    @cached_property
+    def solo(self) -> tuple[Run, ...]:
+        """Every example run alone."""
+        return tuple(self.run(self.loaded.model, [item.request])[0] for item in self.specimen.examples)
+
+    @cached_property
+    def probed(self) -> dict[str, Any]:
+        """What importing the plugin and asking its pure hooks did in a fresh process."""
+        asked = {
+            "name": self.name,
+            "value": self.value,
+            "paths": [path or os.getcwd() for path in sys.path],  # noqa: PTH109 - what an empty entry means
+            "cards": base64.b64encode(pickle.dumps(self.cards)).decode(),
+        }
+        command = [sys.executable, "-m", "mlxengine.testing._probe"]
+        done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Broken(f"the plugin could not be imported in a fresh process:\n{done.stderr[-2000:]}")
+        report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return report
+
+    def claimed_files(self) -> Path:
+        """A folder with links to the files that the claim names and nothing else."""
+        source, target = self.specimen.path, Path(self._scratch.name) / f"claimed-{len(self._open)}"
+        if source.is_file():
+            return source
+        for name in self.card.names():
+            if any(fnmatch(name, pattern) for pattern in self.claim.files):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                if not (target / name).exists():
+                    shutil.copyfile(source / name, target / name)
+        demand(target.exists(), f"the claim's patterns {self.claim.files} match no file of the specimen")
+        return target
+
+    @cached_property
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="mlxengine-conformance-")
+
+    def load(self, path: Path, card: ModelCard | None = None) -> Loaded:
+        """Load as the engine does: the hook on the loader's thread, the warming on the owner's."""
+        card = card or self.card
+        context = LoadContext(
+            path=path,
+            configuration=card.configuration,
+            features=self.features.view(),
+            device=Device.detect(),
+        )
+        loaded = self.lane.load(lambda: self.hooks.load(card, context))
+        self._open.append(loaded)
+        warm = self.lane.step(lambda: iter(loaded.warm))
+        while self.lane.step(lambda: next(warm, self)) is not self:
+            pass
+        return loaded
+
+    def close(self, loaded: Loaded) -> None:
+        """Free the model, on the thread that owns it."""
+        self._open = [other for other in self._open if other is not loaded]
+        if loaded.close is not None:
+            self.lane.step(loaded.close)
+
+    def start(self, model: object, request: Request) -> Iterator[Event | None]:
+        """The iterator of one request.
+
+        Raises:
+            Broken: the plugin declines the request.
+        """
+        flags = self.features.view(Layer(Level.CALL, dict(request.features)))
+        context = RunContext(features=flags)
+        found = self.lane.step(lambda: self.hooks.generate(model, request, context))
+        if found is None:
+            raise Broken(f"generate returned None for {type(request).__name__}, which an example holds")
+        return found
+
+    def step(self, iterator: Iterator[Any]) -> tuple[Any, float]:
+        """One step: what it yielded (``self`` at the end) and the seconds that it took."""
+        begun = time.perf_counter()
+        found = self.lane.step(lambda: next(iterator, self))
+        return found, time.perf_counter() - begun
+
+    def run(self, model: object, requests: Sequence[Request]) -> list[Run]:
+        """Run requests side by side, one step of each in turn."""
+        active = [(number, self.start(model, request)) for number, request in enumerate(requests)]
+        events: list[list[Any]] = [[] for _ in requests]
+        steps: list[list[float]] = [[] for _ in requests]
+        while active:
+            for item in list(active):
+                found, seconds = self.step(item[1])
+                steps[item[0]].append(seconds)
+                if found is self:
+                    active.remove(item)
+                elif found is not None:
+                    events[item[0]].append(found)
+        return [Run(tuple(said), tuple(took)) for said, took in zip(events, steps, strict=True)]
+
+
+def _installed(name: str) -> str:
+    found = {item.value for item in entry_points(group=ENTRY_POINT_GROUP, name=name)}
+    if len(found) != 1:
+        raise PluginLoadError(
+            f"The plugin {name!r} is provided by {len(found)} installed distributions, not by one.",
+            plugin=name,
+            hint="Install it, or give the entry point's value.",
+        )
+    return found.pop()
+
+
+__all__ = ["Run", "Subject"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,12 +14,13 @@ from pathlib import Path
 from attrs import frozen
 
 UNITS = ("word", "character")
+_JOINTS = {"word": " ", "character": ""}
 Table = Mapping[str, Mapping[str, int]]
 
 
 def split(text: str, unit: str) -> list[str]:
-    """The text as words with the space before them, or as characters; joined they are the text again."""
-    return re.findall(r"\s*\S+", text) if unit == "word" else list(text)
+    """The text as words or as characters."""
+    return text.split() if unit == "word" else list(text)
 
 
 @frozen(kw_only=True)
@@ -38,7 +38,7 @@ class Chain:
         counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for position, item in enumerate(units):
             for length in range(min(order, position) + 1):
-                counts["".join(units[position - length : position])][item] += 1
+                counts[_JOINTS[unit].join(units[position - length : position])][item] += 1
         return cls(order=order, unit=unit, table=counts)
 
     def save(self, folder: Path) -> None:
@@ -49,16 +49,17 @@ class Chain:
         (folder / "table.json").write_text(json.dumps(self.table, ensure_ascii=False, indent=1) + "\n")
 
     def walk(self, text: str, seed: int | None, *, backoff: bool) -> Iterator[tuple[str, float, int]]:
-        """Each next unit, its probability, and how many candidates there were, until none follows."""
+        """Each next piece of text, its probability, and the number of candidates, until none follows."""
         draw = random.Random(seed)
         seen = split(text, self.unit)
         while counts := self._successors(seen[-self.order :], backoff=backoff):
             [chosen] = draw.choices(tuple(counts), tuple(counts.values()))
+            piece = _JOINTS[self.unit] + chosen if seen else chosen
             seen.append(chosen)
-            yield chosen, counts[chosen] / sum(counts.values()), len(counts)
+            yield piece, counts[chosen] / sum(counts.values()), len(counts)
 
     def _successors(self, context: list[str], *, backoff: bool) -> Mapping[str, int]:
         for start in range(len(context) + 1 if backoff else 1):
-            if found := self.table.get("".join(context[start:])):
+            if found := self.table.get(_JOINTS[self.unit].join(context[start:])):
                 return found
         return {}

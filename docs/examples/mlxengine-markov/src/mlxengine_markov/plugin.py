@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from mlxengine import (
@@ -83,7 +84,8 @@ def self_test() -> Sequence[Check]:
     from .chain import Chain
 
     text = "one two three one two three"
-    said = "".join(unit for unit, _, _ in Chain.train(text, order=2).walk("one two", 0, backoff=False))
+    walk = Chain.train(text, order=2).walk("one two", 0, backoff=False)
+    said = "".join(unit for unit, _, _ in islice(walk, 4))
     if said == " three one two three":
         return [Check(name="a chain continues its own training text")]
     return [Check(name="a chain continues its own training text", status="failed", detail=f"found {said!r}")]

@@ -1,0 +1,25 @@
+"""The clauses that every plugin keeps, on this one."""
+
+from mlxengine.errors import UnsupportedInputError
+from mlxengine.testing import Example, PluginConformance, Specimen
+from mlxengine_markov import SPECIMEN, ContinueRequest
+
+pytest_plugins = ["mlxengine.testing.pytest"]
+
+CHOICES = (("markov.choices", True),)
+
+
+class TestMarkov(PluginConformance):
+    name = "markov"
+    specimen = Specimen(
+        path=SPECIMEN,
+        examples=[
+            Example(
+                request=ContinueRequest(text="round the", length=4, seed=0),
+                text=" house they ran, the",
+                shows={"continuation", "word"},
+            ),
+            Example(request=ContinueRequest(text="the cat", length=30, seed=1, features=CHOICES)),
+        ],
+        refused=[(ContinueRequest(text="\0"), UnsupportedInputError)],
+    )

@@ -38,7 +38,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     _report(context, 0)
     with descriptor_limit_kept():
         import mlx_lm.utils
-    from mlxengine.toolkit.dtype import upcast_for_cpu
+    from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu
 
     from ._model import LanguageModel
 
@@ -46,6 +46,8 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     is_gguf = card.source is Source.GGUF or context.path.suffix == ".gguf"
     build = _from_gguf if is_gguf else _from_folder
     network, tokenizer, config = build(card, context)
+    if context.features.get(features.DENSE_ON_CPU):
+        dequantize_for_cpu(network, (context.device.free_memory or 0) // 2)
     upcast_for_cpu(network)
     _report(context, 2)
     own = context.configuration.context_length

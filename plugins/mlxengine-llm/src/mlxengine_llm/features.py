@@ -43,5 +43,12 @@ LOGPROBS = Feature(
     applies_to=("llm",),
     probe=_library,
 )
+DENSE_ON_CPU = Feature(
+    name="llm.dense_on_cpu",
+    default=True,
+    summary="On a CPU, unpack quantized weights to fp32 where they fit in half of the free memory.",
+    applies_to=("llm",),
+    probe=_library,
+)
 
-ALL: tuple[Feature[Any], ...] = (STREAMING, BATCH, MAX_BATCH, LOGPROBS)
+ALL: tuple[Feature[Any], ...] = (STREAMING, BATCH, MAX_BATCH, LOGPROBS, DENSE_ON_CPU)

@@ -158,9 +158,7 @@ class Loader:
     def _need_mlx(self) -> DeviceBackend:
         with self._building:
             if self._backend is None:
-                backend = mlx_backend()
-                self._scheduler.use(backend)
-                self._backend = backend
+                self._backend = self._scheduler.use(mlx_backend)
         return self._backend
 
     def _fetch(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 from attrs import frozen
 
@@ -36,7 +35,7 @@ class ModelPool:
     def __init__(self, loader: Loader, scheduler: Scheduler) -> None:
         self._loader = loader
         self._scheduler = scheduler
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="mlxengine-loader")
+        self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._by_configuration: dict[ModelConfiguration, LiveModel] = {}
         self._live: set[LiveModel] = set()
@@ -71,13 +70,26 @@ class ModelPool:
                     pending.future.set_result(live)
                     return pending
                 self._pending[key] = pending
-                self._threads.submit(self._run, key, pending)
+                thread = threading.Thread(
+                    target=self._run, args=(key, pending), name="mlxengine-loader", daemon=True
+                )
+                self._threads.add(thread)
+                thread.start()
             pending.waiters += 1
             if report is not None:
                 pending.reports.append(report)
         return pending
 
     def _run(self, key: LoadKey, pending: PendingLoad) -> None:
+        try:
+            self._load(key, pending)
+        finally:
+            if self._loader.backend is not None:
+                self._loader.backend.end_thread()
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _load(self, key: LoadKey, pending: PendingLoad) -> None:
         try:
             live = self._loader.load(key.configuration, key.kinds, key.verify, pending)
         except BaseException as error:
@@ -133,13 +145,11 @@ class ModelPool:
         """Cancel every load and free every model."""
         with self._lock:
             self._closed = True
-            pending = list(self._pending.values())
+            pending, threads = list(self._pending.values()), list(self._threads)
         for item in pending:
             item.cancelled.set()
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        for item in pending:
-            if not item.future.done():
-                item.future.set_exception(EngineClosedError("The engine was closed."))
+        for thread in threads:
+            thread.join()
         with self._lock:
             lives = list(self._live)
             self._live.clear()
@@ -151,4 +161,3 @@ class ModelPool:
         """The same without waiting for threads, when the interpreter exits."""
         for item in list(self._pending.values()):
             item.cancelled.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -104,12 +104,15 @@ class Scheduler:
         self._post(run, future.set_exception)
         return future
 
-    def use(self, backend: DeviceBackend) -> None:
-        """Evaluate under this back end's stream from now on."""
-        if self._backend is None:
-            self._backend = backend
-            if self._thread is not None and threading.current_thread() is not self._thread:
-                self.call(self._enter_stream).result()
+    def use(self, make: Callable[[], DeviceBackend]) -> DeviceBackend:
+        """Make a back end on the scheduler's thread and evaluate under its stream from now on."""
+
+        def enter() -> DeviceBackend:
+            self._backend = make()
+            self._enter_stream()
+            return self._backend
+
+        return self.call(enter).result()
 
     def nudge(self) -> None:
         """A reader has room again."""
@@ -161,6 +164,8 @@ class Scheduler:
                 self._die(error)
                 return
             self._end_everything(CancelledError("The engine was closed while the request was running."))
+        if self._backend is not None:
+            self._backend.end_thread()
 
     def _enter_stream(self) -> None:
         assert self._backend is not None

@@ -40,6 +40,10 @@ class DeviceBackend(Protocol):
         """Start a new peak."""
         ...
 
+    def end_thread(self) -> None:
+        """Give up the streams that the current thread made; call it last on every thread that computes."""
+        ...
+
     def clear_cache(self) -> None:
         """Give cached memory back to the system."""
         ...

@@ -90,5 +90,10 @@ class MLXBackend:
     def reset_peak(self) -> None:
         mx.reset_peak_memory()
 
+    def end_thread(self) -> None:
+        # mlx 0.32 aborts the process at exit ("terminate called without an active exception") when a
+        # thread that used a stream ended without this.
+        mx.clear_streams()
+
     def clear_cache(self) -> None:
         mx.clear_cache()

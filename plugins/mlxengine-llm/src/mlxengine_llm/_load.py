@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,11 +109,12 @@ def _from_folder(card: ModelCard, context: LoadContext) -> tuple[Any, Any, dict[
 
 def _from_gguf(card: ModelCard, context: LoadContext) -> tuple[Any, Any, dict[str, Any]]:
     from mlxengine.toolkit.checkpoint import normalise_config
+    from mlxengine.toolkit.gguf import read_gguf
 
     found = sorted(context.path.glob("*.gguf")) if context.path.is_dir() else [context.path]
     if not found:
         raise LoadError(f"{card.id} has no GGUF file in {context.path}.", hint="Fetch the model again.")
-    checkpoint = importlib.import_module("mlxengine.toolkit.gguf").read_gguf(found[0])
+    checkpoint = read_gguf(found[0])
     config = normalise_config(checkpoint.config)
     try:
         network = _build(config, checkpoint.weights)

@@ -1,0 +1,253 @@
+"""An image request into events: validation, one denoising step a turn, pixels and recipe at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import secrets
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from attrs import evolve, frozen
+from mlxengine import (
+    Array,
+    Event,
+    Finished,
+    ImagePreview,
+    ImageReady,
+    ImageRequest,
+    ModelCard,
+    Progress,
+    RunContext,
+    Usage,
+)
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
+
+from . import __version__
+from ._pictures import fitted_size, open_picture, pixels_of
+from .backends import Job, Pipeline, Pixels, PromptReport, Step
+from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY
+
+_log = logging.getLogger("mlxengine.diffusion")
+_MOST_PICTURES = 64
+_LORA_FILES = ("*.safetensors", "*.json")
+
+
+@frozen(kw_only=True, eq=False)
+class PictureModel:
+    """What the plugin's ``load_model`` returns to itself."""
+
+    pipeline: Pipeline
+    card: ModelCard
+    backend: str
+
+
+def generate(model: PictureModel, request: ImageRequest, context: RunContext) -> Iterator[Event | None]:
+    """Check the request and return the iterator that serves it.
+
+    Raises:
+        InvalidParameterError, UnsupportedInputError, FeatureUnavailableError: it cannot be served.
+    """
+    job = plan(model.pipeline, request, context)
+    return _run(model, request, job)
+
+
+def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
+    """Everything that a request leaves open, decided; everything that is wrong with it, raised."""
+    abilities, defaults = pipeline.abilities, pipeline.abilities.defaults
+    context.features.require(IMAGES)
+    for name in ("prompt", "negative"):
+        value = getattr(request, name)
+        if not isinstance(value, str) and not (value is None and name == "negative"):
+            _refuse(f"{name}={value!r} must be a text.")
+    _integer("n", request.n, 1, _MOST_PICTURES)
+    _integer("preview_every", request.preview_every, 0, abilities.most_steps)
+    steps = defaults.steps if request.steps is None else request.steps
+    _integer("steps", steps, 1, abilities.most_steps)
+    seed = secrets.randbits(32) if request.seed is None else request.seed
+    _integer("seed", seed, 0, 2**64 - request.n)
+    guidance = defaults.guidance if request.guidance is None else request.guidance
+    _number("guidance", guidance, 0, 1000)
+    if request.negative is not None and not (abilities.negative and guidance > 1):
+        _refuse(
+            f"A negative prompt has no effect at guidance {guidance:g}.",
+            "Use a guidance above 1." if abilities.negative else "This model has no negative prompts.",
+        )
+    picture = _picture(pipeline, request, context)
+    size = request.size or (fitted_size(picture, abilities.size_step) if picture else defaults.size)
+    _check_size(size, abilities.size_step, abilities.largest)
+    width, height = size
+    strength = defaults.strength if request.strength is None else request.strength
+    return Job(
+        prompt=request.prompt,
+        negative=request.negative,
+        width=width,
+        height=height,
+        steps=steps,
+        guidance=float(guidance),
+        seed=seed,
+        scheduler=_scheduler(pipeline, request.scheduler),
+        init=None if picture is None else pixels_of(picture, (width, height)),
+        strength=1.0 if picture is None else float(strength),
+        lora=_adapters(pipeline, request, context),
+        low_memory=_low_memory(pipeline, request, context),
+    )
+
+
+def _picture(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Any:
+    if request.init_image is None:
+        if request.strength is not None:
+            _refuse("strength has no meaning without init_image.")
+        return None
+    context.features.require(IMAGE_TO_IMAGE)
+    if not pipeline.abilities.init_image:
+        raise UnsupportedInputError(
+            f"This model makes pictures from text only ({pipeline.info.get('library')}).",
+            hint="Leave init_image out, or load a Stable Diffusion model.",
+        )
+    if request.strength is not None:
+        _number("strength", request.strength, 0, 1)
+    return open_picture(request.init_image)
+
+
+def _scheduler(pipeline: Pipeline, wanted: str | None) -> str:
+    abilities = pipeline.abilities
+    if wanted is None:
+        return abilities.defaults.scheduler
+    if wanted not in abilities.schedulers:
+        known = ", ".join(abilities.schedulers)
+        _refuse(
+            f"scheduler={wanted!r} is not known.",
+            f"Use one of {known}." if known else "This model has one fixed scheduler: leave it out.",
+        )
+    return wanted
+
+
+def _adapters(
+    pipeline: Pipeline, request: ImageRequest, context: RunContext
+) -> tuple[tuple[Path, float], ...]:
+    if not request.lora:
+        return ()
+    context.features.require(LORA)
+    if not pipeline.abilities.lora:
+        raise FeatureUnavailableError(
+            f"The back end of this model ({pipeline.info.get('library')}) applies no LoRA adapters."
+        )
+    found = []
+    for item in request.lora:
+        if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str | Path):
+            _refuse(f"lora holds (reference, scale) pairs, found {item!r}.")
+        reference, scale = item
+        _number("lora scale", scale, -100, 100)
+        path = Path(reference).expanduser()
+        if not path.exists():
+            if context.fetch is None:
+                _refuse(f"The adapter {reference!s} does not exist, and nothing can be fetched here.")
+            path = context.fetch(str(reference), _LORA_FILES)
+        found.append((path, float(scale)))
+    return tuple(found)
+
+
+def _low_memory(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> bool:
+    if request.low_memory is None:
+        return pipeline.abilities.low_memory and not context.features.get(KEEP_LOADED)
+    if request.low_memory:
+        context.features.require(LOW_MEMORY)
+        if not pipeline.abilities.low_memory:
+            raise FeatureUnavailableError(
+                f"The back end of this model ({pipeline.info.get('library')}) cannot free its parts by stage."
+            )
+    return request.low_memory
+
+
+def _run(model: PictureModel, request: ImageRequest, first: Job) -> Generator[Event | None, None, None]:
+    pipeline = model.pipeline
+    report = pipeline.read_prompt(first)
+    if report.truncated:
+        _log.warning("The prompt is longer than the model takes; left out: %s", report.truncated)
+    for index in range(request.n):
+        job = evolve(first, seed=first.seed + index)
+        latents = yield from _denoise(pipeline, job, index, request.preview_every)
+        pixels = pipeline.decode(latents, job)
+        yield ImageReady(index=index, pixels=_array(pixels), recipe=recipe(model, job, report))
+    yield Finished(usage=Usage(prompt_tokens=report.tokens))
+
+
+def _denoise(pipeline: Pipeline, job: Job, index: int, every: int) -> Generator[Event | None, None, Any]:
+    latents = None
+    for step in pipeline.denoise(job):
+        if step is None:
+            yield None
+            continue
+        latents = step.latents
+        if step.total:
+            yield Progress(index=index, stage="denoise", done=step.done, total=step.total)
+        if _wants_preview(step, every):
+            pixels = pipeline.preview(step.clean, job)
+            yield ImagePreview(index=index, step=step.done, pixels=_array(pixels))
+    return latents
+
+
+def _wants_preview(step: Step, every: int) -> bool:
+    return bool(every) and step.clean is not None and step.done < step.total and step.done % every == 0
+
+
+def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any]:
+    """Everything that makes the picture again, as plain JSON values."""
+    made: dict[str, Any] = {
+        "model": model.card.id,
+        "commit": model.card.commit,
+        "plugin": f"mlxengine-diffusion {__version__}",
+        "backend": model.backend,
+        "prompt": job.prompt,
+        "negative": job.negative,
+        "width": job.width,
+        "height": job.height,
+        "steps": job.steps,
+        "guidance": job.guidance,
+        "seed": job.seed,
+        "scheduler": job.scheduler,
+        "dtype": model.pipeline.info.get("dtype"),
+        "bits": model.pipeline.info.get("unet_bits"),
+        "lora": [[str(path), scale] for path, scale in job.lora],
+    }
+    if job.init is not None:
+        made["strength"] = job.strength
+        made["init_sha256"] = hashlib.sha256(job.init.tobytes()).hexdigest()
+    if report.truncated:
+        made["truncated"] = report.truncated
+    return made
+
+
+def _array(pixels: Pixels) -> Array:
+    return Array(data=pixels.tobytes(), shape=tuple(pixels.shape), dtype="uint8")
+
+
+def _check_size(size: Any, step: int, largest: int) -> None:
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        _refuse(f"size={size!r} must be (width, height) in pixels.")
+    for name, value in zip(("width", "height"), size, strict=True):
+        _integer(name, value, step, largest)
+        if value % step:
+            near = max(step, round(value / step) * step)
+            _refuse(f"{name}={value} must be a multiple of {step} for this model.", f"{near} is the nearest.")
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        _refuse(f"{name}={value!r} must be an integer from {low} to {high}.")
+
+
+def _number(name: str, value: Any, low: float, high: float) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not low <= value <= high:
+        _refuse(f"{name}={value!r} must be a number from {low:g} to {high:g}.")
+
+
+def _refuse(message: str, hint: str | None = None) -> NoReturn:
+    raise InvalidParameterError(message, hint=hint)
+
+
+__all__ = ["PictureModel", "generate", "plan", "recipe"]

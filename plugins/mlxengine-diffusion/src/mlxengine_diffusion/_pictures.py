@@ -1,0 +1,77 @@
+"""Pictures that come in: paths, encoded bytes, PIL images and arrays to (height, width, 3) uint8."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlxengine.errors import InvalidParameterError, UnsupportedInputError
+
+from .backends import Pixels
+
+_HINT = "Give a path, the bytes of a picture file, a PIL image, or an array (height, width, 3) of uint8."
+
+
+def open_picture(source: Any) -> Any:
+    """A PIL image in RGB, turned upright; transparency lies on white.
+
+    Raises:
+        UnsupportedInputError: it is no picture.
+    """
+    from PIL import Image, ImageOps
+
+    if hasattr(source, "source"):  # a message's ImagePart
+        source = source.source
+    if not isinstance(source, np.ndarray) and callable(getattr(source, "numpy", None)):
+        source = source.numpy()
+    try:
+        if isinstance(source, np.ndarray):
+            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+                raise ValueError(f"an array of shape {source.shape} and dtype {source.dtype}")
+            picture: Any = Image.fromarray(source)
+        elif isinstance(source, str | Path):
+            picture = Image.open(Path(source).expanduser())
+        elif isinstance(source, bytes | bytearray | memoryview):
+            picture = Image.open(io.BytesIO(source))
+        elif isinstance(source, Image.Image):
+            picture = source
+        else:
+            raise ValueError(f"a {type(source).__name__}")
+        picture = ImageOps.exif_transpose(picture)
+        if "A" in picture.getbands() or "transparency" in picture.info:
+            layer = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnsupportedInputError(
+            f"init_image is no picture that can be read: {error}.", hint=_HINT
+        ) from error
+
+
+def fitted_size(picture: Any, step: int) -> tuple[int, int]:
+    """A picture's own size, rounded down to what the model takes.
+
+    Raises:
+        InvalidParameterError: it is smaller than that.
+    """
+    width, height = (side // step * step for side in picture.size)
+    if not width or not height:
+        raise InvalidParameterError(
+            f"init_image has {picture.size[0]} × {picture.size[1]} pixels, less than {step} × {step}.",
+            hint="Give a size, and the picture is scaled to it.",
+        )
+    return width, height
+
+
+def pixels_of(picture: Any, size: tuple[int, int]) -> Pixels:
+    """The picture scaled to (width, height)."""
+    from PIL import Image
+
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return np.array(picture)
+
+
+__all__ = ["fitted_size", "open_picture", "pixels_of"]

@@ -1,0 +1,258 @@
+"""The libraries that make pictures, behind one small protocol, in a fixed order.
+
+Where two can serve a repository, the first of `ORDER` that is installed does, unless the flag
+``diffusion.backend`` names another. The order and the reason for each place:
+
+1. ``sd``: Stable Diffusion 1, 2 and XL. Always installed; checks every tensor; the only one with samplers,
+   adapters, image-to-image and low memory.
+2. ``mlx_vlm``: FLUX.2, Z-Image and Qwen-Image. Resolves beside the other plugins on every platform.
+3. ``diffusionkit``: Stable Diffusion 3, 3.5 and FLUX.1 schnell. Brings torch.
+4. ``mflux``: FLUX.1, FLUX.2, Z-Image, Qwen-Image. The widest choice, but its metadata resolves on a Mac only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from attrs import frozen
+from mlxengine import LoadContext, ModelCard
+from mlxengine.errors import BackendUnavailableError, InvalidParameterError, UnsupportedArchitectureError
+
+ORDER = ("sd", "mlx_vlm", "diffusionkit", "mflux")
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+"""A picture: shape (height, width, 3), uint8."""
+
+
+@frozen(kw_only=True)
+class Defaults:
+    """What a request that leaves something open gets."""
+
+    size: tuple[int, int] = (512, 512)
+    steps: int = 30
+    guidance: float = 7.5
+    scheduler: str = ""
+    strength: float = 0.75
+
+
+@frozen(kw_only=True)
+class Abilities:
+    """What a pipeline can be asked for.
+
+    Args:
+        defaults: for what a request leaves open.
+        schedulers: names of the samplers to choose from; a single one cannot be chosen.
+        size_step: width and height must be multiples of this.
+        largest: longest side in pixels.
+        most_steps: most denoising steps.
+        negative: whether negative prompts work (with a guidance above 1).
+        init_image: whether a picture can be the start.
+        lora: whether adapters can be applied.
+        low_memory: whether parts can be freed after their stage.
+    """
+
+    defaults: Defaults = Defaults()
+    schedulers: tuple[str, ...] = ()
+    size_step: int = 8
+    largest: int = 4096
+    most_steps: int = 999
+    negative: bool = True
+    init_image: bool = False
+    lora: bool = False
+    low_memory: bool = False
+
+
+@frozen(kw_only=True)
+class Job:
+    """One picture to make; everything is decided."""
+
+    prompt: str
+    negative: str | None
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    seed: int
+    scheduler: str
+    init: Pixels | None = None
+    strength: float = 1.0
+    lora: tuple[tuple[Path, float], ...] = ()
+    low_memory: bool = False
+
+
+@frozen(kw_only=True)
+class Step:
+    """One denoising step is done.
+
+    Args:
+        done, total: how many, of how many.
+        latents: the state after it; the last one's goes to `Pipeline.decode`.
+        clean: the picture's latents as the model believes them now, for previews (``None``: no previews).
+    """
+
+    done: int
+    total: int
+    latents: Any
+    clean: Any = None
+
+
+@frozen(kw_only=True)
+class PromptReport:
+    """What became of the prompt: tokens used, and the text that did not fit."""
+
+    tokens: int = 0
+    truncated: str = ""
+
+
+class Pipeline(Protocol):
+    """A loaded model. Every call comes on the scheduler's thread."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What it can be asked for."""
+        ...
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Facts for people: the library, the number format …"""
+        ...
+
+    def read_prompt(self, job: Job) -> PromptReport:
+        """Look at the prompt without computing anything on the device."""
+        ...
+
+    def denoise(self, job: Job) -> Iterator[Step | None]:
+        """Make latents, one denoising step at a time; ``None`` marks a step of preparation.
+
+        With no step to do (image-to-image at strength 0) yields one `Step` with ``total`` 0.
+        """
+        ...
+
+    def decode(self, latents: Any, job: Job) -> Pixels:
+        """The picture that latents stand for."""
+        ...
+
+    def preview(self, clean: Any, job: Job) -> Pixels:
+        """The same, small and quick."""
+        ...
+
+    def warm(self) -> Iterator[None]:
+        """Evaluate the weights a slice at a time."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+@frozen(kw_only=True)
+class Offer:
+    """What a back end says about a model before it is fetched.
+
+    Args:
+        files: glob patterns of what it loads.
+        problem: why loading would certainly fail.
+        estimate_bytes: bytes of weights, and of working space for a size in pixels.
+    """
+
+    files: tuple[str, ...]
+    problem: Exception | None = None
+    estimate_bytes: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+
+
+class Backend(Protocol):
+    """One library. Each module of this package with a name in `ORDER` is one."""
+
+    SUMMARY: str
+    REMEDY: str
+
+    def claim(self, card: ModelCard) -> Offer | None:
+        """Whether it serves this model; pure."""
+        ...
+
+    def missing(self) -> str | None:
+        """``None`` if the library is installed, else the name of what is not. Imports nothing."""
+        ...
+
+    def load(self, card: ModelCard, context: LoadContext) -> Pipeline:
+        """Build the model lazily, on the loader's thread."""
+        ...
+
+
+def backend(name: str) -> Backend:
+    """The back end of that name (its module).
+
+    Raises:
+        InvalidParameterError: there is none.
+    """
+    if name not in ORDER:
+        raise InvalidParameterError(f"There is no back end {name!r}.", hint=f"There are {', '.join(ORDER)}.")
+    module: Any = importlib.import_module(f"{__name__}.{name}")
+    found: Backend = module
+    return found
+
+
+@frozen(kw_only=True)
+class Choice:
+    """The back end that serves a model, and why that one."""
+
+    name: str
+    offer: Offer
+    reason: str
+
+
+def choose(card: ModelCard, wanted: str | None = None) -> Choice | None:
+    """The back end for a model: the one ``wanted``, else the first of `ORDER` that is installed.
+
+    A model that only back ends serve which are not installed gets the first of them, with the problem
+    that says what to install. ``None`` where no back end knows the model.
+    """
+    names = ORDER if wanted is None else (wanted,)
+    offers = [(name, offer) for name in names if (offer := backend(name).claim(card)) is not None]
+    if not offers and wanted is not None and choose(card) is not None:
+        problem = UnsupportedArchitectureError(
+            f"The back end {wanted!r} does not serve {card.architecture} ({card.id}).",
+            hint="Leave diffusion.backend unset to get the one that does.",
+        )
+        return Choice(
+            name=wanted, offer=Offer(files=(), problem=problem), reason="named by diffusion.backend"
+        )
+    if not offers:
+        return None
+    others = [name for name, _ in offers]
+    for name, offer in offers:
+        if backend(name).missing() is None:
+            reason = f"{name} of {', '.join(others)}" if len(others) > 1 else name
+            return Choice(name=name, offer=offer, reason=reason)
+    problem_of = [f"{name} needs {backend(name).missing()}: {backend(name).REMEDY}" for name in others]
+    unavailable = BackendUnavailableError(
+        f"{card.architecture} ({card.id}) needs a library that is not installed.",
+        hint=" Or: ".join(problem_of),
+    )
+    first = offers[0]
+    return Choice(
+        name=first[0],
+        offer=Offer(files=first[1].files, problem=unavailable, estimate_bytes=first[1].estimate_bytes),
+        reason=f"{first[0]}, which is not installed",
+    )
+
+
+__all__ = [
+    "ORDER",
+    "Abilities",
+    "Backend",
+    "Choice",
+    "Defaults",
+    "Job",
+    "Offer",
+    "Pipeline",
+    "Pixels",
+    "PromptReport",
+    "Step",
+    "backend",
+    "choose",
+]

@@ -1,0 +1,167 @@
+"""Stable Diffusion 1, 2 and XL on diffuse-mlx's modules."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxengine import LoadContext, ModelCard
+from mlxengine.configuration import thaw
+
+from ..features import BACKEND_DTYPE, KEEP_LOADED, QUANTIZE
+from ..models import defaults_for
+from ..sd import layout
+from ..sd.schedulers import SCHEDULERS, STAND_IN, NoiseSettings
+from . import Abilities, Defaults, Offer
+
+if TYPE_CHECKING:
+    from ..sd.pipeline import StableDiffusion
+
+SUMMARY = "Stable Diffusion 1, 2 and XL on diffuse-mlx's modules"
+REMEDY = "pip install diffuse-mlx"
+
+
+def claim(card: ModelCard) -> Offer | None:
+    found = layout.read(card)
+    if found is None:
+        return None
+    wanted = {name for names in found.weights.values() for name in names}
+    numbers = sum(_count(tensor.shape) for tensor in card.tensors if tensor.file in wanted)
+    stored = sum(item.size for item in card.files if item.path in wanted)
+    heads = layout.document(card, "unet/config.json").get("attention_head_dim") or 8
+    finest = heads[0] if isinstance(heads, tuple) else heads
+    scale = _pixels_per_latent(layout.document(card, "vae/config.json"))
+
+    def estimate(size: tuple[int, int]) -> tuple[int, int]:
+        places = (size[0] // scale) * (size[1] // scale)
+        # The score matrices of one attention at the finest level, for prompt and negative prompt; or
+        # the decoder's widest features at full size, four of which live at once. Rough, on the safe side.
+        scores, features = 2 * finest * places * places * 4, 4 * size[0] * size[1] * 128 * 4
+        return (4 * numbers or 2 * stored), max(scores, features)
+
+    return Offer(files=found.files, problem=found.problem, estimate_bytes=estimate)
+
+
+def missing() -> str | None:
+    return None
+
+
+def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
+
+    from ..sd.parts import Parts
+    from ..sd.pipeline import StableDiffusion, Traits
+    from ..sd.text import Tokenizer
+
+    found = layout.read(card)
+    assert found is not None
+    settings = NoiseSettings.read(layout.document(card, "scheduler/scheduler_config.json"))
+    unet = layout.document(card, "unet/config.json")
+    vae = layout.document(card, "vae/config.json")
+    scale = _pixels_per_latent(vae)
+    dtype = _dtype(context.features.get(BACKEND_DTYPE))
+    bits = context.features.get(QUANTIZE)
+    keep = context.features.get(KEEP_LOADED)
+    configs = {part: thaw(layout.document(card, f"{part}/config.json")) for part in found.parts}
+    builders = {
+        part: partial(
+            _build,
+            part,
+            configs[part],
+            [context.path / name for name in found.weights[part]],
+            _part_dtype(part, dtype, configs["vae"]),
+            bits if part == "unet" else 0,
+        )
+        for part in found.parts
+    }
+    parts = Parts(builders)
+    parts.build()
+    tokenizers = {
+        part: Tokenizer(
+            context.path / part.replace("text_encoder", "tokenizer"), configs[part]["max_position_embeddings"]
+        )
+        for part in found.parts
+        if part.startswith("text_encoder")
+    }
+    side = (unet.get("sample_size") or 64) * scale
+    own = Defaults(
+        size=(side, side), scheduler=settings.scheduler, steps=30, guidance=5.0 if found.xl else 7.5
+    )
+    abilities = Abilities(
+        defaults=defaults_for(card, own),
+        schedulers=tuple(SCHEDULERS),
+        size_step=scale,
+        most_steps=settings.train_steps - 1,
+        init_image=True,
+        lora=True,
+        low_memory=True,
+    )
+    traits = Traits(
+        xl=found.xl,
+        zero_negative=found.xl
+        and bool(layout.document(card, "model_index.json").get("force_zeros_for_empty_prompt", True)),
+        settings=settings,
+        latent_channels=vae.get("latent_channels", 4),
+        latent_scale=scale,
+        dtype=dtype,
+    )
+    info: dict[str, Any] = {
+        "library": "diffuse-mlx",
+        "dtype": str(dtype).removeprefix("mlx.core."),
+        "unet_bits": bits or None,
+        "prediction": settings.prediction,
+        "scheduler": settings.scheduler,
+    }
+    if settings.scheduler == STAND_IN and settings.asked != "DPMSolverMultistepScheduler":
+        info["scheduler_stands_in_for"] = settings.asked
+    return StableDiffusion(parts, tokenizers, traits, abilities, info, keep=keep)
+
+
+def _build(part: str, config: dict[str, Any], files: list[Path], dtype: Any, bits: int) -> Any:
+    import mlx.nn as nn
+
+    from ..sd import modules, weights
+
+    if part == "unet":
+        made: Any = modules.build_unet(config)
+    elif part == "vae":
+        made = modules.build_vae(config)
+    else:
+        made = modules.build_clip(config, projection=part == "text_encoder_2")
+    weights.fill(made, part, weights.read_tensors(files), dtype)
+    if bits:
+        nn.quantize(made, group_size=32, bits=bits, class_predicate=_can_quantize)
+    return made
+
+
+def _can_quantize(_path: str, module: Any) -> bool:
+    import mlx.nn as nn
+
+    return isinstance(module, nn.Linear) and module.weight.shape[1] % 32 == 0
+
+
+def _dtype(wanted: str) -> Any:
+    import mlx.core as mx
+
+    if wanted != "auto":
+        return getattr(mx, wanted)
+    # Half precision runs on scalar kernels on a CPU, ten times slower than float32.
+    return mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.float16
+
+
+def _part_dtype(part: str, dtype: Any, vae: dict[str, Any]) -> Any:
+    import mlx.core as mx
+
+    # Most autoencoders overflow in half precision; their configuration says which do not.
+    return mx.float32 if part == "vae" and vae.get("force_upcast", True) else dtype
+
+
+def _pixels_per_latent(vae: Any) -> int:
+    return int(2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1))
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,115 @@
+"""Which files of a repository make up a Stable Diffusion model, and whether they can run. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+from mlxengine import ModelCard
+from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, UnsupportedArchitectureError
+
+from .config import clip_problems, unet_problems, vae_problems
+from .schedulers import NoiseSettings
+
+PIPELINES = {"StableDiffusionPipeline": False, "StableDiffusionXLPipeline": True}
+"""Pipeline classes, and whether they have two text encoders."""
+
+_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+
+
+@frozen(kw_only=True)
+class Layout:
+    """A Stable Diffusion repository: its parts, their weight files, and what is wrong with it."""
+
+    xl: bool
+    weights: Mapping[str, tuple[str, ...]]
+    problem: MLXEngineError | None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The networks, in the order in which a picture needs them."""
+        return tuple(self.weights)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Glob patterns of everything that loading reads."""
+        documents = ["model_index.json", "scheduler/*.json", "tokenizer/*", "*/config.json"]
+        documents += ["tokenizer_2/*"] if self.xl else []
+        return (*documents, *(name for names in self.weights.values() for name in names))
+
+
+def read(card: ModelCard) -> Layout | None:
+    """Look at a card; ``None`` if it is no Stable Diffusion pipeline."""
+    index = document(card, "model_index.json")
+    xl = PIPELINES.get(str(index.get("_class_name")))
+    if xl is None:
+        return None
+    parts = ["text_encoder", *(["text_encoder_2"] if xl else []), "unet", "vae"]
+    tokenizers = ["tokenizer", *(["tokenizer_2"] if xl else [])]
+    weights = {part: weight_files(card, part) for part in parts}
+    wrong = [problem for name in (*parts, *tokenizers) if (problem := _wrong_class(index, name))]
+    vae, unet = document(card, "vae/config.json"), document(card, "unet/config.json")
+    missing = [f"{part}/config.json" for part in parts if not document(card, f"{part}/config.json")]
+    problem: MLXEngineError | None = None
+    if not wrong and not missing:
+        wrong += [f"unet: {item}" for item in unet_problems(unet, vae.get("latent_channels", 4))]
+        wrong += [f"vae: {item}" for item in vae_problems(vae)]
+        for part in parts[:-2]:
+            wrong += [f"{part}: {item}" for item in clip_problems(document(card, f"{part}/config.json"))]
+    if missing:
+        problem = IncompatibleWeightsError(f"{card.id} has no {', '.join(missing)}.")
+    elif wrong:
+        problem = UnsupportedArchitectureError(
+            f"{card.id} has settings that are not implemented: {'; '.join(wrong)}.",
+            hint="Text-to-image models of Stable Diffusion 1, 2 and XL in diffusers' format are.",
+        )
+    elif empty := [part for part, names in weights.items() if not names]:
+        problem = IncompatibleWeightsError(
+            f"{card.id} has no safetensors weights for {', '.join(empty)}.",
+            hint="Pickled weights (.bin, .ckpt) are never loaded: use a repository that has safetensors.",
+        )
+    else:
+        try:
+            NoiseSettings.read(document(card, "scheduler/scheduler_config.json"))
+        except MLXEngineError as error:
+            problem = error
+    return Layout(xl=xl, weights=weights, problem=problem)
+
+
+def document(card: ModelCard, path: str) -> Mapping[str, Any]:
+    """A JSON object of the repository; empty if there is none."""
+    found = card.documents.get(path)
+    return found if isinstance(found, Mapping) else {}
+
+
+def weight_files(card: ModelCard, part: str) -> tuple[str, ...]:
+    """The safetensors files of a part: one, or its shards; those in half precision where both are there.
+
+    Half precision is what a GPU computes in, and half the download.
+    """
+    stem = _STEMS.get(part, "model")
+    shape = re.compile(rf"{part}/{stem}(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors")
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for name in card.names(".safetensors"):
+        if match := shape.fullmatch(name):
+            found[bool(match[1] or match[3])].append(name)
+    return tuple(sorted(found[True] or found[False]))
+
+
+def _wrong_class(index: Mapping[str, Any], part: str) -> str | None:
+    entry = index.get(part)
+    name = entry[1] if isinstance(entry, tuple | list) and len(entry) == 2 else None
+    return None if name in _CLASSES[part] else f"{part} is {name}, not {_CLASSES[part][0]}"
+
+
+__all__ = ["PIPELINES", "Layout", "document", "read", "weight_files"]

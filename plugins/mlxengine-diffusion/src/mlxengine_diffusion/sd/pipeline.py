@@ -1,0 +1,205 @@
+"""Text (and a picture) to latents to pixels, for Stable Diffusion 1, 2 and XL."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from attrs import frozen
+
+from ..backends import Abilities, Job, Pixels, PromptReport, Step
+from .lora import AdapterFile, adapted, read_adapters
+from .parts import Parts
+from .schedulers import NoiseSettings, scheduler
+from .text import Conditioning, Tokenizer, encode
+
+_REMEMBERED_PROMPTS = 8
+_PREVIEW_LATENTS = 32
+
+
+class Noise:
+    """The random numbers of one picture: the same for a seed, whatever else runs."""
+
+    def __init__(self, seed: int) -> None:
+        self._first, self._rest = mx.random.split(mx.random.key(seed))
+
+    def initial(self, shape: tuple[int, ...]) -> mx.array:
+        """What the picture starts from: standard normal, float32."""
+        return mx.random.normal(shape, key=self._first)
+
+    def fresh(self, index: int, shape: tuple[int, ...]) -> mx.array:
+        """What an ancestral sampler adds at a step."""
+        return mx.random.normal(shape, key=mx.random.split(self._rest, index + 1)[index])
+
+
+@frozen(kw_only=True, eq=False)
+class Traits:
+    """What a model's configurations say about how it is run.
+
+    Args:
+        xl: two text encoders, pooled prompt and size conditioning.
+        zero_negative: an absent negative prompt is all zeros instead of the empty prompt's states.
+        settings: the noise it was trained with.
+        latent_channels, latent_scale: channels of the latents; pixels per latent along a side.
+        dtype: number format of the UNet and the text encoders.
+    """
+
+    xl: bool
+    zero_negative: bool
+    settings: NoiseSettings
+    latent_channels: int
+    latent_scale: int
+    dtype: mx.Dtype
+
+
+class StableDiffusion:
+    """A loaded Stable Diffusion model: see `backends.Pipeline` for what each method does."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        tokenizers: Mapping[str, Tokenizer],
+        traits: Traits,
+        abilities: Abilities,
+        info: dict[str, Any],
+        *,
+        keep: bool = True,
+    ) -> None:
+        self.abilities = abilities
+        self.info = info
+        self.parts = parts
+        self.traits = traits
+        self._tokenizers = dict(tokenizers)
+        self._keep = keep
+        self._remembered: OrderedDict[object, Conditioning] = OrderedDict()
+
+    def warm(self) -> Iterator[None]:
+        if self._keep:
+            yield from self.parts.warm()
+        else:
+            self.parts.drop_idle()
+
+    def close(self) -> None:
+        self._remembered.clear()
+        self.parts.drop_idle()
+
+    def read_prompt(self, job: Job) -> PromptReport:
+        return self._tokenizers["text_encoder"].report(job.prompt)
+
+    def denoise(self, job: Job, noise: Noise | None = None) -> Generator[Step | None, None, None]:
+        noise = noise or Noise(job.seed)
+        if job.low_memory:
+            self.parts.drop_idle()
+        sampler = scheduler(job.scheduler, self.traits.settings, job.steps)
+        adapters = [(read_adapters(path), scale) for path, scale in job.lora]
+        guided = job.guidance > 1
+        positive = yield from self._condition(job, job.prompt, adapters)
+        told = (yield from self._contrast(job, positive, adapters)) if guided else positive
+        scale = self.traits.latent_scale
+        shape = (1, job.height // scale, job.width // scale, self.traits.latent_channels)
+        start = 0
+        if job.init is None:
+            latents = noise.initial(shape) * sampler.initial_scale
+        else:
+            clean = self._encode_picture(job)
+            yield None
+            start = job.steps - steps_for(job.steps, job.strength)
+            if start == job.steps:
+                yield Step(done=0, total=0, latents=clean, clean=clean)
+                return
+            latents = sampler.add_noise(clean, noise.initial(shape), start)
+        added = self._added(told, job)
+        with self.parts.use("unet", drop=job.low_memory) as base:
+            unet = adapted(base, "unet", adapters, self.traits.dtype)
+            for index in range(start, job.steps):
+                shown = sampler.scale_input(latents, index).astype(self.traits.dtype)
+                if guided:
+                    shown = mx.concatenate([shown, shown])
+                times = mx.full((len(shown),), sampler.timesteps[index])
+                output = unet(shown, times, told.context, added).astype(mx.float32)
+                if guided:
+                    without, with_prompt = mx.split(output, 2)
+                    output = without + job.guidance * (with_prompt - without)
+                extra = noise.fresh(index, shape) if sampler.stochastic else None
+                latents, clean = sampler.step(output, latents, index, extra)
+                mx.eval(latents, clean)
+                yield Step(done=index - start + 1, total=job.steps - start, latents=latents, clean=clean)
+
+    def decode(self, latents: mx.array, job: Job) -> Pixels:
+        with self.parts.use("vae", drop=job.low_memory) as vae:
+            picture = vae.decode(latents)
+            pixels = mx.round(mx.clip(picture[0] / 2 + 0.5, 0, 1) * 255).astype(mx.uint8)
+            return np.array(pixels)
+
+    def preview(self, clean: mx.array, job: Job) -> Pixels:
+        factor = math.ceil(max(clean.shape[1:3]) / _PREVIEW_LATENTS)
+        height, width = (size // factor * factor for size in clean.shape[1:3])
+        small = clean[:, :height, :width].reshape(1, height // factor, factor, width // factor, factor, -1)
+        return self.decode(small.mean(axis=(2, 4)), job)
+
+    def _condition(
+        self, job: Job, text: str, adapters: list[tuple[AdapterFile, float]]
+    ) -> Generator[None, None, Conditioning]:
+        """The states of one prompt; one encoder a turn."""
+        key = (text, job.lora)
+        if key in self._remembered:
+            self._remembered.move_to_end(key)
+            return self._remembered[key]
+        states = []
+        pooled = None
+        for part, tokenizer in self._tokenizers.items():
+            with self.parts.use(part, drop=job.low_memory) as base:
+                encoder = adapted(base, part, adapters, self.traits.dtype)
+                context, pooled = encode(encoder, tokenizer.ids(text), penultimate=self.traits.xl)
+                mx.eval(context, pooled)
+            states.append(context)
+            yield None
+        made = Conditioning(mx.concatenate(states, axis=-1), pooled if self.traits.xl else None)
+        mx.eval(made.arrays())
+        self._remembered[key] = made
+        if len(self._remembered) > _REMEMBERED_PROMPTS:
+            self._remembered.popitem(last=False)
+        return made
+
+    def _contrast(
+        self, job: Job, positive: Conditioning, adapters: list[tuple[AdapterFile, float]]
+    ) -> Generator[None, None, Conditioning]:
+        """The negative prompt's states before the prompt's: a batch of two."""
+        if job.negative is None and self.traits.zero_negative:
+            negative = Conditioning(
+                mx.zeros_like(positive.context),
+                None if positive.pooled is None else mx.zeros_like(positive.pooled),
+            )
+        else:
+            negative = yield from self._condition(job, job.negative or "", adapters)
+        pooled = None
+        if positive.pooled is not None and negative.pooled is not None:
+            pooled = mx.concatenate([negative.pooled, positive.pooled])
+        return Conditioning(mx.concatenate([negative.context, positive.context]), pooled)
+
+    def _added(self, told: Conditioning, job: Job) -> tuple[mx.array, mx.array] | None:
+        """SDXL's conditioning on sizes: of the original, of what was cut off, of the result."""
+        if told.pooled is None:
+            return None
+        sizes = [job.height, job.width, 0, 0, job.height, job.width]
+        return told.pooled, mx.array([sizes] * len(told.pooled), dtype=mx.float32)
+
+    def _encode_picture(self, job: Job) -> mx.array:
+        """The starting picture's latents (the mean of the autoencoder's distribution)."""
+        with self.parts.use("vae", drop=job.low_memory) as vae:
+            mean, _ = vae.encode(mx.array(job.init)[None].astype(mx.float32) / 127.5 - 1)
+            mx.eval(mean)
+        found: mx.array = mean
+        return found
+
+
+def steps_for(steps: int, strength: float) -> int:
+    """How many of ``steps`` image-to-image takes: their share ``strength``, at least one unless it is 0."""
+    return 0 if strength == 0 else min(steps, max(1, math.floor(steps * strength + 1e-6)))
+
+
+__all__ = ["Noise", "StableDiffusion", "Traits", "steps_for"]

@@ -71,7 +71,8 @@ def pixels_of(picture: Any, size: tuple[int, int]) -> Pixels:
 
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return np.array(picture)
+    found: Pixels = np.array(picture, dtype=np.uint8)
+    return found
 
 
 __all__ = ["fitted_size", "open_picture", "pixels_of"]

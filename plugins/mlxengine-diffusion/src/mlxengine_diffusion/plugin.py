@@ -27,7 +27,8 @@ from mlxengine.errors import UnsupportedArchitectureError
 from . import features, models
 from ._generate import PictureModel
 from ._generate import generate as _generate
-from .backends import Offer, choose
+from .backends import Defaults, Offer, choose
+from .sd.layout import document
 
 _CAPABILITIES = frozenset({"image_generation"})
 
@@ -55,8 +56,7 @@ def claim_model(card: ModelCard) -> Claim | None:
             problem=found.offer.problem,
             reason=f"back end {found.reason}",
         )
-    index = card.documents.get("model_index.json")
-    name = str(index.get("_class_name")) if hasattr(index, "get") else ""
+    name = str(document(card, "model_index.json").get("_class_name"))
     if not name.endswith("Pipeline"):
         return None
     return Claim(
@@ -91,7 +91,7 @@ def list_commands() -> Sequence[Command]:
     ]
 
 
-_OWN = models.Defaults()
+_OWN = Defaults()
 
 
 def _wanted(name: object) -> str | None:

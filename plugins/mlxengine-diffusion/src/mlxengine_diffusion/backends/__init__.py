@@ -22,7 +22,7 @@ from attrs import frozen
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import BackendUnavailableError, InvalidParameterError, UnsupportedArchitectureError
 
-ORDER = ("sd", "mlx_vlm", "diffusionkit", "mflux")
+ORDER = ("sd",)
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 """A picture: shape (height, width, 3), uint8."""
@@ -218,9 +218,7 @@ def choose(card: ModelCard, wanted: str | None = None) -> Choice | None:
             f"The back end {wanted!r} does not serve {card.architecture} ({card.id}).",
             hint="Leave diffusion.backend unset to get the one that does.",
         )
-        return Choice(
-            name=wanted, offer=Offer(files=(), problem=problem), reason="named by diffusion.backend"
-        )
+        return Choice(name=wanted, offer=Offer(files=(), problem=problem), reason="named by the caller")
     if not offers:
         return None
     others = [name for name, _ in offers]

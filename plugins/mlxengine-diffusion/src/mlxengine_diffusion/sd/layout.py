@@ -57,7 +57,7 @@ def read(card: ModelCard) -> Layout | None:
     parts = ["text_encoder", *(["text_encoder_2"] if xl else []), "unet", "vae"]
     tokenizers = ["tokenizer", *(["tokenizer_2"] if xl else [])]
     weights = {part: weight_files(card, part) for part in parts}
-    wrong = [problem for name in (*parts, *tokenizers) if (problem := _wrong_class(index, name))]
+    wrong = [reason for name in (*parts, *tokenizers) if (reason := _wrong_class(index, name))]
     vae, unet = document(card, "vae/config.json"), document(card, "unet/config.json")
     missing = [f"{part}/config.json" for part in parts if not document(card, f"{part}/config.json")]
     problem: MLXEngineError | None = None

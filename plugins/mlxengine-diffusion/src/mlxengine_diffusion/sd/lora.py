@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from attrs import define, field
 from mlxengine.errors import IncompatibleWeightsError, ModelNotFoundError
 
@@ -89,7 +90,7 @@ def read_adapters(path: Path) -> AdapterFile:
         layer = re.sub(r"\.to_out$", ".to_out.0", match["name"].removeprefix("base_model.model."))
         adapter = found.networks.setdefault(network, {}).setdefault(layer, Adapter())
         if match["alpha"] is not None:
-            adapter.alpha = float(tensor.item())
+            adapter.alpha = float(np.array(tensor, dtype=np.float32))
         elif match["down"] is not None:
             adapter.down = tensor
         else:
@@ -129,7 +130,7 @@ def _read_metadata(file: Path, found: AdapterFile) -> None:
             adapter.rank_stabilised = bool(values.get(f"{network}.use_rslora", False))
 
 
-class LowRank(nn.Module):
+class LowRank(nn.Module):  # type: ignore[misc]
     """A linear layer or convolution with adapters beside it."""
 
     def __init__(self, base: nn.Module, dtype: mx.Dtype) -> None:
@@ -139,11 +140,11 @@ class LowRank(nn.Module):
         self._pairs: list[tuple[mx.array, mx.array]] = []
 
     def add(self, down: mx.array, up: mx.array) -> None:
-        """Add an adapter: ``down`` (rank, inputs) or (rank, height, width, inputs), ``up`` (outputs, rank)."""
+        """Add ``down`` (rank, inputs) or (rank, height, width, inputs), and ``up`` (outputs, rank)."""
         self._pairs.append((down.astype(self._dtype), up.astype(self._dtype)))
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self.base(x)
+        y: mx.array = self.base(x)
         for down, up in self._pairs:
             if down.ndim == 4:
                 inner = mx.conv2d(x, down, stride=self.base.stride, padding=self.base.padding)
@@ -212,8 +213,8 @@ def _matrices(
         fits = down.ndim == 2 and down.shape[1] == inputs
     if not fits or up.shape[0] != outputs or up.shape[1] != down.shape[0]:
         raise IncompatibleWeightsError(
-            f"{file}: {name} has the shapes {tuple(adapter.down.shape)} and {tuple(adapter.up.shape)}, which do "
-            f"not fit the model's layer.",
+            f"{file}: {name} has the shapes {tuple(adapter.down.shape)} and {tuple(adapter.up.shape)}, "
+            f"which do not fit the model's layer.",
             hint="It was made for another model: Stable Diffusion 1, 2 and XL take different adapters.",
         )
     return down, up * (adapter.scale * scale)
@@ -278,7 +279,7 @@ def _original_name(name: str, network: UNet) -> str | None:
     match = _PLACE.fullmatch(name)
     if match is None:
         return None
-    way, level, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
+    way, level, kind, place, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
     blocks = network.down_blocks if way == "down" else network.up_blocks
     before = sum(len(block.resnets) + (way == "down") for block in blocks[:level])
     if kind == "downsamplers":
@@ -286,7 +287,7 @@ def _original_name(name: str, network: UNet) -> str | None:
     if kind == "upsamplers":
         last = before + len(blocks[level].resnets) - 1
         return f"output_blocks.{last}.{2 if 'attentions' in blocks[level] else 1}.conv"
-    prefix = f"input_blocks.{1 + before + index}" if way == "down" else f"output_blocks.{before + index}"
+    prefix = f"input_blocks.{1 + before + place}" if way == "down" else f"output_blocks.{before + place}"
     return f"{prefix}.{0 if kind == 'resnets' else 1}.{_ORIGINAL.get(rest, rest)}"
 
 

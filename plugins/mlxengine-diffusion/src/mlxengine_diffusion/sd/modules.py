@@ -45,7 +45,7 @@ def set_eps(module: nn.Module, eps: float) -> None:
             item.eps = eps
 
 
-class _Level(nn.Module):
+class _Level(nn.Module):  # type: ignore[misc]
     """The blocks of one resolution, on the way down or up."""
 
     def __init__(
@@ -67,10 +67,12 @@ class _Level(nn.Module):
 
     def layer(self, index: int, x: mx.array, time: mx.array, context: mx.array) -> mx.array:
         x = self.resnets[index](x, time)
-        return self.attentions[index](x, context, None, None) if "attentions" in self else x
+        if "attentions" in self:
+            x = self.attentions[index](x, context, None, None)
+        return x
 
 
-class _Middle(nn.Module):
+class _Middle(nn.Module):  # type: ignore[misc]
     def __init__(self, shape: UNetSettings) -> None:
         super().__init__()
         width, time = shape.channels[-1], 4 * shape.channels[0]
@@ -82,7 +84,8 @@ class _Middle(nn.Module):
 
     def __call__(self, x: mx.array, time: mx.array, context: mx.array) -> mx.array:
         x = self.resnets[0](x, time)
-        return self.resnets[1](self.attentions[0](x, context, None, None), time)
+        found: mx.array = self.resnets[1](self.attentions[0](x, context, None, None), time)
+        return found
 
 
 def _transformer(shape: UNetSettings, level: int) -> nn.Module:
@@ -99,7 +102,7 @@ def _transformer(shape: UNetSettings, level: int) -> nn.Module:
     return made
 
 
-class UNet(nn.Module):
+class UNet(nn.Module):  # type: ignore[misc]
     """The network that predicts the noise (or velocity) in latents."""
 
     def __init__(self, shape: UNetSettings) -> None:
@@ -182,7 +185,8 @@ class UNet(nn.Module):
                 # An odd size was rounded up on the way down: cut what doubling it adds.
                 height, width = skips[-1].shape[1:3]
                 x = block.upsample(upsample_nearest(x)[:, :height, :width])
-        return self.conv_out(nn.silu(self.conv_norm_out(x)))
+        found: mx.array = self.conv_out(nn.silu(self.conv_norm_out(x)))
+        return found
 
 
 class _RowwiseAttention(Attention):  # type: ignore[misc]
@@ -201,7 +205,8 @@ class _RowwiseAttention(Attention):  # type: ignore[misc]
             scores = (queries[:, start : start + _ATTENTION_ROWS] * scale) @ keys.transpose(0, 2, 1)
             rows.append(mx.softmax(scores, axis=-1) @ values)
         y = rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=1)
-        return x + self.out_proj(y.reshape(batch, height, width, channels))
+        found: mx.array = x + self.out_proj(y.reshape(batch, height, width, channels))
+        return found
 
 
 def build_unet(config: Config) -> UNet:

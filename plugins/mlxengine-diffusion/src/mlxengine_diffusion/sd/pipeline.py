@@ -133,7 +133,8 @@ class StableDiffusion:
         with self.parts.use("vae", drop=job.low_memory) as vae:
             picture = vae.decode(latents)
             pixels = mx.round(mx.clip(picture[0] / 2 + 0.5, 0, 1) * 255).astype(mx.uint8)
-            return np.array(pixels)
+            found: Pixels = np.array(pixels, dtype=np.uint8)
+        return found
 
     def preview(self, clean: mx.array, job: Job) -> Pixels:
         factor = math.ceil(max(clean.shape[1:3]) / _PREVIEW_LATENTS)
@@ -190,6 +191,7 @@ class StableDiffusion:
 
     def _encode_picture(self, job: Job) -> mx.array:
         """The starting picture's latents (the mean of the autoencoder's distribution)."""
+        assert job.init is not None
         with self.parts.use("vae", drop=job.low_memory) as vae:
             mean, _ = vae.encode(mx.array(job.init)[None].astype(mx.float32) / 127.5 - 1)
             mx.eval(mean)

@@ -22,6 +22,7 @@ from mlxengine.errors import InvalidParameterError, UnsupportedArchitectureError
 
 Latents = Any
 """An array of shape (batch, height, width, channels), float32."""
+_Levels = Any
 
 _CLASSES = {
     "EulerDiscreteScheduler": "euler",
@@ -106,7 +107,7 @@ class NoiseSettings:
             )
         return found
 
-    def alphas(self) -> np.ndarray[Any, Any]:
+    def alphas(self) -> _Levels:
         """The product of 1 - β up to each noise level, shape (train_steps,), float64."""
         if self.betas == "linear":
             betas = np.linspace(self.beta_start, self.beta_end, self.train_steps)
@@ -134,7 +135,7 @@ class Scheduler:
     def __init__(self, settings: NoiseSettings, steps: int) -> None:
         if not 1 <= steps < settings.train_steps:
             raise InvalidParameterError(
-                f"steps={steps} must be from 1 to {settings.train_steps - 1}, below the noise levels of this model."
+                f"steps={steps} must be from 1 to {settings.train_steps - 1} for this model."
             )
         self.settings = settings
         self.steps = steps
@@ -158,7 +159,7 @@ class Scheduler:
         """Clean latents at the noise level of step ``index`` (image-to-image starts here)."""
         raise NotImplementedError
 
-    def _spaced(self, *, whole: bool, extra: int = 0) -> np.ndarray[Any, Any]:
+    def _spaced(self, *, whole: bool, extra: int = 0) -> _Levels:
         train, steps = self.settings.train_steps, self.steps
         if self.spacing == "linspace":
             found = np.linspace(0, train - 1, steps + extra)[::-1][:steps]
@@ -168,11 +169,11 @@ class Scheduler:
             return (np.arange(0, steps + extra) * ratio)[::-1][:steps] + float(self.settings.steps_offset)
         return np.asarray(np.round(train - np.arange(steps) * (train / steps)) - 1)
 
-    def _karras(self, levels: np.ndarray[Any, Any], rho: float = 7.0) -> np.ndarray[Any, Any]:
+    def _karras(self, levels: _Levels, rho: float = 7.0) -> _Levels:
         low, high = levels.min() ** (1 / rho), levels.max() ** (1 / rho)
         return np.asarray((high + np.linspace(0, 1, self.steps) * (low - high)) ** rho)
 
-    def _times_of(self, levels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _times_of(self, levels: _Levels) -> _Levels:
         return np.interp(np.log(levels), np.log(self.levels), np.arange(len(self.levels)))
 
 
@@ -184,7 +185,7 @@ class Euler(Scheduler):
     def __init__(self, settings: NoiseSettings, steps: int) -> None:
         super().__init__(settings, steps)
         times = self._spaced(whole=False)
-        sigmas = np.interp(times, np.arange(len(self.levels)), self.levels)
+        sigmas: _Levels = np.interp(times, np.arange(len(self.levels)), self.levels)
         if settings.karras and not self.stochastic:
             sigmas = self._karras(sigmas)
             times = self._times_of(sigmas)
@@ -234,10 +235,10 @@ class DDIM(Scheduler):
 
     def __init__(self, settings: NoiseSettings, steps: int) -> None:
         super().__init__(settings, steps)
-        times = self._spaced(whole=True).astype(int)
+        times: _Levels = self._spaced(whole=True).astype(int)
         self.timesteps = tuple(float(time) for time in times)
         # The next level is a fixed stride away, whatever the spacing: so it is defined in diffusers.
-        before = times - settings.train_steps // steps
+        before: _Levels = times - settings.train_steps // steps
         last = 1.0 if settings.alpha_to_one else float(self.alphas[0])
         self._now = [float(self.alphas[time]) for time in times]
         self._next = [float(self.alphas[time]) if time >= 0 else last for time in before]
@@ -264,7 +265,7 @@ class DPMSolver2M(Scheduler):
     def __init__(self, settings: NoiseSettings, steps: int) -> None:
         super().__init__(settings, steps)
         times = self._spaced(whole=True, extra=1)
-        sigmas = np.interp(times, np.arange(len(self.levels)), self.levels)
+        sigmas: _Levels = np.interp(times, np.arange(len(self.levels)), self.levels)
         if settings.karras:
             sigmas = self._karras(self.levels)
             times = np.round(self._times_of(sigmas))

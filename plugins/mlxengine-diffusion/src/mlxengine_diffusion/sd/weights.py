@@ -102,7 +102,8 @@ def read_tensors(files: Sequence[Path]) -> dict[str, mx.array]:
     found: dict[str, mx.array] = {}
     for file in files:
         try:
-            found.update(mx.load(str(file)))
+            loaded: Any = mx.load(str(file))
+            found.update(loaded)
         except (RuntimeError, ValueError, OSError) as error:
             raise CorruptFileError(
                 f"{file.name} of {file.parent.name} cannot be read as safetensors: {error}.",

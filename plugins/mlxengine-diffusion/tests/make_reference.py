@@ -1,0 +1,201 @@
+"""Compute the stored references with diffusers on torch, on the same random weights.
+
+    python make_reference.py TOKENIZER_FOLDER [OUT_FOLDER]
+
+Writes, for each family, the tensors' names and shapes and what diffusers makes of them: each part's
+output, a picture for every sampler, prediction type and spacing, and pictures made from a picture.
+Needs torch, diffusers, transformers and safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import geometry as g
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
+from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral
+from PIL import Image
+from safetensors.numpy import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+CLASSES = {
+    "euler": EulerDiscreteScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
+    "ddim": DDIMScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+}
+
+
+def fill(module: torch.nn.Module, family: str, part: str) -> dict[str, list[int]]:
+    """Give a module the shared random weights; its tensors' shapes."""
+    found = {}
+    for name, value in module.state_dict().items():
+        if name.endswith("position_ids"):
+            continue
+        found[name] = list(value.shape)
+        value.copy_(torch.from_numpy(g.weight(family, part, name, tuple(value.shape))))
+    module.eval()
+    return found
+
+
+def nchw(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
+
+
+def nhwc(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(tensor.detach().permute(0, 2, 3, 1).numpy())
+
+
+class Noises:
+    """Stands in for the random numbers of the ancestral sampler: step by step, the shared ones."""
+
+    def __init__(self, first: int) -> None:
+        self.index = first
+
+    def __call__(self, shape: Any, **_: Any) -> torch.Tensor:
+        self.index += 1
+        return nchw(g.noise(self.index - 1))
+
+
+def build(family: str, tokenizer_folder: Path) -> tuple[Any, dict[str, dict[str, list[int]]]]:
+    configs = g.configs(family)
+    parts: dict[str, Any] = {
+        "unet": UNet2DConditionModel(**configs["unet"]),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+        "vae": AutoencoderKL(**configs["vae"]),
+    }
+    if family == "sdxl":
+        parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**configs["text_encoder_2"]))
+    shapes = {name: fill(part, family, name) for name, part in parts.items()}
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    if family == "sdxl":
+        made: Any = StableDiffusionXLPipeline(
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            scheduler=EulerDiscreteScheduler(),
+            add_watermarker=False,
+            **parts,
+        )
+    else:
+        made = StableDiffusionPipeline(
+            tokenizer=tokenizer,
+            scheduler=EulerDiscreteScheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            **parts,
+        )
+    made.set_progress_bar_config(disable=True)
+    return made, shapes
+
+
+def components(pipe: Any, family: str) -> dict[str, np.ndarray[Any, Any]]:
+    ids = torch.tensor(pipe.tokenizer([g.PROMPT], padding="max_length", max_length=77).input_ids)
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    first = pipe.text_encoder(ids, output_hidden_states=True)
+    added = None
+    context = first.last_hidden_state
+    if family == "sdxl":
+        second = pipe.text_encoder_2(ids, output_hidden_states=True)
+        context = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        sizes = torch.tensor([[g.HEIGHT, g.WIDTH, 0, 0, g.HEIGHT, g.WIDTH]], dtype=torch.float32)
+        added = {"text_embeds": second.text_embeds, "time_ids": sizes}
+        found["pooled"] = second.text_embeds.numpy()
+    found["context"] = context.numpy()
+    # An odd size: it is halved and doubled again on the way through the UNet.
+    odd = g.random("odd", (1, 9, 7, 4))
+    output = pipe.unet(nchw(odd), 321.0, context, added_cond_kwargs=added).sample
+    found["unet"] = nhwc(output)
+    found["decoded"] = nhwc(pipe.vae.decode(nchw(g.noise(0)) / pipe.vae.config.scaling_factor).sample)
+    pixels = torch.from_numpy(g.picture().astype(np.float32) / 127.5 - 1)[None].permute(0, 3, 1, 2)
+    found["encoded"] = nhwc(pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor)
+    return {name: value.astype(np.float32) for name, value in found.items()}
+
+
+def call(pipe: Any, **more: Any) -> np.ndarray[Any, Any]:
+    values = {
+        "prompt": g.PROMPT,
+        "negative_prompt": g.NEGATIVE,
+        "num_inference_steps": g.STEPS,
+        "guidance_scale": g.GUIDANCE,
+        "output_type": "np",
+        **more,
+    }
+    return np.ascontiguousarray(np.round(pipe(**values).images[0] * 255).astype(np.uint8))
+
+
+def pictures(pipe: Any, family: str) -> dict[str, np.ndarray[Any, Any]]:
+    found = {}
+    size = {"height": g.HEIGHT, "width": g.WIDTH}
+    for name in g.SCHEDULERS:
+        for prediction in g.PREDICTIONS:
+            for spacing in g.SPACINGS:
+                config = g.scheduler_config(name, prediction, spacing)
+                pipe.scheduler = CLASSES[name].from_config(config)
+                ancestral.randn_tensor = Noises(1)
+                found[f"{name}/{prediction}/{spacing}"] = call(pipe, latents=nchw(g.noise(0)), **size)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(g.scheduler_config("euler", "epsilon", "leading"))
+    latents = nchw(g.noise(0))
+    found["no negative"] = call(pipe, latents=latents, negative_prompt=None, **size)
+    found["no guidance"] = call(pipe, latents=latents, negative_prompt=None, guidance_scale=1.0, **size)
+    karras = {**g.scheduler_config("euler", "epsilon", "leading"), "use_karras_sigmas": True}
+    for name in ("euler", "dpmpp_2m"):
+        pipe.scheduler = CLASSES[name].from_config(karras)
+        found[f"{name}/karras"] = call(pipe, latents=latents, **size)
+    if family == "sd1":
+        found |= from_picture(pipe)
+    return found
+
+
+def from_picture(pipe: Any) -> dict[str, np.ndarray[Any, Any]]:
+    # The autoencoder's mean instead of a sample: what ours does, so that strength 0 is the picture itself.
+    DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mean
+    other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    found = {}
+    for name in g.SCHEDULERS:
+        other.scheduler = CLASSES[name].from_config(g.scheduler_config(name, "epsilon", "leading"))
+        img2img.randn_tensor = Noises(0)
+        # Ours numbers the fresh noise by the step of the whole schedule.
+        ancestral.randn_tensor = Noises(1 + g.STEPS - int(g.STEPS * g.STRENGTH))
+        found[f"{name}/from picture"] = call(other, image=Image.fromarray(g.picture()), strength=g.STRENGTH)
+    return found
+
+
+@torch.no_grad()
+def main() -> None:
+    torch.set_num_threads(1)
+    tokenizer = Path(sys.argv[1])
+    out = Path(sys.argv[2]) if len(sys.argv) > 2 else g.DATA
+    out.mkdir(parents=True, exist_ok=True)
+    for family in g.FAMILIES:
+        pipe, shapes = build(family, tokenizer)
+        (out / f"{family}.shapes.json").write_text(json.dumps(shapes, indent=0) + "\n")
+        save_file(components(pipe, family), out / f"{family}.components.safetensors")
+        made = pictures(pipe, family)
+        save_file(made, out / f"{family}.pictures.safetensors")
+        spread = [float(picture.std()) for picture in made.values()]
+        print(
+            family, len(made), "pictures, standard deviations", round(min(spread)), "to", round(max(spread))
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Every part and every sampler against diffusers on torch: same weights, same noise, stored outputs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geometry as g
+import numpy as np
+import pytest
+from mlxengine_diffusion.backends import Job
+from safetensors.numpy import load_file
+
+COMPONENT_TOLERANCE = 1e-4
+PIXEL_TOLERANCE = 2
+COMBINATIONS = list(itertools.product(g.SCHEDULERS, g.PREDICTIONS, g.SPACINGS))
+# Samplers do not know which network they serve: all of them on one family daily, on the others with `slow`.
+EVERY = [
+    pytest.param(name, *combination, marks=[] if name == "sd1" or number % 7 == 0 else [pytest.mark.slow])
+    for name in g.FAMILIES
+    for number, combination in enumerate(COMBINATIONS)
+]
+
+
+class SharedNoise:
+    """The noise that the reference was computed with."""
+
+    def initial(self, shape: tuple[int, ...]) -> Any:
+        return self._at(0, shape)
+
+    def fresh(self, index: int, shape: tuple[int, ...]) -> Any:
+        return self._at(index + 1, shape)
+
+    def _at(self, index: int, shape: tuple[int, ...]) -> Any:
+        import mlx.core as mx
+
+        found = g.noise(index)
+        assert found.shape == shape
+        return mx.array(found)
+
+
+class Family:
+    """One tiny model, with its stored references."""
+
+    def __init__(self, name: str, root: Path, load: Callable[..., Any]) -> None:
+        self.name = name
+        self._root = root
+        self._load = load
+        self._pipelines: dict[tuple[str, str, bool], Any] = {}
+        self.components = load_file(g.DATA / f"{name}.components.safetensors")
+        self.pictures = load_file(g.DATA / f"{name}.pictures.safetensors")
+
+    def pipeline(self, prediction: str = "epsilon", spacing: str = "leading", karras: bool = False) -> Any:
+        key = (prediction, spacing, karras)
+        if key not in self._pipelines:
+            scheduler = {**g.scheduler_config("euler", prediction, spacing), "use_karras_sigmas": karras}
+            folder = self._root / "-".join(map(str, key))
+            tiny = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
+            self._pipelines[key] = self._load(g.write_repository(self.name, folder, tiny, scheduler))
+        return self._pipelines[key]
+
+    def picture(self, pipeline: Any, scheduler: str, **changes: Any) -> np.ndarray[Any, Any]:
+        values: dict[str, Any] = {
+            "prompt": g.PROMPT,
+            "negative": g.NEGATIVE,
+            "width": g.WIDTH,
+            "height": g.HEIGHT,
+            "steps": g.STEPS,
+            "guidance": g.GUIDANCE,
+            "seed": 0,
+            "scheduler": scheduler,
+            **changes,
+        }
+        job = Job(**values)
+        *_, last = pipeline.denoise(job, SharedNoise())
+        return pipeline.decode(last.latents, job)
+
+
+@pytest.fixture(scope="module", params=g.FAMILIES)
+def family(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    load_pipeline: Callable[..., Any],
+) -> Family:
+    return Family(request.param, tmp_path_factory.mktemp(request.param), load_pipeline)
+
+
+def close(ours: Any, theirs: np.ndarray[Any, Any]) -> None:
+    assert np.array(ours).shape == theirs.shape
+    assert np.abs(np.array(ours) - theirs).max() <= COMPONENT_TOLERANCE
+
+
+def same_picture(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> None:
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= PIXEL_TOLERANCE
+
+
+def test_the_text_encoders_say_what_transformers_says(family: Family) -> None:
+    pipeline = family.pipeline()
+    job = Job(
+        prompt=g.PROMPT,
+        negative=None,
+        width=g.WIDTH,
+        height=g.HEIGHT,
+        steps=1,
+        guidance=1.0,
+        seed=0,
+        scheduler="euler",
+    )
+    walk = pipeline._condition(job, g.PROMPT, [])
+    while True:
+        try:
+            next(walk)
+        except StopIteration as end:
+            told = end.value
+            break
+    close(told.context, family.components["context"])
+    if family.name == "sdxl":
+        close(told.pooled, family.components["pooled"])
+    else:
+        assert told.pooled is None
+
+
+def test_the_unet_predicts_what_diffusers_predicts_at_a_size_that_cannot_be_halved(family: Family) -> None:
+    import mlx.core as mx
+
+    added = None
+    if family.name == "sdxl":
+        sizes = mx.array([[g.HEIGHT, g.WIDTH, 0, 0, g.HEIGHT, g.WIDTH]], dtype=mx.float32)
+        added = (mx.array(family.components["pooled"]), sizes)
+    with family.pipeline().parts.use("unet") as unet:
+        context = mx.array(family.components["context"])
+        output = unet(mx.array(g.random("odd", (1, 9, 7, 4))), mx.array([321.0]), context, added)
+    close(output, family.components["unet"])
+
+
+def test_the_autoencoder_encodes_and_decodes_as_in_diffusers(family: Family) -> None:
+    import mlx.core as mx
+
+    with family.pipeline().parts.use("vae") as vae:
+        close(vae.decode(mx.array(g.noise(0))), family.components["decoded"])
+        pixels = mx.array(g.picture().astype(np.float32) / 127.5 - 1)[None]
+        close(vae.encode(pixels)[0], family.components["encoded"])
+
+
+@pytest.mark.parametrize(
+    ("family", "scheduler", "prediction", "spacing"), EVERY, indirect=["family"], scope="module"
+)
+def test_every_sampler_prediction_and_spacing_makes_diffusers_picture(
+    family: Family, scheduler: str, prediction: str, spacing: str
+) -> None:
+    ours = family.picture(family.pipeline(prediction, spacing), scheduler)
+    same_picture(ours, family.pictures[f"{scheduler}/{prediction}/{spacing}"])
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m"])
+def test_karras_noise_levels_are_those_of_diffusers(family: Family, scheduler: str) -> None:
+    ours = family.picture(family.pipeline(karras=True), scheduler)
+    same_picture(ours, family.pictures[f"{scheduler}/karras"])
+
+
+def test_an_absent_negative_prompt_means_what_it_means_in_diffusers(family: Family) -> None:
+    ours = family.picture(family.pipeline(), "euler", negative=None)
+    same_picture(ours, family.pictures["no negative"])
+
+
+def test_without_guidance_the_prompt_alone_counts(family: Family) -> None:
+    ours = family.picture(family.pipeline(), "euler", negative=None, guidance=1.0)
+    same_picture(ours, family.pictures["no guidance"])
+
+
+@pytest.mark.parametrize("scheduler", g.SCHEDULERS)
+def test_a_picture_from_a_picture_is_that_of_diffusers(family: Family, scheduler: str) -> None:
+    key = f"{scheduler}/from picture"
+    if family.name != "sd1":
+        assert key not in family.pictures  # one family is enough: the way in is the same for all
+        return
+    ours = family.picture(family.pipeline(), scheduler, init=g.picture(), strength=g.STRENGTH)
+    same_picture(ours, family.pictures[key])
+
+
+@pytest.mark.parity
+def test_torch_still_computes_the_stored_references(tmp_path: Path, tiny_folder: Path) -> None:
+    script = Path(__file__).parent / "make_reference.py"
+    subprocess.run([sys.executable, script, tiny_folder / "tokenizer", tmp_path], check=True)
+    for name in g.FAMILIES:
+        stored = json.loads((g.DATA / f"{name}.shapes.json").read_text())
+        assert json.loads((tmp_path / f"{name}.shapes.json").read_text()) == stored
+        for kind, tolerance in (("components", 1e-5), ("pictures", 1)):
+            ours = load_file(tmp_path / f"{name}.{kind}.safetensors")
+            theirs = load_file(g.DATA / f"{name}.{kind}.safetensors")
+            assert ours.keys() == theirs.keys()
+            for key, value in theirs.items():
+                assert np.abs(ours[key].astype(np.float64) - value).max() <= tolerance, (name, key)

@@ -1,0 +1,168 @@
+"""Loading: mlx-vlm's modules, built lazily and strictly, with a processor that runs no foreign code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlxengine import LoadContext, Loaded, ModelCard, Progress
+from mlxengine.errors import CancelledError, FeatureUnavailableError, LoadError
+from mlxengine.toolkit.estimate import context_length
+from mlxengine.toolkit.loading import check_safetensors, descriptor_limit_kept, warm
+
+from . import features
+
+_MEDIA_TOKENS = (
+    "image_token_id",
+    "image_token_index",
+    "video_token_id",
+    "video_token_index",
+    "audio_token_id",
+    "audio_token_index",
+)
+
+
+def load(card: ModelCard, context: LoadContext) -> Loaded:
+    """Build the model; its weights are evaluated later, by ``Loaded.warm``.
+
+    Raises:
+        LoadError, CorruptFileError: as `mlxengine.hookspecs.HookSpecs.load_model` says.
+    """
+    if context.configuration.adapter is not None:
+        raise FeatureUnavailableError(
+            "Adapters are not available for vision-language models.",
+            hint="Fuse the adapter into the model first, or load a language model.",
+        )
+    _report(context, 0)
+    with descriptor_limit_kept():
+        import mlx_vlm
+    from mlxengine.toolkit.dtype import upcast_for_cpu
+
+    from ._checkpoint import normalise
+    from ._claim import library_name
+    from ._model import VisionModel
+    from ._network import build
+    from ._processor import load_processor, tokenizer_of
+
+    _report(context, 1)
+    for file in sorted(context.path.glob("*.safetensors")):
+        check_safetensors(file)
+    network = build(context.path, card.config)
+    upcast_for_cpu(network)
+    _report(context, 2)
+    config = normalise(card.config)
+    processor = load_processor(
+        context.path,
+        trust_remote_code=context.configuration.trust_remote_code,
+        chat_template=context.configuration.chat_template,
+    )
+    tokenizer = tokenizer_of(processor)
+    tags = _tags(processor, tokenizer, config)
+    takes = _takes(network, processor, context, config)
+    together = context.features.get(features.BATCH)
+    cached = context.features.get(features.PROMPT_CACHE)
+    model = VisionModel(
+        card=card,
+        kind=library_name(str(config["model_type"])) or str(config["model_type"]),
+        network=network,
+        processor=processor,
+        config=config,
+        context=context.configuration.context_length or context_length(config),
+        defaults=dict(card.documents.get("generation_config.json") or {}),
+        stop_ids=_stop_ids(card, tokenizer, config, context.configuration.extra_eos_tokens),
+        media_tokens=frozenset(config[name] for name in _MEDIA_TOKENS if isinstance(config.get(name), int)),
+        image_token=config.get("image_token_index"),
+        image_tag=tags["image"],
+        video_tag=tags["video"],
+        audio_tag=tags["audio"],
+        takes=takes,
+        template_takes_parts=any(tags.values()),
+        cache_bytes=context.features.get(features.PROMPT_CACHE_MB) * 2**20 if cached else 0,
+        max_rows=context.features.get(features.MAX_BATCH) if together else 1,
+    )
+    names = {"image": "vision", "video": "video", "audio": "audio"}
+    return Loaded(
+        model=model,
+        warm=warm(network),
+        close=model.close,
+        capabilities=frozenset(names[what] for what in takes),
+        info={
+            "library": f"mlx-vlm {mlx_vlm.__version__}",
+            "architecture": model.kind,
+            "vocabulary": len(tokenizer),
+            "context_length": model.context,
+            "batch": model.max_rows,
+            "takes": ", ".join(sorted(takes)) or "text",
+        },
+    )
+
+
+def _report(context: LoadContext, done: int) -> None:
+    if context.cancelled():
+        raise CancelledError("Loading was cancelled.")
+    context.report(Progress(stage="load", done=done, total=2, unit="stages"))
+
+
+def _takes(network: Any, processor: Any, context: LoadContext, config: Mapping[str, Any]) -> frozenset[str]:
+    """What a request may bring: what the network has an encoder for, the processor a part, and a flag."""
+    from ._processor import takes
+
+    found = set()
+    towers = ("vision_tower", "vision_model", "vision_encoder", "vision", "vpm", "vision_embed_tokens")
+    blind = "vision_tower" in network and network.vision_tower is None
+    sees = not blind and (bool(config.get("vision_config")) or any(name in network for name in towers))
+    if sees and takes(processor, "image") and context.features.get(features.MULTI_MODAL):
+        found.add("image")
+        if takes(processor, "video"):
+            found.add("video")
+    hears = config.get("audio_config") and ("audio_tower" in network or hasattr(network, "audio_tower"))
+    if hears and takes(processor, "audio") and context.features.get(features.AUDIO):
+        found.add("audio")
+    return frozenset(found)
+
+
+def _tags(processor: Any, tokenizer: Any, config: Mapping[str, Any]) -> dict[str, str | None]:
+    """The text that the chat template writes for each kind of media, found by asking it."""
+    template = getattr(processor, "chat_template", None) or tokenizer.chat_template
+    found: dict[str, str | None] = {}
+    for what in ("image", "video", "audio"):
+        found[what] = None
+        candidates = [getattr(processor, name, None) for name in (f"{what}_token", "boi_token")]
+        for name in (f"{what}_token_id", f"{what}_token_index"):
+            token = config.get(name)
+            if isinstance(token, int) and 0 <= token < len(tokenizer):
+                candidates.append(tokenizer.convert_ids_to_tokens(token))
+        if template is None:
+            continue
+        try:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": [{"type": what}, {"type": "text", "text": "?"}]}],
+                chat_template=template if isinstance(template, str) else None,
+                tokenize=False,
+            )
+        except Exception:  # a template may refuse what its model does not take
+            continue
+        tags = [tag for tag in candidates if isinstance(tag, str) and text.count(tag) == 1]
+        found[what] = tags[0] if tags else None
+    return found
+
+
+def _stop_ids(
+    card: ModelCard, tokenizer: Any, config: Mapping[str, Any], extra: tuple[str, ...]
+) -> frozenset[int]:
+    generation = card.documents.get("generation_config.json")
+    text = config.get("text_config")
+    stated: list[Any] = [tokenizer.eos_token_id]
+    stated += [part.get("eos_token_id") for part in (config, text, generation) if isinstance(part, Mapping)]
+    found: set[int] = set()
+    for item in stated:
+        found.update(item if isinstance(item, list | tuple) else () if item is None else (item,))
+    vocabulary = tokenizer.get_vocab()
+    for name in extra:
+        if name not in vocabulary:
+            raise LoadError(f"extra_eos_tokens: {name!r} is not a token of this model.")
+        found.add(vocabulary[name])
+    return frozenset(found)
+
+
+__all__ = ["load"]

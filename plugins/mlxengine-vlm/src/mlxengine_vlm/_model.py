@@ -1,0 +1,84 @@
+"""A loaded vision-language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import define, field
+from mlxengine import ModelCard
+from mlxengine.toolkit.answers import Voice
+from mlxengine.toolkit.rows import SharedBatch
+
+from ._cache import FeatureCache, PrefixCache
+from ._decoder import VisionDecoder
+from ._processor import tokenizer_of
+
+
+@define(eq=False, kw_only=True)
+class VisionModel:
+    """What `load` returns and `generate` is given.
+
+    Args:
+        card: what was found out before loading.
+        kind: mlx-vlm's name of the architecture.
+        network: a model of mlx-vlm.
+        processor: tokenizer, and what turns media into arrays.
+        config: the normalised ``config.json``.
+        context: longest context in tokens, or ``None``.
+        defaults: ``generation_config.json``.
+        stop_ids: token ids that end an answer.
+        media_tokens: token ids that stand for media in a prompt.
+        image_token: the one that stands for a picture.
+        image_tag, video_tag, audio_tag: the same as text, or ``None`` where the model has none.
+        takes: ``"image"``, ``"video"``, ``"audio"``: what a request may bring.
+        template_takes_parts: whether the chat template writes the tags itself.
+        cache_bytes: most memory for caches of prompts; a quarter more goes to media features. 0: none.
+        max_rows: most requests that are decoded together.
+    """
+
+    card: ModelCard
+    kind: str
+    network: Any
+    processor: Any
+    config: dict[str, Any]
+    context: int | None
+    defaults: dict[str, Any]
+    stop_ids: frozenset[int]
+    media_tokens: frozenset[int]
+    image_token: int | None
+    image_tag: str | None
+    video_tag: str | None
+    audio_tag: str | None
+    takes: frozenset[str]
+    template_takes_parts: bool
+    cache_bytes: int
+    max_rows: int
+    batch: SharedBatch = field(init=False)
+    voice: Voice = field(init=False)
+    prefixes: PrefixCache | None = field(init=False)
+    features: FeatureCache | None = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.prefixes = PrefixCache(self.cache_bytes) if self.cache_bytes else None
+        self.features = FeatureCache(self.cache_bytes // 4) if self.cache_bytes else None
+        self.batch = SharedBatch(
+            lambda _rows: VisionDecoder(self.network, self.prefixes), max_rows=self.max_rows
+        )
+        tokenizer = tokenizer_of(self.processor)
+        self.voice = Voice(
+            decode=lambda tokens: str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
+            defaults=self.defaults,
+            stop_ids=self.stop_ids,
+            context=self.context,
+        )
+
+    def close(self) -> None:
+        """Let go of the weights and of every cache."""
+        self.batch.close()
+        for kept in (self.prefixes, self.features):
+            if kept is not None:
+                kept.clear()
+        self.network = self.processor = None
+
+
+__all__ = ["VisionModel"]

@@ -1,0 +1,134 @@
+"""Build a model of mlx-vlm from a local folder: normalised, strict, lazy."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlxengine.errors import (
+    IncompatibleWeightsError,
+    RemoteCodeRefusedError,
+    UnsupportedArchitectureError,
+)
+
+from ._checkpoint import normalise, rename
+
+_SANITIZED = (
+    ("VisionModel", "vision_config"),
+    ("LanguageModel", "text_config"),
+    ("AudioModel", "audio_config"),
+)
+
+
+def build(folder: Path, config: Mapping[str, Any]) -> Any:
+    """The model (an ``mlx.nn.Module``, weights not evaluated) that the folder's checkpoint describes.
+
+    A checkpoint in full precision or in mlx's own quantized layout is read here, with every tensor
+    accounted for. Formats of other libraries (fp8, compressed-tensors …) are left to mlx-vlm's loader.
+
+    Raises:
+        UnsupportedArchitectureError: mlx-vlm has no such model.
+        IncompatibleWeightsError: tensors are missing, unexpected or of the wrong shape.
+        RemoteCodeRefusedError: the checkpoint brings its own Python file.
+    """
+    from mlx_vlm import utils
+
+    plain = normalise(config)
+    if "model_file" in plain:
+        raise RemoteCodeRefusedError(
+            f"The checkpoint wants to run its own code ({plain['model_file']!r}).",
+            hint="This plugin never runs a model's own Python file; use a conversion that needs none.",
+        )
+    try:
+        module, kind = utils.get_model_and_args(plain)
+        if not hasattr(module, "Model") or "speculative" in module.__name__:
+            raise ValueError("it is not a model that chats")
+    except (ValueError, ImportError, KeyError) as error:
+        raise UnsupportedArchitectureError(
+            f"mlx-vlm has no model of type {plain.get('model_type')!r}: {error}.",
+            hint="Update mlx-vlm, or choose another model: `mlxengine models --kind vlm`.",
+        ) from error
+    try:
+        if plain.get("quantization_config") and "quantization" not in plain:
+            return utils.load_model(folder, lazy=True)
+        return _assemble(utils, module, kind, folder, plain)
+    except (ValueError, KeyError, TypeError) as error:
+        raise IncompatibleWeightsError(
+            f"The checkpoint does not fit mlx-vlm's {kind}: {_short(error)}",
+            hint="Verify the download (`mlxengine hub verify --deep`), or use an mlx conversion of it.",
+        ) from error
+
+
+def _assemble(utils: Any, module: Any, kind: str, folder: Path, config: dict[str, Any]) -> Any:
+    _merge_generation(folder, config)
+    config.setdefault("text_config", config.pop("llm_config", {}))
+    config.setdefault("vision_config", {})
+    config.setdefault("audio_config", {})
+    settings = module.ModelConfig.from_dict(config)
+    parts = ["text", "vision", "perceiver", "projector", "audio"]
+    settings = utils.update_module_configs(settings, module, config, parts)
+    settings = utils.apply_generation_config_defaults(settings, config)
+    if hasattr(settings, "model_path"):
+        settings.model_path = str(folder)
+    model = module.Model(settings)
+    tensors = rename(kind, _tensors(folder))
+    declared = set(tensors)
+    tensors = utils.sanitize_weights(model, tensors)
+    for name, section in _SANITIZED:
+        if hasattr(module, name) and hasattr(settings, section):
+            tensors = utils.sanitize_weights(getattr(module, name), tensors, getattr(settings, section))
+    return utils.load_model_weights(model, config, tensors, folder, lazy=True, declared_keys=declared)
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        listed = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+        files = sorted({folder / name for name in listed.values()})
+        if gone := [path.name for path in files if not path.is_file()]:
+            raise IncompatibleWeightsError(
+                f"The index lists files that are not there: {', '.join(gone)}.",
+                hint="Fetch the model again: `mlxengine hub fetch`.",
+            )
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+        files = [path for path in files if path.name != "consolidated.safetensors"]
+    if not files:
+        raise IncompatibleWeightsError(
+            f"There is no safetensors file in {folder.name!r}.",
+            hint="Use a repository in safetensors format.",
+        )
+    found: dict[str, Any] = {}
+    for path in files:
+        loaded: Any = mx.load(str(path))
+        found.update(loaded)
+    return found
+
+
+def _merge_generation(folder: Path, config: dict[str, Any]) -> None:
+    """Generation settings beside the configuration win over those inside it, as in mlx-vlm."""
+    path = folder / "generation_config.json"
+    if path.is_file():
+        stated = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("eos_token_id", "temperature", "top_p", "top_k", "do_sample"):
+            if key in stated:
+                config[key] = stated[key]
+
+
+def architecture_package(kind: str) -> Any:
+    """mlx-vlm's package for a model type, imported; its sub-modules install the processors' patches."""
+    from mlx_vlm import utils
+
+    return importlib.import_module(f"mlx_vlm.models.{utils.get_model_type({'model_type': kind})}")
+
+
+def _short(error: Exception, limit: int = 400) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+__all__ = ["architecture_package", "build"]

@@ -1,0 +1,250 @@
+"""From a request to token ids and media, counted against each other."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from attrs import Factory, define, field, frozen
+from mlxengine import (
+    AudioPart,
+    ImagePart,
+    Message,
+    TextPart,
+    TextRequest,
+    ToolCallPart,
+    ToolResultPart,
+    VideoPart,
+)
+from mlxengine.configuration import thaw
+from mlxengine.errors import InvalidParameterError, PromptTooLongError, UnsupportedInputError
+
+from ._media import MediaLimits, Picture, Sound, picture, sound
+from ._model import VisionModel
+from ._processor import Clip, arrays, prepare, takes, token_ids, tokenizer_of
+
+
+@frozen(kw_only=True)
+class Prompt:
+    """What a request came to: tokens with media placeholders expanded, the media's arrays and names."""
+
+    ids: list[int]
+    given: dict[str, Any] = field(repr=False)
+    media: tuple[str, ...] = ()
+
+
+@define
+class _Media:
+    """The media of a conversation, in the order of their placeholders."""
+
+    pictures: list[Picture] = Factory(list)
+    clips: list[Clip] = Factory(list)
+    sounds: list[Sound] = Factory(list)
+    digests: list[str] = Factory(list)
+
+
+def make_prompt(model: VisionModel, request: TextRequest, limits: MediaLimits) -> Prompt:
+    """Tokens and media of a request.
+
+    Raises:
+        UnsupportedInputError: media that the model does not take, cannot be decoded, or do not match
+            their tags in the text.
+        InvalidParameterError: the prompt is empty, or a token id is not in the vocabulary.
+        PromptTooLongError: the prompt leaves no room for an answer.
+    """
+    tokenizer = tokenizer_of(model.processor)
+    media = _Media()
+    given: dict[str, Any] = {}
+    if request.prompt_tokens is not None:
+        ids = list(request.prompt_tokens)
+        _check_tokens(model, ids, len(tokenizer))
+    else:
+        text = request.prompt if request.prompt is not None else _render(model, request, media, limits)
+        _check_tags(model, text, media)
+        text = _without_second_start(tokenizer, text)
+        if media.digests:
+            made = prepare(
+                model.processor,
+                text,
+                image_token=model.image_token,
+                pictures=media.pictures,
+                clips=media.clips,
+                sounds=media.sounds,
+            )
+            ids, given = token_ids(made), arrays(made)
+            if model.media_tokens and not model.media_tokens.intersection(ids):
+                raise UnsupportedInputError(
+                    "The model's chat template left the media out of the prompt.",
+                    hint="Give the model's own template with ModelConfiguration(chat_template=…).",
+                )
+        else:
+            ids = list(tokenizer.encode(text)) if text else []
+            if model.media_tokens.intersection(ids):
+                raise UnsupportedInputError(
+                    "The prompt has tags for pictures or sound, and brings none.",
+                    hint="Give them as message parts, and leave the model's own tags out of the texts.",
+                )
+    if not ids:
+        raise InvalidParameterError("The prompt is empty.", hint="Give at least one token of prompt.")
+    if model.context is not None and len(ids) >= model.context:
+        raise PromptTooLongError(
+            f"The prompt has {len(ids)} tokens with its media; {model.card.id} takes {model.context}, "
+            "answer included.",
+            hint="Use fewer or smaller pictures, or a shorter text.",
+        )
+    return Prompt(ids=ids, given=given, media=tuple(media.digests))
+
+
+def _check_tokens(model: VisionModel, ids: list[int], size: int) -> None:
+    for token in ids:
+        if isinstance(token, bool) or not 0 <= token < size:
+            raise InvalidParameterError(f"{token!r} is not a token id; the vocabulary has {size} tokens.")
+        if token in model.media_tokens:
+            raise UnsupportedInputError(
+                f"Token {token} stands for a picture or sound, and prompt_tokens bring none.",
+                hint="Send messages with ImagePart instead.",
+            )
+
+
+def _check_tags(model: VisionModel, text: str, media: _Media) -> None:
+    for tag, found, what in (
+        (model.image_tag, len(media.pictures), "picture"),
+        (model.video_tag, len(media.clips), "video"),
+        (model.audio_tag, len(media.sounds), "sound"),
+    ):
+        if tag is None or (tags := text.count(tag)) == found:
+            continue
+        raise UnsupportedInputError(
+            f"The prompt has {tags} tags {tag!r} for {found} {what}{'' if found == 1 else 's'}.",
+            hint=f"Give each {what} as a message part, and leave {tag!r} out of the texts.",
+        )
+
+
+def _without_second_start(tokenizer: Any, text: str) -> str:
+    """Drop the start token that the template wrote where the tokenizer adds one itself."""
+    start = tokenizer.bos_token
+    if start and text.startswith(start):
+        first = tokenizer.encode("x")[:1]
+        if first == [tokenizer.bos_token_id]:
+            return text[len(start) :]
+    return text
+
+
+def _render(model: VisionModel, request: TextRequest, media: _Media, limits: MediaLimits) -> str:
+    messages = [_message(model, item, media, limits) for item in request.messages]
+    if len(media.digests) and not any(item["content"] for item in messages):
+        raise InvalidParameterError("The conversation is empty.")
+    if request.instructions is not None:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": request.instructions}]})
+    template = getattr(model.processor, "chat_template", None) or tokenizer_of(model.processor).chat_template
+    if template is None or not model.template_takes_parts:
+        return _library_template(model, messages, media, request)
+    try:
+        return str(
+            tokenizer_of(model.processor).apply_chat_template(
+                messages,
+                chat_template=template if isinstance(template, str) else None,
+                tools=[thaw(tool) for tool in request.tools] or None,
+                add_generation_prompt=request.add_generation_prompt,
+                tokenize=False,
+            )
+        )
+    except Exception as error:  # templates are programs of the model's publisher
+        raise UnsupportedInputError(
+            f"The chat template of {model.card.id} refused the conversation: {error}.",
+            hint="Many templates want alternating user and assistant messages, and some no system message.",
+        ) from error
+
+
+def _library_template(
+    model: VisionModel, messages: list[dict[str, Any]], media: _Media, request: TextRequest
+) -> str:
+    """The prompt as mlx-vlm writes it for models whose template knows nothing of media."""
+    from mlx_vlm.prompt_utils import apply_chat_template
+
+    plain = [
+        {"role": item["role"], "content": "".join(part.get("text", "") for part in item["content"])}
+        for item in messages
+    ]
+    try:
+        made = apply_chat_template(
+            model.processor,
+            model.config,
+            plain if len(plain) > 1 else plain[0]["content"],
+            add_generation_prompt=request.add_generation_prompt,
+            num_images=len(media.pictures),
+            num_audios=len(media.sounds),
+        )
+    except Exception as error:
+        raise UnsupportedInputError(
+            f"{model.card.id} has no chat template that can be used: {error}.",
+            hint="Send TextRequest(prompt=…), or load it with ModelConfiguration(chat_template=…).",
+        ) from error
+    return made if isinstance(made, str) else str(made.get("content", made))
+
+
+def _message(model: VisionModel, message: Message, media: _Media, limits: MediaLimits) -> dict[str, Any]:
+    found: dict[str, Any] = {"role": str(message.role)}
+    content: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            content.append({"type": "text", "text": part.text})
+        elif isinstance(part, ImagePart):
+            _need(model, "image", "pictures")
+            found_picture = picture(part.source, limits)
+            media.pictures.append(found_picture)
+            media.digests.append(found_picture.digest)
+            content.append({"type": "image"})
+        elif isinstance(part, VideoPart):
+            content.extend(_video(model, part, media, limits))
+        elif isinstance(part, AudioPart):
+            _need(model, "audio", "sound")
+            found_sound = sound(part.source, part.sampling_rate, limits)
+            media.sounds.append(found_sound)
+            media.digests.append(found_sound.digest)
+            content.append({"type": "audio"})
+        elif isinstance(part, ToolCallPart):
+            function = {"name": part.name, "arguments": thaw(part.arguments)}
+            calls.append({"id": part.id, "type": "function", "function": function})
+        elif isinstance(part, ToolResultPart):
+            found |= {"tool_call_id": part.id, "name": part.name}
+            content.append({"type": "text", "text": part.content})
+    if len(media.pictures) + sum(len(clip.frames) for clip in media.clips) > limits.count:
+        raise UnsupportedInputError(
+            f"The request has more than {limits.count} pictures and frames.", hint="Send fewer at once."
+        )
+    if calls:
+        found["tool_calls"] = calls
+    return {**found, "content": content}
+
+
+def _video(model: VisionModel, part: VideoPart, media: _Media, limits: MediaLimits) -> list[dict[str, Any]]:
+    """A clip where the model has a place for one, else its frames as pictures in a row."""
+    if not part.frames:
+        raise UnsupportedInputError("The video has no frames.", hint="Give at least one frame.")
+    _need(model, "image", "pictures")
+    frames = tuple(picture(frame, limits) for frame in part.frames)
+    if model.video_tag is None or not takes(model.processor, "video"):
+        media.pictures.extend(frames)
+        media.digests.extend(frame.digest for frame in frames)
+        return [{"type": "image"} for _ in frames]
+    if len({frame.size for frame in frames}) > 1:
+        raise UnsupportedInputError("The frames of a video must have one size.", hint="Scale them first.")
+    digest = hashlib.sha256(
+        "".join([frame.digest for frame in frames] + [repr(part.fps)]).encode()
+    ).hexdigest()
+    media.clips.append(Clip(frames=frames, fps=part.fps, digest=digest))
+    media.digests.append(digest)
+    return [{"type": "video"}]
+
+
+def _need(model: VisionModel, what: str, name: str) -> None:
+    if what not in model.takes:
+        raise UnsupportedInputError(
+            f"{model.card.id} takes no {name}.",
+            hint="Choose a model that does: `mlxengine models --kind vlm`.",
+        )
+
+
+__all__ = ["Prompt", "make_prompt"]

@@ -1,0 +1,135 @@
+"""The feature flags of the vision-language plugin."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from mlxengine import Feature, LLMEngineFeatures, Stage
+
+
+def _library() -> str | None:
+    return None if importlib.util.find_spec("mlx_vlm") else "mlx-vlm is not installed"
+
+
+def _pictures() -> str | None:
+    if reason := _library():
+        return reason
+    try:
+        from PIL import features
+    except ImportError as error:
+        return f"Pillow cannot be imported: {error}"
+    missing = [name for name in ("jpg", "zlib") if not features.check(name)]
+    return f"Pillow was built without {' and '.join(missing)}" if missing else None
+
+
+def _sound() -> str | None:
+    found = _library() or importlib.util.find_spec("miniaudio")
+    return found if isinstance(found, str) else None if found else "miniaudio is not installed"
+
+
+STREAMING = Feature(
+    name="vlm.streaming",
+    default=True,
+    summary="Send the text as it is generated; off: in one piece at the end.",
+    provides=LLMEngineFeatures.STREAMING,
+    applies_to=("vlm",),
+    probe=_library,
+)
+MULTI_MODAL = Feature(
+    name="vlm.multi_modal",
+    default=True,
+    summary="Pictures and frames of videos in messages; off: text only.",
+    provides=LLMEngineFeatures.MULTI_MODAL,
+    applies_to=("vlm",),
+    probe=_pictures,
+)
+AUDIO = Feature(
+    name="vlm.audio",
+    default=True,
+    summary="Sound in messages, for models that take it.",
+    applies_to=("vlm",),
+    probe=_sound,
+)
+BATCH = Feature(
+    name="vlm.batch",
+    default=True,
+    summary="Decode the requests of a model together; off: one after the other.",
+    provides=LLMEngineFeatures.BATCH,
+    applies_to=("vlm",),
+    probe=_library,
+)
+MAX_BATCH = Feature(
+    name="vlm.max_batch",
+    default=16,
+    summary="Most requests of a model that are decoded together; further ones wait.",
+    applies_to=("vlm",),
+    probe=_library,
+)
+LOGPROBS = Feature(
+    name="vlm.logprobs",
+    default=True,
+    summary="Log-probabilities of the chosen tokens and their best alternatives.",
+    provides=LLMEngineFeatures.LOGPROBS,
+    applies_to=("vlm",),
+    probe=_library,
+)
+PROMPT_CACHE = Feature(
+    name="vlm.prompt_cache",
+    default=True,
+    summary="Keep what was computed for pictures and prompts, for later requests about the same content.",
+    provides=LLMEngineFeatures.PROMPT_CACHE,
+    applies_to=("vlm",),
+    probe=_library,
+)
+PROMPT_CACHE_MB = Feature(
+    name="vlm.prompt_cache_mb",
+    default=1024,
+    summary="Most memory for that, in MiB, decided when the model is loaded.",
+    applies_to=("vlm",),
+    probe=_library,
+)
+MAX_PIXELS = Feature(
+    name="vlm.max_pixels",
+    default=40_000_000,
+    summary="Most pixels that one picture may have; larger ones are refused before they are decoded.",
+    applies_to=("vlm",),
+)
+URLS = Feature(
+    name="vlm.urls",
+    default=False,
+    summary="Fetch pictures that are given as http(s) URLs.",
+    stage=Stage.EXPERIMENTAL,
+    applies_to=("vlm",),
+)
+QUANTIZATION = Feature(
+    name="vlm.quantization",
+    default=True,
+    summary="Checkpoints in mlx's quantized layouts.",
+    provides=LLMEngineFeatures.QUANTIZATION,
+    applies_to=("vlm",),
+    probe=_library,
+)
+CUSTOM_TOKENIZERS = Feature(
+    name="vlm.custom_tokenizers",
+    default=True,
+    summary="A chat template and end-of-text tokens of the caller's own.",
+    provides=LLMEngineFeatures.CUSTOM_TOKENIZERS,
+    applies_to=("vlm",),
+    probe=_library,
+)
+
+ALL: tuple[Feature[Any], ...] = (
+    STREAMING,
+    MULTI_MODAL,
+    AUDIO,
+    BATCH,
+    MAX_BATCH,
+    LOGPROBS,
+    PROMPT_CACHE,
+    PROMPT_CACHE_MB,
+    MAX_PIXELS,
+    URLS,
+    QUANTIZATION,
+    CUSTOM_TOKENIZERS,
+)

@@ -1,0 +1,51 @@
+"""The hooks of the vision-language plugin. Importing this module imports no model library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mlxengine import (
+    Claim,
+    Event,
+    Feature,
+    LoadContext,
+    Loaded,
+    ModelCard,
+    ModelConfiguration,
+    Request,
+    RunContext,
+    hookimpl,
+)
+
+from . import features, models
+from ._claim import claim
+
+
+@hookimpl
+def list_features() -> Sequence[Feature[Any]]:
+    return features.ALL
+
+
+@hookimpl
+def list_models() -> Sequence[ModelConfiguration]:
+    return models.ALL
+
+
+@hookimpl
+def claim_model(card: ModelCard) -> Claim | None:
+    return claim(card)
+
+
+@hookimpl
+def load_model(card: ModelCard, context: LoadContext) -> Loaded | None:
+    from ._load import load
+
+    return load(card, context)
+
+
+@hookimpl
+def generate(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
+    from ._generate import serve
+
+    return serve(model, request, context)

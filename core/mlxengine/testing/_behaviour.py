@@ -17,7 +17,6 @@ from ..requests import Request
 from ._clauses import Broken, Part, clause, demand
 from ._compare import answer, difference, foreign_values
 from ._subject import Run, Subject
-from .cards import folder_card
 
 
 def _same(subject: Subject, left: Run, right: Run) -> str | None:
@@ -219,7 +218,7 @@ def _load_truncated(subject: Subject, folder: Path) -> None:
     with (folder / largest.path).open("r+b") as stream:
         stream.truncate(largest.size // 2)
     try:
-        loaded = subject.load(folder, folder_card(folder, subject.specimen.configuration))
+        loaded = subject.load(folder, subject.card_of(folder))
     except MLXEngineError:
         return
     except Broken:

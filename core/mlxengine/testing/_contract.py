@@ -12,8 +12,8 @@ from ..errors import MLXEngineError
 from ..features import Stage
 from ..hookspecs import Claim
 from ._clauses import Part, clause, demand
+from ._strangers import foreign_cards
 from ._subject import Subject
-from .cards import foreign_cards
 
 _IMPORT_SECONDS = 0.5
 _CLAIM_SECONDS = 0.02
@@ -52,8 +52,9 @@ def hook_signatures(subject: Subject) -> None:
     "experimental feature that is on was not asked for.",
 )
 def feature_names(subject: Subject) -> None:
+    error = subject.hooks.host.records[0].error
+    demand(error is None or error.hook != "list_features", str(error))
     for feature in subject.hooks.features():
-        subject.features.find(feature.name)
         demand(feature.summary.strip(), f"{feature.name} has no summary")
         on = feature.stage is Stage.EXPERIMENTAL and feature.default is True
         demand(not on, f"{feature.name} is experimental but on by default")

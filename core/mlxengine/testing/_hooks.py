@@ -6,57 +6,39 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pluggy
-
+from .._host import Host
 from ..configuration import ModelCard, ModelConfiguration
 from ..events import Event
 from ..features import Feature
-from ..hookspecs import (
-    PROJECT,
-    REQUIRED_HOOKS,
-    Check,
-    Claim,
-    Command,
-    HookSpecs,
-    LoadContext,
-    Loaded,
-    RunContext,
-    SelfTestContext,
-)
+from ..hookspecs import Check, Claim, Command, LoadContext, Loaded, RunContext, SelfTestContext
 from ..requests import Request
 from ._clauses import Broken, demand
 
 
 class Hooks:
-    """The hooks of one plugin."""
+    """The hooks of one plugin, called as the engine calls them, but with their own exceptions."""
 
     def __init__(self, name: str, plugin: object) -> None:
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(HookSpecs)
-        manager.register(plugin, name)
-        manager.check_pending()
-        self._hooks = {hook.name: hook for hook in manager.get_hookcallers(plugin) or ()}
-        self.implementations = {
-            name: implementation.function
-            for name, hook in self._hooks.items()
-            for implementation in hook.get_hookimpls()
-        }
+        self.host = Host([(name, plugin)])
+        [self._record] = self.host.records
+        self._plugin = plugin
 
     def problems(self) -> list[str]:
         """What is wrong with the hooks before any is called."""
-        found = [f"{name} is missing" for name in REQUIRED_HOOKS if name not in self._hooks]
-        for name, function in self.implementations.items():
+        found = [] if self._record.error is None else [self._record.error.message]
+        for name in ("claim_model", "load_model", "generate"):
+            function = getattr(self._plugin, name, None)
             if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
                 found.append(f"{name} is a generator function, which can neither decline nor validate")
             elif inspect.iscoroutinefunction(function):
                 found.append(f"{name} is a coroutine function")
         return found
 
-    def _call(self, name: str, **arguments: Any) -> Any:
-        if name not in self._hooks:
-            return None
-        answers = self._hooks[name](**arguments)  # pluggy leaves out an answer of None
-        return answers[0] if answers else None
+    def _call(self, hook: str, **arguments: Any) -> Any:
+        if self._record.error is not None and self._record.error.hook != "list_features":
+            raise Broken(self._record.error.message)
+        function = self._record.hooks.get(hook)
+        return None if function is None else function(arguments)
 
     def _list(self, name: str, wanted: type[Any]) -> tuple[Any, ...]:
         found = self._call(name) or ()
@@ -93,7 +75,7 @@ class Hooks:
         return found
 
     def self_test(self, context: SelfTestContext) -> tuple[Check, ...] | None:
-        if "self_test" not in self._hooks:
+        if "self_test" not in self._record.hooks:
             return None
         found = self._call("self_test", context=context) or ()
         for item in found:

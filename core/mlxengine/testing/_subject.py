@@ -19,9 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import attrs
 from attrs import frozen
 
-from ..configuration import ModelCard
+from .._hub import resolve
+from ..configuration import ModelCard, ModelConfiguration
 from ..device import Device
 from ..errors import PluginLoadError
 from ..events import Event
@@ -31,7 +33,7 @@ from ..requests import Request
 from ._clauses import Broken, demand
 from ._hooks import Hooks
 from ._lane import Lane
-from .cards import folder_card, foreign_cards
+from ._strangers import foreign_cards
 from .specimen import Specimen
 
 
@@ -88,7 +90,12 @@ class Subject:
 
     @cached_property
     def card(self) -> ModelCard:
-        return folder_card(self.specimen.path, self.specimen.configuration)
+        return self.card_of(self.specimen.path)
+
+    def card_of(self, path: Path) -> ModelCard:
+        """The card of a folder that holds the specimen, or what is left of it."""
+        configuration = self.specimen.configuration or ModelConfiguration(id=str(path))
+        return resolve(attrs.evolve(configuration, id=str(path)))
 
     @property
     def cards(self) -> tuple[ModelCard, ...]:
@@ -109,10 +116,7 @@ class Subject:
 
     @cached_property
     def features(self) -> FeatureRegistry:
-        registry = FeatureRegistry()
-        for feature in self.hooks.features():
-            registry.add(feature, self.name)
-        return registry
+        return self.hooks.host.features
 
     @cached_property
     def loaded(self) -> Loaded:

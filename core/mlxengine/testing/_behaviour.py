@@ -11,8 +11,10 @@ import weakref
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ..engine import InferenceEngine
 from ..errors import MLXEngineError
 from ..events import Event, Finished, TextDelta
+from ..model import ModelHandle
 from ..requests import Request
 from ._clauses import Broken, Part, clause, demand
 from ._compare import answer, difference, foreign_values
@@ -112,6 +114,21 @@ def interleaving_changes_nothing(subject: Subject) -> None:
     for number, (alone, beside) in enumerate(zip(subject.solo, together, strict=True)):
         found = _same(subject, alone, beside)
         demand(found is None, f"example {number}, beside the others: {found}")
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "the engine gives the answers that the bare steps give, from files that it found by itself",
+    why="that is how users meet it: resolved, loaded on another thread, warmed, on the shared scheduler.",
+)
+def engine_gives_the_same(subject: Subject) -> None:
+    plugins = [(subject.name, subject.plugin)]
+    with InferenceEngine(plugins=plugins) as engine, engine.load(subject.card.configuration) as handle:
+        demand(handle.plugin == subject.name, f"the engine lets {handle.plugin!r} serve the specimen")
+        for number, example in enumerate(subject.specimen.examples):
+            result = ModelHandle.run(handle, example.request)
+            found = _same(subject, subject.solo[number], Run((*result.events, result.finished), ()))
+            demand(found is None, f"example {number}, through the engine: {found}")
 
 
 @clause(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import ClassVar
 
 from attrs import frozen
@@ -33,7 +33,11 @@ def clauses(*parts: Part) -> tuple[Clause, ...]:
 
 
 def check_plugin(
-    name: str, specimen: Specimen | None = None, *, value: str | None = None
+    name: str,
+    specimen: Specimen | None = None,
+    *,
+    value: str | None = None,
+    only: Collection[str] | None = None,
 ) -> Iterator[Outcome]:
     """Check an installed plugin, clause by clause.
 
@@ -41,12 +45,15 @@ def check_plugin(
         name: its entry-point name.
         specimen: a model to try it on; without one, the clauses that need it are not checked.
         value: the entry point's value, for a plugin that is not installed.
+        only: ids of the clauses to check; ``None`` checks all.
 
     Raises:
         PluginLoadError: no installed distribution provides the plugin, or several do.
     """
     with Subject(name, value, specimen) as subject:
         for item in clauses():
+            if only is not None and item.id not in only:
+                continue
             if specimen is None and item.needs_specimen:
                 yield Outcome(clause=item, checked=False)
                 continue

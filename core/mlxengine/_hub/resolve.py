@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -138,8 +138,14 @@ def ask(
     if not isinstance(siblings, list) or len(siblings) > _MOST_FILES:
         raise CorruptFileError(f"The listing of {repo} cannot be used.", recoverable=False)
     files = tuple(_file(item, repo) for item in siblings)
-    if len({file.path for file in files}) != len(files):
+    paths = {file.path for file in files}
+    if len(paths) != len(files):
         raise CorruptFileError(f"The listing of {repo} names a file twice.", recoverable=False)
+    for path in paths:
+        if both := paths.intersection(map(str, PurePosixPath(path).parents)):
+            raise CorruptFileError(
+                f"The listing of {repo} names {both.pop()!r} as a file and as a folder.", recoverable=False
+            )
     card = found.get("cardData")
     tags = tuple(tag for tag in found.get("tags") or () if isinstance(tag, str))
     license_tag = next((tag[8:] for tag in tags if tag.startswith("license:")), None)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from attrs import frozen
 from mlxengine.errors import UnsupportedArchitectureError
 
@@ -136,6 +137,9 @@ def _bert(config: Mapping[str, Any], library: Any, name: str) -> Encoder:
 
 def _modernbert(config: Mapping[str, Any], library: Any, name: str) -> Encoder:
     module = library.ModernBertModel(library.ModelArgs.from_dict(dict(config)))
+    for layer in module.layers:
+        # The library's GELU(approx="precise") is the tanh approximation; ModernBERT's is the exact one.
+        layer.mlp.act = nn.GELU()
     reach = int(config.get("local_attention", 128)) // 2
 
     def forward(ids: Array, valid: Array | None, types: Array | None) -> Array:  # noqa: ARG001

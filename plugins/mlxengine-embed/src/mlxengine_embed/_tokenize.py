@@ -49,6 +49,7 @@ class Tokenizer:
             ) from error
         limits = [max_length or int(self._slow.model_max_length), cap or 2**31 - 1, 2**31 - 1]
         self.max_length = min(limits)
+        self._types = "token_type_ids" in self._slow.model_input_names
         self._fast = getattr(self._slow, "backend_tokenizer", None)
         if self._fast is not None:
             self._fast.no_padding()
@@ -99,7 +100,7 @@ class Tokenizer:
         return [
             Tokens(
                 ids=np.array(item.ids, dtype=np.int32),
-                types=np.array(item.type_ids, dtype=np.int32) if pairs else None,
+                types=np.array(item.type_ids, dtype=np.int32) if pairs and self._types else None,
                 truncated=bool(item.overflowing),
             )
             for item in found
@@ -107,16 +108,17 @@ class Tokenizer:
 
     def _encode_slow(self, item: Any, pairs: bool) -> Tokens:
         parts = item if pairs else (item,)
-        whole = self._slow(*parts, return_token_type_ids=pairs, verbose=False)
+        types = pairs and self._types
+        whole = self._slow(*parts, verbose=False)
         cut = self._slow(
             *parts,
             truncation="longest_first",
             max_length=self.max_length,
-            return_token_type_ids=pairs,
+            return_token_type_ids=types,
         )
         return Tokens(
             ids=np.array(cut["input_ids"], dtype=np.int32),
-            types=np.array(cut["token_type_ids"], dtype=np.int32) if pairs else None,
+            types=np.array(cut["token_type_ids"], dtype=np.int32) if types else None,
             truncated=len(whole["input_ids"]) > len(cut["input_ids"]),
         )
 

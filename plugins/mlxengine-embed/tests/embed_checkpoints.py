@@ -1,0 +1,356 @@
+"""Small repositories with random weights, the same ones wherever they are written.
+
+Only numpy, safetensors and tokenizers are needed, so that the reference script can write them in an
+environment of its own. Biases and norms are random too: a module that forgets one is found out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+SIZE, INNER, LAYERS, HEADS, WORDS, LONGEST = 64, 96, 3, 4, 200, 48
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+VOCABULARY = [*SPECIAL, *(f"w{i}" for i in range(WORDS))]
+POOLINGS = {
+    "cls": "cls",
+    "mean": "mean",
+    "max": "max",
+    "mean-sqrt": "mean_sqrt_len_tokens",
+    "weighted": "weightedmean",
+    "last": "lasttoken",
+}
+
+
+class _Weights:
+    """Random tensors by name, in the order in which they are asked for."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        self.tensors: dict[str, np.ndarray[Any, Any]] = {}
+
+    def matrix(self, name: str, *shape: int) -> None:
+        spread = 1.6 / np.sqrt(shape[-1])
+        self.tensors[name] = (self._random.standard_normal(shape) * spread).astype(np.float32)
+
+    def table(self, name: str, rows: int) -> None:
+        self.tensors[name] = self._random.standard_normal((rows, SIZE)).astype(np.float32)
+
+    def linear(self, name: str, outputs: int, inputs: int, bias: bool = True) -> None:
+        self.matrix(f"{name}.weight", outputs, inputs)
+        if bias:
+            self.tensors[f"{name}.bias"] = (self._random.standard_normal(outputs) * 0.2).astype(np.float32)
+
+    def norm(self, name: str, size: int = SIZE, bias: bool = True, around: float = 1.0) -> None:
+        self.tensors[f"{name}.weight"] = (around + self._random.standard_normal(size) * 0.2).astype(
+            np.float32
+        )
+        if bias:
+            self.tensors[f"{name}.bias"] = (self._random.standard_normal(size) * 0.2).astype(np.float32)
+
+
+def _bert(weights: _Weights, prefix: str = "", positions: int = 64, types: int = 2) -> None:
+    for name, rows in (("word", len(VOCABULARY)), ("position", positions), ("token_type", types)):
+        weights.table(f"{prefix}embeddings.{name}_embeddings.weight", rows)
+    weights.norm(f"{prefix}embeddings.LayerNorm")
+    for layer in range(LAYERS):
+        base = f"{prefix}encoder.layer.{layer}"
+        for name in ("query", "key", "value"):
+            weights.linear(f"{base}.attention.self.{name}", SIZE, SIZE)
+        weights.linear(f"{base}.attention.output.dense", SIZE, SIZE)
+        weights.norm(f"{base}.attention.output.LayerNorm")
+        weights.linear(f"{base}.intermediate.dense", INNER, SIZE)
+        weights.linear(f"{base}.output.dense", SIZE, INNER)
+        weights.norm(f"{base}.output.LayerNorm")
+
+
+def _modernbert(weights: _Weights, prefix: str = "") -> None:
+    weights.table(f"{prefix}embeddings.tok_embeddings.weight", len(VOCABULARY))
+    weights.norm(f"{prefix}embeddings.norm", bias=False)
+    for layer in range(LAYERS):
+        base = f"{prefix}layers.{layer}"
+        if layer:
+            weights.norm(f"{base}.attn_norm", bias=False)
+        weights.linear(f"{base}.attn.Wqkv", 3 * SIZE, SIZE, bias=False)
+        weights.linear(f"{base}.attn.Wo", SIZE, SIZE, bias=False)
+        weights.norm(f"{base}.mlp_norm", bias=False)
+        weights.linear(f"{base}.mlp.Wi", 2 * INNER, SIZE, bias=False)
+        weights.linear(f"{base}.mlp.Wo", SIZE, INNER, bias=False)
+    weights.norm(f"{prefix}final_norm", bias=False)
+
+
+def _decoder(weights: _Weights, layers: int, norms: tuple[str, ...], around: float) -> None:
+    weights.table("embed_tokens.weight", len(VOCABULARY))
+    for layer in range(layers):
+        base, head = f"layers.{layer}", SIZE // HEADS
+        weights.linear(f"{base}.self_attn.q_proj", SIZE, SIZE, bias=False)
+        weights.linear(f"{base}.self_attn.k_proj", 2 * head, SIZE, bias=False)
+        weights.linear(f"{base}.self_attn.v_proj", 2 * head, SIZE, bias=False)
+        weights.linear(f"{base}.self_attn.o_proj", SIZE, SIZE, bias=False)
+        weights.norm(f"{base}.self_attn.q_norm", head, bias=False, around=around)
+        weights.norm(f"{base}.self_attn.k_norm", head, bias=False, around=around)
+        weights.linear(f"{base}.mlp.gate_proj", INNER, SIZE, bias=False)
+        weights.linear(f"{base}.mlp.up_proj", INNER, SIZE, bias=False)
+        weights.linear(f"{base}.mlp.down_proj", SIZE, INNER, bias=False)
+        for name in norms:
+            weights.norm(f"{base}.{name}", bias=False, around=around)
+    weights.norm("norm", bias=False, around=around)
+
+
+_COMMON = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": SIZE,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_BERT = {**_COMMON, "model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 64}
+_BERT |= {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}
+_ROBERTA = {**_BERT, "model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"], "pad_token_id": 0}
+_ROBERTA |= {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "max_position_embeddings": 66}
+_MODERNBERT = {
+    **_COMMON,
+    "model_type": "modernbert",
+    "architectures": ["ModernBertModel"],
+    "max_position_embeddings": 128,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+    "local_attention": 8,
+    "global_attn_every_n_layers": 3,
+    "norm_eps": 1e-5,
+    "rope_parameters": {
+        "full_attention": {"rope_theta": 90000.0, "rope_type": "default"},
+        "sliding_attention": {"rope_theta": 700.0, "rope_type": "default"},
+    },
+}
+_QWEN3 = {
+    **_COMMON,
+    "model_type": "qwen3",
+    "architectures": ["Qwen3Model"],
+    "num_key_value_heads": 2,
+    "head_dim": SIZE // HEADS,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"},
+}
+_GEMMA3 = {
+    **_COMMON,
+    "model_type": "gemma3_text",
+    "architectures": ["Gemma3TextModel"],
+    "num_hidden_layers": 7,
+    "num_key_value_heads": 2,
+    "head_dim": SIZE // HEADS,
+    "query_pre_attn_scalar": 24,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+    "sliding_window": 12,
+    "use_bidirectional_attention": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rope_parameters": {
+        "full_attention": {"rope_theta": 90000.0, "rope_type": "default"},
+        "sliding_attention": {"rope_theta": 700.0, "rope_type": "default"},
+    },
+}
+_QWEN_NORMS = ("input_layernorm", "post_attention_layernorm")
+_GEMMA_NORMS = (*_QWEN_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+def write_tokenizer(
+    folder: Path, kind: str, side: str = "right", longest: int = 512, types: bool = False
+) -> None:
+    """A tokenizer of whole words with special tokens in the architecture's places."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    single, pair = {
+        "bert": ("<s> $A </s>", "<s> $A </s> $B:1 </s>:1"),
+        "roberta": ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
+        "last": ("$A </s>", "$A $B </s>"),
+        "plain": ("$A", "$A $B"),
+    }[kind]
+    specials = [("<s>", 1), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=specials
+    )
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings = {**names, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest}
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if types else [])]
+    settings |= {"padding_side": side, "model_input_names": inputs}
+    _json(folder / "tokenizer_config.json", settings)
+
+
+def _json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def _save(folder: Path, config: dict[str, Any], weights: _Weights) -> None:
+    _json(folder / "config.json", config)
+    save_file(weights.tensors, str(folder / "model.safetensors"), {"format": "pt"})
+
+
+def write_modules(
+    folder: Path, pooling: dict[str, Any], *stages: str, new_names: bool = False, longest: int = LONGEST
+) -> None:
+    """``modules.json`` and the folders that it names; ``stages`` follow the pooling."""
+    old, new = "sentence_transformers.models.", "sentence_transformers.base.modules."
+    start = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    entries = start + [(name, f"{i}_{name}") for i, name in enumerate(stages, 2)]
+    _json(
+        folder / "modules.json",
+        [
+            {
+                "idx": i,
+                "name": str(i),
+                "path": path,
+                "type": f"{new}{name.lower()}.{name}" if new_names and name != "Pooling" else f"{old}{name}",
+            }
+            for i, (name, path) in enumerate(entries)
+        ],
+    )
+    _json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": SIZE, **pooling})
+    _json(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
+
+
+def _bert_with(pooling: dict[str, Any]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        weights = _Weights(1)
+        _bert(weights)
+        _save(folder, dict(_BERT), weights)
+        write_tokenizer(folder, "bert")
+        write_modules(folder, pooling)
+
+    return write
+
+
+def _dense(folder: Path) -> None:
+    _bert_with({"pooling_mode_mean_tokens": True})(folder)
+    write_modules(folder, {"pooling_mode_mean_tokens": True}, "Dense", "Dense", "Normalize", new_names=True)
+    for i, (inputs, outputs, activation) in enumerate(((SIZE, 40, "Tanh"), (40, 24, "GELU")), 2):
+        weights = _Weights(20 + i)
+        weights.linear("linear", outputs, inputs)
+        settings = {"in_features": inputs, "out_features": outputs, "bias": True}
+        settings["activation_function"] = f"torch.nn.modules.activation.{activation}"
+        _json(folder / f"{i}_Dense" / "config.json", settings)
+        save_file(weights.tensors, str(folder / f"{i}_Dense" / "model.safetensors"))
+    prompts = {"query": "w1 w2 w3 ", "document": "w7 "}
+    _json(
+        folder / "config_sentence_transformers.json",
+        {
+            "prompts": prompts,
+            "default_prompt_name": "document",
+            "similarity_fn_name": "dot",
+            "truncate_dim": 16,
+        },
+    )
+
+
+def _without_prompt(folder: Path) -> None:
+    _bert_with({"pooling_mode_mean_tokens": True, "include_prompt": False})(folder)
+
+
+def _xlm_roberta(folder: Path) -> None:
+    weights = _Weights(2)
+    _bert(weights, positions=66, types=1)
+    _save(folder, dict(_ROBERTA), weights)
+    write_tokenizer(folder, "roberta")
+    write_modules(folder, {"pooling_mode": "cls"}, "Normalize", new_names=True)
+
+
+def _modern(folder: Path) -> None:
+    weights = _Weights(3)
+    _modernbert(weights)
+    _save(folder, dict(_MODERNBERT), weights)
+    write_tokenizer(folder, "bert")
+    write_modules(folder, {"pooling_mode": "mean"}, new_names=True)
+
+
+def _qwen(folder: Path) -> None:
+    weights = _Weights(4)
+    _decoder(weights, LAYERS, _QWEN_NORMS, 1.0)
+    _save(folder, dict(_QWEN3), weights)
+    write_tokenizer(folder, "last", side="left")
+    write_modules(folder, {"pooling_mode": "lasttoken"}, "Normalize")
+
+
+def _gemma(folder: Path) -> None:
+    weights = _Weights(5)
+    _decoder(weights, 7, _GEMMA_NORMS, 0.0)
+    _save(folder, dict(_GEMMA3), weights)
+    write_tokenizer(folder, "bert", side="left")
+    write_modules(folder, {"pooling_mode": "mean"}, "Normalize")
+
+
+def _bert_reranker(folder: Path) -> None:
+    weights = _Weights(6)
+    _bert(weights, "bert.")
+    weights.linear("bert.pooler.dense", SIZE, SIZE)
+    weights.linear("classifier", 1, SIZE)
+    names = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    identity = {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}
+    _save(folder, {**_BERT, **names, **identity}, weights)
+    write_tokenizer(folder, "bert", longest=LONGEST, types=True)
+
+
+def _roberta_reranker(folder: Path) -> None:
+    weights = _Weights(7)
+    _bert(weights, "roberta.", positions=66, types=1)
+    weights.linear("classifier.dense", SIZE, SIZE)
+    weights.linear("classifier.out_proj", 1, SIZE)
+    names = {"architectures": ["XLMRobertaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    _save(folder, {**_ROBERTA, **names}, weights)
+    write_tokenizer(folder, "roberta", longest=LONGEST)
+
+
+def _modern_reranker(folder: Path) -> None:
+    weights = _Weights(8)
+    _modernbert(weights, "model.")
+    weights.linear("head.dense", SIZE, SIZE, bias=False)
+    weights.norm("head.norm", bias=False)
+    weights.linear("classifier", 1, SIZE)
+    names = {"architectures": ["ModernBertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    _save(folder, {**_MODERNBERT, **names, "classifier_pooling": "mean"}, weights)
+    write_tokenizer(folder, "bert", longest=LONGEST)
+
+
+EMBEDDERS: dict[str, Callable[[Path], None]] = {
+    **{f"bert-{name}": _bert_with({"pooling_mode": mode}) for name, mode in POOLINGS.items()},
+    "bert-two-modes": _bert_with({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}),
+    "bert-without-prompt": _without_prompt,
+    "bert-dense": _dense,
+    "xlm-roberta": _xlm_roberta,
+    "modernbert": _modern,
+    "qwen3": _qwen,
+    "gemma3": _gemma,
+}
+RERANKERS: dict[str, Callable[[Path], None]] = {
+    "bert-reranker": _bert_reranker,
+    "xlm-roberta-reranker": _roberta_reranker,
+    "modernbert-reranker": _modern_reranker,
+}
+
+
+def write(name: str, root: Path) -> Path:
+    """The folder ``root/name`` with the repository of that name, written if it is not there."""
+    folder = root / name
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        {**EMBEDDERS, **RERANKERS}[name](folder)
+    return folder
+
+
+def word_texts() -> list[str]:
+    """Texts in the vocabulary of these repositories, of one word to more than fits."""
+    random = np.random.default_rng(11)
+    lengths = (1, 2, 3, 5, 8, 11, 15, 20, 30, 44, 46, 47, 60, 200)
+    return [" ".join(f"w{i}" for i in random.integers(0, WORDS, length)) for length in lengths]

@@ -1,0 +1,59 @@
+"""Compute the stored references with sentence-transformers on torch.
+
+Run it in an environment with torch, sentence-transformers, transformers, numpy and safetensors (mlx is not
+needed): ``python make_references.py MINILM_FOLDER``. It writes ``references.npz`` beside itself, or the file
+that a second argument names.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import embed_checkpoints as checkpoints
+from embed_texts import mixed_texts
+
+PRECISIONS = ("int8", "uint8", "binary", "ubinary")
+
+
+def main(minilm: str, target: Path) -> None:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    model = SentenceTransformer(minilm, device="cpu")
+    texts = mixed_texts()
+    found["minilm"] = model.encode(texts, batch_size=1)
+    found["minilm/truncated"] = model.encode(texts[:20], truncate_dim=128, normalize_embeddings=True)
+    for precision in PRECISIONS:
+        found[f"minilm/{precision}"] = model.encode(texts[25:57], precision=precision)
+    words = checkpoints.word_texts()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in checkpoints.EMBEDDERS:
+            model = SentenceTransformer(str(checkpoints.write(name, Path(folder))), device="cpu")
+            found[name] = model.encode(words, batch_size=1)
+            if name in ("bert-mean", "gemma3"):
+                tokens = model.encode(words[:6], output_value="token_embeddings", batch_size=1)
+                found[f"{name}/tokens"] = np.concatenate([item.numpy() for item in tokens])
+            if name == "bert-dense":
+                found[f"{name}/query"] = model.encode_query(words)
+                found[f"{name}/whole"] = model.encode(words, prompt="", truncate_dim=24)
+                found[f"{name}/similarity"] = model.similarity(found[name], found[name]).numpy()
+            if name in ("bert-without-prompt", "bert-cls"):
+                found[f"{name}/prompt"] = model.encode(words, prompt="w1 w2 w3 ", batch_size=1)
+        for name in checkpoints.RERANKERS:
+            ranker = CrossEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
+            pairs = [(words[4], document) for document in words]
+            found[name] = ranker.predict(pairs, batch_size=1)
+    np.savez_compressed(target, **found)
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parent / "references.npz"
+    main(sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else here)

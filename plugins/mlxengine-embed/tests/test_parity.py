@@ -1,0 +1,142 @@
+"""The same numbers as sentence-transformers on torch, from references that were stored once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import embed_checkpoints
+import numpy as np
+import pytest
+from embed_texts import mixed_texts
+from mlxengine import EmbeddingHandle
+
+Load = Callable[[str], EmbeddingHandle]
+References = Mapping[str, Any]
+WORDS = embed_checkpoints.word_texts()
+
+
+def cosines(left: Any, right: Any) -> Any:
+    norms = np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)
+    return (left * right).sum(axis=-1) / norms
+
+
+@pytest.mark.feature("embed.embeddings")
+@pytest.mark.feature("embed.batch")
+@pytest.mark.parametrize("rows", [1, 32, 100])
+def test_minilm_gives_the_reference_on_a_hundred_mixed_texts(
+    minilm_model: EmbeddingHandle, references: References, rows: int
+) -> None:
+    texts = mixed_texts()
+    if rows == 100:
+        found = minilm_model.embed(texts).numpy()
+    elif rows == 32:
+        parts = [minilm_model.embed(texts[i : i + 32], batch_tokens=10**6) for i in range(0, 100, 32)]
+        found = np.concatenate([part.numpy() for part in parts])
+    else:
+        found = minilm_model.embed(texts, batch_tokens=1).numpy()
+    assert found.shape == (100, 384)
+    assert found.dtype == np.float32
+    assert cosines(found, references["minilm"]).min() >= 0.99999
+    assert np.abs(found - references["minilm"]).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(embed_checkpoints.EMBEDDERS))
+def test_an_encoder_with_random_weights_gives_the_reference(
+    random_model: Load, references: References, name: str
+) -> None:
+    found = random_model(name).embed(WORDS).numpy()
+    assert found.shape == references[name].shape
+    assert cosines(found, references[name]).min() > 0.999999
+    # The reference is not normalised again after the repository's own truncate_dim, as ours is.
+    scale = np.linalg.norm(references[name], axis=1, keepdims=True) if name == "bert-dense" else 1.0
+    assert np.abs(found - references[name] / scale).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["bert-mean", "gemma3"])
+def test_token_vectors_are_the_references(random_model: Load, references: References, name: str) -> None:
+    found = random_model(name).embed(WORDS[:6], output="tokens")
+    joined = np.concatenate([item.numpy() for item in found])
+    assert np.abs(joined - references[f"{name}/tokens"]).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["bert-cls", "bert-without-prompt"])
+def test_a_prompt_takes_part_in_pooling_or_not_as_the_repository_says(
+    random_model: Load, references: References, name: str
+) -> None:
+    found = random_model(name).embed(WORDS, prompt="w1 w2 w3 ").numpy()
+    assert np.abs(found - references[f"{name}/prompt"]).max() < 1e-4
+    assert np.abs(found - references[name]).max() > 1e-2
+
+
+def test_prompts_dimensions_and_similarity_are_the_repositorys(
+    random_model: Load, references: References
+) -> None:
+    model = random_model("bert-dense")
+    assert model.info["similarity"] == "dot"
+    assert model.dimension == 16
+    query = model.embed_query(WORDS).numpy()
+    whole = model.embed(WORDS, prompt="", truncate_dim=24, normalize=False).numpy()
+    # The repository normalises before it truncates; ours are normalised again.
+    assert cosines(query, references["bert-dense/query"]).min() > 0.999999
+    assert np.allclose(np.linalg.norm(query, axis=1), 1, atol=1e-5)
+    assert cosines(whole, references["bert-dense/whole"]).min() > 0.999999
+    assert np.array_equal(model.embed_document(WORDS).numpy(), model.embed(WORDS).numpy())
+    table = model.similarity(references["bert-dense"], references["bert-dense"]).numpy()
+    assert np.abs(table - references["bert-dense/similarity"]).max() < 1e-5
+
+
+def test_fewer_dimensions_are_normalised_again(minilm_model: EmbeddingHandle, references: References) -> None:
+    found = minilm_model.embed(mixed_texts()[:20], truncate_dim=128).numpy()
+    assert found.shape == (20, 128)
+    assert np.abs(found - references["minilm/truncated"]).max() < 1e-4
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary", "float16"])
+def test_each_precision_is_the_references(
+    minilm_model: EmbeddingHandle, references: References, precision: str
+) -> None:
+    texts = mixed_texts()[25:57]
+    found = minilm_model.embed(texts, precision=precision).numpy()
+    if precision == "float16":
+        assert found.dtype == np.float16
+        assert np.abs(found - references["minilm"][25:57]).max() < 1e-3
+        return
+    expected = references[f"minilm/{precision}"]
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    # A value that lies on the border of a step may fall to either side.
+    levels = np.abs(found.astype(int) - expected.astype(int))
+    assert (levels != 0).mean() < 0.002
+    assert precision.endswith("binary") or levels.max() <= 1
+
+
+@pytest.mark.feature("embed.reranking")
+@pytest.mark.parametrize("name", sorted(embed_checkpoints.RERANKERS))
+def test_a_cross_encoder_gives_the_references_scores(
+    random_model: Load, references: References, name: str
+) -> None:
+    ranked = random_model(name).rank(WORDS[4], WORDS)
+    assert [item.score for item in ranked] == sorted((item.score for item in ranked), reverse=True)
+    found = np.zeros(len(WORDS), dtype=np.float32)
+    for item in ranked:
+        found[item.index] = item.score
+        assert item.document == WORDS[item.index]
+    assert np.abs(found - references[name]).max() < 1e-4
+
+
+@pytest.mark.parity
+def test_the_stored_references_are_what_sentence_transformers_gives_now(
+    references: References, minilm_folder: Path, tmp_path: Path
+) -> None:
+    python = os.environ.get("MLXENGINE_PARITY_PYTHON", "python")
+    script = Path(__file__).parent / "make_references.py"
+    target = tmp_path / "references.npz"
+    subprocess.run([python, str(script), str(minilm_folder), str(target)], check=True, capture_output=True)
+    with np.load(target, allow_pickle=False) as computed:
+        again = dict(computed)
+    assert again.keys() == references.keys()
+    for name, value in references.items():
+        assert np.abs(again[name].astype(float) - value.astype(float)).max() < 1e-4, name

@@ -10,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 from attrs import frozen
 
+from .._version import __version__
 from ..errors import (
     CorruptFileError,
     DownloadError,
@@ -100,13 +101,14 @@ def get(
     """
     import httpx2
     from huggingface_hub.errors import OfflineModeIsEnabled
-    from huggingface_hub.utils import build_hf_headers, get_session
+    from huggingface_hub.utils import get_session
 
     if access.offline:
         raise OfflineError(f"{redact(url)} was not asked: the network is off.", hint="Turn offline mode off.")
     home = _origin(access.endpoint)
-    plain = {"Accept-Encoding": "identity", **(headers or {})}
-    signed = {**build_hf_headers(token=access.token, library_name="mlxengine"), **plain}
+    plain = {"Accept-Encoding": "identity", "User-Agent": f"mlxengine/{__version__}", **(headers or {})}
+    token = _token(access)
+    signed = {**plain, "Authorization": f"Bearer {token}"} if token else plain
     try:
         for _ in range(_MOST_REDIRECTS):
             direct = _origin(url) == home
@@ -139,6 +141,18 @@ def get(
         raise OfflineError(f"{repo} was not asked for: HF_HUB_OFFLINE is set.", hint="Unset it.") from error
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
         raise Passing(f"{type(error).__name__}: {error or 'the connection failed'}") from error
+
+
+def _token(access: Access) -> str | None:
+    """The token to send: the caller's, else the saved one unless the user forbade that.
+
+    huggingface_hub's ``build_hf_headers`` would do, but makes a request of its own to another address.
+    """
+    from huggingface_hub import constants, get_token
+
+    if access.token is not None:
+        return access.token
+    return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
 
 
 def _refuse(answer: Answer, access: Access, repo: str) -> None:

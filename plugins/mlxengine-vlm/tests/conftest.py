@@ -36,3 +36,51 @@ def fresh(tiny: Any) -> Any:
     tiny.prefixes.clear()
     tiny.features.clear()
     return tiny
+
+
+@pytest.fixture(scope="session")
+def large_vision(plugin: Plugin, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tiny model's tokenizer and processor around random weights with proportions of real ones.
+
+    Most of a real model's first-token time is its vision encoder and the picture's tokens; the trained
+    model is too small to show that.
+    """
+    import json
+    import shutil
+
+    from random_checkpoint import write
+
+    folder = tmp_path_factory.mktemp("large-vision")
+    for item in TINY.iterdir():
+        if item.suffix != ".safetensors":
+            shutil.copy(item, folder / item.name)
+    config = json.loads((TINY / "config.json").read_text())
+    config["vision_config"] |= {"hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 12}
+    config["vision_config"] |= {"intermediate_size": 1536}
+    return plugin.load(write(folder, config, _shapes_of(config)))
+
+
+def _shapes_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Names and shapes of a SmolVLM's tensors, told from the trained model's."""
+    from safetensors import safe_open
+
+    vision, found = config["vision_config"], {}
+    old, new = 192, vision["hidden_size"]
+    with safe_open(TINY / "model.safetensors", "numpy") as stored:
+        shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
+    sizes = {old: new, 576: vision["intermediate_size"], 4 * old: 4 * new}
+    for name, shape in shapes.items():
+        if "vision_model" in name or "connector" in name:
+            shape = [sizes.get(size, size) for size in shape]
+        if "vision_model.encoder.layers.0." in name:
+            for layer in range(vision["num_hidden_layers"]):
+                found[name.replace("layers.0.", f"layers.{layer}.")] = shape
+        elif "vision_model.encoder.layers." not in name:
+            found[name] = shape
+    return found
+
+
+@pytest.fixture
+def tiny_blind(plugin: Plugin) -> Any:
+    """The trained model loaded for text alone."""
+    return plugin.load(TINY, flags={"multi_modal": False})

@@ -263,12 +263,27 @@ def _decode_sound(data: bytes) -> tuple[np.ndarray[Any, Any], int]:
             hint="pip install miniaudio, or pass an array of samples.",
         ) from error
     try:
-        decoded = miniaudio.decode(data, output_format=miniaudio.SampleFormat.FLOAT32, nchannels=1)
+        decoded = miniaudio.decode(
+            data,
+            output_format=miniaudio.SampleFormat.FLOAT32,
+            nchannels=1,
+            sample_rate=_sound_rate(miniaudio, data),
+        )
     except miniaudio.MiniaudioError as error:
         raise UnsupportedInputError(
             f"The sound cannot be decoded: {error}.", hint="Give wav, flac, mp3 or ogg."
         ) from error
     return np.asarray(decoded.samples, dtype=np.float32), int(decoded.sample_rate)
+
+
+def _sound_rate(miniaudio: Any, data: bytes) -> int:
+    """The rate that the sound was recorded at; decoding would change it otherwise."""
+    for name in ("wav", "flac", "mp3", "vorbis"):
+        try:
+            return int(getattr(miniaudio, f"{name}_get_info")(data).sample_rate)
+        except miniaudio.MiniaudioError:
+            continue
+    raise miniaudio.DecodeError("the format is not known")
 
 
 def _refuse(message: str, hint: str) -> NoReturn:

@@ -1,0 +1,186 @@
+"""Requests that are decoded together answer what each answers alone, whatever happens to the others."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from mlxengine import Finished, TextDelta
+from mlxengine.errors import GenerationError, InvalidParameterError
+from mlxengine.toolkit import rows
+from vlm_harness import Plugin, asking, text_of
+from vlm_pictures import Thing, draw, scene
+
+RED, BLUE = draw([Thing("circle", "red")]), draw([Thing("square", "blue")])
+DESCRIBE = "Describe the picture as JSON."
+
+
+def mixed(count: int = 16) -> list[Any]:
+    """Different pictures, sizes and questions; text alone; two pictures; greedy and sampled with seeds."""
+    rng = random.Random(5)
+    found = []
+    for number in range(count):
+        sampling: dict[str, Any] = {}
+        if number % 2:
+            sampling = {
+                "temperature": 1 + 0.8 * (number % 5),
+                "seed": number,
+                "top_p": (0.9, 1.0)[number % 3 > 0],
+                "ignore_eos": True,
+                "max_tokens": 8 + number,
+            }
+        if number % 7 == 3:
+            sampling |= {"repetition_penalty": 1.3, "logit_bias": ((20 + number, 1.5),)}
+        if number % 5 == 4:
+            found.append(asking(f"What is {number % 4} plus 3?", **sampling))
+        elif number % 5 == 2:
+            pair = [draw(scene(rng, 1), size=size) for size in (64, 100)]
+            found.append(asking("Do both pictures show the same colour?", *pair, **sampling))
+        else:
+            picture = draw(scene(rng, 1 + number % 4), size=(64, 256, 90)[number % 3])
+            question = (DESCRIBE, "How many shapes are there?", "What shape is this?")[number % 3]
+            found.append(asking(question, picture, **sampling))
+    return found
+
+
+@pytest.mark.feature("vlm.batch")
+def test_16_mixed_requests_two_of_them_cancelled_equal_their_solo_runs(plugin: Plugin, tiny: Any) -> None:
+    requests = mixed()
+    alone = [plugin.answer(tiny, request, prompt_cache=False) for request in requests]
+    early = [plugin.start(tiny, request, prompt_cache=False) for request in requests[:6]]
+    later: dict[int, list[Any]] = {}
+    for number, request in enumerate(requests[6:], 6):
+        later.setdefault(1 + number // 2, []).append(
+            lambda request=request: plugin.start(tiny, request, prompt_cache=False)
+        )
+    cancelled = {3: 6, 7: 9}
+    found = plugin.run(early, later=later, closing={turn: [n] for n, turn in cancelled.items()})
+    for number, wanted in enumerate(alone):
+        if number in cancelled:
+            said = "".join(event.text for event in found[number] if isinstance(event, TextDelta))
+            assert wanted.startswith(said)
+        else:
+            assert text_of(found[number]) == wanted, number
+    assert len(set(alone)) > 10
+
+
+def test_a_seed_gives_the_same_text_alone_in_a_batch_and_after_late_joins(plugin: Plugin, tiny: Any) -> None:
+    sampling = {"temperature": 4.0, "ignore_eos": True, "max_tokens": 30}
+    request = asking(DESCRIBE, RED, seed=0, **sampling)
+    wanted = plugin.answer(tiny, request)
+    other = asking(DESCRIBE, RED, seed=1, **sampling)
+    join = {4: [lambda: plugin.start(tiny, asking(DESCRIBE, BLUE, temperature=2.0))]}
+    found = plugin.run([plugin.start(tiny, other), plugin.start(tiny, request)], later=join)
+    assert text_of(found[1]) == wanted
+    assert text_of(found[0]) != wanted
+
+
+def test_stop_texts_and_end_tokens_belong_to_one_request(plugin: Plugin, tiny: Any) -> None:
+    requests = [
+        asking(DESCRIBE, RED, stop=("shape",)),
+        asking(DESCRIBE, RED),
+        asking(DESCRIBE, RED, ignore_eos=True, max_tokens=20),
+        asking(DESCRIBE, RED, max_tokens=3),
+    ]
+    found = plugin.run([plugin.start(tiny, request) for request in requests])
+    full = text_of(found[1])
+    assert text_of(found[0]) == full[: full.index("shape")]
+    assert found[0][-1].stop == "shape"
+    assert text_of(found[2]).startswith(full)
+    assert len(text_of(found[2])) > len(full)
+    assert (found[3][-1].reason, found[3][-1].usage.completion_tokens) == ("length", 3)
+
+
+def test_a_request_that_fails_ends_alone(plugin: Plugin, tiny: Any) -> None:
+    wanted = plugin.answer(tiny, asking(DESCRIBE, BLUE))
+    bad = plugin.start(tiny, asking(DESCRIBE, RED))
+
+    def plan(_ids: list[int]) -> Any:
+        raise ValueError("this picture cannot be encoded")
+
+    bad._answer.plan = plan
+    found = plugin.run(
+        [plugin.start(tiny, asking(DESCRIBE, BLUE)), bad, plugin.start(tiny, asking(DESCRIBE, BLUE))]
+    )
+    assert [text_of(found[0]), text_of(found[2])] == [wanted, wanted]
+    assert isinstance(found[1][-1], GenerationError)
+    assert isinstance(found[1][-1].__cause__, ValueError)
+
+
+def test_a_step_that_raises_is_done_again_for_all_rows(
+    plugin: Plugin, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = mixed(4)
+    alone = [plugin.answer(tiny, request) for request in requests]
+    language = type(tiny.network.language_model)
+    real, calls = language.__call__, [0]
+
+    def flaky(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 9:
+            raise RuntimeError("the device hiccuped")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(language, "__call__", flaky)
+    found = plugin.run([plugin.start(tiny, request) for request in requests])
+    assert calls[0] > 9
+    assert [text_of(events) for events in found] == alone
+
+
+def test_a_reader_that_stalls_keeps_its_place_and_delays_nobody(
+    plugin: Plugin, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "STALL", 4)
+    slow = asking(DESCRIBE, RED, ignore_eos=True, max_tokens=40, temperature=1.0, seed=3)
+    wanted = plugin.answer(tiny, slow)
+    stalled = plugin.start(tiny, slow)
+    with plugin.backend.stream():
+        first = [next(stalled) for _ in range(3)]
+    quick = plugin.run([plugin.start(tiny, asking(DESCRIBE, BLUE, ignore_eos=True, max_tokens=60))])
+    assert isinstance(quick[0][-1], Finished)
+    assert not stalled._answer.inside, "it should have been taken out of the batch"
+    (rest,) = plugin.run([stalled])
+    assert text_of([event for event in first if event] + rest) == wanted
+
+
+def test_a_cancelled_request_leaves_the_batch_before_the_next_step(plugin: Plugin, tiny: Any) -> None:
+    stream = plugin.start(tiny, asking(DESCRIBE, RED, ignore_eos=True, max_tokens=500))
+    with plugin.backend.stream():
+        for _ in range(6):
+            next(stream)
+        assert len(tiny.batch) == 1
+        stream.close()
+        assert len(tiny.batch) == 0
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+@pytest.mark.feature("vlm.streaming")
+def test_deltas_joined_are_the_whole_answer_and_one_without_streaming(plugin: Plugin, tiny: Any) -> None:
+    (events,) = plugin.run([plugin.start(tiny, asking(DESCRIBE, RED))])
+    (whole,) = plugin.run([plugin.start(tiny, asking(DESCRIBE, RED), streaming=False)])
+    assert text_of(events) == text_of(whole)
+    assert len(events) > 5
+    assert [type(event) for event in whole] == [TextDelta, Finished]
+
+
+@pytest.mark.feature("vlm.logprobs")
+def test_log_probabilities_are_of_the_tokens_that_were_drawn(plugin: Plugin, tiny: Any) -> None:
+    (events,) = plugin.run([plugin.start(tiny, asking(DESCRIBE, RED, logprobs=True, top_logprobs=3))])
+    scored = [score for event in events if isinstance(event, TextDelta) for score in event.logprobs]
+    assert "".join(score.text for score in scored) == text_of(events)
+    assert all(score.top[0].token_id == score.token_id and len(score.top) == 3 for score in scored)
+    assert all(-0.5 < score.logprob <= 0 for score in scored)
+
+
+def test_text_alone_needs_no_picture_and_raw_prompts_and_tokens_work(plugin: Plugin, tiny: Any) -> None:
+    from mlxengine import GenerateParams, TextRequest
+
+    raw = "<|im_start|>User: What is 2 plus 3?<end_of_utterance>\nAssistant:"
+    assert plugin.answer(tiny, asking("What is 2 plus 3?")).strip() == "5"
+    assert plugin.answer(tiny, TextRequest(prompt=raw, params=GenerateParams(max_tokens=4))).strip() == "5"
+    tokens = tiny.processor.tokenizer.encode(raw)
+    assert plugin.answer(tiny, TextRequest(prompt_tokens=tokens)).strip() == "5"
+    with pytest.raises(InvalidParameterError):
+        plugin.start(tiny, TextRequest(prompt_tokens=[99_999]))

@@ -1,0 +1,103 @@
+"""What was computed for a picture is used again for the same content, and never for other content."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from mlxengine import Finished, ImagePart, Message, TextPart, TextRequest
+from vlm_harness import Plugin, asking, text_of
+from vlm_pictures import Thing, draw
+
+SHAPE, DESCRIBE = "What shape is this?", "Describe the picture as JSON."
+
+
+def usage(plugin: Plugin, model: Any, request: Any, **flags: object) -> tuple[str, Any]:
+    (events,) = plugin.run([plugin.start(model, request, **flags)])
+    text = text_of(events)
+    assert isinstance(events[-1], Finished)
+    return text, events[-1].usage
+
+
+def test_another_picture_with_the_same_text_never_gets_the_firsts_state(plugin: Plugin, fresh: Any) -> None:
+    pictures = [draw([Thing(shape, "red")]) for shape in ("circle", "square", "triangle")]
+    for _ in range(2):
+        for shape, picture in zip(("circle", "square", "triangle"), pictures, strict=True):
+            assert plugin.answer(fresh, asking(SHAPE, picture)).strip() == shape
+
+
+@pytest.mark.feature("vlm.prompt_cache")
+def test_a_second_question_about_a_picture_does_not_encode_it_again(
+    plugin: Plugin, fresh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+    tower = type(fresh.network.vision_model)
+    real = tower.__call__
+    monkeypatch.setattr(tower, "__call__", lambda self, *a, **k: encoded.append(1) or real(self, *a, **k))
+    picture = draw([Thing("circle", "blue")])
+    _, cold = usage(plugin, fresh, asking(SHAPE, picture))
+    text, warm = usage(plugin, fresh, asking(DESCRIBE, picture.copy()))
+    assert text.strip() == '{"colour": "blue", "shape": "circle"}'
+    assert (cold.cached_tokens, len(encoded)) == (0, 1)
+    assert warm.cached_tokens >= 20
+    # other words before the picture: the prompt must be read anew, the picture not
+    before = TextRequest(messages=[Message.user([TextPart("Look. "), ImagePart(picture), TextPart(SHAPE)])])
+    usage(plugin, fresh, before)
+    assert len(encoded) == 1
+    _, off = usage(plugin, fresh, asking(SHAPE, picture), prompt_cache=False)
+    assert (off.cached_tokens, len(encoded)) == (0, 2)
+
+
+def test_answers_are_the_same_cold_and_warm(plugin: Plugin, fresh: Any) -> None:
+    picture, other = draw([Thing("square", "green", 2)]), draw([Thing("circle", "green", 6)])
+    two = "Do both pictures show the same colour?"
+    requests = [
+        asking(DESCRIBE, picture),
+        asking(SHAPE, picture),
+        asking(two, picture, other),
+        asking(two, other, picture),
+        asking(DESCRIBE, picture, temperature=1.0, seed=4, ignore_eos=True),
+        asking(SHAPE, picture, max_tokens=1),
+        asking("What is 1 plus 1?"),
+    ]
+    cold = [plugin.answer(fresh, request, prompt_cache=False) for request in requests]
+    warm = [[plugin.answer(fresh, request) for request in requests] for _ in range(3)]
+    assert warm == [cold, cold, cold]
+
+
+def test_what_is_kept_stays_within_its_budget(plugin: Plugin, fresh: Any) -> None:
+    prefixes, capacity = fresh.prefixes, fresh.prefixes._capacity
+    try:
+        plugin.answer(fresh, asking(SHAPE, draw([Thing("circle", "red")])))
+        one = prefixes.nbytes
+        assert one > 0
+        prefixes._capacity = 3 * one
+        for cell in range(9):
+            plugin.answer(fresh, asking(SHAPE, draw([Thing("circle", "red", cell)])))
+        assert 0 < prefixes.nbytes <= 3 * one
+        assert len(prefixes) <= 3
+    finally:
+        prefixes._capacity = capacity
+
+
+def test_the_first_token_of_a_second_question_takes_at_most_030_of_the_firsts_time(
+    plugin: Plugin, large_vision: Any
+) -> None:
+    def first_token(request: Any) -> float:
+        begin = time.perf_counter()
+        stream = plugin.start(large_vision, request)
+        with plugin.backend.stream():
+            while next(stream) is None:
+                pass
+            taken = time.perf_counter() - begin
+            stream.close()
+        return taken
+
+    ratios = []
+    first_token(asking("Warm up?", draw([Thing("circle", "white")], size=64), ignore_eos=True))
+    for cell in range(5):
+        picture = draw([Thing("circle", "red", cell)])
+        cold = first_token(asking("What is this?", picture, ignore_eos=True))
+        ratios.append(first_token(asking("And what colour is it?", picture, ignore_eos=True)) / cold)
+    assert sorted(ratios)[2] <= 0.3, ratios

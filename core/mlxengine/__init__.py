@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .features import Features as Features
     from .features import LLMEngineFeatures as LLMEngineFeatures
     from .features import Stage as Stage
+    from .grammar import Grammar as Grammar
     from .hookspecs import Check as Check
     from .hookspecs import CheckStatus as CheckStatus
     from .hookspecs import Claim as Claim
@@ -106,6 +107,7 @@ _HOMES = {
     "SelfTestContext Workload hookimpl",
     "messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",
     "model": "AsyncModelHandle AsyncTextHandle ModelHandle TextHandle",
+    "grammar": "Grammar",
     "params": "GenerateParams",
     "registry": "ModelRegistry",
     "plugins": "Owner PluginRecord",

@@ -9,6 +9,7 @@ from attrs import Attribute, field, frozen
 
 from ._convert import integers
 from .errors import InvalidParameterError
+from .grammar import Grammar
 
 _Check = Callable[[Any, "Attribute[Any]", Any], None]
 
@@ -34,6 +35,14 @@ def _strings(_instance: object, attribute: Attribute[Any], value: tuple[Any, ...
     for item in value:
         if not isinstance(item, str) or not item:
             raise InvalidParameterError(f"{attribute.name} must hold non-empty texts, found {item!r}.")
+
+
+def _grammar(_instance: object, attribute: Attribute[Any], value: Any) -> None:
+    if value is not None and not isinstance(value, Grammar):
+        raise InvalidParameterError(
+            f"{attribute.name} must be a Grammar, found {type(value).__name__}.",
+            hint="Write Grammar.json(schema), Grammar.regex(…), Grammar.lark(…) or Grammar.choices(…).",
+        )
 
 
 def _texts(value: Any) -> Any:
@@ -77,6 +86,7 @@ class GenerateParams:
         ignore_eos: go on past the model's end-of-text token.
         logprobs: report the log-probability of each token.
         top_logprobs: and of this many best alternatives, 0 to 20.
+        grammar: what the whole answer must look like.
 
     Raises:
         InvalidParameterError: a value has the wrong type or is outside its range.
@@ -100,6 +110,7 @@ class GenerateParams:
     ignore_eos: bool = False
     logprobs: bool = False
     top_logprobs: int = field(default=0, validator=_number(0, 20, integer=True))
+    grammar: Grammar | None = field(default=None, validator=_grammar)
 
 
 def params_from(values: Mapping[str, Any]) -> GenerateParams:

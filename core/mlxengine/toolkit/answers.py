@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from attrs import field, frozen
 
-from ..errors import GenerationError, MLXEngineError
+from ..errors import GenerationError, InvalidParameterError, MLXEngineError, UnsupportedInputError
 from ..events import (
     Event,
     Finished,
@@ -25,6 +25,7 @@ from ..events import (
 from ..hookspecs import RunContext
 from ..params import GenerateParams
 from .detokenize import Detokenizer, StopTexts
+from .grammar import GrammarRow, Grammars
 from .rows import Row, SharedBatch
 from .sampling import PenaltySettings, SamplerSettings, SeededSampler, processors_for, sampler_for
 
@@ -40,12 +41,14 @@ class Voice:
         defaults: ``generation_config.json``.
         stop_ids: token ids that end an answer.
         context: longest context in tokens, or ``None``.
+        grammars: compiles what an answer must look like; ``None`` where that is not supported.
     """
 
     decode: Callable[[Sequence[int]], str]
     defaults: Mapping[str, Any] = field(factory=dict)
     stop_ids: frozenset[int] = frozenset()
     context: int | None = None
+    grammars: Grammars | None = None
 
 
 def sampler_settings(params: GenerateParams, defaults: Mapping[str, Any]) -> SamplerSettings:
@@ -92,11 +95,15 @@ class Answer(Row):
         index: int = 0,
     ) -> None:
         settings = sampler_settings(params, voice.defaults)
+        processors = processors_for(penalty_settings(params, voice.defaults), len(prompt))
+        self.grammar = _grammar(voice, params, len(prompt))
+        if self.grammar is not None:
+            processors.append(self.grammar)  # last: nothing may bring back what it rules out
         seeded = params.seed is not None and settings.temperature > 0
         super().__init__(
             prompt,
             sampler=SeededSampler(settings, params.seed or 0) if seeded else sampler_for(settings),
-            processors=processors_for(penalty_settings(params, voice.defaults), len(prompt)),
+            processors=processors,
             priority=priority,
         )
         self.index = index
@@ -198,6 +205,16 @@ class Answer(Row):
                 for item in best
             ),
         )
+
+
+def _grammar(voice: Voice, params: GenerateParams, prompt_length: int) -> GrammarRow | None:
+    if params.grammar is None:
+        return None
+    if params.ignore_eos:
+        raise InvalidParameterError("An answer with a grammar ends with it: ignore_eos cannot be used.")
+    if voice.grammars is None:
+        raise UnsupportedInputError("This model's tokenizer does not support structured output.")
+    return voice.grammars.row(params.grammar, prompt_length)
 
 
 class AnswerStream(Iterator[Event | None]):

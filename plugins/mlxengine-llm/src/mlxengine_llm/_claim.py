@@ -20,7 +20,6 @@ from mlxengine.toolkit.estimate import context_length, estimator, text_config
 
 FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
 _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-# GGUF files of these architectures have tensors that can be renamed to mlx-lm's.
 _NOT_GENERATORS = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification")
 _QUANTIZERS = {"bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}
 
@@ -112,8 +111,7 @@ def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _claims_to_generate(config: Mapping[str, Any]) -> bool:
-    names = _architectures(config)
-    return any(name.endswith(_GENERATORS) for name in names) or (not names and "vision_config" not in config)
+    return any(name.endswith(_GENERATORS) for name in _architectures(config))
 
 
 def _embeds(card: ModelCard) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import Drawn, Row, Stepped
 
 _FOREVER = 1 << 60
@@ -17,9 +18,10 @@ class BatchDecoder:
     Args:
         network: mlx-lm's module.
         max_rows: most rows that decode together.
+        grammars: of the model's rows, told before each step which tokens were drawn.
     """
 
-    def __init__(self, network: Any, max_rows: int) -> None:
+    def __init__(self, network: Any, max_rows: int, grammars: Grammars | None = None) -> None:
         from mlx_lm.generate import BatchGenerator
 
         self._generator = BatchGenerator(
@@ -29,6 +31,7 @@ class BatchDecoder:
             prefill_batch_size=min(8, max_rows),
             stream=mx.default_stream(mx.default_device()),
         )
+        self._grammars = grammars
         self._rows: dict[int, Row] = {}
 
     def insert(self, row: Row) -> None:
@@ -44,6 +47,7 @@ class BatchDecoder:
 
     def step(self, chunk: int) -> Stepped:
         self._generator.prefill_step_size = chunk
+        self._expect_masks()
         with self._generator.stats() as work:
             _, answers = self._generator.next()
         drawn = [
@@ -52,6 +56,17 @@ class BatchDecoder:
             if answer.uid in self._rows
         ]
         return Stepped(drawn=drawn, prompt_tokens=work.prompt_tokens, prompt_seconds=work.prompt_time)
+
+    def _expect_masks(self) -> None:
+        if self._grammars is None:
+            return
+        batch = self._generator._generation_batch
+        found = [
+            (at, grammar)
+            for at, uid in enumerate(batch.uids)
+            if uid in self._rows and (grammar := getattr(self._rows[uid], "grammar", None)) is not None
+        ]
+        self._grammars.expect(found, batch._next_tokens)
 
     def remove(self, rows: Sequence[Row]) -> None:
         leaving = [uid for uid, row in self._rows.items() if any(row is other for other in rows)]

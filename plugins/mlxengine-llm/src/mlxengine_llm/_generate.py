@@ -19,6 +19,8 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         return None
     if request.params.logprobs or request.params.top_logprobs:
         context.features.require(features.LOGPROBS)
+    if request.params.grammar is not None:
+        context.features.require(features.STRUCTURED_OUTPUT)
     _check_tokens(model, request)
     answer = Answer(
         model.voice,
@@ -32,7 +34,7 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
 
 
 def _check_tokens(model: LanguageModel, request: TextRequest) -> None:
-    size = max(model.config.get("vocab_size") or 0, len(model.tokenizer))
+    size = model.vocabulary
     wrong = [token for token, _ in request.params.logit_bias or () if token >= size]
     if wrong:
         raise InvalidParameterError(

@@ -7,6 +7,8 @@ from typing import Any
 from attrs import define, field
 from mlxengine import ModelCard
 from mlxengine.toolkit.answers import Voice
+from mlxengine.toolkit.estimate import text_config
+from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import SharedBatch
 
 from ._decoder import BatchDecoder
@@ -25,6 +27,7 @@ class LanguageModel:
         context: longest context in tokens, or ``None``.
         defaults: ``generation_config.json``.
         stop_ids: token ids that end an answer.
+        grammars: compiles what answers must look like; ``None`` for a tokenizer that has no fast form.
         batch: decodes all requests together.
         voice: what their answers have in common.
     """
@@ -36,22 +39,38 @@ class LanguageModel:
     context: int | None
     defaults: dict[str, Any]
     stop_ids: frozenset[int]
+    grammars: Grammars | None = field(init=False)
     batch: SharedBatch = field(init=False)
     voice: Voice = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.batch = SharedBatch(lambda rows: BatchDecoder(self.network, rows))
+        self.grammars = _grammars(self.tokenizer, self.vocabulary, self.stop_ids)
+        self.batch = SharedBatch(lambda rows: BatchDecoder(self.network, rows, self.grammars))
         self.voice = Voice(
             decode=lambda tokens: str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
             defaults=self.defaults,
             stop_ids=self.stop_ids,
             context=self.context,
+            grammars=self.grammars,
         )
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits: at least the tokenizer's tokens."""
+        named = text_config(self.config).get("vocab_size")
+        return max(named if isinstance(named, int) else 0, len(self.tokenizer))
 
     def close(self) -> None:
         """Let go of the weights and of every cache."""
         self.batch.close()
         self.network = self.tokenizer = None
+
+
+def _grammars(tokenizer: Any, vocabulary: int, stop_ids: frozenset[int]) -> Grammars | None:
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None or not stop_ids:
+        return None
+    return Grammars(fast.to_str, vocabulary, stop_ids)
 
 
 __all__ = ["LanguageModel"]

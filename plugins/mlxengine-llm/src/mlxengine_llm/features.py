@@ -12,6 +12,10 @@ def _library() -> str | None:
     return None if importlib.util.find_spec("mlx_lm") else "mlx-lm is not installed"
 
 
+def _llguidance() -> str | None:
+    return _library() or (None if importlib.util.find_spec("llguidance") else "llguidance is not installed")
+
+
 STREAMING = Feature(
     name="llm.streaming",
     default=True,
@@ -43,6 +47,14 @@ LOGPROBS = Feature(
     applies_to=("llm",),
     probe=_library,
 )
+STRUCTURED_OUTPUT = Feature(
+    name="llm.structured_output",
+    default=True,
+    summary="Answers that fit a JSON schema, a regular expression, a Lark grammar or choices.",
+    provides=LLMEngineFeatures.STRUCTURED_OUTPUT,
+    applies_to=("llm",),
+    probe=_llguidance,
+)
 DENSE_ON_CPU = Feature(
     name="llm.dense_on_cpu",
     default=True,
@@ -51,4 +63,4 @@ DENSE_ON_CPU = Feature(
     probe=_library,
 )
 
-ALL: tuple[Feature[Any], ...] = (STREAMING, BATCH, MAX_BATCH, LOGPROBS, DENSE_ON_CPU)
+ALL: tuple[Feature[Any], ...] = (STREAMING, BATCH, MAX_BATCH, LOGPROBS, STRUCTURED_OUTPUT, DENSE_ON_CPU)

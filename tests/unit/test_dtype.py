@@ -6,7 +6,7 @@ import mlxengine.toolkit.backend  # noqa: F401  isort: skip
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from mlxengine.toolkit.dtype import upcast_for_cpu
+from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu
 
 on_cpu = pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="the rule is for CPUs")
 
@@ -26,16 +26,41 @@ def test_half_precision_weights_become_fp32(dtype: mx.Dtype) -> None:
     assert not upcast_for_cpu(built)
 
 
-@on_cpu
-def test_quantized_weights_stay_packed_and_their_scales_become_fp32_with_the_same_result() -> None:
+def quantized(**how: object) -> nn.Module:
     built = model(mx.float16)
-    quantized = nn.QuantizedLinear.from_linear(built.layers[0], group_size=64, bits=4)
+    built.layers.append(nn.Embedding(32, 64))
+    built.layers[2].set_dtype(mx.float16)
+    nn.quantize(built, **how)
+    return built
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    "how", [{"group_size": 32, "bits": 4}, {"group_size": 32, "bits": 4, "mode": "mxfp4"}]
+)
+def test_quantized_layers_become_dense_with_the_same_weights(how: dict[str, object]) -> None:
+    built = quantized(**how)
     x = mx.random.normal((2, 64), key=mx.random.key(0))
-    before = quantized(x.astype(mx.float16)).astype(mx.float32)
-    assert upcast_for_cpu(quantized)
-    assert quantized.weight.dtype == mx.uint32
-    assert quantized.scales.dtype == quantized.biases.dtype == mx.float32
-    assert mx.allclose(quantized(x), before, atol=2e-2)
+    ids = mx.array([3, 31])
+    before = [built.layers[0](x), built.layers[1](x), built.layers[2](ids), built.layers[2].as_linear(x)]
+    assert dequantize_for_cpu(built, None)
+    first, second, table = built.layers
+    assert [type(layer) for layer in built.layers] == [nn.Linear, nn.Linear, nn.Embedding]
+    assert first.weight.dtype == second.bias.dtype == table.weight.dtype == mx.float32
+    after = [first(x), second(x), table(ids), table.as_linear(x)]
+    for old, new in zip(before, after, strict=True):
+        assert mx.allclose(old.astype(mx.float32), new, atol=2e-2)
+    assert not dequantize_for_cpu(built, None)
+
+
+@on_cpu
+def test_where_dense_weights_do_not_fit_the_scales_become_fp32_and_the_weights_stay_packed() -> None:
+    built = quantized(group_size=32, bits=4)
+    assert upcast_for_cpu(built)
+    assert not dequantize_for_cpu(built, budget=1000)
+    assert type(built.layers[0]) is nn.QuantizedLinear
+    assert built.layers[0].weight.dtype == mx.uint32
+    assert built.layers[0].scales.dtype == built.layers[0].biases.dtype == mx.float32
 
 
 @on_cpu

@@ -175,12 +175,13 @@ def _candidates(wanted: str) -> Iterator[tuple[str, str]]:
         library = "MKL" if "mkl" in base else "OpenBLAS" if "openblas" in base else Path(wanted).name
         yield library, str(Path(wanted).expanduser()) if os.sep in wanted else wanted
         return
-    if name in ("", "openblas"):
-        for path in _openblas():
-            yield "OpenBLAS", path
+    # MKL first: on one thread it is several times faster at the thin products of decoding.
     if name in ("", "mkl") and platform.machine() in ("x86_64", "AMD64"):
         for path in _mkl():
             yield "MKL", path
+    if name in ("", "openblas"):
+        for path in _openblas():
+            yield "OpenBLAS", path
 
 
 def _mkl() -> Iterator[str]:

@@ -88,6 +88,8 @@ if TYPE_CHECKING:
     from .requests import RankRequest as RankRequest
     from .requests import Request as Request
     from .requests import TextRequest as TextRequest
+    from .session import AsyncSession as AsyncSession
+    from .session import Session as Session
     from .streams import AsyncEventStream as AsyncEventStream
     from .streams import EventStream as EventStream
 
@@ -113,6 +115,7 @@ _HOMES = {
     "plugins": "Owner PluginRecord",
     "protocol": "LLMEngine",
     "replies": "Result TextReply",
+    "session": "AsyncSession Session",
     "requests": "EmbedRequest ImageRequest RankRequest Request TextRequest",
     "streams": "AsyncEventStream EventStream",
 }

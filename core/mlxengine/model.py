@@ -20,6 +20,7 @@ from .streams import AsyncEventStream, EventStream
 if TYPE_CHECKING:
     from ._live import LiveModel
     from .engine import InferenceEngine
+    from .session import AsyncSession, Session
 
 Prompt = str | Message | Iterable[Message] | Request
 
@@ -190,6 +191,19 @@ class TextHandle(ModelHandle):
         """
         return TextReply.of(self.stream(prompt, params, instructions=instructions, tools=tools))
 
+    def session(
+        self,
+        *,
+        instructions: str | None = None,
+        params: GenerateParams | None = None,
+        tools: Sequence[Any] = (),
+        history: Iterable[Message] = (),
+    ) -> Session:
+        """A conversation that keeps its history; see `Session`."""
+        from .session import Session
+
+        return Session(self, instructions=instructions, params=params, tools=tools, history=history)
+
 
 class AsyncModelHandle(_Handle):
     """The same as `ModelHandle`, for asyncio."""
@@ -240,6 +254,19 @@ class AsyncTextHandle(AsyncModelHandle):
         """The whole answer."""
         stream = self.stream(prompt, params, instructions=instructions, tools=tools)
         return TextReply.of([event async for event in stream])
+
+    def session(
+        self,
+        *,
+        instructions: str | None = None,
+        params: GenerateParams | None = None,
+        tools: Sequence[Any] = (),
+        history: Iterable[Message] = (),
+    ) -> AsyncSession:
+        """A conversation that keeps its history; see `AsyncSession`."""
+        from .session import AsyncSession
+
+        return AsyncSession(self, instructions=instructions, params=params, tools=tools, history=history)
 
 
 def with_features(request: Request, features: Mapping[str, object]) -> Request:

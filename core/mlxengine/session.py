@@ -1,0 +1,295 @@
+"""Conversations: a session keeps the history and sends all of it with each turn.
+
+What a model computed for the turns before is reused by the plugin (longest common prefix); a session only
+has to send the same messages again. A turn becomes part of the history when it is complete: one that is
+cancelled or fails leaves no trace.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
+
+from ._channel import Channel
+from .errors import InvalidParameterError, MisuseError
+from .events import Event, Finished
+from .messages import Message, Part, Role, TextPart, ToolCallPart
+from .model import AsyncTextHandle, TextHandle
+from .params import GenerateParams
+from .replies import TextReply
+from .requests import TextRequest
+from .streams import AsyncEventStream, EventStream
+from .transcript import Transcript, read_transcript, write_transcript
+
+Content = str | Part | Message | Iterable[str | Part | Message]
+Handle = TypeVar("Handle", TextHandle, AsyncTextHandle)
+
+
+class _Session(Generic[Handle]):
+    """What the sync and the async session share: the history and who may add to it."""
+
+    def __init__(
+        self,
+        model: Handle,
+        *,
+        instructions: str | None = None,
+        params: GenerateParams | None = None,
+        tools: Sequence[Any] = (),
+        history: Iterable[Message] = (),
+    ) -> None:
+        self._model: Handle = model
+        self.instructions = instructions
+        self.params = params or GenerateParams()
+        self.tools = tuple(tools)
+        self._messages = tuple(history)
+        self._lock = threading.Lock()
+        self._turn: Turn | None = None
+
+    @property
+    def model(self) -> Handle:
+        """The model that answers."""
+        return self._model
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The complete turns so far, without the instructions."""
+        return self._messages
+
+    @property
+    def transcript(self) -> Transcript:
+        """Everything that `save` writes, as a value."""
+        return Transcript(
+            model=self._model.id, instructions=self.instructions, params=self.params, messages=self._messages
+        )
+
+    def undo(self) -> tuple[Message, ...]:
+        """Take back the last turn (from the user's message on) and return it; empty if there is none.
+
+        Raises:
+            MisuseError: a turn is running.
+        """
+        with self._lock:
+            self._idle()
+            starts = [i for i, message in enumerate(self._messages) if message.role is Role.USER]
+            start = starts[-1] if starts else 0
+            taken, self._messages = self._messages[start:], self._messages[:start]
+        return taken
+
+    def clear(self) -> None:
+        """Forget every turn; the instructions stay.
+
+        Raises:
+            MisuseError: a turn is running.
+        """
+        with self._lock:
+            self._idle()
+            self._messages = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write the transcript as JSON, atomically.
+
+        Raises:
+            InvalidParameterError: a message holds a picture or sound that is neither a path nor bytes.
+            OSError: the file cannot be written.
+        """
+        write_transcript(Path(path), self.transcript)
+
+    @classmethod
+    def restore(cls, model: Handle, path: str | Path, *, tools: Sequence[Any] = ()) -> Self:
+        """The session that was saved, with this model (it may be another one).
+
+        Raises:
+            ConfigurationError: the file is not a transcript.
+        """
+        found = read_transcript(Path(path))
+        return cls(
+            model,
+            instructions=found.instructions,
+            params=found.params,
+            tools=tools,
+            history=found.messages,
+        )
+
+    def _open(
+        self, content: Content, params: GenerateParams | None
+    ) -> tuple[Channel, Callable[[], None], Turn]:
+        """Begin a turn: what its stream reads from, the way to cancel it, and the turn."""
+        model = self._model
+        turn = self._begin(_turn_messages(content), params)
+        try:
+            channel, cancel = model._engine._open(model._live, turn.request, model.closed)
+        except BaseException:
+            turn.drop()
+            raise
+        return channel, cancel, turn
+
+    def _begin(self, new: tuple[Message, ...], params: GenerateParams | None) -> Turn:
+        with self._lock:
+            self._idle()
+            request = TextRequest(
+                messages=(*self._messages, *new),
+                params=params or self.params,
+                instructions=self.instructions,
+                tools=self.tools,
+            )
+            self._turn = Turn(self, new, request)
+            return self._turn
+
+    def _idle(self) -> None:
+        if self._turn is not None:
+            raise MisuseError(
+                "This session is answering already: finish or close its stream first, or use a session each."
+            )
+
+    def _end(self, turn: Turn, reply: Message | None) -> None:
+        with self._lock:
+            if self._turn is not turn:
+                return
+            self._turn = None
+            if reply is not None:
+                self._messages = (*self._messages, *turn.new, reply)
+
+
+class Turn:
+    """One turn that is running: gathers its events and adds it to the history when it is complete."""
+
+    def __init__(self, session: _Session[Any], new: tuple[Message, ...], request: TextRequest) -> None:
+        self.new = new
+        self.request = request
+        self._session = session
+        self._events: list[Event] = []
+
+    def saw(self, event: Event) -> Event:
+        """Take note of an event; the last one completes the turn."""
+        self._events.append(event)
+        if isinstance(event, Finished):
+            self._session._end(self, _message(TextReply.of(self._events)))
+        return event
+
+    def drop(self) -> None:
+        """Forget the turn, unless it is complete."""
+        self._session._end(self, None)
+
+
+class SessionStream(EventStream):
+    """The events of one turn. Leaving it before its end forgets the turn."""
+
+    def __init__(self, channel: Channel, cancel: Callable[[], None], turn: Turn) -> None:
+        super().__init__(channel, cancel)
+        self._turn = turn
+
+    def __next__(self) -> Event:
+        try:
+            return self._turn.saw(super().__next__())
+        except StopIteration:
+            raise
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Stop the answer and forget the turn. Harmless when it is over."""
+        super().cancel()
+        self._turn.drop()
+
+    def __del__(self) -> None:
+        self._turn.drop()
+        super().__del__()
+
+
+class AsyncSessionStream(AsyncEventStream):
+    """The same for asyncio."""
+
+    def __init__(self, channel: Channel, cancel: Callable[[], None], turn: Turn) -> None:
+        super().__init__(channel, cancel)
+        self._turn = turn
+
+    async def __anext__(self) -> Event:
+        try:
+            return self._turn.saw(await super().__anext__())
+        except StopAsyncIteration:
+            raise
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Stop the answer and forget the turn. Harmless when it is over."""
+        super().cancel()
+        self._turn.drop()
+
+    def __del__(self) -> None:
+        self._turn.drop()
+        super().__del__()
+
+
+class Session(_Session[TextHandle]):
+    """A conversation with a language or vision-language model.
+
+    Args:
+        model: the model that answers.
+        instructions: a system message before everything.
+        params: how answers are generated where a turn says nothing else.
+        tools: tools that the model may call.
+        history: turns that came before.
+    """
+
+    def stream(self, content: Content, params: GenerateParams | None = None) -> SessionStream:
+        """Start the answer to a text, parts, a message or several (tool results, for example).
+
+        Raises:
+            MisuseError: a turn of this session is running.
+            InvalidParameterError: the content is nothing that a message holds.
+        """
+        return SessionStream(*self._open(content, params))
+
+    def respond(self, content: Content, params: GenerateParams | None = None) -> TextReply:
+        """The whole answer.
+
+        Raises:
+            MLXEngineError: what the request ended with; the turn is then forgotten.
+            MisuseError: a turn of this session is running.
+        """
+        with self.stream(content, params) as stream:
+            return TextReply.of(stream)
+
+
+class AsyncSession(_Session[AsyncTextHandle]):
+    """The same as `Session`, for asyncio."""
+
+    def stream(self, content: Content, params: GenerateParams | None = None) -> AsyncSessionStream:
+        """Start the answer; iterate its events with ``async for``."""
+        return AsyncSessionStream(*self._open(content, params))
+
+    async def respond(self, content: Content, params: GenerateParams | None = None) -> TextReply:
+        """The whole answer. A task that is cancelled meanwhile forgets the turn."""
+        async with self.stream(content, params) as stream:
+            return TextReply.of([event async for event in stream])
+
+
+def _turn_messages(content: Content) -> tuple[Message, ...]:
+    if isinstance(content, Message):
+        return (content,)
+    if isinstance(content, str | Part):
+        return (Message.user(content),)
+    items = tuple(content) if isinstance(content, Iterable) else (content,)
+    if not items:
+        raise InvalidParameterError("A turn needs a text, a part or a message.")
+    messages = tuple(item for item in items if isinstance(item, Message))
+    if not messages:
+        return (Message.user(items),)  # type: ignore[arg-type]  # checked there
+    if len(messages) != len(items):
+        raise InvalidParameterError("A turn holds either messages, or texts and parts of one message.")
+    return messages
+
+
+def _message(reply: TextReply) -> Message:
+    calls = [
+        ToolCallPart(id=call.id, name=call.name, arguments=call.arguments or {}) for call in reply.tool_calls
+    ]
+    return Message.assistant([TextPart(reply.text), *calls] if reply.text or not calls else calls)
+
+
+__all__ = ["AsyncSession", "AsyncSessionStream", "Content", "Session", "SessionStream"]

@@ -45,9 +45,7 @@ def open_picture(source: Any) -> Any:
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnsupportedInputError(
-            f"init_image is no picture that can be read: {error}.", hint=_HINT
-        ) from error
+        raise UnsupportedInputError(f"init_image cannot be read: {error}.", hint=_HINT) from error
 
 
 def fitted_size(picture: Any, step: int) -> tuple[int, int]:

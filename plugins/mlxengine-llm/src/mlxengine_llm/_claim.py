@@ -29,7 +29,7 @@ def claim(card: ModelCard) -> Claim | None:
     if card.source is Source.GGUF:
         return _claim_gguf(card)
     config = card.config
-    if not config or "model_index.json" in card.documents or _embeds(card):
+    if not isinstance(config.get("model_type"), str) or "model_index.json" in card.documents or _embeds(card):
         return None
     module = module_of(config)
     if module is None and not _claims_to_generate(config):

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from .features import LLMEngineFeatures as LLMEngineFeatures
     from .features import Stage as Stage
     from .grammar import Grammar as Grammar
+    from .health import Health as Health
+    from .health import HealthState as HealthState
     from .hookspecs import Check as Check
     from .hookspecs import CheckStatus as CheckStatus
     from .hookspecs import Claim as Claim
@@ -64,6 +66,9 @@ if TYPE_CHECKING:
     from .images import AsyncImageHandle as AsyncImageHandle
     from .images import ImageHandle as ImageHandle
     from .images import Picture as Picture
+    from .memory import Eviction as Eviction
+    from .memory import MemoryReport as MemoryReport
+    from .memory import ModelMemory as ModelMemory
     from .messages import AudioPart as AudioPart
     from .messages import ImagePart as ImagePart
     from .messages import Message as Message
@@ -105,8 +110,10 @@ _HOMES = {
     "ReasoningDelta Scores TextDelta TokenLogprob ToolCall TopLogprob Usage",
     "features": "Explanation Feature Features LLMEngineFeatures Stage",
     "images": "AsyncImageHandle ImageHandle Picture",
+    "health": "Health HealthState",
     "hookspecs": "Check CheckStatus Claim Command Fit LoadContext Loaded MemoryEstimate RunContext "
     "SelfTestContext Workload hookimpl",
+    "memory": "Eviction MemoryReport ModelMemory",
     "messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",
     "model": "AsyncModelHandle AsyncTextHandle ModelHandle TextHandle",
     "grammar": "Grammar",

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 import pluggy
 
+from ._faults import crash
 from .configuration import ModelCard, ModelConfiguration
 from .errors import (
     AmbiguousModelError,
     MLXEngineError,
     NoPluginForModelError,
     PluginContractError,
-    PluginCrashedError,
     PluginError,
     PluginLoadError,
 )
@@ -276,17 +276,6 @@ class Host:
             log.warning("%s of the plugin %s is left out: %s", hook, record.where, error)
             return []
         return items
-
-
-def crash(record: PluginRecord, hook: str, error: BaseException) -> MLXEngineError:
-    """The typed error for what a hook raised."""
-    return PluginCrashedError(
-        f"The plugin {record.where} failed in {hook}: {type(error).__name__}: {error}",
-        plugin=record.name,
-        distribution=record.distribution,
-        hook=hook,
-        hint="Run with -v (or logging at DEBUG) for the traceback, and report it to the plugin's author.",
-    )
 
 
 def guess_kind(card: ModelCard) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import threading
+import time
+from collections.abc import Callable
 
 from attrs import frozen
 
-from ._live import LiveModel, Loader, PendingLoad, Report, free
+from ._live import LiveModel, PendingLoad, Report
+from ._loader import Loader
 from ._scheduler import Scheduler
+from ._task import Task
 from .configuration import ModelConfiguration
-from .errors import CancelledError, EngineClosedError
+from .errors import CancelledError, EngineClosedError, PluginCrashedError
+from .health import Outcomes
+from .memory import MemoryReport, ModelMemory
 
-log = logging.getLogger("mlxengine.loader")
+# A model whose requests crashed so often in a row is loaded afresh for the next one.
+_CRASHES = 3
 
 
 @frozen
@@ -29,18 +35,25 @@ class ModelPool:
 
     Args:
         loader: does the loading, on threads of this pool.
-        scheduler: frees models between the steps of others.
+        scheduler: runs requests.
+        idle_ttl: seconds after its last request that a model stays in memory; ``None``: for ever.
     """
 
-    def __init__(self, loader: Loader, scheduler: Scheduler) -> None:
+    def __init__(self, loader: Loader, scheduler: Scheduler, idle_ttl: float | None = None) -> None:
         self._loader = loader
         self._scheduler = scheduler
+        self.ledger = loader.ledger
+        self.outcomes = Outcomes()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._by_configuration: dict[ModelConfiguration, LiveModel] = {}
         self._live: set[LiveModel] = set()
         self._pending: dict[LoadKey, PendingLoad] = {}
+        self._waiting: dict[LiveModel, list[Task]] = {}
         self._closed = False
+        self._stopped = threading.Event()
+        if idle_ttl is not None:
+            self._spawn(self._reap, idle_ttl)
 
     def live(self) -> tuple[LiveModel, ...]:
         """The models that are loaded now."""
@@ -70,19 +83,23 @@ class ModelPool:
                     pending.future.set_result(live)
                     return pending
                 self._pending[key] = pending
-                thread = threading.Thread(
-                    target=self._run, args=(key, pending), name="mlxengine-loader", daemon=True
-                )
-                self._threads.add(thread)
-                thread.start()
+                self._spawn(self._load, key, pending)
             pending.waiters += 1
             if report is not None:
                 pending.reports.append(report)
         return pending
 
-    def _run(self, key: LoadKey, pending: PendingLoad) -> None:
+    def _spawn(self, work: Callable[..., None], *arguments: object) -> None:
+        """Start a thread that `close` waits for; with the lock held."""
+        thread = threading.Thread(
+            target=self._work, args=(work, arguments), name="mlxengine-loader", daemon=True
+        )
+        self._threads.add(thread)
+        thread.start()
+
+    def _work(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
         try:
-            self._load(key, pending)
+            work(*arguments)
         finally:
             if self._loader.backend is not None:
                 self._loader.backend.end_thread()
@@ -127,25 +144,114 @@ class ModelPool:
             if live.holders > 0 or live not in self._live:
                 return
             self._live.discard(live)
-            self._by_configuration = {
-                key: value for key, value in self._by_configuration.items() if value is not live
-            }
+            self._forget(live)
         self._free(live)
+
+    def stop(self, live: LiveModel) -> None:
+        """Free a model whoever holds it; its requests end with `CancelledError`, its handles are closed."""
+        with self._lock:
+            if live not in self._live:
+                return
+            live.holders = 0
+            self._live.discard(live)
+            self._forget(live)
+        self._free(live)
+
+    def _forget(self, live: LiveModel) -> None:
+        kept = {key: value for key, value in self._by_configuration.items() if value is not live}
+        self._by_configuration = kept
 
     def _free(self, live: LiveModel) -> None:
         live.closed = True
-        self._scheduler.call(lambda: self._free_now(live)).result()
+        self._loader.take_out(live)
+        self.ledger.release(live)
 
-    def _free_now(self, live: LiveModel) -> None:
-        ended = CancelledError(f"{live.card.id} was closed while the request was running.")
-        self._scheduler.end_group(live, ended)
-        free(live, self._loader.backend)
+    # -- running ---------------------------------------------------------------------------------------
+
+    def submit(self, live: LiveModel, task: Task) -> None:
+        """Run a request on a model; one that is evicted is loaded first.
+
+        Raises:
+            EngineClosedError: the engine was closed.
+        """
+        task.on_done = lambda error: self._done(live, task, error)
+        if live.crashes >= _CRASHES:
+            self.ledger.evict(live, f"after {live.crashes} crashes in a row")
+        if not self.ledger.use(live, task):
+            self._scheduler.submit(task)
+            return
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("The engine is closed.")
+            waiting = self._waiting.setdefault(live, [])
+            waiting.append(task)
+            if len(waiting) == 1:
+                self._spawn(self._revive, live)
+
+    def _done(self, live: LiveModel, task: Task, error: BaseException | None) -> None:
+        live.tasks.discard(task)
+        live.last_used = time.monotonic()
+        live.crashes = live.crashes + 1 if isinstance(error, PluginCrashedError) else 0
+        self.outcomes.record(error)
+
+    def _revive(self, live: LiveModel) -> None:
+        error: BaseException | None = None
+        try:
+            self._loader.bring_in(live, PendingLoad())
+            if live.closed:
+                self._free(live)
+        except BaseException as problem:
+            error = problem
+        with self._lock:
+            tasks = self._waiting.pop(live)
+        for task in tasks:
+            if error is not None:
+                task.finish(error)
+            else:
+                self._scheduler.submit(task)
+
+    def _reap(self, ttl: float) -> None:
+        while not self._stopped.wait(min(1.0, ttl / 4)):
+            for live in self.live():
+                if live.idle and time.monotonic() - live.last_used >= ttl:
+                    self.ledger.evict(live, f"after {ttl:g} s without a request")
+
+    def report(self) -> MemoryReport:
+        """The ledger beside what the array library says."""
+        backend = self._loader.backend
+        reading = self._scheduler.run(backend.memory) if backend is not None else None
+        now = time.monotonic()
+        return MemoryReport(
+            budget=self.ledger.budget,
+            reserved=self.ledger.reserved,
+            others=self.ledger.others,
+            active=reading.active if reading else None,
+            cache=reading.cache if reading else None,
+            peak=reading.peak if reading else None,
+            models=tuple(
+                ModelMemory(
+                    id=live.card.id,
+                    kind=live.claim.kind,
+                    reserved=self.ledger.charged(live),
+                    predicted=live.predicted.total,
+                    weights=live.weights,
+                    running=live.running,
+                    pinned=live.pinned,
+                    inhibitors=tuple(live.inhibitors),
+                    idle_seconds=now - live.last_used,
+                    evicted=live.evicted,
+                )
+                for live in self.live()
+            ),
+            evictions=tuple(self.ledger.evictions),
+        )
 
     def close(self) -> None:
         """Cancel every load and free every model."""
         with self._lock:
             self._closed = True
             pending, threads = list(self._pending.values()), list(self._threads)
+        self._stopped.set()
         for item in pending:
             item.cancelled.set()
         for thread in threads:
@@ -159,5 +265,6 @@ class ModelPool:
 
     def abandon(self) -> None:
         """The same without waiting for threads, when the interpreter exits."""
+        self._stopped.set()
         for item in list(self._pending.values()):
             item.cancelled.set()

@@ -21,17 +21,13 @@ from typing import TypeVar
 
 from attrs import define, field, frozen
 
-from ._host import crash
+from ._faults import broken, translate
 from ._task import CHEAP_SECONDS, QUANTUM_SECONDS, Task
 from .device import DeviceBackend
 from .errors import (
     CancelledError,
     EngineClosedError,
     GenerationError,
-    InsufficientMemoryError,
-    MisuseError,
-    MLXEngineError,
-    PluginContractError,
 )
 from .events import Event, Finished, Progress
 
@@ -49,13 +45,17 @@ class _Group:
 
 @frozen(kw_only=True)
 class SchedulerStatus:
-    """What the loop is doing: the plugin whose step runs, since when (seconds), and how much waits."""
+    """What the loop is doing: the plugin whose step runs, since when (seconds), and how much waits.
+
+    ``died`` is what the loop last failed with, ``died_at`` when (``time.monotonic``).
+    """
 
     alive: bool
     running: str | None
     running_seconds: float
     tasks: int
     died: str | None
+    died_at: float | None = None
 
 
 class Scheduler:
@@ -72,6 +72,7 @@ class Scheduler:
         self._floor = 0.0
         self._running: tuple[str, float] | None = None
         self._died: BaseException | None = None
+        self._died_at: float | None = None
 
     # -- called from any thread -----------------------------------------------------------------------
 
@@ -81,7 +82,7 @@ class Scheduler:
         Raises:
             EngineClosedError: the scheduler was closed.
         """
-        self._post(lambda: self._admit(task), task.fail)
+        self._post(lambda: self._admit(task), task.finish)
 
     def cancel(self, task: Task) -> None:
         """Close a task's iterator before any further step of it; harmless when it is over."""
@@ -104,6 +105,12 @@ class Scheduler:
         self._post(run, future.set_exception)
         return future
 
+    def run(self, function: Callable[[], T]) -> T:
+        """Run a function on the scheduler's thread and wait for it; from that thread, at once."""
+        if threading.current_thread() is self._thread:
+            return function()
+        return self.call(function).result()
+
     def use(self, make: Callable[[], DeviceBackend]) -> DeviceBackend:
         """Make a back end on the scheduler's thread and evaluate under its stream from now on."""
 
@@ -112,7 +119,7 @@ class Scheduler:
             self._enter_stream()
             return self._backend
 
-        return self.call(enter).result()
+        return self.run(enter)
 
     def nudge(self) -> None:
         """A reader has room again."""
@@ -127,7 +134,8 @@ class Scheduler:
             running=running[0] if running else None,
             running_seconds=time.perf_counter() - running[1] if running else 0.0,
             tasks=sum(len(group.tasks) for group in list(self._groups.values())),
-            died=f"{type(self._died).__name__}: {self._died}" if self._died else None,
+            died=None if self._died is None else f"{type(self._died).__name__}: {self._died}",
+            died_at=self._died_at,
         )
 
     def close(self, timeout: float | None = 30.0) -> None:
@@ -230,7 +238,7 @@ class Scheduler:
             self._backend.synchronize()
         except Exception as error:
             for task in list(group.tasks):
-                self._end(task, self._translate(task, error))
+                self._end(task, translate(task.record, task.hook, error))
 
     def _admit(self, task: Task) -> None:
         if task.cancelled:
@@ -242,12 +250,8 @@ class Scheduler:
     def _begin(self, task: Task) -> None:
         iterator = task.start()
         if not hasattr(iterator, "__next__"):
-            raise PluginContractError(
-                f"{task.hook} of {task.record.where} returned {type(iterator).__name__}, not an iterator.",
-                plugin=task.record.name,
-                distribution=task.record.distribution,
-                hook=task.hook,
-            )
+            what = f"returned {type(iterator).__name__}, not an iterator"
+            raise broken(task.record, task.hook, what)
         task.iterator = iterator
 
     def _step(self, task: Task) -> None:
@@ -259,13 +263,13 @@ class Scheduler:
             event = next(task.iterator)
         except StopIteration:
             if task.answers:
-                raise self._broken(task, "ended without a Finished event") from None
+                raise broken(task.record, task.hook, "ended without a Finished event") from None
             self._end(task)
             return
         if event is None:
             return
         if not isinstance(event, Event):
-            raise self._broken(task, f"yielded {type(event).__name__}, not an Event")
+            raise broken(task.record, task.hook, f"yielded {type(event).__name__}, not an Event")
         now = time.perf_counter()
         if task.first_event is None and not isinstance(event, Progress):
             task.first_event = now
@@ -283,42 +287,27 @@ class Scheduler:
         try:
             function()
         except BaseException as error:
-            self._end(task, self._translate(task, error))
+            self._end(task, translate(task.record, task.hook, error))
         finally:
             self._running = None
         spent = time.perf_counter() - began
         task.device_seconds += spent
         task.predicted += 0.5 * (spent - task.predicted)
 
-    def _translate(self, task: Task, error: BaseException) -> BaseException:
-        if isinstance(error, MLXEngineError | MisuseError):
-            return error
-        log.debug("A step of %s raised", task.record.where, exc_info=error)
-        if isinstance(error, MemoryError) or "[malloc" in str(error) or "out of memory" in str(error).lower():
-            typed: BaseException = InsufficientMemoryError(
-                f"A step of {task.record.where} ran out of memory: {error}.",
-                hint="Shorten the prompt, lower max_tokens, or close other models.",
-            )
-        else:
-            typed = crash(task.record, task.hook, error)
-        typed.__cause__ = error
-        return typed
-
-    def _broken(self, task: Task, what: str) -> PluginContractError:
-        return PluginContractError(
-            f"{task.hook} of {task.record.where} {what}.",
-            plugin=task.record.name,
-            distribution=task.record.distribution,
-            hook=task.hook,
-            hint="Report it to the plugin's author; the conformance kit finds it.",
-        )
-
     def _cancel(self, task: Task) -> None:
         if not task.done:
             self._end(task, CancelledError("The request was cancelled."))
 
     def _end(self, task: Task, error: BaseException | None = None) -> None:
-        task.done = True
+        self._close(task)
+        group = self._groups.get(task.group)
+        if group is not None and task in group.tasks:
+            group.tasks.remove(task)
+            if not group.tasks:
+                del self._groups[task.group]
+        task.finish(error)
+
+    def _close(self, task: Task) -> None:
         iterator, task.iterator = task.iterator, None
         close = getattr(iterator, "close", None)
         if close is not None:
@@ -326,12 +315,6 @@ class Scheduler:
                 close()
             except BaseException as problem:
                 log.warning("Closing a request of %s raised %r", task.record.where, problem)
-        group = self._groups.get(task.group)
-        if group is not None and task in group.tasks:
-            group.tasks.remove(task)
-            if not group.tasks:
-                del self._groups[task.group]
-        task.sink.end(error)
 
     def end_group(self, key: Hashable, error: BaseException) -> None:
         """End every task of a model; on the scheduler's thread."""
@@ -346,20 +329,26 @@ class Scheduler:
     def _die(self, error: BaseException) -> None:
         """The loop itself failed: tell every waiting caller at once; the next call starts a new thread."""
         log.critical("The scheduler's thread died", exc_info=error)
-        self._died = error
+        self._died, self._died_at = error, time.monotonic()
         typed = GenerationError(
             f"The engine's thread failed: {type(error).__name__}: {error}.",
             hint="Try again: the engine starts a new thread with the next call.",
             recoverable=True,
         )
         typed.__cause__ = error
-        self._end_everything(typed)
+        tasks = [task for group in self._groups.values() for task in group.tasks]
+        for task in tasks:
+            self._close(task)
+        self._groups.clear()
         with self._wake:
             posted = list(self._inbox)
             self._inbox.clear()
             self._thread = None
+        # Only now: whoever is told may try again at once, on the next thread.
         for item in posted:
             item.fail(typed)
+        for task in tasks:
+            task.finish(typed)
 
 
 @frozen

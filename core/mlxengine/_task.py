@@ -60,6 +60,7 @@ class Task:
         sink: where its events go.
         answers: whether the iterator owes exactly one `Finished`.
         hook: the hook that is running, for errors.
+        on_done: called once when the task is over, with its error; on the scheduler's thread.
     """
 
     group: Hashable
@@ -76,10 +77,15 @@ class Task:
     device_seconds: float = 0.0
     predicted: float = QUANTUM_SECONDS
     done: bool = False
+    on_done: Callable[[BaseException | None], None] | None = None
 
-    def fail(self, error: BaseException) -> None:
-        """End a task that never reached the loop."""
+    def finish(self, error: BaseException | None = None) -> None:
+        """The task is over; counted once."""
+        if self.done:
+            return
         self.done = True
+        if self.on_done is not None:
+            self.on_done(error)
         self.sink.end(error)
 
     def timed(self, event: Finished, now: float) -> Finished:

@@ -15,9 +15,13 @@ from . import _hub, kinds
 from ._channel import Channel
 from ._config import feature_layers, load_settings
 from ._host import Host
-from ._live import HubOptions, LiveModel, Loader, PendingLoad, Report
+from ._ledger import parse_bytes
+from ._live import LiveModel, PendingLoad, Report
+from ._loader import HubOptions, Loader
 from ._pool import LoadKey, ModelPool
+from ._recovery import RecoveringSink
 from ._scheduler import Scheduler, SchedulerStatus
+from ._switch import Switch
 from ._task import Task
 from .configuration import ModelCard, ModelConfiguration
 from .device import Device
@@ -29,8 +33,10 @@ from .errors import (
     UnsupportedInputError,
 )
 from .features import FeatureRegistry, Layer, Level
+from .health import Health
 from .hookspecs import RunContext
 from .kinds import handle_type
+from .memory import MemoryReport
 from .model import ModelHandle, TextHandle
 from .plugins import Owner, PluginRecord
 from .requests import Request
@@ -55,6 +61,10 @@ class InferenceEngine:
         features: feature flags for everything that this engine loads.
         endpoint, cache_dir, token, offline: how the hub is reached; ``None`` is huggingface_hub's own
             default (``HF_ENDPOINT``, ``HF_HOME``, the stored token, ``HF_HUB_OFFLINE``).
+        memory_budget: what all models may take together, in bytes or as ``"8GB"``; ``None`` is what the
+            device recommends. What does not fit is refused, idle models are evicted to make room.
+        idle_ttl: seconds after its last request that a model is evicted; ``None`` keeps it. The next
+            request of an evicted model loads it again.
         queue_size: events that may wait for one reader before its request pauses.
         step_budget_ms: how long one step of a request should take at most; what cannot be cut
             (a denoising step) may take longer.
@@ -74,11 +84,15 @@ class InferenceEngine:
         cache_dir: str | Path | None = None,
         token: str | None = None,
         offline: bool | None = None,
+        memory_budget: int | str | None = None,
+        idle_ttl: float | None = None,
         queue_size: int = 64,
         step_budget_ms: float = 100.0,
     ) -> None:
         if queue_size < 1 or step_budget_ms <= 0:
             raise InvalidParameterError("queue_size must be at least 1 and step_budget_ms positive.")
+        if idle_ttl is not None and not idle_ttl > 0:
+            raise InvalidParameterError(f"idle_ttl={idle_ttl!r} must be a positive number of seconds.")
         self._settings = settings = load_settings()
         hub = settings.hub
         offline = hub.offline if offline is None else offline
@@ -95,8 +109,9 @@ class InferenceEngine:
         self._queue_size = queue_size
         self._budget = step_budget_ms
         self._scheduler = Scheduler()
-        self._loader = Loader(self._host, self._scheduler, self._options)
-        self._pool = ModelPool(self._loader, self._scheduler)
+        self._loader = Loader(self._host, self._scheduler, self._options, parse_bytes(memory_budget))
+        self._pool = ModelPool(self._loader, self._scheduler, idle_ttl)
+        self._switch = Switch(self._pool)
         self._registry: ModelRegistry | None = None
         self._closed = False
         # Ends the scheduler's thread in order when the interpreter exits or nobody holds the engine.
@@ -169,6 +184,14 @@ class InferenceEngine:
         """What the scheduler is doing now; never waits."""
         return self._scheduler.status()
 
+    def memory(self) -> MemoryReport:
+        """What is reserved, what is really held, and what was evicted; waits for one step at most."""
+        return self._pool.report()
+
+    def health(self) -> Health:
+        """Whether the engine works, by what really ran last; never waits."""
+        return self._pool.outcomes.health(self._scheduler.status())
+
     # -- loading -------------------------------------------------------------------------------------
 
     def load(
@@ -196,6 +219,21 @@ class InferenceEngine:
             EngineClosedError: the engine was closed.
         """
         live = self._load(model, (), plugin, features, verify, on_progress)
+        return handle_type(live.claim.kind)(self, live)
+
+    def switch(
+        self,
+        model: str | Path | ModelConfiguration,
+        *,
+        plugin: str | None = None,
+        features: Mapping[str, object] | None = None,
+        on_progress: Report | None = None,
+    ) -> ModelHandle:
+        """Replace the model that the last `switch` loaded: stop its requests, free it, load this one.
+
+        Of several calls at once the last wins; the others end with `CancelledError`.
+        """
+        live = self._switch.to(lambda: self._start_load(model, (), plugin, features, None, on_progress))
         return handle_type(live.claim.kind)(self, live)
 
     def load_text(
@@ -322,19 +360,29 @@ class InferenceEngine:
             if request.features
             else live.features,
             budget_ms=self._budget,
-            cancelled=lambda: task.cancelled,
+            cancelled=lambda: current[0].cancelled,
             fetch=self._loader.fetch_other,
         )
         channel = Channel(self._queue_size, self._scheduler.nudge)
-        task = Task(
-            group=live, record=live.record, start=lambda: self._generate(live, request, context), sink=channel
-        )
-        self._scheduler.submit(task)
+        current: list[Task] = []
+
+        def submit() -> None:
+            task = Task(
+                group=live,
+                record=live.record,
+                start=lambda: self._generate(live, request, context),
+                sink=sink,
+            )
+            current[:] = [task]
+            self._pool.submit(live, task)
+
+        sink = RecoveringSink(channel, submit)
+        submit()
         scheduler = self._scheduler
-        return channel, lambda: scheduler.cancel(task)
+        return channel, lambda: scheduler.cancel(current[0])
 
     def _generate(self, live: LiveModel, request: Request, context: RunContext) -> Any:
-        if live.closed:
+        if live.closed or live.loaded is None:
             raise CancelledError(f"{live.card.id} was closed before the request began.")
         iterator = self._host.call(
             live.record, "generate", model=live.loaded.model, request=request, context=context

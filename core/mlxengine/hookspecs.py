@@ -50,12 +50,16 @@ class Workload:
         batch: requests at once.
         size: (width, height) of a picture in pixels.
         kv_bits: bits of the key-value cache, ``None`` for full precision.
+        backend: where it runs (`Device.backend`); on ``"cpu"`` half-precision weights are kept in fp32.
+        free_memory: bytes that are free there, for what is unpacked only where it fits.
     """
 
     context_length: int | None = None
     batch: int = 1
     size: tuple[int, int] | None = None
     kv_bits: int | None = None
+    backend: str | None = None
+    free_memory: int | None = None
 
 
 @frozen(kw_only=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType, TracebackType
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
@@ -93,17 +94,33 @@ class _Handle:
     @property
     def capabilities(self) -> frozenset[str]:
         """Facts about the loaded model, for example ``"vision"`` or ``"tools"``."""
-        return self._live.claim.capabilities | self._live.loaded.capabilities
+        return self._live.capabilities
 
     @property
     def info(self) -> Mapping[str, Any]:
         """What the plugin says about the loaded model."""
-        return MappingProxyType(dict(self._live.loaded.info))
+        return self._live.info
 
     @property
     def closed(self) -> bool:
         """Whether this handle was closed."""
         return self._closed
+
+    def pin(self, on: bool = True) -> None:
+        """Never evict the model while this is on (and somebody holds it)."""
+        self._live.pinned = on
+
+    @contextmanager
+    def keep(self, name: str) -> Iterator[None]:
+        """Keep the model in memory while the block runs; ``name`` tells others why it cannot go."""
+        held = self._live.inhibitors
+        held[name] = held.get(name, 0) + 1
+        try:
+            yield
+        finally:
+            held[name] -= 1
+            if not held[name]:
+                del held[name]
 
     def explain(self, feature: str | Feature[Any]) -> Explanation:
         """Value, source, availability and reason of a feature for this model."""

@@ -1,0 +1,198 @@
+"""The ledger: nothing is loaded that was not reserved, and idle models make room."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from ._live import LiveModel
+from ._reservations import Reservations
+from ._task import Task
+from .errors import InsufficientMemoryError, InvalidParameterError
+from .memory import Eviction
+
+log = logging.getLogger("mlxengine.memory")
+_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_bytes(value: int | str | None) -> int | None:
+    """A number of bytes, or a text such as ``"8GB"`` or ``"512MiB"``; ``None`` stays ``None``.
+
+    Raises:
+        InvalidParameterError: it is not a positive amount of memory.
+    """
+    if value is None:
+        return None
+    found: float | None = None
+    if isinstance(value, str):
+        text = value.strip().upper().replace(" ", "")
+        unit = next((name for name in sorted(_UNITS, key=len, reverse=True) if text.endswith(name)), "")
+        try:
+            found = float(text.removesuffix(unit)) * _UNITS.get(unit, 1)
+        except ValueError:
+            found = None
+    elif isinstance(value, int) and not isinstance(value, bool):
+        found = value
+    if found is None or not 1 <= found < 2**63:
+        raise InvalidParameterError(
+            f"{value!r} is not an amount of memory.", hint='Write bytes as a number, or "8GB", "512MiB".'
+        )
+    return int(found)
+
+
+def readable(count: float) -> str:
+    """Bytes for people: ``"1.5 GB"``."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Ledger:
+    """Charges each model to the budget before it is loaded, and evicts idle ones to make room.
+
+    Args:
+        budget: bytes for all models of this engine; called when first needed. ``None``: no limit is known.
+        evict: takes a model out of memory, and returns the bytes that came back (``None``: unknown).
+    """
+
+    def __init__(
+        self,
+        budget: Callable[[], int | None],
+        evict: Callable[[LiveModel], int | None],
+        reservations: Reservations | None = None,
+    ) -> None:
+        self._find_budget = budget
+        self._budget: int | None = None
+        self._budget_known = False
+        self._evict = evict
+        self._shared = reservations or Reservations()
+        self._lock = threading.Lock()
+        self._charged: dict[object, int] = {}
+        self._models: dict[LiveModel, int] = {}
+        self.evictions: list[Eviction] = []
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes that all models may take together."""
+        if not self._budget_known:
+            self._budget, self._budget_known = self._find_budget(), True
+        return self._budget
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that are charged now."""
+        return sum(self._charged.values())
+
+    @property
+    def others(self) -> int:
+        """Bytes that other engines of this user hold."""
+        return self._shared.others()
+
+    def refuse_hopeless(self, name: str, need: int) -> None:
+        """Raise before anything is downloaded if a model could not fit even alone.
+
+        Raises:
+            InsufficientMemoryError: it needs more than the whole budget.
+        """
+        if self.budget is not None and need > self.budget:
+            raise InsufficientMemoryError(
+                f"{name} needs about {readable(need)}, and the whole budget is {readable(self.budget)}.",
+                hint="Take a smaller or more strongly quantized variant, or raise memory_budget.",
+            )
+
+    def reserve(self, owner: object, name: str, need: int) -> None:
+        """Charge ``need`` bytes, evicting idle models (least recently used first) until they fit.
+
+        Raises:
+            InsufficientMemoryError: it does not fit beside what is busy, pinned or kept.
+        """
+        self.refuse_hopeless(name, need)
+        with self._lock:
+            while True:
+                short = self._short_by(need)
+                if short <= 0:
+                    self._charged[owner] = need
+                    return
+                idle = sorted((item for item in self._models if item.idle), key=lambda item: item.last_used)
+                if not idle or sum(self._charged.get(item, 0) for item in idle) < short:
+                    raise self._refusal(name, need, short)
+                self._make_room(idle[0], f"to make room for {name}")
+
+    def _short_by(self, need: int) -> int:
+        """Bytes that are missing for ``need`` more; this user's other engines count too."""
+        if self.budget is None:
+            return 0
+        mine = self.reserved + need
+        others = self._shared.claim(mine, self.budget)
+        return 0 if others is None else mine + others - self.budget
+
+    def _refusal(self, name: str, need: int, short: int) -> InsufficientMemoryError:
+        held = [
+            f"{item.card.id} ({readable(self._charged.get(item, 0))}, {item.why_kept})"
+            for item in self._models
+            if not item.idle and not item.evicted
+        ]
+        others = self._shared.others()
+        if others:
+            held.append(f"other processes ({readable(others)})")
+        loading = len(self._charged) - sum(1 for item in self._models if item in self._charged)
+        if loading:
+            held.append(f"{loading} model(s) being loaded")
+        return InsufficientMemoryError(
+            f"{name} needs about {readable(need)}; {readable(short)} more than is free of the budget of "
+            f"{readable(self.budget or 0)}.",
+            hint=f"What holds memory: {', '.join(held) or 'nothing that could go'}. Close or unpin one, "
+            "or raise memory_budget.",
+        )
+
+    def _make_room(self, live: LiveModel, reason: str) -> None:
+        expected = live.weights or 0
+        freed = self._evict(live)
+        self._charged.pop(live, None)
+        event = Eviction(id=live.card.id, reason=reason, expected=expected, freed=freed)
+        self.evictions.append(event)
+        level = logging.WARNING if event.short else logging.INFO
+        log.log(
+            level, "Evicted %s %s: expected %d bytes back, got %s", event.id, reason, expected, event.freed
+        )
+
+    def use(self, live: LiveModel, task: Task) -> bool:
+        """Count a request on a model, which keeps it; whether the model has to be loaded first."""
+        with self._lock:
+            live.tasks.add(task)
+            return live.evicted
+
+    def evict(self, live: LiveModel, reason: str) -> bool:
+        """Take an idle model out of memory; ``False`` if it is in use, kept, or out already."""
+        with self._lock:
+            if not live.idle or live not in self._models:
+                return False
+            self._make_room(live, reason)
+            self._share()
+            return True
+
+    def settle(self, owner: object, live: LiveModel, need: int) -> None:
+        """A load is over: its model is charged from now on, with what it really took."""
+        with self._lock:
+            self._charged.pop(owner, None)
+            self._charged[live] = need
+            self._models[live] = need
+            self._share()
+
+    def release(self, owner: object) -> None:
+        """Forget a charge: a load that failed, or a model that was closed."""
+        with self._lock:
+            self._charged.pop(owner, None)
+            if isinstance(owner, LiveModel):
+                self._models.pop(owner, None)
+            self._share()
+
+    def charged(self, live: LiveModel) -> int:
+        """Bytes that a model is charged with."""
+        return self._charged.get(live, 0)
+
+    def _share(self) -> None:
+        self._shared.set(self.reserved)

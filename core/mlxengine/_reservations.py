@@ -1,0 +1,119 @@
+"""Memory that the engines of one user have reserved on this machine, shared through a locked file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows shares nothing
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger("mlxengine.memory")
+VARIABLE = "MLXENGINE_RESERVATIONS"
+
+
+def default_path() -> Path:
+    """``MLXENGINE_RESERVATIONS``, else a file in the user's own folder of the temporary directory."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named)
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"mlxengine-{user}" / "reservations.json"
+
+
+class Reservations:
+    """One engine's entry in the file, and the sum of everybody else's.
+
+    An entry belongs to a process; those of processes that are gone do not count and are removed. Where
+    the file cannot be used, nothing is shared: that is logged, and loading goes on.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or default_path()
+        self._key = f"{os.getpid()}-{id(self):x}"
+
+    def claim(self, wanted: int, allowed: int) -> int | None:
+        """Set this engine's entry to ``wanted`` bytes if all entries then stay within ``allowed``.
+
+        Returns:
+            ``None`` if it was set, else the bytes that others hold.
+        """
+        with self._locked() as entries:
+            others = sum(item["bytes"] for key, item in entries.items() if key != self._key)
+            if wanted + others > allowed:
+                return int(others)
+            self._set(entries, wanted)
+        return None
+
+    def set(self, wanted: int) -> None:
+        """Set this engine's entry whatever others hold; 0 removes it."""
+        with self._locked() as entries:
+            self._set(entries, wanted)
+
+    def others(self) -> int:
+        """Bytes that other engines hold now."""
+        with self._locked() as entries:
+            return sum(item["bytes"] for key, item in entries.items() if key != self._key)
+
+    def _set(self, entries: dict[str, Any], wanted: int) -> None:
+        entries.pop(self._key, None)
+        if wanted:
+            entries[self._key] = {"pid": os.getpid(), "started": _started(os.getpid()), "bytes": wanted}
+
+    @contextmanager
+    def _locked(self) -> Iterator[dict[str, Any]]:
+        try:
+            if fcntl is None:
+                raise OSError("this system has no file locks")
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115, PTH123 - held over the yield
+        except OSError as error:
+            log.info("Memory is not shared with other processes: %s", error)
+            yield {}
+            return
+        with handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            handle.seek(0)
+            before = handle.read()
+            entries = _alive(before)
+            yield entries
+            after = json.dumps(entries)
+            if after != before:
+                handle.seek(0)
+                handle.truncate()
+                handle.write(after)
+
+
+def _alive(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+        return {
+            key: item
+            for key, item in found.items()
+            if isinstance(item["bytes"], int) and _started(item["pid"]) == item["started"] is not None
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}  # a damaged file is nobody's reservation
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, so that a reused number is not taken for the same process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return None if Path("/proc/self").exists() else "alive"

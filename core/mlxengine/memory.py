@@ -1,0 +1,79 @@
+"""What is reserved, what is really held, and what had to go: the values of the memory ledger."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen(kw_only=True)
+class ModelMemory:
+    """One loaded model's share, in bytes.
+
+    Args:
+        id, kind: which model.
+        reserved: what the budget is charged with: weights (measured once they are there), caches, workspace.
+        predicted: what the plugin's estimate said before loading, for the same.
+        weights: what loading really took, ``None`` where nothing measures it.
+        running: requests that run on it now.
+        pinned: it is never evicted.
+        inhibitors: names of those who keep it loaded for now.
+        idle_seconds: since its last request ended.
+        evicted: it is not in memory; its next request loads it again.
+    """
+
+    id: str
+    kind: str
+    reserved: int
+    predicted: int
+    weights: int | None
+    running: int
+    pinned: bool
+    inhibitors: tuple[str, ...]
+    idle_seconds: float
+    evicted: bool
+
+
+@frozen(kw_only=True)
+class Eviction:
+    """A model that had to go: why, what it should have freed, and what it did free (bytes)."""
+
+    id: str
+    reason: str
+    expected: int
+    freed: int | None
+
+    @property
+    def short(self) -> bool:
+        """Whether less than nine tenths of what was expected came back."""
+        return self.freed is not None and self.freed < 0.9 * self.expected
+
+
+@frozen(kw_only=True)
+class MemoryReport:
+    """The ledger beside what the array library says, in bytes.
+
+    Args:
+        budget: what all models of this engine may take together.
+        reserved: what they are charged with.
+        others: what other engines of this user have reserved on this machine.
+        active, cache, peak: the array library's own figures; ``None`` where no model needs it.
+        models: each model's share.
+        evictions: what had to go so far, oldest first.
+    """
+
+    budget: int | None
+    reserved: int
+    others: int
+    active: int | None
+    cache: int | None
+    peak: int | None
+    models: tuple[ModelMemory, ...]
+    evictions: tuple[Eviction, ...]
+
+    @property
+    def weights(self) -> int:
+        """The measured weights of the models in memory, to hold against ``active``."""
+        return sum(item.weights or 0 for item in self.models if not item.evicted)
+
+
+__all__ = ["Eviction", "MemoryReport", "ModelMemory"]

@@ -36,11 +36,15 @@ T = TypeVar("T")
 
 @frozen(kw_only=True)
 class HubSettings:
-    """How the hub is reached; ``None`` is huggingface_hub's own default."""
+    """How the hub is reached; ``None`` is huggingface_hub's own default.
+
+    ``ask_above`` is the size (``"10GB"``) of a download above which the command line asks first.
+    """
 
     endpoint: str | None = None
     cache_dir: Path | None = None
     offline: bool | None = None
+    ask_above: str | None = None
 
 
 @frozen(kw_only=True)
@@ -135,7 +139,7 @@ class _Reader:
         self._known(data, ("model", "features", "hub", "plugins", "models"), "")
         models = self._value(data, "models", list, "") or []
         hub = self._table(data, "hub")
-        self._known(hub, ("endpoint", "cache_dir", "offline"), "hub.")
+        self._known(hub, ("endpoint", "cache_dir", "offline", "ask_above"), "hub.")
         cache = self._value(hub, "cache_dir", str, "hub.")
         plugins = self._table(data, "plugins")
         return Settings(
@@ -147,6 +151,7 @@ class _Reader:
                 endpoint=self._value(hub, "endpoint", str, "hub."),
                 cache_dir=Path(cache).expanduser() if cache else None,
                 offline=self._value(hub, "offline", bool, "hub."),
+                ask_above=self._value(hub, "ask_above", str, "hub."),
             ),
             distributions={name: self._value(plugins, name, str, "plugins.") for name in plugins},
         )

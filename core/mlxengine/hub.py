@@ -25,7 +25,7 @@ from ._hub.search import search as _search
 from ._hub.select import select as _select
 from ._hub.select import usual as _usual
 from ._hub.store import FileState, FileStatus, LocalModel, LocalRevision, Removal, VerifyReport
-from .configuration import ModelCard, ModelConfiguration, ModelRef
+from .configuration import ModelCard, ModelConfiguration, ModelRef, Source
 
 if TYPE_CHECKING:
     from .device import Device
@@ -95,8 +95,15 @@ def resolve(
     return _resolve(configuration, endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline)
 
 
+def fit(model: ModelCard, *, device: Device | None = None) -> FitVerdict:
+    """Whether a model's weights fit in this machine's memory, before they are fetched."""
+    from ._hub.search import memory_verdict
+
+    return memory_verdict(model.weight_bytes or None, device)
+
+
 def plan(
-    model: str | Path | ModelConfiguration,
+    model: str | Path | ModelConfiguration | ModelCard,
     *,
     files: Sequence[str] | None = None,
     endpoint: str | None = None,
@@ -112,9 +119,14 @@ def plan(
     Raises:
         ResolutionError, CorruptFileError, IncompatibleWeightsError: as `resolve` and `fetch`.
     """
-    card = resolve(model, endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline)
+    card = model
+    if not isinstance(card, ModelCard):
+        card = resolve(card, endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline)
     access = _Access.of(endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline)
     wanted = _select(card, files or _usual(card))
+    if card.source is not Source.HUB:
+        here = tuple(PlannedFile(path=f.path, size=f.size, hash="", have=f.size) for f in wanted)
+        return DownloadPlan(repo=card.id, commit=card.commit, files=here, free=0, reserve=0)
     return _make_plan(_RepoCache(access.cache_dir, card.id), card.commit, wanted)
 
 
@@ -216,6 +228,11 @@ def remove(model: str, *, cache_dir: str | Path | None = None, dry_run: bool = F
         ModelNotFoundError: it is not on this machine.
     """
     return _store.remove(_Access.of(cache_dir=cache_dir), ModelRef.parse(model), dry_run=dry_run)
+
+
+def cache_folder(*, cache_dir: str | Path | None = None) -> Path:
+    """The folder that holds everything; it need not exist yet."""
+    return _Access.of(cache_dir=cache_dir).cache_dir
 
 
 def list_local(*, cache_dir: str | Path | None = None) -> tuple[LocalModel, ...]:

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     from ..hookspecs import Command
 
 VERBS = {
+    "search": "search the hub, and see what fits on this machine",
+    "pull": "fetch a model, resumed and verified",
+    "ls": "list the models on this machine",
+    "verify": "check that models are as they were when they were fetched",
+    "repair": "fetch again what is damaged or missing",
+    "rm": "remove a model from this machine",
+    "du": "say how much disk space the models take",
     "models": "search the registry of models",
     "plugins": "list the plugins, and those set aside",
     "features": "list the feature flags, and who set them",

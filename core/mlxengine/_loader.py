@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from . import _hub
 from ._faults import broken
@@ -33,12 +33,16 @@ log = logging.getLogger("mlxengine.loader")
 
 @frozen(kw_only=True)
 class HubOptions:
-    """How models are found and fetched: what ``InferenceEngine`` was given."""
+    """How models are found and fetched: what ``InferenceEngine`` was given.
+
+    ``mock`` finds and fetches nothing: the mock plugin serves whatever is named.
+    """
 
     endpoint: str | None = None
     cache_dir: Path | None = None
     token: str | None = field(default=None, repr=False)
     offline: bool = False
+    mock: bool = False
 
     def arguments(self) -> dict[str, Any]:
         return {
@@ -91,8 +95,8 @@ class Loader:
     ) -> LiveModel:
         """Resolve, choose the plugin, check that it can fit, fetch, and bring it into memory."""
         pending.report(Progress(stage="resolve", done=0))
-        card = _hub.resolve(configuration, **self._options.arguments())
-        owner = self._host.owner(card, configuration.plugin)
+        card = self.resolve(configuration)
+        owner = self._host.owner(card, card.configuration.plugin)
         claim = owner.claim
         if kinds and claim.kind not in kinds:
             raise InvalidParameterError(
@@ -117,6 +121,14 @@ class Loader:
         )
         self.bring_in(live, pending)
         return live
+
+    def resolve(self, configuration: ModelConfiguration) -> ModelCard:
+        """What can be found out about a model without fetching its weights."""
+        if self._options.mock:
+            from .testing.mock import NAME, mock_card
+
+            return mock_card(evolve(configuration, plugin=NAME))
+        return _hub.resolve(configuration, **self._options.arguments())
 
     def estimate(self, card: ModelCard, claim: Claim) -> MemoryEstimate:
         """What the plugin says that the model needs here, for its usual workload."""
@@ -181,6 +193,8 @@ class Loader:
     def _fetch(
         self, card: ModelCard, patterns: tuple[str, ...], pending: PendingLoad, verify: str | None = None
     ) -> Path:
+        if self._options.mock:
+            return Path(card.id)
         return _hub.fetch(
             card,
             patterns,
@@ -192,7 +206,7 @@ class Loader:
 
     def fetch_other(self, ref: str, patterns: Any) -> Path:
         """Another repository or folder that a model needs (an adapter, a draft model)."""
-        card = _hub.resolve(ModelConfiguration(id=ref), **self._options.arguments())
+        card = self.resolve(ModelConfiguration(id=ref))
         return self._fetch(card, tuple(patterns), PendingLoad())
 
     def _build(self, live: LiveModel, pending: PendingLoad) -> Loaded:

@@ -32,7 +32,7 @@ from .errors import (
     ModelClosedError,
     UnsupportedInputError,
 )
-from .features import FeatureRegistry, Layer, Level
+from .features import MOCK, FeatureRegistry, Layer, Level
 from .health import Health
 from .hookspecs import RunContext
 from .kinds import handle_type
@@ -56,6 +56,7 @@ class InferenceEngine:
     What is left out comes from the environment and the configuration file.
 
     Args:
+        backend: ``"mlx"``, or ``"mock"`` for the mock back end (`mlxengine.testing.mock`).
         plugins: plugin objects, or ``(name, object)`` pairs, instead of the installed entry points.
         distributions: which distribution provides an entry-point name that several claim.
         features: feature flags for everything that this engine loads.
@@ -77,6 +78,7 @@ class InferenceEngine:
     def __init__(
         self,
         *,
+        backend: str = "mlx",
         plugins: Sequence[object] | None = None,
         distributions: Mapping[str, str] | None = None,
         features: Mapping[str, object] | None = None,
@@ -93,7 +95,13 @@ class InferenceEngine:
             raise InvalidParameterError("queue_size must be at least 1 and step_budget_ms positive.")
         if idle_ttl is not None and not idle_ttl > 0:
             raise InvalidParameterError(f"idle_ttl={idle_ttl!r} must be a positive number of seconds.")
+        if backend not in ("mlx", "mock"):
+            raise InvalidParameterError(f"backend={backend!r} is not known.", hint='Write "mlx" or "mock".')
         self._settings = settings = load_settings()
+        own = Layer(Level.ENGINE, dict(features or {}))
+        chosen = {**settings.distributions, **(distributions or {})}
+        self._host = Host(plugins, distributions=chosen, layers=(own, *feature_layers(settings)))
+        self._host.features.check()
         hub = settings.hub
         offline = hub.offline if offline is None else offline
         self._options = HubOptions(
@@ -101,11 +109,12 @@ class InferenceEngine:
             cache_dir=Path(cache_dir) if cache_dir is not None else hub.cache_dir,
             token=token,
             offline=_hub.offline_by_default() if offline is None else offline,
+            mock=backend == "mock" or self._host.features.view().get(MOCK),
         )
-        own = Layer(Level.ENGINE, dict(features or {}))
-        chosen = {**settings.distributions, **(distributions or {})}
-        self._host = Host(plugins, distributions=chosen, layers=(own, *feature_layers(settings)))
-        self._host.features.check()
+        if self._options.mock:
+            from .testing import mock
+
+            self.register(mock.MockPlugin(), mock.NAME)
         self._queue_size = queue_size
         self._budget = step_budget_ms
         self._scheduler = Scheduler()
@@ -169,7 +178,7 @@ class InferenceEngine:
         Raises:
             ResolutionError, ConfigurationError: it cannot be found or read.
         """
-        return _hub.resolve(self._configure(model), **self._options.arguments())
+        return self._loader.resolve(self._configure(model))
 
     def explain(self, model: str | Path | ModelConfiguration | ModelCard) -> Owner:
         """Which plugin would serve a model, why, and what the others said.

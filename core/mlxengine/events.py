@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class Event:
-    """Base of every event. ``index`` tells the choices of one request apart (``n`` > 1, pictures)."""
+    """Base of every event.
+
+    ``index`` tells the choices of one request apart (``n`` > 1, pictures); ``mock`` marks what the mock
+    back end made.
+    """
 
     index: int = 0
+    mock: bool = False
 
 
 @frozen(kw_only=True)
@@ -184,14 +189,13 @@ class Finished(Event):
     """The end of a request, exactly once and last.
 
     A plugin fills ``reason``, ``usage`` and the metrics that it knows; the scheduler adds the times.
-    ``stop`` is the stop text or token that matched. ``mock`` marks what the mock back end made.
+    ``stop`` is the stop text or token that matched.
     """
 
     reason: FinishReason = field(default=FinishReason.DONE, converter=FinishReason)
     usage: Usage = Usage()
     metrics: Metrics = Metrics()
     stop: str | int | None = None
-    mock: bool = False
 
 
 __all__ = [

@@ -135,6 +135,14 @@ class Feature(Generic[T]):
         return cast(T, False) if isinstance(self.default, bool) else self.default
 
 
+MOCK: Feature[bool] = Feature(
+    name="core.mock",
+    default=False,
+    summary="Serve every model by the mock back end, which marks all that it makes.",
+    stage=Stage.EXPERIMENTAL,
+)
+
+
 @frozen(kw_only=True)
 class Explanation:
     """Everything there is to say about one flag."""
@@ -164,6 +172,7 @@ class FeatureRegistry:
         self._features: dict[str, tuple[Feature[Any], str]] = {}
         self._probed: dict[str, str | None] = {}
         self._layers = tuple(layers)
+        self.add(MOCK, "core")
 
     def add(self, feature: Feature[Any], provider: str) -> None:
         """Register a feature of the plugin ``provider``.

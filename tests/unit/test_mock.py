@@ -1,0 +1,72 @@
+"""The mock back end runs only where it is named, and marks everything that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlxengine import EmbedRequest, GenerateParams, ImageRequest, InferenceEngine, TextRequest
+from mlxengine.errors import InvalidParameterError, ResolutionError, UnsupportedInputError
+
+
+@pytest.fixture
+def engine() -> Iterator[InferenceEngine]:
+    with InferenceEngine(backend="mock", plugins=[]) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("model", "request_"),
+    [
+        ("any/name", TextRequest(prompt="hello")),
+        ("any/embed", EmbedRequest(texts=("a",))),
+        ("any/diffusion", ImageRequest(prompt="x", size=(16, 8), steps=1)),
+    ],
+)
+def test_every_event_is_marked(engine: InferenceEngine, model: str, request_: object) -> None:
+    events = list(engine.load(model).stream(request_))
+    assert events
+    assert all(event.mock for event in events)
+
+
+def test_a_text_says_so_itself_and_deltas_join_to_it(engine: InferenceEngine) -> None:
+    reply = engine.load_text("any/name").generate("one two")
+    assert reply.text == "[mock] This is no model. You said: one two"
+    assert reply.mock
+    short = engine.load_text("any/name").generate("one two", GenerateParams(max_tokens=2))
+    assert (short.text, short.finish_reason) == ("[mock] This", "length")
+
+
+def test_a_picture_s_recipe_says_so(engine: InferenceEngine) -> None:
+    assert engine.load_images("any/diffusion").image("x").recipe["mock"] is True
+
+
+def test_it_looks_nothing_up_and_needs_no_network(engine: InferenceEngine) -> None:
+    assert engine.resolve("no/such-model").tags == ("mock",)
+
+
+@pytest.mark.feature("core.mock")
+def test_the_flag_names_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXENGINE_FEATURES", "core.mock")
+    with InferenceEngine(plugins=[]) as engine:
+        assert engine.load_text("any/name").generate("x").mock
+
+
+def test_it_never_steps_in_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLXENGINE_FEATURES", raising=False)
+    with (
+        InferenceEngine(plugins=[], offline=True, cache_dir=tmp_path) as engine,
+        pytest.raises(ResolutionError),
+    ):
+        engine.load("no/such-model")
+
+
+def test_a_back_end_that_is_not_known_is_refused() -> None:
+    with pytest.raises(InvalidParameterError, match=r"mlx.*mock"):
+        InferenceEngine(backend="cuda", plugins=[])
+
+
+def test_a_request_of_another_kind_is_refused(engine: InferenceEngine) -> None:
+    with pytest.raises(UnsupportedInputError, match="ImageRequest"):
+        engine.load("any/name").run(ImageRequest(prompt="x"))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .configuration import Source as Source
     from .configuration import TensorInfo as TensorInfo
     from .device import Device as Device
+    from .diagnosis import Diagnosis as Diagnosis
+    from .diagnosis import diagnose as diagnose
     from .embeddings import AsyncEmbeddingHandle as AsyncEmbeddingHandle
     from .embeddings import EmbeddingHandle as EmbeddingHandle
     from .engine import InferenceEngine as InferenceEngine
@@ -103,6 +105,7 @@ _HOMES = {
     "configuration": "FileInfo ModelCard ModelConfiguration ModelRef Provenance Source TensorInfo",
     "aio": "AsyncInferenceEngine",
     "device": "Device",
+    "diagnosis": "Diagnosis diagnose",
     "engine": "InferenceEngine",
     "errors": "MLXEngineError MisuseError",
     "embeddings": "AsyncEmbeddingHandle EmbeddingHandle",

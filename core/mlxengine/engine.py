@@ -158,6 +158,11 @@ class InferenceEngine:
         return tuple(live.card for live in self._pool.live())
 
     @property
+    def mock(self) -> bool:
+        """Whether the mock back end serves everything."""
+        return self._options.mock
+
+    @property
     def closed(self) -> bool:
         """Whether the engine was closed."""
         return self._closed

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ..hookspecs import Command
 
 VERBS = {
+    "run": "answer one prompt, or make one picture or vectors",
+    "chat": "talk with a model",
     "search": "search the hub, and see what fits on this machine",
     "pull": "fetch a model, resumed and verified",
     "ls": "list the models on this machine",
@@ -44,6 +46,7 @@ VERBS = {
     "du": "say how much disk space the models take",
     "models": "search the registry of models",
     "plugins": "list the plugins, and those set aside",
+    "doctor": "check this installation, and say how to repair it",
     "features": "list the feature flags, and who set them",
 }
 INTERRUPTED = 130

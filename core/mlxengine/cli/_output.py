@@ -102,13 +102,19 @@ class Output:
             line = "  ".join(f"{cell:<{width}}" for cell, width in zip(shown, widths, strict=True)).rstrip()
             self.line(self.bold(line) if number == 0 else line)
 
-    def paragraph(self, text: str, indent: str = "") -> None:
-        """Text wrapped to the terminal's width."""
-        self.line(self.wrapped(text, indent))
+    def paragraph(self, text: str, indent: str = "", hang: str | None = None) -> None:
+        """Text wrapped to the terminal's width; ``hang`` indents what follows the first line."""
+        self.line(self.wrapped(text, indent, hang))
 
-    def wrapped(self, text: str, indent: str = "") -> str:
+    def wrapped(self, text: str, indent: str = "", hang: str | None = None) -> str:
         """The same without printing it."""
-        return textwrap.fill(text, self.width - 1, initial_indent=indent, subsequent_indent=indent)
+        return textwrap.fill(
+            text,
+            self.width - 1,
+            initial_indent=indent,
+            subsequent_indent=indent if hang is None else hang,
+            break_on_hyphens=False,
+        )
 
     def bold(self, text: str) -> str:
         """Text that stands out, where the terminal can and the user did not forbid it."""

@@ -1,0 +1,273 @@
+"""Is this installation in order? What ``mlxengine doctor`` prints, as values for use in an application."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import evolve, frozen
+
+from ._config import FEATURES_VARIABLE, Settings, feature_layers, load_settings
+from ._host import Host
+from ._selection import human
+from ._version import __version__
+from .device import Device
+from .errors import MLXEngineError
+from .features import MOCK
+from .hookspecs import Check, CheckStatus, SelfTestContext
+
+if TYPE_CHECKING:
+    from .toolkit.blas import Blas
+
+LIBRARIES = (
+    "mlx",
+    "mlx-lm",
+    "mlx-vlm",
+    "mlx-embeddings",
+    "diffuse-mlx",
+    "transformers",
+    "huggingface-hub",
+    "attrs",
+    "pluggy",
+)
+_LOW_DISK = 5 * 2**30
+
+
+@frozen(kw_only=True)
+class Diagnosis:
+    """What was found.
+
+    Args:
+        checks: one for each thing that was looked at, in order.
+        device: what this machine is.
+        versions: name and version of every package that matters, ``None`` where it is not installed.
+        blas: what became of the search for a fast BLAS; ``None`` where mlx cannot run.
+        gflops: measured speed of an fp32 product on the CPU; ``None`` where it was not measured.
+    """
+
+    checks: tuple[Check, ...]
+    device: Device
+    versions: tuple[tuple[str, str | None], ...]
+    blas: Blas | None = None
+    gflops: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed; warnings are allowed."""
+        return all(check.status is not CheckStatus.FAILED for check in self.checks)
+
+
+def diagnose(*, self_test: bool = False, network: bool = False) -> Diagnosis:
+    """Look at the installation: platform, mlx, BLAS, plugins, configuration, cache.
+
+    Args:
+        self_test: also run each plugin's own test, a real inference on something tiny.
+        network: also ask the hub whether it answers.
+
+    Never raises for what it finds wrong: that is a failed check with its remedy.
+    """
+    device = Device.detect()
+    settings, configured = _configuration()
+    blas, gflops, computing = _computing(device)
+    host, plugins = _plugins(settings)
+    checks = [
+        Check(name="mlxengine", detail=f"{__version__} on Python {platform.python_version()}"),
+        _device(device),
+        *computing,
+        *configured,
+        *plugins,
+        *_flags(host),
+        *_cache(settings),
+    ]
+    if network:
+        checks.append(_network(settings))
+    if self_test and host is not None:
+        checks.extend(_self_tests(host, device))
+    return Diagnosis(
+        checks=tuple(checks),
+        device=device,
+        versions=tuple((name, _version(name)) for name in LIBRARIES),
+        blas=blas,
+        gflops=gflops,
+    )
+
+
+def _device(device: Device) -> Check:
+    parts = [device.name, f"{device.cores} cores"]
+    if device.total_memory:
+        parts.append(f"{human(device.total_memory)} memory")
+    if device.free_memory is not None:
+        parts.append(f"{human(device.free_memory)} free")
+    return Check(name="machine", detail=f"{', '.join(parts)} ({platform.system()} {platform.machine()})")
+
+
+def _computing(device: Device) -> tuple[Blas | None, float | None, list[Check]]:
+    """mlx and, on a CPU, the BLAS it uses and how fast that is."""
+    if device.problem is not None or device.backend == "none":
+        remedy = (
+            'Install a back end: pip install "mlxengine[cpu]" (or [cuda12], [cuda13]); mlx alone on a Mac.'
+        )
+        check = Check(
+            name="mlx", status="failed", detail=str(device.problem or "it cannot run"), remedy=remedy
+        )
+        return None, None, [check]
+    version = _version("mlx") or "of unknown version"
+    checks = [Check(name="mlx", detail=f"{version}, computing on {device.backend}")]
+    from .toolkit import blas
+
+    found = blas.load()
+    if device.backend != "cpu" or found.status is blas.BlasStatus.NOT_NEEDED:
+        return found, None, checks
+    gflops = blas.measure()
+    what = f"{found.library or found.status} {found.path or found.detail}".strip()
+    detail = f"{what}; an fp32 product runs at {gflops:.0f} GFLOP/s"
+    if gflops >= blas.SLOW_GFLOPS:
+        checks.append(Check(name="BLAS", detail=detail))
+    else:
+        remedy = found.remedy or f"Name another one with {blas.VARIABLE}."
+        checks.append(Check(name="BLAS", status="warning", detail=f"{detail}, which is slow", remedy=remedy))
+    return found, gflops, checks
+
+
+def _configuration() -> tuple[Settings, list[Check]]:
+    try:
+        settings = load_settings()
+    except MLXEngineError as error:
+        return Settings(), [_failed("configuration", error)]
+    return settings, [Check(name="configuration", detail=str(settings.path or "no file; the defaults hold"))]
+
+
+def _plugins(settings: Settings) -> tuple[Host | None, list[Check]]:
+    try:
+        host = Host(distributions=settings.distributions, layers=feature_layers(settings))
+    except MLXEngineError as error:
+        return None, [_failed(FEATURES_VARIABLE, error)]
+    checks: list[Check] = []
+    for record in host.records:
+        name = f"plugin {record.name}"
+        if record.error is not None:
+            remedy = record.error.hint or f"Reinstall or uninstall {record.distribution or record.name}."
+            checks.append(Check(name=name, status="failed", detail=record.error.message, remedy=remedy))
+        else:
+            checks.append(
+                Check(name=name, detail=f"{record.distribution or 'an object'} {record.version or ''}")
+            )
+    if not host.active():
+        remedy = 'Install the kinds you need: pip install "mlxengine[llm]" (or vlm, embed, diffusion, all).'
+        checks.append(
+            Check(name="plugins", status="failed", detail="no kind of model can run", remedy=remedy)
+        )
+    return host, checks
+
+
+def _flags(host: Host | None) -> list[Check]:
+    if host is None:
+        return []
+    try:
+        host.features.check()
+    except MLXEngineError as error:
+        return [_failed("features", error)]
+    found: list[Check] = []
+    for feature in host.features:
+        explanation = host.features.explain(feature)
+        if not explanation.available:
+            found.append(Check(name=f"feature {feature.name}", status="warning", detail=explanation.reason))
+    if host.features.view().get(MOCK):
+        detail = "core.mock is on: every answer is made up"
+        found.append(Check(name="mock", status="warning", detail=detail, remedy="Turn core.mock off."))
+    return found
+
+
+def _cache(settings: Settings) -> list[Check]:
+    """The folder of the models, what lies there, and the space on its disk."""
+    from . import hub
+
+    try:
+        models = hub.list_local(cache_dir=settings.hub.cache_dir)
+    except (MLXEngineError, OSError) as error:
+        return [_failed("models", error)]
+    ready = [model for model in models if model.ready]
+    size = human(sum(model.size for model in models))
+    checks = [Check(name="models", detail=f"{len(ready)} of {len(models)} are ready to load, {size} on disk")]
+    for model in models:
+        if not model.ready:
+            checks.append(
+                Check(
+                    name=f"model {model.id}",
+                    status="warning",
+                    detail=f"not complete, or not verified ({human(model.partial)} unfinished)",
+                    remedy=f"Finish or check it: mlxengine pull {model.id}",
+                )
+            )
+            continue
+        try:
+            report = hub.verify(model.id, cache_dir=settings.hub.cache_dir)
+        except (MLXEngineError, OSError) as error:
+            checks.append(_failed(f"model {model.id}", error))
+            continue
+        if not report.ok:
+            names = ", ".join(item.path for item in report.bad) or report.problem
+            remedy = f"mlxengine repair {model.id}"
+            checks.append(
+                Check(name=f"model {model.id}", status="failed", detail=f"damaged: {names}", remedy=remedy)
+            )
+    folder = settings.hub.cache_dir or Path(os.environ.get("HF_HUB_CACHE") or Path.home())
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    low = free < _LOW_DISK
+    checks.append(
+        Check(
+            name="disk",
+            status="warning" if low else "ok",
+            detail=f"{human(free)} free",
+            remedy="Remove models: mlxengine du, mlxengine rm." if low else "",
+        )
+    )
+    return checks
+
+
+def _network(settings: Settings) -> Check:
+    from . import hub
+
+    try:
+        hub.search("smollm", limit=1, endpoint=settings.hub.endpoint)
+    except MLXEngineError as error:
+        return _failed("hub", error)
+    return Check(
+        name="hub", detail=f"{settings.hub.endpoint or os.environ.get('HF_ENDPOINT') or 'hub'} answers"
+    )
+
+
+def _self_tests(host: Host, device: Device) -> Iterator[Check]:
+    for record in host.active():
+        if "self_test" not in record.hooks:
+            continue
+        with tempfile.TemporaryDirectory(prefix="mlxengine-doctor-") as folder:
+            context = SelfTestContext(folder=Path(folder), device=device)
+            try:
+                results = host.call(record, "self_test", default=(), context=context)
+                yield from (evolve(check, name=f"{record.name}: {check.name}") for check in results)
+            except MLXEngineError as error:
+                yield _failed(f"{record.name}: self test", error)
+
+
+def _failed(name: str, error: Exception) -> Check:
+    message = getattr(error, "message", None) or str(error)
+    return Check(name=name, status="failed", detail=message, remedy=getattr(error, "hint", None) or "")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+__all__ = ["Diagnosis", "diagnose"]

@@ -16,7 +16,10 @@ _FORMATS = {"float16": "e", "float32": "f", "float64": "d"}
 
 
 def answer(events: Sequence[Event]) -> list[Any]:
-    """What the run said: deltas joined; progress, metrics and cache hits left out."""
+    """What the run said, without its timing: deltas joined, progress left out, metrics blanked.
+
+    How many tokens a cache saved depends on what was asked before; the answer must not.
+    """
     said: list[Any] = []
     for kind in (ReasoningDelta, TextDelta):
         indices = sorted({event.index for event in events if isinstance(event, kind)})
@@ -26,7 +29,6 @@ def answer(events: Sequence[Event]) -> list[Any]:
             said.append((kind.__name__, index, "".join(event.text for event in own), tokens))
     for event in events:
         if isinstance(event, Finished):
-            # how much came from a cache depends on who asked before; what was said must not
             usage = attrs.evolve(event.usage, cached_tokens=0)
             said.append(attrs.evolve(event, metrics=Metrics(), usage=usage))
         elif not isinstance(event, TextDelta | ReasoningDelta | Progress):

@@ -96,7 +96,7 @@ def test_a_request_that_fails_ends_alone(plugin: Plugin, tiny: Any) -> None:
     wanted = plugin.answer(tiny, asking(DESCRIBE, BLUE))
     bad = plugin.start(tiny, asking(DESCRIBE, RED))
 
-    def plan(_ids: list[int]) -> Any:
+    def plan() -> Any:
         raise ValueError("this picture cannot be encoded")
 
     bad._answer.plan = plan

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
-from attrs import define, field
+from attrs import define
 from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.rows import Drawn, Row, Stepped
 
@@ -24,24 +24,27 @@ from ._prefill import Prefill
 class VisionAnswer(Answer):
     """An answer to a prompt with media.
 
-    ``plan`` makes the inputs of the language model for the given tokens (the prompt's, and those decoded
-    before the row was rebuilt); ``media`` names the content that the placeholders stand for, in order.
+    ``plan`` makes the language model's inputs for the prompt; ``media`` names the content that the
+    placeholders stand for, in order.
     """
 
-    plan: Callable[[list[int]], Prefill]
+    plan: Callable[[], Prefill]
     media: tuple[str, ...] = ()
     remember: bool = True
 
 
 @define(eq=False)
 class _Reading:
-    """A prompt that is being read, or a parked row that comes back."""
+    """A prompt that is being read, or a parked row that comes back.
+
+    ``pending`` are tokens of the answer that are to be read behind the prompt.
+    """
 
     row: Row
+    pending: list[int]
     plan: Prefill | None = None
     cache: list[Any] | None = None
     deltas: Any = None
-    ids: list[int] = field(factory=list)
 
 
 class VisionDecoder:
@@ -55,6 +58,8 @@ class VisionDecoder:
     def __init__(self, network: Any, prefixes: PrefixCache | None) -> None:
         self._language = getattr(network, "language_model", network)
         self._prefixes = prefixes
+        settings = getattr(self._language, "config", None)
+        self._prefix_lm = bool(getattr(settings, "use_bidirectional_attention", False))
         self._reading: list[_Reading] = []
         self._rows: list[Row] = []
         self._cache: list[Any] = []
@@ -64,9 +69,9 @@ class VisionDecoder:
         self._seen: list[Any] = []  # all tokens of each row that has processors; lazy
 
     def insert(self, row: Row) -> None:
-        entry = _Reading(row, ids=row.prompt + row.tokens)
-        if row.kept is not None:
-            entry.cache, entry.deltas = row.kept
+        entry = _Reading(row, list(row.tokens))
+        if row.kept is not None:  # its cache holds everything but the last token
+            (entry.cache, entry.deltas), entry.pending = row.kept, row.tokens[-1:]
         self._reading.append(entry)
 
     def step(self, chunk: int) -> Stepped:
@@ -115,8 +120,7 @@ class VisionDecoder:
     def _decode(self) -> list[Drawn]:
         """Hand out the tokens that are drawn, after starting to draw the next ones."""
         tokens, logprobs = self._next, self._logprobs
-        positions = {} if self._deltas is None else {"rope_deltas": self._deltas}
-        output = self._language(tokens[:, None], cache=self._cache, **positions)
+        output = self._call(tokens[:, None], self._cache, self._deltas)
         for at, row in enumerate(self._rows):
             if row.processors:
                 self._seen[at] = mx.concatenate([self._seen[at], tokens[at : at + 1]])
@@ -127,46 +131,48 @@ class VisionDecoder:
             for at, (row, token) in enumerate(zip(self._rows, tokens.tolist(), strict=True))
         ]
 
+    def _call(self, tokens: Any, cache: Any, deltas: Any) -> Any:
+        """Run tokens of answers, shape (rows, n), behind what the cache holds."""
+        options: dict[str, Any] = {} if deltas is None else {"rope_deltas": deltas}
+        if self._prefix_lm:  # such a model masks nothing by itself, not even the padding of shorter rows
+            options["mask"] = cache[0].make_mask(tokens.shape[1], return_array=True, window_size=None)
+        return self._language(tokens, cache=cache, **options)
+
     def _read(self, chunk: int) -> int:
         """Read a piece of the first waiting prompt; a row whose plan cannot be made fails alone."""
         entry = self._reading[0]
-        if entry.plan is None and entry.row.kept is None and entry.cache is None:
+        row = entry.row
+        if entry.cache is None:
             try:
                 self._start(entry)
             except Exception as error:
-                entry.row.fail(error)
+                row.fail(error)
                 self._reading.pop(0)
                 return 0
-        if entry.plan is None:  # a parked row: its cache holds all but the last token
-            count, left = 1, 0
-            output = self._language(
-                mx.array([entry.ids[-1:]]),
-                cache=entry.cache,
-                **({} if entry.deltas is None else {"rope_deltas": entry.deltas}),
-            )
-        else:
+        output, count = None, 0
+        if entry.plan is not None:
             before = entry.plan.left
             ids, inputs = entry.plan.take(self._stop_at(entry, chunk))
             output = self._language(ids, cache=entry.cache, **inputs)
-            left = entry.plan.left
-            count = before - left
-        if left:
+            count = before - entry.plan.left
             mx.eval(_states(entry.cache))
             self._remember(entry)
-            return count
+            if entry.plan.left:
+                return count
+        if entry.pending:
+            output = self._call(mx.array([entry.pending]), entry.cache, entry.deltas)
+            count += len(entry.pending)
         self._reading.pop(0)
-        row = entry.row
-        seen = mx.array(entry.ids) if row.processors else None
+        seen = mx.array(row.prompt + row.tokens) if row.processors else None
         first, logprobs = _draw(_last(output), [row], [seen])
         mx.eval(first, _states(entry.cache))
-        self._remember(entry)
         self._join(entry, seen, first, logprobs)
         return count
 
     def _start(self, entry: _Reading) -> None:
         row = entry.row
         assert isinstance(row, VisionAnswer)
-        plan = row.plan(entry.ids)
+        plan = row.plan()
         entry.deltas = plan.rope_deltas
         if self._prefixes is not None and row.remember and plan.restarts:
             found = self._prefixes.find(plan.ids, row.media, plan.media)

@@ -42,13 +42,13 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
     return AnswerStream(model.batch, answer, context)
 
 
-def _planner(model: VisionModel, prompt: Prompt, remember: bool) -> Callable[[list[int]], Prefill]:
+def _planner(model: VisionModel, prompt: Prompt, remember: bool) -> Callable[[], Prefill]:
     """Makes the language model's inputs when the prompt's turn comes, encoding the media at most once."""
     kept = model.features if remember and prompt.media else None
 
-    def plan(ids: list[int]) -> Prefill:
+    def plan() -> Prefill:
         known = kept.get(prompt.media) if kept is not None else None
-        made = embed(model.network, model.kind, ids, prompt.given, model.media_tokens, known)
+        made = embed(model.network, model.kind, prompt.ids, prompt.given, model.media_tokens, known)
         if kept is not None and known is None and made.features is not None:
             kept.put(prompt.media, made.features)
         return made

@@ -127,7 +127,8 @@ def _tags(processor: Any, tokenizer: Any, config: Mapping[str, Any]) -> dict[str
     found: dict[str, str | None] = {}
     for what in ("image", "video", "audio"):
         found[what] = None
-        candidates = [getattr(processor, name, None) for name in (f"{what}_token", "boi_token")]
+        names = (f"{what}_token", "boi_token") if what == "image" else ()
+        candidates = [getattr(processor, name, None) for name in names]
         for name in (f"{what}_token_id", f"{what}_token_index"):
             token = config.get(name)
             if isinstance(token, int) and 0 <= token < len(tokenizer):

@@ -1,0 +1,135 @@
+"""Nine architectures on random weights, with their own processors: no row disturbs another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from mlxengine import Message, TextPart, TextRequest, VideoPart
+from mlxengine.toolkit import rows
+from vlm_checkpoints import REFERENCES, lay_out
+from vlm_harness import Plugin, asking, text_of
+from vlm_pictures import Thing, draw
+
+RED, BLUE, GREEN = (draw([Thing("circle", colour)], size=64) for colour in ("red", "blue", "green"))
+
+
+@pytest.fixture(scope="module")
+def models(plugin: Plugin, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made: dict[str, Any] = {}
+
+    def model(kind: str) -> Any:
+        if kind not in made:
+            made[kind] = plugin.load(lay_out(kind, tmp_path_factory.mktemp("whole") / kind))
+        return made[kind]
+
+    return model
+
+
+def requests() -> list[TextRequest]:
+    """One text about three pictures, two pictures in either order, no picture; greedy and seeded."""
+    options: dict[str, Any] = {"ignore_eos": True, "max_tokens": 9}
+    seeded = {**options, "temperature": 1.0}
+    return [
+        asking("w20 w31 w44", RED, **options),
+        asking("w20 w31 w44", BLUE.resize((40, 56)), **options),
+        asking("w20 w31 w44", GREEN, seed=1, **seeded),
+        asking("w20 w31 w44", RED, BLUE, seed=2, **seeded),
+        asking("w20 w31 w44", BLUE, RED, **options),
+        asking("w50 w61", seed=3, **seeded),
+    ]
+
+
+QUICK = ("gemma3", "paligemma", "qwen3_vl")
+KINDS = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(REFERENCES)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_together_after_a_failed_step_and_with_kept_state_rows_equal_their_solo_runs(
+    kind: str, plugin: Plugin, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models(kind)
+    alone = [plugin.answer(model, request, prompt_cache=False) for request in requests()]
+    assert len(set(alone)) >= 4
+
+    def together(**flags: object) -> list[str]:
+        started = [plugin.start(model, request, **flags) for request in requests()]
+        return [text_of(events) for events in plugin.run(started)]
+
+    assert together(prompt_cache=False) == alone
+    assert together() == alone  # what is kept now …
+    assert [plugin.answer(model, request) for request in requests()] == alone  # … is used here
+
+    language = type(model.network.language_model)
+    real, calls = language.__call__, [0]
+
+    def flaky(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 11:
+            raise RuntimeError("the device hiccuped")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(language, "__call__", flaky)
+    assert together(prompt_cache=False) == alone
+    assert calls[0] > 11
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "lfm2_vl", "qwen3_vl"])
+def test_a_row_that_was_parked_goes_on_as_if_nothing_had_been(
+    kind: str, plugin: Plugin, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models(kind)
+    request = asking("w20 w31 w44", RED, BLUE, ignore_eos=True, max_tokens=30, temperature=1.0, seed=5)
+    wanted = plugin.answer(model, request)
+    monkeypatch.setattr(rows, "STALL", 3)
+    stalled = plugin.start(model, request)
+    with plugin.backend.stream():
+        first = [next(stalled) for _ in range(4)]
+    plugin.run([plugin.start(model, asking("w20", GREEN, ignore_eos=True, max_tokens=30))])
+    assert not stalled._answer.inside
+    (rest,) = plugin.run([stalled])
+    assert text_of([event for event in first if event] + rest) == wanted
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "smolvlm",
+        "qwen3_vl",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2_vl", "qwen2_5_vl")),
+    ],
+)
+def test_six_frames_of_a_video_give_what_mlx_vlm_gives(kind: str, plugin: Plugin, models: Any) -> None:
+    """Where the model has no place for a video, its frames are pictures in a row."""
+    import mlx.core as mx
+    import numpy as np
+    from mlx_vlm.generate import generate_step
+    from mlx_vlm.utils import prepare_inputs
+
+    model = models(kind)
+    frames = [draw([Thing("circle", "red", cell)], size=48) for cell in range(6)]
+    parts = [VideoPart(frames, fps=2.0), TextPart("w20 w31 w44")]
+    request = TextRequest(
+        messages=[Message.user(parts)], params=asking("", ignore_eos=True, max_tokens=8).params
+    )
+    (events,) = plugin.run([plugin.start(model, request, prompt_cache=False)])
+    said = [token for event in events if hasattr(event, "token_ids") for token in event.token_ids]
+
+    if kind == "smolvlm":
+        media: dict[str, Any] = {"images": frames}
+        tags = "<image>" * 6
+    else:
+        media = {"videos": [np.stack([np.asarray(frame) for frame in frames])], "fps": [2.0]}
+        tags = "<|vision_start|><|video_pad|><|vision_end|>"
+    with plugin.backend.stream():
+        made = prepare_inputs(
+            model.processor, prompts=f"<bos>{tags} w20 w31 w44", add_special_tokens=True, **media
+        )
+        ids, mask = made.pop("input_ids"), made.pop("attention_mask")
+        pixels = made.pop("pixel_values", None)
+        step = generate_step(
+            ids, model.network, pixels, mask, max_tokens=8, temperature=0.0, prefill_step_size=None, **made
+        )
+        wanted = [int(token.item() if isinstance(token, mx.array) else token) for token, _ in step]
+    assert said == wanted
+    assert events[-1].usage.prompt_tokens == ids.shape[1]

@@ -40,11 +40,15 @@ def requests() -> list[TextRequest]:
     ]
 
 
-QUICK = ("gemma3", "paligemma", "qwen3_vl")
-KINDS = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(REFERENCES)]
+QUICK = ("paligemma", "qwen3_vl")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def quick_or_slow(*kinds: str) -> list[Any]:
+    """The architectures as parameters; those that only the long run checks are marked."""
+    return [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+
+
+@pytest.mark.parametrize("kind", quick_or_slow(*sorted(REFERENCES)))
 def test_together_after_a_failed_step_and_with_kept_state_rows_equal_their_solo_runs(
     kind: str, plugin: Plugin, models: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +78,7 @@ def test_together_after_a_failed_step_and_with_kept_state_rows_equal_their_solo_
     assert calls[0] > 11
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "lfm2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("kind", quick_or_slow("gemma3", "lfm2_vl", "qwen3_vl"))
 def test_a_row_that_was_parked_goes_on_as_if_nothing_had_been(
     kind: str, plugin: Plugin, models: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,14 +95,7 @@ def test_a_row_that_was_parked_goes_on_as_if_nothing_had_been(
     assert text_of([event for event in first if event] + rest) == wanted
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "smolvlm",
-        "qwen3_vl",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2_vl", "qwen2_5_vl")),
-    ],
-)
+@pytest.mark.parametrize("kind", quick_or_slow("smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"))
 def test_six_frames_of_a_video_give_what_mlx_vlm_gives(kind: str, plugin: Plugin, models: Any) -> None:
     """Where the model has no place for a video, its frames are pictures in a row."""
     import mlx.core as mx

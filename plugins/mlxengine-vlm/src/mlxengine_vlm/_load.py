@@ -12,11 +12,11 @@ from mlxengine.toolkit.loading import check_safetensors, descriptor_limit_kept, 
 
 from . import features
 
+_VIDEO_TOKENS = frozenset({"video_token_id", "video_token_index"})
 _MEDIA_TOKENS = (
     "image_token_id",
     "image_token_index",
-    "video_token_id",
-    "video_token_index",
+    *_VIDEO_TOKENS,
     "audio_token_id",
     "audio_token_index",
 )
@@ -113,7 +113,7 @@ def _takes(network: Any, processor: Any, context: LoadContext, config: Mapping[s
     sees = not blind and (bool(config.get("vision_config")) or any(name in network for name in towers))
     if sees and takes(processor, "image") and context.features.get(features.MULTI_MODAL):
         found.add("image")
-        if takes(processor, "video"):
+        if _VIDEO_TOKENS & config.keys() and takes(processor, "video"):
             found.add("video")
     hears = config.get("audio_config") and ("audio_tower" in network or hasattr(network, "audio_tower"))
     if hears and takes(processor, "audio") and context.features.get(features.AUDIO):

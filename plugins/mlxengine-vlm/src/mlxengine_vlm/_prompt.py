@@ -21,7 +21,7 @@ from mlxengine.errors import InvalidParameterError, PromptTooLongError, Unsuppor
 
 from ._media import MediaLimits, Picture, Sound, picture, sound
 from ._model import VisionModel
-from ._processor import Clip, arrays, prepare, takes, token_ids, tokenizer_of
+from ._processor import Clip, arrays, prepare, token_ids, tokenizer_of
 
 
 @frozen(kw_only=True)
@@ -225,7 +225,7 @@ def _video(model: VisionModel, part: VideoPart, media: _Media, limits: MediaLimi
         raise UnsupportedInputError("The video has no frames.", hint="Give at least one frame.")
     _need(model, "image", "pictures")
     frames = tuple(picture(frame, limits) for frame in part.frames)
-    if model.video_tag is None or not takes(model.processor, "video"):
+    if model.video_tag is None or "video" not in model.takes:
         media.pictures.extend(frames)
         media.digests.extend(frame.digest for frame in frames)
         return [{"type": "image"} for _ in frames]

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from .features import Features as Features
     from .features import LLMEngineFeatures as LLMEngineFeatures
     from .features import Stage as Stage
+    from .fit import FitReport as FitReport
+    from .fit import FitVerdict as FitVerdict
     from .grammar import Grammar as Grammar
     from .health import Health as Health
     from .health import HealthState as HealthState
@@ -113,6 +115,7 @@ _HOMES = {
     "ReasoningDelta Scores TextDelta TokenLogprob ToolCall TopLogprob Usage",
     "features": "Explanation Feature Features LLMEngineFeatures Stage",
     "images": "AsyncImageHandle ImageHandle Picture",
+    "fit": "FitReport FitVerdict",
     "health": "Health HealthState",
     "hookspecs": "Check CheckStatus Claim Command Fit LoadContext Loaded MemoryEstimate RunContext "
     "SelfTestContext Workload hookimpl",

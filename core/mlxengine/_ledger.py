@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ._live import LiveModel
 from ._reservations import Reservations
+from ._selection import human
 from ._task import Task
 from .errors import InsufficientMemoryError, InvalidParameterError
 from .memory import Eviction
@@ -39,15 +40,6 @@ def parse_bytes(value: int | str | None) -> int | None:
             f"{value!r} is not an amount of memory.", hint='Write bytes as a number, or "8GB", "512MiB".'
         )
     return int(found)
-
-
-def readable(count: float) -> str:
-    """Bytes for people: ``"1.5 GB"``."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 class Ledger:
@@ -99,7 +91,7 @@ class Ledger:
         """
         if self.budget is not None and need > self.budget:
             raise InsufficientMemoryError(
-                f"{name} needs about {readable(need)}, and the whole budget is {readable(self.budget)}.",
+                f"{name} needs about {human(need)}, and the whole budget is {human(self.budget)}.",
                 hint="Take a smaller or more strongly quantized variant, or raise memory_budget.",
             )
 
@@ -131,19 +123,19 @@ class Ledger:
 
     def _refusal(self, name: str, need: int, short: int) -> InsufficientMemoryError:
         held = [
-            f"{item.card.id} ({readable(self._charged.get(item, 0))}, {item.why_kept})"
+            f"{item.card.id} ({human(self._charged.get(item, 0))}, {item.why_kept})"
             for item in self._models
             if not item.idle and not item.evicted
         ]
         others = self._shared.others()
         if others:
-            held.append(f"other processes ({readable(others)})")
+            held.append(f"other processes ({human(others)})")
         loading = len(self._charged) - sum(1 for item in self._models if item in self._charged)
         if loading:
             held.append(f"{loading} model(s) being loaded")
         return InsufficientMemoryError(
-            f"{name} needs about {readable(need)}; {readable(short)} more than is free of the budget of "
-            f"{readable(self.budget or 0)}.",
+            f"{name} needs about {human(need)}; {human(short)} more than is free of the budget of "
+            f"{human(self.budget or 0)}.",
             hint=f"What holds memory: {', '.join(held) or 'nothing that could go'}. Close or unpin one, "
             "or raise memory_budget.",
         )

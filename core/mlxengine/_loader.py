@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from . import _hub
+from . import _history, _hub
 from ._faults import broken
 from ._host import Host
 from ._ledger import Ledger
@@ -26,6 +26,7 @@ from .device import Device, DeviceBackend, mlx_backend
 from .errors import CancelledError, InvalidParameterError
 from .events import Progress
 from .features import Layer, Level
+from .fit import estimate
 from .hookspecs import Claim, LoadContext, Loaded, MemoryEstimate, Workload
 
 log = logging.getLogger("mlxengine.loader")
@@ -132,11 +133,8 @@ class Loader:
 
     def estimate(self, card: ModelCard, claim: Claim) -> MemoryEstimate:
         """What the plugin says that the model needs here, for its usual workload."""
-        if claim.estimate is None:
-            weights = card.weight_bytes if claim.uses_mlx else 0
-            return MemoryEstimate(weights=weights, workspace=weights // 10)
         device = self.device
-        return claim.estimate(Workload(backend=device.backend, free_memory=device.free_memory))
+        return estimate(card, claim, Workload(backend=device.backend, free_memory=device.free_memory))
 
     def bring_in(self, live: LiveModel, pending: PendingLoad) -> None:
         """Reserve memory, build the model and evaluate its weights.
@@ -148,14 +146,14 @@ class Loader:
         self.ledger.reserve(pending, live.card.id, live.need)
         try:
             with self._building:
-                before = self._active()
+                before = self._held(start=True)
                 live.loaded = loaded = self._build(live, pending)
                 try:
                     self._warm(live, loaded, pending.cancelled.is_set)
                 except BaseException:
                     self._scheduler.run(lambda: free(live, self._backend))
                     raise
-                after = self._active()
+                after = self._held()
         except BaseException:
             self.ledger.release(pending)
             raise
@@ -166,8 +164,23 @@ class Loader:
             # Requests of other models allocate meanwhile: a figure that cannot be is not believed.
             likely = 0 < taken < 2 * max(live.predicted.weights, 1)
             live.weights = taken if likely or live.weights is None else live.weights
+        if before is not None and live.weights is not None:
+            self._record(live, before)
         self.ledger.settle(pending, live, live.need)
         live.crashes, live.last_used = 0, time.monotonic()
+
+    def _record(self, live: LiveModel, before: int) -> None:
+        backend = self._backend
+        assert backend is not None
+        peak = self._scheduler.run(backend.memory).peak - before
+        _history.record(
+            live.card.id,
+            live.claim.kind,
+            self.device.backend,
+            predicted=live.predicted.weights,
+            weights=live.weights or 0,
+            peak=peak,
+        )
 
     def take_out(self, live: LiveModel) -> int | None:
         """End a model's requests and take it out of memory; the bytes that came back, if known."""
@@ -179,11 +192,19 @@ class Loader:
 
         return self._scheduler.run(end)
 
-    def _active(self) -> int | None:
+    def _held(self, *, start: bool = False) -> int | None:
         backend = self._backend
         if backend is None:
             return None
-        return self._scheduler.run(lambda: backend.memory().active)
+
+        def read() -> int:
+            # mlx counts what garbage still holds, and the peak is the process's since it was reset.
+            gc.collect()
+            if start:
+                backend.reset_peak()
+            return backend.memory().active
+
+        return self._scheduler.run(read)
 
     def _need_mlx(self) -> None:
         with self._building:

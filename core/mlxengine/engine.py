@@ -33,6 +33,7 @@ from .errors import (
     UnsupportedInputError,
 )
 from .features import MOCK, FeatureRegistry, Layer, Level
+from .fit import FitReport, fit
 from .health import Health
 from .hookspecs import RunContext
 from .kinds import handle_type
@@ -193,6 +194,32 @@ class InferenceEngine:
         """
         card = model if isinstance(model, ModelCard) else self.resolve(model)
         return self._host.owner(card, card.configuration.plugin)
+
+    def fit(
+        self,
+        model: str | Path | ModelConfiguration | ModelCard,
+        *,
+        context_length: int | None = None,
+        batch: int = 1,
+        size: tuple[int, int] | None = None,
+        kv_bits: int | None = None,
+    ) -> FitReport:
+        """Whether a model fits this device, with the arithmetic; nothing but its description is fetched.
+
+        Raises:
+            ResolutionError: the model cannot be found, or no plugin serves it.
+        """
+        card = model if isinstance(model, ModelCard) else self.resolve(model)
+        return fit(
+            card,
+            self.explain(card).claim,
+            self.device,
+            context_length=context_length,
+            batch=batch,
+            size=size,
+            kv_bits=kv_bits,
+            budget=self._pool.ledger.budget,
+        )
 
     def status(self) -> SchedulerStatus:
         """What the scheduler is doing now; never waits."""

@@ -20,12 +20,13 @@ from ._hub.cache import RepoCache as _RepoCache
 from ._hub.events import Bytes, Corrupt, Failed, HubEvent, Planned, Ready, Resumed, Retry, Verifying
 from ._hub.fetch import DownloadPlan, PlannedFile
 from ._hub.fetch import make_plan as _make_plan
-from ._hub.search import FitVerdict, SearchResult
+from ._hub.search import SearchResult
 from ._hub.search import search as _search
 from ._hub.select import select as _select
 from ._hub.select import usual as _usual
 from ._hub.store import FileState, FileStatus, LocalModel, LocalRevision, Removal, VerifyReport
 from .configuration import ModelCard, ModelConfiguration, ModelRef, Source
+from .fit import FitVerdict
 
 if TYPE_CHECKING:
     from .device import Device

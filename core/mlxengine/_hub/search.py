@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from attrs import frozen
 from ..configuration import parse_size
 from ..device import Device
 from ..errors import InvalidParameterError, OfflineError
+from ..fit import FitVerdict, judge
 from .access import Access
 from .headers import dtype_bits
 from .transport import get_page, same_origin
@@ -32,15 +32,6 @@ _FIELDS = (
 _BITS = re.compile(r"(?:^|[-_])(\d)-?bit(?:$|[-_.])", re.IGNORECASE)
 _SIZE = re.compile(r"(?:^|[-_])(\d+x)?(\d+(?:\.\d+)?)([mb])(?:$|[-_.])", re.IGNORECASE)
 _MOST_PAGES = 20
-
-
-class FitVerdict(enum.StrEnum):
-    """Whether a model fits in this machine's memory."""
-
-    FITS = "fits"
-    TIGHT = "tight"
-    WONT_FIT = "wont_fit"
-    UNKNOWN = "unknown"
 
 
 @frozen(kw_only=True)
@@ -82,12 +73,7 @@ def memory_verdict(weight_bytes: int | None, device: Device | None = None) -> Fi
     """
     device = device or Device.detect()
     budget = device.working_set or device.total_memory
-    if weight_bytes is None or budget is None:
-        return FitVerdict.UNKNOWN
-    need = weight_bytes * 1.2
-    if need > budget:
-        return FitVerdict.WONT_FIT
-    return FitVerdict.FITS if need <= 0.8 * budget else FitVerdict.TIGHT
+    return judge(None if weight_bytes is None else weight_bytes * 1.2, budget)
 
 
 def search(

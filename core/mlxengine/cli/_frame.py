@@ -44,6 +44,7 @@ VERBS = {
     "repair": "fetch again what is damaged or missing",
     "rm": "remove a model from this machine",
     "du": "say how much disk space the models take",
+    "fit": "say whether a model fits this machine, before it is fetched",
     "models": "search the registry of models",
     "plugins": "list the plugins, and those set aside",
     "doctor": "check this installation, and say how to repair it",

@@ -10,6 +10,8 @@ from ..hookspecs import MemoryEstimate, Workload
 
 USUAL_CONTEXT = 4096
 _PREFILL_CHUNK = 2048
+_HALF = ("F16", "BF16", "float16", "bfloat16")
+_CACHE_STEP = 256  # mlx-lm's caches grow by so many tokens
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -28,20 +30,50 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return None
 
 
+def loaded_weights(card: ModelCard, workload: Workload) -> int:
+    """Bytes that a checkpoint's weights take once they are loaded.
+
+    On a CPU half-precision tensors are kept in fp32, and packed ones unpacked to fp32 where that takes at
+    most half of the free memory (`mlxengine.toolkit.dtype`).
+    """
+    if workload.backend != "cpu" or not card.tensors:
+        return card.weight_bytes
+    packed = {item.name.removesuffix(".scales") for item in card.tensors if item.name.endswith(".scales")}
+    settings = card.quantization or {}
+    dense = other = kept = 0
+    for item in card.tensors:
+        layer, _, part = item.name.rpartition(".")
+        if layer in packed and part in ("weight", "scales", "biases"):
+            kept += item.nbytes * (2 if item.dtype in _HALF else 1)
+            if part == "weight":
+                dense += item.nbytes * 32 // _bits(settings, layer)
+        else:
+            other += item.nbytes * (2 if item.dtype in _HALF else 1)
+    fits = workload.free_memory is None or dense <= workload.free_memory // 2
+    return other + (dense if fits else kept)
+
+
+def _bits(settings: Mapping[str, Any], layer: str) -> int:
+    own = settings.get(layer)
+    found = own.get("bits") if isinstance(own, Mapping) else settings.get("bits")
+    return found if isinstance(found, int) and found > 0 else 4
+
+
 def estimator(card: ModelCard) -> Callable[[Workload], MemoryEstimate]:
     """A pure function from a workload to the bytes that it needs."""
-    weights = card.weight_bytes
     config = text_config(card.config) if card.config else _from_gguf(card.gguf)
 
     def estimate(workload: Workload) -> MemoryEstimate:
         length = workload.context_length or USUAL_CONTEXT
         # A quantized cache keeps a scale and a bias of 16 bits for each group of 64.
-        bits = 16.0 if workload.kv_bits is None else workload.kv_bits + 0.5
-        cache = sum(_kv_values(config, length)) * bits / 8 * workload.batch
+        full = 32.0 if workload.backend == "cpu" else 16.0
+        bits = full if workload.kv_bits is None else workload.kv_bits + full / 32
+        cache = sum(_kv_values(config, -(-length // _CACHE_STEP) * _CACHE_STEP)) * bits / 8 * workload.batch
         vocabulary, hidden = _number(config, "vocab_size"), _number(config, "hidden_size", "n_embd")
         inner = _number(config, "intermediate_size", "n_inner") or 4 * hidden
         logits = 3 * 4 * vocabulary * workload.batch
         prefill = 4 * min(length, _PREFILL_CHUNK) * (4 * hidden + 2 * inner)
+        weights = loaded_weights(card, workload)
         return MemoryEstimate(weights=weights, cache=round(cache), workspace=logits + prefill)
 
     return estimate
@@ -93,4 +125,4 @@ def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {ours: metadata[f"{name}.{key}"] for key, ours in keys.items() if f"{name}.{key}" in metadata}
 
 
-__all__ = ["USUAL_CONTEXT", "context_length", "estimator", "text_config"]
+__all__ = ["USUAL_CONTEXT", "context_length", "estimator", "loaded_weights", "text_config"]

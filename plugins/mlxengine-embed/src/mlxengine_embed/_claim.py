@@ -12,6 +12,7 @@ from mlxengine.errors import (
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
+from mlxengine.toolkit.estimate import loaded_weights
 
 from ._families import family_of
 from ._recipe import Recipe, read_recipe
@@ -97,7 +98,7 @@ def _estimate(card: ModelCard, workload: Workload) -> MemoryEstimate:
     length = workload.context_length or 512
     tokens = max(length * workload.batch, 512)
     workspace = 4 * tokens * (8 * hidden + 4 * inner) + 4 * 4 * heads * length * tokens
-    return MemoryEstimate(weights=card.weight_bytes, workspace=workspace)
+    return MemoryEstimate(weights=loaded_weights(card, workload), workspace=workspace)
 
 
 __all__ = ["FILES", "claim"]

@@ -1,0 +1,119 @@
+"""Whether a model fits: the arithmetic, the verdicts, the words, and the record of how good they were."""
+
+import json
+
+import pytest
+from mlxengine import (
+    Claim,
+    Device,
+    FileInfo,
+    Fit,
+    FitVerdict,
+    MemoryEstimate,
+    ModelCard,
+    ModelConfiguration,
+    ModelRef,
+    Source,
+    TensorInfo,
+    Workload,
+    _history,
+)
+from mlxengine.cli import main
+from mlxengine.fit import fit
+from mlxengine.toolkit.estimate import estimator, loaded_weights
+
+GB = 10**9
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+}
+
+
+def card(tensors=(), **config):
+    return ModelCard(
+        ref=ModelRef(repo_id="org/name"),
+        configuration=ModelConfiguration(id="org/name"),
+        source=Source.HUB,
+        commit="0" * 40,
+        files=(FileInfo(path="model.safetensors", size=1),),
+        documents={"config.json": {**LLAMA, **config}},
+        tensors=tuple(
+            TensorInfo(name=name, dtype=dtype, shape=(1,), nbytes=size, file="model.safetensors")
+            for name, dtype, size in tensors
+        ),
+    )
+
+
+def test_a_key_value_cache_counts_its_heads_windows_and_bits():
+    plain = estimator(card())(Workload(context_length=512, batch=3))
+    # 2 layers × keys and values × 2 heads of 16 × 512 tokens × 3 requests × 2 bytes
+    assert plain.cache == 2 * 2 * 2 * 16 * 512 * 3 * 2
+    assert estimator(card())(Workload(context_length=512, batch=3, backend="cpu")).cache == 2 * plain.cache
+    quantized = estimator(card())(Workload(context_length=512, batch=3, kv_bits=4))
+    assert quantized.cache == pytest.approx(plain.cache * 4.5 / 16)
+    kinds = ["sliding_attention", "full_attention"]
+    sliding = estimator(card(sliding_window=256, layer_types=kinds))(Workload(context_length=512, batch=3))
+    assert sliding.cache == plain.cache * 3 // 4
+
+
+def test_weights_are_reckoned_as_they_are_kept_on_the_back_end():
+    half = card([("a.weight", "F16", 1000), ("b.weight", "F32", 500)])
+    assert loaded_weights(half, Workload(backend="metal")) == 1500
+    assert loaded_weights(half, Workload(backend="cpu")) == 2500
+    packed = card(
+        [
+            ("a.weight", "U32", 4000),
+            ("a.scales", "F16", 500),
+            ("a.biases", "F16", 500),
+            ("n.weight", "F16", 10),
+        ],
+        quantization={"group_size": 32, "bits": 4},
+    )
+    assert loaded_weights(packed, Workload(backend="cuda")) == 5010
+    assert loaded_weights(packed, Workload(backend="cpu", free_memory=GB)) == 4000 * 8 + 20
+    assert loaded_weights(packed, Workload(backend="cpu", free_memory=40_000)) == 4000 + 2000 + 20
+
+
+@pytest.mark.parametrize(
+    ("weights", "budget", "verdict", "words"),
+    [
+        (5 * GB, 10 * GB, FitVerdict.FITS, "fits on"),
+        (9 * GB, 10 * GB, FitVerdict.TIGHT, "tightly"),
+        (11 * GB, 10 * GB, FitVerdict.WONT_FIT, "does not fit"),
+        (11 * GB, None, FitVerdict.UNKNOWN, "may or may not"),
+    ],
+)
+def test_the_verdict_comes_with_its_arithmetic_in_three_lines(weights, budget, verdict, words):
+    claim = Claim(kind="llm", fit=Fit.NATIVE, estimate=lambda _: MemoryEstimate(weights=weights))
+    report = fit(card(), claim, Device(backend="metal", name="M9", working_set=budget))
+    assert report.verdict is verdict
+    assert report.margin == (None if budget is None else budget - weights)
+    first, second, third = report.explanation
+    assert words in first
+    assert "weights" in second
+    assert third
+
+
+def test_loads_are_put_on_record_and_a_damaged_line_is_passed_over(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "state" / "loads.jsonl"
+    monkeypatch.setenv("MLXENGINE_HISTORY", str(path))
+    _history.record("org/name", "llm", "cpu", predicted=110, weights=100, peak=130)
+    with path.open("a") as out:
+        out.write('{"model": 3}\nrubbish\n')
+    _history.record("org/other", "llm", "cpu", predicted=90, weights=100, peak=130)
+    assert [item.error for item in _history.read()] == pytest.approx([0.1, -0.1])
+    assert main(["fit", "--history", "org/name", "--json"]) == 0
+    assert [item["model"] for item in json.loads(capsys.readouterr().out)["loads"]] == ["org/name"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["x/y", "--size", "big"], ["x/y", "--batch", "0"], ["x/y", "--context", "-1"]]
+)
+def test_wrong_arguments_of_fit_are_usage_errors(arguments, capsys):
+    assert main(["fit", *arguments, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]

@@ -2,7 +2,8 @@
 
 Everything lies in huggingface_hub's own cache, so other libraries find it; every file is hashed before
 it may be loaded. ``endpoint``, ``cache_dir`` and ``token`` are huggingface_hub's own defaults
-(``HF_ENDPOINT``, ``HF_HUB_CACHE``, the saved token) where they are not given.
+(``HF_ENDPOINT``, ``HF_HUB_CACHE``, the saved token) where they are not given. A model that is ready here is
+used at once if the hub does not answer quickly; ``update=True`` waits for its answer.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def resolve(
     cache_dir: str | Path | None = None,
     token: str | None = None,
     offline: bool = False,
+    update: bool = False,
 ) -> ModelCard:
     """What a model is: its files at one pinned commit, its JSON documents and its tensors; no weights.
 
@@ -93,7 +95,14 @@ def resolve(
         CorruptFileError, IncompatibleWeightsError: what it says of itself cannot be true.
     """
     configuration = model if isinstance(model, ModelConfiguration) else ModelConfiguration(id=str(model))
-    return _resolve(configuration, endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline)
+    return _resolve(
+        configuration,
+        endpoint=endpoint,
+        cache_dir=cache_dir,
+        token=token,
+        offline=offline,
+        update=update,
+    )
 
 
 def fit(model: ModelCard, *, device: Device | None = None) -> FitVerdict:
@@ -111,6 +120,7 @@ def plan(
     cache_dir: str | Path | None = None,
     token: str | None = None,
     offline: bool = False,
+    update: bool = False,
 ) -> DownloadPlan:
     """What `fetch` would do: every file with its size and hash, what is here already, and free disk space.
 
@@ -122,7 +132,9 @@ def plan(
     """
     card = model
     if not isinstance(card, ModelCard):
-        card = resolve(card, endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline)
+        card = resolve(
+            card, endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline, update=update
+        )
     access = _Access.of(endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline)
     wanted = _select(card, files or _usual(card))
     if card.source is not Source.HUB:
@@ -139,6 +151,7 @@ def fetch(
     cache_dir: str | Path | None = None,
     token: str | None = None,
     offline: bool = False,
+    update: bool = False,
     report: Callable[[HubEvent], None] | None = None,
     cancelled: Callable[[], bool] = _never,
     verify: str | None = None,
@@ -160,7 +173,9 @@ def fetch(
     """
     card = model
     if not isinstance(card, ModelCard):
-        card = resolve(card, endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline)
+        card = resolve(
+            card, endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline, update=update
+        )
     return _fetch(
         card,
         files or _usual(card),

@@ -26,8 +26,6 @@ HOSTILE = [
     "com1.safetensors",
     "a\0b",
     "a\nb",
-    "trailing.",
-    "trailing ",
     "x" * 256,
     "x" * 300 + ".json",
     "/".join(["deep"] * 300),
@@ -46,7 +44,7 @@ def test_a_name_that_could_leave_the_cache_is_refused(path: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["config.json", "a/b/c.safetensors", "1_Pooling/config.json", ".hidden", "naïve"]
+    "path", ["config.json", "a/b/c.safetensors", "1_Pooling/config.json", ".hidden", "naïve", "name:tag"]
 )
 def test_ordinary_names_are_kept(path: str) -> None:
     assert check_path(path, "org/name") == path

@@ -5,19 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from attrs import field, frozen
 
 from ..configuration import FileInfo
-from ..errors import CancelledError, CorruptFileError, InsufficientDiskError
+from ..errors import CancelledError, CorruptFileError, DownloadError, InsufficientDiskError
 from .access import Access, Cancelled, never
 from .cache import RepoCache, sync_folder
 from .content import Digest, hash_file
 from .events import Corrupt, HubEvent, Resumed, Retry, Verifying
 from .transport import Answer, Passing, Patience, gave_up, get
+
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @frozen(kw_only=True)
@@ -60,6 +63,26 @@ class Job:
                 answer.disconnect()
 
 
+@contextmanager
+def typed_disk_errors(folder: Path) -> Iterator[None]:
+    """Give what a disk refuses a type of ours; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InsufficientDiskError(
+                f"The disk of {folder} became full.",
+                hint="Free some space and call again: what has arrived is kept and resumed.",
+            ) from error
+        if error.errno in (*READ_ONLY, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR):
+            raise DownloadError(
+                f"{folder} cannot be written: {error.strerror} ({error.filename or 'a file in it'}).",
+                hint="Check its permissions and its disk, or choose another cache_dir.",
+                recoverable=False,
+            ) from error
+        raise
+
+
 def obtain(job: Job, file: FileInfo) -> os.stat_result:
     """Make the file's blob be there with the right content, from the disk if possible.
 
@@ -74,21 +97,22 @@ def obtain(job: Job, file: FileInfo) -> os.stat_result:
         ResolutionError: the hub refuses the file.
     """
     blob = job.cache.blob(file)
+    if blob.exists() and not os.access(blob.parent, os.W_OK):
+        found = good_blob(job, file)  # a cache that others fill: nothing can be locked or replaced there
+        if found is not None:
+            return found
+    with typed_disk_errors(job.cache.cache_dir):
+        return _obtain(job, file, blob)
+
+
+def _obtain(job: Job, file: FileInfo, blob: Path) -> os.stat_result:
     blob.parent.mkdir(parents=True, exist_ok=True)
     with job.cache.lock(blob.name, job.cancelled, until=lambda: _follow(job, file)):
         found = good_blob(job, file, discard=True)
         if found is not None:
             return found
         if file.size <= job.access.policy.xet_above:
-            try:
-                return _stream(job, file, blob)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise InsufficientDiskError(
-                    f"The disk became full while {file.path} was written to {job.cache.cache_dir}.",
-                    hint="Free some space and call again: what has arrived is kept and resumed.",
-                ) from error
+            return _stream(job, file, blob)
     return _through_xet(job, file)
 
 

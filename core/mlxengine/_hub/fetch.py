@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import frozen
@@ -15,7 +16,7 @@ from ..configuration import FileInfo, ModelCard, Source
 from ..errors import CorruptFileError, InsufficientDiskError, InvalidParameterError, OfflineError
 from .access import Access, Cancelled, never
 from .cache import RepoCache, Verified
-from .download import Job, good_blob, obtain
+from .download import READ_ONLY, Job, good_blob, obtain, typed_disk_errors
 from .events import Bytes, Corrupt, Failed, HubEvent, Planned, Ready
 from .select import select
 from .workers import each
@@ -168,29 +169,42 @@ def fetch_files(
         plan = make_plan(cache, commit, files)
         need = sum(file.size - _have(cache, file) for file in todo)
         progress.emit(Planned(repo=repo, commit=commit, files=len(files), total=plan.total, need=need))
+        waiting = {file.path for file in todo}
         for file in files:
-            if file not in todo:
+            if file.path not in waiting:
                 progress.moved(file.path, file.size)
         if todo:
             looks = _from_disk(job, todo) if access.offline else _from_hub(job, todo, plan)
-            for file in todo:
-                cache.point(commit, file)
-            cache.keep_marker(
-                commit,
-                [
-                    Verified(path=f.path, size=f.size, mtime_ns=look.st_mtime_ns, hash=f.hash or "")
-                    for f, look in zip(todo, looks, strict=True)
-                ],
-            )
+            with typed_disk_errors(cache.cache_dir):
+                _make_ready(cache, commit, todo, looks)
         if not access.offline:
-            cache.set_ref(revision, commit)
+            with typed_disk_errors(cache.cache_dir):
+                cache.set_ref(revision, commit)
     except BaseException as error:
-        progress.emit(Failed(repo=repo, error=str(error) or type(error).__name__))
+        with suppress(Exception):  # the listener's own trouble must not hide ours
+            progress.emit(Failed(repo=repo, error=str(error) or type(error).__name__))
         raise
     progress.finish()
     path = cache.snapshot(commit)
     progress.emit(Ready(repo=repo, path=path))
     return path
+
+
+def _make_ready(
+    cache: RepoCache, commit: str, files: Sequence[FileInfo], looks: Sequence[os.stat_result]
+) -> None:
+    for file in files:
+        cache.point(commit, file)
+    verified = [
+        Verified(path=file.path, size=file.size, mtime_ns=look.st_mtime_ns, hash=file.hash or "")
+        for file, look in zip(files, looks, strict=True)
+    ]
+    try:
+        cache.keep_marker(commit, verified)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        log.warning("%s is read-only: %s is hashed again at every load", cache.cache_dir, cache.repo)
 
 
 def _from_hub(job: Job, todo: Sequence[FileInfo], plan: DownloadPlan) -> list[os.stat_result]:

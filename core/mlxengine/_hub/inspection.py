@@ -13,7 +13,7 @@ from ..configuration import FileInfo, TensorInfo
 from ..errors import CorruptFileError, IncompatibleWeightsError, OfflineError
 from .cache import Listing
 from .content import hash_bytes
-from .download import Job, Partial, good_blob, obtain
+from .download import Job, Partial, good_blob, obtain, typed_disk_errors
 from .gguf import gguf_directory
 from .headers import Reader, safetensors_tensors
 from .names import DOCUMENT_BYTES, is_document, read_json
@@ -127,11 +127,12 @@ def inspect(job: Job, listing: Listing) -> Found:
     else:
         each(job, wanted, _document)
     documents = decode_documents(wanted, lambda file: _checked(job, file))
-    tensors, gguf = read_weights(
-        listing.files,
-        documents,
-        lambda parser, files: each(job, files, lambda job, f: _header(job, f, parser)),
-    )
+
+    def parse(parser: Callable[[Reader, int, str], Any], files: list[FileInfo]) -> list[Any]:
+        return each(job, files, lambda job, file: _header(job, file, parser))
+
+    with typed_disk_errors(job.cache.cache_dir):
+        tensors, gguf = read_weights(listing.files, documents, parse)
     return Found(documents=documents, tensors=tensors, gguf=gguf)
 
 

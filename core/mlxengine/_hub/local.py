@@ -13,7 +13,7 @@ from ..configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, S
 from ..errors import CorruptFileError, InvalidModelRefError, ModelNotFoundError
 from .gguf import gguf_directory
 from .inspection import decode_documents, documents_of, read_weights
-from .names import check_path
+from .names import problem_with
 
 _MOST_FILES = 10_000
 _SKIPPED = (".git", ".cache", "__pycache__")
@@ -58,7 +58,9 @@ def local_card(ref: ModelRef, configuration: ModelConfiguration) -> ModelCard:
 def _folder_card(folder: Path, ref: ModelRef, configuration: ModelConfiguration) -> ModelCard:
     files, digest = [], hashlib.sha1(usedforsecurity=False)
     for name in _names(folder):
-        file, line = _info(folder / name, check_path(name, str(folder)))
+        if problem_with(name) is not None:
+            continue  # no model library writes such a name
+        file, line = _info(folder / name, name)
         files.append(file)
         digest.update(f"{line}\n".encode())
     if not files:

@@ -15,6 +15,7 @@ _DEPTH = 100
 _NAME_BYTES = 255
 _PATH_BYTES = 1024
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_DRIVE = re.compile(r"[A-Za-z]:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
@@ -30,8 +31,8 @@ def problem_with(path: object) -> str | None:
         return "it is empty"
     if _CONTROL.search(path):
         return "it has a control character"
-    if "\\" in path:
-        return "it has a backslash"
+    if "\\" in path or _DRIVE.match(path):
+        return "it has a backslash or a drive"
     try:
         encoded = path.encode()
     except UnicodeEncodeError:
@@ -43,8 +44,8 @@ def problem_with(path: object) -> str | None:
             return "it is absolute or leaves the repository"
         if len(part.encode()) > _NAME_BYTES:
             return f"a part of it is longer than {_NAME_BYTES} bytes"
-        if _DEVICE.fullmatch(part) or part.endswith((" ", ".")) or ":" in part:
-            return "it is the name of a device, or one that some file systems change"
+        if _DEVICE.fullmatch(part):
+            return "it is the name of a device on some systems"
     return None
 
 

@@ -22,7 +22,7 @@ from ..errors import (
 )
 from .access import QUICK, Access, Cancelled, never
 from .cache import Listing, RepoCache
-from .download import Job
+from .download import READ_ONLY, Job, typed_disk_errors
 from .inspection import inspect
 from .local import local_card
 from .names import check_path, is_commit, is_hash, problem_with
@@ -41,6 +41,7 @@ def resolve(
     token: str | None = None,
     offline: bool = False,
     cancelled: Cancelled = never,
+    update: bool = False,
 ) -> ModelCard:
     """Find out what a model is: its files at one pinned commit, its JSON documents and its tensors.
 
@@ -54,6 +55,7 @@ def resolve(
         cache_dir: another cache than huggingface_hub's own.
         token: for gated and private repositories; sent to the endpoint alone.
         offline: make no request.
+        update: wait for the hub's answer although the model is ready: it may have become newer.
 
     Raises:
         ModelNotFoundError: no such repository, revision, folder or file.
@@ -74,11 +76,16 @@ def resolve(
     if ref.path is not None:
         return local_card(ref, configuration)
     access = Access.of(endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline)
-    return hub_card(access, ref, configuration, cancelled)
+    return hub_card(access, ref, configuration, cancelled, update=update)
 
 
 def hub_card(
-    access: Access, ref: ModelRef, configuration: ModelConfiguration, cancelled: Cancelled = never
+    access: Access,
+    ref: ModelRef,
+    configuration: ModelConfiguration,
+    cancelled: Cancelled = never,
+    *,
+    update: bool = False,
 ) -> ModelCard:
     """The card of a repository on the hub; see `resolve`."""
     assert ref.repo_id is not None
@@ -90,14 +97,20 @@ def hub_card(
     if access.offline or (ready and is_commit(revision)):
         return _card_from_cache(access, cache, ref, configuration, cancelled)
     try:
-        listing = ask(access, ref.repo_id, revision, quick=ready, cancelled=cancelled)
+        listing = ask(access, ref.repo_id, revision, quick=ready and not update, cancelled=cancelled)
     except (ResolutionError, RateLimitedError) as error:
         passing = isinstance(error, HubUnavailableError | RateLimitedError)
         if not ready and not (passing and is_complete(cache, commit)):
             raise
         log.warning("%s Using %s as it is here (%s).", error.message, ref.repo_id, str(commit)[:8])
         return _card_from_cache(access, cache, ref, configuration, cancelled)
-    cache.keep_listing(listing)
+    try:
+        cache.keep_listing(listing)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            with typed_disk_errors(access.cache_dir):
+                raise
+        log.info("%s is read-only: the listing of %s is not kept", access.cache_dir, ref.repo_id)
     return _card(access, cache, ref, configuration, listing, cancelled)
 
 

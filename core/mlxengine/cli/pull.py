@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     chosen = options(arguments)
-    card = hub.resolve(arguments.model, **chosen.remote, offline=chosen.offline)
+    card = hub.resolve(arguments.model, **chosen.remote, offline=chosen.offline, update=True)
     files = tuple(arguments.files or ()) or _files_of(card, out)
     plan = hub.plan(card, files=files, **chosen.remote, offline=chosen.offline)
     fit = hub.fit(card)

@@ -26,6 +26,8 @@ HOSTILE = [
     "com1.safetensors",
     "a\0b",
     "a\nb",
+    "trailing.",
+    "trailing ",
     "x" * 256,
     "x" * 300 + ".json",
     "/".join(["deep"] * 300),

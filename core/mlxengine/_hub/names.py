@@ -44,8 +44,8 @@ def problem_with(path: object) -> str | None:
             return "it is absolute or leaves the repository"
         if len(part.encode()) > _NAME_BYTES:
             return f"a part of it is longer than {_NAME_BYTES} bytes"
-        if _DEVICE.fullmatch(part):
-            return "it is the name of a device on some systems"
+        if _DEVICE.fullmatch(part) or part.endswith((" ", ".")):
+            return "it is the name of a device on some systems, or one that they change"
     return None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 from attrs import define
 from mlxengine.toolkit.answers import Answer
+from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import Drawn, Row, Stepped
 
 from ._cache import PrefixCache, trimmable
@@ -53,11 +54,13 @@ class VisionDecoder:
     Args:
         network: a model of mlx-vlm.
         prefixes: where caches of prompts are kept for later ones, or ``None``.
+        grammars: of the model's rows, told before each step which tokens were drawn.
     """
 
-    def __init__(self, network: Any, prefixes: PrefixCache | None) -> None:
+    def __init__(self, network: Any, prefixes: PrefixCache | None, grammars: Grammars | None = None) -> None:
         self._language = getattr(network, "language_model", network)
         self._prefixes = prefixes
+        self._grammars = grammars
         settings = getattr(self._language, "config", None)
         self._prefix_lm = bool(getattr(settings, "use_bidirectional_attention", False))
         self._reading: list[_Reading] = []
@@ -120,6 +123,9 @@ class VisionDecoder:
     def _decode(self) -> list[Drawn]:
         """Hand out the tokens that are drawn, after starting to draw the next ones."""
         tokens, logprobs = self._next, self._logprobs
+        if self._grammars is not None:
+            found = [(at, getattr(row, "grammar", None)) for at, row in enumerate(self._rows)]
+            self._grammars.expect([(at, one) for at, one in found if one is not None], tokens)
         output = self._call(tokens[:, None], self._cache, self._deltas)
         for at, row in enumerate(self._rows):
             if row.processors:

@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 
 from mlxengine import Event, Request, RunContext, TextRequest
-from mlxengine.errors import UnsupportedInputError
+from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 from mlxengine.toolkit.answers import AnswerStream
 
 from . import features
@@ -23,6 +23,13 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         return None
     if request.params.logprobs or request.params.top_logprobs:
         context.features.require(features.LOGPROBS)
+    if request.params.grammar is not None:
+        context.features.require(features.STRUCTURED_OUTPUT)
+    for token, _ in request.params.logit_bias or ():
+        if token >= model.vocabulary:
+            raise InvalidParameterError(
+                f"logit_bias names the token {token}; {model.card.id} has {model.vocabulary} of them."
+            )
     limits = MediaLimits(
         pixels=context.features.get(features.MAX_PIXELS),
         url=_fetch if context.features.get(features.URLS) else None,

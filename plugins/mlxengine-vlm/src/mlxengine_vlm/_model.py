@@ -7,6 +7,8 @@ from typing import Any
 from attrs import define, field
 from mlxengine import ModelCard
 from mlxengine.toolkit.answers import Voice
+from mlxengine.toolkit.estimate import text_config
+from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import SharedBatch
 
 from ._cache import FeatureCache, PrefixCache
@@ -61,16 +63,28 @@ class VisionModel:
     def __attrs_post_init__(self) -> None:
         self.prefixes = PrefixCache(self.cache_bytes) if self.cache_bytes else None
         self.features = FeatureCache(self.cache_bytes // 4) if self.cache_bytes else None
-        self.batch = SharedBatch(
-            lambda _rows: VisionDecoder(self.network, self.prefixes), max_rows=self.max_rows
-        )
         tokenizer = tokenizer_of(self.processor)
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        if fast is not None and self.stop_ids:
+            grammars = Grammars(fast.to_str, self.vocabulary, self.stop_ids)
+        else:
+            grammars = None
+        self.batch = SharedBatch(
+            lambda _rows: VisionDecoder(self.network, self.prefixes, grammars), max_rows=self.max_rows
+        )
         self.voice = Voice(
             decode=lambda tokens: str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
             defaults=self.defaults,
             stop_ids=self.stop_ids,
             context=self.context,
+            grammars=grammars,
         )
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits: at least the tokenizer's tokens."""
+        named = text_config(self.config).get("vocab_size")
+        return max(named if isinstance(named, int) else 0, len(tokenizer_of(self.processor)))
 
     def close(self) -> None:
         """Let go of the weights and of every cache."""

@@ -12,6 +12,10 @@ def _library() -> str | None:
     return None if importlib.util.find_spec("mlx_vlm") else "mlx-vlm is not installed"
 
 
+def _llguidance() -> str | None:
+    return _library() or (None if importlib.util.find_spec("llguidance") else "llguidance is not installed")
+
+
 def _pictures() -> str | None:
     if reason := _library():
         return reason
@@ -74,6 +78,21 @@ LOGPROBS = Feature(
     applies_to=("vlm",),
     probe=_library,
 )
+STRUCTURED_OUTPUT = Feature(
+    name="vlm.structured_output",
+    default=True,
+    summary="Answers that fit a JSON schema, a regular expression, a Lark grammar or choices.",
+    provides=LLMEngineFeatures.STRUCTURED_OUTPUT,
+    applies_to=("vlm",),
+    probe=_llguidance,
+)
+DENSE_ON_CPU = Feature(
+    name="vlm.dense_on_cpu",
+    default=True,
+    summary="On a CPU, unpack quantized weights to fp32 where they fit in half of the free memory.",
+    applies_to=("vlm",),
+    probe=_library,
+)
 PROMPT_CACHE = Feature(
     name="vlm.prompt_cache",
     default=True,
@@ -126,6 +145,8 @@ ALL: tuple[Feature[Any], ...] = (
     BATCH,
     MAX_BATCH,
     LOGPROBS,
+    STRUCTURED_OUTPUT,
+    DENSE_ON_CPU,
     PROMPT_CACHE,
     PROMPT_CACHE_MB,
     MAX_PIXELS,

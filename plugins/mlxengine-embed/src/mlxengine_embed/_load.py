@@ -10,6 +10,7 @@ from typing import Any
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import BackendUnavailableError, CancelledError, IncompatibleWeightsError
 
+from . import features
 from ._recipe import Dense, Normalize, Recipe, read_recipe
 
 _GPU_TOKENS, _CPU_TOKENS = 16384, 512
@@ -33,6 +34,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     from mlxengine.toolkit.checkpoint import normalise_config
     from mlxengine.toolkit.dtype import upcast_for_cpu
 
+    from ._cpu import use_cpu_blocks
     from ._encoders import build_encoder
     from ._rerank import is_reranker
     from ._weights import fill, read_folder, warm
@@ -47,8 +49,11 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     quantization = config.get("quantization") or config.get("quantization_config")
     fill(encoder.module, weights, encoder.rename, quantization, card.id)
     upcast_for_cpu(encoder.module)
-    tokenizer = _tokenizer(card, recipe, folder, encoder.positions)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    replaced = ""
+    if on_cpu and context.features.get(features.CPU_KERNELS):
+        replaced = use_cpu_blocks(encoder.module, str(config["model_type"]))
+    tokenizer = _tokenizer(card, recipe, folder, encoder.positions)
     common: dict[str, Any] = {
         "id": card.id,
         "encoder": encoder,
@@ -68,6 +73,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         "vocabulary": tokenizer.size,
         "max_length": tokenizer.max_length,
         "batch_tokens": model.batch_tokens,
+        "cpu_kernels": replaced,
     }
     if not reranks:
         info |= _describe(recipe, model.dimension)

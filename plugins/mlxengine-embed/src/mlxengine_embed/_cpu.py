@@ -1,0 +1,177 @@
+"""Quicker blocks for encoders on a CPU.
+
+On a CPU mlx computes ``erf``, ``exp`` and with them GELU and softmax one element at a time, at 25 to 60 ns
+each: for short texts GELU alone takes longer than all products together. The functions here use
+multiplications and additions only, which run many elements at a time, and agree with the exact ones to the
+last bits of fp32:
+
+- ``GELU(x) = max(x, 0) - |x| / (2 P(|x|)^32)``: a form of Hastings' approximation of the complementary error
+  function (Approximations for Digital Computers, 1955, sheet 48), with a polynomial of degree 5 fitted to
+  GELU itself: within 9e-7.
+- ``exp(x) = Q(x / 64)^64`` for x from -25 to 0, with a polynomial of degree 5: within 8e-6 of its value.
+  Below -25 it stays at 1e-11, nothing beside the 1 that the largest term of a softmax has.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+Array = Any
+_log = logging.getLogger("mlxengine.embed")
+
+_HALVED = 2 ** (1 / 32)  # puts the factor 1/2 of GELU into the polynomial
+_GELU = tuple(
+    _HALVED * value
+    for value in (1.00000021, 0.024932328, 0.0102605231, 0.0013887582, -7.93913701e-05, 1.97815112e-05)
+)
+_LOWEST = -25.0
+_EXP = tuple(
+    value / 64**power
+    for power, value in enumerate(
+        (0.9999999955, 0.9999995176, 0.4999875603, 0.1665379103, 0.04103752646, 0.006864877743)
+    )
+)
+_SMALL = 1 << 14
+"""Attention scores up to which mlx's own attention is quicker: its few calls cost less than its ``exp``."""
+
+
+def _polynomial(x: Array, coefficients: tuple[float, ...]) -> Array:
+    value = x * coefficients[-1] + coefficients[-2]
+    for coefficient in coefficients[-3::-1]:
+        value = value * x + coefficient
+    return value
+
+
+def _gelu_start(x: Array) -> Array:
+    return _polynomial(mx.abs(x), _GELU)
+
+
+def _gelu_end(x: Array, value: Array) -> Array:
+    for _ in range(5):
+        value = value * value
+    return mx.maximum(x, 0) - mx.abs(x) / value
+
+
+def _exp_start(x: Array) -> Array:
+    return _polynomial(mx.maximum(x, _LOWEST), _EXP)
+
+
+def _exp_end(value: Array) -> Array:
+    for _ in range(6):
+        value = value * value
+    return value
+
+
+class Kernels:
+    """The functions above, compiled where a C++ compiler is at hand.
+
+    Each is cut in two, because mlx fuses at most eleven operations in depth into one loop.
+    """
+
+    def __init__(self) -> None:
+        plain = (_gelu_start, _gelu_end, _exp_start, _exp_end)
+        self.compiled = True
+        try:
+            self._use(tuple(mx.compile(function, shapeless=True) for function in plain))
+            sample = mx.ones((2, 2), dtype=mx.float32)
+            mx.eval(self.gelu(sample), self.exp(-sample))
+        except Exception as error:
+            _log.info("mlx cannot compile on this CPU (%s); its operations run one by one", error)
+            self.compiled = False
+            self._use(plain)
+
+    def _use(self, functions: tuple[Callable[..., Array], ...]) -> None:
+        self._gelu_start, self._gelu_end, self._exp_start, self._exp_end = functions
+
+    def gelu(self, x: Array) -> Array:
+        """GELU of fp32 values."""
+        return self._gelu_end(x, self._gelu_start(x))
+
+    def exp(self, x: Array) -> Array:
+        """exp of fp32 values that are not positive."""
+        return self._exp_end(self._exp_start(x))
+
+    def attention(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+        """softmax(q kᵀ + mask) v of (batch, heads, length, size); q is scaled already."""
+        if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= _SMALL:
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask)
+        scores = q @ k.swapaxes(-1, -2)
+        if mask is not None:
+            scores = scores + mask
+        weights = self.exp(scores - mx.max(scores, axis=-1, keepdims=True))
+        return (weights @ v) / mx.sum(weights, axis=-1, keepdims=True)
+
+
+class SelfAttention(nn.Module):  # type: ignore[misc]
+    """BERT's self-attention with its three projections in one product.
+
+    Args:
+        library: the library's module, with its weights; ``query``, ``key`` and ``value`` are used.
+        kernels: functions for the CPU.
+        returns_tuple: the library's callers expect a tuple.
+    """
+
+    def __init__(self, library: Any, kernels: Kernels, returns_tuple: bool) -> None:
+        super().__init__()
+        self._heads = library.num_attention_heads
+        self._size = library.attention_head_size
+        self._kernels = kernels
+        self._returns_tuple = returns_tuple
+        scale = self._size**-0.5
+        self.weight = mx.concatenate(
+            [library.query.weight * scale, library.key.weight, library.value.weight]
+        ).T
+        self.bias = mx.concatenate([library.query.bias * scale, library.key.bias, library.value.bias])
+
+    def __call__(self, hidden: Array, mask: Array | None = None, *_: Any) -> Any:
+        rows, length, _size = hidden.shape
+        joined = mx.addmm(self.bias, hidden, self.weight)
+        q, k, v = joined.reshape(rows, length, 3, self._heads, self._size).transpose(2, 0, 3, 1, 4)
+        out = self._kernels.attention(q, k, v, mask).transpose(0, 2, 1, 3).reshape(rows, length, -1)
+        return (out,) if self._returns_tuple else out
+
+
+class Intermediate(nn.Module):  # type: ignore[misc]
+    """BERT's first feed-forward layer with the quicker GELU."""
+
+    def __init__(self, dense: Any, kernels: Kernels) -> None:
+        super().__init__()
+        self.dense = dense
+        self._kernels = kernels
+
+    def __call__(self, hidden: Array) -> Array:
+        return self._kernels.gelu(self.dense(hidden))
+
+
+def use_cpu_blocks(encoder: Any, kind: str) -> str:
+    """Replace the slow blocks of a loaded encoder's module; call it once its weights are in fp32.
+
+    Args:
+        encoder: the library's module.
+        kind: the architecture.
+
+    Returns:
+        What was replaced, for people; empty if nothing was.
+    """
+    if kind in ("bert", "roberta", "xlm-roberta", "camembert"):
+        kernels = Kernels()
+        dense = all(isinstance(layer.attention.self.query, nn.Linear) for layer in encoder.encoder.layer)
+        for layer in encoder.encoder.layer:
+            layer.intermediate = Intermediate(layer.intermediate.dense, kernels)
+            if dense:
+                layer.attention.self = SelfAttention(layer.attention.self, kernels, kind != "bert")
+    elif kind == "modernbert":
+        kernels = Kernels()
+        for layer in encoder.layers:
+            layer.mlp.act = kernels.gelu
+    else:
+        return ""
+    return "GELU and attention" + (", compiled" if kernels.compiled else "")
+
+
+__all__ = ["Kernels", "use_cpu_blocks"]

@@ -45,6 +45,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection. ``server.hub`` and ``server.role`` ("hub" or "cdn") say on whose behalf."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each small answer waits 40 ms for a delayed ACK
     server: Any
 
     def do_GET(self) -> None:

@@ -42,7 +42,7 @@ def _ready(cache: Path) -> bool:
 
 
 @pytest.mark.parametrize("how", ["reset", "truncate"])
-@pytest.mark.parametrize("mib", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mib", [12, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_connection_that_breaks_every_megabyte_costs_one_percent(
     hub: HubServer, tmp_path: Path, how: str, mib: int
 ) -> None:
@@ -183,7 +183,9 @@ def test_nonsense_ends_in_the_right_bytes_or_a_typed_error(
     hub.repos.add("org/name", FILES)
     spoil(hub)
     if error is None:
-        assert same(_fetch(hub, tmp_path), FILES)
+        events: list[client.HubEvent] = []
+        assert same(_fetch(hub, tmp_path, report=events.append), FILES)
+        assert not [event for event in events if isinstance(event, client.Corrupt)]
         assert leftovers(tmp_path) == []
         return
     with pytest.raises(error) as caught:

@@ -6,7 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,15 @@ EVERY = [
     for name in g.FAMILIES
     for number, combination in enumerate(COMBINATIONS)
 ]
+
+
+def finished(walk: Generator[None, None, Any]) -> Any:
+    """What a generator returns at its end."""
+    while True:
+        try:
+            next(walk)
+        except StopIteration as end:
+            return end.value
 
 
 class SharedNoise:
@@ -78,7 +87,7 @@ class Family:
         }
         job = Job(**values)
         *_, last = pipeline.denoise(job, SharedNoise())
-        return pipeline.decode(last.latents, job)
+        return finished(pipeline.decode(last.latents, job))
 
 
 @pytest.fixture(scope="module", params=g.FAMILIES)
@@ -112,13 +121,7 @@ def test_the_text_encoders_say_what_transformers_says(family: Family) -> None:
         seed=0,
         scheduler="euler",
     )
-    walk = pipeline._condition(job, g.PROMPT, [])
-    while True:
-        try:
-            next(walk)
-        except StopIteration as end:
-            told = end.value
-            break
+    told = finished(pipeline._condition(job, g.PROMPT, []))
     close(told.context, family.components["context"])
     if family.name == "sdxl":
         close(told.pooled, family.components["pooled"])

@@ -14,6 +14,7 @@ from judge import judge, scenes
 from mlxengine import Finished, ImageHandle, ImagePreview, ImageReady, ImageRequest, InferenceEngine, Progress
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 from mlxengine.images import read_recipe
+from mlxengine_diffusion._pictures import open_picture
 
 RECIPE: dict[str, Any] = {"steps": 12, "guidance": 3.0}
 
@@ -172,9 +173,9 @@ def test_a_transparent_picture_lies_on_white_and_another_size_is_scaled(model: I
     from PIL import Image
 
     clear = Image.new("RGBA", (67, 65), (255, 0, 0, 0))
+    assert np.array(open_picture(clear)).min() == 255
     made = model.image("a", init_image=clear, strength=0.0, steps=2, guidance=1.0, seed=0)
     assert made.size == (64, 64)  # rounded down to what the model takes, in steps of 4
-    assert made.numpy().mean() > 230
     assert model.image("a", init_image=clear, strength=0.0, steps=2, size=(64, 32), seed=0).size == (64, 32)
 
 

@@ -170,7 +170,7 @@ def _run(model: PictureModel, request: ImageRequest, first: Job) -> Generator[Ev
     for index in range(request.n):
         job = evolve(first, seed=first.seed + index)
         latents = yield from _denoise(pipeline, job, index, request.preview_every)
-        pixels = pipeline.decode(latents, job)
+        pixels = yield from pipeline.decode(latents, job)
         yield ImageReady(index=index, pixels=_array(pixels), recipe=recipe(model, job, report))
     yield Finished(usage=Usage(prompt_tokens=report.tokens))
 
@@ -185,7 +185,7 @@ def _denoise(pipeline: Pipeline, job: Job, index: int, every: int) -> Generator[
         if step.total:
             yield Progress(index=index, stage="denoise", done=step.done, total=step.total)
         if _wants_preview(step, every):
-            pixels = pipeline.preview(step.clean, job)
+            pixels = yield from pipeline.preview(step.clean, job)
             yield ImagePreview(index=index, step=step.done, pixels=_array(pixels))
     return latents
 

@@ -13,14 +13,14 @@ Where two can serve a repository, the first of `ORDER` that is installed does, u
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from attrs import frozen
 from mlxengine import LoadContext, ModelCard
-from mlxengine.errors import BackendUnavailableError, InvalidParameterError, UnsupportedArchitectureError
+from mlxengine.errors import BackendUnavailableError, UnsupportedArchitectureError
 
 ORDER = ("sd",)
 
@@ -132,11 +132,11 @@ class Pipeline(Protocol):
         """
         ...
 
-    def decode(self, latents: Any, job: Job) -> Pixels:
-        """The picture that latents stand for."""
+    def decode(self, latents: Any, job: Job) -> Generator[None, None, Pixels]:
+        """The picture that latents stand for, in as many turns as it takes."""
         ...
 
-    def preview(self, clean: Any, job: Job) -> Pixels:
+    def preview(self, clean: Any, job: Job) -> Generator[None, None, Pixels]:
         """The same, small and quick."""
         ...
 
@@ -184,13 +184,7 @@ class Backend(Protocol):
 
 
 def backend(name: str) -> Backend:
-    """The back end of that name (its module).
-
-    Raises:
-        InvalidParameterError: there is none.
-    """
-    if name not in ORDER:
-        raise InvalidParameterError(f"There is no back end {name!r}.", hint=f"There are {', '.join(ORDER)}.")
+    """The back end of that name of `ORDER` (its module)."""
     module: Any = importlib.import_module(f"{__name__}.{name}")
     found: Backend = module
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "Stable Diffusion 1, 2 and XL on diffuse-mlx's modules"
 REMEDY = "pip install diffuse-mlx"
+# Measured on a CPU, where convolutions are matrix products of unfolded features; Metal does not unfold.
+_CONVOLUTION_COPIES = 5 if sys.platform == "darwin" else 18
 
 
 def claim(card: ModelCard) -> Offer | None:
@@ -31,13 +34,16 @@ def claim(card: ModelCard) -> Offer | None:
     stored = sum(item.size for item in card.files if item.path in wanted)
     heads = layout.document(card, "unet/config.json").get("attention_head_dim") or 8
     finest = heads[0] if isinstance(heads, tuple) else heads
-    scale = _pixels_per_latent(layout.document(card, "vae/config.json"))
+    vae = layout.document(card, "vae/config.json")
+    scale = _pixels_per_latent(vae)
+    widest = max(vae.get("block_out_channels", (128, 256))[:2])
 
     def estimate(size: tuple[int, int]) -> tuple[int, int]:
         places = (size[0] // scale) * (size[1] // scale)
-        # The score matrices of one attention at the finest level, for prompt and negative prompt; or
-        # the decoder's widest features at full size, four of which live at once. Rough, on the safe side.
-        scores, features = 2 * finest * places * places * 4, 4 * size[0] * size[1] * 128 * 4
+        # The larger of: score matrices of one attention at the finest level, for prompt and negative
+        # prompt; and the decoder's widest features at full size, with what a convolution unfolds of them.
+        scores = 2 * finest * places * places * 4
+        features = _CONVOLUTION_COPIES * size[0] * size[1] * widest * 4
         return (4 * numbers or 2 * stored), max(scores, features)
 
     return Offer(files=found.files, problem=found.problem, estimate_bytes=estimate)

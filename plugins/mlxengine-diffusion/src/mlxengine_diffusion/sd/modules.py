@@ -8,6 +8,7 @@ and takes only sizes that can be halved at every level.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -209,6 +210,35 @@ class _RowwiseAttention(Attention):  # type: ignore[misc]
         return found
 
 
+def decoding(vae: Any, latents: mx.array) -> Iterator[mx.array]:
+    """The decoder's features, evaluated one convolution at a time; the last is the picture, about -1 to 1.
+
+    One at a time, because a convolution on a CPU holds nine copies of its input, and with the whole
+    decoder in one graph several of them live at once. It also keeps each of the scheduler's turns short.
+    """
+    decoder = vae.decoder
+    x = decoder.conv_in(vae.post_quant_proj(latents / vae.scaling_factor))
+    for block in decoder.mid_blocks:
+        x = block(x)
+        yield _evaluated(x)
+    for level in decoder.up_blocks:
+        for block in level.resnets:
+            y = block.conv1(nn.silu(block.norm1(x)))
+            yield _evaluated(y)
+            y = block.conv2(nn.silu(block.norm2(y)))
+            x = y + (block.conv_shortcut(x) if "conv_shortcut" in block else x)
+            yield _evaluated(x)
+        if "upsample" in level:
+            x = level.upsample(upsample_nearest(x))
+            yield _evaluated(x)
+    yield _evaluated(decoder.conv_out(nn.silu(decoder.conv_norm_out(x))))
+
+
+def _evaluated(x: mx.array) -> mx.array:
+    mx.eval(x)
+    return x
+
+
 def build_unet(config: Config) -> UNet:
     """A UNet with arbitrary weights from a ``unet/config.json``."""
     return UNet(UNetSettings.read(config))
@@ -259,4 +289,4 @@ def build_clip(config: Config, *, projection: bool) -> Any:
     return made
 
 
-__all__ = ["UNet", "build_clip", "build_unet", "build_vae", "sinusoids"]
+__all__ = ["UNet", "build_clip", "build_unet", "build_vae", "decoding", "sinusoids"]

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from ..backends import Abilities, Job, Pixels, PromptReport, Step
 from .lora import AdapterFile, adapted, read_adapters
+from .modules import decoding
 from .parts import Parts
 from .schedulers import NoiseSettings, scheduler
 from .text import Conditioning, Tokenizer, encode
@@ -129,18 +130,19 @@ class StableDiffusion:
                 mx.eval(latents, clean)
                 yield Step(done=index - start + 1, total=job.steps - start, latents=latents, clean=clean)
 
-    def decode(self, latents: mx.array, job: Job) -> Pixels:
+    def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            picture = vae.decode(latents)
+            for picture in decoding(vae, latents):  # noqa: B007 - the last one is the picture
+                yield None
             pixels = mx.round(mx.clip(picture[0] / 2 + 0.5, 0, 1) * 255).astype(mx.uint8)
             found: Pixels = np.array(pixels, dtype=np.uint8)
         return found
 
-    def preview(self, clean: mx.array, job: Job) -> Pixels:
+    def preview(self, clean: mx.array, job: Job) -> Generator[None, None, Pixels]:
         factor = math.ceil(max(clean.shape[1:3]) / _PREVIEW_LATENTS)
         height, width = (size // factor * factor for size in clean.shape[1:3])
         small = clean[:, :height, :width].reshape(1, height // factor, factor, width // factor, factor, -1)
-        return self.decode(small.mean(axis=(2, 4)), job)
+        return (yield from self.decode(small.mean(axis=(2, 4)), job))
 
     def _condition(
         self, job: Job, text: str, adapters: list[tuple[AdapterFile, float]]

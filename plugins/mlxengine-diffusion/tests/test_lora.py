@@ -1,0 +1,183 @@
+"""LoRA adapters: three forms of keys, one effect; nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlxengine import ImageHandle, InferenceEngine
+from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError, ModelNotFoundError
+from safetensors.numpy import load_file, save_file
+
+RANK, ALPHA = 4, 2.0
+ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+OUT = "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_out.0"
+GATED = "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"
+CONVOLUTION = "down_blocks.0.resnets.0.conv1"
+TEXT = "encoder.layers.0.self_attn.q_proj"
+# The same layers in the original latent-diffusion code (one layer a level, three levels).
+ORIGINAL = {
+    ATTENTION: "input_blocks_3_1_transformer_blocks_0_attn1_to_q",
+    OUT: "output_blocks_3_1_transformer_blocks_0_attn2_to_out_0",
+    GATED: "middle_block_1_transformer_blocks_0_ff_net_0_proj",
+    CONVOLUTION: "input_blocks_1_0_in_layers_2",
+}
+
+
+@pytest.fixture(scope="module")
+def model(shared_engine: InferenceEngine, tiny_folder: Path) -> Iterator[ImageHandle]:
+    with shared_engine.load_images(tiny_folder) as handle:
+        yield handle
+
+
+@pytest.fixture(scope="module")
+def layers(tiny_folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Layer to (down, up), for the UNet's layers and one of the text encoder."""
+    unet = load_file(tiny_folder / "unet" / "diffusion_pytorch_model.safetensors")
+    text = load_file(tiny_folder / "text_encoder" / "model.safetensors")
+    numbers = np.random.RandomState(0)
+    found = {}
+    for name in (ATTENTION, OUT, GATED, CONVOLUTION, TEXT):
+        shape = (text if name == TEXT else unet)[f"{name}.weight"].shape
+        down = numbers.standard_normal((RANK, *shape[1:])).astype(np.float32)
+        up = numbers.standard_normal((shape[0], RANK, *(1 for _ in shape[2:]))).astype(np.float32)
+        found[name] = (down / np.sqrt(np.prod(shape[1:])).astype(np.float32), up)
+    return found
+
+
+def diffusers(layers: dict[str, tuple[Any, Any]], folder: Path) -> Path:
+    tensors = {}
+    for name, (down, up) in layers.items():
+        prefix = "text_encoder.text_model." if name == TEXT else "unet."
+        if name == ATTENTION:  # the oldest form: one file per attention processor
+            processor = name.replace(".to_q", ".processor.to_q_lora")
+            tensors[f"{prefix}{processor}.down.weight"] = down
+            tensors[f"{prefix}{processor}.up.weight"] = up
+        else:
+            tensors[f"{prefix}{name}.lora.down.weight"] = down
+            tensors[f"{prefix}{name}.lora.up.weight"] = up
+        tensors[f"{prefix}{name}.alpha"] = np.array(ALPHA, dtype=np.float32)
+    save_file(tensors, folder / "diffusers.safetensors")
+    return folder / "diffusers.safetensors"
+
+
+def peft(layers: dict[str, tuple[Any, Any]], folder: Path) -> Path:
+    tensors = {}
+    for name, (down, up) in layers.items():
+        prefix = "text_encoder.text_model." if name == TEXT else "unet."
+        tensors[f"{prefix}{name}.lora_A.weight"] = down
+        tensors[f"{prefix}{name}.lora_B.weight"] = up
+    alphas = {"unet.r": RANK, "unet.lora_alpha": ALPHA, "text_encoder.lora_alpha": ALPHA}
+    save_file(tensors, folder / "peft.safetensors", metadata={"lora_adapter_metadata": json.dumps(alphas)})
+    return folder / "peft.safetensors"
+
+
+def kohya(layers: dict[str, tuple[Any, Any]], folder: Path, *, original: bool = False) -> Path:
+    tensors = {}
+    for name, (down, up) in layers.items():
+        flat = ORIGINAL[name] if original and name in ORIGINAL else name.replace(".", "_")
+        key = f"lora_te_text_model_{flat}" if name == TEXT else f"lora_unet_{flat}"
+        tensors[f"{key}.lora_down.weight"] = down
+        tensors[f"{key}.lora_up.weight"] = up
+        tensors[f"{key}.alpha"] = np.array(ALPHA, dtype=np.float16)
+    target = folder / f"kohya-{original}.safetensors"
+    save_file(tensors, target)
+    return target
+
+
+def merged(layers: dict[str, tuple[Any, Any]], tiny: Path, folder: Path) -> Path:
+    """A model with the adapters added to its weights: what the adapters have to amount to."""
+    import shutil
+
+    shutil.copytree(tiny, folder, copy_function=shutil.copyfile)
+    for file, names in (
+        ("unet/diffusion_pytorch_model", [name for name in layers if name != TEXT]),
+        ("text_encoder/model", [TEXT]),
+    ):
+        path = folder / f"{file}.safetensors"
+        tensors = {key: value.astype(np.float32) for key, value in load_file(path).items()}
+        for name in names:
+            down, up = layers[name]
+            delta = (up.reshape(len(up), RANK) @ down.reshape(RANK, -1)).reshape(
+                tensors[f"{name}.weight"].shape
+            )
+            tensors[f"{name}.weight"] += delta * (ALPHA / RANK)
+        save_file(tensors, path)
+    return folder
+
+
+def picture(model: ImageHandle, **values: Any) -> Any:
+    made = model.image("a red circle", steps=3, guidance=3.0, seed=0, **values)
+    return made.numpy().astype(int)
+
+
+@pytest.mark.feature("diffusion.lora")
+def test_every_form_of_keys_does_what_adding_to_the_weights_does(
+    model: ImageHandle, engine: InferenceEngine, layers: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    plain = picture(model)
+    with engine.load_images(merged(layers, tiny_folder, tmp_path / "merged")) as other:
+        wanted = picture(other)
+    assert np.abs(wanted - plain).max() > 20
+    (tmp_path / "lora").mkdir()
+    for write in (diffusers, peft, kohya, lambda a, b: kohya(a, b, original=True)):
+        file = write(layers, tmp_path / "lora")
+        ours = picture(model, lora=((str(file), 1.0),))
+        assert np.abs(ours - wanted).max() <= 1, file.name
+    assert np.array_equal(picture(model), plain)  # the model itself is as it was
+
+
+def test_a_scale_of_zero_changes_nothing_and_two_adapters_add_up(
+    model: ImageHandle, layers: Any, tmp_path: Path
+) -> None:
+    file = str(peft(layers, tmp_path))
+    assert np.abs(picture(model, lora=((file, 0.0),)) - picture(model)).max() <= 1
+    twice = picture(model, lora=((file, 0.5), (file, 0.5)))
+    assert np.abs(twice - picture(model, lora=((file, 1.0),))).max() <= 1
+
+
+def test_an_adapter_works_on_a_quantized_unet(
+    engine: InferenceEngine, layers: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    file = str(kohya(layers, tmp_path))
+    with engine.load_images(tiny_folder, features={"diffusion.quantize": 8}) as model:
+        assert np.abs(picture(model, lora=((file, 1.0),)) - picture(model)).max() > 20
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"unet.nowhere.lora_A.weight": (4, 8), "unet.nowhere.lora_B.weight": (8, 4)}, "nowhere"),
+        (
+            {"lora_unet_nowhere.lora_down.weight": (4, 8), "lora_unet_nowhere.lora_up.weight": (8, 4)},
+            "nowhere",
+        ),
+        ({f"unet.{ATTENTION}.lora_A.weight": (4, 64)}, "without both matrices"),
+        (
+            {f"unet.{ATTENTION}.lora_A.weight": (4, 9), f"unet.{ATTENTION}.lora_B.weight": (64, 4)},
+            "(4, 9) and (64, 4)",
+        ),
+        ({f"unet.{ATTENTION}.hada_w1_a": (4, 9)}, "DoRA, LoHa, LoKr and OFT adapters are not implemented"),
+        ({"unet.conv_in.weight": (4, 9)}, "not a plain LoRA: it has unet.conv_in.weight"),
+    ],
+    ids=["unknown", "unknown flat", "half", "misshapen", "another kind", "no adapter"],
+)
+def test_an_adapter_that_does_not_fit_is_refused_by_name(
+    model: ImageHandle, tmp_path: Path, tensors: dict[str, tuple[int, ...]], words: str
+) -> None:
+    file = tmp_path / "bad.safetensors"
+    save_file({name: np.zeros(shape, np.float32) for name, shape in tensors.items()}, file)
+    with pytest.raises(IncompatibleWeightsError) as caught:
+        picture(model, lora=((str(file), 1.0),))
+    assert words in str(caught.value)
+
+
+def test_an_adapter_that_is_not_there_is_an_error(model: ImageHandle, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="holds 0"):
+        picture(model, lora=((str(tmp_path), 1.0),))
+    with pytest.raises(InvalidParameterError, match="lora scale"):
+        picture(model, lora=((str(tmp_path), float("inf")),))

@@ -182,8 +182,9 @@ def _help(out: Output) -> None:
         out.line("usage: mlxengine [-h] [-V] VERB …\n\nRun models of every kind on MLX.\n")
         width = max(len(name) for name, _ in rows)
         for name, summary in rows:
-            out.line(f"  {name:<{width}}  {summary}")
-        out.line("\n`mlxengine VERB --help` says more. Every verb takes --json, --quiet and --verbose.")
+            out.paragraph(f"  {name:<{width}}  {summary}", hang=" " * (width + 4))
+        out.line()
+        out.paragraph("`mlxengine VERB --help` says more. Every verb takes --json, --quiet and --verbose.")
 
     out.emit({"verbs": verbs}, text)
 

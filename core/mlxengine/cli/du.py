@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     def table() -> None:
         rows = [(model.id, human(model.size), human(model.partial)) for model in models]
         out.table(("model", "size", "of it incomplete"), rows)
-        out.line(f"{human(total)} in {folder}, {human(free)} free")
+        out.paragraph(f"{human(total)} in {folder}, {human(free)} free")
 
     sizes = [{"id": model.id, "size": model.size, "partial": model.partial} for model in models]
     out.emit({"cache_dir": folder, "total": total, "free": free, "models": sizes}, table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import UnsupportedInputError
+from ..errors import InvalidParameterError, UnsupportedInputError
 from ..events import ImageReady, Progress, TextDelta
 from ..images import ImageHandle, Picture
 from ..messages import ImagePart, Message, TextPart
@@ -84,6 +84,8 @@ def _reply(reply: TextReply) -> dict[str, object]:
 def _picture(handle: ImageHandle, prompt: str, arguments: argparse.Namespace, out: Output) -> None:
     if arguments.output is None:
         raise UsageError("A picture needs a file to go to.", hint="Add --output picture.png.")
+    if not arguments.output.absolute().parent.is_dir():
+        raise InvalidParameterError(f"There is no folder {arguments.output.parent}.", hint="Make it first.")
     request = ImageRequest(
         prompt=prompt,
         negative=arguments.negative,
@@ -100,7 +102,11 @@ def _picture(handle: ImageHandle, prompt: str, arguments: argparse.Namespace, ou
             elif isinstance(event, ImageReady):
                 ready = event
     assert ready is not None
-    path = Picture(pixels=ready.pixels, recipe=ready.recipe).save(arguments.output)
+    picture = Picture(pixels=ready.pixels, recipe=ready.recipe)
+    try:
+        path = picture.save(arguments.output)
+    except (OSError, ValueError) as error:  # no such format, no space
+        raise InvalidParameterError(f"{arguments.output} cannot be written: {error}.") from error
     value = {"model": handle.id, "path": path, "recipe": ready.recipe, "mock": ready.mock}
     out.emit(value, lambda: out.line(str(path)))
     if arguments.stats:

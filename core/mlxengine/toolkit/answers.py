@@ -107,6 +107,7 @@ class Answer(Row):
             priority=priority,
         )
         self.index = index
+        self.reuse = True  # whether its cache may come from, and go to, other requests
         self.cached = 0  # tokens of the prompt that did not have to be computed
         self.events: deque[Event] = deque()
         self._streaming = streaming

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import Drawn, Row, Stepped
+
+from ._prefix import PrefixCache
 
 _FOREVER = 1 << 60
 
@@ -19,9 +22,16 @@ class BatchDecoder:
         network: mlx-lm's module.
         max_rows: most rows that decode together.
         grammars: of the model's rows, told before each step which tokens were drawn.
+        prefixes: keeps the caches of rows that leave, for prompts that begin alike.
     """
 
-    def __init__(self, network: Any, max_rows: int, grammars: Grammars | None = None) -> None:
+    def __init__(
+        self,
+        network: Any,
+        max_rows: int,
+        grammars: Grammars | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         from mlx_lm.generate import BatchGenerator
 
         self._generator = BatchGenerator(
@@ -32,12 +42,14 @@ class BatchDecoder:
             stream=mx.default_stream(mx.default_device()),
         )
         self._grammars = grammars
+        self._prefixes = prefixes
         self._rows: dict[int, Row] = {}
 
     def insert(self, row: Row) -> None:
-        cache, held = row.kept or (None, [])
+        tokens = row.prompt + row.tokens
+        cache, held = row.kept or self._prefix(row, tokens) or (None, [])
         (uid,) = self._generator.insert(
-            [(row.prompt + row.tokens)[len(held) :]],
+            [tokens[len(held) :]],
             caches=[cache],
             all_tokens=[list(held)],
             samplers=[row.sampler],
@@ -70,10 +82,25 @@ class BatchDecoder:
 
     def remove(self, rows: Sequence[Row]) -> None:
         leaving = [uid for uid, row in self._rows.items() if any(row is other for other in rows)]
+        if not leaving:
+            return
+        keeping = [uid for uid in leaving if _reuses(self._rows[uid]) and self._rows[uid].failure is None]
+        keeping = keeping if self._prefixes is not None else []
+        kept = self._generator.extract_cache(keeping) if keeping else {}
         for uid in leaving:
             del self._rows[uid]
-        if leaving:
-            self._generator.remove(leaving)
+        for layers, tokens in kept.values():
+            if self._prefixes is not None and layers:
+                self._prefixes.add(layers, tokens)
+        self._generator.remove(leaving)
+
+    def _prefix(self, row: Row, tokens: list[int]) -> tuple[list[Any], list[int]] | None:
+        if self._prefixes is None or not _reuses(row):
+            return None
+        found = self._prefixes.find(tokens)
+        if found is not None and isinstance(row, Answer):
+            row.cached = min(len(found[1]), len(row.prompt))
+        return found
 
     def park(self, row: Row) -> tuple[Drawn, Any] | None:
         batch = self._generator._generation_batch
@@ -90,6 +117,10 @@ class BatchDecoder:
     def close(self) -> None:
         self._rows.clear()
         self._generator.close()
+
+
+def _reuses(row: Row) -> bool:
+    return isinstance(row, Answer) and row.reuse
 
 
 __all__ = ["BatchDecoder"]

@@ -29,6 +29,7 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         streaming=context.features.get(features.STREAMING),
         priority=request.priority,
     )
+    answer.reuse = context.features.get(features.PROMPT_CACHE)
     model.batch.admit(answer)
     return AnswerStream(model.batch, answer, context)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         context=own or context_length(config),
         defaults=dict(card.documents.get("generation_config.json") or {}),
         stop_ids=_stop_ids(tokenizer, context.configuration.extra_eos_tokens),
+        prefixes=_prefixes(card, context, network, tokenizer),
     )
     together = context.features.get(features.BATCH)
     model.batch.max_rows = context.features.get(features.MAX_BATCH) if together else 1
@@ -172,6 +174,31 @@ def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: 
             f"The tokenizer of {card.id} cannot be read: {error}.",
             hint="The repository needs a tokenizer.json (or tokenizer.model) that fits its configuration.",
         ) from error
+
+
+def _prefixes(card: ModelCard, context: LoadContext, network: Any, tokenizer: Any) -> Any:
+    from mlx.utils import tree_flatten
+
+    from ._prefix import PrefixCache
+    from ._shelf import DiskShelf
+
+    if not context.features.get(features.PROMPT_CACHE):
+        return None
+    budget = context.features.get(features.PROMPT_CACHE_MB) << 20
+    if context.device.free_memory is not None:
+        budget = min(budget, context.device.free_memory // 8)
+    folder = context.features.get(features.PROMPT_CACHE_FOLDER)
+    if folder is None:
+        return PrefixCache(budget)
+    parameters: Any = tree_flatten(network.parameters())
+    formats = sorted({str(value.dtype) for _, value in parameters})
+    words = getattr(tokenizer, "backend_tokenizer", None)
+    identity = (card.id, card.commit, formats, _hash(words.to_str() if words is not None else ""))
+    return PrefixCache(budget, DiskShelf(Path(str(folder)).expanduser(), repr(identity)))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _stop_ids(tokenizer: Any, extra: tuple[str, ...]) -> frozenset[int]:

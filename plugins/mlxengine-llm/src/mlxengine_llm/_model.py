@@ -12,6 +12,7 @@ from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import SharedBatch
 
 from ._decoder import BatchDecoder
+from ._prefix import PrefixCache
 
 
 @define(eq=False)
@@ -27,6 +28,7 @@ class LanguageModel:
         context: longest context in tokens, or ``None``.
         defaults: ``generation_config.json``.
         stop_ids: token ids that end an answer.
+        prefixes: caches of earlier prompts, or ``None``.
         grammars: compiles what answers must look like; ``None`` for a tokenizer that has no fast form.
         batch: decodes all requests together.
         voice: what their answers have in common.
@@ -39,13 +41,14 @@ class LanguageModel:
     context: int | None
     defaults: dict[str, Any]
     stop_ids: frozenset[int]
+    prefixes: PrefixCache | None = None
     grammars: Grammars | None = field(init=False)
     batch: SharedBatch = field(init=False)
     voice: Voice = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.grammars = _grammars(self.tokenizer, self.vocabulary, self.stop_ids)
-        self.batch = SharedBatch(lambda rows: BatchDecoder(self.network, rows, self.grammars))
+        self.batch = SharedBatch(lambda rows: BatchDecoder(self.network, rows, self.grammars, self.prefixes))
         self.voice = Voice(
             decode=lambda tokens: str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
             defaults=self.defaults,
@@ -64,6 +67,8 @@ class LanguageModel:
         """Let go of the weights and of every cache."""
         self.batch.close()
         self.network = self.tokenizer = None
+        if self.prefixes is not None:
+            self.prefixes.clear()
 
 
 def _grammars(tokenizer: Any, vocabulary: int, stop_ids: frozenset[int]) -> Grammars | None:

@@ -47,6 +47,28 @@ LOGPROBS = Feature(
     applies_to=("llm",),
     probe=_library,
 )
+PROMPT_CACHE = Feature(
+    name="llm.prompt_cache",
+    default=True,
+    summary="Reuse what was computed for earlier prompts that begin alike.",
+    provides=LLMEngineFeatures.PROMPT_CACHE,
+    applies_to=("llm",),
+    probe=_library,
+)
+PROMPT_CACHE_MB = Feature(
+    name="llm.prompt_cache_mb",
+    default=1024,
+    summary="Most MiB of prompt caches in memory; never over an eighth of what is free at load.",
+    applies_to=("llm",),
+    probe=_library,
+)
+PROMPT_CACHE_FOLDER: Feature[str | None] = Feature(
+    name="llm.prompt_cache_folder",
+    default=None,
+    summary="A folder where prompt caches of 128 tokens and more survive a restart; none writes nothing.",
+    applies_to=("llm",),
+    probe=_library,
+)
 STRUCTURED_OUTPUT = Feature(
     name="llm.structured_output",
     default=True,
@@ -63,4 +85,14 @@ DENSE_ON_CPU = Feature(
     probe=_library,
 )
 
-ALL: tuple[Feature[Any], ...] = (STREAMING, BATCH, MAX_BATCH, LOGPROBS, STRUCTURED_OUTPUT, DENSE_ON_CPU)
+ALL: tuple[Feature[Any], ...] = (
+    PROMPT_CACHE,
+    PROMPT_CACHE_MB,
+    PROMPT_CACHE_FOLDER,
+    STREAMING,
+    BATCH,
+    MAX_BATCH,
+    LOGPROBS,
+    STRUCTURED_OUTPUT,
+    DENSE_ON_CPU,
+)

@@ -90,7 +90,33 @@ def lay_out(kind: str, folder: Path) -> Path:
     """Write a checkpoint of the architecture that loads, prompts and answers like a real one."""
     stored = REFERENCES[kind]
     write(folder, stored["config"], stored["shapes"])
-    special = {0: "<pad>", 1: "<bos>", 2: "<eos>", 3: "<unk>", **_SPECIAL[kind]}
+    named = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
+    write_tokenizer(
+        folder, _SPECIAL[kind], _TAG.get(kind, "<image>"), named=named if kind == "gemma3" else {}
+    )
+    processor = _PROCESSOR[kind]
+    preprocessor = {**_PREPROCESSOR[kind], "processor_class": processor["processor_class"]}
+    if kind in ("smolvlm", "idefics3"):
+        preprocessor |= {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    return folder
+
+
+def write_tokenizer(
+    folder: Path,
+    special: dict[int, str],
+    image: str,
+    audio: str = "<audio>",
+    named: dict[str, str] | None = None,
+) -> None:
+    """Words as tokens (``w20`` is 20), and a chat template that writes the media's tags."""
+    special = {0: "<pad>", 1: "<bos>", 2: "<eos>", 3: "<unk>", **special}
     words = {special.get(token, f"w{token}"): token for token in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -98,13 +124,15 @@ def lay_out(kind: str, folder: Path) -> Path:
     added = [AddedToken(text, special=True, normalized=False) for text in special.values()]
     tokenizer.add_special_tokens(added)
     tokenizer.save(str(folder / "tokenizer.json"))
-    tag = _TAG.get(kind, "<image>")
+    tags = {"image": image, "video": image.replace("image", "video"), "audio": audio}
+    cases = "".join(
+        f"{{% {'if' if not at else 'elif'} c.type == '{kind}' %}}{tag}"
+        for at, (kind, tag) in enumerate(tags.items())
+    )
     template = (
-        "<bos>{% for m in messages %}{% for c in m.content %}{% if c.type == 'image' %}"
-        + tag
-        + "{% elif c.type"
-        " == 'video' %}" + tag.replace("image", "video") + "{% else %} {{ c.text }}{% endif %}{% endfor %}"
-        "{% endfor %}"
+        "<bos>{% for m in messages %}{% for c in m.content %}"
+        + cases
+        + "{% else %} {{ c.text }}{% endif %}{% endfor %}{% endfor %}"
     )
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -114,15 +142,6 @@ def lay_out(kind: str, folder: Path) -> Path:
         "unk_token": "<unk>",
         "chat_template": template,
     }
-    if kind == "gemma3":
-        named = {"boi_token": special[5], "eoi_token": special[6], "image_token": special[7]}
+    if named:
         settings |= {**named, "extra_special_tokens": named}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    processor = _PROCESSOR[kind]
-    preprocessor = {**_PREPROCESSOR[kind], "processor_class": processor["processor_class"]}
-    if kind in ("smolvlm", "idefics3"):
-        preprocessor |= {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    (folder / "processor_config.json").write_text(json.dumps(processor))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
-    return folder

@@ -62,7 +62,7 @@ class VisionDecoder:
         self._prefixes = prefixes
         self._grammars = grammars
         settings = getattr(self._language, "config", None)
-        self._prefix_lm = bool(getattr(settings, "use_bidirectional_attention", False))
+        self._prefix_lm = getattr(settings, "use_bidirectional_attention", None) is True
         self._reading: list[_Reading] = []
         self._rows: list[Row] = []
         self._cache: list[Any] = []

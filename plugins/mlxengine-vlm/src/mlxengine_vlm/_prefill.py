@@ -135,6 +135,8 @@ def embed(
         mask = mx.ones(tokens.shape, dtype=mx.int32)
         made = model.get_input_embeddings(tokens, given.get("pixel_values"), mask=mask, **extra)
         inputs = {name: value for name, value in made.to_dict().items() if value is not None}
+        if kind not in SPLICED:  # mlx-vlm hands its language models everything that the processor made
+            inputs = {**extra, **inputs}
     if kind == "gemma3" and media.any():
         inputs.pop("attention_mask_4d", None)
         window = int(getattr(model.config.text_config, "sliding_window", 0) or 0)

@@ -90,6 +90,10 @@ def prepare(
     """
     from mlx_vlm.utils import prepare_inputs
 
+    if len(sounds) > 1 and not getattr(processor, "supports_multiple_audio", False):
+        raise UnsupportedInputError(
+            f"This model takes one sound in a request, found {len(sounds)}.", hint="Join them, or ask twice."
+        )
     rate = int(getattr(getattr(processor, "feature_extractor", None), "sampling_rate", 16_000) or 16_000)
     given: dict[str, Any] = {}
     if clips:
@@ -150,8 +154,8 @@ def _resampled(sound: Sound, rate: int) -> Any:
 
 
 def arrays(made: Mapping[str, Any]) -> dict[str, Any]:
-    """What the processor made besides tokens and their mask, without what no model reads."""
-    dropped = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+    """What the processor made besides tokens and their mask."""
+    dropped = ("input_ids", "attention_mask")
     return {name: value for name, value in made.items() if name not in dropped}
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .errors import MisuseError as MisuseError
     from .errors import MLXEngineError as MLXEngineError
     from .events import Array as Array
+    from .events import ChoiceFinished as ChoiceFinished
     from .events import Embeddings as Embeddings
     from .events import Event as Event
     from .events import Finished as Finished
@@ -111,8 +112,8 @@ _HOMES = {
     "engine": "InferenceEngine",
     "errors": "MLXEngineError MisuseError",
     "embeddings": "AsyncEmbeddingHandle EmbeddingHandle",
-    "events": "Array Embeddings Event Finished FinishReason ImagePreview ImageReady Metrics Progress "
-    "ReasoningDelta Scores TextDelta TokenLogprob ToolCall TopLogprob Usage",
+    "events": "Array ChoiceFinished Embeddings Event Finished FinishReason ImagePreview ImageReady Metrics "
+    "Progress ReasoningDelta Scores TextDelta TokenLogprob ToolCall TopLogprob Usage",
     "features": "Explanation Feature Features LLMEngineFeatures Stage",
     "images": "AsyncImageHandle ImageHandle Picture",
     "fit": "FitReport FitVerdict",

@@ -185,6 +185,15 @@ class Metrics:
 
 
 @frozen(kw_only=True)
+class ChoiceFinished(Event):
+    """One of the answers (``index``) of a request for several has ended; `Finished` follows the last."""
+
+    reason: FinishReason = field(converter=FinishReason)
+    completion_tokens: int = 0
+    stop: str | int | None = None
+
+
+@frozen(kw_only=True)
 class Finished(Event):
     """The end of a request, exactly once and last.
 
@@ -200,6 +209,7 @@ class Finished(Event):
 
 __all__ = [
     "Array",
+    "ChoiceFinished",
     "Embeddings",
     "Event",
     "FinishReason",

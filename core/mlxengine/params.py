@@ -87,6 +87,7 @@ class GenerateParams:
         logprobs: report the log-probability of each token.
         top_logprobs: and of this many best alternatives, 0 to 20.
         grammar: what the whole answer must look like.
+        n: number of answers; answer i of a seeded request draws with ``seed + i``.
 
     Raises:
         InvalidParameterError: a value has the wrong type or is outside its range.
@@ -111,6 +112,7 @@ class GenerateParams:
     logprobs: bool = False
     top_logprobs: int = field(default=0, validator=_number(0, 20, integer=True))
     grammar: Grammar | None = field(default=None, validator=_grammar)
+    n: int = field(default=1, validator=_number(1, 128, integer=True))
 
 
 def params_from(values: Mapping[str, Any]) -> GenerateParams:

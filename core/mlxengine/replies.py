@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from attrs import frozen
 
 from .events import (
+    ChoiceFinished,
     Event,
     Finished,
     FinishReason,
@@ -90,13 +91,14 @@ class TextReply:
         deltas = [event for event in mine if isinstance(event, TextDelta)]
         thoughts = [event for event in mine if isinstance(event, ReasoningDelta)]
         spoken = [event for event in mine if isinstance(event, TextDelta | ReasoningDelta)]
+        ends = [event for event in mine if isinstance(event, ChoiceFinished)]
         return cls(
             text="".join(event.text for event in deltas),
             reasoning="".join(event.text for event in thoughts),
             token_ids=tuple(token for event in spoken for token in event.token_ids),
             logprobs=tuple(entry for event in deltas for entry in event.logprobs),
             tool_calls=tuple(event for event in mine if isinstance(event, ToolCall)),
-            finish_reason=result.finished.reason,
+            finish_reason=ends[0].reason if ends else result.finished.reason,
             usage=result.usage,
             metrics=result.metrics,
             mock=result.finished.mock,

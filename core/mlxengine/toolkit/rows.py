@@ -50,6 +50,7 @@ class Row:
         self.done = False
         self.failure: Exception | None = None
         self.inside = False  # in the decoder, reading its prompt or decoding
+        self.after: Row | None = None  # a row with the same prompt, read once for both
         self.kept: Any = None  # what the decoder gave for a row that was parked
         self.seen = -1
         self.reading = True
@@ -244,7 +245,10 @@ class SharedBatch:
             and len(self._rows) < self.max_rows
             and self._suspect is None
         ):
-            row = self._waiting.pop(0)
+            row = next((item for item in self._waiting if not self._must_wait(item)), None)
+            if row is None:
+                break
+            self._waiting.remove(row)
             try:
                 self._insert(self._decoder, row)
             except Exception as error:
@@ -253,6 +257,10 @@ class SharedBatch:
             if self._stuck > 1:  # something raises in every step: let rows in one by one to find it
                 self._suspect = row
         return self._decoder
+
+    def _must_wait(self, row: Row) -> bool:
+        leader = row.after
+        return leader is not None and leader.reading and (leader.inside or leader in self._waiting)
 
     def _insert(self, decoder: Decoder, row: Row) -> None:
         if isinstance(row.sampler, SeededSampler):

@@ -10,7 +10,7 @@ from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import Drawn, Row, Stepped
 
-from ._prefix import PrefixCache
+from ._prefix import SMALLEST, PrefixCache
 
 _FOREVER = 1 << 60
 
@@ -47,7 +47,7 @@ class BatchDecoder:
 
     def insert(self, row: Row) -> None:
         tokens = row.prompt + row.tokens
-        cache, held = row.kept or self._prefix(row, tokens) or (None, [])
+        cache, held = row.kept or self._fork(row) or self._prefix(row, tokens) or (None, [])
         (uid,) = self._generator.insert(
             [tokens[len(held) :]],
             caches=[cache],
@@ -93,6 +93,21 @@ class BatchDecoder:
             if self._prefixes is not None and layers:
                 self._prefixes.add(layers, tokens)
         self._generator.remove(leaving)
+
+    def _fork(self, row: Row) -> tuple[list[Any], list[int]] | None:
+        """The cache of a row with the same prompt, cut back to it."""
+        leader = next((uid for uid, other in self._rows.items() if other is row.after), None)
+        if leader is None or row.tokens or len(row.prompt) <= SMALLEST:
+            return None
+        layers, held = self._generator.extract_cache([leader])[leader]
+        surplus = len(held) - (len(row.prompt) - 1)
+        if surplus < 0 or not all(layer.is_trimmable() for layer in layers):
+            return None
+        for layer in layers:
+            layer.trim(surplus)
+        if isinstance(row, Answer):
+            row.cached = len(row.prompt) - 1
+        return layers, row.prompt[:-1]
 
     def _prefix(self, row: Row, tokens: list[int]) -> tuple[list[Any], list[int]] | None:
         if self._prefixes is None or not _reuses(row):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mlxengine import Event, Request, RunContext, TextRequest
 from mlxengine.errors import InvalidParameterError
-from mlxengine.toolkit.answers import Answer, AnswerStream
+from mlxengine.toolkit.answers import AnswerStream, ChoicesStream, choices
 
 from . import features
 from ._chat import prompt_tokens
@@ -22,16 +22,19 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
     if request.params.grammar is not None:
         context.features.require(features.STRUCTURED_OUTPUT)
     _check_tokens(model, request)
-    answer = Answer(
+    answers = choices(
         model.voice,
         prompt_tokens(model, request),
         request.params,
         streaming=context.features.get(features.STREAMING),
         priority=request.priority,
     )
-    answer.reuse = context.features.get(features.PROMPT_CACHE)
-    model.batch.admit(answer)
-    return AnswerStream(model.batch, answer, context)
+    for answer in answers:
+        answer.reuse = context.features.get(features.PROMPT_CACHE)
+        model.batch.admit(answer)
+    if len(answers) == 1:
+        return AnswerStream(model.batch, answers[0], context)
+    return ChoicesStream(model.batch, answers, context)
 
 
 def _check_tokens(model: LanguageModel, request: TextRequest) -> None:

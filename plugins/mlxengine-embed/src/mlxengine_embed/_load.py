@@ -11,9 +11,8 @@ from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import BackendUnavailableError, CancelledError, IncompatibleWeightsError
 
 from . import features
+from ._claim import CPU_TOKENS, GPU_TOKENS
 from ._recipe import Dense, Normalize, Recipe, read_recipe
-
-_GPU_TOKENS, _CPU_TOKENS = 16384, 512
 
 
 def load(card: ModelCard, context: LoadContext) -> Loaded:
@@ -58,7 +57,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         "id": card.id,
         "encoder": encoder,
         "tokenizer": tokenizer,
-        "batch_tokens": _CPU_TOKENS if on_cpu else _GPU_TOKENS,
+        "batch_tokens": CPU_TOKENS if on_cpu else GPU_TOKENS,
     }
     model, modules = (
         _reranker(card, config, weights, quantization, common)

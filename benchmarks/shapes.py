@@ -1,0 +1,116 @@
+"""Random-weight language models of real shapes: what speed and memory depend on, without the download."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+COMMON = {
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+def llama(
+    hidden: int, layers: int, heads: int, kv: int, inner: int, vocabulary: int = 32000
+) -> dict[str, Any]:
+    """A Llama configuration."""
+    return {
+        **COMMON,
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "intermediate_size": inner,
+        "vocab_size": vocabulary,
+        "head_dim": hidden // heads,
+    }
+
+
+def other(
+    kind: str, hidden: int, layers: int, heads: int, kv: int, inner: int, **more: Any
+) -> dict[str, Any]:
+    """The same for another architecture."""
+    return {**llama(hidden, layers, heads, kv, inner), "model_type": kind, **more}
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-20M": llama(256, 6, 4, 2, 1024),
+    "llama-60M": llama(512, 10, 8, 8, 2048),
+    "llama-160M": llama(768, 16, 12, 4, 3072),
+    "llama-400M": llama(1024, 24, 16, 8, 4096),
+    "qwen2-60M": other("qwen2", 512, 10, 8, 2, 2048),
+    "qwen2-250M": other("qwen2", 896, 20, 14, 2, 4864),
+    "qwen3-60M": other("qwen3", 512, 10, 8, 4, 2048, head_dim=64),
+    "qwen3-300M": other("qwen3", 1024, 18, 16, 8, 3072, head_dim=128),
+    "gemma3-100M": other(
+        "gemma3_text",
+        640,
+        12,
+        4,
+        1,
+        2048,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        sliding_window=512,
+        sliding_window_pattern=6,
+    ),
+    "phi3-100M": other("phi3", 640, 12, 10, 10, 2560, tie_word_embeddings=False),
+}
+BIG: dict[str, dict[str, Any]] = {
+    "llama-1B": llama(2048, 16, 32, 8, 8192, 128256),
+    "llama-8B": {**llama(4096, 32, 32, 8, 14336, 128256), "tie_word_embeddings": False},
+}
+
+
+def write_checkpoint(folder: Path, config: dict[str, Any], dtype: str = "bfloat16") -> Path:
+    """Write a checkpoint with random weights and a tokenizer that has a token for each byte."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    folder.mkdir(parents=True)
+    module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
+    network = module.Model(module.ModelArgs.from_dict(config))
+    kind = getattr(mx, dtype)
+    shards: list[dict[str, mx.array]] = [{}]
+    size = 0
+    for name, value in tree_flatten(network.parameters()):
+        array = (mx.random.normal(value.shape) * 0.02).astype(kind)
+        if "norm" in name:
+            array = mx.ones(value.shape, kind)
+        size += array.nbytes
+        if size > 2 << 30:
+            shards.append({})
+            size = array.nbytes
+        shards[-1][name] = array
+    del network
+    for index, shard in enumerate(shards):
+        name = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        mx.save_safetensors(str(folder / name), shard, {"format": "mlx"})
+        shard.clear()
+        mx.clear_cache()
+    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}))
+    _write_tokenizer(folder)
+    return folder
+
+
+def _write_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def test_a_cross_encoder_gives_the_references_scores(
 def test_the_stored_references_are_what_sentence_transformers_gives_now(
     references: References, minilm_folder: Path, tmp_path: Path
 ) -> None:
-    python = os.environ.get("MLXENGINE_PARITY_PYTHON", "python")
+    python = os.environ.get("MLXENGINE_PARITY_PYTHON", sys.executable)
     script = Path(__file__).parent / "make_references.py"
     target = tmp_path / "references.npz"
     subprocess.run([python, str(script), str(minilm_folder), str(target)], check=True, capture_output=True)

@@ -15,7 +15,7 @@ from mlxengine.errors import (
 from mlxengine.toolkit.estimate import loaded_weights
 
 from ._families import family_of
-from ._recipe import Recipe, read_recipe
+from ._recipe import Recipe, is_sentence_model, read_recipe
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 CPU_TOKENS, GPU_TOKENS = 512, 16384  # padded tokens in one step
@@ -28,7 +28,7 @@ def claim(card: ModelCard) -> Claim | None:
     if card.source is Source.GGUF or "model_index.json" in card.documents:
         return None
     wanted = card.configuration.kind == "embed" or card.configuration.plugin == "embed"
-    sentence = "modules.json" in card.documents
+    sentence = is_sentence_model(card)
     scores = _scores(card) and card.architecture in ENCODERS
     bare = card.architecture in ENCODERS and not _is_classifier(card)
     known = card.architecture in DECODERS and family_of(card) is not None

@@ -108,6 +108,20 @@ class Recipe:
         return sizes[-1] if sizes else hidden_size * len(self.pooling)
 
 
+def is_sentence_model(card: ModelCard) -> bool:
+    """Whether ``modules.json`` lists modules of sentence-transformers."""
+    return any(str(module.get("type", "")).startswith("sentence_transformers.") for module in _modules(card))
+
+
+def _modules(card: ModelCard) -> list[Mapping[str, Any]]:
+    """The entries of ``modules.json`` in their order; empty if there is none."""
+    found = card.documents.get("modules.json")
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        return []
+    entries = [module for module in found if isinstance(module, Mapping)]
+    return sorted(entries, key=lambda entry: entry["idx"] if isinstance(entry.get("idx"), int) else 0)
+
+
 def read_recipe(card: ModelCard) -> Recipe:
     """The recipe of a repository: its own files', else the registry entry's, else its family's.
 
@@ -117,20 +131,17 @@ def read_recipe(card: ModelCard) -> Recipe:
         IncompatibleWeightsError: a file of the recipe is missing or makes no sense.
     """
     documents = card.documents
-    modules = documents.get("modules.json")
-    if isinstance(modules, Sequence):
-        recipe = _read_modules(card, modules)
-    else:
-        recipe = _without_modules(card)
+    modules = _modules(card)
+    recipe = _read_modules(card, modules) if modules else _without_modules(card)
     configured = card.configuration
     if isinstance(configured, EmbedConfiguration):
         recipe = _apply_configuration(recipe, configured)
     return _read_prompts(recipe, documents)
 
 
-def _read_modules(card: ModelCard, modules: Sequence[Any]) -> Recipe:
+def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Recipe:
     recipe = Recipe(source="modules.json", pooling=())
-    for module in sorted((m for m in modules if isinstance(m, Mapping)), key=lambda m: int(m.get("idx", 0))):
+    for module in modules:
         name, folder = str(module.get("type", "")).rpartition(".")[2], str(module.get("path", "")).strip("/")
         config = card.documents.get(f"{folder}/config.json" if folder else "config.json")
         config = config if isinstance(config, Mapping) else {}

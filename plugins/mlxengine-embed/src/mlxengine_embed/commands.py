@@ -1,0 +1,241 @@
+"""The verbs ``embed`` and ``similarity`` of the ``mlxengine`` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mlxengine import EmbeddingHandle, InferenceEngine
+from mlxengine.errors import InvalidParameterError, ModelNotFoundError
+from mlxengine.events import Array
+from mlxengine.features import parse_flags
+
+from ._precision import NEEDS_RANGES, PRECISIONS
+from ._writers import writer_for
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InvalidParameterError(f"{self.prog}: {message}.", hint=f"`{self.prog} --help` shows the usage.")
+
+
+def embed(words: list[str]) -> int:
+    """Turn texts into vectors: ``mlxengine embed [TEXT…|-] [--file F] [--out FILE]``."""
+    parser = _parser("embed", "Turn texts into vectors, one a line on standard output, or into a file.")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help='texts, or "-" for lines of standard input')
+    parser.add_argument("--file", type=Path, help="texts from a file: .jsonl, or one text a line")
+    parser.add_argument("--field", default="text", help="the field of a .jsonl object (default: text)")
+    parser.add_argument("--out", type=Path, help="where to write: .npy, .jsonl or .parquet")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", help="put before every text")
+    prompts.add_argument("--prompt-name", help="one of the model's own prompts, for example query")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--truncate-dim", type=int, help="keep the first dimensions only")
+    parser.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="scale to unit length")
+    parser.add_argument("--batch-tokens", type=int, help="most padded tokens in one step")
+    arguments = parser.parse_args(words)
+    texts, total = _texts(arguments)
+    writer = writer_for(arguments.out)
+    with _loaded(arguments) as model:
+        # An 8-bit step is a share of each dimension's range, which only all vectors together tell.
+        source = list(texts) if arguments.precision in NEEDS_RANGES else texts
+        started = time.monotonic()
+        kept: list[str] = []
+        vectors = _vectors(model, source, kept, arguments, _progress(arguments, total, started))
+        if writer is None:
+            _print_vectors(model, vectors, arguments)
+        else:
+            count = writer(arguments.out, vectors, iter_texts(kept))
+            _tell(arguments, f"{count} vectors in {arguments.out}, {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def similarity(words: list[str]) -> int:
+    """How similar texts are: ``mlxengine similarity A B …``."""
+    parser = _parser("similarity", "How similar texts are, by the model's own similarity function.")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="two texts or more")
+    arguments = parser.parse_args(words)
+    if len(arguments.texts) < 2:
+        raise InvalidParameterError("similarity needs two texts or more.")
+    with _loaded(arguments) as model:
+        table = model.similarity(arguments.texts).numpy().tolist()
+        name = str(model.info.get("similarity"))
+    if arguments.json:
+        _line(
+            json.dumps({"model": arguments.model, "function": name, "texts": arguments.texts, "table": table})
+        )
+    elif len(arguments.texts) == 2:
+        _line(f"{table[0][1]:.4f}")
+    else:
+        _line(format_table(arguments.texts, table))
+    return 0
+
+
+def format_table(texts: list[str], table: list[list[float]], width: int = 48) -> str:
+    """A similarity matrix with its texts, numbered, one row a text."""
+    short = [text if len(text) <= width else f"{text[: width - 1]}…" for text in texts]
+    longest = max(map(len, short))
+    head = " " * (longest + 5) + "".join(f"{i:>7}" for i in range(1, len(texts) + 1))
+    rows = [
+        f"{i:>3}  {text:<{longest}}" + "".join(f"{value:7.2f}" for value in row)
+        for i, (text, row) in enumerate(zip(short, table, strict=True), 1)
+    ]
+    return "\n".join([head, *rows])
+
+
+def iter_texts(kept: list[str]) -> Iterator[str]:
+    """The texts whose vectors were taken, each once, as they are taken: nothing is held on to."""
+    while True:
+        yield kept.pop(0)
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"mlxengine {verb}", description=description, allow_abbrev=False)
+    parser.add_argument(
+        "-m", "--model", default=DEFAULT_MODEL, help="org/name or a folder (default: %(default)s)"
+    )
+    parser.add_argument("--plugin", help="the plugin that must serve it")
+    parser.add_argument(
+        "--feature", action="append", default=[], metavar="NAME[=VALUE]", help="a feature flag"
+    )
+    parser.add_argument("--offline", action="store_true", help="make no request to the hub")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+class _loaded:  # noqa: N801 - used as a context manager only
+    """The engine and the model of a command line, closed together."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        flags: dict[str, object] = {}
+        for text in arguments.feature:
+            flags.update(parse_flags(text))
+        self._engine = InferenceEngine(features=flags, offline=True if arguments.offline else None)
+        self._arguments = arguments
+
+    def __enter__(self) -> EmbeddingHandle:
+        try:
+            return self._engine.load_embeddings(self._arguments.model, plugin=self._arguments.plugin)
+        except BaseException:
+            self._engine.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.close()
+
+
+def _texts(arguments: argparse.Namespace) -> tuple[Iterable[str], int | None]:
+    """The texts, and how many if that is known; a file is read as it is needed."""
+    if arguments.file is not None:
+        if arguments.texts:
+            raise InvalidParameterError("Give texts or --file, not both.")
+        if not arguments.file.is_file():
+            raise ModelNotFoundError(f"There is no file {arguments.file}.")
+        with arguments.file.open("rb") as lines:
+            total = sum(1 for line in lines if line.strip())
+        return _lines_of(arguments.file, arguments.field), total
+    if arguments.texts == ["-"] or (not arguments.texts and not sys.stdin.isatty()):
+        return (line.rstrip("\r\n") for line in sys.stdin), None
+    if not arguments.texts:
+        raise InvalidParameterError("There is no text.", hint='Give one: mlxengine embed "a cat".')
+    return list(arguments.texts), len(arguments.texts)
+
+
+def _lines_of(path: Path, name: str) -> Iterator[str]:
+    as_json = path.suffix.lower() in (".jsonl", ".ndjson")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            if not as_json:
+                yield line.rstrip("\r\n")
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise InvalidParameterError(f"Line {number} of {path} is not JSON: {error}") from error
+            text = value.get(name) if isinstance(value, dict) else value
+            if not isinstance(text, str):
+                raise InvalidParameterError(
+                    f"Line {number} of {path} has no text in the field {name!r}.",
+                    hint="Name it with --field.",
+                )
+            yield text
+
+
+def _vectors(
+    model: EmbeddingHandle,
+    texts: Iterable[str],
+    kept: list[str],
+    arguments: argparse.Namespace,
+    progress: Callable[[int, int | None], None] | None,
+) -> Iterator[Array]:
+    options: dict[str, Any] = {
+        "prompt": arguments.prompt,
+        "prompt_name": arguments.prompt_name,
+        "precision": arguments.precision,
+        "truncate_dim": arguments.truncate_dim,
+        "normalize": arguments.normalize,
+        "batch_tokens": arguments.batch_tokens,
+        "progress": progress,
+    }
+    if arguments.precision in NEEDS_RANGES:
+        listed = list(texts)
+        kept += listed
+        found = model.embed(listed, **options)
+        rows = found.numpy()
+        return (Array(data=row.tobytes(), shape=row.shape, dtype=row.dtype.name) for row in rows)
+
+    def noted() -> Iterator[str]:
+        for text in texts:
+            kept.append(text)
+            yield text
+
+    streamed: Iterator[Array] = model.embed(noted(), **options)
+    return streamed
+
+
+def _print_vectors(model: EmbeddingHandle, vectors: Iterator[Array], arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        rows = [vector.numpy().tolist() for vector in vectors]
+        value = {"model": arguments.model, "dimension": len(rows[0]) if rows else model.dimension}
+        _line(json.dumps({**value, "vectors": rows}))
+        return
+    for vector in vectors:
+        _line(json.dumps(vector.numpy().tolist()))
+
+
+def _progress(
+    arguments: argparse.Namespace, total: int | None, started: float
+) -> Callable[[int, int | None], None] | None:
+    if arguments.quiet or not sys.stderr.isatty():
+        return None
+
+    def show(done: int, _total: int | None) -> None:
+        speed = done / max(time.monotonic() - started, 1e-9)
+        share = f"{done}/{total}" if total else str(done)
+        sys.stderr.write(f"\r{share} texts, {speed:.0f}/s\033[K" + ("\n" if done == total else ""))
+        sys.stderr.flush()
+
+    return show
+
+
+def _tell(arguments: argparse.Namespace, text: str) -> None:
+    if not arguments.quiet:
+        sys.stderr.write(f"{text}\n")
+
+
+def _line(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+__all__ = ["embed", "format_table", "similarity"]

@@ -1,0 +1,307 @@
+"""What must hold for any text: no NaN, no influence of neighbours, truncation that is told, typed errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import embed_checkpoints
+import numpy as np
+import pytest
+from embed_texts import mixed_texts
+from mlxengine import EmbeddingHandle, Embeddings, EmbedRequest, Finished, InferenceEngine, RankRequest
+from mlxengine.errors import (
+    IncompatibleWeightsError,
+    InvalidParameterError,
+    UnsupportedArchitectureError,
+    UnsupportedInputError,
+)
+from mlxengine_embed import EmbedConfiguration
+
+Load = Callable[[str], EmbeddingHandle]
+WORDS = embed_checkpoints.word_texts()
+ARCHITECTURES = ["bert-mean", "bert-last", "xlm-roberta", "modernbert", "qwen3", "gemma3"]
+
+
+def cosine(left: Any, right: Any) -> Any:
+    return (left * right).sum(-1) / (np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_vector_does_not_depend_on_what_else_is_in_its_batch(random_model: Load, name: str) -> None:
+    model = random_model(name)
+    together = model.embed(WORDS, batch_tokens=10**6).numpy()
+    alone = np.concatenate([model.embed(text).numpy() for text in WORDS])
+    assert cosine(together, alone).min() > 0.999999
+    assert np.abs(together - alone).max() < 1e-5 * max(1, np.abs(alone).max())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_no_text_gives_nan(random_model: Load, name: str, precision: str) -> None:
+    texts = ["", "   ", "<s> </s>", "<pad> <pad>", "<unk>", " ".join(["w1"] * 480), "w1"]
+    found = random_model(name).embed(texts, precision=precision)
+    assert np.isfinite(found.numpy()).all()
+    assert found.truncated == (5,)
+
+
+def test_no_texts_give_an_empty_matrix(random_model: Load) -> None:
+    model = random_model("bert-dense")
+    assert model.embed([]).numpy().shape == (0, 16)
+    assert model.embed([], precision="ubinary").numpy().shape == (0, 2)
+    assert list(model.embed(iter(()))) == []
+    assert random_model("bert-reranker").rank("w1", []) == ()
+
+
+def test_a_tokenizer_without_special_tokens_gives_zeros_for_an_empty_text(
+    engine: InferenceEngine, random_root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "plain"
+    shutil.copytree(embed_checkpoints.write("bert-mean", random_root), folder)
+    embed_checkpoints.write_tokenizer(folder, "plain")
+    with engine.load_embeddings(folder) as model:
+        found = model.embed(["", "w1 w2"]).numpy()
+    assert not found[0].any()
+    assert found[1].any()
+
+
+def test_a_text_of_ten_times_the_maximum_is_cut_as_its_beginning_is(minilm_model: EmbeddingHandle) -> None:
+    long = "river " * 2560
+    found = minilm_model.embed([long, "river " * 254, "river"])
+    vectors = found.numpy()
+    assert found.truncated == (0,)
+    assert cosine(vectors[0], vectors[1]) > 0.999999
+    assert found.usage.prompt_tokens == 256 + 256 + 3
+    assert dict(found.metrics.extra)["truncated"] == 1
+
+
+def test_vectors_come_in_the_order_of_the_texts_with_progress(minilm_model: EmbeddingHandle) -> None:
+    texts = mixed_texts()[27:60]
+    seen: list[tuple[int, int | None]] = []
+    whole = minilm_model.embed(texts, batch_tokens=128, progress=lambda *s: seen.append(s)).numpy()
+    assert seen[-1] == (33, 33)
+    assert seen == sorted(seen)
+    assert len(seen) > 3
+    for index in (0, 16, 32):
+        assert cosine(whole[index], minilm_model.embed(texts[index]).numpy()[0]) > 0.999999
+
+
+def test_an_iterator_is_read_as_its_vectors_are_taken(random_model: Load) -> None:
+    model = random_model("bert-mean")
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        for index in range(10_000):
+            read += 1
+            yield f"w{index % 200}"
+
+    vectors = model.embed(texts())
+    first = next(vectors)
+    assert first.shape == (64,)
+    assert read < 10_000
+    assert np.allclose(first.numpy(), model.embed("w0").numpy()[0], atol=1e-5)
+    with pytest.raises(InvalidParameterError, match="range"):
+        model.embed(iter(["w1"]), precision="int8")
+
+
+def test_eight_bit_ranges_can_be_given(minilm_model: EmbeddingHandle) -> None:
+    texts = mixed_texts()[27:60]
+    vectors = minilm_model.embed(texts).numpy()
+    ranges = (vectors.min(axis=0).tolist(), vectors.max(axis=0).tolist())
+    own = minilm_model.embed(texts, precision="int8").numpy()
+    given = np.stack([v.numpy() for v in minilm_model.embed(iter(texts), precision="int8", ranges=ranges)])
+    # Vectors of another batch differ in the last bits, and may cross the border of a step.
+    assert (own != given).mean() < 0.002
+    with pytest.raises(InvalidParameterError, match="single text"):
+        minilm_model.embed("one", precision="int8")
+
+
+def test_events_are_one_batch_a_step_and_their_bytes_are_read_without_copying(
+    minilm_model: EmbeddingHandle,
+) -> None:
+    result = minilm_model.run(EmbedRequest(texts=mixed_texts()[27:60], batch_tokens=256))
+    assert isinstance(result.finished, Finished)
+    batches = [event for event in result.events if isinstance(event, Embeddings)]
+    assert len(batches) > 3
+    assert sorted(index for event in batches for index in event.indices) == list(range(33))
+    assert batches[0].vectors is not None
+    view = batches[0].vectors.numpy()
+    assert isinstance(batches[0].vectors.data, bytes)
+    assert not view.flags.owndata
+    assert dict(result.metrics.extra)["padding_share"] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"prompt_name": "nobody"}, "has no prompt 'nobody'"),
+        ({"prompt": "a", "prompt_name": "query"}, "either"),
+        ({"truncate_dim": 385}, "more than the 384"),
+        ({"truncate_dim": 0}, "positive"),
+        ({"precision": "int4"}, "precision='int4'"),
+        ({"output": "words"}, "output='words'"),
+        ({"output": "tokens", "precision": "int8"}, "does not go"),
+        ({"batch_tokens": 0}, "batch_tokens"),
+    ],
+)
+def test_a_bad_argument_is_a_typed_error(
+    minilm_model: EmbeddingHandle, arguments: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(InvalidParameterError, match=match):
+        minilm_model.embed(["a", "b"], **arguments)
+
+
+@pytest.mark.parametrize("text", [3, None, b"bytes", ["nested"]])
+def test_a_text_that_is_none_is_a_typed_error(minilm_model: EmbeddingHandle, text: Any) -> None:
+    with pytest.raises(InvalidParameterError, match=r"texts\[1\]"):
+        minilm_model.embed(["a", text])
+    with pytest.raises(InvalidParameterError, match="found one"):
+        EmbedRequest(texts="abc")  # type: ignore[arg-type]
+
+
+def test_a_broken_text_fails_its_own_request_only(minilm_model: EmbeddingHandle) -> None:
+    with pytest.raises(UnsupportedInputError, match="refuses"):
+        minilm_model.embed(["fine", "half a pair \ud83d"])
+    assert np.isfinite(minilm_model.embed("fine").numpy()).all()
+
+
+def test_an_embedding_model_does_not_rank_and_a_reranker_does_not_embed(
+    minilm_model: EmbeddingHandle, random_model: Load
+) -> None:
+    with pytest.raises(UnsupportedInputError, match="not a cross-encoder"):
+        minilm_model.run(RankRequest(query="a", documents=("b",)))
+    with pytest.raises(UnsupportedInputError, match="reranker"):
+        random_model("bert-reranker").embed("w1")
+
+
+def test_similarity_takes_texts_and_vectors(minilm_model: EmbeddingHandle) -> None:
+    texts = ["a cat", "a kitten", "the stock market fell"]
+    table = minilm_model.similarity(texts).numpy()
+    assert table.shape == (3, 3)
+    assert np.allclose(np.diag(table), 1, atol=1e-5)
+    assert table[0, 1] > 0.6 > 0.3 > table[0, 2]
+    vectors = minilm_model.embed(texts)
+    assert np.allclose(minilm_model.similarity(vectors, vectors.numpy()[:1]).numpy(), table[:, :1], atol=1e-5)
+    with pytest.raises(InvalidParameterError, match="cannot be compared"):
+        minilm_model.similarity(vectors, [[1.0, 2.0]])
+
+
+@pytest.mark.feature("embed.quantization")
+@pytest.mark.parametrize("name", ["bert-mean", "xlm-roberta", "modernbert", "qwen3", "gemma3"])
+def test_an_encoder_of_eight_bits_stays_near_the_reference(
+    engine: InferenceEngine, random_root: Path, tmp_path: Path, references: Any, name: str
+) -> None:
+    import mlx.core as mx
+
+    folder = tmp_path / name
+    shutil.copytree(embed_checkpoints.write(name, random_root), folder)
+    weights = mx.load(str(folder / "model.safetensors"))
+    packed: dict[str, Any] = {}
+    for key, value in weights.items():
+        if value.ndim == 2 and value.shape[1] % 32 == 0 and "position" not in key and "token_type" not in key:
+            stem = key.removesuffix(".weight")
+            parts = mx.quantize(value, group_size=32, bits=8)
+            packed |= zip((key, f"{stem}.scales", f"{stem}.biases"), parts, strict=True)
+        else:
+            packed[key] = value
+    mx.save_safetensors(str(folder / "model.safetensors"), packed)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"] = {"group_size": 32, "bits": 8}
+    (folder / "config.json").write_text(json.dumps(config))
+    with engine.load_embeddings(folder) as model:
+        found = model.embed(WORDS).numpy()
+    assert cosine(found, references[name]).min() >= 0.999
+
+
+@pytest.mark.feature("embed.custom_tokenizers")
+def test_a_tokenizer_of_the_repositorys_own_is_used(
+    engine: InferenceEngine, random_root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(embed_checkpoints.write("bert-mean", random_root), folder)
+    described = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = described["model"]["vocab"]
+    vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    with (
+        engine.load_embeddings(folder) as swapped,
+        engine.load_embeddings(embed_checkpoints.write("bert-mean", random_root)) as plain,
+    ):
+        assert np.allclose(swapped.embed("w1 w3").numpy(), plain.embed("w2 w3").numpy(), atol=1e-6)
+        assert swapped.info["tokenizer"] != "BertTokenizer"
+
+
+@pytest.mark.feature("embed.cpu_kernels")
+def test_the_quicker_cpu_blocks_change_nothing_that_matters(
+    engine: InferenceEngine, minilm_folder: Path, minilm_model: EmbeddingHandle
+) -> None:
+    texts = mixed_texts()[20:50]
+    with engine.load_embeddings(minilm_folder, features={"embed.cpu_kernels": False}) as library:
+        assert library.info["cpu_kernels"] == ""
+        found = library.embed(texts).numpy()
+    assert np.abs(found - minilm_model.embed(texts).numpy()).max() < 5e-6
+
+
+def test_a_model_arrives_from_the_hub_with_nothing_but_what_it_needs(minilm: Any, hub_home: Path) -> None:
+    with InferenceEngine(endpoint=minilm.endpoint, cache_dir=hub_home / "hub") as engine:
+        with engine.load_embeddings(minilm.id) as model:
+            assert model.embed("a cat").shape == (1, 384)
+        owner = engine.explain(minilm.id)
+        assert (owner.record.name, owner.claim.reason) == ("embed", "sentence-transformers files")
+
+
+def test_a_bare_encoder_needs_a_pooling(engine: InferenceEngine, random_root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(embed_checkpoints.write("bert-cls", random_root), folder)
+    for name in ("modules.json", "sentence_bert_config.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "1_Pooling")
+    with pytest.raises(UnsupportedArchitectureError, match="says nothing about pooling") as caught:
+        engine.load_embeddings(folder)
+    assert "EmbedConfiguration" in str(caught.value.hint)
+    configured = EmbedConfiguration(id=str(folder), pooling="cls", max_length=48)
+    with engine.load_embeddings(configured) as model:
+        expected = engine.load_embeddings(embed_checkpoints.write("bert-cls", random_root))
+        assert np.abs(model.embed(WORDS).numpy() - expected.embed(WORDS).numpy()).max() < 1e-6
+    renamed = folder.rename(tmp_path / "bge-small-en-v1.5")
+    with engine.load_embeddings(renamed) as family:
+        assert family.info["pooling"] == ("cls",)
+        assert family.info["normalize"]
+        assert "query" in family.info["prompts"]
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(
+    engine: InferenceEngine, random_root: Path, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path / "lacking"
+    shutil.copytree(embed_checkpoints.write("bert-mean", random_root), folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["surplus.weight"] = weights.pop("encoder.layer.1.output.dense.bias")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(IncompatibleWeightsError) as caught:
+        engine.load_embeddings(folder)
+    assert "encoder.layer.1.output.dense.bias" in str(caught.value)
+    assert "surplus.weight" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_a_hundred_thousand_texts(random_model: Load) -> None:
+    import resource
+
+    model = random_model("bert-mean")
+
+    def peak_after(count: int) -> int:
+        texts = (" ".join(f"w{(index + k) % 200}" for k in range(1 + index % 7)) for index in range(count))
+        taken = sum(1 for _ in model.embed(texts))
+        assert taken == count
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    peak_after(1_000)
+    ten_thousand = peak_after(10_000)
+    assert peak_after(100_000) <= 1.2 * ten_thousand

@@ -1,0 +1,73 @@
+"""The verbs ``embed`` and ``similarity`` of the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import embed_checkpoints
+import numpy as np
+import pytest
+from mlxengine.cli import main
+
+WORDS = embed_checkpoints.word_texts()[:5]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(embed_checkpoints.write("bert-mean", tmp_path_factory.mktemp("commands")))
+
+
+def test_vectors_go_to_a_file_of_each_kind(folder: str, tmp_path: Path) -> None:
+    source = tmp_path / "texts.jsonl"
+    source.write_text("\n".join(json.dumps({"body": word}) for word in WORDS))
+    for ending in ("npy", "jsonl", "parquet"):
+        target = tmp_path / f"v.{ending}"
+        arguments = ["--file", str(source), "--field", "body", "--out", str(target)]
+        assert main(["embed", "-q", "-m", folder, *arguments]) == 0
+        assert not list(tmp_path.glob("*.part"))
+    vectors = np.load(tmp_path / "v.npy", allow_pickle=False)
+    assert vectors.shape == (5, 64)
+    rows = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == WORDS
+    assert np.allclose([row["vector"] for row in rows], vectors, atol=1e-6)
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(tmp_path / "v.parquet")
+    assert table["text"].to_pylist() == WORDS
+    assert np.allclose(table["vector"].to_pylist(), vectors, atol=1e-6)
+
+
+def test_json_is_one_value(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embed", "--json", "-m", folder, "--precision", "int8", "w1 w2", "w3"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert (value["dimension"], len(value["vectors"])) == (64, 2)
+    assert main(["similarity", "--json", "-m", folder, "w1", "w1", "w2"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["table"][0][1] == pytest.approx(1, abs=1e-5)
+
+
+def test_similarity_prints_a_number_for_two_texts_and_a_table_for_more(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["similarity", "-m", folder, "w1", "w1"]) == 0
+    assert capsys.readouterr().out == "1.0000\n"
+    assert main(["similarity", "-m", folder, "w1", "w2", "w3 w4"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["embed", "--out", "v.csv", "w1"], "cannot be written"),
+        (["embed", "--out", "/nowhere/v.npy", "w1"], "no folder"),
+        (["embed", "--precision", "int4", "w1"], "invalid choice"),
+        (["embed", "--file", "missing.txt"], "no file"),
+        (["similarity", "w1"], "two texts"),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_wrong(
+    arguments: list[str], match: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) in (2, 3)
+    assert match in capsys.readouterr().err

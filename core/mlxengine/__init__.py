@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .events import ReasoningDelta as ReasoningDelta
     from .events import Scores as Scores
     from .events import TextDelta as TextDelta
+    from .events import TextScore as TextScore
     from .events import TokenLogprob as TokenLogprob
     from .events import ToolCall as ToolCall
     from .events import TopLogprob as TopLogprob
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from .requests import ImageRequest as ImageRequest
     from .requests import RankRequest as RankRequest
     from .requests import Request as Request
+    from .requests import ScoreRequest as ScoreRequest
     from .requests import TextRequest as TextRequest
     from .session import AsyncSession as AsyncSession
     from .session import Session as Session
@@ -113,7 +115,7 @@ _HOMES = {
     "errors": "MLXEngineError MisuseError",
     "embeddings": "AsyncEmbeddingHandle EmbeddingHandle",
     "events": "Array ChoiceFinished Embeddings Event Finished FinishReason ImagePreview ImageReady Metrics "
-    "Progress ReasoningDelta Scores TextDelta TokenLogprob ToolCall TopLogprob Usage",
+    "Progress ReasoningDelta Scores TextDelta TextScore TokenLogprob ToolCall TopLogprob Usage",
     "features": "Explanation Feature Features LLMEngineFeatures Stage",
     "images": "AsyncImageHandle ImageHandle Picture",
     "fit": "FitReport FitVerdict",
@@ -130,7 +132,7 @@ _HOMES = {
     "protocol": "LLMEngine",
     "replies": "Result TextReply",
     "session": "AsyncSession Session",
-    "requests": "EmbedRequest ImageRequest RankRequest Request TextRequest",
+    "requests": "EmbedRequest ImageRequest RankRequest Request ScoreRequest TextRequest",
     "streams": "AsyncEventStream EventStream",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

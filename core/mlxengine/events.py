@@ -7,6 +7,7 @@ sent to another thread or pickled. Every stream ends with exactly one `Finished`
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,24 @@ class Scores(Event):
 
 
 @frozen(kw_only=True)
+class TextScore(Event):
+    """Natural-log probability of each of ``token_ids``, given all before it; the very first has none."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """The text's log-probability."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability of a token."""
+        return math.exp(-self.total / len(self.logprobs))
+
+
+@frozen(kw_only=True)
 class ImagePreview(Event):
     """A rough picture of what is being made, shape (height, width, 3), uint8."""
 
@@ -221,6 +240,7 @@ __all__ = [
     "ReasoningDelta",
     "Scores",
     "TextDelta",
+    "TextScore",
     "TokenLogprob",
     "ToolCall",
     "TopLogprob",

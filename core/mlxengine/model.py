@@ -11,11 +11,12 @@ import attrs
 
 from .configuration import ModelCard, ModelConfiguration
 from .errors import InvalidParameterError
+from .events import TextScore
 from .features import Explanation, Feature
 from .messages import Message, as_messages
 from .params import GenerateParams
 from .replies import Result, TextReply
-from .requests import Request, TextRequest
+from .requests import Request, ScoreRequest, TextRequest
 from .streams import AsyncEventStream, EventStream
 
 if TYPE_CHECKING:
@@ -208,6 +209,14 @@ class TextHandle(ModelHandle):
         """
         return TextReply.of(self.stream(prompt, params, instructions=instructions, tools=tools))
 
+    def score(self, text: str) -> TextScore:
+        """How probable the text is to the model, token by token.
+
+        Raises:
+            MLXEngineError: the model does not score texts, or the text is too short or too long.
+        """
+        return _scored(self.run(ScoreRequest(text=text)))
+
     def session(
         self,
         *,
@@ -220,6 +229,10 @@ class TextHandle(ModelHandle):
         from .session import Session
 
         return Session(self, instructions=instructions, params=params, tools=tools, history=history)
+
+
+def _scored(result: Result) -> TextScore:
+    return next(event for event in result.events if isinstance(event, TextScore))
 
 
 class AsyncModelHandle(_Handle):
@@ -271,6 +284,10 @@ class AsyncTextHandle(AsyncModelHandle):
         """The whole answer."""
         stream = self.stream(prompt, params, instructions=instructions, tools=tools)
         return TextReply.of([event async for event in stream])
+
+    async def score(self, text: str) -> TextScore:
+        """How probable the text is to the model, token by token."""
+        return _scored(await self.run(ScoreRequest(text=text)))
 
     def session(
         self,

@@ -86,6 +86,23 @@ class TextRequest(Request):
 
 
 @frozen(kw_only=True)
+class ScoreRequest(Request):
+    """How probable a text is to a language model.
+
+    Args:
+        text: what to score; the tokenizer's own opening tokens are put before it.
+        tokens: token ids instead of a text, at least two; the first is only context.
+    """
+
+    text: str | None = None
+    tokens: tuple[int, ...] | None = field(default=None, converter=_optional_tuple)
+
+    def __attrs_post_init__(self) -> None:
+        if (self.text is None) == (self.tokens is None):
+            raise InvalidParameterError("A score request takes exactly one of text and tokens.")
+
+
+@frozen(kw_only=True)
 class EmbedRequest(Request):
     """Texts in, one vector each out.
 
@@ -163,4 +180,4 @@ class ImageRequest(Request):
     preview_every: int = 0
 
 
-__all__ = ["EmbedRequest", "ImageRequest", "RankRequest", "Request", "TextRequest"]
+__all__ = ["EmbedRequest", "ImageRequest", "RankRequest", "Request", "ScoreRequest", "TextRequest"]

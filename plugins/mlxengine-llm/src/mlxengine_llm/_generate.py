@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlxengine import Event, Request, RunContext, TextRequest
+from mlxengine import Event, Request, RunContext, ScoreRequest, TextRequest
 from mlxengine.errors import InvalidParameterError
 from mlxengine.toolkit.answers import AnswerStream, ChoicesStream, choices
 
 from . import features
 from ._chat import prompt_tokens
 from ._model import LanguageModel
+from ._score import score
 
 
 def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
     """The plugin's ``generate``: ``None`` for what is not a text request on a language model."""
-    if not isinstance(model, LanguageModel) or not isinstance(request, TextRequest):
+    if not isinstance(model, LanguageModel):
+        return None
+    if isinstance(request, ScoreRequest):
+        return score(model, request, context)
+    if not isinstance(request, TextRequest):
         return None
     if request.params.logprobs or request.params.top_logprobs:
         context.features.require(features.LOGPROBS)

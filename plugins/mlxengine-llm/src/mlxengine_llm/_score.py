@@ -1,0 +1,69 @@
+"""How probable a text is to the model, computed a piece at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+from mlxengine import Event, Finished, Metrics, RunContext, ScoreRequest, TextScore, Usage
+from mlxengine.errors import InvalidParameterError, PromptTooLongError
+from mlxengine.toolkit.rows import Pace
+
+from ._model import LanguageModel
+
+
+def score(model: LanguageModel, request: ScoreRequest, context: RunContext) -> Iterator[Event | None]:
+    """Check the request and start.
+
+    Raises:
+        InvalidParameterError: the text has fewer than two tokens, or a token id is not in the vocabulary.
+        PromptTooLongError: it does not fit in the context.
+    """
+    tokens = list(model.tokenizer.encode(request.text) if request.text is not None else request.tokens or ())
+    if len(tokens) < 2:
+        raise InvalidParameterError(
+            f"A text of {len(tokens)} tokens cannot be scored: the first is only context.",
+            hint="Give a longer text.",
+        )
+    if any(not 0 <= token < model.vocabulary for token in tokens):
+        raise InvalidParameterError(f"The vocabulary of {model.card.id} has {model.vocabulary} tokens.")
+    if model.context is not None and len(tokens) > model.context:
+        raise PromptTooLongError(
+            f"The text has {len(tokens)} tokens; {model.card.id} takes {model.context}.",
+            hint="Score it in pieces.",
+        )
+    return _pieces(model.network, tokens, context.budget_ms)
+
+
+def _pieces(network: Any, tokens: list[int], budget_ms: float) -> Iterator[Event | None]:
+    from mlx_lm.models.cache import make_prompt_cache
+
+    start = time.perf_counter()
+    cache = make_prompt_cache(network)
+    pace = Pace()
+    found: list[float] = []
+    while len(found) < len(tokens) - 1:
+        began = time.perf_counter()
+        at = len(found)
+        # the logits of a piece take vocabulary × piece × 4 bytes
+        piece = tokens[at : min(at + min(pace.chunk(budget_ms, 1), 512), len(tokens) - 1)]
+        logits = network(mx.array([piece]), cache=cache)[0].astype(mx.float32)
+        wanted = mx.array(tokens[at + 1 : at + 1 + len(piece)])
+        picked = mx.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+        values: Any = (picked - mx.logsumexp(logits, axis=-1)).tolist()
+        found.extend(values)
+        pace.observe(len(piece), time.perf_counter() - began)
+        yield None
+    yield TextScore(token_ids=tuple(tokens[1:]), logprobs=tuple(found))
+    yield Finished(
+        usage=Usage(prompt_tokens=len(tokens)),
+        metrics=Metrics(
+            prompt_per_second=len(tokens) / (time.perf_counter() - start),
+            peak_memory_bytes=mx.get_peak_memory(),
+        ),
+    )
+
+
+__all__ = ["score"]

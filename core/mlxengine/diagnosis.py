@@ -196,7 +196,7 @@ def _cache(settings: Settings) -> list[Check]:
     size = human(sum(model.size for model in models))
     checks = [Check(name="models", detail=f"{len(ready)} of {len(models)} are ready to load, {size} on disk")]
     for model in models:
-        if not model.ready:
+        if not model.ready and model.partial:
             checks.append(
                 Check(
                     name=f"model {model.id}",
@@ -211,12 +211,18 @@ def _cache(settings: Settings) -> list[Check]:
         except (MLXEngineError, OSError) as error:
             checks.append(_failed(f"model {model.id}", error))
             continue
-        if not report.ok:
-            names = ", ".join(item.path for item in report.bad) or report.problem
-            remedy = f"mlxengine repair {model.id}"
-            checks.append(
-                Check(name=f"model {model.id}", status="failed", detail=f"damaged: {names}", remedy=remedy)
+        if report.ok:
+            continue
+        names = ", ".join(item.path for item in report.bad) or report.problem
+        stranger = all(item.state is hub.FileState.UNVERIFIED for item in report.bad) and not report.problem
+        checks.append(
+            Check(
+                name=f"model {model.id}",
+                status="warning" if stranger else "failed",
+                detail=f"never verified: {names}" if stranger else f"damaged: {names}",
+                remedy=f"mlxengine {'pull' if stranger else 'repair'} {model.id}",
             )
+        )
     folder = settings.hub.cache_dir or Path(os.environ.get("HF_HUB_CACHE") or Path.home())
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -241,7 +247,7 @@ def _network(settings: Settings) -> Check:
     except MLXEngineError as error:
         return _failed("hub", error)
     return Check(
-        name="hub", detail=f"{settings.hub.endpoint or os.environ.get('HF_ENDPOINT') or 'hub'} answers"
+        name="hub", detail=f"{settings.hub.endpoint or os.environ.get('HF_ENDPOINT') or 'the hub'} answers"
     )
 
 

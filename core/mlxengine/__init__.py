@@ -96,10 +96,12 @@ if TYPE_CHECKING:
     from .replies import TextReply as TextReply
     from .requests import EmbedRequest as EmbedRequest
     from .requests import ImageRequest as ImageRequest
+    from .requests import LoadAdapterRequest as LoadAdapterRequest
     from .requests import RankRequest as RankRequest
     from .requests import Request as Request
     from .requests import ScoreRequest as ScoreRequest
     from .requests import TextRequest as TextRequest
+    from .requests import UnloadAdapterRequest as UnloadAdapterRequest
     from .session import AsyncSession as AsyncSession
     from .session import Session as Session
     from .streams import AsyncEventStream as AsyncEventStream
@@ -132,7 +134,8 @@ _HOMES = {
     "protocol": "LLMEngine",
     "replies": "Result TextReply",
     "session": "AsyncSession Session",
-    "requests": "EmbedRequest ImageRequest RankRequest Request ScoreRequest TextRequest",
+    "requests": "EmbedRequest ImageRequest RankRequest Request ScoreRequest TextRequest "
+    "UnloadAdapterRequest LoadAdapterRequest",
     "streams": "AsyncEventStream EventStream",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

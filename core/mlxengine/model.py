@@ -16,7 +16,7 @@ from .features import Explanation, Feature
 from .messages import Message, as_messages
 from .params import GenerateParams
 from .replies import Result, TextReply
-from .requests import Request, ScoreRequest, TextRequest
+from .requests import LoadAdapterRequest, Request, ScoreRequest, TextRequest, UnloadAdapterRequest
 from .streams import AsyncEventStream, EventStream
 
 if TYPE_CHECKING:
@@ -217,6 +217,18 @@ class TextHandle(ModelHandle):
         """
         return _scored(self.run(ScoreRequest(text=text)))
 
+    def load_adapter(self, source: str, name: str, *, scale: float = 1.0, default: bool = False) -> None:
+        """Load a LoRA or DoRA adapter; requests choose it with ``GenerateParams(adapter=name)``.
+
+        Raises:
+            MLXEngineError: it does not fit the model, or the model takes no adapters.
+        """
+        self.run(LoadAdapterRequest(name=name, source=source, scale=scale, default=default))
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter."""
+        self.run(UnloadAdapterRequest(name=name))
+
     def session(
         self,
         *,
@@ -284,6 +296,16 @@ class AsyncTextHandle(AsyncModelHandle):
         """The whole answer."""
         stream = self.stream(prompt, params, instructions=instructions, tools=tools)
         return TextReply.of([event async for event in stream])
+
+    async def load_adapter(
+        self, source: str, name: str, *, scale: float = 1.0, default: bool = False
+    ) -> None:
+        """Load a LoRA or DoRA adapter; requests choose it with ``GenerateParams(adapter=name)``."""
+        await self.run(LoadAdapterRequest(name=name, source=source, scale=scale, default=default))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter."""
+        await self.run(UnloadAdapterRequest(name=name))
 
     async def score(self, text: str) -> TextScore:
         """How probable the text is to the model, token by token."""

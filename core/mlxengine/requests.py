@@ -92,14 +92,40 @@ class ScoreRequest(Request):
     Args:
         text: what to score; the tokenizer's own opening tokens are put before it.
         tokens: token ids instead of a text, at least two; the first is only context.
+        adapter: as in `GenerateParams`.
     """
 
     text: str | None = None
     tokens: tuple[int, ...] | None = field(default=None, converter=_optional_tuple)
+    adapter: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if (self.text is None) == (self.tokens is None):
             raise InvalidParameterError("A score request takes exactly one of text and tokens.")
+
+
+@frozen(kw_only=True)
+class LoadAdapterRequest(Request):
+    """Load a LoRA or DoRA adapter beside the weights of a model.
+
+    Args:
+        name: what requests will call it.
+        source: a folder, or a repository on the hub, in mlx-lm's or PEFT's format.
+        scale: multiplies the adapter's own.
+        default: use it for requests that name no adapter.
+    """
+
+    name: str
+    source: str = field(converter=str)
+    scale: float = 1.0
+    default: bool = False
+
+
+@frozen(kw_only=True)
+class UnloadAdapterRequest(Request):
+    """Forget an adapter of a model."""
+
+    name: str
 
 
 @frozen(kw_only=True)
@@ -180,4 +206,13 @@ class ImageRequest(Request):
     preview_every: int = 0
 
 
-__all__ = ["EmbedRequest", "ImageRequest", "RankRequest", "Request", "ScoreRequest", "TextRequest"]
+__all__ = [
+    "EmbedRequest",
+    "ImageRequest",
+    "LoadAdapterRequest",
+    "RankRequest",
+    "Request",
+    "ScoreRequest",
+    "TextRequest",
+    "UnloadAdapterRequest",
+]

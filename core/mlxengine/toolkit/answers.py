@@ -96,6 +96,11 @@ class Answer(Row):
         priority: int = 0,
         index: int = 0,
     ) -> None:
+        if params.adapter is not None:
+            raise UnsupportedInputError(
+                f"This model has no adapters; {params.adapter!r} was asked for.",
+                hint="Leave params.adapter out.",
+            )
         if params.n != 1:
             raise UnsupportedInputError(
                 f"This model gives one answer to a request, {params.n} were asked for.",
@@ -263,11 +268,14 @@ class AnswerStream(Iterator[Event | None]):
 def choices(
     voice: Voice, prompt: Sequence[int], params: GenerateParams, *, streaming: bool = True, priority: int = 0
 ) -> list[Answer]:
-    """The ``params.n`` answers to one prompt, which is read for the first of them."""
+    """The ``params.n`` answers to one prompt, which is read for the first of them.
+
+    The caller has seen to ``params.adapter``.
+    """
     found: list[Answer] = []
     for index in range(params.n):
         seed = None if params.seed is None else (params.seed + index) % 2**64
-        own = attrs.evolve(params, n=1, seed=seed)
+        own = attrs.evolve(params, n=1, adapter=None, seed=seed)
         found.append(Answer(voice, prompt, own, streaming=streaming, priority=priority, index=index))
         found[-1].after = found[0] if index else None
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -22,6 +22,7 @@ class BatchDecoder:
         network: mlx-lm's module.
         max_rows: most rows that decode together.
         grammars: of the model's rows, told before each step which tokens were drawn.
+        before: called before each step; chooses the adapter.
         prefixes: keeps the caches of rows that leave, for prompts that begin alike.
     """
 
@@ -31,6 +32,7 @@ class BatchDecoder:
         max_rows: int,
         grammars: Grammars | None = None,
         prefixes: PrefixCache | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         from mlx_lm.generate import BatchGenerator
 
@@ -43,6 +45,7 @@ class BatchDecoder:
         )
         self._grammars = grammars
         self._prefixes = prefixes
+        self._before = before
         self._rows: dict[int, Row] = {}
 
     def insert(self, row: Row) -> None:
@@ -60,6 +63,7 @@ class BatchDecoder:
     def step(self, chunk: int) -> Stepped:
         self._generator.prefill_step_size = chunk
         self._expect_masks()
+        self._before()
         with self._generator.stats() as work:
             _, answers = self._generator.next()
         drawn = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from mlxengine import LoadContext, Loaded, ModelCard, Progress, Source
 from mlxengine.errors import (
     CancelledError,
     CorruptFileError,
-    FeatureUnavailableError,
     IncompatibleWeightsError,
     LoadError,
     MLXEngineError,
+    ModelNotFoundError,
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
@@ -34,7 +34,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         LoadError, CorruptFileError: as `mlxengine.hookspecs.HookSpecs.load_model` says.
     """
     if context.configuration.adapter is not None:
-        raise FeatureUnavailableError("Loading a model with an adapter is not available yet.")
+        context.features.require(features.LORA)
     _report(context, 0)
     with descriptor_limit_kept():
         import mlx_lm.utils
@@ -60,9 +60,12 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         defaults=dict(card.documents.get("generation_config.json") or {}),
         stop_ids=_stop_ids(tokenizer, context.configuration.extra_eos_tokens),
         prefixes=_prefixes(card, context, network, tokenizer),
+        max_rows=context.features.get(features.MAX_BATCH) if context.features.get(features.BATCH) else 1,
     )
-    together = context.features.get(features.BATCH)
-    model.batch.max_rows = context.features.get(features.MAX_BATCH) if together else 1
+    if context.configuration.adapter is not None:
+        folder = adapter_folder(context.configuration.adapter, context.fetch)
+        model.adapters.load("default", folder)
+        model.adapters.default = "default"
     return Loaded(
         model=model,
         warm=warm(network),
@@ -72,7 +75,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
             "library": f"mlx-lm {mlx_lm.__version__}",
             "vocabulary": len(tokenizer),
             "context_length": model.context,
-            "batch": model.batch.max_rows,
+            "batch": model.max_rows,
         },
     )
 
@@ -174,6 +177,22 @@ def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: 
             f"The tokenizer of {card.id} cannot be read: {error}.",
             hint="The repository needs a tokenizer.json (or tokenizer.model) that fits its configuration.",
         ) from error
+
+
+def adapter_folder(source: str, fetch: Callable[[str, Sequence[str]], Path] | None) -> Path:
+    """A local adapter's folder, or that of one fetched from the hub.
+
+    Raises:
+        ModelNotFoundError: there is no such folder, and nothing can be fetched.
+    """
+    from ._adapters import FILES as ADAPTER_FILES
+
+    local = Path(source).expanduser()
+    if local.is_dir():
+        return local
+    if fetch is None or source.startswith(("/", ".", "~")):
+        raise ModelNotFoundError(f"There is no adapter folder {source}.")
+    return fetch(source, ADAPTER_FILES)
 
 
 def _prefixes(card: ModelCard, context: LoadContext, network: Any, tokenizer: Any) -> Any:

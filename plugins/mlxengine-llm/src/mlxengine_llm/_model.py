@@ -6,11 +6,13 @@ from typing import Any
 
 from attrs import define, field
 from mlxengine import ModelCard
+from mlxengine.errors import InvalidParameterError
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.estimate import text_config
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import SharedBatch
 
+from ._adapters import Adapters
 from ._decoder import BatchDecoder
 from ._prefix import PrefixCache
 
@@ -30,7 +32,9 @@ class LanguageModel:
         stop_ids: token ids that end an answer.
         prefixes: caches of earlier prompts, or ``None``.
         grammars: compiles what answers must look like; ``None`` for a tokenizer that has no fast form.
-        batch: decodes all requests together.
+        max_rows: most requests that are decoded together.
+        adapters: LoRA and DoRA adapters that are loaded.
+        lanes: one shared batch for the plain weights, and one for each adapter in use.
         voice: what their answers have in common.
     """
 
@@ -42,13 +46,16 @@ class LanguageModel:
     defaults: dict[str, Any]
     stop_ids: frozenset[int]
     prefixes: PrefixCache | None = None
+    max_rows: int = 32
     grammars: Grammars | None = field(init=False)
-    batch: SharedBatch = field(init=False)
+    adapters: Adapters = field(init=False)
+    lanes: dict[str | None, SharedBatch] = field(init=False)
     voice: Voice = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.grammars = _grammars(self.tokenizer, self.vocabulary, self.stop_ids)
-        self.batch = SharedBatch(lambda rows: BatchDecoder(self.network, rows, self.grammars, self.prefixes))
+        self.adapters = Adapters(self.network)
+        self.lanes = {}
         self.voice = Voice(
             decode=lambda tokens: str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
             defaults=self.defaults,
@@ -58,6 +65,42 @@ class LanguageModel:
         )
 
     @property
+    def batch(self) -> SharedBatch:
+        """The batch of the plain weights."""
+        return self.lane(None)
+
+    def lane(self, adapter: str | None) -> SharedBatch:
+        """The batch of an adapter's rows: rows of one step must share their weights."""
+        if adapter not in self.lanes:
+            prefixes = self.prefixes
+            if adapter is not None and prefixes is not None:
+                prefixes = PrefixCache(prefixes.budget // 4)  # what it computes is no other's
+            self.lanes[adapter] = SharedBatch(
+                lambda rows: BatchDecoder(
+                    self.network, rows, self.grammars, prefixes, lambda: self.adapters.use(adapter)
+                ),
+                max_rows=self.max_rows,
+            )
+        return self.lanes[adapter]
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter and what was computed with it.
+
+        Raises:
+            InvalidParameterError: it is not loaded, or a request still uses it.
+        """
+        lane = self.lanes.get(name)
+        if lane is not None and len(lane):
+            raise InvalidParameterError(
+                f"The adapter {name!r} is in use by {len(lane)} requests.",
+                hint="Wait for them, or cancel them.",
+            )
+        self.adapters.unload(name)
+        if lane is not None:
+            lane.close()
+            del self.lanes[name]
+
+    @property
     def vocabulary(self) -> int:
         """Number of logits: at least the tokenizer's tokens."""
         named = text_config(self.config).get("vocab_size")
@@ -65,7 +108,9 @@ class LanguageModel:
 
     def close(self) -> None:
         """Let go of the weights and of every cache."""
-        self.batch.close()
+        for lane in self.lanes.values():
+            lane.close()
+        self.lanes.clear()
         self.network = self.tokenizer = None
         if self.prefixes is not None:
             self.prefixes.clear()

@@ -34,14 +34,16 @@ def score(model: LanguageModel, request: ScoreRequest, context: RunContext) -> I
             f"The text has {len(tokens)} tokens; {model.card.id} takes {model.context}.",
             hint="Score it in pieces.",
         )
-    return _pieces(model.network, tokens, context.budget_ms)
+    return _pieces(model, tokens, context.budget_ms, model.adapters.resolve(request.adapter))
 
 
-def _pieces(network: Any, tokens: list[int], budget_ms: float) -> Iterator[Event | None]:
+def _pieces(
+    model: LanguageModel, tokens: list[int], budget_ms: float, adapter: str | None
+) -> Iterator[Event | None]:
     from mlx_lm.models.cache import make_prompt_cache
 
     start = time.perf_counter()
-    cache = make_prompt_cache(network)
+    cache = make_prompt_cache(model.network)
     pace = Pace()
     found: list[float] = []
     while len(found) < len(tokens) - 1:
@@ -49,7 +51,8 @@ def _pieces(network: Any, tokens: list[int], budget_ms: float) -> Iterator[Event
         at = len(found)
         # the logits of a piece take vocabulary × piece × 4 bytes
         piece = tokens[at : min(at + min(pace.chunk(budget_ms, 1), 512), len(tokens) - 1)]
-        logits = network(mx.array([piece]), cache=cache)[0].astype(mx.float32)
+        model.adapters.use(adapter)
+        logits = model.network(mx.array([piece]), cache=cache)[0].astype(mx.float32)
         wanted = mx.array(tokens[at + 1 : at + 1 + len(piece)])
         picked = mx.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
         values: Any = (picked - mx.logsumexp(logits, axis=-1)).tolist()

@@ -69,6 +69,14 @@ PROMPT_CACHE_FOLDER: Feature[str | None] = Feature(
     applies_to=("llm",),
     probe=_library,
 )
+LORA = Feature(
+    name="llm.lora",
+    default=True,
+    summary="LoRA and DoRA adapters, loaded beside the weights and chosen per request.",
+    provides=LLMEngineFeatures.LORA,
+    applies_to=("llm",),
+    probe=_library,
+)
 STRUCTURED_OUTPUT = Feature(
     name="llm.structured_output",
     default=True,
@@ -86,6 +94,7 @@ DENSE_ON_CPU = Feature(
 )
 
 ALL: tuple[Feature[Any], ...] = (
+    LORA,
     PROMPT_CACHE,
     PROMPT_CACHE_MB,
     PROMPT_CACHE_FOLDER,

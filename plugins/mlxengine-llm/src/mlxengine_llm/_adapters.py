@@ -1,0 +1,259 @@
+"""LoRA and DoRA adapters: loaded beside the weights, chosen per request, taken away without a trace.
+
+LoRA (Hu et al. 2021) adds ``scale · x A B`` to a layer's output; DoRA (Liu et al. 2024) also rescales each
+output by a learned magnitude over the norm of the adapted weights. The base weights are never changed: a
+layer that an adapter touches is wrapped, and unwrapped when the last such adapter is unloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import mlx.core as mx
+import mlx.nn as nn
+from attrs import frozen
+from mlx.utils import tree_unflatten
+from mlxengine.errors import CorruptFileError, IncompatibleWeightsError, InvalidParameterError, LoadError
+
+FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
+BASE = "base"
+
+
+@frozen(kw_only=True)
+class Delta:
+    """An adapter at one layer: ``a`` (inputs, rank), ``b`` (rank, outputs), ``magnitude`` (outputs,)."""
+
+    a: mx.array
+    b: mx.array
+    scale: float
+    magnitude: mx.array | None = None
+
+
+class _Adapted(nn.Module):  # type: ignore[misc]
+    """A linear layer with the deltas of all loaded adapters, of which at most one is active."""
+
+    def __init__(self, base: nn.Module, choice: _Choice) -> None:
+        super().__init__()
+        self.base = base
+        self._of: _Deltas = _Deltas(choice)
+
+    def __call__(self, x: mx.array) -> Any:
+        found = self._of.active()
+        if found is None:
+            return self.base(x)
+        delta, ratio = found
+        low = ((x @ delta.a) @ delta.b) * delta.scale
+        if ratio is None:
+            return self.base(x) + low.astype(x.dtype)
+        bias = self.base.bias if "bias" in self.base else None
+        plain = self.base(x) if bias is None else self.base(x) - bias
+        out = (plain + low.astype(x.dtype)) * ratio.astype(x.dtype)
+        return out if bias is None else out + bias
+
+
+class _Choice:
+    """Which adapter the next forward pass uses."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+
+class _Deltas:
+    """Kept apart from the module's parameters, which stay those of the base."""
+
+    def __init__(self, choice: _Choice) -> None:
+        self.choice = choice
+        self.by_name: dict[str, tuple[Delta, mx.array | None]] = {}
+
+    def active(self) -> tuple[Delta, mx.array | None] | None:
+        return None if self.choice.name is None else self.by_name.get(self.choice.name)
+
+
+class Adapters:
+    """The adapters of one model.
+
+    Args:
+        network: mlx-lm's module.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self._choice = _Choice()
+        self._layers: dict[str, _Adapted] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+        self.default: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The loaded adapters."""
+        return tuple(self._names)
+
+    def resolve(self, name: str | None) -> str | None:
+        """The adapter that a request means: its own, the default, or none for ``"base"``.
+
+        Raises:
+            InvalidParameterError: no adapter of that name is loaded.
+        """
+        if name is None:
+            return self.default
+        if name == BASE:
+            return None
+        if name not in self._names:
+            known = ", ".join((*self._names, BASE))
+            raise InvalidParameterError(
+                f"No adapter {name!r} is loaded; there are: {known}.", hint="Load it with load_adapter first."
+            )
+        return name
+
+    def use(self, name: str | None) -> None:
+        """The adapter of the following forward passes."""
+        self._choice.name = name
+
+    def load(self, name: str, folder: Path, *, scale: float = 1.0) -> None:
+        """Read an adapter in mlx-lm's or PEFT's format; ``scale`` multiplies its own.
+
+        Raises:
+            InvalidParameterError: the name is taken.
+            IncompatibleWeightsError: it was made for another model; the tensors are named.
+            LoadError, CorruptFileError: it cannot be read, or is of a kind that is not supported.
+        """
+        if name in self._names or name == BASE or not name:
+            raise InvalidParameterError(f"The adapter name {name!r} is taken or reserved.")
+        deltas = read_adapter(folder, scale)
+        modules = dict(self._network.named_modules())
+        problems = [_problem(path, delta, self._base(path, modules)) for path, delta in deltas.items()]
+        wrong = [text for text in problems if text]
+        if wrong:
+            raise IncompatibleWeightsError(
+                f"The adapter in {folder} does not fit this model: {'; '.join(wrong[:8])}.",
+                hint="Load it with the model that it was trained on.",
+            )
+        for path, delta in deltas.items():
+            if path not in self._layers:
+                self._layers[path] = _Adapted(modules[path], self._choice)
+                self._network.update_modules(tree_unflatten([(path, self._layers[path])]))
+            layer = self._layers[path]
+            ratio = _ratio(layer.base, delta)
+            kept = layer.base.scales.dtype if "scales" in layer.base else layer.base.weight.dtype
+            delta = attrs.evolve(delta, a=delta.a.astype(kept), b=delta.b.astype(kept))
+            mx.eval([delta.a, delta.b, *([] if ratio is None else [ratio])])
+            layer._of.by_name[name] = (delta, ratio)
+        self._names[name] = tuple(deltas)
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter; layers that no other one touches are the base's own again.
+
+        Raises:
+            InvalidParameterError: it is not loaded.
+        """
+        if name not in self._names:
+            self.resolve(name)
+            raise InvalidParameterError(f"{name!r} is not an adapter that can be unloaded.")
+        for path in self._names.pop(name):
+            layer = self._layers[path]
+            del layer._of.by_name[name]
+            if not layer._of.by_name:
+                del self._layers[path]
+                self._network.update_modules(tree_unflatten([(path, layer.base)]))
+        if self.default == name:
+            self.default = None
+
+    def _base(self, path: str, modules: Mapping[str, Any]) -> Any:
+        return self._layers[path].base if path in self._layers else modules.get(path)
+
+
+def read_adapter(folder: Path, scale: float = 1.0) -> dict[str, Delta]:
+    """The deltas of an adapter folder, by the path of the layer."""
+    from mlxengine.toolkit.loading import check_safetensors
+
+    try:
+        config = json.loads(folder.joinpath("adapter_config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoadError(
+            f"{folder} is not an adapter: its adapter_config.json cannot be read: {error}.",
+            hint="Give a folder in mlx-lm's or PEFT's format.",
+        ) from error
+    is_peft = "peft_type" in config
+    file = folder / ("adapter_model.safetensors" if is_peft else "adapters.safetensors")
+    if not file.exists():
+        raise LoadError(f"{folder} has no {file.name}.")
+    check_safetensors(file)
+    weights: Any = mx.load(str(file))
+    try:
+        return _peft(config, weights, scale) if is_peft else _mlx_lm(config, weights, scale)
+    except (KeyError, TypeError) as error:
+        raise CorruptFileError(f"The adapter in {folder} lacks {error}.") from error
+
+
+def _mlx_lm(config: Mapping[str, Any], weights: Mapping[str, mx.array], scale: float) -> dict[str, Delta]:
+    kind = config.get("fine_tune_type", "lora")
+    if kind not in ("lora", "dora"):
+        raise LoadError(f"An adapter of the type {kind!r} cannot be loaded beside the weights.")
+    own = float(config["lora_parameters"]["scale"]) * scale
+    found = {}
+    for path in {name.removesuffix(".lora_a") for name in weights if name.endswith(".lora_a")}:
+        found[path] = Delta(
+            a=weights[f"{path}.lora_a"],
+            b=weights[f"{path}.lora_b"],
+            scale=own,
+            magnitude=weights.get(f"{path}.m"),
+        )
+    return _complete(found, weights, 3 if kind == "dora" else 2)
+
+
+def _peft(config: Mapping[str, Any], weights: Mapping[str, mx.array], scale: float) -> dict[str, Delta]:
+    if config["peft_type"] != "LORA" or config.get("alpha_pattern") or config.get("rank_pattern"):
+        raise LoadError("Of PEFT's adapters, LoRA and DoRA with one rank and alpha can be loaded.")
+    rank = int(config["r"])
+    own = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank) * scale
+    found = {}
+    for name in weights:
+        if name.endswith(".lora_A.weight"):
+            stem = name.removesuffix(".lora_A.weight")
+            found[stem.removeprefix("base_model.model.")] = Delta(
+                a=weights[name].T,
+                b=weights[f"{stem}.lora_B.weight"].T,
+                scale=own,
+                magnitude=weights.get(f"{stem}.lora_magnitude_vector"),
+            )
+    return _complete(found, weights, 3 if config.get("use_dora") else 2)
+
+
+def _complete(found: dict[str, Delta], weights: Mapping[str, Any], each: int) -> dict[str, Delta]:
+    if not found or len(weights) != each * len(found):
+        raise IncompatibleWeightsError(
+            f"The adapter has {len(weights)} tensors, of which {each * len(found)} belong to LoRA layers."
+        )
+    return found
+
+
+def _problem(path: str, delta: Delta, layer: Any) -> str | None:
+    if not isinstance(layer, nn.Linear | nn.QuantizedLinear):
+        return f"{path} is not a linear layer of the model"
+    outputs, inputs = layer.weight.shape
+    if isinstance(layer, nn.QuantizedLinear):
+        inputs = inputs * 32 // layer.bits
+    if delta.a.shape[0] != inputs or delta.b.shape[1] != outputs or delta.a.shape[1] != delta.b.shape[0]:
+        theirs = f"{delta.a.shape[0]} to {delta.b.shape[1]}"
+        return f"{path} maps {inputs} to {outputs} features, the adapter {theirs}"
+    return None
+
+
+def _ratio(base: Any, delta: Delta) -> mx.array | None:
+    if delta.magnitude is None:
+        return None
+    weight = base.weight
+    if isinstance(base, nn.QuantizedLinear):
+        weight = mx.dequantize(
+            weight, base.scales, base.biases, group_size=base.group_size, bits=base.bits, mode=base.mode
+        )
+    adapted = weight.astype(mx.float32) + delta.scale * (delta.a @ delta.b).T.astype(mx.float32)
+    return delta.magnitude.astype(mx.float32) / mx.linalg.norm(adapted, axis=1)
+
+
+__all__ = ["BASE", "FILES", "Adapters", "read_adapter"]

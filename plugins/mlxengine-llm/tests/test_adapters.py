@@ -1,0 +1,177 @@
+"""Adapters: what mlx-lm computes with them, per request, and no trace when they are gone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from llm_harness import Plugin, raw, tokens_of
+from mlx.utils import tree_flatten
+from mlxengine import LoadAdapterRequest, UnloadAdapterRequest
+from mlxengine.errors import (
+    CorruptFileError,
+    IncompatibleWeightsError,
+    InvalidParameterError,
+    LoadError,
+    ModelNotFoundError,
+)
+
+pytestmark = pytest.mark.feature("llm.lora")
+KEYS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
+PROMPT = "a prompt to adapt"
+
+
+def make(folder: Path, tiny: Path, *, dora: bool = False, seed: int = 3) -> Any:
+    """A random adapter in mlx-lm's format, and mlx-lm's own model with it."""
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from mlx_lm.utils import load_model
+
+    network, _ = load_model(tiny)
+    parameters = {"rank": 4, "scale": 3.0, "dropout": 0.0, "keys": KEYS}
+    linear_to_lora_layers(network, 2, parameters, use_dora=dora)
+    mx.random.seed(seed)
+    own = {
+        name: mx.random.normal(value.shape) * 0.3 + (name.endswith(".m") * value)
+        for name, value in tree_flatten(network.parameters())
+        if name.rsplit(".", 1)[-1] in ("lora_a", "lora_b", "m")
+    }
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "adapters.safetensors"), own)
+    config = {"fine_tune_type": "dora" if dora else "lora", "num_layers": 2, "lora_parameters": parameters}
+    folder.joinpath("adapter_config.json").write_text(json.dumps(config))
+    network.load_weights(list(own.items()), strict=False)
+    network.eval()
+    return network
+
+
+def as_peft(source: Path, folder: Path, *, dora: bool) -> Path:
+    """The same adapter in PEFT's format."""
+    found: dict[str, mx.array] = {}
+    for name, value in mx.load(str(source / "adapters.safetensors")).items():
+        path, leaf = name.rsplit(".", 1)
+        ours = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}[leaf]
+        found[f"base_model.model.{path}.{ours}"] = value if leaf == "m" else mx.contiguous(value.T)
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "adapter_model.safetensors"), found)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 12, "use_dora": dora}
+    folder.joinpath("adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def change(plugin: Plugin, model: Any, request: Any) -> None:
+    (events,) = plugin.run([plugin.start(model, request)])
+    if isinstance(events[-1], Exception):
+        raise events[-1]
+
+
+def logits(plugin: Plugin, model: Any, adapter: str | None) -> mx.array:
+    with plugin.backend.stream():
+        model.adapters.use(adapter)
+        found = model.network(mx.array([model.tokenizer.encode(PROMPT)]))
+        mx.eval(found)
+    return found
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("peft", [False, True], ids=["mlx-lm", "peft"])
+def test_logits_are_those_of_mlx_lm_and_come_back_bit_for_bit(
+    plugin: Plugin, tiny: Path, tmp_path: Path, dora: bool, peft: bool
+) -> None:
+    wanted = make(tmp_path / "own", tiny, dora=dora)
+    folder = as_peft(tmp_path / "own", tmp_path / "peft", dora=dora) if peft else tmp_path / "own"
+    model = plugin.load(tiny)
+    before = logits(plugin, model, None)
+    change(plugin, model, LoadAdapterRequest(name="a", source=str(folder)))
+    adapted = logits(plugin, model, "a")
+    other = wanted(mx.array([model.tokenizer.encode(PROMPT)]))
+    assert mx.abs(adapted - other).max().item() < 1e-4
+    assert mx.abs(adapted - before).max().item() > 0.1
+    assert mx.array_equal(logits(plugin, model, None), before)
+    change(plugin, model, UnloadAdapterRequest(name="a"))
+    assert mx.array_equal(logits(plugin, model, None), before)
+    assert not [name for name, _ in model.network.named_modules() if name.endswith(".base")]
+
+
+def test_two_adapters_and_the_base_side_by_side_equal_their_solo_runs(
+    plugin: Plugin, tiny: Path, tmp_path: Path
+) -> None:
+    model = plugin.load(tiny)
+    for name, seed in (("a", 3), ("b", 4)):
+        make(tmp_path / name, tiny, seed=seed)
+        change(plugin, model, LoadAdapterRequest(name=name, source=str(tmp_path / name)))
+    requests = [
+        raw(PROMPT * 3, max_tokens=24, ignore_eos=True, adapter=adapter)
+        for adapter in ("a", None, "b", "base", "a")
+    ]
+    alone = [
+        tokens_of(plugin.run([plugin.start(model, request, prompt_cache=False)])[0]) for request in requests
+    ]
+    assert len({tuple(tokens) for tokens in alone}) == 3
+    for _ in range(2):  # the second time from the prompt caches, which are each adapter's own
+        found = plugin.run([plugin.start(model, request) for request in requests])
+        assert [tokens_of(events) for events in found] == alone
+
+
+def test_the_scale_of_an_adapter_can_be_chosen(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:
+    make(tmp_path / "a", tiny)
+    model = plugin.load(tiny)
+    change(plugin, model, LoadAdapterRequest(name="off", source=str(tmp_path / "a"), scale=0))
+    change(plugin, model, LoadAdapterRequest(name="on", source=str(tmp_path / "a")))
+    assert mx.abs(logits(plugin, model, "off") - logits(plugin, model, None)).max().item() < 1e-6
+    assert mx.abs(logits(plugin, model, "on") - logits(plugin, model, None)).max().item() > 0.1
+
+
+def test_a_model_loaded_with_an_adapter_uses_it_unless_asked_for_the_base(
+    plugin: Plugin, tiny: Path, tmp_path: Path
+) -> None:
+    make(tmp_path / "a", tiny)
+    plain, adapted = plugin.load(tiny), plugin.load(tiny, adapter=str(tmp_path / "a"))
+    base = plugin.text(plain, PROMPT, max_tokens=12, ignore_eos=True)
+    assert plugin.text(adapted, PROMPT, max_tokens=12, ignore_eos=True) != base
+    assert plugin.text(adapted, PROMPT, max_tokens=12, ignore_eos=True, adapter="base") == base
+
+
+def test_an_adapter_of_another_model_is_refused_by_name(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:
+    make(tmp_path / "a", tiny)
+    file = tmp_path / "a" / "adapters.safetensors"
+    weights = dict(mx.load(str(file)))
+    name = "model.layers.0.self_attn.q_proj.lora_a"
+    weights[name] = mx.zeros((48, 4))
+    mx.eval(weights)
+    mx.save_safetensors(str(file), weights)
+    model = plugin.load(tiny)
+    with pytest.raises(IncompatibleWeightsError, match=r"layers\.0\.self_attn\.q_proj maps 32 to 32"):
+        change(plugin, model, LoadAdapterRequest(name="a", source=str(tmp_path / "a")))
+    assert model.adapters.names == ()
+    weights.pop(name)
+    mx.save_safetensors(str(file), weights)
+    with pytest.raises((IncompatibleWeightsError, CorruptFileError)):
+        change(plugin, model, LoadAdapterRequest(name="a", source=str(tmp_path / "a")))
+
+
+def test_what_is_no_adapter_and_what_is_not_loaded_is_refused(
+    plugin: Plugin, tiny: Path, tmp_path: Path
+) -> None:
+    model = plugin.load(tiny)
+    with pytest.raises(ModelNotFoundError):
+        change(plugin, model, LoadAdapterRequest(name="a", source=str(tmp_path / "nowhere")))
+    with pytest.raises(LoadError, match="adapter_config"):
+        change(plugin, model, LoadAdapterRequest(name="a", source=str(tmp_path)))
+    with pytest.raises(InvalidParameterError, match="base"):
+        plugin.start(model, raw("x", adapter="a"))
+    with pytest.raises(InvalidParameterError):
+        change(plugin, model, UnloadAdapterRequest(name="a"))
+
+
+def test_an_adapter_in_use_is_not_unloaded(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:
+    make(tmp_path / "a", tiny)
+    model = plugin.load(tiny)
+    change(plugin, model, LoadAdapterRequest(name="a", source=str(tmp_path / "a")))
+    stream = plugin.start(model, raw("x", max_tokens=20, adapter="a"))
+    with pytest.raises(InvalidParameterError, match="in use"):
+        change(plugin, model, UnloadAdapterRequest(name="a"))
+    stream.close()
+    change(plugin, model, UnloadAdapterRequest(name="a"))

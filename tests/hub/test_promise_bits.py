@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,8 @@ def _flips_on_the_disk(hub: HubServer, folder: Path, count: int, seed: int) -> N
 
 def _flip(path: Path, at: int, mask: int, *, keep_time: bool) -> None:
     before = path.stat()
+    if not keep_time:
+        time.sleep(0.01)  # a file's time has steps of up to 4 ms on Linux
     with path.open("r+b") as stream:
         stream.seek(at)
         (byte,) = stream.read(1)

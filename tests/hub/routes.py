@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _API = re.compile(
     r"/api/models/(?P<id>[^/]+(?:/[^/]+)??)"
-    r"(?:/(?P<verb>revision|tree|paths-info|auth-check|refs|resolve-cache)(?:/(?P<rest>.*))?)?/?"
+    r"(?:/(?P<verb>revision|tree|paths-info|auth-check|refs|xet-read-token)(?:/(?P<rest>.*))?)?/?"
 )
 _RESOLVE = re.compile(r"/(?P<id>[^/]+(?:/[^/]+)?)/resolve/(?P<rest>.+)")
 _CACHED = re.compile(r"/api/resolve-cache/models/(?P<id>[^/]+/[^/]+)/(?P<rest>.+)")
@@ -151,6 +151,9 @@ def _api(hub: HubServer, ask: Ask, repo_id: str, verb: str | None, rest: str) ->
     if verb == "auth-check":
         _granted(hub, ask, repo)
         return Answer.of_json({})
+    if verb == "xet-read-token" and hub.xet is not None:
+        _granted(hub, ask, repo)
+        return Answer.of_json({}, **hub.xet.connection())
     if verb == "refs":
         return Answer.of_json(api.refs(repo))
     raw_revision, _, folder = rest.partition("/")
@@ -188,6 +191,9 @@ def _resolve(hub: HubServer, ask: Ask, repo_id: str, rest: str, *, cached: bool 
         "Accept-Ranges": "bytes",
         "Content-Type": "application/octet-stream",
     }
+    if hub.xet is not None and file.lfs:
+        place = f"{hub.endpoint}/api/models/{repo.id}/xet-read-token/{commit.sha}"
+        headers |= {"X-Xet-Hash": hub.xet.put(file), "Link": f'<{place}>; rel="xet-auth"'}
     if hub.cdn_mode and file.lfs:
         return Answer(302, headers | {"Location": hub.sign(repo.id, file)})
     if hub.relative_redirects and not file.lfs and not cached:

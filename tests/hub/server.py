@@ -21,11 +21,15 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, urlsplit
 
 from .faults import Faults, RequestLog
 from .repos import HubFile, RepoStore
 from .transport import Handler
+
+if TYPE_CHECKING:
+    from .xet import XetStore
 
 HOST = "127.0.0.1"
 SEND_BUFFER = 65536
@@ -96,6 +100,7 @@ class HubServer:
         self.users: dict[str, User] = {}
         self.cdn_mode = cdn
         self.relative_redirects = False
+        self.xet: XetStore | None = None
         self.page_size = page_size
         self._ports = {"hub": port, "cdn": 0}
         self._listeners: dict[str, _Listener] = {}

@@ -1,0 +1,114 @@
+"""The ledger against what mlx says, with real models coming and going under a budget."""
+
+import contextlib
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from mlxengine import GenerateParams, InferenceEngine, TextDelta, TextRequest, errors
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import itertools
+
+from shapes import llama, write_checkpoint
+
+PARAMS = GenerateParams(max_tokens=4, ignore_eos=True)
+REQUEST = TextRequest(prompt_tokens=tuple(range(2, 40)), params=PARAMS)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    import mlxengine.toolkit.backend  # noqa: F401 - a fast BLAS before mlx
+
+    folder = tmp_path_factory.mktemp("models")
+    shape = llama(128, 3, 4, 2, 512, vocabulary=16000)
+    return [write_checkpoint(folder / name, shape, "float32") for name in "abc"]
+
+
+def budget_for(models, count):
+    with InferenceEngine() as engine:
+        need = engine.fit(models[0]).needed
+    return int(need * (count + 0.5))
+
+
+def cycle(models, times):
+    footprints = []
+    with InferenceEngine(memory_budget=budget_for(models, 2)) as engine:
+        handles = [engine.load(path) for path in models]
+        for turn in range(times):
+            handle = handles[turn % 3]
+            assert handle.run(REQUEST).usage.completion_tokens == 4
+            report = engine.memory()
+            assert report.reserved <= report.budget
+            if turn >= 6:
+                footprints.append(report.active + report.cache)
+                assert report.weights == pytest.approx(report.active, rel=0.05)
+        evictions = engine.memory().evictions
+    assert len(evictions) >= times - 3
+    assert not [item for item in evictions if item.short]
+    first = sum(footprints[:3]) / 3
+    assert all(item == pytest.approx(first, rel=0.05) for item in footprints), footprints
+
+
+def test_models_that_take_turns_under_a_budget_keep_the_footprint_flat(models):
+    cycle(models, 18)
+
+
+@pytest.mark.slow
+def test_two_hundred_turns_under_a_budget_keep_the_footprint_flat(models):
+    cycle(models, 200)
+
+
+def test_threads_that_load_at_random_never_exceed_the_budget(models):
+    failures, over = [], []
+    with InferenceEngine(memory_budget=budget_for(models, 2)) as engine:
+
+        def work(seed):
+            for turn in range(5):
+                try:
+                    with engine.load(models[(seed * 7 + turn * 5) % 3]) as handle:
+                        handle.run(REQUEST)
+                        report = engine.memory()
+                        if report.reserved > report.budget:
+                            over.append(report)
+                except errors.MLXEngineError as error:
+                    failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert not any(thread.is_alive() for thread in threads)
+        assert not over
+        assert all(type(error) is errors.InsufficientMemoryError for error in failures), failures
+        assert engine.memory().reserved == 0
+
+
+@pytest.mark.slow
+def test_loading_half_a_gigabyte_never_stalls_a_running_stream_for_long(models, tmp_path):
+    large = write_checkpoint(tmp_path / "large", llama(1024, 8, 16, 8, 4096, vocabulary=8000), "float32")
+    request = TextRequest(prompt_tokens=(2, 3, 4), params=GenerateParams(max_tokens=4000, ignore_eos=True))
+    with InferenceEngine() as engine:
+        stream = engine.load(models[0]).stream(request)
+        arrivals = []
+
+        def read():
+            with contextlib.suppress(errors.CancelledError):
+                for event in stream:
+                    if isinstance(event, TextDelta):
+                        arrivals.append(time.perf_counter())
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        while len(arrivals) < 50:
+            time.sleep(0.01)
+        began = time.perf_counter()
+        engine.load(large)
+        ended = time.perf_counter()
+        stream.cancel()
+        reader.join()
+    during = [moment for moment in arrivals if began <= moment <= ended]
+    assert max(b - a for a, b in itertools.pairwise(during)) < 0.25

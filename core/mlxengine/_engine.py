@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from . import _hub
-from ._config import feature_layers, load_settings
 from ._host import Host
 from ._ledger import parse_bytes
 from ._loader import HubOptions, Loader
@@ -24,12 +22,12 @@ from .errors import (
     InvalidParameterError,
 )
 from .features import MOCK, FeatureRegistry, Layer, Level
-from .fit import FitReport, fit
 from .health import Health
 from .memory import MemoryReport
 from .plugins import Owner, PluginRecord
 
 if TYPE_CHECKING:
+    from .fit import FitReport
     from .registry import ModelRegistry
 
 
@@ -55,6 +53,10 @@ class EngineBase:
         queue_size: int = 64,
         step_budget_ms: float = 100.0,
     ) -> None:
+        # Imported here, or they would double what `from mlxengine import InferenceEngine` takes.
+        from . import _hub
+        from ._config import feature_layers, load_settings
+
         if queue_size < 1 or step_budget_ms <= 0:
             raise InvalidParameterError("queue_size must be at least 1 and step_budget_ms positive.")
         if idle_ttl is not None and not idle_ttl > 0:
@@ -172,6 +174,8 @@ class EngineBase:
         Raises:
             ResolutionError: the model cannot be found, or no plugin serves it.
         """
+        from .fit import fit
+
         card = model if isinstance(model, ModelCard) else self.resolve(model)
         return fit(
             card,

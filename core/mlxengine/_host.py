@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -29,6 +28,9 @@ from .errors import (
 from .features import FeatureRegistry, Layer
 from .hookspecs import ENTRY_POINT_GROUP, PROJECT, REQUIRED_HOOKS, Claim, Command, HookSpecs
 from .plugins import Owner, PluginRecord
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
 log = logging.getLogger("mlxengine.plugins")
@@ -64,6 +66,8 @@ class Host:
     # -- finding ------------------------------------------------------------------------------------
 
     def _discover(self, distributions: Mapping[str, str]) -> None:
+        from importlib.metadata import entry_points
+
         by_name: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=ENTRY_POINT_GROUP):
             by_name.setdefault(point.name, []).append(point)

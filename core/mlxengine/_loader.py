@@ -14,7 +14,6 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from . import _history, _hub
 from ._faults import broken
 from ._host import Host
 from ._ledger import Ledger
@@ -129,6 +128,8 @@ class Loader:
             from .testing.mock import NAME, mock_card
 
             return mock_card(evolve(configuration, plugin=NAME))
+        from . import _hub
+
         return _hub.resolve(configuration, **self._options.arguments())
 
     def estimate(self, card: ModelCard, claim: Claim) -> MemoryEstimate:
@@ -173,6 +174,8 @@ class Loader:
         backend = self._backend
         assert backend is not None
         peak = self._scheduler.run(backend.memory).peak - before
+        from . import _history
+
         _history.record(
             live.card.id,
             live.claim.kind,
@@ -216,6 +219,8 @@ class Loader:
     ) -> Path:
         if self._options.mock:
             return Path(card.id)
+        from . import _hub
+
         return _hub.fetch(
             card,
             patterns,

@@ -27,13 +27,12 @@ from .errors import (
 )
 from .features import Layer, Level
 from .hookspecs import RunContext
-from .kinds import handle_type
-from .model import ModelHandle, TextHandle
-from .requests import Request
 
 if TYPE_CHECKING:
     from .embeddings import EmbeddingHandle
     from .images import ImageHandle
+    from .model import ModelHandle, TextHandle
+    from .requests import Request
 
 
 log = logging.getLogger("mlxengine.engine")
@@ -91,7 +90,7 @@ class InferenceEngine(EngineBase):
             EngineClosedError: the engine was closed.
         """
         live = self._load(model, (), plugin, features, verify, on_progress)
-        return handle_type(live.claim.kind)(self, live)
+        return kinds.handle_type(live.claim.kind)(self, live)
 
     def switch(
         self,
@@ -106,7 +105,7 @@ class InferenceEngine(EngineBase):
         Of several calls at once the last wins; the others end with `CancelledError`.
         """
         live = self._switch.to(lambda: self._start_load(model, (), plugin, features, None, on_progress))
-        return handle_type(live.claim.kind)(self, live)
+        return kinds.handle_type(live.claim.kind)(self, live)
 
     def load_text(
         self,
@@ -122,6 +121,8 @@ class InferenceEngine(EngineBase):
         Raises:
             InvalidParameterError: the model is of another kind.
         """
+        from .model import TextHandle
+
         return TextHandle(self, self._load(model, kinds.TEXT, plugin, features, verify, on_progress))
 
     def load_embeddings(
@@ -203,6 +204,8 @@ class InferenceEngine(EngineBase):
             raise EngineClosedError("The engine is closed.")
         if closed or live.closed:
             raise ModelClosedError(f"The handle of {live.card.id} is closed.")
+        from .requests import Request
+
         if not isinstance(request, Request):
             raise InvalidParameterError(f"A request is a Request, found {type(request).__name__}.")
         context = RunContext(

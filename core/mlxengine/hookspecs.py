@@ -19,12 +19,12 @@ from attrs import field, frozen
 
 from ._convert import names, texts
 from .configuration import ModelCard, ModelConfiguration
-from .events import Event, Progress
 from .features import Feature, Features
-from .requests import Request
 
 if TYPE_CHECKING:
     from .device import Device
+    from .events import Event, Progress
+    from .requests import Request
 
 ENTRY_POINT_GROUP = "mlxengine"
 PROJECT = "mlxengine"

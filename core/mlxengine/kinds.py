@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .model import AsyncModelHandle, AsyncTextHandle, ModelHandle, TextHandle
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .model import AsyncModelHandle, ModelHandle
 
 TEXT = ("llm", "vlm")
 EMBED = ("embed",)
@@ -11,6 +14,8 @@ IMAGE = ("diffusion",)
 
 def handle_type(kind: str) -> type[ModelHandle]:
     """The handle's class for a kind."""
+    from .model import ModelHandle, TextHandle
+
     if kind in TEXT:
         return TextHandle
     if kind in EMBED:
@@ -26,6 +31,8 @@ def handle_type(kind: str) -> type[ModelHandle]:
 
 def async_handle_type(kind: str) -> type[AsyncModelHandle]:
     """The same for asyncio."""
+    from .model import AsyncModelHandle, AsyncTextHandle
+
     if kind in TEXT:
         return AsyncTextHandle
     if kind in EMBED:

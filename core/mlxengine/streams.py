@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from ._channel import Channel
 from .errors import StreamConsumedError
 from .events import Event, Finished
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class _Reader:
@@ -84,6 +86,8 @@ class AsyncEventStream(_Reader, AsyncIterator[Event]):
         return self
 
     async def __anext__(self) -> Event:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         while True:
             arrived = asyncio.Event()

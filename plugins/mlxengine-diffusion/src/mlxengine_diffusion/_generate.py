@@ -7,6 +7,7 @@ import logging
 import math
 import secrets
 from collections.abc import Generator, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +26,6 @@ from mlxengine import (
 )
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 
-from . import __version__
 from ._pictures import fitted_size, open_picture, pixels_of
 from .backends import Job, Pipeline, Pixels, PromptReport, Step
 from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY
@@ -199,7 +199,7 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
     made: dict[str, Any] = {
         "model": model.card.id,
         "commit": model.card.commit,
-        "plugin": f"mlxengine-diffusion {__version__}",
+        "plugin": f"mlxengine-diffusion {version('mlxengine-diffusion')}",
         "backend": model.backend,
         "prompt": job.prompt,
         "negative": job.negative,

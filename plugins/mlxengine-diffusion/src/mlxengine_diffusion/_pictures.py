@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 
-from .backends import Pixels
+if TYPE_CHECKING:
+    from .backends import Pixels
 
 _HINT = "Give a path, the bytes of a picture file, a PIL image, or an array (height, width, 3) of uint8."
 
@@ -20,6 +20,7 @@ def open_picture(source: Any) -> Any:
     Raises:
         UnsupportedInputError: it is no picture.
     """
+    import numpy as np
     from PIL import Image, ImageOps
 
     if hasattr(source, "source"):  # a message's ImagePart
@@ -65,6 +66,7 @@ def fitted_size(picture: Any, step: int) -> tuple[int, int]:
 
 def pixels_of(picture: Any, size: tuple[int, int]) -> Pixels:
     """The picture scaled to (width, height)."""
+    import numpy as np
     from PIL import Image
 
     if picture.size != size:

@@ -15,17 +15,21 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from attrs import frozen
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import BackendUnavailableError, UnsupportedArchitectureError
 
 ORDER = ("sd",)
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-"""A picture: shape (height, width, 3), uint8."""
+if TYPE_CHECKING:
+    import numpy as np
+
+    Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+    """A picture: shape (height, width, 3), uint8."""
+else:  # the entry point imports this, and must not import numpy
+    Pixels = Any
 
 
 @frozen(kw_only=True)

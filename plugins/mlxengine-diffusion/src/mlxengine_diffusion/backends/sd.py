@@ -13,7 +13,7 @@ from mlxengine.configuration import thaw
 from ..features import BACKEND_DTYPE, KEEP_LOADED, QUANTIZE
 from ..models import defaults_for
 from ..sd import layout
-from ..sd.schedulers import SCHEDULERS, STAND_IN, NoiseSettings
+from ..sd.noise import STAND_IN, NoiseSettings
 from . import Abilities, Defaults, Offer
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
 
     from ..sd.parts import Parts
     from ..sd.pipeline import StableDiffusion, Traits
+    from ..sd.schedulers import SCHEDULERS
     from ..sd.text import Tokenizer
 
     found = layout.read(card)

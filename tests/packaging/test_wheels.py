@@ -1,0 +1,172 @@
+"""Distributions as their users get them: wheels built from sdists, in fresh environments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .environments import Environment, conjure, first_party
+
+LIST = """
+import json
+from mlxengine import InferenceEngine
+with InferenceEngine() as engine:
+    print(json.dumps([[r.name, r.distribution, r.error and str(r.error)] for r in engine.plugins]))
+"""
+CONTINUE = """
+from mlxengine import InferenceEngine
+from mlxengine_markov import SPECIMEN, ContinueRequest
+with InferenceEngine() as engine, engine.load(SPECIMEN) as chain:
+    result = chain.run(ContinueRequest(text="round the", length=4, seed=0))
+    print("".join(event.text for event in result.events), chain.kind, chain.plugin)
+"""
+LOAD = """
+import sys
+from mlxengine import InferenceEngine, MLXEngineError
+with InferenceEngine() as engine:
+    try:
+        engine.load(sys.argv[1])
+    except MLXEngineError as error:
+        print(type(error).__name__, error)
+"""
+CHECK = """
+from mlxengine.testing import Example, Specimen, check_plugin
+from mlxengine_markov import SPECIMEN, ContinueRequest
+first = Example(request=ContinueRequest(text="round the", length=4, seed=0), shows={"continuation", "word"})
+second = Example(request=ContinueRequest(text="the cat", length=9, seed=1))
+outcomes = list(check_plugin("markov", Specimen(path=SPECIMEN, examples=[first, second])))
+print(len(outcomes), [item.failure for item in outcomes if item.failure or not item.checked])
+"""
+HOOKS = """
+from mlxengine import hookimpl, Claim, Fit, Loaded, Finished
+@hookimpl
+def claim_model(card{extra}):
+    return Claim(kind="x", fit=Fit.{fit}, uses_mlx=False) if card.architecture == "markov" else None
+@hookimpl
+def load_model(card, context):
+    return Loaded(model=1)
+@hookimpl
+def generate(model, request, context):
+    return iter([Finished()])
+"""
+LATE = """
+import sys
+from mlxengine import InferenceEngine
+from mlxengine.errors import AmbiguousModelError
+from mlxengine_markov import SPECIMEN, ContinueRequest
+with InferenceEngine() as engine:
+    chain = engine.load(SPECIMEN)
+    engine.register(sys.modules["__main__"], "late")
+    result = chain.run(ContinueRequest(text="round the", length=4, seed=0))
+    print("".join(event.text for event in result.events), chain.plugin)
+    try:
+        engine.explain(SPECIMEN)
+    except AmbiguousModelError as error:
+        print(error)
+"""
+
+
+def plugins(environment: Environment) -> dict[str, tuple[str, str | None]]:
+    return {f"{name}/{dist}": error for name, dist, error in json.loads(environment.run(LIST).stdout)}
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*.py")
+    }
+
+
+def test_every_distribution_builds_a_wheel_from_its_sdist_with_license_types_and_no_tests(
+    wheels: Path,
+) -> None:
+    found = sorted(wheels.glob("*.whl"))
+    assert len(found) == len(first_party()) == len(list(wheels.glob("*.tar.gz")))
+    for wheel in found:
+        names = zipfile.ZipFile(wheel).namelist()
+        assert any(name.endswith("py.typed") for name in names), wheel.name
+        assert not [name for name in names if "tests/" in name or name.startswith(("tests", "docs"))], (
+            wheel.name
+        )
+        assert wheel.stat().st_size < 1 << 20, wheel.name
+        if "markov" not in wheel.name:
+            assert any("/licenses/" in name for name in names), wheel.name
+
+
+def test_markov_runs_from_its_wheel_keeps_every_clause_and_vanishes_with_it(bare: Environment) -> None:
+    core = digest(bare.site / "mlxengine")
+    bare.ours("mlxengine-markov")
+    assert plugins(bare) == {"markov/mlxengine-markov": None}
+    assert bare.run(CONTINUE).stdout.split() == ["house", "they", "ran,", "the", "markov", "markov"]
+    specimen = bare.site / "mlxengine_markov" / "specimen"
+    said = bare.command("markov", "say", str(specimen), "round the", "--length", "4", "--seed", "0")
+    assert said.stdout == " house they ran, the\n"
+    count, failures = bare.run(CHECK).stdout.split(" ", 1)
+    assert (int(count) > 20, failures.strip()) == (True, "[]")
+    assert digest(bare.site / "mlxengine") == core
+    kept = bare.folder / "kept"
+    specimen.rename(kept)
+    bare.uninstall("mlxengine-markov")
+    assert plugins(bare) == {}
+    assert bare.run(LOAD, str(kept)).stdout.startswith("NoPluginForModelError")
+    assert bare.command("markov", "say", str(kept), check=False).returncode == 2
+
+
+def test_a_broken_plugin_is_set_aside_with_its_distribution_named_and_the_rest_works(
+    bare: Environment, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    here = Environment(bare.folder, made)
+    good = HOOKS.format(extra="", fit="FALLBACK")
+    odd = HOOKS.format(extra=", weight", fit="NATIVE")
+    planted = {
+        "broken-import": ("broken", "import no_such_library_xyz\n"),
+        "twin-one": ("twin", good),
+        "twin-two": ("twin", good),
+        "odd-hook": ("odd", odd),
+        "exits": ("exits", "raise SystemExit(3)\n"),
+        "gone": ("gone", ""),
+    }
+    for name, (point, code) in planted.items():
+        module = name.replace("-", "_")
+        value = "gone:nothing" if name == "gone" else module
+        here.ours(conjure(made, name, {f"{module}.py": code}, {point: value}))
+    bare.ours("mlxengine-markov")
+    found = plugins(bare)
+    assert found.pop("markov/mlxengine-markov") is None
+    expected = {
+        "broken/broken-import": "no_such_library_xyz",
+        "twin/twin-one": "twin-one, twin-two",
+        "twin/twin-two": "twin-one, twin-two",
+        "odd/odd-hook": "weight",
+        "exits/exits": "SystemExit",
+        "gone/gone": "nothing",
+    }
+    assert found.keys() == expected.keys()
+    for name, words in expected.items():
+        assert words in str(found[name]), found[name]
+    assert "house they ran, the markov markov" in bare.run(CONTINUE).stdout
+    listed = bare.command("plugins").stdout
+    assert [name for name in planted if name not in listed] == []
+    chosen = 'InferenceEngine(distributions={"twin": "twin-one"})'
+    answer = json.loads(bare.run(LIST.replace("InferenceEngine()", chosen)).stdout)
+    assert ["twin", "twin-one", None] in answer
+
+
+def test_a_plugin_that_registers_after_a_load_does_not_take_over_the_live_model(bare: Environment) -> None:
+    bare.ours("mlxengine-markov")
+    code = HOOKS.format(extra="", fit="NATIVE") + LATE
+    first, second = bare.run(code).stdout.splitlines()
+    assert first == " house they ran, the markov"
+    assert "'late'" in second
+    assert "mlxengine-markov" in second
+
+
+@pytest.mark.parametrize("word", ["--help", "plugins", "features"])
+def test_the_command_of_a_bare_core_works_without_any_plugin(word: str, bare: Environment) -> None:
+    assert bare.command(word).stdout

@@ -46,7 +46,7 @@ docs: $(STAMP)   ## build the documentation; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
 demo: $(STAMP)   ## answer a question with a real model, offline
-	$(BIN)/python scripts/demo.py
+	TRANSFORMERS_VERBOSITY=error $(BIN)/python scripts/demo.py
 
 clean:           ## remove what these commands made
 	rm -rf $(VENV) $(VENV)-parity site dist .mypy_cache .ruff_cache .pytest_cache

@@ -6,9 +6,12 @@ Names are imported when they are first used, so that ``import mlxengine`` costs 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__ as __version__
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until the application asks
 
 if TYPE_CHECKING:
     from . import errors as errors

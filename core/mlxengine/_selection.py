@@ -141,8 +141,10 @@ def _reason(
         Prefer.SPEED: "the largest that stays quick",
         Prefer.SMALL: "the smallest",
     }
-    of = f" of {len(fitting)} that fit" if len(fitting) > 1 else ", and the only one that fits"
-    text = f"It is {superlative[prefer]}{of}: about {human(need)} of {human(limit)} on this {device.name}."
+    choice = (
+        f"{superlative[prefer]} of {len(fitting)} that fit" if len(fitting) > 1 else "the only one that fits"
+    )
+    text = f"It is {choice}: about {human(need)} of {human(limit)} on this {device.name}."
     if (
         any(base_name(other) == base_name(item) for other in fitting if other is not item)
         and prefer is Prefer.QUALITY

@@ -30,6 +30,8 @@ VERBS = [
     ("features", "core.mock"),
     ("doctor",),
     ("run", "hello"),
+    ("bench", "-m", "x/y", "--repeats", "2"),
+    ("recommend", "--memory-budget", "8GB"),
     ("ls",),
     ("du",),
     ("models", "--help"),
@@ -78,6 +80,11 @@ def test_json_is_one_valid_value_on_stdout(run: Run, words: tuple[str, ...]) -> 
         (("plugins", "nonsense"), 3, "NoPluginForModelError"),
         (("run", "-m", "x/diffusion", "x"), 2, "UsageError"),
         (("run", "-m", "x/diffusion", "x", "-o", "/no/such/folder/x.png"), 2, "InvalidParameterError"),
+        (("recommend", "nonsense"), 2, "InvalidParameterError"),
+        (("recommend", "llm", "--memory-budget", "0"), 2, "InvalidParameterError"),
+        (("recommend", "llm", "--memory-budget", "1MB"), 3, "ModelNotFoundError"),
+        (("bench", "--repeats", "0"), 2, "UsageError"),
+        (("bench", "--compare", "/no/such/file"), 2, "ConfigurationError"),
         (("chat", "-m", "x/embed"), 2, "InvalidParameterError"),
         (("chat", "--load", "/no/such/file"), 2, "ConfigurationError"),
     ],
@@ -127,6 +134,20 @@ def test_what_the_mock_makes_is_marked(run: Run, tmp_path: Path) -> None:
     picture = tmp_path / "x.png"
     assert run("run", "-m", "x/diffusion", "x", "-o", str(picture), "--json").json["recipe"]["mock"] is True
     assert picture.stat().st_size > 0
+
+
+def test_bench_gives_mean_and_deviation_and_compares_two_results(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "before.json"
+    first = run("bench", "-m", "x/y", "--repeats", "3", "--json", "-o", str(file)).json
+    figure = first["figures"]["batch of 4, tokens/s"]
+    assert figure["mean"] > 0
+    assert figure["deviation"] > 0
+    assert (first["repeats"], first["mock"], first["before"]) == (3, True, None)
+    assert json.loads(file.read_text())["figures"] == first["figures"]
+    second = run("bench", "-m", "x/y", "--repeats", "1", "--compare", str(file))
+    assert "change" in second.out
+    assert run("bench", "-m", "x/embed", "--json").json["figures"]["texts/s"]["mean"] > 0
+    assert run("bench", "-m", "x/diffusion", "--json").json["figures"]["steps/s"]["mean"] > 0
 
 
 def test_a_prompt_may_come_through_a_pipe(run: Run) -> None:

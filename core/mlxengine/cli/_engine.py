@@ -15,7 +15,7 @@ from ..model import ModelHandle
 from ..params import GenerateParams, params_from
 from ..registry import ModelRegistry
 from ._frame import UsageError
-from ._output import Output
+from ._output import Output, plain
 from ._progress import ProgressLine
 
 _PARAMETERS = {
@@ -98,6 +98,19 @@ def size(text: str) -> tuple[int, int]:
     if not cross or not width.isdigit() or not height.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write it as 512x512")
     return int(width), int(height)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def as_dict(value: object) -> dict[str, object]:
+    """A value of ours as a JSON object."""
+    found: dict[str, object] = plain(value)
+    return found
 
 
 def _best_here(engine: InferenceEngine, kind: str, out: Output) -> str:

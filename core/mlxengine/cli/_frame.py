@@ -45,6 +45,8 @@ VERBS = {
     "rm": "remove a model from this machine",
     "du": "say how much disk space the models take",
     "fit": "say whether a model fits this machine, before it is fetched",
+    "recommend": "say which model suits this machine best, and why",
+    "bench": "measure a model on this machine",
     "models": "search the registry of models",
     "plugins": "list the plugins, and those set aside",
     "doctor": "check this installation, and say how to repair it",

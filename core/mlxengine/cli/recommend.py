@@ -1,0 +1,46 @@
+"""Recommend the model of a kind that suits this machine best, and say why.
+
+Only models that the registry knows are considered; `mlxengine search --fits` asks the hub.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from .._ledger import parse_bytes
+from .._selection import Prefer, human
+from ..errors import InvalidParameterError
+from . import _engine
+from ._output import Output, plain
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", nargs="?", default="llm", help="llm (the default), vlm, embed, diffusion …")
+    parser.add_argument("--prefer", choices=tuple(Prefer), default=Prefer.QUALITY)
+    parser.add_argument("--memory-budget", metavar="SIZE", help="instead of this device's, for example 8GB")
+    parser.add_argument("--checked", action="store_true", help="only entries that were checked against a hub")
+    parser.set_defaults(feature=[], offline=True)
+
+
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    budget = parse_bytes(arguments.memory_budget)
+    if budget is not None and budget <= 0:
+        raise InvalidParameterError("The memory budget must be positive.")
+    with _engine.engine(arguments) as engine:
+        found = engine.registry.recommend(
+            arguments.kind,
+            engine.device,
+            prefer=arguments.prefer,
+            budget=budget,
+            checked_only=arguments.checked,
+        )
+
+    def text() -> None:
+        out.line(out.bold(found.model.id))
+        out.paragraph(found.reason, indent="  ")
+        for item in found.alternatives[:3]:
+            out.line(f"  or {item.id} ({item.size or 'size unknown'}, {item.quantization or 'unknown'})")
+        out.paragraph(f"Needs about {human(found.needed_bytes)}. Fetch it: mlxengine pull {found.model.id}")
+
+    out.emit(plain(found), text)
+    return 0

@@ -9,6 +9,7 @@ raises, the batch is thrown away and the surviving rows are rebuilt from their t
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -98,7 +99,7 @@ class Decoder(Protocol):
         ...
 
     def step(self, chunk: int) -> Stepped:
-        """A token of every row whose prompt is read; then at most about ``chunk`` tokens of each prompt.
+        """A token of every row whose prompt is read; then about ``chunk`` tokens of the prompts, in all.
 
         Raises only what makes the whole batch unusable.
         """
@@ -123,7 +124,7 @@ class Decoder(Protocol):
 class Pace:
     """How many prompt tokens fit in a step, told from how long earlier ones took."""
 
-    SMALLEST, LARGEST, FIRST = 16, 2048, 64
+    SMALLEST, LARGEST, FIRST = 16, 2048, 128
 
     def __init__(self) -> None:
         self._rate: float | None = None  # prompt tokens per second
@@ -133,11 +134,11 @@ class Pace:
             rate = tokens / seconds
             self._rate = rate if self._rate is None else 0.5 * (self._rate + rate)
 
-    def chunk(self, budget_ms: float, prompts: int) -> int:
-        """Tokens of each of ``prompts`` prompts for one step: a power of two, so that shapes repeat."""
+    def chunk(self, budget_ms: float) -> int:
+        """Prompt tokens for one step: a power of two, so that shapes repeat."""
         wanted = self.FIRST if self._rate is None else self._rate * budget_ms / 1000
-        share = max(int(wanted / max(prompts, 1)), self.SMALLEST)
-        return int(min(1 << (share.bit_length() - 1), self.LARGEST))
+        tokens = max(int(wanted), self.SMALLEST)
+        return int(min(1 << (tokens.bit_length() - 1), self.LARGEST))
 
 
 class SharedBatch:
@@ -145,11 +146,20 @@ class SharedBatch:
 
     All methods are called on one thread. The stream that is the default when the first row is decoded
     is used throughout.
+
+    Args:
+        open_decoder: makes a decoder for at most so many rows.
+        max_rows: most rows that decode together; further ones wait.
+        stall_factor: while answers run, reading prompts takes at most this multiple of a decoding step.
     """
 
-    def __init__(self, open_decoder: Callable[[int], Decoder], *, max_rows: int = 32) -> None:
+    def __init__(
+        self, open_decoder: Callable[[int], Decoder], *, max_rows: int = 32, stall_factor: float = 6.0
+    ) -> None:
         self._open = open_decoder
         self.max_rows = max_rows
+        self.stall_factor = stall_factor
+        self._decode_seconds: float | None = None
         self._decoder: Decoder | None = None
         self._rows: list[Row] = []
         self._waiting: list[Row] = []
@@ -200,14 +210,18 @@ class SharedBatch:
             decoder = self._enter()
             if decoder is None or not self._rows:
                 return
-            reading = sum(row.reading for row in self._rows)
-            done = decoder.step(self._pace.chunk(budget_ms, reading))
+            began = time.perf_counter()
+            done = decoder.step(self._pace.chunk(self._reading_ms(budget_ms)))
+            took = time.perf_counter() - began
         except Exception as error:
             self._recover(error)
             return
         self._pace.observe(done.prompt_tokens, done.prompt_seconds)
         if done.drawn:
             self._stuck = 0
+            if not done.prompt_tokens:
+                known = self._decode_seconds
+                self._decode_seconds = took if known is None else known + 0.2 * (took - known)
         for item in done.drawn:
             self._give(item)
         if self._suspect is not None and not self._suspect.reading:
@@ -215,6 +229,13 @@ class SharedBatch:
         self._take_out([row for row in self._rows if row.done or row.failure])
         for row in [row for row in self._rows if row.unread > STALL]:
             self._park(decoder, row)
+
+    def _reading_ms(self, budget_ms: float) -> float:
+        """Time for prompts in this step: while answers run, a small multiple of what their tokens take."""
+        running = any(not row.reading for row in self._rows)
+        if not running or self._decode_seconds is None:
+            return budget_ms
+        return min(budget_ms, self.stall_factor * 1000 * self._decode_seconds)
 
     def close(self) -> None:
         """Drop all rows and the batch."""

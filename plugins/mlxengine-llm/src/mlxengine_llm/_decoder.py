@@ -13,6 +13,7 @@ from mlxengine.toolkit.rows import Drawn, Row, Stepped
 from ._prefix import SMALLEST, PrefixCache
 
 _FOREVER = 1 << 60
+_PROMPTS = 8
 
 
 class BatchDecoder:
@@ -40,9 +41,10 @@ class BatchDecoder:
             network,
             max_tokens=_FOREVER,
             completion_batch_size=max_rows,
-            prefill_batch_size=min(8, max_rows),
+            prefill_batch_size=min(_PROMPTS, max_rows),
             stream=mx.default_stream(mx.default_device()),
         )
+        self._max_rows = max_rows
         self._grammars = grammars
         self._prefixes = prefixes
         self._before = before
@@ -61,7 +63,7 @@ class BatchDecoder:
         self._rows[uid] = row
 
     def step(self, chunk: int) -> Stepped:
-        self._generator.prefill_step_size = chunk
+        self._divide(chunk)
         self._expect_masks()
         self._before()
         with self._generator.stats() as work:
@@ -72,6 +74,20 @@ class BatchDecoder:
             if answer.uid in self._rows
         ]
         return Stepped(drawn=drawn, prompt_tokens=work.prompt_tokens, prompt_seconds=work.prompt_time)
+
+    def _divide(self, chunk: int) -> None:
+        """Let in as many prompts as the step can read whole; a long one is read alone, in pieces."""
+        inside = [sum(map(len, entry[0])) for entry in self._generator._currently_processing]
+        waiting = [sum(map(len, entry[1])) for entry in self._generator._unprocessed_sequences]
+        fitting = total = 0
+        for length in (*inside, *waiting):
+            total += length
+            if total > chunk:
+                break
+            fitting += 1
+        self._generator.prefill_batch_size = max(1, min(fitting, _PROMPTS, self._max_rows))
+        share = chunk if len(inside) <= max(fitting, 1) else chunk // len(inside)
+        self._generator.prefill_step_size = max(share, 1)
 
     def _expect_masks(self) -> None:
         if self._grammars is None:

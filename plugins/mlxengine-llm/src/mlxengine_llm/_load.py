@@ -60,6 +60,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         defaults=dict(card.documents.get("generation_config.json") or {}),
         stop_ids=_stop_ids(tokenizer, context.configuration.extra_eos_tokens),
         prefixes=_prefixes(card, context, network, tokenizer),
+        stall_factor=context.features.get(features.STALL_FACTOR),
         max_rows=context.features.get(features.MAX_BATCH) if context.features.get(features.BATCH) else 1,
     )
     if context.configuration.adapter is not None:

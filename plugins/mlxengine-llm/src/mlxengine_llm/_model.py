@@ -33,6 +33,7 @@ class LanguageModel:
         prefixes: caches of earlier prompts, or ``None``.
         grammars: compiles what answers must look like; ``None`` for a tokenizer that has no fast form.
         max_rows: most requests that are decoded together.
+        stall_factor: see `SharedBatch`.
         adapters: LoRA and DoRA adapters that are loaded.
         lanes: one shared batch for the plain weights, and one for each adapter in use.
         voice: what their answers have in common.
@@ -47,6 +48,7 @@ class LanguageModel:
     stop_ids: frozenset[int]
     prefixes: PrefixCache | None = None
     max_rows: int = 32
+    stall_factor: float = 6.0
     grammars: Grammars | None = field(init=False)
     adapters: Adapters = field(init=False)
     lanes: dict[str | None, SharedBatch] = field(init=False)
@@ -80,6 +82,7 @@ class LanguageModel:
                     self.network, rows, self.grammars, prefixes, lambda: self.adapters.use(adapter)
                 ),
                 max_rows=self.max_rows,
+                stall_factor=self.stall_factor,
             )
         return self.lanes[adapter]
 

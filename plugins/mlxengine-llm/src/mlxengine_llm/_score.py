@@ -50,7 +50,7 @@ def _pieces(
         began = time.perf_counter()
         at = len(found)
         # the logits of a piece take vocabulary × piece × 4 bytes
-        piece = tokens[at : min(at + min(pace.chunk(budget_ms, 1), 512), len(tokens) - 1)]
+        piece = tokens[at : min(at + min(pace.chunk(budget_ms), 512), len(tokens) - 1)]
         model.adapters.use(adapter)
         logits = model.network(mx.array([piece]), cache=cache)[0].astype(mx.float32)
         wanted = mx.array(tokens[at + 1 : at + 1 + len(piece)])

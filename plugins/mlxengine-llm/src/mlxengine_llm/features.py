@@ -69,6 +69,13 @@ PROMPT_CACHE_FOLDER: Feature[str | None] = Feature(
     applies_to=("llm",),
     probe=_library,
 )
+STALL_FACTOR = Feature(
+    name="llm.stall_factor",
+    default=6.0,
+    summary="While answers run, prompts are read for at most this multiple of a decoding step's time.",
+    applies_to=("llm",),
+    probe=_library,
+)
 LORA = Feature(
     name="llm.lora",
     default=True,
@@ -94,6 +101,7 @@ DENSE_ON_CPU = Feature(
 )
 
 ALL: tuple[Feature[Any], ...] = (
+    STALL_FACTOR,
     LORA,
     PROMPT_CACHE,
     PROMPT_CACHE_MB,

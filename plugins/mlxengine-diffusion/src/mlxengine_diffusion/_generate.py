@@ -75,6 +75,8 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
             f"A negative prompt has no effect at guidance {guidance:g}.",
             "Use a guidance above 1." if abilities.negative else "This model has no negative prompts.",
         )
+    if guidance > 1 and not abilities.guided:
+        _refuse(f"guidance={guidance:g} has no effect on this model.", "Leave it out: it was distilled.")
     picture = _picture(pipeline, request, context)
     size = request.size or (fitted_size(picture, abilities.size_step) if picture else defaults.size)
     _check_size(size, abilities.size_step, abilities.largest)

@@ -21,7 +21,7 @@ from attrs import frozen
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import BackendUnavailableError, UnsupportedArchitectureError
 
-ORDER = ("sd",)
+ORDER = ("sd", "diffusionkit")
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +54,7 @@ class Abilities:
         largest: longest side in pixels.
         most_steps: most denoising steps.
         negative: whether negative prompts work (with a guidance above 1).
+        guided: whether a guidance above 1 has an effect.
         init_image: whether a picture can be the start.
         lora: whether adapters can be applied.
         low_memory: whether parts can be freed after their stage.
@@ -65,6 +66,7 @@ class Abilities:
     largest: int = 4096
     most_steps: int = 999
     negative: bool = True
+    guided: bool = True
     init_image: bool = False
     lora: bool = False
     low_memory: bool = False

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
-_SLICE_BYTES = 64 * 2**20
+from ..backends._slices import warm
 
 
 class Parts:
@@ -43,17 +42,7 @@ class Parts:
 
     def warm(self) -> Iterator[None]:
         """Read the weights, some at a time."""
-        for module in list(self._built.values()):
-            batch, size = [], 0
-            for _, array in tree_flatten(module.parameters()):
-                batch.append(array)
-                size += array.nbytes
-                if size >= _SLICE_BYTES:
-                    mx.eval(batch)
-                    batch, size = [], 0
-                    yield
-            mx.eval(batch)
-            yield
+        yield from warm(list(self._built.values()))
 
     def _get(self, name: str) -> Any:
         if name not in self._built:

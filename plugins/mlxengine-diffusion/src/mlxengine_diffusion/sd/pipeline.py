@@ -12,6 +12,7 @@ import numpy as np
 from attrs import frozen
 
 from ..backends import Abilities, Job, Pixels, PromptReport, Step
+from ..backends._slices import steps_for
 from .lora import AdapterFile, adapted, read_adapters
 from .modules import decoding
 from .parts import Parts
@@ -201,9 +202,4 @@ class StableDiffusion:
         return found
 
 
-def steps_for(steps: int, strength: float) -> int:
-    """How many of ``steps`` image-to-image takes: their share ``strength``, at least one unless it is 0."""
-    return 0 if strength == 0 else min(steps, max(1, math.floor(steps * strength + 1e-6)))
-
-
-__all__ = ["Noise", "StableDiffusion", "Traits", "steps_for"]
+__all__ = ["Noise", "StableDiffusion", "Traits"]

@@ -8,7 +8,7 @@ PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml docs/examples/*/p
 PYTEST := $(BIN)/python -m pytest
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test lint format types tests test-slow test-parity docs demo clean
+.PHONY: help setup test lint format types tests test-slow test-parity test-diffusionkit docs demo clean
 
 help:            ## say what there is
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p; s/^\([a-z-]*\): *## /\1\t/p' Makefile | expand -t 14
@@ -42,6 +42,9 @@ test-parity: $(STAMP)  ## compute the stored numerical references again, with to
 	$(PYTHON) scripts/setup_env.py --venv $(VENV)-parity --constraints constraints.txt --group parity
 	$(VENV)-parity/bin/python -m pytest -q -m parity
 
+test-diffusionkit:  ## the diffusionkit back end against diffusers, in an environment of its own
+	$(PYTHON) plugins/mlxengine-diffusion/tests/extras/run.py diffusionkit --venv $(VENV)-diffusionkit
+
 docs: $(STAMP)   ## build the documentation; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
@@ -49,4 +52,4 @@ demo: $(STAMP)   ## answer a question with a real model, offline
 	TRANSFORMERS_VERBOSITY=error $(BIN)/python scripts/demo.py
 
 clean:           ## remove what these commands made
-	rm -rf $(VENV) $(VENV)-parity site dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-diffusionkit site dist .mypy_cache .ruff_cache .pytest_cache

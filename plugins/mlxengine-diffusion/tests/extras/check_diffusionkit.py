@@ -1,4 +1,4 @@
-"""diffusionkit on today's mlx against diffusers; runs where the extra is installed (`make test-diffusionkit`)."""
+"""diffusionkit on today's mlx against diffusers, where the extra is installed: `make test-diffusionkit`."""
 
 from __future__ import annotations
 
@@ -107,9 +107,7 @@ def test_the_picture_is_that_of_diffusers(load: Callable[[str], Any], family: st
     reference = load_file(k.DATA / "kit.pictures.safetensors")[family].astype(int)
     for attempt in (1, 2):  # the library throws weights away while it works: they have to come back
         difference = np.abs(pixels(pipeline, job(family), noise=noise) - reference)
-        print(
-            f"{family}, picture {attempt}: largest difference {difference.max()}, mean {difference.mean():.4f}"
-        )
+        print(f"{family}, picture {attempt}: difference {difference.max()}, mean {difference.mean():.4f}")
         assert difference.max() <= 2
 
 

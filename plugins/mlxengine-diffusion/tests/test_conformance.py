@@ -1,0 +1,52 @@
+"""The clauses that every plugin keeps, on the trained tiny model."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlxengine import ImageRequest
+from mlxengine.errors import InvalidParameterError, UnsupportedInputError
+from mlxengine.testing import Example, PluginConformance, Specimen
+from safetensors.numpy import save_file
+
+pytest_plugins = ["mlxengine.testing.pytest"]
+
+TINY = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-sd"
+GREY = np.full((32, 32, 3), 128, np.uint8)
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="mlxengine-diffusion-")
+ADAPTER = Path(_FOLDER.name) / "adapter.safetensors"
+_LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+save_file(
+    {
+        f"{_LAYER}.lora_A.weight": np.ones((2, 96), np.float32),
+        f"{_LAYER}.lora_B.weight": np.ones((96, 2), np.float32),
+    },
+    ADAPTER,
+)
+
+
+def ask(**values: Any) -> ImageRequest:
+    wanted = {"prompt": "a red circle", "size": (32, 32), "steps": 3, "guidance": 3.0, "seed": 0, **values}
+    return ImageRequest(**wanted)
+
+
+class TestDiffusion(PluginConformance):
+    name = "diffusion"
+    specimen = Specimen(
+        path=TINY,
+        examples=[
+            Example(request=ask(), shows={"image_generation"}),
+            Example(request=ask(negative="a square", seed=1), shows={"negative_prompt"}),
+            Example(request=ask(init_image=GREY, strength=0.7), shows={"image_to_image"}),
+            Example(request=ask(low_memory=True, steps=2), shows={"low_memory"}),
+            Example(request=ask(lora=((str(ADAPTER), 1.0),), steps=1), shows={"lora"}),
+        ],
+        refused=[
+            (ask(steps=0), InvalidParameterError),
+            (ask(init_image=b"no picture"), UnsupportedInputError),
+        ],
+    )

@@ -1,0 +1,89 @@
+"""The verb ``mlxengine image``, as a process."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlxengine_diffusion import terminal
+from PIL import Image
+
+ASK = ["a red circle", "--steps", "2", "--guidance", "3", "--seed", "1", "--size", "32x32"]
+
+
+def run(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "import sys; from mlxengine.cli import main; sys.exit(main())", "image"]
+    return subprocess.run(
+        [*command, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_picture_is_written_with_its_recipe_and_made_again_from_it(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    made = run(*ASK, "--model", tiny_folder, "--out", "x.png", folder=tmp_path)
+    assert (made.returncode, made.stdout) == (0, "x.png\n")
+    told = json.loads(run("--recipe", "x.png", "--json", folder=tmp_path).stdout)
+    assert (told["prompt"], told["seed"], told["steps"], told["width"]) == ("a red circle", 1, 2, 32)
+    again = run("--recipe", "x.png", "--out", "y.png", "--json", folder=tmp_path)
+    assert json.loads(again.stdout)["pictures"][0]["recipe"] == told
+    first, second = (np.array(Image.open(tmp_path / name)) for name in ("x.png", "y.png"))
+    assert np.array_equal(first, second)
+    several = run(*ASK, "-m", tiny_folder, "-n", 2, "--init", "x.png", "--strength", 0.6, folder=tmp_path)
+    assert several.stdout.split() == ["a-red-circle-0.png", "a-red-circle-1.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        ([], 2, "What should the picture show?"),
+        (["a", "--size", "big"], 2, "'big' is no size"),
+        (["a", "--steps", "many"], 2, "--steps"),
+        (["a", "--out", "nowhere/x.png"], 2, "cannot be written"),
+        (["a", "--out", "x.doc"], 2, "does not end like a picture"),
+        (["--recipe", "missing.png"], 3, "There is no file"),
+        (["a", "--model", "./missing"], 3, "missing"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said_before_any_work_with_the_right_exit_code(
+    tmp_path: Path, words: list[str], code: int, text: str
+) -> None:
+    done = run(*words, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert text in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "ghostty"}, "kitty"),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm"),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "WezTerm"}, "iterm"),
+        ({"TERM": "xterm-256color"}, None),
+        ({"TERM": "tmux-256color", "TERM_PROGRAM": "iTerm.app"}, None),
+        ({}, None),
+    ],
+)
+def test_terminals_that_show_pictures_are_known_by_their_environment(
+    environment: dict[str, str], name: str | None
+) -> None:
+    assert terminal.protocol(environment) == name
+
+
+def test_the_escapes_hold_the_whole_file() -> None:
+    png = os.urandom(10_000)
+    text = base64.standard_b64encode(png).decode()
+    pieces = terminal.escape(png, "kitty").strip().split("\x1b\\")[:-1]
+    assert [piece.partition(";")[0] for piece in pieces] == ["\x1b_Ga=T,f=100,m=1"] + ["\x1b_Gm=1"] * 2 + [
+        "\x1b_Gm=0"
+    ]
+    assert "".join(piece.partition(";")[2] for piece in pieces) == text
+    assert terminal.escape(png, "iterm") == f"\x1b]1337;File=inline=1;size=10000:{text}\x07\n"

@@ -80,7 +80,10 @@ class VisionDecoder:
     def step(self, chunk: int) -> Stepped:
         drawn = self._decode() if self._rows else []
         begin = time.perf_counter()
-        tokens = self._read(chunk) if self._reading else 0
+        room = chunk * len(self._reading)  # one prompt after the other, within the budget of all
+        tokens = 0
+        while self._reading and tokens < room:
+            tokens += self._read(room - tokens)
         return Stepped(drawn=drawn, prompt_tokens=tokens, prompt_seconds=time.perf_counter() - begin)
 
     def remove(self, rows: Sequence[Row]) -> None:

@@ -80,10 +80,9 @@ class VisionDecoder:
     def step(self, chunk: int) -> Stepped:
         drawn = self._decode() if self._rows else []
         begin = time.perf_counter()
-        room = chunk * len(self._reading)  # one prompt after the other, within the budget of all
         tokens = 0
-        while self._reading and tokens < room:
-            tokens += self._read(room - tokens)
+        while self._reading and tokens < chunk:  # one prompt after the other
+            tokens += self._read(chunk - tokens)
         return Stepped(drawn=drawn, prompt_tokens=tokens, prompt_seconds=time.perf_counter() - begin)
 
     def remove(self, rows: Sequence[Row]) -> None:

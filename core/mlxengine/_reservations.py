@@ -63,6 +63,11 @@ class Reservations:
         with self._locked() as entries:
             return sum(item["bytes"] for key, item in entries.items() if key != self._key)
 
+    def everyone(self) -> list[tuple[int, int]]:
+        """(process, bytes) of every engine that holds something now."""
+        with self._locked() as entries:
+            return [(item["pid"], item["bytes"]) for item in entries.values()]
+
     def _set(self, entries: dict[str, Any], wanted: int) -> None:
         entries.pop(self._key, None)
         if wanted:

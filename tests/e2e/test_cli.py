@@ -31,6 +31,9 @@ VERBS = [
     ("doctor",),
     ("run", "hello"),
     ("bench", "-m", "x/y", "--repeats", "2"),
+    ("setup", "--yes"),
+    ("setup", "-m", "x/y", "--no-answer"),
+    ("ps",),
     ("recommend", "--memory-budget", "8GB"),
     ("ls",),
     ("du",),
@@ -148,6 +151,30 @@ def test_bench_gives_mean_and_deviation_and_compares_two_results(run: Run, tmp_p
     assert "change" in second.out
     assert run("bench", "-m", "x/embed", "--json").json["figures"]["texts/s"]["mean"] > 0
     assert run("bench", "-m", "x/diffusion", "--json").json["figures"]["steps/s"]["mean"] > 0
+
+
+def test_setup_offers_models_and_lets_a_person_choose_or_skip(terminal: Terminal) -> None:
+    child = terminal("setup")
+    child.expect("This machine")
+    child.expect("Models that fit")
+    child.expect("Which one")
+    child.sendline("nonsense")
+    child.expect("Which one")
+    child.sendline("")
+    child.expect_exact("[mock] This is no model.")
+    code, rest = finish(child)
+    assert code == 0
+    assert "mlxengine chat --model" in rest
+    child = terminal("setup")
+    child.expect("Which one")
+    child.sendline("s")
+    assert finish(child)[0] == 0
+
+
+def test_setup_asks_nobody_where_nobody_is(run: Run) -> None:
+    done = run("setup", "--json")
+    assert (done.code, done.json["error"]["hint"]) == (2, "Add --yes, or --model.")
+    assert run("setup", "--yes", "--json", "-q").json["answer"].startswith("[mock]")
 
 
 def test_a_prompt_may_come_through_a_pipe(run: Run) -> None:

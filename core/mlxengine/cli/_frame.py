@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..hookspecs import Command
 
 VERBS = {
+    "setup": "first steps: this machine, models that fit, a first answer",
     "run": "answer one prompt, or make one picture or vectors",
     "chat": "talk with a model",
     "search": "search the hub, and see what fits on this machine",
@@ -46,6 +47,7 @@ VERBS = {
     "du": "say how much disk space the models take",
     "fit": "say whether a model fits this machine, before it is fetched",
     "recommend": "say which model suits this machine best, and why",
+    "ps": "list the engines that hold models in memory now",
     "bench": "measure a model on this machine",
     "models": "search the registry of models",
     "plugins": "list the plugins, and those set aside",

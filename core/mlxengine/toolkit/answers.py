@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 import mlx.core as mx
@@ -265,27 +265,18 @@ class AnswerStream(Iterator[Event | None]):
             self._batch.remove(self._answer)
 
 
-A = TypeVar("A", bound="Answer")
-
-
 def choices(
-    voice: Voice,
-    prompt: Sequence[int],
-    params: GenerateParams,
-    *,
-    streaming: bool = True,
-    priority: int = 0,
-    make: type[A],
-) -> list[A]:
+    voice: Voice, prompt: Sequence[int], params: GenerateParams, *, streaming: bool = True, priority: int = 0
+) -> list[Answer]:
     """The ``params.n`` answers to one prompt, which is read for the first of them.
 
-    The caller has seen to ``params.adapter``. ``make`` is `Answer` or a class of the plugin's own.
+    The caller has seen to ``params.adapter``.
     """
-    found: list[A] = []
+    found: list[Answer] = []
     for index in range(params.n):
         seed = None if params.seed is None else (params.seed + index) % 2**64
         own = attrs.evolve(params, n=1, adapter=None, seed=seed)
-        found.append(make(voice, prompt, own, streaming=streaming, priority=priority, index=index))
+        found.append(Answer(voice, prompt, own, streaming=streaming, priority=priority, index=index))
         found[-1].after = found[0] if index else None
     return found
 

@@ -15,7 +15,7 @@ from mlxengine import (
     UnloadAdapterRequest,
 )
 from mlxengine.errors import InvalidParameterError
-from mlxengine.toolkit.answers import Answer, AnswerStream, ChoicesStream, choices
+from mlxengine.toolkit.answers import AnswerStream, ChoicesStream, choices
 
 from . import features
 from ._chat import prompt_tokens
@@ -48,7 +48,6 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         request.params,
         streaming=context.features.get(features.STREAMING),
         priority=request.priority,
-        make=Answer,
     )
     for answer in answers:
         answer.reuse = context.features.get(features.PROMPT_CACHE)

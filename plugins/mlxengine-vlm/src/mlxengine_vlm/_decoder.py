@@ -80,9 +80,7 @@ class VisionDecoder:
     def step(self, chunk: int) -> Stepped:
         drawn = self._decode() if self._rows else []
         begin = time.perf_counter()
-        tokens = 0
-        while self._reading and tokens < chunk:  # one prompt after the other
-            tokens += self._read(chunk - tokens)
+        tokens = self._read(chunk) if self._reading else 0
         return Stepped(drawn=drawn, prompt_tokens=tokens, prompt_seconds=time.perf_counter() - begin)
 
     def remove(self, rows: Sequence[Row]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from mlxengine import hub as client
 
 from tests.hub.content import MIB, leftovers, random_model, same, total
-from tests.hub.processes import Download, until
+from tests.hub.processes import ROOT, Download, until
 from tests.hub.server import HubServer
 
 RATE = 12 * MIB
@@ -72,6 +75,31 @@ def _random_kills(hub: HubServer, folder: Path, kills: int, seed: int) -> None:
 
 def test_random_kills_never_leave_a_false_ready(hub: HubServer, tmp_path: Path) -> None:
     _random_kills(hub, tmp_path, 3, seed=random.randrange(1 << 30))
+
+
+@pytest.mark.parametrize("every", [19, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_a_kill_before_any_step_on_the_file_system_leaves_nothing_false(
+    hub: HubServer, tmp_path: Path, every: int
+) -> None:
+    files = random_model(11, 200_000, 150_000)
+    hub.repos.add("org/name", files)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.hub.stepwise", hub.endpoint, str(tmp_path), "org/name", str(every)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) > 100 // every, done.stderr
+    for line in lines:
+        cache = tmp_path / str(line["step"])
+        assert line["again"] == 0, line
+        (path,) = (m.path for model in client.list_local(cache_dir=cache) for m in model.revisions)
+        assert same(path, files), line
+        assert not line["ready"] or line["what"].startswith(("open", "os.mkdir", "os.rename")), line
+        assert [name for name in leftovers(cache) if ".incomplete" in name] == [], line
+    assert hub.log.bytes() <= len(lines) * (total(files) + 400_000)
 
 
 @pytest.mark.slow

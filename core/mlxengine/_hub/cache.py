@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -112,7 +113,7 @@ class RepoCache:
         """Remember which commit a branch or tag stood for."""
         if is_commit(revision) or self.commit_of(revision) == commit:
             return
-        write_atomically(self.folder / "refs" / revision, commit.encode())
+        write_atomically(self.folder / "refs" / revision, commit.encode(), self._scratch())
 
     # -- listing and marker -----------------------------------------------------------------------
 
@@ -173,6 +174,7 @@ class RepoCache:
                 for i in sorted(merged.values(), key=lambda item: item.path)
             ]
             _save(self.own(commit, "ready"), {"files": files}, self.repo, commit)
+            self._sweep()
 
     def unready(self, commit: str, files: Iterable[FileInfo]) -> list[FileInfo]:
         """Which of the files are not ready: not verified, or changed since, or gone."""
@@ -215,12 +217,29 @@ class RepoCache:
         if pointer.is_symlink() and str(pointer.readlink()) == target:
             return
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pointer.with_name(f".mlxengine-{os.getpid()}-{time.monotonic_ns()}")
+        temporary = self._scratch()
         try:
             temporary.symlink_to(target)
         except (OSError, NotImplementedError):
             os.link(blob, temporary)  # no symbolic links here: both names lead to one content
         temporary.replace(pointer)
+
+    def _scratch(self) -> Path:
+        """A name for what is not in place yet: in our own folder, where a killed process leaves no litter
+        that others take for a file of the model or for a branch.
+        """
+        folder = self.folder / "mlxengine"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f".{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed left in our folder more than an hour ago."""
+        for stray in (self.folder / "mlxengine").glob(".*"):
+            try:
+                if time.time() - stray.lstat().st_mtime > 3600:
+                    stray.unlink()
+            except OSError:
+                continue
 
     @contextmanager
     def lock(
@@ -256,10 +275,13 @@ class RepoCache:
             manager.__exit__(None, None, None)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file so that it is there whole or not at all, also after a power cut."""
+def write_atomically(path: Path, data: bytes, temporary: Path | None = None) -> None:
+    """Write a small file so that it is there whole or not at all, also after a power cut.
+
+    ``temporary`` is where it is written first; beside ``path`` if it is not given.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{time.monotonic_ns()}")
+    temporary = temporary or path.with_name(f".{path.name}-{os.getpid()}-{time.monotonic_ns()}")
     with temporary.open("wb") as handle:
         handle.write(data)
         handle.flush()

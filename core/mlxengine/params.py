@@ -87,6 +87,8 @@ class GenerateParams:
         logprobs: report the log-probability of each token.
         top_logprobs: and of this many best alternatives, 0 to 20.
         grammar: what the whole answer must look like.
+        thinking: whether a model that can reason first should; ``None`` leaves it to its template.
+        thinking_budget: most tokens of reasoning; then its end is forced.
         adapter: name of a loaded adapter; ``"base"`` is the plain weights, ``None`` the model's default.
         n: number of answers; answer i of a seeded request draws with ``seed + i``.
 
@@ -113,6 +115,8 @@ class GenerateParams:
     logprobs: bool = False
     top_logprobs: int = field(default=0, validator=_number(0, 20, integer=True))
     grammar: Grammar | None = field(default=None, validator=_grammar)
+    thinking: bool | None = None
+    thinking_budget: int | None = field(default=None, validator=_number(0, integer=True))
     adapter: str | None = None
     n: int = field(default=1, validator=_number(1, 128, integer=True))
 

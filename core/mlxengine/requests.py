@@ -63,7 +63,7 @@ class TextRequest(Request):
         prompt_tokens: token ids instead of either.
         params: how to generate.
         instructions: a system message put before the conversation.
-        tools: descriptions of tools as JSON-schema function objects (read-only mappings).
+        tools: Python functions, or descriptions of tools as JSON-schema function objects.
         add_generation_prompt: end the rendered conversation where the assistant starts to speak.
     """
 

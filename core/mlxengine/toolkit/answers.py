@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import mlx.core as mx
@@ -14,11 +14,11 @@ from attrs import field, frozen
 
 from ..errors import GenerationError, InvalidParameterError, MLXEngineError, UnsupportedInputError
 from ..events import (
-    ChoiceFinished,
     Event,
     Finished,
     FinishReason,
     Metrics,
+    ReasoningDelta,
     TextDelta,
     TokenLogprob,
     TopLogprob,
@@ -83,6 +83,16 @@ def penalty_settings(params: GenerateParams, defaults: Mapping[str, Any]) -> Pen
     )
 
 
+class Router(Protocol):
+    """Parts an answer's text into `TextDelta`, `ReasoningDelta` and `ToolCall` events."""
+
+    calls: int
+
+    def feed(self, text: str) -> list[Event]: ...
+
+    def finish(self) -> list[Event]: ...
+
+
 class Answer(Row):
     """A row that turns its tokens into events, ready for the reader."""
 
@@ -121,6 +131,7 @@ class Answer(Row):
         self.index = index
         self.reuse = True  # whether its cache may come from, and go to, other requests
         self.cached = 0  # tokens of the prompt that did not have to be computed
+        self.router: Router | None = None  # parts the text into text, reasoning and tool calls
         self.events: deque[Event] = deque()
         self._streaming = streaming
         self._decode = voice.decode
@@ -164,15 +175,25 @@ class Answer(Row):
     def _say(self, text: str, *, last: bool = False) -> None:
         self._text.append(text)
         if (text and self._streaming) or (last and (self._ids or any(self._text))):
-            self.events.append(
-                TextDelta(
-                    text="".join(self._text),
-                    token_ids=tuple(self._ids),
-                    logprobs=tuple(self._scores),
-                    index=self.index,
-                )
-            )
-            self._text, self._ids, self._scores = [], [], []
+            text, self._text = "".join(self._text), []
+            spoken: list[Event] = [TextDelta(text=text, index=self.index)]
+            if self.router is not None:
+                spoken = self.router.feed(text)
+                if last:
+                    spoken += self.router.finish()
+                    if self._ids and not any(isinstance(item, TextDelta) for item in spoken):
+                        spoken.append(TextDelta(text="", index=self.index))
+            self.events.extend(self._with_tokens(item) for item in spoken)
+
+    def _with_tokens(self, event: Event) -> Event:
+        """The event with the tokens since the last one; log-probabilities go with text only."""
+        if not isinstance(event, TextDelta | ReasoningDelta):
+            return event
+        ids, self._ids = tuple(self._ids), []
+        if isinstance(event, ReasoningDelta):
+            return attrs.evolve(event, token_ids=ids)
+        scores, self._scores = tuple(self._scores), []
+        return attrs.evolve(event, token_ids=ids, logprobs=scores)
 
     def _finish(self, reason: FinishReason, stop: str | int | None = None) -> None:
         if not isinstance(stop, str):  # a stop text cut the answer; otherwise nothing may be held back
@@ -184,6 +205,8 @@ class Answer(Row):
             self._say(text, last=True)
         else:
             self._say("", last=True)
+        if self.router is not None and self.router.calls and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
         self.events.append(self._finished(reason, stop))
         self.done = True
 
@@ -265,78 +288,6 @@ class AnswerStream(Iterator[Event | None]):
             self._batch.remove(self._answer)
 
 
-def choices(
-    voice: Voice, prompt: Sequence[int], params: GenerateParams, *, streaming: bool = True, priority: int = 0
-) -> list[Answer]:
-    """The ``params.n`` answers to one prompt, which is read for the first of them.
-
-    The caller has seen to ``params.adapter``.
-    """
-    found: list[Answer] = []
-    for index in range(params.n):
-        seed = None if params.seed is None else (params.seed + index) % 2**64
-        own = attrs.evolve(params, n=1, adapter=None, seed=seed)
-        found.append(Answer(voice, prompt, own, streaming=streaming, priority=priority, index=index))
-        found[-1].after = found[0] if index else None
-    return found
-
-
-class ChoicesStream(Iterator[Event | None]):
-    """Several answers to one request, each told apart by its events' ``index``; one `Finished` at the end."""
-
-    def __init__(self, batch: SharedBatch, answers: Sequence[Answer], context: RunContext) -> None:
-        self._live = deque(AnswerStream(batch, answer, context) for answer in answers)
-        self._ends: list[Finished] = []
-        self._ready: deque[Event] = deque()
-
-    def __next__(self) -> Event | None:
-        if self._ready:
-            return self._ready.popleft()
-        if not self._live:
-            raise StopIteration
-        for _ in range(len(self._live)):
-            stream = self._live[0]
-            self._live.rotate(-1)
-            try:
-                event = next(stream)
-            except Exception:
-                self.close()
-                raise
-            if isinstance(event, Finished):
-                self._live.remove(stream)
-                self._ends.append(event)
-                if not self._live:
-                    self._ready.append(_together(self._ends))
-                return ChoiceFinished(
-                    index=event.index,
-                    reason=event.reason,
-                    completion_tokens=event.usage.completion_tokens,
-                    stop=event.stop,
-                )
-            if event is not None:
-                return event
-        return None
-
-    def close(self) -> None:
-        """Cancel what is left."""
-        self._ready.clear()
-        while self._live:
-            self._live.pop().close()
-
-
-def _together(ends: Sequence[Finished]) -> Finished:
-    first = min(ends, key=lambda event: event.index)
-    rates = [event.metrics.generation_per_second or 0.0 for event in ends]
-    return attrs.evolve(
-        first,
-        index=0,
-        usage=attrs.evolve(
-            first.usage, completion_tokens=sum(event.usage.completion_tokens for event in ends)
-        ),
-        metrics=attrs.evolve(ends[-1].metrics, generation_per_second=sum(rates)),
-    )
-
-
 def _typed(error: Exception) -> MLXEngineError:
     if isinstance(error, MLXEngineError):
         return error
@@ -349,9 +300,7 @@ __all__ = [
     "MAX_TOKENS",
     "Answer",
     "AnswerStream",
-    "ChoicesStream",
     "Voice",
-    "choices",
     "penalty_settings",
     "sampler_settings",
 ]

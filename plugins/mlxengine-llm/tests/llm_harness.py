@@ -35,14 +35,16 @@ TEMPLATE = (
 )
 
 
-def write_tiny(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+def write_tiny(
+    folder: Path, *, seed: int = 0, extra: Sequence[str] = (), template: str = TEMPLATE, **changes: Any
+) -> Path:
     """Write a random llama: hidden 32, 2 layers, 4 heads of which 2 for keys, bytes as tokens."""
     from mlx.utils import tree_map
     from mlx_lm.models import llama
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     folder.mkdir(parents=True)
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *extra]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {text: i for i, text in enumerate([*special, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -54,7 +56,7 @@ def write_tiny(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": special[0],
         "eos_token": special[2],
-        "chat_template": TEMPLATE,
+        "chat_template": template,
     }
     folder.joinpath("tokenizer_config.json").write_text(json.dumps(settings))
     config = {

@@ -7,6 +7,7 @@ from typing import Any
 from mlxengine import Message, TextPart, TextRequest, ToolCallPart, ToolResultPart
 from mlxengine.configuration import thaw
 from mlxengine.errors import InvalidParameterError, PromptTooLongError, UnsupportedInputError
+from mlxengine.tools import describe
 
 from ._model import LanguageModel
 
@@ -62,9 +63,10 @@ def render(model: LanguageModel, request: TextRequest) -> str:
     try:
         text = model.tokenizer.apply_chat_template(
             messages,
-            tools=[thaw(tool) for tool in request.tools] or None,
+            tools=tools_of(request) or None,
             add_generation_prompt=request.add_generation_prompt,
             tokenize=False,
+            **({} if request.params.thinking is None else {"enable_thinking": request.params.thinking}),
         )
     except Exception as error:  # templates are programs of the model's publisher
         raise UnsupportedInputError(
@@ -72,6 +74,11 @@ def render(model: LanguageModel, request: TextRequest) -> str:
             hint="Many templates want alternating user and assistant messages, and some no system message.",
         ) from error
     return str(text)
+
+
+def tools_of(request: TextRequest) -> list[dict[str, Any]]:
+    """The request's tools as JSON-schema function objects."""
+    return [thaw(describe(tool)) for tool in request.tools]
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -93,4 +100,4 @@ def _message(message: Message) -> dict[str, Any]:
     return found
 
 
-__all__ = ["prompt_tokens", "render"]
+__all__ = ["prompt_tokens", "render", "tools_of"]

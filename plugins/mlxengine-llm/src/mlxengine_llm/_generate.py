@@ -14,13 +14,16 @@ from mlxengine import (
     TextRequest,
     UnloadAdapterRequest,
 )
-from mlxengine.errors import InvalidParameterError
-from mlxengine.toolkit.answers import AnswerStream, ChoicesStream, choices
+from mlxengine.errors import InvalidParameterError, UnsupportedInputError
+from mlxengine.toolkit.answers import Answer, AnswerStream
+from mlxengine.toolkit.choices import ChoicesStream, choices
+from mlxengine.toolkit.sampling import guarded
 
 from . import features
-from ._chat import prompt_tokens
+from ._chat import prompt_tokens, tools_of
 from ._load import adapter_folder
 from ._model import LanguageModel
+from ._parts import Router, thinking_budget
 from ._score import score
 
 
@@ -42,14 +45,18 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         context.features.require(features.LORA)
     lane = model.lane(model.adapters.resolve(request.params.adapter))
     _check_tokens(model, request)
+    if request.tools:
+        _check_tools(model, request, context)
+    prompt = prompt_tokens(model, request)
     answers = choices(
         model.voice,
-        prompt_tokens(model, request),
+        prompt,
         request.params,
         streaming=context.features.get(features.STREAMING),
         priority=request.priority,
     )
     for answer in answers:
+        _part(model, request, answer, context)
         answer.reuse = context.features.get(features.PROMPT_CACHE)
         lane.admit(answer)
     if len(answers) == 1:
@@ -69,6 +76,30 @@ def _change_adapters(
     else:
         model.unload_adapter(request.name)
     yield Finished()
+
+
+def _check_tools(model: LanguageModel, request: TextRequest, context: RunContext) -> None:
+    context.features.require(features.TOOL_CALLING)
+    if not request.messages:
+        raise InvalidParameterError("Tools need messages: they are described in the chat template.")
+    if not model.tokenizer.has_tool_calling:
+        raise UnsupportedInputError(
+            f"{model.card.id} has no known format of tool calls.", hint="Choose a model that calls tools."
+        )
+
+
+def _part(model: LanguageModel, request: TextRequest, answer: Answer, context: RunContext) -> None:
+    """Tell reasoning and tool calls apart in a conversation; a raw prompt gets raw text."""
+    tokenizer, budget = model.tokenizer, request.params.thinking_budget
+    reasons = tokenizer.has_thinking and context.features.get(features.REASONING)
+    if budget is not None:
+        context.features.require(features.REASONING)
+        if not reasons or len(tokenizer.think_end_tokens) != 1 or len(tokenizer.think_start_tokens) != 1:
+            raise UnsupportedInputError(f"{model.card.id} has no reasoning whose length can be bounded.")
+        bound = thinking_budget(tokenizer, answer.prompt, budget)
+        answer.processors.append(guarded(bound, answer.fail))
+    if request.messages and (reasons or request.tools):
+        answer.router = Router(tokenizer, answer.prompt, tools_of(request), answer.index)
 
 
 def _check_tokens(model: LanguageModel, request: TextRequest) -> None:

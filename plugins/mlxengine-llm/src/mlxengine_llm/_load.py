@@ -71,7 +71,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         model=model,
         warm=warm(network),
         close=model.close,
-        capabilities=frozenset({"chat"} if tokenizer.has_chat_template else ()),
+        capabilities=_abilities(tokenizer),
         info={
             "library": f"mlx-lm {mlx_lm.__version__}",
             "vocabulary": len(tokenizer),
@@ -79,6 +79,15 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
             "batch": model.max_rows,
         },
     )
+
+
+def _abilities(tokenizer: Any) -> frozenset[str]:
+    found = {
+        "chat": tokenizer.has_chat_template,
+        "tools": tokenizer.has_tool_calling,
+        "reasoning": tokenizer.has_thinking,
+    }
+    return frozenset(name for name, has in found.items() if has)
 
 
 def _report(context: LoadContext, done: int) -> None:

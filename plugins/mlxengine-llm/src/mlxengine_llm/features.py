@@ -76,6 +76,22 @@ STALL_FACTOR = Feature(
     applies_to=("llm",),
     probe=_library,
 )
+TOOL_CALLING = Feature(
+    name="llm.tool_calling",
+    default=True,
+    summary="Tools described to the model, and its calls as events.",
+    provides=LLMEngineFeatures.TOOL_CALLING,
+    applies_to=("llm",),
+    probe=_library,
+)
+REASONING = Feature(
+    name="llm.reasoning",
+    default=True,
+    summary="Reasoning parted from the answer, with a budget; off: it is part of the text.",
+    provides=LLMEngineFeatures.REASONING,
+    applies_to=("llm",),
+    probe=_library,
+)
 LORA = Feature(
     name="llm.lora",
     default=True,
@@ -102,6 +118,8 @@ DENSE_ON_CPU = Feature(
 
 ALL: tuple[Feature[Any], ...] = (
     STALL_FACTOR,
+    TOOL_CALLING,
+    REASONING,
     LORA,
     PROMPT_CACHE,
     PROMPT_CACHE_MB,

@@ -1,0 +1,146 @@
+"""Parting an answer into text, reasoning and tool calls, by the markers that the model's template uses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlxengine import Event, ReasoningDelta, TextDelta, ToolCall
+from mlxengine.toolkit.sampling import LogitsProcessor
+
+
+class Router:
+    """Takes an answer's text as it comes, and gives events; no text is lost.
+
+    A call that cannot be parsed, or that breaks off, becomes a `ToolCall` with ``arguments=None``, its raw
+    text and the reason.
+
+    Args:
+        tokenizer: mlx-lm's wrapper, which knows the markers and the parser of calls.
+        prompt: token ids of the prompt; an answer may begin in the middle of reasoning.
+        tools: descriptions of the tools, as JSON-schema function objects; without any, the markers of
+            calls are text.
+        index: the answer's, for its events.
+    """
+
+    def __init__(
+        self, tokenizer: Any, prompt: Sequence[int], tools: Sequence[dict[str, Any]], index: int = 0
+    ) -> None:
+        from mlx_lm.generate import TextStateMachine, make_text_state_machine
+
+        self._tokenizer = tokenizer
+        self._tools = list(tools)
+        self._index = index
+        self._digest = hashlib.sha256(repr(list(prompt)).encode()).hexdigest()[:8]
+        if self._tools and tokenizer.has_tool_calling:
+            machine = make_text_state_machine(tokenizer)
+        elif tokenizer.has_thinking:
+            ends = {
+                "normal": [(tokenizer.think_start, "reasoning")],
+                "reasoning": [(tokenizer.think_end, "normal")],
+            }
+            machine = TextStateMachine(ends)
+        else:
+            machine = TextStateMachine(None)
+        self._split = TextStateMachine.split
+        self._state = machine.make_state("reasoning" if thinks(tokenizer, prompt) else "normal")
+        self._call = ""
+        self.calls = 0
+
+    def feed(self, text: str) -> list[Event]:
+        """The events that are certain now."""
+        self._state, segments = self._split(self._state, text)
+        found: list[Event] = []
+        for at, (state, piece) in enumerate(segments):
+            if state == "tool":
+                self._call += piece
+                if at < len(segments) - 1:
+                    found.extend(self._close_call())
+            elif piece:
+                found.append(self._spoken(state, piece))
+        return found
+
+    def finish(self) -> list[Event]:
+        """What was held back."""
+        state, held = self._state[0], self._state[3]
+        self._state = (state, self._state[1], self._state[2], "")
+        if state == "tool" or self._call:
+            self._call += held
+            # formats without an end marker end with the answer
+            return self._close_call(broken=bool(self._tokenizer.tool_call_end))
+        return [self._spoken(state, held)] if held else []
+
+    def _spoken(self, state: str, text: str) -> Event:
+        if state == "reasoning":
+            return ReasoningDelta(text=text, index=self._index)
+        return TextDelta(text=text, index=self._index)
+
+    def _close_call(self, *, broken: bool = False) -> list[Event]:
+        raw, self._call = self._call, ""
+        try:
+            parsed = self._tokenizer.tool_parser(raw, self._tools)
+            found = parsed if isinstance(parsed, list) else [parsed]
+            return [self._one(raw, item["name"], _arguments(item)) for item in found]
+        except Exception as error:  # parsers raise what they like on what a model may write
+            reason = "the answer ended within the call" if broken else f"{type(error).__name__}: {error}"
+            return [self._one(raw, _name(raw), None, reason)]
+
+    def _one(self, raw: str, name: str, arguments: Any, error: str | None = None) -> ToolCall:
+        self.calls += 1
+        return ToolCall(
+            id=f"call_{self._digest}_{self._index}_{self.calls}",
+            name=str(name),
+            arguments=arguments,
+            raw=raw,
+            error=error,
+            index=self._index,
+        )
+
+
+def _arguments(call: Any) -> dict[str, Any]:
+    found = call.get("arguments", call.get("parameters")) or {}
+    if isinstance(found, str):
+        found = json.loads(found)
+    if not isinstance(found, dict):
+        raise TypeError(f"arguments are {type(found).__name__}, not an object")
+    return found
+
+
+def _name(raw: str) -> str:
+    _, found, rest = raw.partition('"name"')
+    return rest.split('"')[1] if found and rest.count('"') > 1 else ""
+
+
+def thinks(tokenizer: Any, prompt: Sequence[int]) -> bool:
+    """Whether the prompt ends within reasoning that its template has begun."""
+    if not tokenizer.has_thinking:
+        return False
+    tokens = list(prompt)
+    start, end = tokenizer.rfind_think_start(tokens), tokenizer.rfind_think_end(tokens)
+    return bool(start > end)
+
+
+def thinking_budget(tokenizer: Any, prompt: Sequence[int], budget: int) -> LogitsProcessor:
+    """Ends reasoning after ``budget`` tokens by forcing its end token.
+
+    Needs a tokenizer whose end of reasoning is one token.
+    """
+    start, end = tokenizer.think_start_id, tokenizer.think_end_id
+    length, open_already = len(prompt), thinks(tokenizer, prompt)
+
+    def process(tokens: mx.array, logits: mx.array) -> mx.array:
+        said = tokens[length:]
+        if said.size < budget:
+            return logits
+        begun = mx.array(True) if open_already else mx.any(said == start)
+        forced = mx.logical_and(begun, mx.logical_not(mx.any(said == end)))
+        only = mx.where(mx.arange(logits.shape[-1]) == end, 0.0, -mx.inf).astype(logits.dtype)
+        return mx.where(forced, only[None], logits)
+
+    return process
+
+
+__all__ = ["Router", "thinking_budget", "thinks"]

@@ -1,0 +1,218 @@
+"""Tool calls and reasoning, parted from the text: nothing lost, whatever the model writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+import pytest
+from llm_harness import TEMPLATE, Plugin, write_tiny
+from mlxengine import Finished, GenerateParams, Message, ReasoningDelta, TextDelta, TextRequest, ToolCall
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
+from mlxengine.messages import ToolCallPart
+from mlxengine.tools import answer_with_tools, call, describe
+
+# What a template that mlx-lm recognises names: the markers, and how a call is written.
+TOOLS = "{% if tools %}<tool_call>{{ tools }}{# tool_call.name #}{% endif %}" + TEMPLATE
+WEATHER = '<tool_call>{"name": "weather", "arguments": {"city": "Wien"}}</tool_call>'
+
+
+def weather(city: str, unit: Literal["C", "F"] = "C") -> str:
+    """The weather in a city.
+
+    city: its name
+    """
+    if city == "Nowhere":
+        raise LookupError("no such city")
+    return f"sunny in {city}, 20 {unit}"
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("talker") / "model"
+    return write_tiny(folder, extra=["<think>", "</think>"], template=TOOLS)
+
+
+def say(plugin: Plugin, model: Any, text: str, *, end: bool = True, **more: Any) -> list[Any]:
+    """The events when the model says this text, token by token."""
+    flags = more.pop("flags", {})
+    tools = more.pop("tools", (weather,))
+    params = GenerateParams(max_tokens=more.pop("max_tokens", 300), **more)
+    request = TextRequest(messages=(Message.user("x"),), tools=tools, params=params)
+    stream = plugin.start(model, request, **flags)
+    script = [*model.tokenizer.encode(text, add_special_tokens=False), *([2] if end else [])]
+    answer = stream._answer
+
+    def force(tokens: mx.array, logits: mx.array) -> mx.array:
+        at = min(tokens.size - len(answer.prompt), len(script) - 1)
+        return mx.where(mx.arange(logits.shape[-1]) == script[at], 0.0, -mx.inf)[None]
+
+    answer.processors.insert(0, force)
+    (events,) = plugin.run([stream])
+    return events
+
+
+def joined(events: list[Any], kind: type) -> str:
+    return "".join(event.text for event in events if isinstance(event, kind))
+
+
+@pytest.mark.feature("llm.tool_calling")
+def test_calls_become_events_and_the_text_around_them_stays(plugin: Plugin, talker: Path) -> None:
+    events = say(plugin, plugin.load(talker), f"Let me see. {WEATHER}{WEATHER} Done < tool.")
+    calls = [event for event in events if isinstance(event, ToolCall)]
+    assert [(item.name, dict(item.arguments)) for item in calls] == [("weather", {"city": "Wien"})] * 2
+    assert len({item.id for item in calls}) == 2
+    assert joined(events, TextDelta) == "Let me see.  Done < tool."
+    assert events[-1].reason == "tool_calls"
+    ids = [token for event in events if isinstance(event, TextDelta) for token in event.token_ids]
+    assert len(ids) == events[-1].usage.completion_tokens - 1
+
+
+@pytest.mark.parametrize(
+    ("said", "raw"),
+    [
+        ('<tool_call>{"name": "weather", "arg</tool_call>', '{"name": "weather", "arg'),
+        ('<tool_call>{"name": "weather", "arguments": 5}</tool_call>', '{"name": "weather", "arguments": 5}'),
+        ('<tool_call>{"name": "wea', '{"name": "wea'),
+        ("<tool_call>rubbish</tool_call>", "rubbish"),
+    ],
+)
+def test_a_malformed_call_is_an_event_with_its_raw_text(
+    plugin: Plugin, talker: Path, said: str, raw: str
+) -> None:
+    events = say(plugin, plugin.load(talker), f"Hm. {said}")
+    (found,) = [event for event in events if isinstance(event, ToolCall)]
+    assert (found.arguments, found.raw) == (None, raw)
+    assert found.error
+    assert joined(events, TextDelta) == "Hm. "
+
+
+def test_what_only_begins_like_a_marker_is_text(plugin: Plugin, talker: Path) -> None:
+    events = say(plugin, plugin.load(talker), "a <tool_cal")
+    assert joined(events, TextDelta) == "a <tool_cal"
+    assert events[-1].reason == "stop"
+    plain = say(plugin, plugin.load(talker), WEATHER, tools=())
+    assert joined(plain, TextDelta) == WEATHER, "without tools there are no calls"
+
+
+@pytest.mark.feature("llm.reasoning")
+def test_reasoning_is_parted_from_the_answer(plugin: Plugin, talker: Path) -> None:
+    model = plugin.load(talker)
+    events = say(plugin, model, "<think>one two</think>three", tools=())
+    assert joined(events, ReasoningDelta) == "one two"
+    assert joined(events, TextDelta) == "three"
+    both = say(plugin, model, f"<think>hm</think>{WEATHER}")
+    assert joined(both, ReasoningDelta) == "hm"
+    assert [type(event) for event in both if isinstance(event, ToolCall)] == [ToolCall]
+    whole = say(plugin, model, "<think>one</think>two", tools=(), flags={"reasoning": False})
+    assert joined(whole, TextDelta) == "<think>one</think>two"
+
+
+def test_a_template_that_begins_the_reasoning_is_followed(plugin: Plugin, tmp_path: Path) -> None:
+    template = TEMPLATE.replace("assistant\n", "assistant\n<think>")
+    folder = write_tiny(tmp_path / "model", extra=["<think>", "</think>"], template=template)
+    events = say(plugin, plugin.load(folder), "one</think>two", tools=())
+    assert (joined(events, ReasoningDelta), joined(events, TextDelta)) == ("one", "two")
+
+
+def test_a_thinking_budget_ends_the_reasoning(plugin: Plugin, talker: Path) -> None:
+    model = plugin.load(talker)
+    events = say(plugin, model, "<think>0123456789</think>after", tools=(), thinking_budget=5)
+    assert joined(events, ReasoningDelta) == "0123"
+    free = say(plugin, model, "no reasoning at all", tools=(), thinking_budget=5)
+    assert joined(free, TextDelta) == "no reasoning at all"
+
+
+def test_tools_and_budgets_that_cannot_be_served_are_refused(
+    plugin: Plugin, talker: Path, tiny: Path
+) -> None:
+    model, plain = plugin.load(talker), plugin.load(tiny)
+    with pytest.raises(UnsupportedInputError, match="tool calls"):
+        say(plugin, plain, "x")
+    with pytest.raises(UnsupportedInputError, match="reasoning"):
+        say(plugin, plain, "x", tools=(), thinking_budget=3)
+    with pytest.raises(FeatureUnavailableError):
+        say(plugin, model, "x", flags={"tool_calling": False})
+    with pytest.raises(InvalidParameterError, match="messages"):
+        plugin.start(model, TextRequest(prompt="x", tools=(weather,)))
+
+
+def test_a_function_is_described_by_its_signature_and_docstring() -> None:
+    found = describe(weather)
+    assert found["function"] == {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "its name"},
+                "unit": {"enum": ["C", "F"]},
+            },
+            "required": ["city"],
+        },
+    }
+    assert describe(found) is found
+
+    def many(a: int, b: list[float], c: bool | None = None, *, d: dict[str, int] | str = "") -> None: ...
+
+    properties = describe(many)["function"]["parameters"]["properties"]
+    assert properties["b"] == {"type": "array", "items": {"type": "number"}}
+    assert properties["c"] == {"type": "boolean"}
+    assert properties["d"] == {"anyOf": [{"type": "object"}, {"type": "string"}]}
+
+    def star(*rest: int) -> None: ...
+
+    def strange(a: Path) -> None: ...
+
+    for wrong in (star, strange, 5):
+        with pytest.raises(InvalidParameterError):
+            describe(wrong)  # type: ignore[arg-type]
+
+
+def test_what_a_tool_raises_is_shown_to_the_model() -> None:
+    good = call([weather], ToolCallPart("1", "weather", {"city": "Wien"}))
+    assert (good.content, good.error) == ("sunny in Wien, 20 C", False)
+    for wrong in (
+        ToolCallPart("2", "weather", {"city": "Nowhere"}),
+        ToolCallPart("3", "weather", {"town": "Wien"}),
+        ToolCallPart("4", "wether", {}),
+    ):
+        assert call([weather], wrong).error
+
+
+class Scripted:
+    """A handle whose replies are given."""
+
+    def __init__(self, *replies: Any) -> None:
+        self.replies, self.seen = list(replies), []
+
+    def generate(self, messages: Any, *_args: Any, **_more: Any) -> Any:
+        self.seen.append(messages)
+        return self.replies.pop(0)
+
+
+def test_the_tool_loop_runs_calls_and_ends_within_its_bound() -> None:
+    from mlxengine.replies import TextReply
+
+    def asks(**arguments: Any) -> Any:
+        made = [
+            ToolCall(id="1", name="weather", arguments=arguments),
+            ToolCall(id="2", name="weather", error="?"),
+        ]
+        return TextReply(text="", tool_calls=tuple(made))
+
+    model = Scripted(asks(city="Wien"), asks(city="Nowhere"), TextReply(text="sunny"))
+    reply, messages = answer_with_tools(model, "How is it?", [weather])  # type: ignore[arg-type]
+    assert reply.text == "sunny"
+    results = [part for message in messages for part in message.parts if hasattr(part, "error")]
+    assert [item.error for item in results] == [False, True, True, True]
+    endless = Scripted(*[asks(city="Wien")] * 9)
+    reply, _ = answer_with_tools(endless, "?", [weather], rounds=2)  # type: ignore[arg-type]
+    assert reply.tool_calls
+    assert len(endless.seen) == 3
+
+
+def test_the_last_event_is_the_only_end(plugin: Plugin, talker: Path) -> None:
+    events = say(plugin, plugin.load(talker), WEATHER)
+    assert [isinstance(event, Finished) for event in events].count(True) == 1

@@ -1,0 +1,100 @@
+"""Each level sets a flag where a user would: file, environment, engine, load, call; the strongest wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from mlxengine import (
+    Claim,
+    Event,
+    Feature,
+    Finished,
+    Fit,
+    InferenceEngine,
+    Loaded,
+    TextDelta,
+    TextRequest,
+    hookimpl,
+)
+from mlxengine.errors import FeatureUnavailableError, UnknownFeatureError
+
+LEVEL = Feature(name="echo.level", default="default", summary="Who set it.")
+BROKEN = Feature(name="echo.broken", default=True, summary="Never works.", probe=lambda: "it is broken")
+ORDER = ["file", "environment", "engine", "load", "call"]
+
+
+class Echo:
+    """Answers with the value of its flag."""
+
+    @hookimpl
+    def list_features(self) -> list[Feature[Any]]:
+        return [LEVEL, BROKEN]
+
+    @hookimpl
+    def claim_model(self, card: Any) -> Claim:
+        return Claim(kind="llm", fit=Fit.NATIVE, files=("*.json",), uses_mlx=False)
+
+    @hookimpl
+    def load_model(self, card: Any, context: Any) -> Loaded:
+        return Loaded(model=context.features.get(LEVEL))
+
+    @hookimpl
+    def generate(self, model: str, request: Any, context: Any) -> Iterator[Event]:
+        yield TextDelta(text=f"{model} {context.features.get(LEVEL)}")
+        yield Finished()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "model"
+    made.mkdir()
+    (made / "config.json").write_text('{"model_type": "echo"}')
+    return made
+
+
+@pytest.mark.parametrize("count", range(len(ORDER) + 1))
+def test_the_strongest_of_the_levels_that_speak_wins(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    speaking = ORDER[:count]
+    file = tmp_path / "mlxengine.toml"
+    file.write_text('[features]\necho.level = "file"\n' if "file" in speaking else "")
+    monkeypatch.setenv("MLXENGINE_CONFIG", str(file))
+    monkeypatch.setenv("MLXENGINE_FEATURES", "echo.level=environment" if "environment" in speaking else "")
+
+    def flags(level: str) -> dict[str, object]:
+        return {"echo.level": level} if level in speaking else {}
+
+    with InferenceEngine(plugins=[("echo", Echo())], features=flags("engine")) as engine:
+        outer = [level for level in speaking if level in ORDER[:3]]
+        assert engine.features.explain(LEVEL).value == (outer[-1] if outer else "default")
+        model = engine.load_text(folder, features=flags("load"))
+        at_load = [level for level in speaking if level != "call"]
+        expected = at_load[-1] if at_load else "default"
+        found = model.explain(LEVEL)
+        assert (found.value, found.source.value) == (expected, expected)
+        request = attrs.evolve(TextRequest(prompt="x"), features=tuple(flags("call").items()))
+        assert model.generate(request).text == f"{expected} {speaking[-1] if speaking else 'default'}"
+
+
+def test_asking_for_what_is_not_available_raises_wherever_it_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {"echo.broken": True}
+    with InferenceEngine(plugins=[("echo", Echo())]) as engine:
+        with pytest.raises(FeatureUnavailableError, match="it is broken"):
+            engine.load(folder, features=asked)
+        with pytest.raises(UnknownFeatureError, match=r"echo\.level"):
+            engine.load(folder, features={"echo.levle": "x"})
+        model = engine.load_text(folder)
+        with pytest.raises(FeatureUnavailableError):
+            model.generate(attrs.evolve(TextRequest(prompt="x"), features=tuple(asked.items())))
+    with pytest.raises(FeatureUnavailableError):
+        InferenceEngine(plugins=[("echo", Echo())], features=asked)
+    monkeypatch.setenv("MLXENGINE_FEATURES", "echo.broken")
+    with pytest.raises(FeatureUnavailableError):
+        InferenceEngine(plugins=[("echo", Echo())])

@@ -72,7 +72,7 @@ BIG: dict[str, dict[str, Any]] = {
 
 
 def write_checkpoint(folder: Path, config: dict[str, Any], dtype: str = "bfloat16") -> Path:
-    """Write a checkpoint with random weights and a tokenizer that has a token for each byte."""
+    """Write a checkpoint with random weights and a tokenizer that has a text for each id."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
@@ -98,15 +98,18 @@ def write_checkpoint(folder: Path, config: dict[str, Any], dtype: str = "bfloat1
         shard.clear()
         mx.clear_cache()
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}))
-    _write_tokenizer(folder)
+    _write_tokenizer(folder, config["vocab_size"])
     return folder
 
 
-def _write_tokenizer(folder: Path) -> None:
+def _write_tokenizer(folder: Path, size: int) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *alphabet])}
+    tokens = ["<s>", "</s>", *alphabet]
+    # Every id has a text, so that random weights produce something to stream.
+    tokens += [f"w{index}." for index in range(len(tokens), size)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,30 @@ def test_when_the_locks_owner_is_killed_another_goes_on_from_there(hub: HubServe
     results = [process.result() for process in waiting]
     assert all(same(Path(result["path"]), FILES) for result in results), results
     assert hub.log.bytes() - total(FILES) <= 3 * MIB  # three files were in flight
+
+
+def test_threads_of_one_process_fetch_each_byte_once(hub: HubServer, tmp_path: Path) -> None:
+    hub.repos.add("org/name", FILES)
+    hub.faults.add("slow", "safetensors", times=None, rate=30 * MIB)
+
+    def fetch(_number: int) -> Path:
+        return client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path)
+
+    with ThreadPoolExecutor(4) as threads:
+        paths = set(threads.map(fetch, range(4)))
+    assert len(paths) == 1
+    assert same(paths.pop(), FILES)
+    assert hub.log.bytes() == total(FILES)
+
+
+def test_two_commits_that_share_a_file_fetch_it_once(hub: HubServer, tmp_path: Path) -> None:
+    repo = hub.repos.add("org/name", FILES)
+    old = repo.head.sha
+    repo.commit({"config.json": b'{"model_type": "llama", "seed": 99}'})
+    paths = [
+        client.fetch(f"org/name@{revision}", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path)
+        for revision in ("main", old)
+    ]
+    assert same(paths[1], FILES)
+    assert (paths[0] / "config.json").read_bytes() != FILES["config.json"]
+    assert hub.log.bytes() == total(FILES) + repo.head.files["config.json"].size

@@ -11,6 +11,7 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import os
 import shutil
@@ -171,7 +172,8 @@ def populate(repos: RepoStore, *repo_ids: str) -> None:
 def _key(layout: Layout) -> str:
     """Changes with whatever the folder's content depends on."""
     assert layout.wheel is not None
-    digest = hashlib.sha256(layout.wheel.sha256.encode() + Path(__file__).read_bytes())
+    assert layout.build is not None
+    digest = hashlib.sha256((layout.wheel.sha256 + inspect.getsource(layout.build)).encode())
     package = importlib.util.find_spec("mlxengine")
     assert package is not None
     assert package.origin is not None

@@ -537,3 +537,28 @@ def test_the_marker_says_what_was_verified(served: HubServer, hub_home: Path) ->
     assert by_path["model.safetensors"]["mtime_ns"] == found.st_mtime_ns
     marker.write_text(marker.read_text()[:-20])
     assert not _ready(hub_home)
+
+
+# -- connections ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cdn", [False, True])
+def test_connections_are_used_again(
+    hub: HubServer, hub_home: Path, monkeypatch: pytest.MonkeyPatch, cdn: bool
+) -> None:
+    from tests.hub.server import _Listener
+
+    opened: list[object] = []
+    original = _Listener.process_request
+
+    def counted(self: _Listener, request: Any, address: object) -> None:
+        opened.append(address)
+        original(self, request, address)
+
+    monkeypatch.setattr(_Listener, "process_request", counted)
+    hub.cdn_mode = cdn
+    many = {f"{number}.json": b"{}" + b" " * number for number in range(30)}
+    hub.repos.add("org/name", {**FILES, **many})
+    _fetch(hub)
+    assert len(hub.log.entries()) > 35
+    assert len(opened) <= 2 * Policy().workers + 2

@@ -41,7 +41,7 @@ class Policy:
     base: float = 0.2
     cap: float = 30.0
     longest_retry_after: float = 120.0
-    workers: int = 4
+    workers: int = 8
     chunk: int = 1 << 20
     xet_above: int = 50_000_000_000
     corrupt_attempts: int = 3

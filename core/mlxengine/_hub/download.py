@@ -228,17 +228,18 @@ class Partial:
         headers = {"Range": f"bytes={begin}-{last}"} if begin or last else {}
         url = job.url(file.path)
         with get(job.access, url, repo=job.cache.repo, policy=job.access.policy, headers=headers) as answer:
-            skip = _skip(answer, begin, file)
+            skip, left = _skip(answer, begin, file), answer.length
             with job.guard:
                 job.answers.add(answer)
             try:
                 for chunk in answer.response.iter_raw():
                     job.check()
+                    left -= len(chunk)
                     data = memoryview(chunk)[skip:]
                     skip = max(0, skip - len(chunk))
                     self._write(data[: stop - self.at])
-                    if self.at >= stop:
-                        return  # whatever else it sends is not ours
+                    if self.at >= stop and left != 0:
+                        return  # whatever else it sends is not ours; read to its end, a connection lives on
             finally:
                 with job.guard:
                     job.answers.discard(answer)

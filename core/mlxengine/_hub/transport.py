@@ -28,6 +28,7 @@ from .names import read_json
 log = logging.getLogger("mlxengine.hub")
 
 _MOST_REDIRECTS = 8
+_SMALL = 64 << 10
 _MOST_ANSWER_BYTES = 64 << 20
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -74,6 +75,12 @@ class Answer:
     def headers(self) -> Mapping[str, str]:
         headers: Mapping[str, str] = self.response.headers
         return headers
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body; -1 where the answer does not say."""
+        text = self.headers.get("content-length", "")
+        return int(text) if text.isascii() and text.isdigit() else -1
 
     def disconnect(self) -> None:
         """Wake up a thread that is waiting for this body, from another thread."""
@@ -124,12 +131,14 @@ def get(
                 request.headers.pop("cookie", None)
             response = session.send(request, stream=True, follow_redirects=False)
             try:
+                answer = Answer(response=response, direct=direct)
                 if response.has_redirect_location:
+                    if 0 <= answer.length <= _SMALL:
+                        response.read()  # so that the connection can be used again
                     url = urljoin(url, response.headers["location"])
                     if urlsplit(url).scheme not in ("http", "https"):
                         raise Passing(f"it was sent on to {redact(url)}")
                     continue
-                answer = Answer(response=response, direct=direct)
                 if answer.status >= 400:
                     _refuse(answer, access, repo)
                 yield answer

@@ -92,6 +92,14 @@ REASONING = Feature(
     applies_to=("llm",),
     probe=_library,
 )
+QUANTIZATION = Feature(
+    name="llm.quantization",
+    default=True,
+    summary="Models whose weights are packed, and packing them with `mlxengine convert`.",
+    provides=LLMEngineFeatures.QUANTIZATION,
+    applies_to=("llm",),
+    probe=_library,
+)
 LORA = Feature(
     name="llm.lora",
     default=True,
@@ -120,6 +128,7 @@ ALL: tuple[Feature[Any], ...] = (
     STALL_FACTOR,
     TOOL_CALLING,
     REASONING,
+    QUANTIZATION,
     LORA,
     PROMPT_CACHE,
     PROMPT_CACHE_MB,

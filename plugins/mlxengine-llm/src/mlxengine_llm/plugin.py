@@ -7,6 +7,7 @@ from typing import Any
 
 from mlxengine import (
     Claim,
+    Command,
     Event,
     Feature,
     LoadContext,
@@ -35,6 +36,17 @@ def list_models() -> Sequence[ModelConfiguration]:
 @hookimpl
 def claim_model(card: ModelCard) -> Claim | None:
     return claim(card)
+
+
+@hookimpl
+def list_commands() -> Sequence[Command]:
+    return (
+        Command(
+            name="convert",
+            summary="Quantize a language model, or repack a GGUF file, with a report of what it cost.",
+            target="mlxengine_llm.convert:main",
+        ),
+    )
 
 
 @hookimpl

@@ -63,8 +63,8 @@ def test_a_verb_in_a_terminal_stays_within_80_columns(terminal: Terminal, words:
 
 
 @pytest.mark.parametrize("words", [*VERBS[:-2], ("--version",)], ids=" ".join)
-def test_json_is_one_valid_value_on_stdout(run: Run, words: tuple[str, ...]) -> None:
-    done = run(*words, "--json")
+def test_json_is_one_valid_value_on_stdout(call: Run, words: tuple[str, ...]) -> None:
+    done = call(*words, "--json")
     assert done.code == 0, done.err
     assert isinstance(done.json, dict)
 
@@ -94,13 +94,13 @@ def test_json_is_one_valid_value_on_stdout(run: Run, words: tuple[str, ...]) -> 
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_an_error_has_its_exit_code_in_words_and_as_json(
-    run: Run, words: tuple[str, ...], code: int, kind: str
+    call: Run, words: tuple[str, ...], code: int, kind: str
 ) -> None:
-    spoken = run(*words, "--quiet")
+    spoken = call(*words, "--quiet")
     assert spoken.code == code
     assert spoken.out == ""
     assert spoken.err.startswith("error: ")
-    found = run(*words, "--json", "--quiet")
+    found = call(*words, "--json", "--quiet")
     assert found.code == code
     error = found.json["error"]
     assert (error["type"], error["exit_code"]) == (kind, code)
@@ -118,9 +118,9 @@ def test_an_error_has_its_exit_code_in_words_and_as_json(
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_without_the_mock_a_model_that_is_not_there_is_a_resolution_error(
-    run: Run, words: tuple[str, ...], code: int, kind: str
+    call: Run, words: tuple[str, ...], code: int, kind: str
 ) -> None:
-    done = run(*words, "--json", "--quiet", MLXENGINE_FEATURES="")
+    done = call(*words, "--json", "--quiet", MLXENGINE_FEATURES="")
     assert (done.code, done.json["error"]["type"]) == (code, kind)
 
 

@@ -14,13 +14,12 @@ from mlxengine.errors import (
 )
 from mlxengine.toolkit.estimate import loaded_weights
 
+from ._architectures import DECODERS, ENCODERS, LIBRARIES
 from ._families import family_of
 from ._recipe import Recipe, is_sentence_model, read_recipe
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-CPU_TOKENS, GPU_TOKENS = 512, 16384  # padded tokens in one step
-ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "modernbert")
-DECODERS = ("qwen3", "gemma3_text")
+CPU_TOKENS, GPU_TOKENS = 256, 16384  # padded tokens in one step
 
 
 def claim(card: ModelCard) -> Claim | None:
@@ -36,6 +35,8 @@ def claim(card: ModelCard) -> Claim | None:
         return None
     strong = sentence or scores or known or wanted or family_of(card) is not None
     problem = _problem(card, scores)
+    what = "a cross-encoder" if scores else "sentence-transformers files" if sentence else "an encoder"
+    library = LIBRARIES.get(card.architecture or "")
     return Claim(
         kind="embed",
         fit=Fit.NATIVE if strong else Fit.PARTIAL,
@@ -43,7 +44,7 @@ def claim(card: ModelCard) -> Claim | None:
         capabilities={"reranking"} if scores else {"embeddings"},
         estimate=lambda workload: _estimate(card, workload),
         problem=problem,
-        reason="cross-encoder" if scores else "sentence-transformers files" if sentence else "an encoder",
+        reason=f"{what}, {card.architecture} by {library}" if library else what,
     )
 
 
@@ -72,7 +73,7 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
     folder = recipe.folder if recipe else ""
     config = card.documents.get(f"{folder}/config.json") if folder else card.config
     kind = config.get("model_type") if isinstance(config, Mapping) else None
-    if kind not in (*ENCODERS, *DECODERS):
+    if kind not in LIBRARIES:
         if isinstance(config, Mapping) and config.get("auto_map"):
             return RemoteCodeRefusedError(
                 f"{card.id} wants to run its own code for the architecture {kind!r}.",
@@ -80,7 +81,7 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
             )
         return UnsupportedArchitectureError(
             f"{card.id} has the encoder architecture {kind!r}, which is not supported.",
-            hint=f"Supported are {', '.join((*ENCODERS, *DECODERS))}.",
+            hint=f"Supported are {', '.join(LIBRARIES)}.",
         )
     if card.files and not card.names(".safetensors"):
         return IncompatibleWeightsError(

@@ -2,8 +2,7 @@
 
 An adapter builds the library's module from a normalised ``config.json``, says how the checkpoint's tensors
 are called in it, and runs the module with masks of its own: the library's ignore sliding windows, or turn
-padding into NaN, for some architectures. `LIBRARIES` says which library serves which architecture; the
-parity tests hold every row of it to the reference.
+padding into NaN, for some architectures.
 """
 
 from __future__ import annotations
@@ -17,18 +16,9 @@ import mlx.nn as nn
 from attrs import frozen
 from mlxengine.errors import UnsupportedArchitectureError
 
-Array = Any  # an mlx array; mlx ships no types that survive strict checking
+from ._architectures import LIBRARIES
 
-LIBRARIES: Mapping[str, str] = {
-    "bert": "mlx_embeddings.models.bert",
-    "roberta": "mlx_embeddings.models.xlm_roberta",
-    "xlm-roberta": "mlx_embeddings.models.xlm_roberta",
-    "camembert": "mlx_embeddings.models.xlm_roberta",
-    "modernbert": "mlx_embeddings.models.modernbert",
-    "qwen3": "mlx_embeddings.models.qwen3",
-    "gemma3_text": "mlx_embeddings.models.gemma3_text",
-}
-"""Architectures that can be served, and the module that serves each."""
+Array = Any  # an mlx array; mlx ships no types that survive strict checking
 
 
 @frozen(kw_only=True)
@@ -248,4 +238,4 @@ _BUILDERS: Mapping[str, Callable[[Mapping[str, Any], Any, str], Encoder]] = {
     "gemma3_text": _gemma3,
 }
 
-__all__ = ["LIBRARIES", "Encoder", "additive", "build_encoder"]
+__all__ = ["Encoder", "additive", "build_encoder"]

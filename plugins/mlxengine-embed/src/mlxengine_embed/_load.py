@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         LoadError: the architecture, the recipe or the weights cannot be used.
     """
     _report(context, 0)
-    with _descriptor_limit_kept():
+    from mlxengine.toolkit.loading import descriptor_limit_kept
+
+    with descriptor_limit_kept():
         try:
             import mlx_embeddings
         except ImportError as error:
@@ -31,12 +33,13 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
             ) from error
     import mlx.core as mx
     from mlxengine.toolkit.checkpoint import normalise_config
-    from mlxengine.toolkit.dtype import upcast_for_cpu
+    from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu
+    from mlxengine.toolkit.loading import warm
 
     from ._cpu import use_cpu_blocks
     from ._encoders import build_encoder
     from ._rerank import is_reranker
-    from ._weights import fill, read_folder, warm
+    from ._weights import fill, read_folder
 
     _report(context, 1)
     reranks = is_reranker(card)
@@ -47,6 +50,8 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     weights = read_folder(folder)
     quantization = config.get("quantization") or config.get("quantization_config")
     fill(encoder.module, weights, encoder.rename, quantization, card.id)
+    free = context.device.free_memory
+    dequantize_for_cpu(encoder.module, free // 2 if free else None)
     upcast_for_cpu(encoder.module)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     replaced = ""
@@ -76,7 +81,12 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     }
     if not reranks:
         info |= _describe(recipe, model.dimension)
-    return Loaded(model=model, warm=warm(encoder.module, *modules), close=model.close, info=info)
+    return Loaded(
+        model=model,
+        warm=chain.from_iterable(map(warm, (encoder.module, *modules))),
+        close=model.close,
+        info=info,
+    )
 
 
 def _embedder(
@@ -157,23 +167,6 @@ def _report(context: LoadContext, done: int) -> None:
     if context.cancelled():
         raise CancelledError("Loading was cancelled.")
     context.report(Progress(stage="load", done=done, total=2, unit="stages"))
-
-
-@contextlib.contextmanager
-def _descriptor_limit_kept() -> Iterator[None]:
-    """Importing mlx-embeddings imports mlx-lm, which sets the limit of open files, also to fewer."""
-    try:
-        import resource
-    except ImportError:
-        yield
-        return
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        yield
-    finally:
-        now = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, now[1]), max(now[1], 0)))
 
 
 __all__ = ["load"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlxengine.errors import IncompatibleWeightsError
-
-SLICE_BYTES = 32 << 20
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
@@ -102,20 +100,4 @@ def _quantize(module: Any, mine: Mapping[str, Any], settings: Mapping[str, Any] 
     )
 
 
-def warm(*modules: Any) -> Iterator[None]:
-    """Evaluate the modules' parameters, a slice at a time."""
-    waiting: list[Any] = []
-    size = 0
-    for module in modules:
-        for _, array in tree_flatten(module.parameters()):
-            waiting.append(array)
-            size += array.nbytes
-            if size >= SLICE_BYTES:
-                mx.eval(waiting)
-                waiting, size = [], 0
-                yield
-    mx.eval(waiting)
-    yield
-
-
-__all__ = ["fill", "read_folder", "warm"]
+__all__ = ["fill", "read_folder"]

@@ -15,17 +15,23 @@ from .rows import SharedBatch
 
 
 def choices(
-    voice: Voice, prompt: Sequence[int], params: GenerateParams, *, streaming: bool = True, priority: int = 0
+    voice: Voice,
+    prompt: Sequence[int],
+    params: GenerateParams,
+    *,
+    streaming: bool = True,
+    priority: int = 0,
+    make: type[Answer] = Answer,
 ) -> list[Answer]:
     """The ``params.n`` answers to one prompt, which is read for the first of them.
 
-    The caller has seen to ``params.adapter``.
+    The caller has seen to ``params.adapter``. ``make`` may be a subclass of the plugin's own.
     """
     found: list[Answer] = []
     for index in range(params.n):
         seed = None if params.seed is None else (params.seed + index) % 2**64
         own = attrs.evolve(params, n=1, adapter=None, seed=seed)
-        found.append(Answer(voice, prompt, own, streaming=streaming, priority=priority, index=index))
+        found.append(make(voice, prompt, own, streaming=streaming, priority=priority, index=index))
         found[-1].after = found[0] if index else None
     return found
 

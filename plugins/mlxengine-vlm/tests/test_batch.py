@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from mlxengine import Finished, TextDelta
-from mlxengine.errors import GenerationError, InvalidParameterError
+from mlxengine.errors import FeatureUnavailableError, GenerationError, InvalidParameterError
 from mlxengine.toolkit import rows
 from vlm_harness import Plugin, asking, text_of
 from vlm_pictures import Thing, draw, scene
@@ -184,3 +184,21 @@ def test_text_alone_needs_no_picture_and_raw_prompts_and_tokens_work(plugin: Plu
     assert plugin.answer(tiny, TextRequest(prompt_tokens=tokens)).strip() == "5"
     with pytest.raises(InvalidParameterError):
         plugin.start(tiny, TextRequest(prompt_tokens=[99_999]))
+
+
+def test_n_answers_to_one_picture_are_told_apart_and_follow_their_seeds(plugin: Plugin, fresh: Any) -> None:
+    sampling = {"temperature": 4.0, "ignore_eos": True, "max_tokens": 12}
+    (events,) = plugin.run([plugin.start(fresh, asking(DESCRIBE, RED, n=3, seed=7, **sampling))])
+    assert isinstance(events[-1], Finished)
+    texts = [
+        "".join(event.text for event in events if isinstance(event, TextDelta) and event.index == index)
+        for index in range(3)
+    ]
+    alone = [plugin.answer(fresh, asking(DESCRIBE, RED, seed=7 + index, **sampling)) for index in range(3)]
+    assert texts == alone
+    assert len(set(texts)) == 3
+
+
+def test_an_adapter_is_refused_and_not_ignored(plugin: Plugin, tiny: Any) -> None:
+    with pytest.raises(FeatureUnavailableError):
+        plugin.start(tiny, asking(DESCRIBE, RED, adapter="a"))

@@ -176,3 +176,23 @@ def test_importing_the_plugin_imports_no_model_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_plugins_own_test_passes_here(tmp_path: Path) -> None:
+    from mlxengine import Device, SelfTestContext
+
+    checks = hooks.self_test(SelfTestContext(folder=tmp_path, device=Device.detect()))
+    assert [check.status for check in checks] == ["ok"]
+
+
+def test_registry_entries_are_of_this_kind_and_state_only_what_was_looked_up() -> None:
+    entries = hooks.list_models()
+    ids = [entry.id for entry in entries]
+    assert len(set(ids)) == len(ids) >= 30
+    families = "smolvlm smolvlm2 llava qwen2-vl qwen2.5-vl qwen3-vl paligemma gemma3 fastvlm lfm2-vl idefics3"
+    assert {entry.family for entry in entries} >= {*families.split(), "moondream"}
+    for entry in entries:
+        assert entry.kind == "vlm"
+        assert entry.provenance or (entry.license is None and entry.context_length is None)
+        stated = entry.id.partition("/")[2].upper()
+        assert entry.size is None or entry.size in stated

@@ -31,7 +31,6 @@ class VisionAnswer(Answer):
 
     plan: Callable[[], Prefill]
     media: tuple[str, ...] = ()
-    remember: bool = True
 
 
 @define(eq=False)
@@ -80,7 +79,9 @@ class VisionDecoder:
     def step(self, chunk: int) -> Stepped:
         drawn = self._decode() if self._rows else []
         begin = time.perf_counter()
-        tokens = self._read(chunk) if self._reading else 0
+        tokens = 0
+        while self._reading and tokens < chunk:  # one prompt after the other
+            tokens += self._read(chunk - tokens)
         return Stepped(drawn=drawn, prompt_tokens=tokens, prompt_seconds=time.perf_counter() - begin)
 
     def remove(self, rows: Sequence[Row]) -> None:
@@ -180,7 +181,7 @@ class VisionDecoder:
         assert isinstance(row, VisionAnswer)
         plan = row.plan()
         entry.deltas = plan.rope_deltas
-        if self._prefixes is not None and row.remember and plan.restarts:
+        if self._prefixes is not None and row.reuse and plan.restarts:
             found = self._prefixes.find(plan.ids, row.media, plan.media)
             if found is not None:
                 entry.cache, plan.start = found
@@ -203,7 +204,7 @@ class VisionDecoder:
         if self._prefixes is None or plan is None or not isinstance(row, VisionAnswer) or not plan.restarts:
             return
         ready = plan.left == 0 or (plan.start == plan.media_end and not trimmable(entry.cache))
-        if ready and row.remember and not row.tokens:
+        if ready and row.reuse and not row.tokens:
             self._prefixes.keep(plan.ids[: plan.start], row.media, entry.cache or [])
 
     def _join(self, entry: _Reading, seen: Any, first: Any, logprobs: Any) -> None:

@@ -6,8 +6,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 
 from mlxengine import Event, Request, RunContext, TextRequest
-from mlxengine.errors import InvalidParameterError, UnsupportedInputError
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 from mlxengine.toolkit.answers import AnswerStream
+from mlxengine.toolkit.choices import ChoicesStream, choices
 
 from . import features
 from ._decoder import VisionAnswer
@@ -23,6 +24,11 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         return None
     if request.params.logprobs or request.params.top_logprobs:
         context.features.require(features.LOGPROBS)
+    if request.params.adapter is not None:
+        raise FeatureUnavailableError(
+            f"Vision-language models take no adapters; {request.params.adapter!r} was asked for.",
+            hint="Leave params.adapter out, or fuse the adapter into the model.",
+        )
     if request.params.grammar is not None:
         context.features.require(features.STRUCTURED_OUTPUT)
     for token, _ in request.params.logit_bias or ():
@@ -35,18 +41,23 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         url=_fetch if context.features.get(features.URLS) else None,
     )
     prompt = make_prompt(model, request, limits)
-    answer = VisionAnswer(
+    remember = context.features.get(features.PROMPT_CACHE)
+    answers = choices(
         model.voice,
         prompt.ids,
         request.params,
         streaming=context.features.get(features.STREAMING),
         priority=request.priority,
+        make=VisionAnswer,
     )
-    answer.media = prompt.media
-    answer.remember = context.features.get(features.PROMPT_CACHE)
-    answer.plan = _planner(model, prompt, answer.remember)
-    model.batch.admit(answer)
-    return AnswerStream(model.batch, answer, context)
+    plan = _planner(model, prompt, remember)
+    for answer in answers:
+        assert isinstance(answer, VisionAnswer)
+        answer.media, answer.reuse, answer.plan = prompt.media, remember, plan
+        model.batch.admit(answer)
+    if len(answers) == 1:
+        return AnswerStream(model.batch, answers[0], context)
+    return ChoicesStream(model.batch, answers, context)
 
 
 def _planner(model: VisionModel, prompt: Prompt, remember: bool) -> Callable[[], Prefill]:

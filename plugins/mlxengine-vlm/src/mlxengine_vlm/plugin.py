@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlxengine import (
+    Check,
     Claim,
     Event,
     Feature,
@@ -15,6 +16,7 @@ from mlxengine import (
     ModelConfiguration,
     Request,
     RunContext,
+    SelfTestContext,
     hookimpl,
 )
 
@@ -49,3 +51,10 @@ def generate(model: object, request: Request, context: RunContext) -> Iterator[E
     from ._generate import serve
 
     return serve(model, request, context)
+
+
+@hookimpl
+def self_test(context: SelfTestContext) -> Sequence[Check]:
+    from ._self_test import self_test as run
+
+    return run(context)

@@ -292,6 +292,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_memory_stays_flat_over_a_hundred_thousand_texts(random_model: Load) -> None:
     import resource
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from llm_harness import Plugin, card_of, write_tiny
 from mlxengine import InferenceEngine, hub
@@ -45,6 +46,22 @@ def test_a_quantized_model_loads_answers_and_its_loss_is_told(
     assert len(plugin.text(model, "x", max_tokens=5, ignore_eos=True)) > 0
     packed = json.loads((tmp_path / "made" / "config.json").read_text())["quantization"]
     assert packed["mode"] == settings.get("mode", "affine")
+
+
+@pytest.mark.feature("llm.dense_on_cpu")
+@pytest.mark.skipif(mx.default_device().type == mx.DeviceType.gpu, reason="what is unpacked on a CPU only")
+def test_packed_weights_are_unpacked_on_a_cpu_unless_that_is_turned_off(
+    plugin: Plugin, wide: Path, tmp_path: Path
+) -> None:
+    convert(card_of(wide), wide, tmp_path / "made", bits=8)
+    dense, packed = (
+        plugin.load(tmp_path / "made", flags={"dense_on_cpu": flag, "prompt_cache": False})
+        for flag in (True, False)
+    )
+    kinds = [type(model.network.layers[0].mlp.up_proj).__name__ for model in (dense, packed)]
+    assert kinds == ["Linear", "QuantizedLinear"]
+    params = {"max_tokens": 12, "ignore_eos": True}
+    assert plugin.text(dense, "x", **params) == plugin.text(packed, "x", **params)
 
 
 def test_more_bits_lose_less(wide: Path, tmp_path: Path) -> None:

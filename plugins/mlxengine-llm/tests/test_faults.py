@@ -206,6 +206,7 @@ def test_an_error_while_text_is_made_ends_that_request_only(
     assert [tokens_of(found[0]), tokens_of(found[2])] == [solo[0], solo[2]]
 
 
+@pytest.mark.feature("llm.max_batch")
 def test_more_requests_than_the_batch_holds_wait_their_turn(plugin: Plugin, tiny: Path) -> None:
     model = plugin.load(tiny, flags={"max_batch": 2})
     found = plugin.run([plugin.start(model, raw(f"{i}", max_tokens=5, ignore_eos=True)) for i in range(7)])

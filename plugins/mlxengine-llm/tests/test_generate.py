@@ -125,6 +125,7 @@ def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(plugin: Plugin, tiny
     assert (ended[-1].reason, ended[-1].stop) == (FinishReason.STOP, stop)
 
 
+@pytest.mark.feature("llm.logprobs")
 def test_logprobs_are_those_of_the_model_with_the_best_alternatives(plugin: Plugin, tiny: Path) -> None:
     model = plugin.load(tiny)
     request = raw("The sky", max_tokens=5, temperature=0, ignore_eos=True, logprobs=True, top_logprobs=3)

@@ -74,6 +74,7 @@ def test_a_cancelled_request_leaves_what_it_had_read(plugin: Plugin, tiny: Path)
     assert 16 <= cached < len(LONG)
 
 
+@pytest.mark.feature("llm.prompt_cache_mb")
 def test_the_budget_is_kept_and_the_least_recently_used_goes(plugin: Plugin, tiny: Path) -> None:
     model = plugin.load(tiny)
     ask(plugin, model, LONG)
@@ -85,6 +86,12 @@ def test_the_budget_is_kept_and_the_least_recently_used_goes(plugin: Plugin, tin
     assert model.prefixes.nbytes <= model.prefixes.budget
     assert ask(plugin, model, "a" + LONG)[1] == len(LONG)
     assert ask(plugin, model, "b" + LONG)[1] == 0
+
+
+def test_the_flag_bounds_the_budget(plugin: Plugin, tiny: Path) -> None:
+    assert plugin.load(tiny, flags={"prompt_cache_mb": 3}).prefixes.budget == 3 << 20
+    nothing = plugin.load(tiny, flags={"prompt_cache_mb": 0})
+    assert ask(plugin, nothing, LONG)[1] == ask(plugin, nothing, LONG)[1] == 0
 
 
 def test_without_the_feature_nothing_is_kept(plugin: Plugin, tiny: Path) -> None:
@@ -116,6 +123,7 @@ def test_a_sliding_window_that_has_moved_serves_only_what_holds_all_of_it(
     assert tokens_of(events) == tokens_of(again)
 
 
+@pytest.mark.feature("llm.prompt_cache_folder")
 def test_a_prefix_on_disk_survives_a_restart(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:
     flags = {"prompt_cache_folder": str(tmp_path / "shelf")}
     cold, none = ask(plugin, plugin.load(tiny, flags=flags), LONG)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from llm_harness import Plugin, raw, tokens_of
 from mlxengine.toolkit.rows import Pace, SharedBatch
 
@@ -45,16 +46,18 @@ def test_time_for_prompts_follows_the_pace_of_running_answers() -> None:
     assert [pace.chunk(ms) for ms in (1, 100, 300, 10_000)] == [16, 64, 256, 2048]
 
 
+@pytest.mark.feature("llm.stall_factor")
 def test_no_step_reads_more_of_the_prompts_than_its_share(plugin: Plugin, tiny: Path) -> None:
-    model = plugin.load(tiny, flags={"prompt_cache": False})
+    model = plugin.load(tiny, flags={"prompt_cache": False, "stall_factor": 6.0})
     read = pieces(model, plugin)
     running = plugin.start(model, raw("run", max_tokens=60, ignore_eos=True))
     with plugin.backend.stream():
         for _ in range(8):
             next(running)
-        model.batch._pace._rate, model.batch._decode_seconds = 1000.0, 0.005
-        model.batch._pace.observe = lambda tokens, seconds: None
-        model.batch.stall_factor = 6.0
+        model.batch._pace._rate = 1000.0
+        model.batch._pace.observe = lambda tokens, seconds: None  # the machine's mood is not the question
+        model.batch._reading_ms = lambda budget_ms: 30.0
+        assert model.batch.stall_factor == 6.0
         read.clear()
     long = [plugin.start(model, raw(f"{i} " * 150, max_tokens=4, ignore_eos=True)) for i in range(3)]
     found = plugin.run([running, *long])

@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         width = max(len(mark) for mark in _MARKS.values())
         for check in found.checks:
             mark = _MARKS[check.status]
-            out.paragraph(f"{mark:<{width}}  {check.name}: {check.detail}", indent="", hang=" " * (width + 2))
+            what = f"{check.name}: {check.detail}" if check.detail else check.name
+            out.paragraph(f"{mark:<{width}}  {what}", hang=" " * (width + 2))
             if check.remedy and check.status is not CheckStatus.OK:
                 out.paragraph(f"→ {check.remedy}", indent=" " * (width + 2))
         installed = [f"{name} {version}" for name, version in found.versions if version]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlxengine import (
+    Check,
     Claim,
     Command,
     Event,
@@ -19,6 +20,7 @@ from mlxengine import (
     ModelConfiguration,
     Request,
     RunContext,
+    SelfTestContext,
     Workload,
     hookimpl,
 )
@@ -89,6 +91,13 @@ def list_commands() -> Sequence[Command]:
     return [
         Command(name="image", summary="make a picture from a prompt", target="mlxengine_diffusion.cli:main")
     ]
+
+
+@hookimpl
+def self_test(context: SelfTestContext) -> Sequence[Check]:
+    from ._self_test import self_test as run
+
+    return run(context)
 
 
 _OWN = Defaults()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlxengine import (
+    Check,
     Claim,
     Command,
     Event,
@@ -16,6 +17,7 @@ from mlxengine import (
     ModelConfiguration,
     Request,
     RunContext,
+    SelfTestContext,
     hookimpl,
 )
 
@@ -61,3 +63,10 @@ def generate(model: object, request: Request, context: RunContext) -> Iterator[E
     from ._generate import serve
 
     return serve(model, request, context)
+
+
+@hookimpl
+def self_test(context: SelfTestContext) -> Sequence[Check]:
+    from ._self_test import self_test as run
+
+    return run(context)

@@ -107,6 +107,22 @@ class Kernels:
         return (weights @ v) / mx.sum(weights, axis=-1, keepdims=True)
 
 
+class Linear(nn.Module):  # type: ignore[misc]
+    """A dense layer as a product and a sum: mlx's fused form first copies the bias to every row."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def __call__(self, x: Array) -> Array:
+        return x @ self.weight.T + self.bias
+
+
+def _quicker(layer: Any) -> Any:
+    """The same layer as a `Linear`, unless it is quantized or has no bias."""
+    return Linear(layer) if isinstance(layer, nn.Linear) and "bias" in layer else layer
+
+
 class SelfAttention(nn.Module):  # type: ignore[misc]
     """BERT's self-attention with its three projections in one product.
 
@@ -130,7 +146,7 @@ class SelfAttention(nn.Module):  # type: ignore[misc]
 
     def __call__(self, hidden: Array, mask: Array | None = None, *_: Any) -> Any:
         rows, length, _size = hidden.shape
-        joined = mx.addmm(self.bias, hidden, self.weight)
+        joined = hidden @ self.weight + self.bias
         q, k, v = joined.reshape(rows, length, 3, self._heads, self._size).transpose(2, 0, 3, 1, 4)
         out = self._kernels.attention(q, k, v, mask).transpose(0, 2, 1, 3).reshape(rows, length, -1)
         return (out,) if self._returns_tuple else out
@@ -162,7 +178,9 @@ def use_cpu_blocks(encoder: Any, kind: str) -> str:
         kernels = Kernels()
         dense = all(isinstance(layer.attention.self.query, nn.Linear) for layer in encoder.encoder.layer)
         for layer in encoder.encoder.layer:
-            layer.intermediate = Intermediate(layer.intermediate.dense, kernels)
+            layer.intermediate = Intermediate(_quicker(layer.intermediate.dense), kernels)
+            layer.output.dense = _quicker(layer.output.dense)
+            layer.attention.output.dense = _quicker(layer.attention.output.dense)
             if dense:
                 layer.attention.self = SelfAttention(layer.attention.self, kernels, kind != "bert")
     elif kind == "modernbert":

@@ -19,7 +19,7 @@ _SUFFIX = re.compile(
     r"[-_.](?:mlx|gguf|dwq|awq|gptq|qat|\d+(?:\.\d+)?-?bits?|mxfp\d|nvfp\d|b?fp?16|fp32|i?q\d\w*|int\d)(?=[-_.]|$)"
 )
 _OVERHEAD, _WORKSPACE = 1.1, 300 * 2**20  # caches and temporary arrays of a modest request
-_CPU_BYTES = 4 * GIB  # a CPU reads every weight for every token: beyond this it is no conversation
+_CPU_BYTES = 6 * GIB  # a CPU reads every weight for every token: beyond this it is no conversation
 
 
 class Prefer(enum.StrEnum):
@@ -78,12 +78,11 @@ def base_name(item: ModelConfiguration) -> str:
 
 
 def needed_bytes(item: ModelConfiguration, device: Device) -> int | None:
-    """Bytes to run an entry on a device: half precision is upcast to fp32 on a CPU."""
-    weights = weight_bytes(item)
-    if weights is None:
-        return None
-    doubled = device.backend == "cpu" and bits_of(item) in (16.0, None)
-    return int(weights * (2 if doubled else 1) * _OVERHEAD) + _WORKSPACE
+    """Bytes to run an entry on a device: on a CPU all weights become dense fp32 ones."""
+    weights: float | None = weight_bytes(item)
+    if device.backend == "cpu" and item.parameters is not None:
+        weights = 4 * item.parameters
+    return None if weights is None else int(weights * _OVERHEAD) + _WORKSPACE
 
 
 def recommend(

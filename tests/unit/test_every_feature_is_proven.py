@@ -13,10 +13,6 @@ MARK = re.compile(r"""mark\.feature\(\s*["']([a-z]\w*\.\w+)["']""")
 UNPROVEN = {
     "diffusion.backend",
     "diffusion.dtype",
-    "embed.cpu_kernels",
-    "embed.custom_tokenizers",
-    "embed.quantization",
-    "vlm.audio",
     "vlm.dense_on_cpu",
     "vlm.max_batch",
     "vlm.max_pixels",

@@ -162,7 +162,9 @@ def test_what_is_preferred_changes_the_choice(registry: ModelRegistry) -> None:
 
 
 def test_a_cpu_gets_what_it_can_talk_with(registry: ModelRegistry) -> None:
-    assert registry.recommend("llm", gpu(64 * GIB, "cpu")).model.id == "a/big-3B-8bit"
+    assert registry.recommend("llm", gpu(64 * GIB, "cpu")).model.id == "b/tiny-135M-Instruct"
+    registry.register(entry("a/small-1B-4bit", "1B", "4bit"))
+    assert registry.recommend("llm", gpu(64 * GIB, "cpu")).model.id == "a/small-1B-4bit"
 
 
 def test_unchecked_entries_are_marked_and_left_out_on_request(registry: ModelRegistry) -> None:

@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         out.line(out.bold(found.model.id))
         out.paragraph(found.reason, indent="  ")
         for item in found.alternatives[:3]:
-            out.line(f"  or {item.id} ({item.size or 'size unknown'}, {item.quantization or 'unknown'})")
+            facts = ", ".join(fact for fact in (item.size, item.quantization) if fact)
+            out.line(f"  or {item.id} ({facts})")
         out.paragraph(f"Needs about {human(found.needed_bytes)}. Fetch it: mlxengine pull {found.model.id}")
 
     out.emit(plain(found), text)

@@ -105,13 +105,6 @@ def resolve(
     )
 
 
-def fit(model: ModelCard, *, device: Device | None = None) -> FitVerdict:
-    """Whether a model's weights fit in this machine's memory, before they are fetched."""
-    from ._hub.search import memory_verdict
-
-    return memory_verdict(model.weight_bytes or None, device)
-
-
 def plan(
     model: str | Path | ModelConfiguration | ModelCard,
     *,

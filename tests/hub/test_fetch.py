@@ -260,6 +260,18 @@ def test_content_that_stays_wrong_is_a_typed_error_and_never_ready(
     assert not list(hub_home.rglob(f"blobs/{served.repos['org/name'].head.files[name].etag}"))
 
 
+def test_an_answer_for_a_file_of_another_size_is_not_taken_for_the_rest(
+    served: HubServer, hub_home: Path
+) -> None:
+    card = public.resolve("org/name", endpoint=served.endpoint)
+    value = f"bytes {1 << 17}-{len(LARGE) - 1}/77"
+    served.faults.add("set_header", "model.safetensors", header="Content-Range", value=value)
+    events: list[public.HubEvent] = []
+    fetch(card, WANTED, endpoint=served.endpoint, report=events.append)
+    assert [event.reason for event in events if isinstance(event, public.Retry)]
+    assert not [event for event in events if isinstance(event, public.Corrupt)]
+
+
 @pytest.mark.usefixtures("hasty")
 def test_a_hub_that_stays_broken_ends_in_a_download_error_that_may_be_tried_again(
     served: HubServer, hub_home: Path

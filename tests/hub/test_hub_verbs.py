@@ -94,6 +94,17 @@ def test_pull_asks_above_the_size_that_the_user_set(
     assert _json(capsys, "pull", NAME, "--ask-above", "1MB", "--yes")["fetched"] > 2_000_000
 
 
+def test_run_asks_in_the_same_way_before_it_fetches(
+    served: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = tmp_path / "asking.toml"
+    settings.write_text(f'[hub]\nendpoint = "{served.endpoint}"\nask_above = "1MB"\n')
+    monkeypatch.setenv("MLXENGINE_CONFIG", str(settings))
+    error = _json(capsys, "run", "hello", "-m", NAME, code=2)["error"]
+    assert "--yes" in error["hint"]
+    assert served.log.bytes() < 200_000
+
+
 def test_pull_shows_each_retry_with_its_reason(served: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
     served.faults.add("reset", "model.safetensors", after=1_000_000, skip=1)
     assert main(["pull", NAME]) == 0

@@ -107,6 +107,7 @@ def test_a_gguf_of_quantized_blocks_is_as_large_as_its_blocks() -> None:
         (gguf(offset=64), "after the file"),
         (gguf(room=100), "after the file"),
         (gguf(62, kind=2), "not made of"),
+        (gguf(second=128, room=512), "overlap"),
     ],
 )
 def test_a_gguf_directory_that_lies_is_refused(data: bytes, says: str) -> None:

@@ -15,6 +15,7 @@ from ..model import ModelHandle
 from ..params import GenerateParams, params_from
 from ..registry import ModelRegistry
 from ._frame import UsageError
+from ._hub_verbs import ask_before_fetching
 from ._output import Output, plain
 from ._progress import ProgressLine
 
@@ -40,6 +41,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--feature", action="append", default=[], metavar="NAME[=VALUE]", help="a feature flag; repeatable"
     )
     parser.add_argument("--offline", action="store_true", help="make no request to the hub")
+    parser.add_argument("--yes", action="store_true", help="do not ask before a large download")
 
 
 def add_params(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +73,8 @@ def engine(arguments: argparse.Namespace) -> InferenceEngine:
 def load(engine: InferenceEngine, arguments: argparse.Namespace, out: Output) -> ModelHandle:
     """Load the model that was named, else the configured one, else the best of those on this machine."""
     model = arguments.model or load_settings().model or _best_here(engine, "llm", out)
+    if not engine.mock:
+        ask_before_fetching(model, out, offline=arguments.offline, yes=arguments.yes)
     with ProgressLine(out) as progress:
         return engine.load(model, plugin=arguments.plugin, on_progress=progress)
 

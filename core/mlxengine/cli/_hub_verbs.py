@@ -8,12 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 
+from .. import hub
 from .._config import load_settings
-from ..errors import ConfigurationError, InvalidParameterError
+from .._host import Host
+from .._selection import human
+from ..configuration import ModelCard, ModelRef
+from ..device import Device
+from ..errors import ConfigurationError, InvalidParameterError, ModelNotFoundError, NoPluginForModelError
+from ..fit import FitVerdict, fit
+from ..hookspecs import Claim
 from ._output import Output, tell
 
+ASK_ABOVE = 10 * 10**9
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
@@ -23,8 +31,8 @@ class Options:
 
     endpoint: str | None = None
     cache_dir: Path | None = None
+    ask_above: int
     offline: bool = False
-    ask_above: int = field(default=10 * 10**9)
 
     @property
     def local(self) -> dict[str, Any]:
@@ -50,13 +58,17 @@ def add_hub(parser: argparse.ArgumentParser) -> None:
 
 def options(arguments: argparse.Namespace) -> Options:
     """The options in force."""
-    hub = load_settings().hub
+    settings = load_settings().hub
     return Options(
-        endpoint=getattr(arguments, "endpoint", None) or hub.endpoint,
-        cache_dir=arguments.cache_dir or hub.cache_dir,
-        offline=getattr(arguments, "offline", False) or bool(hub.offline),
-        ask_above=parse_bytes(getattr(arguments, "ask_above", None) or hub.ask_above or "10 GB"),
+        endpoint=getattr(arguments, "endpoint", None) or settings.endpoint,
+        cache_dir=arguments.cache_dir or settings.cache_dir,
+        offline=getattr(arguments, "offline", False) or bool(settings.offline),
+        ask_above=_limit(getattr(arguments, "ask_above", None) or settings.ask_above),
     )
+
+
+def _limit(text: str | None) -> int:
+    return parse_bytes(text) if text else ASK_ABOVE
 
 
 def parse_bytes(text: str) -> int:
@@ -88,3 +100,74 @@ def confirm(question: str, out: Output, *, yes: bool) -> bool:
     if not answer:
         tell("Nothing was done.")
     return answer
+
+
+def claim_on(card: ModelCard, out: Output) -> Claim | None:
+    """The claim of the plugin that serves the model; ``None``, and a note, if there is no such plugin.
+
+    Raises:
+        MLXEngineError: what loading it would end with for sure.
+    """
+    try:
+        claim = Host(distributions=load_settings().distributions).owner(card).claim
+    except NoPluginForModelError as error:
+        out.note(f"note: {error.message} Its usual files are fetched.")
+        return None
+    if claim.problem is not None:
+        raise claim.problem
+    return claim
+
+
+def verdict_on(card: ModelCard, claim: Claim | None) -> FitVerdict:
+    """Whether the model fits in this machine's memory, as far as its plugin can tell."""
+    return FitVerdict.UNKNOWN if claim is None else fit(card, claim, Device.detect()).verdict
+
+
+def consent(plan: hub.DownloadPlan, verdict: FitVerdict, chosen: Options, out: Output, *, yes: bool) -> bool:
+    """Show what would be fetched, and ask if it is large; ``False`` is a no."""
+    if not out.json:
+        out.note(summary(plan, verdict))
+    question = f"Fetch {human(plan.need)} for {plan.repo}?"
+    return plan.need <= chosen.ask_above or confirm(question, out, yes=yes)
+
+
+def summary(plan: hub.DownloadPlan, verdict: FitVerdict) -> str:
+    """Files, size, what is missing, and whether it fits, in one line."""
+    text = f"{plan.repo}: {len(plan.files)} files, {human(plan.total)}"
+    if plan.need != plan.total:
+        text += f", {human(plan.need)} to fetch"
+    memory = {
+        FitVerdict.FITS: "fits in memory",
+        FitVerdict.TIGHT: "fits tightly in memory",
+        FitVerdict.WONT_FIT: "does not fit in memory",
+    }.get(verdict)
+    return f"{text}; {memory}" if memory else text
+
+
+def ask_before_fetching(model: str, out: Output, *, offline: bool, yes: bool) -> None:
+    """For verbs that load a model: show and ask what `pull` would, unless the model is ready.
+
+    Raises:
+        ConfigurationError: the answer was no, or nobody is there to answer.
+    """
+    ref = ModelRef.parse(model)
+    hub_settings = load_settings().hub
+    chosen = Options(
+        endpoint=hub_settings.endpoint,
+        cache_dir=hub_settings.cache_dir,
+        ask_above=_limit(hub_settings.ask_above),
+    )
+    if ref.repo_id is None or offline or hub_settings.offline or _is_ready(model, chosen):
+        return
+    card = hub.resolve(model, **chosen.remote)
+    claim = claim_on(card, out)
+    plan = hub.plan(card, files=claim.files if claim is not None else None, **chosen.remote)
+    if not consent(plan, verdict_on(card, claim), chosen, out, yes=yes):
+        raise ConfigurationError(f"{model} was not fetched.", hint="Name a smaller model with --model.")
+
+
+def _is_ready(model: str, chosen: Options) -> bool:
+    try:
+        return hub.verify(model, **chosen.local).ok
+    except ModelNotFoundError:
+        return False

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 
 from .. import hub
-from .._config import load_settings
-from .._host import Host
 from .._selection import human
-from ..configuration import ModelCard
-from ..errors import NoPluginForModelError
-from ._hub_verbs import add_hub, confirm, options
+from ._hub_verbs import add_hub, claim_on, consent, options, summary, verdict_on
 from ._output import Output
 from ._progress import ProgressLine
 
@@ -33,23 +28,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     chosen = options(arguments)
     card = hub.resolve(arguments.model, **chosen.remote, offline=chosen.offline, update=True)
-    files = tuple(arguments.files or ()) or _files_of(card, out)
+    claim = claim_on(card, out)
+    files = tuple(arguments.files or ()) or (claim.files if claim is not None else None)
     plan = hub.plan(card, files=files, **chosen.remote, offline=chosen.offline)
-    fit = hub.fit(card)
+    fit = verdict_on(card, claim)
     if arguments.plan:
         rows = [(file.path, human(file.size), human(file.have)) for file in plan.files]
 
         def table() -> None:
             out.table(("file", "size", "here"), rows)
-            out.line(_summary(plan, fit))
+            out.line(summary(plan, fit))
 
         out.emit({"plan": plan, "total": plan.total, "need": plan.need, "fit": fit}, table)
         return 0
-    if not out.json:
-        out.note(_summary(plan, fit))
-    if plan.need > chosen.ask_above and not confirm(
-        f"Fetch {human(plan.need)} for {plan.repo}?", out, yes=arguments.yes
-    ):
+    if not consent(plan, fit, chosen, out, yes=arguments.yes):
         return 0
     start = time.monotonic()
     with ProgressLine(out) as progress:
@@ -64,27 +56,3 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     }
     out.emit(value, lambda: out.line(str(path)))
     return 0
-
-
-def _files_of(card: ModelCard, out: Output) -> Sequence[str] | None:
-    """What the plugin that serves the model loads; ``None`` (the usual files) if there is no such plugin."""
-    host = Host(distributions=load_settings().distributions)
-    try:
-        claim = host.owner(card).claim
-    except NoPluginForModelError as error:
-        out.note(f"note: {error.message} Its usual files are fetched.")
-        return None
-    if claim.problem is not None:
-        raise claim.problem
-    return claim.files
-
-
-def _summary(plan: hub.DownloadPlan, fit: hub.FitVerdict) -> str:
-    what = f"{plan.repo}: {len(plan.files)} files, {human(plan.total)}"
-    need = f", {human(plan.need)} to fetch" if plan.need != plan.total else ""
-    memory = {
-        hub.FitVerdict.FITS: "fits in memory",
-        hub.FitVerdict.TIGHT: "fits tightly in memory",
-        hub.FitVerdict.WONT_FIT: "does not fit in memory",
-    }.get(fit)
-    return f"{what}{need}{f'; {memory}' if memory else ''}"

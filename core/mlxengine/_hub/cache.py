@@ -113,7 +113,7 @@ class RepoCache:
         """Remember which commit a branch or tag stood for."""
         if is_commit(revision) or self.commit_of(revision) == commit:
             return
-        write_atomically(self.folder / "refs" / revision, commit.encode(), self._scratch())
+        write_atomically(self.folder / "refs" / revision, commit.encode(), self._scratch(), durable=False)
 
     # -- listing and marker -----------------------------------------------------------------------
 
@@ -154,6 +154,7 @@ class RepoCache:
             },
             self.repo,
             listing.commit,
+            durable=False,
         )
 
     def marker(self, commit: str) -> dict[str, Verified]:
@@ -275,8 +276,8 @@ class RepoCache:
             manager.__exit__(None, None, None)
 
 
-def write_atomically(path: Path, data: bytes, temporary: Path | None = None) -> None:
-    """Write a small file so that it is there whole or not at all, also after a power cut.
+def write_atomically(path: Path, data: bytes, temporary: Path | None = None, *, durable: bool = True) -> None:
+    """Write a small file so that it is there whole or not at all; if ``durable``, also after a power cut.
 
     ``temporary`` is where it is written first; beside ``path`` if it is not given.
     """
@@ -285,9 +286,11 @@ def write_atomically(path: Path, data: bytes, temporary: Path | None = None) -> 
     with temporary.open("wb") as handle:
         handle.write(data)
         handle.flush()
-        os.fsync(handle.fileno())
+        if durable:
+            os.fsync(handle.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -319,12 +322,6 @@ def _load(path: Path) -> dict[str, Any] | None:
     return data if isinstance(data, dict) and data.get("format") == FORMAT else None
 
 
-def _save(path: Path, content: dict[str, Any], repo: str, commit: str) -> None:
-    whole = {
-        "format": FORMAT,
-        "written_by": f"mlxengine {__version__}",
-        "repo": repo,
-        "commit": commit,
-        **content,
-    }
-    write_atomically(path, json.dumps(whole, indent=1).encode())
+def _save(path: Path, content: dict[str, Any], repo: str, commit: str, *, durable: bool = True) -> None:
+    head = {"format": FORMAT, "written_by": f"mlxengine {__version__}", "repo": repo, "commit": commit}
+    write_atomically(path, json.dumps({**head, **content}, indent=1).encode(), durable=durable)

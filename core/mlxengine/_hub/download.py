@@ -15,7 +15,7 @@ from attrs import field, frozen
 from ..configuration import FileInfo
 from ..errors import CancelledError, CorruptFileError, DownloadError, InsufficientDiskError
 from .access import Access, Cancelled, never
-from .cache import RepoCache, sync_folder
+from .cache import RepoCache
 from .content import Digest, hash_file
 from .events import Corrupt, HubEvent, Resumed, Retry, Verifying
 from .transport import Answer, Passing, Patience, gave_up, get
@@ -269,7 +269,6 @@ class Partial:
         if (ours.st_ino, ours.st_size) != (there.st_ino, self._file.size):
             return None
         self._path.replace(blob)
-        sync_folder(blob.parent)
         return ours
 
     def discard(self) -> None:

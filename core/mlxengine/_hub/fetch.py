@@ -15,7 +15,7 @@ from attrs import frozen
 from ..configuration import FileInfo, ModelCard, Source
 from ..errors import CorruptFileError, InsufficientDiskError, InvalidParameterError, OfflineError
 from .access import Access, Cancelled, never
-from .cache import RepoCache, Verified
+from .cache import RepoCache, Verified, sync_folder
 from .download import READ_ONLY, Job, good_blob, obtain, typed_disk_errors
 from .events import Bytes, Corrupt, Failed, HubEvent, Planned, Ready
 from .select import select
@@ -193,6 +193,7 @@ def fetch_files(
 def _make_ready(
     cache: RepoCache, commit: str, files: Sequence[FileInfo], looks: Sequence[os.stat_result]
 ) -> None:
+    sync_folder(cache.folder / "blobs")
     for file in files:
         cache.point(commit, file)
     verified = [

@@ -2,19 +2,21 @@
 # every command first makes the virtual environment $(VENV) as it has to be.
 PYTHON ?= python3
 VENV ?= .venv
+# pinned: constraints.txt; lowest: the lower bounds of our requirements; newest: whatever there is
+VERSIONS ?= pinned
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml docs/examples/*/pyproject.toml)
 PYTEST := $(BIN)/python -m pytest
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test lint format types tests test-slow test-parity test-diffusionkit docs demo clean
+.PHONY: help setup test lint format types tests test-slow test-parity test-diffusionkit docs demo release clean
 
 help:            ## say what there is
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p; s/^\([a-z-]*\): *## /\1\t/p' Makefile | expand -t 14
 
 $(STAMP): $(PROJECTS) constraints.txt scripts/setup_env.py
-	$(PYTHON) scripts/setup_env.py --venv $(VENV) --constraints constraints.txt
+	$(PYTHON) scripts/setup_env.py --venv $(VENV) --versions $(VERSIONS)
 	@touch $@
 
 setup: $(STAMP)  ## make the virtual environment, or bring it up to date
@@ -39,7 +41,7 @@ test-slow: $(STAMP)  ## the tests that take minutes each
 	$(PYTEST) -q -m "slow and not live and not parity"
 
 test-parity: $(STAMP)  ## compute the stored numerical references again, with torch
-	$(PYTHON) scripts/setup_env.py --venv $(VENV)-parity --constraints constraints.txt --group parity
+	$(PYTHON) scripts/setup_env.py --venv $(VENV)-parity --group parity
 	$(VENV)-parity/bin/python -m pytest -q -m parity
 
 test-diffusionkit:  ## the diffusionkit back end against diffusers, in an environment of its own
@@ -50,6 +52,9 @@ docs: $(STAMP)   ## build the documentation; a warning is an error
 
 demo: $(STAMP)   ## answer a question with a real model, offline
 	TRANSFORMERS_VERBOSITY=error $(BIN)/python scripts/demo.py
+
+release:         ## set the version everywhere: make release VERSION=0.2.0
+	$(PYTHON) scripts/release.py $(VERSION)
 
 clean:           ## remove what these commands made
 	rm -rf $(VENV) $(VENV)-parity $(VENV)-diffusionkit site dist .mypy_cache .ruff_cache .pytest_cache

@@ -78,7 +78,7 @@ def uv_environment(python: Path) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
-    parser.add_argument("--constraints", type=Path, default=ROOT / "constraints.txt")
+    parser.add_argument("--versions", choices=("pinned", "lowest", "newest"), default="pinned")
     parser.add_argument("--group", default="dev", help="dependency group of the root pyproject.toml")
     options = parser.parse_args()
     python = options.venv.absolute() / "bin" / "python"
@@ -88,11 +88,14 @@ def main() -> None:
     # Which build of torch is right, pip's own configuration knows best.
     if torch := [item for item in wanted if normal(item) == "torch"]:
         run(python, "-m", "pip", "install", "-q", *torch)
-    limits = ("-c", options.constraints)
+    limits = ("-c", ROOT / "constraints.txt") if options.versions == "pinned" else ()
+    lowest = ("--resolution", "lowest-direct") if options.versions == "lowest" else ()
     env = uv_environment(python)
     has_uv = run(python, "-m", "pip", "install", "-q", *limits, "uv", check=False)
     uv = (python, "-m", "uv", "pip", "install", "-q", "--python", python)
-    if not (has_uv and run(*uv, *limits, *BUILD, *wanted, check=False, env=env)):
+    if not (has_uv and run(*uv, *limits, *lowest, *BUILD, *wanted, check=False, env=env)):
+        if lowest:
+            raise SystemExit("only uv can install the lowest versions")
         print("uv could not install the packages; pip does it instead")
         run(python, "-m", "pip", "install", "-q", *limits, *BUILD, *wanted)
     editable = [part for folder in projects() for part in ("-e", folder)]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import re
+import runpy
+import shutil
 import tomllib
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import mlxengine
@@ -81,3 +85,21 @@ def test_constraints_are_names_and_exact_versions_alone() -> None:
     assert lines
     assert [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==[0-9][A-Za-z0-9.]*", line)] == []
     assert not [line for line in lines if line.startswith("mlxengine")]
+
+
+def test_one_step_sets_the_version_of_every_distribution(tmp_path: Path) -> None:
+    release = runpy.run_path(str(ROOT / "scripts" / "release.py"))
+    for folder in first_party():
+        target = tmp_path / folder.relative_to(ROOT)
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "pyproject.toml", target)
+    (tmp_path / "core/mlxengine").mkdir(parents=True)
+    shutil.copy(ROOT / "core/mlxengine/_version.py", tmp_path / "core/mlxengine")
+    shutil.copy(ROOT / "CHANGELOG.md", tmp_path)
+    release["bump"]("7.3.1", tmp_path, datetime.date(2030, 1, 2))
+    assert '"7.3.1"' in (tmp_path / "core/mlxengine/_version.py").read_text()
+    assert "## [7.3.1] - 2030-01-02" in (tmp_path / "CHANGELOG.md").read_text()
+    for path in tmp_path.rglob("pyproject.toml"):
+        for item in requirements(tomllib.loads(path.read_text())["project"]):
+            if item.name in PROJECTS and item.specifier:
+                assert {str(part) for part in item.specifier} == {">=7.3", "<7.4"}, str(item)

@@ -81,6 +81,7 @@ class PluginConformance:
     specimen: ClassVar[Specimen]
 
     def test_keeps(self, clause: Clause, subject: Subject) -> None:
+        """The plugin keeps the clause."""
         clause.hold(subject)
 
 

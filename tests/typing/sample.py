@@ -1,0 +1,101 @@
+"""A program as a user writes it, for type checkers; ``assert_type`` says what they must find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import assert_type
+
+from attrs import frozen
+from mlxengine import (
+    AsyncInferenceEngine,
+    Claim,
+    Command,
+    EmbedRequest,
+    Event,
+    Feature,
+    Finished,
+    Fit,
+    GenerateParams,
+    ImagePart,
+    InferenceEngine,
+    LoadContext,
+    Loaded,
+    Message,
+    ModelCard,
+    ModelConfiguration,
+    Picture,
+    Request,
+    RunContext,
+    TextDelta,
+    TextPart,
+    TextReply,
+    hookimpl,
+)
+
+
+def text(engine: InferenceEngine) -> str:
+    chat = engine.load_text("org/name")
+    for event in chat.stream("Hi", GenerateParams(max_tokens=8, seed=0, stop=["."])):
+        match event:
+            case TextDelta(text=piece):
+                assert_type(piece, str)
+            case Finished(usage=usage):
+                assert_type(usage.total_tokens, int)
+            case _:
+                pass
+    reply = chat.generate([Message.user([ImagePart("a.png"), TextPart("What is this?")])])
+    assert_type(reply, TextReply)
+    return reply.text
+
+
+def others(engine: InferenceEngine) -> None:
+    vectors = engine.load_embeddings("org/name").embed(["a", "b"])
+    assert_type(vectors.shape, tuple[int, ...])
+    picture = engine.load_images("org/name").image("a circle", steps=4, seed=1)
+    assert_type(picture, Picture)
+    request = EmbedRequest(texts=["a"])
+    for event in engine.load("org/name").stream(request):
+        assert_type(event, Event)
+
+
+async def later() -> str:
+    async with AsyncInferenceEngine() as engine:
+        chat = await engine.load_text("org/name")
+        async for event in chat.stream("Hi"):
+            assert_type(event, Event)
+        return (await chat.generate("Hi")).text
+
+
+@frozen(kw_only=True)
+class Listen(Request):
+    path: str
+
+
+BITS = Feature[int | None](name="ear.bits", default=None, summary="Bits.", choices=(4, 8, None))
+
+
+class Plugin:
+    @hookimpl
+    def list_features(self) -> Sequence[Feature[int | None]]:
+        return [BITS]
+
+    @hookimpl
+    def list_models(self) -> Sequence[ModelConfiguration]:
+        return [ModelConfiguration(id="org/name", kind="ear")]
+
+    @hookimpl
+    def claim_model(self, card: ModelCard) -> Claim | None:
+        return Claim(kind="ear", fit=Fit.NATIVE, files=["*.json"], capabilities={"hearing"})
+
+    @hookimpl
+    def load_model(self, card: ModelCard, context: LoadContext) -> Loaded | None:
+        assert_type(context.features.get(BITS), int | None)
+        return Loaded(model=object())
+
+    @hookimpl
+    def generate(self, model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
+        return iter([Finished()]) if isinstance(request, Listen) else None
+
+    @hookimpl
+    def list_commands(self) -> Sequence[Command]:
+        return [Command(name="listen", summary="Listen.", target="ear.cli:main")]

@@ -50,7 +50,7 @@ VERBS = {
     "ps": "list the engines that hold models in memory now",
     "bench": "measure a model on this machine",
     "models": "search the registry of models",
-    "plugins": "list the plugins, and those set aside",
+    "plugins": "list the plugins and those set aside; write one, try one",
     "doctor": "check this installation, and say how to repair it",
     "features": "list the feature flags, and who set them",
 }

@@ -33,7 +33,7 @@ class Event:
 
 @frozen(kw_only=True)
 class Progress(Event):
-    """How far a stage is: ``done`` of ``total`` (``None``: unknown) ``unit``s."""
+    """How far a stage is: ``done`` of ``total`` (``None``: unknown), counted in ``unit``."""
 
     stage: str
     done: float

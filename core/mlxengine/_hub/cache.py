@@ -253,7 +253,6 @@ class RepoCache:
         Raises:
             CancelledError: the caller gave up while it waited.
         """
-        from filelock import Timeout
         from huggingface_hub.utils import WeakFileLock
 
         path = self.cache_dir / ".locks" / self.folder.name / f"{name}.lock"
@@ -263,7 +262,7 @@ class RepoCache:
             try:
                 manager.__enter__()
                 break
-            except Timeout:
+            except TimeoutError:  # filelock's is one
                 pass
             if cancelled():
                 raise CancelledError("The download was cancelled.", hint="The next call resumes it.")

@@ -246,6 +246,26 @@ def test_the_quicker_cpu_blocks_change_nothing_that_matters(
     assert np.abs(found - minilm_model.embed(texts).numpy()).max() < 5e-6
 
 
+@pytest.mark.parametrize("name", ["bert-mean", "xlm-roberta"])
+def test_the_fused_attention_of_a_gpu_changes_nothing(random_root: Path, name: str) -> None:
+    import mlx.core as mx
+    from mlxengine.toolkit.checkpoint import normalise_config
+    from mlxengine_embed._blocks import use_fused_attention
+    from mlxengine_embed._encoders import build_encoder
+    from mlxengine_embed._weights import fill, read_folder
+
+    folder = embed_checkpoints.write(name, random_root)
+    encoder = build_encoder(normalise_config(json.loads((folder / "config.json").read_text())))
+    fill(encoder.module, read_folder(folder), encoder.rename, None, name)
+    ids = mx.array([[1, 9, 50, 7, 2], [1, 30, 2, encoder.pad, encoder.pad]])
+    valid = mx.array([[True] * 5, [True] * 3 + [False] * 2])
+    before = np.array(encoder.forward(ids, valid, None))
+    use_fused_attention(encoder.module, "bert" if name == "bert-mean" else name)
+    after = np.array(encoder.forward(ids, valid, None))
+    assert np.abs(after - before)[0].max() < 1e-5
+    assert np.abs(after - before)[1, :3].max() < 1e-5
+
+
 def test_a_model_arrives_from_the_hub_with_nothing_but_what_it_needs(minilm: Any, hub_home: Path) -> None:
     with InferenceEngine(endpoint=minilm.endpoint, cache_dir=hub_home / "hub") as engine:
         with engine.load_embeddings(minilm.id) as model:

@@ -36,7 +36,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu
     from mlxengine.toolkit.loading import warm
 
-    from ._cpu import use_cpu_blocks
+    from ._blocks import use_cpu_blocks, use_fused_attention
     from ._encoders import build_encoder
     from ._rerank import is_reranker
     from ._weights import fill, read_folder
@@ -54,9 +54,11 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     dequantize_for_cpu(encoder.module, free // 2 if free else None)
     upcast_for_cpu(encoder.module)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    replaced = ""
+    replaced, kind = "", str(config["model_type"])
     if on_cpu and context.features.get(features.CPU_KERNELS):
-        replaced = use_cpu_blocks(encoder.module, str(config["model_type"]))
+        replaced = use_cpu_blocks(encoder.module, kind)
+    elif not on_cpu:
+        use_fused_attention(encoder.module, kind)
     tokenizer = _tokenizer(card, recipe, folder, encoder.positions)
     common: dict[str, Any] = {
         "id": card.id,

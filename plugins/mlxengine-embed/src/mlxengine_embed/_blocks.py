@@ -1,4 +1,4 @@
-"""Quicker blocks for encoders on a CPU.
+"""Quicker blocks for encoders, most of them for a CPU.
 
 On a CPU mlx computes ``erf``, ``exp`` and with them GELU and softmax one element at a time, at 25 to 60 ns
 each: for short texts GELU alone takes longer than all products together. The functions here use
@@ -128,17 +128,18 @@ class SelfAttention(nn.Module):  # type: ignore[misc]
 
     Args:
         library: the library's module, with its weights; ``query``, ``key`` and ``value`` are used.
-        kernels: functions for the CPU.
+        kernels: functions for the CPU; ``None`` for mlx's own fused attention (a GPU).
         returns_tuple: the library's callers expect a tuple.
     """
 
-    def __init__(self, library: Any, kernels: Kernels, returns_tuple: bool) -> None:
+    def __init__(self, library: Any, kernels: Kernels | None, returns_tuple: bool) -> None:
         super().__init__()
         self._heads = library.num_attention_heads
         self._size = library.attention_head_size
         self._kernels = kernels
         self._returns_tuple = returns_tuple
-        scale = self._size**-0.5
+        # Scaling the weights saves a pass over the queries; in half precision it would round them.
+        scale = self._size**-0.5 if kernels else 1
         self.weight = mx.concatenate(
             [library.query.weight * scale, library.key.weight, library.value.weight]
         ).T
@@ -148,7 +149,11 @@ class SelfAttention(nn.Module):  # type: ignore[misc]
         rows, length, _size = hidden.shape
         joined = hidden @ self.weight + self.bias
         q, k, v = joined.reshape(rows, length, 3, self._heads, self._size).transpose(2, 0, 3, 1, 4)
-        out = self._kernels.attention(q, k, v, mask).transpose(0, 2, 1, 3).reshape(rows, length, -1)
+        if self._kernels is None:
+            out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._size**-0.5, mask=mask)
+        else:
+            out = self._kernels.attention(q, k, v, mask)
+        out = out.transpose(0, 2, 1, 3).reshape(rows, length, -1)
         return (out,) if self._returns_tuple else out
 
 
@@ -164,6 +169,20 @@ class Intermediate(nn.Module):  # type: ignore[misc]
         return self._kernels.gelu(self.dense(hidden))
 
 
+_BERTS = ("bert", "roberta", "xlm-roberta", "camembert")
+
+
+def use_fused_attention(encoder: Any, kind: str) -> None:
+    """Give a BERT's loaded module one product for its three projections, and mlx's fused attention."""
+    if kind in _BERTS and _is_dense(encoder):
+        for layer in encoder.encoder.layer:
+            layer.attention.self = SelfAttention(layer.attention.self, None, kind != "bert")
+
+
+def _is_dense(encoder: Any) -> bool:
+    return all(isinstance(layer.attention.self.query, nn.Linear) for layer in encoder.encoder.layer)
+
+
 def use_cpu_blocks(encoder: Any, kind: str) -> str:
     """Replace the slow blocks of a loaded encoder's module; call it once its weights are in fp32.
 
@@ -174,9 +193,9 @@ def use_cpu_blocks(encoder: Any, kind: str) -> str:
     Returns:
         What was replaced, for people; empty if nothing was.
     """
-    if kind in ("bert", "roberta", "xlm-roberta", "camembert"):
+    if kind in _BERTS:
         kernels = Kernels()
-        dense = all(isinstance(layer.attention.self.query, nn.Linear) for layer in encoder.encoder.layer)
+        dense = _is_dense(encoder)
         for layer in encoder.encoder.layer:
             layer.intermediate = Intermediate(_quicker(layer.intermediate.dense), kernels)
             layer.output.dense = _quicker(layer.output.dense)
@@ -192,4 +211,4 @@ def use_cpu_blocks(encoder: Any, kind: str) -> str:
     return "GELU and attention" + (", compiled" if kernels.compiled else "")
 
 
-__all__ = ["Kernels", "use_cpu_blocks"]
+__all__ = ["Kernels", "use_cpu_blocks", "use_fused_attention"]

@@ -327,3 +327,53 @@ def test_memory_stays_flat_over_a_hundred_thousand_texts(random_model: Load) -> 
     peak_after(1_000)
     ten_thousand = peak_after(10_000)
     assert peak_after(100_000) <= 1.2 * ten_thousand
+
+
+def test_a_converted_embeddinggemma_projects_as_its_repository_does(
+    engine: InferenceEngine, random_root: Path, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    source = embed_checkpoints.write("gemma3", random_root)
+    random, size = np.random.default_rng(9), embed_checkpoints.SIZE
+    up, down = (random.standard_normal(s).astype(np.float32) for s in ((4 * size, size), (size, 4 * size)))
+    whole, bare = tmp_path / "whole", tmp_path / "embeddinggemma-300m"
+    shutil.copytree(source, whole)
+    embed_checkpoints.write_modules(whole, {"pooling_mode": "mean"}, "Dense", "Dense", "Normalize")
+    for place, (matrix, inputs, outputs) in enumerate(((up, size, 4 * size), (down, 4 * size, size)), 2):
+        folder = whole / f"{place}_Dense"
+        folder.mkdir()
+        settings = {"in_features": inputs, "out_features": outputs, "bias": False}
+        identity = "torch.nn.modules.linear.Identity"
+        (folder / "config.json").write_text(json.dumps({**settings, "activation_function": identity}))
+        save_file({"linear.weight": matrix}, folder / "model.safetensors")
+    shutil.copytree(source, bare)
+    shutil.rmtree(bare / "1_Pooling")
+    (bare / "modules.json").unlink()
+    weights = load_file(bare / "model.safetensors")
+    save_file({**weights, "dense.0.weight": up, "dense.1.weight": down}, bare / "model.safetensors")
+    with engine.load_embeddings(whole) as left, engine.load_embeddings(bare) as right:
+        assert right.info["recipe"] == "family embeddinggemma"
+        found, expected = right.embed(WORDS, prompt="").numpy(), left.embed(WORDS).numpy()
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_the_asyncio_handle_gives_the_same(random_root: Path) -> None:
+    import asyncio
+
+    from mlxengine import AsyncInferenceEngine
+
+    async def both() -> tuple[Any, Any, Any]:
+        async with AsyncInferenceEngine() as engine:
+            model = await engine.load_embeddings(embed_checkpoints.write("bert-dense", random_root))
+            ranker = await engine.load_embeddings(embed_checkpoints.write("bert-reranker", random_root))
+            vectors, query = await asyncio.gather(model.embed(WORDS), model.embed_query(WORDS))
+            return vectors, query, await ranker.rank(WORDS[4], WORDS, top_k=3)
+
+    vectors, query, ranked = asyncio.run(both())
+    with InferenceEngine() as engine:
+        model = engine.load_embeddings(embed_checkpoints.write("bert-dense", random_root))
+        assert np.abs(vectors.numpy() - model.embed(WORDS).numpy()).max() < 1e-6
+        assert np.abs(query.numpy() - model.embed_query(WORDS).numpy()).max() < 1e-6
+    assert len(ranked) == 3
+    assert ranked[0].score >= ranked[2].score

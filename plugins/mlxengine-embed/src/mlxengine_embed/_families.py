@@ -27,7 +27,11 @@ _NOMIC = {"query": "search_query: ", "document": "search_document: ", "clusterin
 
 @frozen(kw_only=True)
 class Family:
-    """Pooling, normalisation and prompts that all models of a family share."""
+    """Pooling, normalisation and prompts that all models of a family share.
+
+    ``widens`` marks a family that projects its vectors to four times their size and back; conversions
+    keep the two matrices beside the encoder's as ``dense.0`` and ``dense.1``.
+    """
 
     name: str
     pattern: str
@@ -36,6 +40,7 @@ class Family:
     prompts: Mapping[str, str] = field(factory=dict)
     default_prompt: str | None = None
     max_length: int | None = None
+    widens: bool = False
 
 
 # The first pattern that is found in the lower-cased name decides.
@@ -78,7 +83,12 @@ FAMILIES = (
         max_length=32768,
     ),
     Family(
-        name="embeddinggemma", pattern=r"embedding-?gemma", pooling="mean", prompts=_GEMMA, max_length=2048
+        name="embeddinggemma",
+        pattern=r"embedding-?gemma",
+        pooling="mean",
+        prompts=_GEMMA,
+        max_length=2048,
+        widens=True,
     ),
 )
 

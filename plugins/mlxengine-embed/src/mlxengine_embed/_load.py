@@ -69,7 +69,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     model, modules = (
         _reranker(card, config, weights, quantization, common)
         if reranks
-        else _embedder(card, context.path, recipe, weights, common)
+        else _embedder(card, context.path, recipe, weights, quantization, common)
     )
     _report(context, 2)
     info = {
@@ -92,7 +92,12 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
 
 
 def _embedder(
-    card: ModelCard, root: Path, recipe: Recipe, weights: Mapping[str, Any], common: dict[str, Any]
+    card: ModelCard,
+    root: Path,
+    recipe: Recipe,
+    weights: Mapping[str, Any],
+    quantization: Any,
+    common: dict[str, Any],
 ) -> tuple[Any, list[Any]]:
     from mlxengine.toolkit.dtype import upcast_for_cpu
 
@@ -116,7 +121,8 @@ def _embedder(
         # Converted repositories keep these tensors beside the encoder's, under the stage's own name.
         prefix = f"{stage.folder}."
         inside = {f"linear.{k.removeprefix(prefix)}": v for k, v in weights.items() if k.startswith(prefix)}
-        fill(function, inside or read_folder(root / stage.folder), lambda key: key, None, stage.folder)
+        stored = inside or read_folder(root / stage.folder)
+        fill(function, stored, lambda key: key, quantization, stage.folder)
         upcast_for_cpu(function)
         modules.append(function)
     model = EmbeddingModel(recipe=recipe, stages=tuple(functions), dimension=size, **common)

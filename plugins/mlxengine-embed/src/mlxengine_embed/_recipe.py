@@ -15,7 +15,7 @@ from attrs import evolve, field, frozen
 from mlxengine import ModelCard
 from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError, UnsupportedArchitectureError
 
-from ._families import family_of
+from ._families import Family, family_of
 from .models import EmbedConfiguration
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -181,7 +181,7 @@ def _without_modules(card: ModelCard) -> Recipe:
             recipe,
             source=recipe.source or f"family {family.name}",
             pooling=recipe.pooling or (family.pooling,),
-            stages=(Normalize(),) if family.normalize else (),
+            stages=(*_widening(card, family), *((Normalize(),) if family.normalize else ())),
             prompts=family.prompts,
             default_prompt=family.default_prompt,
             max_length=recipe.max_length or family.max_length,
@@ -195,6 +195,21 @@ def _without_modules(card: ModelCard) -> Recipe:
             hint='Name the pooling: EmbedConfiguration(id=…, pooling="mean") or pooling="cls".',
         )
     return recipe
+
+
+def _widening(card: ModelCard, family: Family) -> tuple[Stage, ...]:
+    if not family.widens:
+        return ()
+    names, size = {tensor.name for tensor in card.tensors}, card.config.get("hidden_size")
+    if not {"dense.0.weight", "dense.1.weight"} <= names or not isinstance(size, int):
+        raise IncompatibleWeightsError(
+            f"{card.id} lacks the two projections that follow the encoder of {family.name}.",
+            hint="Choose a repository with modules.json and its Dense folders.",
+        )
+    return (
+        Dense(folder="dense.0", inputs=size, outputs=4 * size, bias=False, activation="identity"),
+        Dense(folder="dense.1", inputs=4 * size, outputs=size, bias=False, activation="identity"),
+    )
 
 
 def _apply_configuration(recipe: Recipe, entry: EmbedConfiguration) -> Recipe:

@@ -290,6 +290,23 @@ def test_ctrl_c_ends_run_with_130_and_no_traceback(env: dict[str, str], model: P
         assert b"Traceback" not in process.stderr.read()
 
 
+def test_ctrl_c_while_a_model_loads_ends_within_a_second(env: dict[str, str], model: Path) -> None:
+    words = [*COMMAND, "run", "-m", str(model), "x"]
+    with subprocess.Popen(
+        words, env=env | {"MLXENGINE_FEATURES": ""}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        while "load" not in process.stderr.readline():
+            assert process.poll() is None
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert time.monotonic() - start < 1.0
+        assert process.stdout.read().strip() == ""
+        assert "Traceback" not in process.stderr.read()
+
+
 def test_a_real_answer_is_the_model_s(run: Run, model: Path) -> None:
     words = ("run", "-m", str(model), "--temperature", "0", "--max-tokens", "8", "--json", "--quiet")
     done = run(*words, "What is the capital of France?", MLXENGINE_FEATURES="")

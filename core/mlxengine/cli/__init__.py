@@ -11,9 +11,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; ``None`` takes those of the process.
     """
-    from ._frame import run
+    try:
+        from ._frame import run
 
-    return run(argv)
+        return run(argv)
+    except KeyboardInterrupt:  # while the frame itself was being imported, or cleaned up after
+        return 130
 
 
 __all__ = ["main"]

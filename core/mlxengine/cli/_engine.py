@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .._config import load_settings
@@ -14,7 +16,7 @@ from ..features import parse_flags
 from ..model import ModelHandle
 from ..params import GenerateParams, params_from
 from ..registry import ModelRegistry
-from ._frame import UsageError
+from ._frame import INTERRUPTED, UsageError
 from ._hub_verbs import ask_before_fetching
 from ._output import Output, plain
 from ._progress import ProgressLine
@@ -62,12 +64,22 @@ def params(arguments: argparse.Namespace) -> GenerateParams:
     return params_from({**values, "stop": tuple(arguments.stop or ())})
 
 
-def engine(arguments: argparse.Namespace) -> InferenceEngine:
-    """The engine that the command line asks for."""
+@contextlib.contextmanager
+def engine(arguments: argparse.Namespace, out: Output) -> Iterator[InferenceEngine]:
+    """The engine that the command line asks for; Ctrl-C ends the process without waiting for it."""
     flags: dict[str, object] = {}
     for text in arguments.feature:
         flags.update(parse_flags(text))
-    return InferenceEngine(features=flags, offline=True if arguments.offline else None)
+    with InferenceEngine(features=flags, offline=True if arguments.offline else None) as made:
+        try:
+            yield made
+        except KeyboardInterrupt:
+            # A loader in the middle of an import cannot be stopped, and nothing needs an orderly end:
+            # downloads resume after a kill, and the reservations of a process that is gone do not count.
+            with contextlib.suppress(OSError):
+                out.end_line()
+                out.flush()
+            os._exit(INTERRUPTED)
 
 
 def load(engine: InferenceEngine, arguments: argparse.Namespace, out: Output) -> ModelHandle:

@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     before = _read(arguments.compare) if arguments.compare else None
-    with _engine.engine(arguments) as engine:
+    with _engine.engine(arguments, out) as engine:
         handle = _engine.load(engine, arguments, out)
         measure = _measurement(handle, arguments)
         measure()  # kernels are compiled and caches filled by the first run

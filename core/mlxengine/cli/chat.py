@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     chosen = _engine.params(arguments)
-    with _engine.engine(arguments) as engine:
+    with _engine.engine(arguments, out) as engine:
         handle = _engine.load(engine, arguments, out)
         if not isinstance(handle, TextHandle):
             raise InvalidParameterError(

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     budget = parse_bytes(arguments.memory_budget)
     if budget is not None and budget <= 0:
         raise InvalidParameterError("The memory budget must be positive.")
-    with _engine.engine(arguments) as engine:
+    with _engine.engine(arguments, out) as engine:
         found = engine.registry.recommend(
             arguments.kind,
             engine.device,

@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     chosen = _engine.params(arguments)
-    with _engine.engine(arguments) as engine:
+    with _engine.engine(arguments, out) as engine:
         handle = _engine.load(engine, arguments, out)
         prompt = _engine.prompt_words(arguments.prompt, handle.configuration.default_prompt)
         if isinstance(handle, TextHandle):

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     if any(check.name in ("mlx", "plugins") for check in broken) and "core.mock" not in arguments.feature:
         out.emit(value, lambda: out.paragraph("Install what is missing, then run `mlxengine setup` again."))
         return 1
-    with _engine.engine(arguments) as engine:
+    with _engine.engine(arguments, out) as engine:
         model = arguments.model or _choose(engine, arguments, out, value)
         value["model"] = model
         if model is not None and not arguments.no_pull:

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants, snapshot_download
 from mlxengine import GenerateParams, InferenceEngine
 from mlxengine import hub as client
-from mlxengine.errors import CorruptFileError, OfflineError
+from mlxengine.errors import CorruptFileError, OfflineError, UnsupportedArchitectureError
 
 from tests.hub.fixtures import HubModel
 from tests.hub.processes import ROOT
@@ -97,6 +97,40 @@ def _rot(path: Path, *, keep_time: bool = True) -> None:
         stream.write(bytes([byte ^ 0x10]))
     if keep_time:
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_of_a_gguf_repository_one_file_that_can_be_read_is_fetched_and_answers(
+    smollm2_gguf: HubModel, hub_home: Path
+) -> None:
+    repo = smollm2_gguf.hub.repos[smollm2_gguf.id]
+    (name,) = repo.head.files
+    content = repo.head.files[name].read()
+    others = {
+        "SmolLM2-Q6_K.gguf": content + b"\0",
+        "SmolLM2-F16.gguf": content + b"\0\0",
+        "imatrix.dat": b"x",
+    }
+    repo.commit({"SmolLM2-Q4_1.gguf": content, name: None, **others})
+    assert "Paris" in _ask(smollm2_gguf, hub_home)
+    fetched = {path.name for path in (hub_home / "hub").rglob("snapshots/*/*")}
+    assert fetched == {"SmolLM2-Q4_1.gguf"}
+
+
+def test_a_gguf_repository_that_cannot_be_read_is_refused_before_its_weights_are_fetched(
+    smollm2_gguf: HubModel, hub_home: Path
+) -> None:
+    repo = smollm2_gguf.hub.repos[smollm2_gguf.id]
+    (file,) = repo.head.files.values()
+    content = file.read()
+    at = content.index(b"\x00\x00\x00general.architecture") + 3 + len("general.architecture") + 4 + 8
+    assert content[at : at + 5] == b"llama"
+    repo.commit({file.path: content[:at] + b"lllma" + content[at + 5 :]})
+    with (
+        _engine(smollm2_gguf, hub_home) as engine,
+        pytest.raises(UnsupportedArchitectureError, match="lllma"),
+    ):
+        engine.load(smollm2_gguf.id)
+    assert smollm2_gguf.hub.log.bytes() < 10_000_000
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])

@@ -18,6 +18,7 @@ from mlxengine.errors import (
     UnsupportedArchitectureError,
 )
 from mlxengine.toolkit.gguf import convert_gguf, read_gguf
+from mlxengine.toolkit.gguf_support import choose_file
 
 from tests.hub import weights
 
@@ -301,6 +302,23 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_gguf(written(tensors=tensors | {"blk.0.odd.weight": mx.zeros((32,))}))
     with pytest.raises(ModelNotFoundError):
         read_gguf(tmp_path / "none.gguf")
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["model.gguf"], "model.gguf"),
+        (["m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-Q4_0.gguf", "m-F16.gguf"], "m-Q4_0.gguf"),
+        (["m.q8_0.gguf", "m.f16.gguf"], "m.q8_0.gguf"),
+        (["m-Q4_K_M.gguf", "m-Q6_K.gguf"], None),
+        (["m-F16-00001-of-00002.gguf", "m-F16-00002-of-00002.gguf"], None),
+        ([], None),
+    ],
+)
+def test_of_several_files_the_smallest_that_can_be_read_is_chosen(
+    names: list[str], chosen: str | None
+) -> None:
+    assert choose_file(names) == chosen
 
 
 def test_a_damaged_file_is_a_typed_error(tmp_path: Path) -> None:

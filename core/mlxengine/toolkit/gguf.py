@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,9 @@ from ..errors import (
     UnsupportedArchitectureError,
 )
 from ._gguf_tokenizer import tokenizer_files
+from .gguf_support import gguf_problem
 
 GROUP_SIZE = 32
-TENSOR_TYPES = frozenset({"F32", "F16", "Q4_0", "Q4_1", "Q8_0"})
-ARCHITECTURES = frozenset({"llama"})
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -51,7 +50,6 @@ _NAMES = {
 }
 _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias|scales|biases)")
 _ROPE_FACTORS = "rope_freqs.weight"
-_HINT = "Use a Q4_0, Q4_1, Q8_0, F16 or F32 file of it, or the model's MLX conversion."
 
 
 @frozen(kw_only=True)
@@ -91,14 +89,8 @@ def read_gguf(source: Path, *, dtype: mx.Dtype | None = None) -> GGUFCheckpoint:
         IncompatibleWeightsError: a tensor has a type or a name that is not known here.
     """
     metadata, tensors = _directory(source)
-    architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise UnsupportedArchitectureError(
-            f"{source.name} has the architecture {architecture!r}; GGUF files of "
-            f"{', '.join(sorted(ARCHITECTURES))} can be read.",
-            hint="Use the model's MLX conversion.",
-        )
-    _check_types(source, tensors)
+    if problem := gguf_problem(metadata, tensors, source.name):
+        raise problem
     try:
         loaded, everything = mx.load(str(source), format="gguf", return_metadata=True)
     except (RuntimeError, ValueError) as error:
@@ -162,15 +154,6 @@ def _directory(source: Path) -> tuple[dict[str, Any], tuple[TensorInfo, ...]]:
             return gguf_directory(read, source.stat().st_size, source.name)
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"There is no file {source}.", hint="Check the path.") from error
-
-
-def _check_types(source: Path, tensors: Sequence[TensorInfo]) -> None:
-    found = Counter(tensor.dtype for tensor in tensors if tensor.dtype not in TENSOR_TYPES)
-    if found:
-        listed = ", ".join(f"{count} of {name}" for name, count in sorted(found.items()))
-        raise IncompatibleWeightsError(
-            f"{source.name} has tensors of types that cannot be repacked: {listed}.", hint=_HINT
-        )
 
 
 def _config(source: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,4 +277,4 @@ def _bits(weights: dict[str, mx.array]) -> dict[str, int]:
     }
 
 
-__all__ = ["ARCHITECTURES", "GROUP_SIZE", "TENSOR_TYPES", "GGUFCheckpoint", "convert_gguf", "read_gguf"]
+__all__ = ["GROUP_SIZE", "GGUFCheckpoint", "convert_gguf", "read_gguf"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import glob
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
 from mlxengine import Claim, Fit, ModelCard, Source
 from mlxengine.errors import (
     IncompatibleWeightsError,
@@ -17,6 +19,7 @@ from mlxengine.errors import (
     UnsupportedArchitectureError,
 )
 from mlxengine.toolkit.estimate import context_length, estimator, text_config
+from mlxengine.toolkit.gguf_support import choose_file, gguf_problem, no_readable_file
 
 FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
 _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -26,7 +29,7 @@ _QUANTIZERS = {"bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelop
 
 def claim(card: ModelCard) -> Claim | None:
     """The plugin's offer for a model, or ``None`` for what is not a language model."""
-    if card.source is Source.GGUF:
+    if is_gguf(card):
         return _claim_gguf(card)
     config = card.config
     if not isinstance(config.get("model_type"), str) or "model_index.json" in card.documents or _embeds(card):
@@ -47,16 +50,26 @@ def claim(card: ModelCard) -> Claim | None:
     )
 
 
+def is_gguf(card: ModelCard) -> bool:
+    """Whether the model is a GGUF file, or a repository or folder of nothing else."""
+    return card.source is Source.GGUF or bool(card.gguf and not card.config)
+
+
 def _claim_gguf(card: ModelCard) -> Claim | None:
     architecture = card.gguf.get("general.architecture")
     if not isinstance(architecture, str) or card.gguf.get("tokenizer.ggml.model") == "bert":
         return None
+    names = card.names(".gguf")
+    chosen = choose_file(names)
+    problem = gguf_problem(card.gguf, card.tensors, chosen) if chosen else no_readable_file(names, card.id)
+    only = evolve(card, files=tuple(file for file in card.files if file.path == chosen))
     return Claim(
         kind="llm",
         fit=Fit.NATIVE,
-        files=("*.gguf",),
+        files=(glob.escape(chosen),) if chosen else ("*.gguf",),
         capabilities=_capabilities(card),
-        estimate=estimator(card),
+        estimate=estimator(only if chosen else card),
+        problem=problem,
         reason=f"a GGUF file of the architecture {architecture}",
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxengine import LoadContext, Loaded, ModelCard, Progress, Source
+from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import (
     CancelledError,
     CorruptFileError,
@@ -23,6 +23,7 @@ from mlxengine.toolkit.estimate import context_length
 from mlxengine.toolkit.loading import check_safetensors, descriptor_limit_kept, warm
 
 from . import features
+from ._claim import is_gguf
 
 _REMOTE = "Read the repository's code first; then load with trust_remote_code=True if you trust it."
 
@@ -43,8 +44,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     from ._model import LanguageModel
 
     _report(context, 1)
-    is_gguf = card.source is Source.GGUF or context.path.suffix == ".gguf"
-    build = _from_gguf if is_gguf else _from_folder
+    build = _from_gguf if is_gguf(card) else _from_folder
     network, tokenizer, config = build(card, context)
     if context.features.get(features.DENSE_ON_CPU):
         dequantize_for_cpu(network, (context.device.free_memory or 0) // 2)
@@ -125,11 +125,15 @@ def _from_folder(card: ModelCard, context: LoadContext) -> tuple[Any, Any, dict[
 def _from_gguf(card: ModelCard, context: LoadContext) -> tuple[Any, Any, dict[str, Any]]:
     from mlxengine.toolkit.checkpoint import normalise_config
     from mlxengine.toolkit.gguf import read_gguf
+    from mlxengine.toolkit.gguf_support import choose_file
 
-    found = sorted(context.path.glob("*.gguf")) if context.path.is_dir() else [context.path]
-    if not found:
+    found = context.path
+    if found.is_dir():
+        chosen = choose_file([path.relative_to(found).as_posix() for path in found.rglob("*.gguf")])
+        found /= chosen or ""
+    if not found.is_file():
         raise LoadError(f"{card.id} has no GGUF file in {context.path}.", hint="Fetch the model again.")
-    checkpoint = read_gguf(found[0])
+    checkpoint = read_gguf(found)
     config = normalise_config(checkpoint.config)
     try:
         network = _build(config, checkpoint.weights)

@@ -131,6 +131,7 @@ class Answer(Row):
         self.index = index
         self.reuse = True  # whether its cache may come from, and go to, other requests
         self.cached = 0  # tokens of the prompt that did not have to be computed
+        self.measured: tuple[tuple[str, float], ...] = ()  # what the decoder adds to the metrics
         self.router: Router | None = None  # parts the text into text, reasoning and tool calls
         self.events: deque[Event] = deque()
         self._streaming = streaming
@@ -221,6 +222,7 @@ class Answer(Row):
                 prompt_per_second=len(self.prompt) / max(first - self._start, 1e-9),
                 generation_per_second=(count - 1) / (now - first) if count > 1 else None,
                 peak_memory_bytes=mx.get_peak_memory(),
+                extra=self.measured,
             ),
             stop=stop,
             index=self.index,

@@ -111,6 +111,7 @@ class Plugin:
             self.registry.add(feature, "llm")
         self.backend = MLXBackend()
         self._loaded: list[Loaded] = []
+        self._flags: dict[int, dict[str, object]] = {}
 
     def features(self, **values: object) -> Any:
         return self.registry.view(Layer(Level.CALL, {f"llm.{name}": v for name, v in values.items()}))
@@ -134,13 +135,18 @@ class Plugin:
             for _ in loaded.warm:
                 pass
         self._loaded.append(loaded)
+        self._flags[id(loaded.model)] = dict(flags or {})
         return loaded.model
 
     def start(self, model: Any, request: Request, *, budget_ms: float = 100.0, **flags: object) -> Any:
         """The iterator of a request."""
         with self.backend.stream():
             found = plugin.generate(
-                model, request, RunContext(features=self.features(**flags), budget_ms=budget_ms)
+                model,
+                request,
+                RunContext(
+                    features=self.features(**{**self._flags.get(id(model), {}), **flags}), budget_ms=budget_ms
+                ),
             )
         assert found is not None
         return found

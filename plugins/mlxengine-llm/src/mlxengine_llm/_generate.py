@@ -14,7 +14,7 @@ from mlxengine import (
     TextRequest,
     UnloadAdapterRequest,
 )
-from mlxengine.errors import InvalidParameterError, UnsupportedInputError
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 from mlxengine.toolkit.answers import Answer, AnswerStream
 from mlxengine.toolkit.choices import ChoicesStream, choices
 from mlxengine.toolkit.sampling import guarded
@@ -45,6 +45,7 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         context.features.require(features.LORA)
     lane = model.lane(model.adapters.resolve(request.params.adapter))
     _check_tokens(model, request)
+    _check_serving(model, context)
     if request.tools:
         _check_tools(model, request, context)
     prompt = prompt_tokens(model, request)
@@ -100,6 +101,17 @@ def _part(model: LanguageModel, request: TextRequest, answer: Answer, context: R
         answer.processors.append(guarded(bound, answer.fail))
     if request.messages and (reasons or request.tools):
         answer.router = Router(tokenizer, answer.prompt, tools_of(request), answer.index)
+
+
+def _check_serving(model: LanguageModel, context: RunContext) -> None:
+    for name, flag in features.SERVING.items():
+        wanted: object = context.features.get(flag)
+        if wanted != getattr(model.serving, name):
+            raise FeatureUnavailableError(
+                f"{flag.name} is {getattr(model.serving, name)!r} for the loaded model; "
+                f"one call cannot have {wanted!r}.",
+                hint=f"Load the model with features={{{flag.name!r}: {wanted!r}}}.",
+            )
 
 
 def _check_tokens(model: LanguageModel, request: TextRequest) -> None:

@@ -13,6 +13,7 @@ from mlxengine.errors import (
     CancelledError,
     CorruptFileError,
     IncompatibleWeightsError,
+    InvalidParameterError,
     LoadError,
     MLXEngineError,
     ModelNotFoundError,
@@ -60,6 +61,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         defaults=dict(card.documents.get("generation_config.json") or {}),
         stop_ids=_stop_ids(tokenizer, context.configuration.extra_eos_tokens),
         prefixes=_prefixes(card, context, network, tokenizer),
+        serving=_serving(context, network),
         stall_factor=context.features.get(features.STALL_FACTOR),
         max_rows=context.features.get(features.MAX_BATCH) if context.features.get(features.BATCH) else 1,
     )
@@ -76,9 +78,20 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
             "library": f"mlx-lm {mlx_lm.__version__}",
             "vocabulary": len(tokenizer),
             "context_length": model.context,
-            "batch": model.max_rows,
+            "batch": 1 if model.serving.serial else model.max_rows,
         },
     )
+
+
+def _serving(context: LoadContext, network: Any) -> Any:
+    from ._serial import Serving, caches_for
+
+    found = Serving(**{name: context.features.get(flag) for name, flag in features.SERVING.items()})
+    if found.kv_tokens is not None and (not isinstance(found.kv_tokens, int) or found.kv_tokens < 16):
+        raise InvalidParameterError(f"llm.kv_tokens={found.kv_tokens!r} must be an integer from 16.")
+    if found.serial:
+        caches_for(network, found)
+    return found
 
 
 def _abilities(tokenizer: Any) -> frozenset[str]:

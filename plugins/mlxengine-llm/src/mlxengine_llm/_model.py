@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from attrs import define, field
@@ -10,11 +12,12 @@ from mlxengine.errors import InvalidParameterError
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.estimate import text_config
 from mlxengine.toolkit.grammar import Grammars
-from mlxengine.toolkit.rows import SharedBatch
+from mlxengine.toolkit.rows import Decoder, SharedBatch
 
 from ._adapters import Adapters
 from ._decoder import BatchDecoder
 from ._prefix import PrefixCache
+from ._serial import SerialDecoder, Serving
 
 
 @define(eq=False)
@@ -34,6 +37,7 @@ class LanguageModel:
         grammars: compiles what answers must look like; ``None`` for a tokenizer that has no fast form.
         max_rows: most requests that are decoded together.
         stall_factor: see `SharedBatch`.
+        serving: what has to be served one row at a time.
         adapters: LoRA and DoRA adapters that are loaded.
         lanes: one shared batch for the plain weights, and one for each adapter in use.
         voice: what their answers have in common.
@@ -49,6 +53,7 @@ class LanguageModel:
     prefixes: PrefixCache | None = None
     max_rows: int = 32
     stall_factor: float = 6.0
+    serving: Serving = field(factory=Serving)
     grammars: Grammars | None = field(init=False)
     adapters: Adapters = field(init=False)
     lanes: dict[str | None, SharedBatch] = field(init=False)
@@ -77,14 +82,18 @@ class LanguageModel:
             prefixes = self.prefixes
             if adapter is not None and prefixes is not None:
                 prefixes = PrefixCache(prefixes.budget // 4)  # what it computes is no other's
+            use = partial(self.adapters.use, adapter)
             self.lanes[adapter] = SharedBatch(
-                lambda rows: BatchDecoder(
-                    self.network, rows, self.grammars, prefixes, lambda: self.adapters.use(adapter)
-                ),
-                max_rows=self.max_rows,
+                partial(self._decoder, prefixes, use),
+                max_rows=1 if self.serving.serial else self.max_rows,
                 stall_factor=self.stall_factor,
             )
         return self.lanes[adapter]
+
+    def _decoder(self, prefixes: PrefixCache | None, use: Callable[[], None], rows: int) -> Decoder:
+        if self.serving.serial:
+            return SerialDecoder(self.network, self.serving, prefixes, use)
+        return BatchDecoder(self.network, rows, self.grammars, prefixes, use)
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter and what was computed with it.

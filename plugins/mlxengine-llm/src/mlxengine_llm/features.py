@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from mlxengine import Feature, LLMEngineFeatures
+from mlxengine import Feature, LLMEngineFeatures, Stage
 
 
 def _library() -> str | None:
@@ -100,6 +100,38 @@ QUANTIZATION = Feature(
     applies_to=("llm",),
     probe=_library,
 )
+KV_BITS: Feature[int | None] = Feature(
+    name="llm.kv_bits",
+    default=None,
+    summary="Pack the key-value cache to 4 or 8 bits. The model then serves one request at a time.",
+    stage=Stage.EXPERIMENTAL,
+    choices=(None, 8, 4),
+    provides=LLMEngineFeatures.KV_QUANTIZATION,
+    applies_to=("llm",),
+    probe=_library,
+)
+KV_TOKENS: Feature[int | None] = Feature(
+    name="llm.kv_tokens",
+    default=None,
+    summary="Keep at most so many tokens in the cache. The model then serves one request at a time.",
+    stage=Stage.EXPERIMENTAL,
+    applies_to=("llm",),
+    probe=_library,
+)
+SPECULATION = Feature(
+    name="llm.speculation",
+    default=False,
+    summary="Guess tokens from the text so far where that pays. The model then serves one request at a time.",
+    stage=Stage.EXPERIMENTAL,
+    provides=LLMEngineFeatures.SPECULATIVE_DECODING,
+    applies_to=("llm",),
+    probe=_library,
+)
+SERVING: dict[str, Feature[Any]] = {
+    "kv_bits": KV_BITS,
+    "kv_tokens": KV_TOKENS,
+    "speculation": SPECULATION,
+}
 LORA = Feature(
     name="llm.lora",
     default=True,
@@ -129,6 +161,7 @@ ALL: tuple[Feature[Any], ...] = (
     TOOL_CALLING,
     REASONING,
     QUANTIZATION,
+    *SERVING.values(),
     LORA,
     PROMPT_CACHE,
     PROMPT_CACHE_MB,

@@ -1,0 +1,130 @@
+"""What is served one request at a time: packed and bounded caches, and speculation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from llm_harness import Plugin, raw, text_of, tokens_of, write_tiny
+from mlxengine import Grammar
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
+from mlxengine_llm._serial import Lookup
+
+PROMPTS = ["abc abc abc abc abc", "once upon a time there was", "x"]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads of 32 numbers, so that caches can be packed."""
+    return write_tiny(tmp_path_factory.mktemp("heads") / "model", hidden_size=128)
+
+
+def answers(plugin: Plugin, model: Any, **params: Any) -> list[list[int]]:
+    params = {"max_tokens": 40, "ignore_eos": True, **params}
+    streams = [plugin.start(model, raw(prompt, **params)) for prompt in PROMPTS]
+    return [tokens_of(events) for events in plugin.run(streams)]
+
+
+@pytest.mark.feature("llm.speculation")
+def test_speculation_gives_the_tokens_of_plain_greedy_decoding(plugin: Plugin, tiny: Path) -> None:
+    plain, guessing = plugin.load(tiny), plugin.load(tiny, flags={"speculation": True})
+    wanted = answers(plugin, plain)
+    assert answers(plugin, guessing) == wanted
+    assert answers(plugin, guessing) == wanted, "also from the prompt cache, which guesses must not damage"
+    (events,) = plugin.run([plugin.start(guessing, raw(PROMPTS[0], max_tokens=60, ignore_eos=True))])
+    extra = dict(events[-1].metrics.extra)
+    assert extra["speculation_guessed"] > 0
+
+
+def test_a_text_that_repeats_itself_takes_fewer_forward_passes(
+    plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lookup, "took", lambda self, guessed, right, seconds: None)
+    model = plugin.load(tiny, flags={"speculation": True, "prompt_cache": False})
+    passes: list[int] = []
+    whole = model.network
+
+    class Counting:
+        layers = whole.layers
+        args = whole.args
+
+        def __call__(self, tokens: mx.array, **more: Any) -> Any:
+            passes.append(tokens.size)
+            return whole(tokens, **more)
+
+    request = raw("12 12 12", max_tokens=120, ignore_eos=True)
+    (wanted,) = plugin.run([plugin.start(plugin.load(tiny), request)])
+    model.network = Counting()
+    (events,) = plugin.run([plugin.start(model, request)])
+    assert tokens_of(events) == tokens_of(wanted)
+    assert len(passes) < 100, "a random model repeats itself soon"
+
+
+def test_guessing_stops_where_it_does_not_pay() -> None:
+    lookup = Lookup()
+    text = list(range(50)) * 2
+    tried = 0
+    for end in range(60, 100):
+        guessed = lookup.guess(text[:end])
+        tried += bool(guessed)
+        lookup.took(len(guessed), 0, 0.002 if guessed else 0.001)
+    assert 0 < tried < 8
+    assert Lookup().guess(text[:70])[:3] == [20, 21, 22]
+
+
+def test_sampling_grammars_and_logprobs_work_one_at_a_time(plugin: Plugin, tiny: Path) -> None:
+    plain, serial = plugin.load(tiny), plugin.load(tiny, flags={"speculation": True})
+    for params in ({"temperature": 1.0, "seed": 4}, {"repetition_penalty": 1.4}):
+        assert answers(plugin, serial, **params) == answers(plugin, plain, **params)
+    grammar = Grammar.regex(r"[a-f]{5}-\d{3}")
+    text = plugin.text(serial, "x", max_tokens=30, temperature=1.0, seed=1, grammar=grammar)
+    assert text == plugin.text(plain, "x", max_tokens=30, temperature=1.0, seed=1, grammar=grammar)
+    request = raw("x", max_tokens=4, logprobs=True, top_logprobs=2, ignore_eos=True)
+    (events,) = plugin.run([plugin.start(serial, request)])
+    assert sum(len(event.logprobs) for event in events[:-1]) == 4
+
+
+@pytest.mark.feature("llm.kv_bits")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_packed_cache_is_smaller_and_answers_alike(plugin: Plugin, wide: Path, bits: int) -> None:
+    plain, packed = plugin.load(wide), plugin.load(wide, flags={"kv_bits": bits})
+    prompt = "something to remember " * 12
+    for model in (plain, packed):
+        plugin.text(model, prompt, max_tokens=8, ignore_eos=True)
+    (whole,), (small,) = plain.prefixes._entries, packed.prefixes._entries
+    assert [type(layer).__name__ for layer in small.layers] == ["QuantizedKVCache"] * 2
+    assert small.nbytes < 0.8 * whole.nbytes
+    first = [plugin.text(model, prompt, max_tokens=1, ignore_eos=True) for model in (plain, packed)]
+    assert first[0] == first[1] or bits == 4
+    again = plugin.text(packed, prompt, max_tokens=8, ignore_eos=True)
+    assert again == plugin.text(packed, prompt, max_tokens=8, ignore_eos=True)
+
+
+@pytest.mark.feature("llm.kv_tokens")
+def test_a_bounded_cache_forgets_and_goes_on(plugin: Plugin, tiny: Path) -> None:
+    bounded = plugin.load(tiny, flags={"kv_tokens": 32})
+    plain = plugin.load(tiny)
+    short = {"max_tokens": 8, "ignore_eos": True}
+    assert plugin.text(bounded, "short", **short) == plugin.text(plain, "short", **short)
+    (events,) = plugin.run([plugin.start(bounded, raw("long " * 20, max_tokens=60, ignore_eos=True))])
+    assert len(tokens_of(events)) == 60
+    assert text_of(events)
+
+
+def test_what_the_library_would_ignore_is_refused(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:
+    sliding = write_tiny(
+        tmp_path / "sliding", layer_types=["sliding_attention", "full_attention"], sliding_window=24
+    )
+    for flags in ({"kv_bits": 8}, {"kv_tokens": 64}):
+        with pytest.raises(FeatureUnavailableError):
+            plugin.load(sliding, flags=flags)
+    with pytest.raises(FeatureUnavailableError, match="8 numbers"):
+        plugin.load(tiny, flags={"kv_bits": 8})
+    with pytest.raises(InvalidParameterError):
+        plugin.load(tiny, flags={"kv_tokens": 3})
+    with pytest.raises(InvalidParameterError):
+        plugin.load(tiny, flags={"kv_bits": 5})
+    with pytest.raises(FeatureUnavailableError, match="Load the model"):
+        plugin.start(plugin.load(tiny), raw("x"), speculation=True)

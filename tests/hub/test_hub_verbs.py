@@ -76,6 +76,11 @@ def test_pull_with_a_plan_fetches_no_weights(served: HubServer, capsys: pytest.C
     found = _json(capsys, "pull", NAME, "--plan")
     assert found["total"] == len(FILES["model.safetensors"]) + len(FILES["config.json"])
     assert served.log.bytes() < 200_000
+    assert _json(capsys, "verify") == {"ok": True, "models": []}
+    (report,) = _json(capsys, "verify", NAME, code=4)["models"]
+    assert "completed" in report["problem"]
+    assert main(["ls"]) == 0
+    assert "incomplete" in capsys.readouterr().out
 
 
 def test_pull_asks_above_the_size_that_the_user_set(

@@ -287,6 +287,33 @@ def test_a_cache_that_the_stock_client_filled_is_resolved_offline(hub: HubServer
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
 
 
+def test_a_cache_that_the_stock_client_filled_is_used_when_the_hub_is_down(
+    hub: HubServer, hub_home: Path
+) -> None:
+    from huggingface_hub import snapshot_download
+
+    hub.repos.add("org/name", FILES)
+    snapshot_download("org/name", endpoint=hub.endpoint)
+    hub.stop()
+    folder = public.fetch("org/name", endpoint=hub.endpoint)
+    assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert public.verify("org/name", deep=True).ok
+
+
+def test_what_the_stock_client_left_half_done_is_not_taken_for_complete(
+    hub: HubServer, hub_home: Path
+) -> None:
+    from huggingface_hub import snapshot_download
+
+    hub.repos.add("org/name", FILES)
+    snapshot_download("org/name", endpoint=hub.endpoint, allow_patterns=["*.json"])
+    with pytest.raises(OfflineError, match=r"model\.safetensors"):
+        _resolve(hub, offline=True)
+    hub.stop()
+    with pytest.raises(HubUnavailableError):
+        _resolve(hub)
+
+
 # -- hostile repositories -------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from ..errors import CorruptFileError, InvalidModelRefError, InvalidParameterErr
 from .access import Access, Cancelled, never
 from .cache import PARTIAL, RepoCache
 from .content import hash_file
+from .download import typed_disk_errors
 from .events import Corrupt, HubEvent
 from .fetch import Report, fetch_files
 from .local import local_card
@@ -163,7 +164,8 @@ def verify(
         if read:
             state = FileState.OK if hash_file(path, file, cancelled) == file.hash else FileState.CORRUPT
         found.append(FileStatus(path=file.path, size=file.size, state=state, hashed=read))
-    return VerifyReport(model=cache.repo, commit=commit, files=tuple(found))
+    problem = "" if found else "No download of it was completed here."
+    return VerifyReport(model=cache.repo, commit=commit, files=tuple(found), problem=problem)
 
 
 def marked_files(cache: RepoCache, commit: str) -> list[FileInfo]:
@@ -261,6 +263,11 @@ def _total(paths: Iterable[Path]) -> int:
 
 def remove(access: Access, ref: ModelRef, *, dry_run: bool = False) -> Removal:
     """Remove a repository, or one revision of it. See `mlxengine.hub.remove`."""
+    with typed_disk_errors(access.cache_dir):
+        return _remove(access, ref, dry_run)
+
+
+def _remove(access: Access, ref: ModelRef, dry_run: bool) -> Removal:
     cache = RepoCache(access.cache_dir, repo_id(ref))
     if cache.folder.is_symlink() or not cache.folder.is_dir():
         raise ModelNotFoundError(f"{ref} is not in {access.cache_dir}.", hint="`mlxengine ls` shows what is.")

@@ -37,4 +37,6 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 def _state(model: hub.LocalModel, revision: hub.LocalRevision) -> str:
     if revision.ready:
         return "ready"
-    return f"incomplete, {human(model.partial)} on the way" if model.partial else "not verified"
+    if model.partial:
+        return f"incomplete, {human(model.partial)} on the way"
+    return "not verified" if revision.size else "not fetched"

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     local = options(arguments).local
     if not 0 < arguments.sample <= 100:
         raise InvalidParameterError("--sample takes a percentage above 0 and at most 100.")
-    names = arguments.model or [model.id for model in hub.list_local(**local)]
+    names = arguments.model or [model.id for model in hub.list_local(**local) if _was_fetched(model)]
     reports = []
     for name in names:
         if arguments.deep:
@@ -48,6 +48,11 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
     out.emit({"ok": all(report.ok for report in reports), "models": [_value(r) for r in reports]}, table)
     return 0 if all(report.ok for report in reports) else WRONG
+
+
+def _was_fetched(model: hub.LocalModel) -> bool:
+    """Not merely looked at (``--plan``, ``fit``), nor still on the way."""
+    return any(revision.size for revision in model.revisions)
 
 
 def _value(report: hub.VerifyReport) -> dict[str, object]:

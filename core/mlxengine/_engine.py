@@ -14,8 +14,9 @@ from ._host import Host
 from ._ledger import parse_bytes
 from ._loader import HubOptions, Loader
 from ._pool import ModelPool
-from ._scheduler import Scheduler, SchedulerStatus
+from ._scheduler import Scheduler
 from ._switch import Switch
+from ._task import SchedulerStatus
 from .configuration import ModelCard, ModelConfiguration
 from .device import Device
 from .errors import (

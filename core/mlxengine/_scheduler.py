@@ -16,13 +16,13 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TypeVar
 
-from attrs import define, field, frozen
+from attrs import frozen
 
 from ._faults import broken, translate
-from ._task import CHEAP_SECONDS, QUANTUM_SECONDS, Task
+from ._system import wait_until_gone
+from ._task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, SchedulerStatus, Task
 from .device import DeviceBackend
 from .errors import (
     CancelledError,
@@ -35,29 +35,6 @@ log = logging.getLogger("mlxengine.scheduler")
 T = TypeVar("T")
 
 
-@define(eq=False)
-class _Group:
-    tasks: deque[Task] = field(factory=deque)
-    clock: float = 0.0
-    weight: float = 1.0
-    active: bool = False
-
-
-@frozen(kw_only=True)
-class SchedulerStatus:
-    """What the loop is doing: the plugin whose step runs, since when (seconds), and how much waits.
-
-    ``died`` is what the loop last failed with, ``died_at`` when (``time.monotonic``).
-    """
-
-    alive: bool
-    running: str | None
-    running_seconds: float
-    tasks: int
-    died: str | None
-    died_at: float | None = None
-
-
 class Scheduler:
     """Runs tasks and calls on one thread, which starts with the first of them and can be replaced."""
 
@@ -65,7 +42,7 @@ class Scheduler:
         self._name = name
         self._wake = threading.Condition()
         self._inbox: deque[_Posted] = deque()
-        self._groups: dict[Hashable, _Group] = {}
+        self._groups: dict[Hashable, Group] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
         self._backend: DeviceBackend | None = None
@@ -146,7 +123,7 @@ class Scheduler:
             self._wake.notify()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
-            _wait_until_gone(thread)
+            wait_until_gone(thread)
 
     # -- the loop ------------------------------------------------------------------------------------
 
@@ -197,7 +174,7 @@ class Scheduler:
             self._serve(group, alone=len(ready) == 1)
         return True
 
-    def _runnable(self) -> list[_Group]:
+    def _runnable(self) -> list[Group]:
         ready = []
         for group in self._groups.values():
             active = any(not task.sink.full for task in group.tasks)
@@ -208,7 +185,7 @@ class Scheduler:
                 ready.append(group)
         return ready
 
-    def _serve(self, group: _Group, *, alone: bool) -> None:
+    def _serve(self, group: Group, *, alone: bool) -> None:
         """One turn of a model: a step, and the steps after it that are predicted to be cheap.
 
         Requests that share a batch advance together with the first one's step; what the others have to
@@ -232,7 +209,7 @@ class Scheduler:
             self._synchronize(group)
         group.clock += (time.perf_counter() - began) / group.weight
 
-    def _synchronize(self, group: _Group) -> None:
+    def _synchronize(self, group: Group) -> None:
         assert self._backend is not None
         try:
             self._backend.synchronize()
@@ -244,7 +221,7 @@ class Scheduler:
         if task.cancelled:
             self._end(task, CancelledError("The request was cancelled."))
             return
-        self._groups.setdefault(task.group, _Group()).tasks.append(task)
+        self._groups.setdefault(task.group, Group()).tasks.append(task)
         self._measure(task, lambda: self._begin(task))
 
     def _begin(self, task: Task) -> None:
@@ -358,21 +335,6 @@ class _Posted:
 
     def __call__(self) -> None:
         self.action()
-
-
-def _wait_until_gone(thread: threading.Thread, seconds: float = 1.0) -> None:
-    """Wait until the system's thread is gone, which is a moment after Python's has been joined.
-
-    mlx keeps compiled functions per thread and frees them, under the GIL, when the system's thread exits.
-    If the interpreter ends in that moment, the process aborts.
-    """
-    tasks = Path("/proc/self/task")
-    if not tasks.exists():
-        time.sleep(0.02)  # elsewhere nothing tells; the GIL is all that the thread waits for
-        return
-    deadline = time.perf_counter() + seconds
-    while tasks.joinpath(str(thread.native_id)).exists() and time.perf_counter() < deadline:
-        time.sleep(0.001)
 
 
 __all__ = ["Scheduler", "SchedulerStatus"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from typing import Protocol
 
 import attrs
-from attrs import define, field
+from attrs import define, field, frozen
 
 from .events import Event, Finished
 from .plugins import PluginRecord
@@ -99,3 +100,28 @@ class Task:
             device_seconds=self.device_seconds,
         )
         return attrs.evolve(event, metrics=metrics)
+
+
+@define(eq=False)
+class Group:
+    """The tasks of one model, and the clock that says how much of the device it had."""
+
+    tasks: deque[Task] = field(factory=deque)
+    clock: float = 0.0
+    weight: float = 1.0
+    active: bool = False
+
+
+@frozen(kw_only=True)
+class SchedulerStatus:
+    """What the loop is doing: the plugin whose step runs, since when (seconds), and how much waits.
+
+    ``died`` is what the loop last failed with, ``died_at`` when (``time.monotonic``).
+    """
+
+    alive: bool
+    running: str | None
+    running_seconds: float
+    tasks: int
+    died: str | None
+    died_at: float | None = None

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 from attrs import field, frozen
 
 from ._convert import anything, texts
+from ._well_known import LLMEngineFeatures as LLMEngineFeatures
 from .errors import FeatureUnavailableError, InvalidParameterError, PluginContractError, UnknownFeatureError
 
 T = TypeVar("T")
@@ -43,29 +44,6 @@ class Level(enum.StrEnum):
     ENVIRONMENT = "environment"
     FILE = "file"
     DEFAULT = "default"
-
-
-class LLMEngineFeatures(enum.StrEnum):
-    """The well-known feature names. A plugin's `Feature` says which of them it provides."""
-
-    LORA = "lora"
-    QUANTIZATION = "quantization"
-    MULTI_MODAL = "multi_modal"
-    CUSTOM_TOKENIZERS = "custom_tokenizers"
-    STREAMING = "streaming"
-    BATCH = "batch"
-    STRUCTURED_OUTPUT = "structured_output"
-    TOOL_CALLING = "tool_calling"
-    REASONING = "reasoning"
-    PROMPT_CACHE = "prompt_cache"
-    KV_QUANTIZATION = "kv_quantization"
-    SPECULATIVE_DECODING = "speculative_decoding"
-    LOGPROBS = "logprobs"
-    EMBEDDINGS = "embeddings"
-    RERANKING = "reranking"
-    IMAGE_GENERATION = "image_generation"
-    IMAGE_TO_IMAGE = "image_to_image"
-    LOW_MEMORY = "low_memory"
 
 
 @frozen(kw_only=True)

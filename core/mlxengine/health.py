@@ -7,7 +7,7 @@ import time
 
 from attrs import define, frozen
 
-from ._scheduler import SchedulerStatus
+from ._task import SchedulerStatus
 from .errors import InsufficientMemoryError, PluginContractError, PluginCrashedError
 
 SLOW_STEP_SECONDS = 0.75

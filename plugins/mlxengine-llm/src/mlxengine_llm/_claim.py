@@ -41,7 +41,7 @@ def claim(card: ModelCard) -> Claim | None:
         return None
     return Claim(
         kind="llm",
-        fit=Fit.FALLBACK if _sees(config) else Fit.NATIVE,
+        fit=_fit(config),
         files=(*FILES, "*.py") if card.configuration.trust_remote_code else FILES,
         capabilities=_capabilities(card),
         estimate=estimator(card),
@@ -121,6 +121,15 @@ def _remapping() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
 def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
     found = config.get("architectures") or ()
     return (found,) if isinstance(found, str) else tuple(str(item) for item in found)
+
+
+def _fit(config: Mapping[str, Any]) -> Fit:
+    if _sees(config):
+        return Fit.FALLBACK
+    # A backbone without a head (Qwen3Model, Gemma3TextModel) is more often an encoder than not.
+    names = _architectures(config)
+    headless = bool(names) and all(n.endswith("Model") and not n.endswith("LMHeadModel") for n in names)
+    return Fit.PARTIAL if headless else Fit.NATIVE
 
 
 def _claims_to_generate(config: Mapping[str, Any]) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,3 +120,27 @@ def test_a_picture_may_be_a_path_bytes_or_an_array(seeing: Any, tmp_path: Path) 
         if source is encoded:
             encoded.seek(0)
         assert _ask(seeing, [source], "What shape is this?") == "triangle"
+
+
+def test_a_session_keeps_its_pictures_and_reuses_what_was_computed(seeing: Any) -> None:
+    session = seeing.session()
+    first = session.respond([ImagePart(draw([Thing("circle", "red")])), TextPart("What shape is this?")])
+    assert first.text.strip() == "circle"
+    other = ImagePart(draw([Thing("square", "red")]))
+    second = session.respond([other, TextPart("Do both pictures show the same colour?")])
+    assert second.text.strip() == "yes"
+    assert second.usage.cached_tokens >= 30
+
+
+def test_the_command_line_takes_pictures(tmp_path: Path) -> None:
+    draw([Thing("triangle", "green")]).save(tmp_path / "green.png")
+    draw([Thing("circle", "green")]).save(tmp_path / "too.png")
+    model = str(Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-vlm")
+
+    def run(question: str, *pictures: str) -> str:
+        images = [part for name in pictures for part in ("--image", str(tmp_path / name))]
+        command = [sys.executable, "-m", "mlxengine", "run", "-q", "-m", model, *images, question]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert run("What shape is this?", "green.png") == "triangle"
+    assert run("Do both pictures show the same colour?", "green.png", "too.png") == "yes"

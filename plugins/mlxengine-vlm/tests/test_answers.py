@@ -137,10 +137,8 @@ def test_the_command_line_takes_pictures(tmp_path: Path) -> None:
     draw([Thing("circle", "green")]).save(tmp_path / "too.png")
     model = str(Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-vlm")
 
-    def run(question: str, *pictures: str) -> str:
-        images = [part for name in pictures for part in ("--image", str(tmp_path / name))]
-        command = [sys.executable, "-m", "mlxengine", "run", "-q", "-m", model, *images, question]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    assert run("What shape is this?", "green.png") == "triangle"
-    assert run("Do both pictures show the same colour?", "green.png", "too.png") == "yes"
+    images = [part for name in ("green.png", "too.png") for part in ("--image", str(tmp_path / name))]
+    question = "Do both pictures show the same colour?"
+    command = [sys.executable, "-m", "mlxengine", "run", "-q", "-m", model, *images, question]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "yes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import attrs
 import pytest
 from mlxengine import Finished, TextDelta
 from mlxengine.errors import FeatureUnavailableError, GenerationError, InvalidParameterError
@@ -199,6 +200,13 @@ def test_n_answers_to_one_picture_are_told_apart_and_follow_their_seeds(plugin: 
     assert len(set(texts)) == 3
 
 
-def test_an_adapter_is_refused_and_not_ignored(plugin: Plugin, tiny: Any) -> None:
-    with pytest.raises(FeatureUnavailableError):
-        plugin.start(tiny, asking(DESCRIBE, RED, adapter="a"))
+def test_what_this_plugin_does_not_have_is_refused_and_not_ignored(plugin: Plugin, tiny: Any) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    for request in (
+        asking(DESCRIBE, RED, adapter="a"),
+        asking(DESCRIBE, RED, thinking=True),
+        asking(DESCRIBE, RED, thinking_budget=5),
+        attrs.evolve(asking(DESCRIBE, RED), tools=[tool]),
+    ):
+        with pytest.raises(FeatureUnavailableError):
+            plugin.start(tiny, request)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 
+from attrs import evolve
 from mlxengine import Event, Request, RunContext, TextRequest
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 from mlxengine.toolkit.answers import AnswerStream
@@ -12,7 +14,7 @@ from mlxengine.toolkit.choices import ChoicesStream, choices
 
 from . import features
 from ._decoder import VisionAnswer
-from ._media import MediaLimits
+from ._media import WEB, MediaLimits
 from ._model import VisionModel
 from ._prefill import Prefill, embed
 from ._prompt import Prompt, make_prompt
@@ -22,24 +24,42 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
     """The plugin's ``generate``: ``None`` for what is not a text request on a vision-language model."""
     if not isinstance(model, VisionModel) or not isinstance(request, TextRequest):
         return None
-    if request.params.logprobs or request.params.top_logprobs:
+    _check(model, request, context)
+    limits = MediaLimits(pixels=context.features.get(features.MAX_PIXELS))
+    urls = _urls(request) if context.features.get(features.URLS) else []
+    if urls:
+        return _once_fetched(model, request, context, limits, urls)
+    return _admit(model, request, context, limits)
+
+
+def _check(model: VisionModel, request: TextRequest, context: RunContext) -> None:
+    """Refuse what was asked for and would have to be ignored."""
+    params = request.params
+    if params.logprobs or params.top_logprobs:
         context.features.require(features.LOGPROBS)
-    if request.params.adapter is not None:
-        raise FeatureUnavailableError(
-            f"Vision-language models take no adapters; {request.params.adapter!r} was asked for.",
-            hint="Leave params.adapter out, or fuse the adapter into the model.",
-        )
-    if request.params.grammar is not None:
+    if params.grammar is not None:
         context.features.require(features.STRUCTURED_OUTPUT)
-    for token, _ in request.params.logit_bias or ():
+    for asked, what in (
+        (params.adapter, "adapters"),
+        (request.tools or None, "tools"),
+        (params.thinking, "a switch for reasoning"),
+        (params.thinking_budget, "a bound on reasoning"),
+    ):
+        if asked is not None:
+            raise FeatureUnavailableError(
+                f"The vision-language plugin does not have {what}, which the request asks for.",
+                hint="Leave it out, or ask a language model.",
+            )
+    for token, _ in params.logit_bias or ():
         if token >= model.vocabulary:
             raise InvalidParameterError(
                 f"logit_bias names the token {token}; {model.card.id} has {model.vocabulary} of them."
             )
-    limits = MediaLimits(
-        pixels=context.features.get(features.MAX_PIXELS),
-        url=_fetch if context.features.get(features.URLS) else None,
-    )
+
+
+def _admit(
+    model: VisionModel, request: TextRequest, context: RunContext, limits: MediaLimits
+) -> Iterator[Event | None]:
     prompt = make_prompt(model, request, limits)
     remember = context.features.get(features.PROMPT_CACHE)
     answers = choices(
@@ -72,6 +92,28 @@ def _planner(model: VisionModel, prompt: Prompt, remember: bool) -> Callable[[],
         return made
 
     return plan
+
+
+def _urls(request: TextRequest) -> list[str]:
+    sources: list[object] = []
+    for part in (part for item in request.messages for part in item.parts):
+        sources += [getattr(part, "source", None), *getattr(part, "frames", ())]
+    return [source for source in sources if isinstance(source, str) and source.startswith(WEB)]
+
+
+def _once_fetched(
+    model: VisionModel, request: TextRequest, context: RunContext, limits: MediaLimits, urls: list[str]
+) -> Iterator[Event | None]:
+    """Fetch on other threads, while the scheduler's serves others; then go on as usual."""
+    pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="mlxengine-vlm-fetch")
+    try:
+        waiting = {url: pool.submit(_fetch, url, limits.size) for url in dict.fromkeys(urls)}
+        while wait(waiting.values(), timeout=0.002).not_done:
+            yield None
+        found = {url: future.result() for url, future in waiting.items()}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    yield from _admit(model, request, context, evolve(limits, url=lambda url, _limit: found[url]))
 
 
 def _fetch(url: str, limit: int) -> bytes:

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # What PIL decodes in pure raster form; SVG, PDF and PostScript are programs, not pictures.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "ICO", "AVIF", "JPEG2000")
+WEB = ("http://", "https://")
 _SPREAD = 200
 """Widest ratio of a picture's sides: the processors' own limit (Qwen-VL), applied to all alike."""
 
@@ -110,7 +111,7 @@ def sound(source: Any, rate: int | None, limits: MediaLimits = MediaLimits()) ->
 def _encoded(source: Any, limits: MediaLimits, what: str) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-    elif isinstance(source, str) and source.startswith(("http://", "https://")):
+    elif isinstance(source, str) and source.startswith(WEB):
         if limits.url is None:
             _refuse(
                 f"The {what} {source!r} is a URL, and fetching URLs is off.",
@@ -290,4 +291,4 @@ def _refuse(message: str, hint: str) -> NoReturn:
     raise UnsupportedInputError(message, hint=hint)
 
 
-__all__ = ["MediaLimits", "Picture", "Sound", "picture", "sound"]
+__all__ = ["WEB", "MediaLimits", "Picture", "Sound", "picture", "sound"]

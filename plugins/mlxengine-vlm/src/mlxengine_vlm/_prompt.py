@@ -144,7 +144,6 @@ def _render(model: VisionModel, request: TextRequest, media: _Media, limits: Med
             tokenizer_of(model.processor).apply_chat_template(
                 messages,
                 chat_template=template if isinstance(template, str) else None,
-                tools=[thaw(tool) for tool in request.tools] or None,
                 add_generation_prompt=request.add_generation_prompt,
                 tokenize=False,
             )

@@ -43,7 +43,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--feature", action="append", default=[], metavar="NAME[=VALUE]", help="a feature flag; repeatable"
     )
     parser.add_argument("--offline", action="store_true", help="make no request to the hub")
-    parser.add_argument("--yes", action="store_true", help="do not ask before a large download")
+    parser.add_argument("--yes", action="store_true", help="ask nothing, not even before a large download")
 
 
 def add_params(parser: argparse.ArgumentParser) -> None:

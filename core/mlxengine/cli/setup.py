@@ -26,7 +26,6 @@ _PROMPT = "Say hello in one short sentence."
 def configure(parser: argparse.ArgumentParser) -> None:
     _engine.add_model(parser)
     parser.add_argument("--kind", default="llm", help="the kind of model to begin with; llm by default")
-    parser.add_argument("--yes", action="store_true", help="ask nothing: take what is recommended")
     parser.add_argument("--no-pull", action="store_true", help="fetch nothing; the answer is skipped too")
     parser.add_argument("--no-answer", action="store_true", help="skip the first answer")
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mlxengine import ImageHandle, ImageRequest, InferenceEngine
 from mlxengine.errors import (
+    BackendUnavailableError,
     CorruptFileError,
     FeatureUnavailableError,
     IncompatibleWeightsError,
@@ -242,3 +243,11 @@ def test_the_memory_estimate_covers_what_was_measured(engine: InferenceEngine, t
     found = estimate(Workload(size=(256, 256)))
     assert weights * 0.95 <= found.weights <= weights * 1.2
     assert workspace <= found.workspace <= 3 * workspace
+
+
+def test_the_order_of_back_ends_can_be_overridden(engine: InferenceEngine, tiny_folder: Path) -> None:
+    with engine.load_images(tiny_folder, features={"diffusion.backend": "sd"}) as model:
+        assert model.info["backend"] == "sd"
+    with pytest.raises((UnsupportedArchitectureError, BackendUnavailableError)) as caught:
+        engine.load_images(tiny_folder, features={"diffusion.backend": "diffusionkit"})
+    assert "'diffusionkit' does not serve StableDiffusionPipeline" in str(caught.value)

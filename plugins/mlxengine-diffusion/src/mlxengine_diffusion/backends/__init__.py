@@ -4,10 +4,9 @@ Where two can serve a repository, the first of `ORDER` that is installed does, u
 ``diffusion.backend`` names another. The order and the reason for each place:
 
 1. ``sd``: Stable Diffusion 1, 2 and XL. Always installed; checks every tensor; the only one with samplers,
-   adapters, image-to-image and low memory.
-2. ``mlx_vlm``: FLUX.2, Z-Image and Qwen-Image. Resolves beside the other plugins on every platform.
-3. ``diffusionkit``: Stable Diffusion 3, 3.5 and FLUX.1 schnell. Brings torch.
-4. ``mflux``: FLUX.1, FLUX.2, Z-Image, Qwen-Image. The widest choice, but its metadata resolves on a Mac only.
+   adapters and low memory.
+2. ``mlx_vlm``: Z-Image. Resolves beside the other plugins on every platform.
+3. ``diffusionkit``: Stable Diffusion 3, 3.5 and FLUX.1 schnell. Last, because it brings torch.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from attrs import frozen
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import BackendUnavailableError, UnsupportedArchitectureError
 
-ORDER = ("sd", "diffusionkit")
+ORDER = ("sd", "mlx_vlm", "diffusionkit")
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,10 +20,12 @@ from diffuse_mlx.stable_diffusion.unet import (
     ResnetBlock2D,
     TimestepEmbedding,
     Transformer2D,
+    TransformerBlock,
     upsample_nearest,
 )
 from diffuse_mlx.stable_diffusion.vae import Attention, Autoencoder
 
+from . import ops
 from .config import Config, UNetSettings
 
 _TRANSFORMER_EPS = 1e-6
@@ -186,26 +188,74 @@ class UNet(nn.Module):  # type: ignore[misc]
                 # An odd size was rounded up on the way down: cut what doubling it adds.
                 height, width = skips[-1].shape[1:3]
                 x = block.upsample(upsample_nearest(x)[:, :height, :width])
-        found: mx.array = self.conv_out(nn.silu(self.conv_norm_out(x)))
+        found: mx.array = self.conv_out(ops.silu(self.conv_norm_out(x)))
         return found
 
 
-class _RowwiseAttention(Attention):  # type: ignore[misc]
-    """The autoencoder's attention, some rows of its score matrix at a time.
+class _Resnet(ResnetBlock2D):  # type: ignore[misc]
+    """The library's block with our activation."""
 
-    At 1024 × 1024 pixels the whole matrix is one GiB in float32.
-    """
+    def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:
+        y = self.conv1(ops.silu(self.norm1(x)))
+        if time is not None:
+            y = y + self.time_emb_proj(ops.silu(time))[:, None, None, :]
+        y = self.conv2(ops.silu(self.norm2(y)))
+        found: mx.array = y + (self.conv_shortcut(x) if "conv_shortcut" in self else x)
+        return found
+
+
+class _Attention(nn.MultiHeadAttention):  # type: ignore[misc]
+    """The library's layer with our attention."""
+
+    def __call__(self, queries: mx.array, keys: mx.array, values: mx.array, mask: None = None) -> mx.array:
+        q, k, v = (
+            mx.unflatten(layer(given), -1, (self.num_heads, -1)).transpose(0, 2, 1, 3)
+            for layer, given in (
+                (self.query_proj, queries),
+                (self.key_proj, keys),
+                (self.value_proj, values),
+            )
+        )
+        assert mask is None
+        mixed = ops.attention(q, k, v, 1 / math.sqrt(q.shape[-1]))
+        found: mx.array = self.out_proj(mixed.transpose(0, 2, 1, 3).flatten(-2, -1))
+        return found
+
+
+class _Block(TransformerBlock):  # type: ignore[misc]
+    """The library's block with our activation."""
+
+    def __call__(self, x: mx.array, memory: mx.array, attn_mask: None, memory_mask: None) -> mx.array:
+        y = self.norm1(x)
+        x = x + self.attn1(y, y, y, attn_mask)
+        x = x + self.attn2(self.norm2(x), memory, memory, memory_mask)
+        y = self.norm3(x)
+        found: mx.array = x + self.linear3(self.linear1(y) * ops.gelu(self.linear2(y)))
+        return found
+
+
+def _with_our_ops(module: nn.Module) -> None:
+    ours = {ResnetBlock2D: _Resnet, TransformerBlock: _Block}
+    for _, item in module.named_modules():
+        item.__class__ = ours.get(type(item), type(item))
+        if isinstance(item, _Block):
+            item.attn1.__class__ = item.attn2.__class__ = _Attention
+
+
+class _RowwiseAttention(Attention):  # type: ignore[misc]
+    """The autoencoder's attention with our own, some rows of its score matrix at a time."""
 
     def __call__(self, x: mx.array) -> mx.array:
         batch, height, width, channels = x.shape
-        y = self.group_norm(x).reshape(batch, height * width, channels)
+        y = self.group_norm(x).reshape(batch, 1, height * width, channels)
         queries, keys, values = self.query_proj(y), self.key_proj(y), self.value_proj(y)
         scale = 1 / math.sqrt(channels)
-        rows = []
-        for start in range(0, height * width, _ATTENTION_ROWS):
-            scores = (queries[:, start : start + _ATTENTION_ROWS] * scale) @ keys.transpose(0, 2, 1)
-            rows.append(mx.softmax(scores, axis=-1) @ values)
-        y = rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=1)
+        # At 1024 × 1024 pixels the whole score matrix is one GiB in float32.
+        rows = [
+            ops.attention(queries[:, :, start : start + _ATTENTION_ROWS], keys, values, scale)
+            for start in range(0, height * width, _ATTENTION_ROWS)
+        ]
+        y = rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=2)
         found: mx.array = x + self.out_proj(y.reshape(batch, height, width, channels))
         return found
 
@@ -223,15 +273,15 @@ def decoding(vae: Any, latents: mx.array) -> Iterator[mx.array]:
         yield _evaluated(x)
     for level in decoder.up_blocks:
         for block in level.resnets:
-            y = block.conv1(nn.silu(block.norm1(x)))
+            y = block.conv1(ops.silu(block.norm1(x)))
             yield _evaluated(y)
-            y = block.conv2(nn.silu(block.norm2(y)))
+            y = block.conv2(ops.silu(block.norm2(y)))
             x = y + (block.conv_shortcut(x) if "conv_shortcut" in block else x)
             yield _evaluated(x)
         if "upsample" in level:
             x = level.upsample(upsample_nearest(x))
             yield _evaluated(x)
-    yield _evaluated(decoder.conv_out(nn.silu(decoder.conv_norm_out(x))))
+    yield _evaluated(decoder.conv_out(ops.silu(decoder.conv_norm_out(x))))
 
 
 def _evaluated(x: mx.array) -> mx.array:
@@ -241,7 +291,9 @@ def _evaluated(x: mx.array) -> mx.array:
 
 def build_unet(config: Config) -> UNet:
     """A UNet with arbitrary weights from a ``unet/config.json``."""
-    return UNet(UNetSettings.read(config))
+    made = UNet(UNetSettings.read(config))
+    _with_our_ops(made)
+    return made
 
 
 def build_vae(config: Config) -> Any:
@@ -263,6 +315,7 @@ def build_vae(config: Config) -> Any:
     for half in (made.encoder, made.decoder):
         half.mid_blocks[1] = _RowwiseAttention(width, groups)
     set_eps(made, _VAE_EPS)
+    _with_our_ops(made)
     return made
 
 

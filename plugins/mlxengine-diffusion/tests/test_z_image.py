@@ -1,0 +1,85 @@
+"""Z-Image on mlx-vlm's networks against diffusers, on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlxengine import ImageReady, ImageRequest, InferenceEngine, Progress
+from mlxengine.errors import FeatureUnavailableError, RemoteCodeRefusedError, UnsupportedInputError
+from mlxengine_diffusion.backends import Job
+from safetensors.numpy import load_file
+
+sys.path.insert(0, str(Path(__file__).parent / "extras"))
+
+import tiny_kit as k
+import tiny_z_image as z
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return z.write(tmp_path_factory.mktemp("z-image") / "model")
+
+
+@pytest.fixture(scope="module")
+def model(shared_engine: InferenceEngine, folder: Path) -> Iterator[Any]:
+    with shared_engine.load_images(folder) as handle:
+        yield handle
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("plain", 0.0), ("guided", 4.0)])
+def test_the_picture_is_that_of_diffusers(
+    load_pipeline: Callable[..., Any], folder: Path, name: str, guidance: float
+) -> None:
+    import mlx.core as mx
+
+    pipeline = load_pipeline(folder)
+    job = Job(
+        prompt=z.PROMPT,
+        negative=z.NEGATIVE if guidance else None,
+        width=z.SIDE,
+        height=z.SIDE,
+        steps=z.STEPS,
+        guidance=guidance,
+        seed=0,
+        scheduler="",
+    )
+    *_, last = pipeline.denoise(job, mx.array(k.noise())[:, :, None])
+    walk = pipeline.decode(last.latents, job)
+    next(walk)
+    with pytest.raises(StopIteration) as end:
+        next(walk)
+    reference = load_file(k.DATA / "z_image.pictures.safetensors")[name]
+    assert np.abs(end.value.value.astype(int) - reference.astype(int)).max() <= 2
+
+
+def test_it_is_served_by_the_engine_with_the_same_events(model: Any) -> None:
+    assert model.info["backend"] == "mlx_vlm"
+    request = ImageRequest(prompt="a red circle", size=(64, 64), steps=2, seed=1, preview_every=1)
+    events = list(model.stream(request))
+    assert [event.done for event in events if isinstance(event, Progress)] == [1, 2]
+    ready = [event for event in events if isinstance(event, ImageReady)]
+    assert ready[0].pixels.shape == (64, 64, 3)
+    again = model.image("a red circle", size=(64, 64), steps=2, seed=1)
+    assert np.array_equal(again.numpy(), ready[0].pixels.numpy())
+
+
+def test_what_it_cannot_do_is_refused(model: Any) -> None:
+    with pytest.raises(UnsupportedInputError, match="from text only"):
+        model.image("a", init_image=np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(FeatureUnavailableError, match="cannot free its parts"):
+        model.image("a", low_memory=True)
+    with pytest.raises(FeatureUnavailableError, match="applies no LoRA"):
+        model.image("a", lora=(("x", 1.0),))
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(engine: InferenceEngine, tmp_path: Path) -> None:
+    folder = z.write(tmp_path / "model")
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": "x.Y"}}))
+    assert isinstance(engine.explain(folder).claim.problem, RemoteCodeRefusedError)

@@ -133,6 +133,7 @@ def test_cmyk_keeps_its_colours_and_16_bits_their_brightness() -> None:
     assert middle(half) == (255, 255, 255)
 
 
+@pytest.mark.feature("vlm.max_pixels")
 def test_pixels_beyond_the_limit_are_refused_and_the_limit_is_a_flag(plugin: Plugin, tiny: Any) -> None:
     with pytest.raises(UnsupportedInputError, match="pixels"):
         plugin.start(tiny, asking(SHAPE, GREEN), max_pixels=4000)
@@ -142,6 +143,7 @@ def test_pixels_beyond_the_limit_are_refused_and_the_limit_is_a_flag(plugin: Plu
         picture(encoded(GREEN), MediaLimits(size=100))
 
 
+@pytest.mark.feature("vlm.urls")
 def test_a_url_is_fetched_only_where_that_was_allowed(plugin: Plugin, tiny: Any) -> None:
     import http.server
     import threading

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -10,9 +11,11 @@ import pytest
 from mlxengine import Finished, TextDelta
 from mlxengine.errors import FeatureUnavailableError, GenerationError, InvalidParameterError
 from mlxengine.toolkit import rows
+from mlxengine_vlm._decoder import VisionDecoder
 from vlm_harness import Plugin, asking, text_of
 from vlm_pictures import Thing, draw, scene
 
+TINY = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-vlm"
 RED, BLUE = draw([Thing("circle", "red")]), draw([Thing("square", "blue")])
 DESCRIBE = "Describe the picture as JSON."
 
@@ -210,3 +213,23 @@ def test_what_this_plugin_does_not_have_is_refused_and_not_ignored(plugin: Plugi
     ):
         with pytest.raises(FeatureUnavailableError):
             plugin.start(tiny, request)
+
+
+@pytest.mark.feature("vlm.max_batch")
+def test_requests_beyond_the_largest_batch_wait_and_are_answered(
+    plugin: Plugin, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = mixed(5)
+    wanted = [plugin.answer(tiny, request) for request in requests]
+    sizes: list[int] = []
+    step = VisionDecoder.step
+
+    def counted(self: Any, chunk: int) -> Any:
+        sizes.append(len(self._rows) + len(self._reading))
+        return step(self, chunk)
+
+    monkeypatch.setattr(VisionDecoder, "step", counted)
+    narrow = plugin.load(TINY, flags={"max_batch": 2})
+    found = plugin.run([plugin.start(narrow, request) for request in requests])
+    assert [text_of(events) for events in found] == wanted
+    assert max(sizes) == 2

@@ -66,6 +66,7 @@ def test_answers_are_the_same_cold_and_warm(plugin: Plugin, fresh: Any) -> None:
     assert warm == [cold, cold, cold]
 
 
+@pytest.mark.feature("vlm.prompt_cache_mb")
 def test_what_is_kept_stays_within_its_budget(plugin: Plugin, fresh: Any) -> None:
     prefixes, capacity = fresh.prefixes, fresh.prefixes._capacity
     try:

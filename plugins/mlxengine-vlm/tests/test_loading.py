@@ -47,6 +47,7 @@ def edited(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.feature("vlm.quantization")
+@pytest.mark.feature("vlm.dense_on_cpu")
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_quantized_checkpoint_still_sees(plugin: Plugin, tiny: Any, tmp_path: Path, dense: bool) -> None:
     folder = tmp_path / "quantized"

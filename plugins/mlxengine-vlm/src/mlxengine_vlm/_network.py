@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,16 +118,9 @@ def _merge_generation(folder: Path, config: dict[str, Any]) -> None:
                 config[key] = stated[key]
 
 
-def architecture_package(kind: str) -> Any:
-    """mlx-vlm's package for a model type, imported; its sub-modules install the processors' patches."""
-    from mlx_vlm import utils
-
-    return importlib.import_module(f"mlx_vlm.models.{utils.get_model_type({'model_type': kind})}")
-
-
 def _short(error: Exception, limit: int = 400) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
-__all__ = ["architecture_package", "build"]
+__all__ = ["build"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .environments import Environment, conjure, first_party
+from .environments import ROOT, Environment, conjure, first_party
 
 LIST = """
 import json
@@ -93,7 +93,7 @@ def test_every_distribution_builds_a_wheel_from_its_sdist_with_license_types_and
             wheel.name
         )
         assert wheel.stat().st_size < 1 << 20, wheel.name
-        if "markov" not in wheel.name:
+        if not wheel.name.startswith(("mlxengine_markov", "mlxengine_audio")):
             assert any("/licenses/" in name for name in names), wheel.name
 
 
@@ -170,3 +170,18 @@ def test_a_plugin_that_registers_after_a_load_does_not_take_over_the_live_model(
 @pytest.mark.parametrize("word", ["--help", "plugins", "features"])
 def test_the_command_of_a_bare_core_works_without_any_plugin(word: str, bare: Environment) -> None:
     assert bare.command(word).stdout
+
+
+@pytest.mark.slow
+def test_audio_runs_from_its_wheel_on_mlx_audio_and_vanishes_with_it(bare: Environment) -> None:
+    tests = ROOT / "docs/examples/mlxengine-audio/tests"
+    bare.others("mlx[cpu]", "mlx-audio", "numpy")
+    core = digest(bare.site / "mlxengine")
+    bare.ours("mlxengine-audio")
+    assert plugins(bare) == {"audio/mlxengine-audio": None}
+    said = bare.command("listen", str(tests / "specimen"), str(tests / "two-sentences.wav"))
+    assert len(said.stdout.splitlines()) == 3
+    assert digest(bare.site / "mlxengine") == core
+    bare.uninstall("mlxengine-audio")
+    assert plugins(bare) == {}
+    assert bare.run(LOAD, str(tests / "specimen")).stdout.startswith("NoPluginForModelError")

@@ -1,0 +1,52 @@
+"""The hooks. The entry point names this module, so it imports no model library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mlxengine import Claim, Command, Event, Fit, LoadContext, Loaded, MemoryEstimate, ModelCard, Request
+from mlxengine.hookspecs import Workload, hookimpl
+
+from .types import ListenRequest
+
+
+@hookimpl
+def claim_model(card: ModelCard) -> Claim | None:
+    if card.architecture != "silero_vad":
+        return None
+
+    def estimate(workload: Workload) -> MemoryEstimate:
+        return MemoryEstimate(weights=card.weight_bytes, workspace=workload.batch << 20)
+
+    return Claim(
+        kind="vad",
+        fit=Fit.NATIVE,
+        files=("config.json", "model.safetensors"),
+        capabilities=frozenset({"voice_activity"}),
+        estimate=estimate,
+        reason="config.json says model_type silero_vad",
+    )
+
+
+@hookimpl
+def load_model(card: ModelCard, context: LoadContext) -> Loaded | None:
+    from ._load import load
+
+    return load(card, context)
+
+
+@hookimpl
+def generate(model: object, request: Request) -> Iterator[Event | None] | None:
+    if not isinstance(request, ListenRequest):
+        return None
+    from ._generate import generate
+    from ._load import Detector
+
+    return generate(model, request) if isinstance(model, Detector) else None
+
+
+@hookimpl
+def list_commands() -> Sequence[Command]:
+    return [
+        Command(name="listen", summary="Find speech in a WAV file.", target="mlxengine_audio.cli:main"),
+    ]

@@ -1,0 +1,38 @@
+"""What can be asked of a voice activity detector, and what it says."""
+
+from __future__ import annotations
+
+from attrs import field, frozen, validators
+from mlxengine import Array, Event, Request
+
+
+@frozen(kw_only=True)
+class ListenRequest(Request):
+    """Find speech in a recording.
+
+    Args:
+        path: a WAV file: 16,000 samples a second, one channel, 16 bits.
+        threshold: a window counts as speech from this probability on.
+        min_speech: shorter speech is dropped, in seconds.
+        min_silence: a shorter pause does not end speech, in seconds.
+    """
+
+    path: str
+    threshold: float = field(default=0.5, validator=[validators.gt(0), validators.lt(1)])
+    min_speech: float = 0.25
+    min_silence: float = 0.1
+
+
+@frozen(kw_only=True)
+class Voice(Event):
+    """Probabilities of speech in consecutive windows of 32 ms, shape (windows,), float32."""
+
+    probabilities: Array
+
+
+@frozen(kw_only=True)
+class Speech(Event):
+    """One stretch of speech, in seconds from the start."""
+
+    start: float
+    end: float

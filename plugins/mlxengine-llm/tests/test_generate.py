@@ -188,3 +188,28 @@ def test_long_prompts_are_read_in_pieces_that_fit_the_budget(plugin: Plugin, tin
                 events.append(event)
     assert silent >= 2100 // 16 - 1
     assert tokens_of(events) == tokens_of(whole)
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 9}, {"repetition_penalty": 1.3}])
+def test_a_row_decodes_in_a_plain_cache_while_it_is_alone(
+    plugin: Plugin, tiny: Path, params: dict[str, Any]
+) -> None:
+    """It leaves and rejoins the batch with company that comes and goes, and says the same."""
+    model = plugin.load(tiny, flags={"prompt_cache": False})
+    long = raw("the row that stays", max_tokens=90, ignore_eos=True, **params)
+    (wanted,) = plugin.run([plugin.start(model, long)])
+    short = raw("company", max_tokens=6, ignore_eos=True, **params)
+    (brief,) = plugin.run([plugin.start(model, short)])
+    later = {at: [lambda: plugin.start(model, short)] for at in (7, 30, 31, 60)}
+    found = plugin.run([plugin.start(model, long)], later=later)
+    assert tokens_of(found[0]) == tokens_of(wanted)
+    assert all(tokens_of(events) == tokens_of(brief) for events in found[1:])
+    stream = plugin.start(model, long)
+    kinds = set()
+    with plugin.backend.stream():
+        for _ in range(12):
+            next(stream)
+            solo = model.batch._decoder._solo
+            kinds.add(type(solo.layers[0]).__name__ if solo else None)
+        stream.close()
+    assert "KVCache" in kinds

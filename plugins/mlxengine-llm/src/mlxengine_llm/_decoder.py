@@ -10,7 +10,8 @@ from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import Drawn, Row, Stepped
 
-from ._prefix import SMALLEST, PrefixCache
+from ._prefix import SMALLEST, PrefixCache, clone
+from ._solo import Solo
 
 _FOREVER = 1 << 60
 _PROMPTS = 8
@@ -48,13 +49,20 @@ class BatchDecoder:
         self._grammars = grammars
         self._prefixes = prefixes
         self._before = before
-        self._rows: dict[int, Row] = {}
+        self._network = network
+        self._rows: dict[int, Row] = {}  # those in the generator
+        self._solo: Solo | None = None  # the row that has no company
+        self._owed: list[Drawn] = []  # drawn when it got company
 
     def insert(self, row: Row) -> None:
+        self._join()
         tokens = row.prompt + row.tokens
         cache, held = row.kept or self._fork(row) or self._prefix(row, tokens) or (None, [])
+        self._put(row, tokens[len(held) :], cache, held)
+
+    def _put(self, row: Row, tokens: list[int], cache: list[Any] | None, held: list[int]) -> None:
         (uid,) = self._generator.insert(
-            [tokens[len(held) :]],
+            [tokens],
             caches=[cache],
             all_tokens=[list(held)],
             samplers=[row.sampler],
@@ -63,17 +71,32 @@ class BatchDecoder:
         self._rows[uid] = row
 
     def step(self, chunk: int) -> Stepped:
+        self._before()
+        if self._solo is not None:
+            return Stepped(drawn=[self._solo.step()])
+        if len(self._rows) == 1 and (parted := self.park(next(iter(self._rows.values())))) is not None:
+            first, (layers, held) = parted
+            self._solo = Solo(self._network, first.row, layers, held, first.token, self._grammars)
+            return Stepped(drawn=[first])
         self._divide(chunk)
         self._expect_masks()
-        self._before()
         with self._generator.stats() as work:
             _, answers = self._generator.next()
-        drawn = [
+        owed, self._owed = self._owed, []
+        drawn = owed + [
             Drawn(self._rows[answer.uid], answer.token, answer.logprobs)
             for answer in answers
             if answer.uid in self._rows
         ]
         return Stepped(drawn=drawn, prompt_tokens=work.prompt_tokens, prompt_seconds=work.prompt_time)
+
+    def _join(self) -> None:
+        """Give the row that was alone its place in the batch; its drawn token is read there."""
+        solo, self._solo = self._solo, None
+        if solo is not None:
+            drawn = solo.leave()
+            self._owed.append(drawn)
+            self._put(solo.row, [drawn.token], solo.layers, solo.held)
 
     def _divide(self, chunk: int) -> None:
         """Let in as many prompts as the step can read whole; a long one is read alone, in pieces."""
@@ -101,6 +124,12 @@ class BatchDecoder:
         self._grammars.expect(found, batch._next_tokens)
 
     def remove(self, rows: Sequence[Row]) -> None:
+        self._owed = [item for item in self._owed if not any(item.row is row for row in rows)]
+        solo = self._solo
+        if solo is not None and any(solo.row is row for row in rows):
+            self._solo = None
+            if self._prefixes is not None and _reuses(solo.row) and solo.row.failure is None:
+                self._prefixes.add(solo.layers, solo.held)
         leaving = [uid for uid, row in self._rows.items() if any(row is other for other in rows)]
         if not leaving:
             return
@@ -123,6 +152,7 @@ class BatchDecoder:
         surplus = len(held) - (len(row.prompt) - 1)
         if surplus < 0 or not all(layer.is_trimmable() for layer in layers):
             return None
+        layers = [clone(layer) for layer in layers]
         for layer in layers:
             layer.trim(surplus)
         if isinstance(row, Answer):
@@ -138,6 +168,9 @@ class BatchDecoder:
         return found
 
     def park(self, row: Row) -> tuple[Drawn, Any] | None:
+        if self._solo is not None and self._solo.row is row:
+            solo, self._solo = self._solo, None
+            return solo.leave(), (solo.layers, solo.held)
         batch = self._generator._generation_batch
         uid = next((uid for uid, other in self._rows.items() if other is row), None)
         if uid is None or uid not in batch.uids:
@@ -151,6 +184,8 @@ class BatchDecoder:
 
     def close(self) -> None:
         self._rows.clear()
+        self._owed.clear()
+        self._solo = None
         self._generator.close()
 
 

@@ -86,7 +86,7 @@ class PrefixCache:
             if surplus and not entry.trimmable:
                 continue
             assert entry.layers is not None
-            layers = [_clone(layer) for layer in entry.layers]
+            layers = [clone(layer) for layer in entry.layers]
             if surplus:
                 for layer in layers:
                     layer.trim(surplus)
@@ -153,14 +153,14 @@ def _common(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> int:
     return int(differing[0]) if differing.size else size
 
 
-def _clone(layer: Any) -> Any:
+def clone(layer: Any) -> Any:
     """A cache of its own over the same arrays, which are never changed in place."""
     found = copy.copy(layer)
     for key, value in vars(found).items():
         if isinstance(value, list | tuple):
-            kept = [_clone(item) if hasattr(item, "is_trimmable") else item for item in value]
+            kept = [clone(item) if hasattr(item, "is_trimmable") else item for item in value]
             setattr(found, key, type(value)(kept))
     return found
 
 
-__all__ = ["SMALLEST", "Entry", "PrefixCache", "Shelf"]
+__all__ = ["SMALLEST", "Entry", "PrefixCache", "Shelf", "clone"]

@@ -377,3 +377,19 @@ def test_the_asyncio_handle_gives_the_same(random_root: Path) -> None:
         assert np.abs(query.numpy() - model.embed_query(WORDS).numpy()).max() < 1e-6
     assert len(ranked) == 3
     assert ranked[0].score >= ranked[2].score
+
+
+@pytest.mark.parametrize("name", ["bert-mean", "modernbert", "gemma3"])
+def test_half_precision_weights_give_the_reference_within_their_rounding(
+    engine: InferenceEngine, random_root: Path, tmp_path: Path, references: Any, name: str
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path / name
+    shutil.copytree(embed_checkpoints.write(name, random_root), folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({key: value.astype(np.float16) for key, value in weights.items()}, folder / "model.safetensors")
+    with engine.load_embeddings(folder) as model:
+        found = model.embed(["", *WORDS]).numpy()
+    assert np.isfinite(found).all()
+    assert cosine(found[1:], references[name]).min() > 0.9999

@@ -174,7 +174,7 @@ def test_an_idle_model_leaves_after_its_time_and_comes_back(plugin, make):
     with InferenceEngine(plugins=[("sized", plugin)], idle_ttl=0.2) as engine:
         handle = engine.load(make("a"))
         deadline = time.monotonic() + 5
-        while not plugin.frees and time.monotonic() < deadline:
+        while not engine.memory().evictions and time.monotonic() < deadline:
             time.sleep(0.02)
         assert plugin.frees == ["a"]
         assert "0.2 s without a request" in engine.memory().evictions[0].reason

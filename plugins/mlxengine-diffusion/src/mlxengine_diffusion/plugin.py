@@ -66,7 +66,7 @@ def claim_model(card: ModelCard) -> Claim | None:
         fit=Fit.FALLBACK,
         problem=UnsupportedArchitectureError(
             f"No back end here makes pictures with a {name} ({card.id}).",
-            hint="Stable Diffusion 1 to 3.5, FLUX, Z-Image and Qwen-Image are served.",
+            hint="Stable Diffusion 1 to 3.5, XL, FLUX.1 schnell and Z-Image are served.",
         ),
         reason=f"a diffusers pipeline of an unknown kind, {name}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from pathlib import Path
@@ -201,3 +202,64 @@ def test_a_grammar_takes_a_pydantic_model_and_refuses_what_is_no_schema() -> Non
         GenerateParams(grammar="json")  # type: ignore[arg-type]
     with pytest.raises(InvalidParameterError):
         Grammar.choices([])
+
+
+STRING, WHOLE = {"type": "string", "maxLength": 12}, {"type": "integer", "minimum": -99, "maximum": 99}
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    """An object with exactly these properties."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def is_string(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 12
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -99 <= value <= 99
+
+
+EIGHT: list[tuple[Any, Any]] = [
+    (closed(name=STRING, age=WHOLE), lambda v: set(v) == {"name", "age"} and is_whole(v["age"])),
+    (
+        {"type": "array", "items": WHOLE, "maxItems": 5},
+        lambda v: isinstance(v, list) and len(v) <= 5 and all(map(is_whole, v)),
+    ),
+    ({"enum": ["red", "green", 3, None]}, lambda v: v in ("red", "green", 3, None)),
+    (closed(a={"anyOf": [STRING, WHOLE]}), lambda v: is_string(v["a"]) or is_whole(v["a"])),
+    (
+        {"type": "array", "prefixItems": [STRING, WHOLE], "items": False, "minItems": 2},
+        lambda v: len(v) == 2 and is_string(v[0]) and is_whole(v[1]),
+    ),
+    (
+        {"type": "string", "pattern": r"^[a-z]{2,6}@[a-z]{2,6}\.org$"},
+        lambda v: re.fullmatch(r"[a-z]{2,6}@[a-z]{2,6}\.org", v) is not None,
+    ),
+    (
+        closed(when={"type": "string", "format": "date"}),
+        lambda v: datetime.date.fromisoformat(v["when"]) is not None,
+    ),
+    (
+        closed(x={"type": "boolean"}, y={"const": "fixed"}),
+        lambda v: isinstance(v["x"], bool) and v["y"] == "fixed",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("schema", "fits"), EIGHT, ids=range(8))
+def test_twenty_five_of_twenty_five_answers_fit_their_schema(
+    plugin: Plugin, tiny: Path, schema: dict[str, Any], fits: Any
+) -> None:
+    """Eight schemas, two hundred answers at temperature 1, of a model that only ever babbles."""
+    model = plugin.load(tiny)
+    requests = [wild(Grammar.json(schema), seed) for seed in range(25)]
+    for events in plugin.run([plugin.start(model, request) for request in requests]):
+        assert events[-1].reason == "stop"
+        assert fits(json.loads(text_of(events)))

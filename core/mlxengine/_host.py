@@ -196,8 +196,10 @@ class Host:
         """The plugins that were not set aside."""
         return [record for record in self.records if record.error is None]
 
-    def owner(self, card: ModelCard, plugin: str | None = None) -> Owner:
+    def owner(self, card: ModelCard, plugin: str | None = None, kinds: tuple[str, ...] = ()) -> Owner:
         """Who serves the model: the best claim, or the named plugin's.
+
+        Where a kind is asked for and somebody offers it, only those offers count.
 
         Raises:
             NoPluginForModelError, AmbiguousModelError, PluginCrashedError, PluginContractError: nobody
@@ -227,6 +229,7 @@ class Host:
             if broken:
                 raise broken[0]
             raise self._nobody(card, plugin)
+        claims = [item for item in claims if item[1].kind in kinds] or claims
         best = max(claim.fit for _, claim in claims)
         top = [(record, claim) for record, claim in claims if claim.fit == best]
         if len(top) > 1:

@@ -254,6 +254,18 @@ def test_a_tie_is_ambiguous_and_naming_a_plugin_decides_it(folder):
             engine.load(folder, plugin="three")
 
 
+def test_a_kind_that_is_asked_for_decides_between_two_that_claim_equally_well(folder):
+    class Vectors(Other):
+        @hookimpl
+        def claim_model(self, card):
+            return Claim(kind="embed", fit=Fit.NATIVE, uses_mlx=False)
+
+    with InferenceEngine(plugins=[("one", Other()), ("two", Vectors())]) as engine:
+        assert engine.load_embeddings(folder).plugin == "two"
+        with pytest.raises(errors.AmbiguousModelError):
+            engine.load(folder)
+
+
 class Other(Words):
     @hookimpl
     def list_features(self):

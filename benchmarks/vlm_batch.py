@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--machine", default="", help="what kind of machine this is, for the record")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     requests = mix(options.tokens)
@@ -200,7 +201,9 @@ def main() -> None:
     with InferenceEngine() as engine:
         ours = Ours(engine, options.model)
         found: dict[str, Any] = {
-            "same_answers_as_alone": {"ours": same(ours, requests), "mlx_vlm": same(reference, requests)}
+            "machine": options.machine,
+            "model": Path(options.model).name,
+            "same_answers_as_alone": {"ours": same(ours, requests), "mlx_vlm": same(reference, requests)},
         }
         rounds = []
         for turn in range(options.rounds + 1):

@@ -96,7 +96,7 @@ class Loader:
         """Resolve, choose the plugin, check that it can fit, fetch, and bring it into memory."""
         pending.report(Progress(stage="resolve", done=0))
         card = self.resolve(configuration)
-        owner = self._host.owner(card, card.configuration.plugin)
+        owner = self._host.owner(card, card.configuration.plugin, kinds)
         claim = owner.claim
         if kinds and claim.kind not in kinds:
             raise InvalidParameterError(

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"diffusionkit", "cuda12", "cuda13"}  # back ends that a development machine can do without
 OURS = "mlxengine"  # the first word of every first-party distribution's name
-BUILD = ("hatchling>=1.26", "editables", "pip")
+BUILD = ("hatchling>=1.27", "editables>=0.5", "pip>=24")
 
 
 def normal(requirement: str) -> str:

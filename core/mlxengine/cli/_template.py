@@ -16,7 +16,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*")
 FILES = {
     "pyproject.toml": """\
 [build-system]
-requires = ["hatchling>=1.26"]
+requires = ["hatchling>=1.27"]
 build-backend = "hatchling.build"
 
 [project]

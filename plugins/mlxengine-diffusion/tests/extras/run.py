@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[3]
 PLUGIN = ROOT / "plugins" / "mlxengine-diffusion"
-TOOLS = ("hatchling>=1.26", "editables", "pytest>=8", "pytest-timeout")
+TOOLS = ("hatchling>=1.27", "editables", "pytest>=8", "pytest-timeout")
 
 
 def requirements(extra: str) -> list[str]:

@@ -245,9 +245,28 @@ def test_the_memory_estimate_covers_what_was_measured(engine: InferenceEngine, t
     assert workspace <= found.workspace <= 3 * workspace
 
 
+@pytest.mark.feature("diffusion.dtype")
+def test_half_precision_takes_half_the_memory_and_nearly_the_same_picture(
+    engine: InferenceEngine, tiny_folder: Path
+) -> None:
+    import mlx.core as mx
+
+    held, pictures = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        base = mx.get_active_memory()
+        with engine.load_images(tiny_folder, features={"diffusion.dtype": dtype}) as model:
+            held[dtype] = mx.get_active_memory() - base
+            pictures[dtype] = model.image("a large red circle", steps=2, seed=1).numpy().astype(float)
+    # The autoencoder stays in float32.
+    assert held["bfloat16"] < 0.75 * held["float32"]
+    assert 0 < abs(pictures["float32"] - pictures["bfloat16"]).mean() < 8
+
+
+@pytest.mark.feature("diffusion.backend")
 def test_the_order_of_back_ends_can_be_overridden(engine: InferenceEngine, tiny_folder: Path) -> None:
     with engine.load_images(tiny_folder, features={"diffusion.backend": "sd"}) as model:
         assert model.info["backend"] == "sd"
+        assert model.image("a red circle", steps=1, seed=0).numpy().shape == (64, 64, 3)
     with pytest.raises((UnsupportedArchitectureError, BackendUnavailableError)) as caught:
         engine.load_images(tiny_folder, features={"diffusion.backend": "diffusionkit"})
     assert "'diffusionkit' does not serve StableDiffusionPipeline" in str(caught.value)

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from mlxengine import Claim, Command, Event, Fit, LoadContext, Loaded, MemoryEstimate, ModelCard, Request
 from mlxengine.hookspecs import Workload, hookimpl
 
-from .types import ListenRequest
-
 
 @hookimpl
 def claim_model(card: ModelCard) -> Claim | None:
@@ -37,6 +35,8 @@ def load_model(card: ModelCard, context: LoadContext) -> Loaded | None:
 
 @hookimpl
 def generate(model: object, request: Request) -> Iterator[Event | None] | None:
+    from .types import ListenRequest
+
     if not isinstance(request, ListenRequest):
         return None
     from ._generate import generate

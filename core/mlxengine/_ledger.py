@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from ._live import LiveModel
 from ._reservations import Reservations
-from ._selection import human
 from ._task import Task
 from .errors import InsufficientMemoryError, InvalidParameterError
 from .memory import Eviction
@@ -89,6 +88,8 @@ class Ledger:
         Raises:
             InsufficientMemoryError: it needs more than the whole budget.
         """
+        from ._selection import human
+
         if self.budget is not None and need > self.budget:
             raise InsufficientMemoryError(
                 f"{name} needs about {human(need)}, and the whole budget is {human(self.budget)}.",
@@ -122,6 +123,8 @@ class Ledger:
         return 0 if others is None else mine + others - self.budget
 
     def _refusal(self, name: str, need: int, short: int) -> InsufficientMemoryError:
+        from ._selection import human
+
         held = [
             f"{item.card.id} ({human(self._charged.get(item, 0))}, {item.why_kept})"
             for item in self._models

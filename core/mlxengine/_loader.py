@@ -25,7 +25,6 @@ from .device import Device, DeviceBackend, mlx_backend
 from .errors import CancelledError, InvalidParameterError
 from .events import Progress
 from .features import Layer, Level
-from .fit import estimate
 from .hookspecs import Claim, LoadContext, Loaded, MemoryEstimate, Workload
 
 log = logging.getLogger("mlxengine.loader")
@@ -134,6 +133,8 @@ class Loader:
 
     def estimate(self, card: ModelCard, claim: Claim) -> MemoryEstimate:
         """What the plugin says that the model needs here, for its usual workload."""
+        from .fit import estimate
+
         device = self.device
         return estimate(card, claim, Workload(backend=device.backend, free_memory=device.free_memory))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,8 @@ VARIABLE = "MLXENGINE_RESERVATIONS"
 
 def default_path() -> Path:
     """``MLXENGINE_RESERVATIONS``, else a file in the user's own folder of the temporary directory."""
+    import tempfile
+
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named)

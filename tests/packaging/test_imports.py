@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -46,7 +47,7 @@ def test_a_plugins_entry_point_imports_no_model_library(distribution: str) -> No
 
 
 def test_importing_the_engine_takes_at_most_two_and_a_half_times_attrs_and_pluggy() -> None:
-    # processor time, alternating, the least of nine: what else runs on the machine hardly shows
+    # processor time, alternating, the median of nine pairs: what else runs on the machine hardly shows
     timed = "import time; start = time.process_time(); {}; print(time.process_time() - start)"
     base = timed.format("import attrs, pluggy")
     ours = timed.format("from mlxengine import InferenceEngine, GenerateParams")
@@ -55,4 +56,5 @@ def test_importing_the_engine_takes_at_most_two_and_a_half_times_attrs_and_plugg
         for code in took:
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             took[code].append(float(done.stdout))
-    assert min(took[ours]) <= 2.5 * min(took[base]), took
+    ratios = [one / other for one, other in zip(took[ours], took[base], strict=True)]
+    assert statistics.median(ratios) <= 2.5, took

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlxengine import (
-    Check,
-    Claim,
-    Command,
-    Event,
-    Feature,
-    Fit,
-    ImageRequest,
-    LoadContext,
-    Loaded,
-    MemoryEstimate,
-    ModelCard,
-    ModelConfiguration,
-    Request,
-    RunContext,
-    SelfTestContext,
-    Workload,
-    hookimpl,
-)
-from mlxengine.errors import UnsupportedArchitectureError
+from mlxengine import Command, Feature, hookimpl
 
-from . import features, models
-from ._generate import PictureModel
-from ._generate import generate as _generate
-from .backends import Defaults, Offer, choose
-from .sd.layout import document
+from . import features
 
-_CAPABILITIES = frozenset({"image_generation"})
+if TYPE_CHECKING:
+    from mlxengine import (
+        Check,
+        Claim,
+        Event,
+        LoadContext,
+        Loaded,
+        ModelCard,
+        ModelConfiguration,
+        Request,
+        RunContext,
+        SelfTestContext,
+    )
 
 
 @hookimpl
@@ -42,34 +31,16 @@ def list_features() -> Sequence[Feature[Any]]:
 
 @hookimpl
 def list_models() -> Sequence[ModelConfiguration]:
+    from . import models
+
     return models.MODELS
 
 
 @hookimpl
 def claim_model(card: ModelCard) -> Claim | None:
-    found = choose(card, _wanted(dict(card.configuration.features).get(features.BACKEND.name)))
-    if found is not None:
-        return Claim(
-            kind="diffusion",
-            fit=Fit.NATIVE,
-            files=found.offer.files,
-            capabilities=_CAPABILITIES,
-            estimate=_estimate(found.offer, models.defaults_for(card, _OWN).size),
-            problem=found.offer.problem,
-            reason=f"back end {found.reason}",
-        )
-    name = str(document(card, "model_index.json").get("_class_name"))
-    if not name.endswith("Pipeline"):
-        return None
-    return Claim(
-        kind="diffusion",
-        fit=Fit.FALLBACK,
-        problem=UnsupportedArchitectureError(
-            f"No back end here makes pictures with a {name} ({card.id}).",
-            hint="Stable Diffusion 1 to 3.5, XL, FLUX.1 schnell and Z-Image are served.",
-        ),
-        reason=f"a diffusers pipeline of an unknown kind, {name}",
-    )
+    from ._claim import claim
+
+    return claim(card, _wanted(dict(card.configuration.features).get(features.BACKEND.name)))
 
 
 @hookimpl
@@ -81,9 +52,14 @@ def load_model(card: ModelCard, context: LoadContext) -> Loaded:
 
 @hookimpl
 def generate(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
+    from mlxengine import ImageRequest
+
+    from ._generate import PictureModel
+    from ._generate import generate as serve
+
     if not isinstance(model, PictureModel) or not isinstance(request, ImageRequest):
         return None
-    return _generate(model, request, context)
+    return serve(model, request, context)
 
 
 @hookimpl
@@ -100,20 +76,5 @@ def self_test(context: SelfTestContext) -> Sequence[Check]:
     return run(context)
 
 
-_OWN = Defaults()
-
-
 def _wanted(name: object) -> str | None:
     return name if isinstance(name, str) and name != "auto" else None
-
-
-def _estimate(offer: Offer, size: tuple[int, int]) -> Any:
-    if offer.estimate_bytes is None:
-        return None
-    calculate = offer.estimate_bytes
-
-    def estimate(workload: Workload) -> MemoryEstimate:
-        weights, workspace = calculate(workload.size or size)
-        return MemoryEstimate(weights=weights, workspace=workspace)
-
-    return estimate

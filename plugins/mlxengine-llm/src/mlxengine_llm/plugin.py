@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlxengine import (
-    Check,
-    Claim,
-    Command,
-    Event,
-    Feature,
-    LoadContext,
-    Loaded,
-    ModelCard,
-    ModelConfiguration,
-    Request,
-    RunContext,
-    SelfTestContext,
-    hookimpl,
-)
+from mlxengine import Command, Feature, hookimpl
 
-from . import features, models
-from ._claim import claim
+from . import features
+
+if TYPE_CHECKING:
+    from mlxengine import (
+        Check,
+        Claim,
+        Event,
+        LoadContext,
+        Loaded,
+        ModelCard,
+        ModelConfiguration,
+        Request,
+        RunContext,
+        SelfTestContext,
+    )
 
 
 @hookimpl
@@ -32,11 +31,15 @@ def list_features() -> Sequence[Feature[Any]]:
 
 @hookimpl
 def list_models() -> Sequence[ModelConfiguration]:
+    from . import models
+
     return models.ALL
 
 
 @hookimpl
 def claim_model(card: ModelCard) -> Claim | None:
+    from ._claim import claim
+
     return claim(card)
 
 

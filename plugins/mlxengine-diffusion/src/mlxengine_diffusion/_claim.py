@@ -1,0 +1,54 @@
+"""Which repositories this plugin makes pictures with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, Workload
+from mlxengine.errors import UnsupportedArchitectureError
+
+from . import models
+from .backends import Defaults, Offer, choose
+from .sd.layout import document
+
+_CAPABILITIES = frozenset({"image_generation"})
+_OWN = Defaults()
+
+
+def claim(card: ModelCard, backend: str | None) -> Claim | None:
+    """The plugin's offer for a model; ``backend`` is the one that the caller named."""
+    found = choose(card, backend)
+    if found is not None:
+        return Claim(
+            kind="diffusion",
+            fit=Fit.NATIVE,
+            files=found.offer.files,
+            capabilities=_CAPABILITIES,
+            estimate=_estimate(found.offer, models.defaults_for(card, _OWN).size),
+            problem=found.offer.problem,
+            reason=f"back end {found.reason}",
+        )
+    name = str(document(card, "model_index.json").get("_class_name"))
+    if not name.endswith("Pipeline"):
+        return None
+    return Claim(
+        kind="diffusion",
+        fit=Fit.FALLBACK,
+        problem=UnsupportedArchitectureError(
+            f"No back end here makes pictures with a {name} ({card.id}).",
+            hint="Stable Diffusion 1 to 3.5, XL, FLUX.1 schnell and Z-Image are served.",
+        ),
+        reason=f"a diffusers pipeline of an unknown kind, {name}",
+    )
+
+
+def _estimate(offer: Offer, size: tuple[int, int]) -> Callable[[Workload], MemoryEstimate] | None:
+    if offer.estimate_bytes is None:
+        return None
+    calculate = offer.estimate_bytes
+
+    def estimate(workload: Workload) -> MemoryEstimate:
+        weights, workspace = calculate(workload.size or size)
+        return MemoryEstimate(weights=weights, workspace=workspace)
+
+    return estimate

@@ -24,11 +24,11 @@ from .errors import (
 )
 from .features import MOCK, FeatureRegistry, Layer, Level
 from .health import Health
-from .memory import MemoryReport
 from .plugins import Owner, PluginRecord
 
 if TYPE_CHECKING:
     from .fit import FitReport
+    from .memory import MemoryReport
     from .registry import ModelRegistry
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ._live import LiveModel
 from ._reservations import Reservations
 from ._task import Task
 from .errors import InsufficientMemoryError, InvalidParameterError
-from .memory import Eviction
+
+if TYPE_CHECKING:
+    from .memory import Eviction
 
 log = logging.getLogger("mlxengine.memory")
 _UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -144,6 +147,8 @@ class Ledger:
         )
 
     def _make_room(self, live: LiveModel, reason: str) -> None:
+        from .memory import Eviction
+
         expected = live.weights or 0
         freed = self._evict(live)
         self._charged.pop(live, None)

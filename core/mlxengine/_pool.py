@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -15,7 +16,9 @@ from ._task import Task
 from .configuration import ModelConfiguration
 from .errors import CancelledError, EngineClosedError, PluginCrashedError
 from .health import Outcomes
-from .memory import MemoryReport, ModelMemory
+
+if TYPE_CHECKING:
+    from .memory import MemoryReport
 
 # A model whose requests crashed so often in a row is loaded afresh for the next one.
 _CRASHES = 3
@@ -218,6 +221,8 @@ class ModelPool:
 
     def report(self) -> MemoryReport:
         """The ledger beside what the array library says."""
+        from .memory import MemoryReport, ModelMemory
+
         backend = self._loader.backend
         reading = self._scheduler.run(backend.memory) if backend is not None else None
         now = time.monotonic()

@@ -21,8 +21,8 @@ from typing import TypeVar
 from attrs import frozen
 
 from ._faults import broken, translate
-from ._system import wait_until_gone
 from ._task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, SchedulerStatus, Task
+from ._threads import wait_until_gone
 from .device import DeviceBackend
 from .errors import (
     CancelledError,

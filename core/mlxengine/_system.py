@@ -9,8 +9,6 @@ import math
 import os
 import re
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -127,18 +125,3 @@ def _output(*command: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
-
-
-def wait_until_gone(thread: threading.Thread, seconds: float = 1.0) -> None:
-    """Wait until the system's thread is gone, which is a moment after Python's has been joined.
-
-    mlx keeps compiled functions per thread and frees them, under the GIL, when the system's thread exits.
-    If the interpreter ends in that moment, the process aborts.
-    """
-    tasks = Path("/proc/self/task")
-    if not tasks.exists():
-        time.sleep(0.02)  # elsewhere nothing tells; the GIL is all that the thread waits for
-        return
-    deadline = time.perf_counter() + seconds
-    while tasks.joinpath(str(thread.native_id)).exists() and time.perf_counter() < deadline:
-        time.sleep(0.001)

@@ -7,7 +7,6 @@ file, default. A flag is available only after its probe passed on this machine.
 
 from __future__ import annotations
 
-import difflib
 import enum
 import logging
 import re
@@ -187,6 +186,8 @@ class FeatureRegistry:
         key = name.name if isinstance(name, Feature) else str(name)
         if key in self._features:
             return self._features[key][0]
+        import difflib
+
         near = difflib.get_close_matches(key, self._features, 3, 0.5)
         hint = f"Did you mean {' or '.join(near)}?" if near else "`mlxengine features` lists those there are."
         raise UnknownFeatureError(f"No installed plugin provides the feature {key!r}.", hint=hint)
@@ -198,6 +199,8 @@ class FeatureRegistry:
             UnknownFeatureError: there is no well-known feature of that name.
         """
         if well_known not in tuple(LLMEngineFeatures):
+            import difflib
+
             near = difflib.get_close_matches(str(well_known), LLMEngineFeatures, 3)
             raise UnknownFeatureError(
                 f"There is no well-known feature {well_known!r}.",

@@ -110,6 +110,8 @@ def _obtain(job: Job, file: FileInfo, blob: Path) -> os.stat_result:
     with job.cache.lock(blob.name, job.cancelled, until=lambda: _follow(job, file)):
         found = good_blob(job, file, discard=True)
         if found is not None:
+            # Another client completed the file while we waited: what we had of it is of no use.
+            job.cache.partial(file).unlink(missing_ok=True)
             return found
         if file.size <= job.access.policy.xet_above:
             return _stream(job, file, blob)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from .images import ImageHandle
     from .model import ModelHandle, TextHandle
     from .requests import Request
-
-
-log = logging.getLogger("mlxengine.engine")
 
 
 class InferenceEngine(EngineBase):

@@ -2,23 +2,29 @@
 
     python benchmarks/diffusion_gpu.py [--steps 20] [--dtype float16] [--out figures.json]
 
-Needs mlx with its CUDA (or Metal) back end, diffuse-mlx and attrs; no network and no checkpoint. The same
-UNets run on torch where torch and diffusers are installed; where they are not, the output says so. A step
-is one call of the UNet with prompt and negative prompt (a batch of two) and one step of the sampler.
+Needs mlx with its CUDA (or Metal) back end; no network and no checkpoint. Ours is the engine and the plugin
+as they are: a repository with random weights is written, loaded and asked for pictures, and the time between
+two `Progress` events is a step (prompt and negative prompt, a batch of two, and one step of the sampler).
+With MLX_DISABLE_COMPILE=1 in the environment, mlx compiles nothing. The same UNets run on torch where torch
+and diffusers are installed; where they are not, the output says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+TOKENIZER = ROOT / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
 sys.path[:0] = [str(ROOT / "core"), str(ROOT / "plugins" / "mlxengine-diffusion" / "src")]
 
 COMMON: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "norm_num_groups": 32, "layers_per_block": 2}
@@ -62,6 +68,15 @@ VAE: dict[str, Any] = {
     "norm_num_groups": 32,
     "scaling_factor": 0.18215,
 }
+TEXT: dict[str, Any] = {
+    "vocab_size": 594,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 77,
+    "bos_token_id": 592,
+    "eos_token_id": 593,
+}
 
 
 def timed(step: Callable[[], None], steps: int) -> dict[str, float]:
@@ -73,6 +88,10 @@ def timed(step: Callable[[], None], steps: int) -> dict[str, float]:
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
+    return spread(seconds)
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
     ordered = sorted(seconds)
     return {
         "median": statistics.median(seconds),
@@ -81,55 +100,85 @@ def timed(step: Callable[[], None], steps: int) -> dict[str, float]:
     }
 
 
-def ours(shape: dict[str, Any], dtype_name: str, steps: int, compiled: bool) -> dict[str, Any]:
+def write_repository(folder: Path, shape: dict[str, Any], dtype_name: str) -> None:
+    """A repository in diffusers' layout with random weights, and text encoders of two layers."""
     import mlx.core as mx
-    from mlx.utils import tree_map
-    from mlxengine_diffusion.sd import modules
-    from mlxengine_diffusion.sd.schedulers import NoiseSettings, scheduler
+    from mlx.utils import tree_flatten
+    from mlxengine_diffusion.sd import modules, weights
 
-    dtype = getattr(mx, dtype_name)
-    unet = modules.build_unet(shape["unet"])
-    unet.update(tree_map(lambda value: value.astype(dtype), unet.parameters()))
-    mx.eval(unet.parameters())
-    width = shape["unet"]["cross_attention_dim"]
-    context = mx.random.normal((2, 77, width)).astype(dtype)
-    added = None
-    if "addition_embed_type" in shape["unet"]:
-        added = (mx.random.normal((2, 1280)).astype(dtype), mx.full((2, 6), 1024.0))
-    sampler = scheduler("euler", NoiseSettings(), 30)
-    side = shape["latents"]
-    latents = mx.random.normal((1, side, side, 4)) * sampler.initial_scale
-    mx.eval(latents, context)
-    network = mx.compile(unet) if compiled else unet
-    mx.reset_peak_memory()
+    xl = "addition_embed_type" in shape["unet"]
+    configs: dict[str, dict[str, Any]] = {"unet": shape["unet"], "vae": {**VAE, "force_upcast": True}}
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    }
+    for number, width in enumerate((768, 1280) if xl else (768,)):
+        end = f"_{number + 1}" if number else ""
+        configs[f"text_encoder{end}"] = {**TEXT, "hidden_size": width, "projection_dim": width}
+        index[f"text_encoder{end}"] = [
+            "transformers",
+            "CLIPTextModelWithProjection" if number else "CLIPTextModel",
+        ]
+        index[f"tokenizer{end}"] = ["transformers", "CLIPTokenizer"]
+        shutil.copytree(TOKENIZER, folder / f"tokenizer{end}")
+    for part, config in configs.items():
+        if part == "unet":
+            made: Any = modules.build_unet(config)
+        elif part == "vae":
+            made = modules.build_vae(config)
+        else:
+            made = modules.build_clip(config, projection=part == "text_encoder_2")
+        kind = "text_encoder" if part.startswith("text_encoder") else part
+        halves: dict[str, list[Any]] = {}
+        for path, value in tree_flatten(made.parameters()):
+            value = value.astype(getattr(mx, dtype_name))
+            halves.setdefault(weights.origin(kind, path).name, []).append(
+                value.transpose(0, 3, 1, 2) if value.ndim == 4 else value
+            )
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(json.dumps(config))
+        stem = "model" if kind == "text_encoder" else "diffusion_pytorch_model"
+        tensors = {name: mx.concatenate(items) for name, items in halves.items()}
+        mx.save_safetensors(str(folder / part / f"{stem}.safetensors"), tensors)
+    (folder / "scheduler").mkdir()
+    noise = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(noise))
+    (folder / "model_index.json").write_text(json.dumps(index))
+    mx.clear_cache()
 
-    def step() -> None:
-        shown = sampler.scale_input(latents, 10).astype(dtype)
-        times = mx.full((2,), sampler.timesteps[10])
-        output = network(mx.concatenate([shown, shown]), times, context, added).astype(mx.float32)
-        without, with_prompt = mx.split(output, 2)
-        mx.eval(sampler.step(without + 7.5 * (with_prompt - without), latents, 10)[0])
 
-    figures: dict[str, Any] = {"seconds_per_step": timed(step, steps)}
-    figures["peak_gib"] = mx.get_peak_memory() / 2**30
-    return figures
-
-
-def decoding(side: int, steps: int) -> dict[str, Any]:
+def ours(folder: Path, shape: dict[str, Any], dtype_name: str, steps: int) -> dict[str, Any]:
+    """The engine with the plugin, asked for pictures: nothing is done for it here."""
     import mlx.core as mx
-    from mlxengine_diffusion.sd import modules
+    from mlxengine import ImageReady, ImageRequest, InferenceEngine, Progress
 
-    vae = modules.build_vae(VAE)
-    latents = mx.random.normal((1, side, side, 4))
-    mx.eval(vae.parameters(), latents)
-    mx.reset_peak_memory()
-
-    def decode() -> None:
-        for _ in modules.decoding(vae, latents):
-            pass
-
-    figures: dict[str, Any] = {"seconds": timed(decode, steps)}
-    figures["peak_gib"] = mx.get_peak_memory() / 2**30
+    side = 8 * shape["latents"]
+    with (
+        InferenceEngine() as engine,
+        engine.load_images(folder, features={"diffusion.dtype": dtype_name}) as model,
+    ):
+        moments: list[float] = []
+        decoding: list[float] = []
+        request = ImageRequest(prompt="a red circle", size=(side, side), guidance=7.5, steps=steps, seed=1)
+        figures: dict[str, Any] = {"compiled": model.info["compiled"]}
+        for number in range(4):
+            # The first picture also traces, compiles kernels and reads the prompt.
+            mx.reset_peak_memory()
+            moments = [time.perf_counter()]
+            for event in model.stream(request):
+                if isinstance(event, Progress | ImageReady):
+                    moments.append(time.perf_counter())
+            if number == 0:
+                figures["first_picture_seconds"] = moments[-1] - moments[0]
+                figures["first_step_seconds"] = moments[1] - moments[0]
+            else:
+                decoding.append(moments[-1] - moments[-2])
+        between = [later - earlier for earlier, later in itertools.pairwise(moments[1:-1])]
+        figures["seconds_per_step"] = spread(between)
+        figures["decoding_seconds"] = statistics.median(decoding)
+        figures["peak_gib"] = mx.get_peak_memory() / 2**30
     return figures
 
 
@@ -168,6 +217,10 @@ def main() -> None:
     parser.add_argument("--only", help="a part of a shape's name")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    scratch = tempfile.TemporaryDirectory(prefix="mlxengine-benchmark-")
+    from mlxengine.toolkit import blas
+
+    blas.load()  # before mlx is imported: on a CPU its products are slow without
     import mlx.core as mx
 
     figures: dict[str, Any] = {
@@ -181,10 +234,11 @@ def main() -> None:
         if options.only and options.only not in name:
             continue
         found = figures["shapes"][name] = {}
+        folder = Path(scratch.name) / name.replace(" ", "-")
+        folder.mkdir()
+        write_repository(folder, shape, options.dtype)
         for label, run in (
-            ("ours", lambda shape=shape: ours(shape, options.dtype, options.steps, False)),
-            ("ours, compiled", lambda shape=shape: ours(shape, options.dtype, options.steps, True)),
-            ("decoding, float32", lambda shape=shape: decoding(shape["latents"], max(3, options.steps // 4))),
+            ("ours", lambda shape=shape, folder=folder: ours(folder, shape, options.dtype, options.steps)),
             ("diffusers on torch", lambda shape=shape: torchs(shape, options.dtype, options.steps)),
         ):
             mx.clear_cache()

@@ -163,6 +163,19 @@ def test_weights_in_shards_are_put_together(engine: InferenceEngine, copy: Path,
     assert np.array_equal(ours, model.image("a red circle", steps=2, seed=0).numpy())
 
 
+def test_convolutions_find_their_weights_in_order_in_memory(
+    load_pipeline: Callable[..., Any], tiny_folder: Path
+) -> None:
+    from mlx.utils import tree_flatten
+
+    pipeline = load_pipeline(tiny_folder)
+    list(pipeline.warm())
+    for part in ("unet", "vae"):
+        with pipeline.parts.use(part) as network:
+            for name, value in tree_flatten(network.parameters()):
+                assert np.array(value, copy=False).flags.c_contiguous, name
+
+
 @pytest.mark.feature("diffusion.quantize")
 @pytest.mark.parametrize(("bits", "tolerance"), [(8, 6), (4, 40)])
 def test_a_quantized_unet_is_smaller_and_makes_nearly_the_same_picture(

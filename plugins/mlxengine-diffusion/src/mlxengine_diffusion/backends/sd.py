@@ -54,6 +54,7 @@ def missing() -> str | None:
 
 
 def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
+    import mlx.core as mx
 
     from ..sd.parts import Parts
     from ..sd.pipeline import StableDiffusion, Traits
@@ -66,7 +67,8 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
     unet = layout.document(card, "unet/config.json")
     vae = layout.document(card, "vae/config.json")
     scale = _pixels_per_latent(vae)
-    dtype = _dtype(context.features.get(BACKEND_DTYPE))
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    dtype = _dtype(context.features.get(BACKEND_DTYPE), on_cpu=on_cpu)
     bits = context.features.get(QUANTIZE)
     keep = context.features.get(KEEP_LOADED)
     configs = {part: thaw(layout.document(card, f"{part}/config.json")) for part in found.parts}
@@ -111,6 +113,8 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         latent_channels=vae.get("latent_channels", 4),
         latent_scale=scale,
         dtype=dtype,
+        # On a CPU the time goes into products, and `sd.ops` leaves mlx for what a compiler could fuse.
+        compiled=not on_cpu,
     )
     info: dict[str, Any] = {
         "library": "diffuse-mlx",
@@ -118,6 +122,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         "unet_bits": bits or None,
         "prediction": settings.prediction,
         "scheduler": settings.scheduler,
+        "compiled": traits.compiled,
     }
     if settings.scheduler == STAND_IN and settings.asked != "DPMSolverMultistepScheduler":
         info["scheduler_stands_in_for"] = settings.asked
@@ -147,13 +152,13 @@ def _can_quantize(_path: str, module: Any) -> bool:
     return isinstance(module, nn.Linear) and module.weight.shape[1] % 32 == 0
 
 
-def _dtype(wanted: str) -> Any:
+def _dtype(wanted: str, *, on_cpu: bool) -> Any:
     import mlx.core as mx
 
     if wanted != "auto":
         return getattr(mx, wanted)
     # Half precision runs on scalar kernels on a CPU, ten times slower than float32.
-    return mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.float16
+    return mx.float32 if on_cpu else mx.float16
 
 
 def _part_dtype(part: str, dtype: Any, vae: dict[str, Any]) -> Any:

@@ -137,15 +137,15 @@ class LowRank(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.base = base
         self._dtype = dtype
-        self._pairs: list[tuple[mx.array, mx.array]] = []
+        self.pairs: list[list[mx.array]] = []
 
     def add(self, down: mx.array, up: mx.array) -> None:
         """Add ``down`` (rank, inputs) or (rank, height, width, inputs), and ``up`` (outputs, rank)."""
-        self._pairs.append((down.astype(self._dtype), up.astype(self._dtype)))
+        self.pairs.append([down.astype(self._dtype), up.astype(self._dtype)])
 
     def __call__(self, x: mx.array) -> mx.array:
         y: mx.array = self.base(x)
-        for down, up in self._pairs:
+        for down, up in self.pairs:
             if down.ndim == 4:
                 inner = mx.conv2d(x, down, stride=self.base.stride, padding=self.base.padding)
             else:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 
 from ..backends._slices import warm
+
+_MOST_COMPILED = 4
+
+
+def compiled(network: Any) -> Callable[..., Any]:
+    """The network's call as `mlx.core.compile` makes it, for shapes that it meets later."""
+    # What is not evaluated yet would be part of the trace: read and cast again in every call.
+    mx.eval(network.parameters())
+    made: Callable[..., Any] = mx.compile(network)
+    return made
 
 
 class Parts:
@@ -18,6 +29,7 @@ class Parts:
         self._builders = dict(builders)
         self._built: dict[str, Any] = {}
         self._users: dict[str, int] = dict.fromkeys(builders, 0)
+        self._compiled: dict[str, OrderedDict[Hashable, Callable[..., Any]]] = {}
 
     def build(self) -> None:
         """Make all of them now, which checks every tensor; still nothing is read."""
@@ -35,6 +47,20 @@ class Parts:
             if drop:
                 self._drop(name)
 
+    def compiled(self, name: str, shape: Hashable) -> Callable[..., Any]:
+        """The network as `mlx.core.compile` makes it for inputs of one ``shape``; freed with the network.
+
+        mlx keeps every trace of a function for as long as the function lives. One function a shape, and only
+        the last few of them, bounds what a model holds that is asked for many sizes.
+        """
+        kept = self._compiled.setdefault(name, OrderedDict())
+        if shape not in kept:
+            kept[shape] = compiled(self._get(name))
+        kept.move_to_end(shape)
+        if len(kept) > _MOST_COMPILED:
+            kept.popitem(last=False)
+        return kept[shape]
+
     def drop_idle(self) -> None:
         """Free every network that nobody uses at the moment."""
         for name in self._builders:
@@ -51,7 +77,8 @@ class Parts:
 
     def _drop(self, name: str) -> None:
         if not self._users[name] and self._built.pop(name, None) is not None:
+            self._compiled.pop(name, None)
             mx.clear_cache()
 
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "compiled"]

@@ -15,7 +15,7 @@ from ..backends import Abilities, Job, Pixels, PromptReport, Step
 from ..backends._slices import steps_for
 from .lora import AdapterFile, adapted, read_adapters
 from .modules import decoding
-from .parts import Parts
+from .parts import Parts, compiled
 from .schedulers import NoiseSettings, scheduler
 from .text import Conditioning, Tokenizer, encode
 
@@ -48,6 +48,7 @@ class Traits:
         settings: the noise it was trained with.
         latent_channels, latent_scale: channels of the latents; pixels per latent along a side.
         dtype: number format of the UNet and the text encoders.
+        compiled: whether the UNet runs as `mlx.core.compile` makes it.
     """
 
     xl: bool
@@ -56,6 +57,7 @@ class Traits:
     latent_channels: int
     latent_scale: int
     dtype: mx.Dtype
+    compiled: bool = False
 
 
 class StableDiffusion:
@@ -117,6 +119,10 @@ class StableDiffusion:
         added = self._added(told, job)
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, "unet", adapters, self.traits.dtype)
+            if self.traits.compiled:
+                # An adapter's view belongs to the request: what is compiled of it goes with the request.
+                own = unet is not base
+                unet = compiled(unet) if own else self.parts.compiled("unet", (guided, *shape[1:3]))
             for index in range(start, job.steps):
                 shown = sampler.scale_input(latents, index).astype(self.traits.dtype)
                 if guided:

@@ -162,7 +162,8 @@ def _fit(tensor: mx.array, shape: tuple[int, ...], half: int | None) -> mx.array
             return None
         tensor = tensor[half * shape[0] : (half + 1) * shape[0]]
     if tensor.ndim == 4 and len(shape) == 4:
-        tensor = tensor.transpose(0, 2, 3, 1)
+        # Laid out anew once: convolutions would copy a transposed view in every call.
+        tensor = mx.contiguous(tensor.transpose(0, 2, 3, 1))
     elif tensor.ndim == 4 and len(shape) == 2 and tensor.shape[2:] == (1, 1):
         tensor = tensor.reshape(tensor.shape[:2])  # a convolution of one pixel is a matrix product
     return tensor if tuple(tensor.shape) == tuple(shape) else None

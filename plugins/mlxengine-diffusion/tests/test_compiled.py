@@ -1,0 +1,155 @@
+"""The compiled UNet, which GPUs run, here on a CPU: the same pictures, few traces, nothing left behind."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from attrs import evolve
+from mlxengine_diffusion.backends import Job
+from mlxengine_diffusion.sd import ops
+from mlxengine_diffusion.sd.modules import UNet
+from safetensors.numpy import save_file
+
+JOB = Job(
+    prompt="a red circle",
+    negative=None,
+    width=32,
+    height=32,
+    steps=2,
+    guidance=3.0,
+    seed=1,
+    scheduler="euler",
+)
+_LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture(autouse=True)
+def mlx_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations and attention by mlx, as on a GPU: numpy cannot be traced."""
+    monkeypatch.setattr(ops, "_in_numpy", lambda _: False)
+
+
+@pytest.fixture
+def traced_only() -> Iterator[None]:
+    """mlx traces and simplifies, but fuses nothing: on a CPU, a fused kernel costs seconds of g++.
+
+    mlx has this mode in C++ alone.
+    """
+    import mlx
+
+    library = next(Path(mlx.__path__[0]).glob("lib/libmlx.*"))
+    set_mode = ctypes.CDLL(str(library))._ZN3mlx4core16set_compile_modeENS0_11CompileModeE
+    no_fuse, enabled = 2, 3
+    set_mode(no_fuse)
+    yield
+    set_mode(enabled)
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the latents for which the UNet's Python code ran."""
+    found: list[tuple[int, ...]] = []
+    call = UNet.__call__
+
+    def counted(self: UNet, x: Any, *rest: Any) -> Any:
+        found.append(tuple(x.shape))
+        return call(self, x, *rest)
+
+    monkeypatch.setattr(UNet, "__call__", counted)
+    return found
+
+
+@pytest.fixture
+def pipeline(load_pipeline: Callable[..., Any], tiny_folder: Path) -> Any:
+    found = load_pipeline(tiny_folder)
+    assert not found.traits.compiled  # on a CPU
+    return compiled(found, True)
+
+
+def compiled(pipeline: Any, on: bool) -> Any:
+    pipeline.traits = evolve(pipeline.traits, compiled=on)
+    return pipeline
+
+
+def latents(pipeline: Any, **changes: Any) -> np.ndarray[Any, Any]:
+    *_, last = pipeline.denoise(evolve(JOB, **changes))
+    return np.array(last.latents)
+
+
+def adapter(folder: Path) -> tuple[tuple[Path, float], ...]:
+    random = np.random.RandomState(0)
+    tensors = {f"{_LAYER}.lora_A.weight": (2, 96), f"{_LAYER}.lora_B.weight": (96, 2)}
+    path = folder / "adapter.safetensors"
+    save_file({name: random.randn(*shape).astype(np.float32) for name, shape in tensors.items()}, path)
+    return ((path, 1.0),)
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_the_compiled_unet_makes_the_same_picture(pipeline: Any, tmp_path: Path) -> None:
+    start = np.full((32, 32, 3), 128, np.uint8)
+    for changes in (
+        {},
+        {"guidance": 1.0},
+        {"init": start, "strength": 0.5},
+        {"low_memory": True},
+        {"lora": adapter(tmp_path)},
+    ):
+        ours = latents(compiled(pipeline, True), **changes)
+        plain = latents(compiled(pipeline, False), **changes)
+        assert np.abs(ours - plain).max() <= 1e-4, changes
+    adapted = latents(pipeline, lora=adapter(tmp_path))
+    assert np.abs(adapted - latents(pipeline)).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_fused_kernels_make_the_same_picture(pipeline: Any) -> None:
+    ours = latents(compiled(pipeline, True))
+    assert np.abs(ours - latents(compiled(pipeline, False))).max() <= 1e-4
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_each_size_is_traced_once_and_only_the_last_few_are_kept(
+    pipeline: Any, traces: list[tuple[int, ...]]
+) -> None:
+    latents(pipeline)
+    latents(pipeline, steps=4, seed=2)
+    assert traces == [(2, 8, 8, 4)]
+    sizes = [(32, 32 + 4 * number) for number in range(1, 5)]
+    for height, width in sizes:
+        latents(pipeline, width=width, height=height, steps=1)
+    assert len(traces) == 5
+    latents(pipeline, width=48, steps=1)  # the last one: still there
+    assert len(traces) == 5
+    latents(pipeline, steps=1)  # the first of five: forgotten
+    assert len(traces) == 6
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_what_was_compiled_is_freed_with_the_network_and_after_a_cancel(
+    load_pipeline: Callable[..., Any], tiny_folder: Path
+) -> None:
+    import mlx.core as mx
+
+    gc.collect()
+    base = mx.get_active_memory()
+    pipeline = compiled(load_pipeline(tiny_folder), True)
+    latents(pipeline)
+    held = mx.get_active_memory()
+    assert held - base > 10_000_000
+    walk = pipeline.denoise(evolve(JOB, steps=9, seed=5))
+    while next(walk) is None:
+        pass
+    walk.close()
+    del walk
+    assert mx.get_active_memory() <= held + 64 * 1024
+    latents(pipeline, low_memory=True)
+    low = mx.get_active_memory()
+    assert low - base < 1_000_000
+    pipeline.close()
+    assert mx.get_active_memory() <= low

@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from .model import ModelHandle as ModelHandle
     from .model import TextHandle as TextHandle
     from .params import GenerateParams as GenerateParams
+    from .partial_json import PartialJSON as PartialJSON
     from .plugins import Owner as Owner
     from .plugins import PluginRecord as PluginRecord
     from .protocol import LLMEngine as LLMEngine
@@ -132,6 +133,7 @@ _HOMES = {
     "model": "AsyncModelHandle AsyncTextHandle ModelHandle TextHandle",
     "grammar": "Grammar",
     "params": "GenerateParams",
+    "partial_json": "PartialJSON",
     "registry": "ModelRegistry",
     "plugins": "Owner PluginRecord",
     "protocol": "LLMEngine",

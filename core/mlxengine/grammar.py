@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from attrs import field, frozen
 
 from .configuration import thaw
 from .errors import InvalidParameterError
+
+_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$#&~-]")  # what means something in a pattern
 
 
 class GrammarKind(enum.StrEnum):
@@ -53,7 +56,7 @@ class Grammar:
             )
         try:
             return cls(GrammarKind.JSON_SCHEMA, json.dumps(thaw(schema)))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidParameterError(f"The JSON schema cannot be written as JSON: {error}.") from error
 
     @classmethod
@@ -72,8 +75,10 @@ class Grammar:
         found = [_text(item) for item in ((texts,) if isinstance(texts, str) else texts)]
         if not found:
             raise InvalidParameterError("Choices need at least one text.")
-        rule = " | ".join(json.dumps(item, ensure_ascii=False) for item in dict.fromkeys(found))
-        return cls(GrammarKind.LARK, f"start: {rule}\n")
+        # a pattern, not a rule: thousands of alternatives are no more work than one
+        return cls(
+            GrammarKind.REGEX, "|".join(_SPECIAL.sub(r"\\\g<0>", item) for item in dict.fromkeys(found))
+        )
 
 
 def _text(value: Any) -> str:

@@ -15,10 +15,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InvalidParameterError
+from ..errors import GenerationError, InvalidParameterError
 from ..grammar import Grammar, GrammarKind
 
 _KEPT = 32
+_LONGEST = 1 << 18  # characters: compiling takes about a second then, in which nothing else is served
 # A model that likes blank space could otherwise go on with it for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,4}"}
 
@@ -48,7 +49,9 @@ class GrammarRow:
             for token in missed:
                 self.consume(token)
         if self.matcher.is_error():
-            raise RuntimeError(f"the grammar cannot go on: {self.matcher.get_error()}")
+            raise GenerationError(
+                f"The grammar cannot go on: {_reason(self.matcher)}", hint="Simplify the grammar."
+            )
         if self._bits is None:
             self._bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
         allowed = self._grammars.allowed(self._bits, logits.shape[-1], ended=self.matcher.is_stopped())
@@ -114,7 +117,8 @@ class Grammars:
         words = (self._vocabulary + 31) // 32
         masks: Any = np.zeros((len(rows), words), dtype=np.int32)
         live = [(row.matcher, i) for i, (_, row) in enumerate(rows) if not row.matcher.is_error()]
-        self._executor.unsafe_compute_mask_ptr(live, masks.ctypes.data, words * 4, len(rows))
+        if live:
+            self._executor.unsafe_compute_mask_ptr(live, masks.ctypes.data, words * 4, len(rows))
         for i, (_, row) in enumerate(rows):
             row.masked(masks[i].view(np.uint8))
 
@@ -136,11 +140,17 @@ class Grammars:
             self._executor = LLExecutor()
         if grammar not in self._matchers:
             try:
+                if len(grammar.source) > _LONGEST:
+                    raise ValueError(f"it has {len(grammar.source)} characters, at most {_LONGEST} may be.")
                 text = _compiled(grammar, LLMatcher)
                 failed, problems = LLMatcher.validate_grammar_with_warnings(text, self._tokenizer)
                 if failed:
                     raise ValueError(problems[0])
-                self._matchers[grammar] = LLMatcher(self._tokenizer, text, log_level=0)
+                matcher = LLMatcher(self._tokenizer, text, log_level=0)
+                first = matcher.deep_copy()  # some are found to be impossible or too complex only when used
+                if not any(first.compute_bitmask()) or first.is_error():
+                    raise ValueError(_reason(first) or "nothing fits it.")
+                self._matchers[grammar] = matcher
             except ValueError as error:
                 raise InvalidParameterError(
                     f"The grammar ({grammar.kind}) cannot be used: {error}",
@@ -150,6 +160,11 @@ class Grammars:
                 self._matchers.popitem(last=False)
         self._matchers.move_to_end(grammar)
         return self._matchers[grammar]
+
+
+def _reason(matcher: Any) -> str:
+    """Why a matcher cannot go on, without the dump of its state."""
+    return str(matcher.get_error()).partition("\n")[0]
 
 
 def _compiled(grammar: Grammar, compiler: Any) -> str:

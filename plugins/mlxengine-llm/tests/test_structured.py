@@ -13,6 +13,8 @@ from llm_harness import Plugin, raw, text_of, tokens_of
 from mlxengine import GenerateParams, Grammar
 from mlxengine.errors import FeatureUnavailableError, GenerationError, InvalidParameterError
 
+from tests.hub.fixtures import HubModel
+
 pytestmark = pytest.mark.feature("llm.structured_output")
 
 SCHEMA = {
@@ -149,16 +151,30 @@ def test_a_row_with_a_grammar_goes_on_after_a_step_that_raised(plugin: Plugin, t
     assert tokens_of(events) == tokens_of(wanted)
 
 
+ITSELF = {"$defs": {"node": {"$ref": "#/$defs/node"}}, "$ref": "#/$defs/node"}
+TANGLED = " | ".join(f'"{number} {number * number}"' for number in range(3000))
+
+
 @pytest.mark.parametrize(
     "grammar",
     [
         Grammar.json({"type": "string", "minLength": 5, "maxLength": 2}),
         Grammar.json(False),
+        Grammar.json(ITSELF),
         Grammar.regex("(unclosed"),
         Grammar.lark("start: missing"),
         Grammar.json({"type": "object", "properties": {"a": {"$ref": "https://example.invalid/other.json"}}}),
+        Grammar.choices(f"{number:030}" for number in range(10_000)),
     ],
-    ids=["impossible", "nothing-allowed", "bad-regex", "bad-lark", "remote-reference"],
+    ids=[
+        "impossible",
+        "nothing-allowed",
+        "only-itself",
+        "bad-regex",
+        "bad-lark",
+        "remote-reference",
+        "too-long",
+    ],
 )
 def test_a_grammar_that_cannot_be_used_is_refused(plugin: Plugin, tiny: Path, grammar: Grammar) -> None:
     model = plugin.load(tiny)
@@ -167,17 +183,25 @@ def test_a_grammar_that_cannot_be_used_is_refused(plugin: Plugin, tiny: Path, gr
     assert len(model.batch) == 0
 
 
-def test_a_huge_grammar_ends_its_request_only(plugin: Plugin, tiny: Path) -> None:
+def test_a_grammar_that_becomes_too_complex_ends_its_request_only(plugin: Plugin, tiny: Path) -> None:
     model = plugin.load(tiny)
-    huge = Grammar.regex("(a{1,800}b{1,800}){1,900}")
-    plain = plugin.start(model, raw("hello", max_tokens=10, ignore_eos=True))
-    try:
-        streams = [plain, plugin.start(model, raw("x", max_tokens=10, grammar=huge))]
-    except InvalidParameterError:
-        streams = [plain]
-    found = plugin.run(streams)
-    assert len(tokens_of(found[0])) == 10
-    assert all(isinstance(events[-1], GenerationError) or text_of(events) for events in found[1:])
+    late = Grammar.lark(f'start: "xyz" rest\nrest: {TANGLED}')
+    fine = Grammar.regex("[a-z]{30}")
+    for grammars in ([fine, late, fine], [late, fine], [late]):
+        requests = [raw("x", max_tokens=10, grammar=grammar) for grammar in grammars]
+        found = plugin.run([plugin.start(model, request) for request in requests])
+        for grammar, events in zip(grammars, found, strict=True):
+            if grammar is late:
+                assert isinstance(events[-1], GenerationError)
+                assert "max is 2000" in str(events[-1])
+            else:
+                assert len(tokens_of(events)) == 10
+
+
+def test_thousands_of_choices_are_one_pattern(plugin: Plugin, tiny: Path) -> None:
+    choices = [f"{number} (a+b)*[c] \\d #{number}" for number in range(4000)]
+    text = plugin.text(plugin.load(tiny), "x", max_tokens=60, grammar=Grammar.choices(choices))
+    assert text in choices
 
 
 def test_structured_output_that_is_turned_off_is_refused(plugin: Plugin, tiny: Path) -> None:
@@ -195,7 +219,10 @@ def test_a_grammar_takes_a_pydantic_model_and_refuses_what_is_no_schema() -> Non
             return {"type": "object"}
 
     assert Grammar.json(Person) == Grammar.json('{"type": "object"}') == Grammar.json()
-    for wrong in (5, "{", ["a"], {"a": object()}):
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"items": deep}
+    for wrong in (5, "{", ["a"], {"a": object()}, deep):
         with pytest.raises(InvalidParameterError):
             Grammar.json(wrong)
     with pytest.raises(InvalidParameterError):
@@ -252,14 +279,29 @@ EIGHT: list[tuple[Any, Any]] = [
 ]
 
 
+def of_each_schema(plugin: Plugin, folder: Path, each: int) -> None:
+    """Ask for ``each`` answers in the form of each schema at temperature 1, all in one batch."""
+    model = plugin.load(folder)
+    requests = [
+        raw("In JSON: ", max_tokens=300, temperature=1.0, seed=seed, grammar=Grammar.json(schema))
+        for seed in range(each)
+        for schema, _ in EIGHT
+    ]
+    found = plugin.run([plugin.start(model, request) for request in requests])
+    checks = [fits for _ in range(each) for _, fits in EIGHT]
+    wrong = []
+    for events, fits in zip(found, checks, strict=True):
+        text = text_of(events)
+        if events[-1].reason != "stop" or not fits(json.loads(text)):
+            wrong.append((events[-1].reason, text))
+    assert wrong == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("schema", "fits"), EIGHT, ids=range(8))
-def test_twenty_five_of_twenty_five_answers_fit_their_schema(
-    plugin: Plugin, tiny: Path, schema: dict[str, Any], fits: Any
-) -> None:
-    """Eight schemas, two hundred answers at temperature 1, of a model that only ever babbles."""
-    model = plugin.load(tiny)
-    requests = [wild(Grammar.json(schema), seed) for seed in range(25)]
-    for events in plugin.run([plugin.start(model, request) for request in requests]):
-        assert events[-1].reason == "stop"
-        assert fits(json.loads(text_of(events)))
+@pytest.mark.timeout(1800)
+def test_two_hundred_of_two_hundred_answers_fit_their_schema(plugin: Plugin, smollm2: HubModel) -> None:
+    of_each_schema(plugin, smollm2.folder, each=25)
+
+
+def test_eight_of_eight_answers_of_a_real_model_fit_their_schema(plugin: Plugin, smollm2: HubModel) -> None:
+    of_each_schema(plugin, smollm2.folder, each=1)

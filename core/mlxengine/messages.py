@@ -91,11 +91,20 @@ def _parts(content: str | Part | Iterable[str | Part]) -> tuple[Part, ...]:
     return found
 
 
+def _role(value: Any) -> Role:
+    try:
+        return Role(value)
+    except ValueError as error:
+        raise InvalidParameterError(
+            f"{value!r} is not a role.", hint=f"The roles are {', '.join(Role)}."
+        ) from error
+
+
 @frozen
 class Message:
     """One turn: a role and its parts. Use `system`, `user`, `assistant` and `tool` to build one."""
 
-    role: Role = field(converter=Role)
+    role: Role = field(converter=_role)
     parts: tuple[Part, ...] = field(converter=_parts)
 
     @classmethod

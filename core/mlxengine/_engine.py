@@ -91,7 +91,7 @@ class EngineBase:
         self._registry: ModelRegistry | None = None
         self._closed = False
         # Ends the scheduler's thread in order when the interpreter exits or nobody holds the engine.
-        self._finalizer = weakref.finalize(self, _shut_down, self._scheduler, self._pool)
+        self._finalizer = weakref.finalize(self, _shut_down, self._scheduler, self._loader, self._pool)
 
     # -- what there is -------------------------------------------------------------------------------
 
@@ -224,9 +224,10 @@ class EngineBase:
         return found.model
 
 
-def _shut_down(scheduler: Scheduler, pool: ModelPool) -> None:
+def _shut_down(scheduler: Scheduler, loader: Loader, pool: ModelPool) -> None:
     pool.abandon()
     scheduler.close()
+    loader.close(timeout=1.0)  # at exit, nobody waits for a model that is still being built
 
 
 __all__ = ["EngineBase"]

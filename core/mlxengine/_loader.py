@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -20,6 +19,7 @@ from ._ledger import Ledger
 from ._live import LiveModel, PendingLoad
 from ._scheduler import Scheduler
 from ._task import FutureSink, Task
+from ._threads import collect
 from .configuration import ModelCard, ModelConfiguration
 from .device import Device, DeviceBackend, mlx_backend
 from .errors import CancelledError, InvalidParameterError
@@ -68,6 +68,9 @@ class Loader:
         self._host = host
         self.ledger = Ledger(lambda: budget or self.device.working_set, self.take_out)
         self._scheduler = scheduler
+        # mlx keeps something for every thread that ever computed, and that such a thread ends while others
+        # free what it compiled is a deadlock: one thread builds all models and lasts as long as the engine.
+        self._builder = Scheduler("mlxengine-builder")
         self._options = options
         self._building = threading.Lock()
         self._backend: DeviceBackend | None = None
@@ -203,17 +206,22 @@ class Loader:
 
         def read() -> int:
             # mlx counts what garbage still holds, and the peak is the process's since it was reset.
-            gc.collect()
+            collect()
             if start:
                 backend.reset_peak()
             return backend.memory().active
 
         return self._scheduler.run(read)
 
+    def close(self, timeout: float | None = 30.0) -> None:
+        """End the thread that builds models."""
+        self._builder.close(timeout)
+
     def _need_mlx(self) -> None:
         with self._building:
             if self._backend is None:
-                self._backend = self._scheduler.use(mlx_backend)
+                self._backend = backend = self._scheduler.use(mlx_backend)
+                self._builder.use(lambda: backend)
 
     def _fetch(
         self, card: ModelCard, patterns: tuple[str, ...], pending: PendingLoad, verify: str | None = None
@@ -247,10 +255,14 @@ class Loader:
             cancelled=pending.cancelled.is_set,
             fetch=self.fetch_other,
         )
-        with ExitStack() as stack:
-            if live.claim.uses_mlx and self._backend is not None:
-                stack.enter_context(self._backend.loader_stream())
-            loaded = self._host.call(live.record, "load_model", card=live.card, context=context)
+
+        def build() -> object:
+            with ExitStack() as stack:
+                if live.claim.uses_mlx and self._backend is not None:
+                    stack.enter_context(self._backend.loader_stream())
+                return self._host.call(live.record, "load_model", card=live.card, context=context)
+
+        loaded = self._builder.run(build)
         if not isinstance(loaded, Loaded):
             what = f"returned {type(loaded).__name__} for a model that it claimed"
             raise broken(live.record, "load_model", what)
@@ -293,6 +305,6 @@ def free(live: LiveModel, backend: DeviceBackend | None) -> int | None:
     if backend is None:
         return None
     # Models are full of reference cycles; what they hold must go now, not at some later collection.
-    gc.collect()
+    collect()
     backend.clear_cache()
     return before - backend.memory().active

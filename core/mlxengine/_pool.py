@@ -104,8 +104,6 @@ class ModelPool:
         try:
             work(*arguments)
         finally:
-            if self._loader.backend is not None:
-                self._loader.backend.end_thread()
             with self._lock:
                 self._threads.discard(threading.current_thread())
 

@@ -22,7 +22,7 @@ from attrs import frozen
 
 from ._faults import broken, translate
 from ._task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, SchedulerStatus, Task
-from ._threads import wait_until_gone
+from ._threads import give_up_streams, wait_until_gone
 from .device import DeviceBackend
 from .errors import (
     CancelledError,
@@ -147,10 +147,9 @@ class Scheduler:
                     pass
             except BaseException as error:
                 self._die(error)
-                return
-            self._end_everything(CancelledError("The engine was closed while the request was running."))
-        if self._backend is not None:
-            self._backend.end_thread()
+            else:
+                self._end_everything(CancelledError("The engine was closed while the request was running."))
+        give_up_streams(self._backend)
 
     def _enter_stream(self) -> None:
         assert self._backend is not None

@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .device import DeviceBackend
+
+_quiet = threading.Lock()
+
+
+def collect() -> None:
+    """Collect garbage, but not while a thread gives up its mlx state."""
+    with _quiet:
+        gc.collect()
+
+
+def give_up_streams(backend: DeviceBackend | None) -> None:
+    """What every thread that computed does last, when no model is left.
+
+    mlx holds the thread's cache of compiled functions meanwhile and waits for the GIL to empty it. Another
+    thread that frees a function of that cache holds the GIL and waits for the cache: neither goes on. So
+    garbage waits too.
+    """
+    if backend is None:
+        return
+    with _quiet:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            backend.end_thread()
+        finally:
+            if collecting:
+                gc.enable()
 
 
 def wait_until_gone(thread: threading.Thread, seconds: float = 1.0) -> None:

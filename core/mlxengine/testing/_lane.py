@@ -40,5 +40,7 @@ class Lane:
         return self.step(self.backend.memory).active
 
     def close(self) -> None:
-        self._owner.shutdown()
-        self._loader.shutdown()
+        for thread in (self._loader, self._owner):
+            if self.backend is not None:
+                thread.submit(self.backend.end_thread).result()
+            thread.shutdown()

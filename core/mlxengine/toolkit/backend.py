@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager
+import weakref
+from contextlib import AbstractContextManager, suppress
 from typing import cast
 
 from attrs import frozen
@@ -62,6 +63,30 @@ def probe() -> Probe:
     )
 
 
+def clear_cache() -> None:
+    """Give cached memory back to the system, where mlx keeps any.
+
+    On a CPU it keeps none, but ``mx.clear_cache`` waits for every stream that any thread ever used and
+    starts a thread for each, which nothing ends.
+    """
+    if mx.default_device().type != mx.DeviceType.cpu:
+        mx.clear_cache()
+
+
+# A stream of mlx's, with its thread, lasts as long as the process: the next engine uses it again.
+_idle: list[mx.Stream] = []
+
+
+def _take_stream() -> mx.Stream:
+    device = mx.default_device()
+    for stream in list(_idle):
+        if stream.device == device:
+            with suppress(ValueError):  # another engine took it
+                _idle.remove(stream)
+                return stream
+    return mx.new_thread_unsafe_stream(device)
+
+
 class MLXBackend:
     """mlx with one stream that any thread may use, one thread at a time.
 
@@ -70,8 +95,8 @@ class MLXBackend:
     """
 
     def __init__(self) -> None:
-        self._stream = mx.new_thread_unsafe_stream(mx.default_device())
-        self._loader_stream = mx.new_thread_unsafe_stream(mx.default_device())
+        self._stream, self._loader_stream = streams = _take_stream(), _take_stream()
+        weakref.finalize(self, _idle.extend, streams).atexit = False
 
     def stream(self) -> AbstractContextManager[object]:
         return cast(AbstractContextManager[object], mx.stream(self._stream))
@@ -96,4 +121,4 @@ class MLXBackend:
         mx.clear_streams()
 
     def clear_cache(self) -> None:
-        mx.clear_cache()
+        clear_cache()

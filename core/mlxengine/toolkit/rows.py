@@ -17,6 +17,7 @@ import mlx.core as mx
 from attrs import frozen
 
 from ..errors import GenerationError
+from .backend import clear_cache
 from .sampling import LogitsProcessor, Sampler, SeededSampler, greedy, guarded
 
 _log = logging.getLogger("mlxengine.toolkit.rows")
@@ -340,7 +341,7 @@ class SharedBatch:
         if decoder is not None:
             decoder.close()
         del decoder
-        mx.clear_cache()
+        clear_cache()
 
 
 __all__ = ["STALL", "Decoder", "Drawn", "Pace", "Row", "SharedBatch", "Stepped"]

@@ -11,10 +11,12 @@ import mlx.core as mx
 import pytest
 from llm_harness import raw, tokens_of
 from mlxengine import AsyncInferenceEngine, GenerateParams, InferenceEngine
+from mlxengine.toolkit.backend import MLXBackend
 
 REQUESTS = [
     raw("tell me " + "more " * i, max_tokens=20 + i, temperature=0, ignore_eos=True) for i in range(8)
 ]
+TASKS = Path("/proc/self/task")
 GREEDY = GenerateParams(max_tokens=64, temperature=0, ignore_eos=True)
 QUESTIONS = [
     "What is the capital of France?",
@@ -63,6 +65,36 @@ def test_eight_coroutines_get_what_each_gets_alone(engine: InferenceEngine, tiny
             return list(await asyncio.gather(*(ask(model, i) for i in range(8))))
 
     assert asyncio.run(main()) == alone
+
+
+def test_threads_that_computed_last_as_long_as_the_engine(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ends while others free what it compiled waits for ever, with the GIL held by the other."""
+    ended: list[str] = []
+    end_thread = MLXBackend.end_thread
+
+    def noted(self: MLXBackend) -> None:
+        ended.append(threading.current_thread().name)
+        end_thread(self)
+
+    monkeypatch.setattr(MLXBackend, "end_thread", noted)
+    with InferenceEngine() as engine:
+        for _ in range(2):
+            engine.load_text(str(tiny)).close()
+        assert not ended
+    assert sorted(ended) == ["mlxengine-builder", "mlxengine-scheduler"]
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="only Linux lists the threads of the system")
+def test_a_load_leaves_no_thread_of_the_system_behind(engine: InferenceEngine, tiny: Path) -> None:
+    def threads_after_one() -> int:
+        with engine.load_text(str(tiny)) as model:
+            model.generate(REQUESTS[0])
+        return len(list(TASKS.iterdir()))
+
+    first = threads_after_one()
+    assert max(threads_after_one() for _ in range(3)) <= first
 
 
 @pytest.mark.slow

@@ -70,7 +70,6 @@ class EmbeddingModel:
     def close(self) -> None:
         """Give up the weights."""
         self.encoder, self.stages = None, ()
-        mx.clear_cache()
 
 
 @define(eq=False, kw_only=True)
@@ -94,7 +93,6 @@ class RankModel:
     def close(self) -> None:
         """Give up the weights."""
         self.encoder, self.head = None, None
-        mx.clear_cache()
 
 
 def run_encoder(encoder: Encoder, batch: Sequence[Tokens]) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
+from mlxengine.toolkit.backend import clear_cache
 
 from ..backends._slices import warm
 
@@ -78,7 +79,7 @@ class Parts:
     def _drop(self, name: str) -> None:
         if not self._users[name] and self._built.pop(name, None) is not None:
             self._compiled.pop(name, None)
-            mx.clear_cache()
+            clear_cache()
 
 
 __all__ = ["Parts", "compiled"]

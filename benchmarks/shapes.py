@@ -43,6 +43,7 @@ def other(
 
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "llama-2M": llama(128, 4, 4, 2, 512, 8000),
     "llama-20M": llama(256, 6, 4, 2, 1024),
     "llama-60M": llama(512, 10, 8, 8, 2048),
     "llama-160M": llama(768, 16, 12, 4, 3072),

@@ -18,12 +18,16 @@ from attrs import frozen
 
 from ..errors import GenerationError
 from .backend import clear_cache
+from .pace import Pace
 from .sampling import LogitsProcessor, Sampler, SeededSampler, greedy, guarded
 
 _log = logging.getLogger("mlxengine.toolkit.rows")
 
 STALL = 64
 """A row with this many unread events is taken out of the batch until its reader comes back."""
+
+PATIENCE = 30.0
+"""Seconds of waiting that make up for one step of priority."""
 
 
 class Row:
@@ -33,7 +37,7 @@ class Row:
         prompt: token ids, at least one.
         sampler: as in `mlxengine.toolkit.sampling`; shared objects are sampled in one call.
         processors: logits processors of this row alone.
-        priority: a higher one is admitted first.
+        priority: a higher one is served first; see `standing`.
     """
 
     def __init__(
@@ -54,8 +58,17 @@ class Row:
         self.inside = False  # in the decoder, reading its prompt or decoding
         self.after: Row | None = None  # a row with the same prompt, read once for both
         self.kept: Any = None  # what the decoder gave for a row that was parked
+        self.since = 0.0  # when it began to wait, on the clock of `time.monotonic`
         self.seen = -1
         self.reading = True
+
+    def standing(self, now: float, seconds: float = 0.0) -> float:
+        """The place in a queue, lower first: the time its reading takes, less what it has waited.
+
+        So a short prompt overtakes a long one, until that one has waited for as long as it takes; and a
+        lower priority is late, not starved: each step of it is worth `PATIENCE` seconds.
+        """
+        return seconds - (now - self.since) - PATIENCE * self.priority
 
     @property
     def unread(self) -> int:
@@ -85,11 +98,10 @@ class Drawn:
 
 @frozen(kw_only=True)
 class Stepped:
-    """What one step did: a token of each decoding row, and how much of the prompts was read."""
+    """What one step did: a token of each decoding row, and how many tokens of the prompts were read."""
 
     drawn: Sequence[Drawn] = ()
     prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
 
 
 class Decoder(Protocol):
@@ -122,27 +134,6 @@ class Decoder(Protocol):
         ...
 
 
-class Pace:
-    """How many prompt tokens fit in a step, told from how long earlier ones took."""
-
-    # Fewer than 64 tokens at once are read at half the speed on a slow CPU: the budget gives way first.
-    SMALLEST, LARGEST, FIRST = 64, 2048, 128
-
-    def __init__(self) -> None:
-        self._rate: float | None = None  # prompt tokens per second
-
-    def observe(self, tokens: int, seconds: float) -> None:
-        if tokens >= 8 and seconds > 0:
-            rate = tokens / seconds
-            self._rate = rate if self._rate is None else 0.5 * (self._rate + rate)
-
-    def chunk(self, budget_ms: float) -> int:
-        """Prompt tokens for one step: a power of two, so that shapes repeat."""
-        wanted = self.FIRST if self._rate is None else self._rate * budget_ms / 1000
-        tokens = max(int(wanted), self.SMALLEST)
-        return int(min(1 << (tokens.bit_length() - 1), self.LARGEST))
-
-
 class SharedBatch:
     """The rows of one model around one `Decoder`, which is opened when a row needs it.
 
@@ -152,7 +143,7 @@ class SharedBatch:
     Args:
         open_decoder: makes a decoder for at most so many rows.
         max_rows: most rows that decode together; further ones wait.
-        stall_factor: while answers run, reading prompts takes at most this multiple of a decoding step.
+        stall_factor: while answers run, a step takes at most this multiple of one that only decodes.
     """
 
     def __init__(
@@ -160,12 +151,10 @@ class SharedBatch:
     ) -> None:
         self._open = open_decoder
         self.max_rows = max_rows
-        self.stall_factor = stall_factor
-        self._decode_seconds: float | None = None
         self._decoder: Decoder | None = None
         self._rows: list[Row] = []
         self._waiting: list[Row] = []
-        self._pace = Pace()
+        self._pace = Pace(stall_factor)
         self._steps = 0
         self._stuck = 0
         self._suspect: Row | None = None
@@ -175,8 +164,9 @@ class SharedBatch:
 
     def admit(self, row: Row) -> None:
         """Queue a row; it enters at the next step in which there is room."""
-        at = next((i for i, other in enumerate(self._waiting) if other.priority < row.priority), None)
-        self._waiting.insert(len(self._waiting) if at is None else at, row)
+        if row not in self._waiting:
+            row.since = row.since or time.monotonic()
+            self._waiting.append(row)
 
     def remove(self, row: Row) -> None:
         """Take a row out at once, wherever it is."""
@@ -213,17 +203,15 @@ class SharedBatch:
             if decoder is None or not self._rows:
                 return
             began = time.perf_counter()
-            done = decoder.step(self._pace.chunk(self._reading_ms(budget_ms)))
+            running = any(not row.reading for row in self._rows)
+            done = decoder.step(self._pace.chunk(budget_ms, running=running))
             took = time.perf_counter() - began
         except Exception as error:
             self._recover(error)
             return
-        self._pace.observe(done.prompt_tokens, done.prompt_seconds)
+        self._pace.observe(done.prompt_tokens, took, drawn=len(done.drawn))
         if done.drawn:
             self._stuck = 0
-            if not done.prompt_tokens:
-                known = self._decode_seconds
-                self._decode_seconds = took if known is None else known + 0.2 * (took - known)
         for item in done.drawn:
             self._give(item)
         if self._suspect is not None and not self._suspect.reading:
@@ -231,13 +219,6 @@ class SharedBatch:
         self._take_out([row for row in self._rows if row.done or row.failure])
         for row in [row for row in self._rows if row.unread > STALL]:
             self._park(decoder, row)
-
-    def _reading_ms(self, budget_ms: float) -> float:
-        """Time for prompts in this step: while answers run, a small multiple of what their tokens take."""
-        running = any(not row.reading for row in self._rows)
-        if not running or self._decode_seconds is None:
-            return budget_ms
-        return min(budget_ms, self.stall_factor * 1000 * self._decode_seconds)
 
     def close(self) -> None:
         """Drop all rows and the batch."""
@@ -268,9 +249,11 @@ class SharedBatch:
             and len(self._rows) < self.max_rows
             and self._suspect is None
         ):
-            row = next((item for item in self._waiting if not self._must_wait(item)), None)
-            if row is None:
+            free = [item for item in self._waiting if not self._must_wait(item)]
+            if not free:
                 break
+            now = time.monotonic()
+            row = min(free, key=lambda item: item.standing(now))
             self._waiting.remove(row)
             try:
                 self._insert(self._decoder, row)
@@ -344,4 +327,4 @@ class SharedBatch:
         clear_cache()
 
 
-__all__ = ["STALL", "Decoder", "Drawn", "Pace", "Row", "SharedBatch", "Stepped"]
+__all__ = ["PATIENCE", "STALL", "Decoder", "Drawn", "Row", "SharedBatch", "Stepped"]

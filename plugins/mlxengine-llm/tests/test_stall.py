@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_harness import Plugin, raw, tokens_of
-from mlxengine.toolkit.rows import Pace, SharedBatch
+from llm_harness import Plugin, raw, text_of, tokens_of
+from mlxengine import TextRequest
+from mlxengine.toolkit.pace import Pace
+from mlxengine.toolkit.rows import Row
 
 
 def pieces(model: Any, plugin: Plugin) -> list[int]:
@@ -30,39 +35,91 @@ def pieces(model: Any, plugin: Plugin) -> list[int]:
 
 
 def test_time_for_prompts_follows_the_pace_of_running_answers() -> None:
-    batch = SharedBatch(lambda rows: None, stall_factor=3.0)  # type: ignore[arg-type, return-value]
-    assert batch._reading_ms(100.0) == 100.0
-    batch._decode_seconds = 0.010
-    assert batch._reading_ms(100.0) == 100.0, "nobody waits"
-    from mlxengine.toolkit.rows import Row
-
-    row = Row([1])
-    row.reading = False
-    batch._rows.append(row)
-    assert batch._reading_ms(100.0) == 30.0
-    assert batch._reading_ms(20.0) == 20.0
-    pace = Pace()
+    pace = Pace(stall_factor=3.0)
+    assert pace.chunk(100, running=True) == 128, "nothing is known yet"
     pace.observe(1000, 1.0)
-    assert [pace.chunk(ms) for ms in (1, 100, 300, 10_000)] == [64, 64, 256, 2048]
+    assert [pace.chunk(ms) for ms in (1, 100, 300, 10_000)] == [64, 96, 256, 2048]
+    for seconds in (0.010, 0.010, 0.500):
+        pace.observe(0, seconds, drawn=4)
+    assert pace.decode_seconds == 0.010, "a row that joined is no measure"
+    assert pace.chunk(300) == 256, "nobody waits"
+    assert pace.chunk(300, running=True) == 16, "20 ms at 1,000 tokens a second"
+    pace.observe(16, 0.170, drawn=4)
+    assert pace._rate == 550, "what came out too long makes the next piece smaller"
+    pace.observe(1, 2.0, drawn=4)
+    assert pace._rate == 550
+
+
+def test_a_short_prompt_overtakes_a_long_one_that_has_not_waited_for_it_yet() -> None:
+    long, short, low = Row([1]), Row([1]), Row([1], priority=-1)
+    long.since, short.since, low.since = 100.0, 103.0, 60.0
+    assert short.standing(104, seconds=0.5) < long.standing(104, seconds=5)
+    assert short.standing(109, seconds=0.5) > long.standing(109, seconds=2), "that had its turn now"
+    assert low.standing(104) < short.standing(104), "a low priority waits, but not for ever"
 
 
 @pytest.mark.feature("llm.stall_factor")
-def test_no_step_reads_more_of_the_prompts_than_its_share(plugin: Plugin, tiny: Path) -> None:
-    model = plugin.load(tiny, flags={"prompt_cache": False, "stall_factor": 6.0})
+def test_running_answers_keep_their_pace_while_long_prompts_are_read(
+    plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = plugin.load(tiny, flags={"prompt_cache": False, "stall_factor": 4.0})
+    monkeypatch.setattr(time, "perf_counter", time.process_time)  # the machine's mood is not the question
+    running = [plugin.start(model, raw(f"run {i}", max_tokens=2000, ignore_eos=True)) for i in range(4)]
+    at: list[float] = []
+
+    def turn(streams: list[Any]) -> None:
+        with plugin.backend.stream():
+            for i, stream in enumerate(streams):
+                if next(stream) is not None and i == 0:
+                    at.append(time.process_time())
+
+    while len(at) < 60:
+        turn(running)
+    quiet = statistics.median(b - a for a, b in itertools.pairwise(at[20:]))
+    long = [plugin.start(model, raw(f"{i} " * 1024, max_tokens=500, ignore_eos=True)) for i in range(3)]
+    rows = [stream._answer for stream in long]
+    at.clear()
+    while any(row.reading for row in rows):
+        turn(running + long)
+    gaps = sorted(b - a for a, b in itertools.pairwise(at))
+    for stream in running + long:
+        with plugin.backend.stream():
+            stream.close()
+    assert len(gaps) > 12
+    assert gaps[int(0.95 * len(gaps))] < 10 * quiet
+    assert statistics.median(gaps) > 1.5 * quiet, "reading gets the time that it may have"
+
+
+def test_a_prompt_read_in_pieces_is_answered_as_one_that_is_read_whole(plugin: Plugin, tiny: Path) -> None:
+    model = plugin.load(tiny, flags={"prompt_cache": False})
+    long = raw("some words " * 60, max_tokens=12, ignore_eos=True)
+    (alone,) = plugin.run([plugin.start(model, long)])
     read = pieces(model, plugin)
+    model.batch._pace.chunk = lambda budget_ms, *, running=False: 48
     running = plugin.start(model, raw("run", max_tokens=60, ignore_eos=True))
-    with plugin.backend.stream():
-        for _ in range(8):
-            next(running)
-        model.batch._pace._rate = 1000.0
-        model.batch._pace.observe = lambda tokens, seconds: None  # the machine's mood is not the question
-        model.batch._reading_ms = lambda budget_ms: 100.0
-        assert model.batch.stall_factor == 6.0
-        read.clear()
-    long = [plugin.start(model, raw(f"{i} " * 150, max_tokens=4, ignore_eos=True)) for i in range(3)]
-    found = plugin.run([running, *long])
-    assert all(len(tokens_of(events)) == 4 for events in found[1:])
-    assert max(read) <= 64, "100 ms at 1,000 tokens a second, as a power of two"
+    again = plugin.run([running, plugin.start(model, long), plugin.start(model, raw("x", max_tokens=4))])[1]
+    assert tokens_of(again) == tokens_of(alone)
+    assert max(read) == 48
+    assert len(read) > 12
+
+
+def test_a_short_prompt_is_read_before_a_long_one_that_came_first(plugin: Plugin, tiny: Path) -> None:
+    model = plugin.load(tiny, flags={"prompt_cache": False})
+    model.batch._pace.chunk = lambda budget_ms, *, running=False: 16
+    ends: list[str] = []
+
+    def noted(name: str, request: TextRequest) -> Any:
+        events = []
+        for event in plugin.start(model, request):
+            if event is not None:
+                events.append(event)
+            yield event
+        ends.append(f"{name} {text_of(events) != ''}")
+
+    long = noted("long", raw("l " * 300, max_tokens=2, ignore_eos=True))
+    short = noted("short", raw("a few words of text", max_tokens=2, ignore_eos=True))
+    plugin.run([long], later={4: [lambda: short]})
+    assert ends == ["short True", "long True"]
 
 
 def test_short_prompts_are_read_together(plugin: Plugin, tiny: Path) -> None:

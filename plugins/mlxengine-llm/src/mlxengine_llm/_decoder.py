@@ -11,10 +11,10 @@ from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import Drawn, Row, Stepped
 
 from ._prefix import SMALLEST, PrefixCache, clone
+from ._reading import Reading, Readings
 from ._solo import Solo
 
 _FOREVER = 1 << 60
-_PROMPTS = 8
 
 
 class BatchDecoder:
@@ -42,53 +42,62 @@ class BatchDecoder:
             network,
             max_tokens=_FOREVER,
             completion_batch_size=max_rows,
-            prefill_batch_size=min(_PROMPTS, max_rows),
+            prefill_batch_size=max_rows,
             stream=mx.default_stream(mx.default_device()),
         )
-        self._max_rows = max_rows
         self._grammars = grammars
         self._prefixes = prefixes
         self._before = before
         self._network = network
+        self._reading = Readings(network)
         self._rows: dict[int, Row] = {}  # those in the generator
         self._solo: Solo | None = None  # the row that has no company
         self._owed: list[Drawn] = []  # drawn when it got company
 
     def insert(self, row: Row) -> None:
-        self._join()
         tokens = row.prompt + row.tokens
-        cache, held = row.kept or self._fork(row) or self._prefix(row, tokens) or (None, [])
-        self._put(row, tokens[len(held) :], cache, held)
-
-    def _put(self, row: Row, tokens: list[int], cache: list[Any] | None, held: list[int]) -> None:
-        (uid,) = self._generator.insert(
-            [tokens],
-            caches=[cache],
-            all_tokens=[list(held)],
-            samplers=[row.sampler],
-            logits_processors=[row.processors],
-        )
-        self._rows[uid] = row
+        layers, held = row.kept or self._fork(row) or self._prefix(row, tokens) or (None, [])
+        self._reading.add(Reading(row, tokens, layers, list(held)))
 
     def step(self, chunk: int) -> Stepped:
         self._before()
+        whole = self._reading.ready(chunk)
+        for entry in whole:
+            self._put(entry)
+        tokens = sum(entry.left for entry in whole)
+        drawn = self._decode(tokens)
+        return Stepped(drawn=drawn, prompt_tokens=tokens or self._reading.read(chunk))
+
+    def _put(self, entry: Reading) -> None:
+        self._join()
+        (uid,) = self._generator.insert(
+            [entry.tokens[len(entry.held) :]],
+            caches=[entry.layers],
+            all_tokens=[entry.held],
+            samplers=[entry.row.sampler],
+            logits_processors=[entry.row.processors],
+        )
+        self._rows[uid] = entry.row
+
+    def _decode(self, chunk: int) -> list[Drawn]:
+        """A token of every row whose prompt is read; queues the pass that draws the next ones."""
         if self._solo is not None:
-            return Stepped(drawn=[self._solo.step()])
+            return [self._solo.step()]
         if len(self._rows) == 1 and (parted := self.park(next(iter(self._rows.values())))) is not None:
             first, (layers, held) = parted
             self._solo = Solo(self._network, first.row, layers, held, first.token, self._grammars)
-            return Stepped(drawn=[first])
-        self._divide(chunk)
+            return [first]
+        if not self._rows:
+            return []
+        self._generator.prefill_step_size = max(chunk, 1)
         self._expect_masks()
-        with self._generator.stats() as work:
-            _, answers = self._generator.next()
+        _, answers = self._generator.next()
         owed, self._owed = self._owed, []
-        drawn = owed + [
+        return owed + [
             Drawn(self._rows[answer.uid], answer.token, answer.logprobs)
             for answer in answers
             if answer.uid in self._rows
         ]
-        return Stepped(drawn=drawn, prompt_tokens=work.prompt_tokens, prompt_seconds=work.prompt_time)
 
     def _join(self) -> None:
         """Give the row that was alone its place in the batch; its drawn token is read there."""
@@ -96,21 +105,7 @@ class BatchDecoder:
         if solo is not None:
             drawn = solo.leave()
             self._owed.append(drawn)
-            self._put(solo.row, [drawn.token], solo.layers, solo.held)
-
-    def _divide(self, chunk: int) -> None:
-        """Let in as many prompts as the step can read whole; a long one is read alone, in pieces."""
-        inside = [sum(map(len, entry[0])) for entry in self._generator._currently_processing]
-        waiting = [sum(map(len, entry[1])) for entry in self._generator._unprocessed_sequences]
-        fitting = total = 0
-        for length in (*inside, *waiting):
-            total += length
-            if total > chunk:
-                break
-            fitting += 1
-        self._generator.prefill_batch_size = max(1, min(fitting, _PROMPTS, self._max_rows))
-        share = chunk if len(inside) <= max(fitting, 1) else chunk // len(inside)
-        self._generator.prefill_step_size = max(share, 1)
+            self._put(Reading(solo.row, [*solo.held, drawn.token], solo.layers, solo.held))
 
     def _expect_masks(self) -> None:
         if self._grammars is None:
@@ -128,23 +123,30 @@ class BatchDecoder:
         solo = self._solo
         if solo is not None and any(solo.row is row for row in rows):
             self._solo = None
-            if self._prefixes is not None and _reuses(solo.row) and solo.row.failure is None:
-                self._prefixes.add(solo.layers, solo.held)
+            self._keep(solo.row, solo.layers, solo.held)
+        for entry in filter(None, map(self._reading.take, rows)):
+            if entry.layers is not None:
+                self._keep(entry.row, entry.layers, entry.held)
         leaving = [uid for uid, row in self._rows.items() if any(row is other for other in rows)]
         if not leaving:
             return
-        keeping = [uid for uid in leaving if _reuses(self._rows[uid]) and self._rows[uid].failure is None]
-        keeping = keeping if self._prefixes is not None else []
-        kept = self._generator.extract_cache(keeping) if keeping else {}
+        if self._prefixes is not None:
+            kept = self._generator.extract_cache([uid for uid in leaving if _reuses(self._rows[uid])])
+            for uid, (layers, tokens) in kept.items():
+                self._keep(self._rows[uid], layers, tokens)
         for uid in leaving:
             del self._rows[uid]
-        for layers, tokens in kept.values():
-            if self._prefixes is not None and layers:
-                self._prefixes.add(layers, tokens)
         self._generator.remove(leaving)
+
+    def _keep(self, row: Row, layers: list[Any] | None, tokens: Sequence[int]) -> None:
+        """Keep the cache of a row that leaves, for prompts that begin alike."""
+        if self._prefixes is not None and layers and _reuses(row) and row.failure is None:
+            self._prefixes.add(layers, tokens)
 
     def _fork(self, row: Row) -> tuple[list[Any], list[int]] | None:
         """The cache of a row with the same prompt, cut back to it."""
+        if self._solo is not None and self._solo.row is row.after:
+            self._join()
         leader = next((uid for uid, other in self._rows.items() if other is row.after), None)
         if leader is None or row.tokens or len(row.prompt) <= SMALLEST:
             return None
@@ -183,6 +185,7 @@ class BatchDecoder:
         return drawn, (cache, list(held))
 
     def close(self) -> None:
+        self._reading.clear()
         self._rows.clear()
         self._owed.clear()
         self._solo = None

@@ -154,13 +154,20 @@ def _common(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> int:
 
 
 def clone(layer: Any) -> Any:
-    """A cache of its own over the same arrays, which are never changed in place."""
+    """A cache of its own: caches write into their arrays in place, so these are copied when they are used."""
     found = copy.copy(layer)
     for key, value in vars(found).items():
-        if isinstance(value, list | tuple):
-            kept = [clone(item) if hasattr(item, "is_trimmable") else item for item in value]
-            setattr(found, key, type(value)(kept))
+        if isinstance(value, mx.array):
+            setattr(found, key, mx.array(value))
+        elif isinstance(value, list | tuple):
+            setattr(found, key, type(value)(map(_copied, value)))
     return found
+
+
+def _copied(item: Any) -> Any:
+    if isinstance(item, mx.array):
+        return mx.array(item)
+    return clone(item) if hasattr(item, "is_trimmable") else item
 
 
 __all__ = ["SMALLEST", "Entry", "PrefixCache", "Shelf", "clone"]

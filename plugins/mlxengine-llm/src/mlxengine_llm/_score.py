@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlxengine import Event, Finished, Metrics, RunContext, ScoreRequest, TextScore, Usage
 from mlxengine.errors import InvalidParameterError, PromptTooLongError
-from mlxengine.toolkit.rows import Pace
+from mlxengine.toolkit.pace import Pace
 
 from ._model import LanguageModel
 

@@ -115,7 +115,7 @@ class SerialDecoder:
         if row.kept is not None:
             self._cache, self._held = row.kept
         elif found is not None:
-            self._cache, self._held = [_own(layer) for layer in found[0]], len(found[1])
+            self._cache, self._held = found[0], len(found[1])
             if isinstance(row, Answer):
                 row.cached = min(self._held, len(row.prompt))
         else:
@@ -135,7 +135,7 @@ class SerialDecoder:
             self._network(mx.array([piece]), cache=self._cache)
             mx.eval([layer.state for layer in self._cache])
             self._held += len(piece)
-            return Stepped(prompt_tokens=len(piece), prompt_seconds=time.perf_counter() - began)
+            return Stepped(prompt_tokens=len(piece))
         guesses = self._guess(row, tokens)
         logits = self._network(mx.array([tokens[-1:] + guesses]), cache=self._cache)[0]
         if guesses:
@@ -241,17 +241,6 @@ class Lookup:
             return
         self._misses += 1
         self._wait = min(2**self._misses, _PATIENCE)
-
-
-def _own(layer: Any) -> Any:
-    """A cache whose arrays may be written to; those of a kept one are shared."""
-    for key, value in vars(layer).items():
-        if isinstance(value, mx.array):
-            setattr(layer, key, mx.array(value))
-        elif isinstance(value, tuple | list):
-            own = [mx.array(item) if isinstance(item, mx.array) else item for item in value]
-            setattr(layer, key, type(value)(own))
-    return layer
 
 
 __all__ = ["Lookup", "SerialDecoder", "Serving", "caches_for"]

@@ -8,7 +8,6 @@ and processors.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,11 +77,10 @@ class VisionDecoder:
 
     def step(self, chunk: int) -> Stepped:
         drawn = self._decode() if self._rows else []
-        begin = time.perf_counter()
         tokens = 0
         while self._reading and tokens < chunk:  # one prompt after the other
             tokens += self._read(chunk - tokens)
-        return Stepped(drawn=drawn, prompt_tokens=tokens, prompt_seconds=time.perf_counter() - begin)
+        return Stepped(drawn=drawn, prompt_tokens=tokens)
 
     def remove(self, rows: Sequence[Row]) -> None:
         leaving = {id(row) for row in rows}

@@ -1,0 +1,107 @@
+"""Prompts that are being read, each with a cache of its own until it joins the batch.
+
+A batch pads all its rows to the longest one, so a prompt that takes several steps is read outside it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import mlx.core as mx
+from attrs import define
+from mlxengine.toolkit.backend import clear_cache
+from mlxengine.toolkit.rows import Row
+
+MOST = 8  # prompts that are read in one padded pass
+
+
+@define(eq=False)
+class Reading:
+    """A row whose prompt is not read yet.
+
+    Args:
+        row: the row.
+        tokens: everything that has to be in the cache, but for the last, which is decoded.
+        layers: its cache; ``None`` while that is empty.
+        held: the tokens in the cache.
+    """
+
+    row: Row
+    tokens: list[int]
+    layers: list[Any] | None
+    held: list[int]
+
+    @property
+    def left(self) -> int:
+        """Tokens to go, the last one included."""
+        return len(self.tokens) - len(self.held)
+
+
+class Readings:
+    """The prompts of one batch that wait or are being read.
+
+    Args:
+        network: mlx-lm's module.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self._entries: list[Reading] = []
+        self._seconds = 0.0  # time to read a token, smoothed
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, entry: Reading) -> None:
+        """Queue a prompt."""
+        self._entries.append(entry)
+
+    def take(self, row: Row) -> Reading | None:
+        """Remove the entry of a row, if there is one."""
+        entry = next((item for item in self._entries if item.row is row), None)
+        if entry is not None:
+            self._entries.remove(entry)
+        return entry
+
+    def ready(self, chunk: int) -> list[Reading]:
+        """Remove and return the next prompts that one step can read whole, in one pass, little padded."""
+        found: list[Reading] = []
+        for entry in self._ranked():
+            alike = not found or len(entry.held) == len(found[0].held)
+            if entry.left > chunk or not alike or len(found) == MOST:
+                break
+            chunk -= entry.left
+            found.append(entry)
+        for entry in found:
+            self._entries.remove(entry)
+        return found
+
+    def read(self, chunk: int) -> int:
+        """Read at most ``chunk`` tokens of the next prompt, all but its last one; how many it was."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        if not self._entries:
+            return 0
+        entry = self._ranked()[0]
+        if entry.layers is None:
+            entry.layers = make_prompt_cache(self._network)
+        piece = entry.tokens[len(entry.held) :][: min(chunk, entry.left - 1)]
+        began = time.perf_counter()
+        self._network(mx.array([piece]), cache=entry.layers)
+        mx.eval([layer.state for layer in entry.layers])
+        clear_cache()
+        entry.held = entry.held + piece
+        self._seconds += 0.2 * ((time.perf_counter() - began) / len(piece) - self._seconds)
+        return len(piece)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._entries.clear()
+
+    def _ranked(self) -> list[Reading]:
+        now = time.monotonic()
+        return sorted(self._entries, key=lambda item: item.row.standing(now, item.left * self._seconds))
+
+
+__all__ = ["Reading", "Readings"]

@@ -38,7 +38,7 @@ tests: $(STAMP)  ## the daily tests
 	$(PYTEST) -q
 
 test-slow: $(STAMP)  ## the tests that take minutes each
-	$(PYTEST) -q -m "slow and not live and not parity"
+	$(PYTEST) -q -o faulthandler_timeout=2400 -m "slow and not live and not parity"
 
 test-parity: $(STAMP)  ## compute the stored numerical references again, with torch
 	$(PYTHON) scripts/setup_env.py --venv $(VENV)-parity --group parity

@@ -4,9 +4,23 @@ import atexit
 import contextlib
 import os
 import shutil
+import signal
+import sys
 import tempfile
+from pathlib import Path
 
 pytest_plugins = ["tests.hub.fixtures"]
+
+if sys.dont_write_bytecode:
+    # the tests start hundreds of processes, and compiling what a model library imports takes seconds in each
+    sys.dont_write_bytecode = False
+    folder = str(Path(__file__).parent / ".cache" / "bytecode")
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = folder
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell without job control starts background jobs so, and the processes of the tests would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with contextlib.suppress(ImportError):
     # before anything imports mlx: afterwards a fast BLAS can no longer take effect

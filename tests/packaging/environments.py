@@ -14,7 +14,14 @@ from pathlib import Path
 from attrs import frozen
 
 ROOT = Path(__file__).parents[2]
-CLEAN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "MLXENGINE_FEATURES", "MLXENGINE_CONFIG")
+CLEAN = (
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONPYCACHEPREFIX",
+    "VIRTUAL_ENV",
+    "MLXENGINE_FEATURES",
+    "MLXENGINE_CONFIG",
+)
 
 
 def first_party() -> list[Path]:

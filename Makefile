@@ -7,6 +7,8 @@ VERSIONS ?= pinned
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml docs/examples/*/pyproject.toml)
+# processes that share the tests of a day, a file at a time; 0 runs them in one
+WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 export OMP_NUM_THREADS ?= 1
 
@@ -35,7 +37,7 @@ types: $(STAMP)  ## strict mypy
 	$(BIN)/mypy core plugins/*/src docs/examples/*/src
 
 tests: $(STAMP)  ## the daily tests
-	$(PYTEST) -q
+	$(PYTEST) -q -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP)  ## the tests that take minutes each
 	$(PYTEST) -q -o faulthandler_timeout=2400 -m "slow and not live and not parity"
@@ -57,4 +59,4 @@ release:         ## set the version everywhere: make release VERSION=0.2.0
 	$(PYTHON) scripts/release.py $(VERSION)
 
 clean:           ## remove what these commands made
-	rm -rf $(VENV) $(VENV)-parity $(VENV)-diffusionkit site dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-diffusionkit site dist .mypy_cache .ruff_cache .pytest_cache .cache

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-pytest_plugins = ["tests.hub.fixtures"]
+pytest_plugins = ["tests.hub.fixtures", "tests.packaging.fixtures"]
 
 if sys.dont_write_bytecode:
     # the tests start hundreds of processes, and compiling what a model library imports takes seconds in each
@@ -17,6 +17,12 @@ if sys.dont_write_bytecode:
     folder = str(Path(__file__).parent / ".cache" / "bytecode")
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = folder
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # mlx compiles kernels into a shared folder, where one process may meet another's half-written library
+    own = f"{tempfile.gettempdir()}/mlxengine-tests-{os.getuid()}-{worker}"
+    tempfile.tempdir = os.environ["TMPDIR"] = own
+    Path(own).mkdir(exist_ok=True)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell without job control starts background jobs so, and the processes of the tests would inherit it

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlxengine.testing import clauses
 
-from tests.packaging.environments import CLEAN, Environment, build
+from tests.packaging.environments import CLEAN, Environment
 
 from .blocks import ROOT, blocks
 
@@ -17,10 +17,11 @@ PAGE = ROOT / "docs/tutorials/first-plugin.md"
 _CAPTION = re.compile(r":caption: (\S+)\n\n(.*)", re.DOTALL)
 
 
-def test_the_plugin_tutorial_followed_literally_ends_in_a_passing_plugin(tmp_path: Path) -> None:
-    wheels, project = tmp_path / "wheels", tmp_path / "project"
+def test_the_plugin_tutorial_followed_literally_ends_in_a_passing_plugin(
+    tmp_path: Path, wheels: Path
+) -> None:
+    project = tmp_path / "project"
     project.mkdir()
-    build(ROOT, wheels)
     said: dict[str, str] = {}
     for block in blocks(PAGE):
         if block.info.startswith("{code-block}"):

@@ -150,7 +150,7 @@ def folder_of(repo_id: str) -> Path:
     assert layout.wheel is not None
     assert layout.build is not None
     folder = cache_root() / "repositories" / _key(layout) / repo_id
-    with _locked(cache_root() / "lock"):
+    with locked(cache_root() / "lock"):
         if not _intact(folder):
             _remove(folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,8 @@ def _key(layout: Layout) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time runs the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

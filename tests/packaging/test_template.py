@@ -20,7 +20,9 @@ SPECIMEN = Specimen(path=Path("{folder}") / "specimen", examples=examples)
 """
 
 
-def test_the_template_builds_installs_and_keeps_every_clause(bare: Environment, tmp_path: Path) -> None:
+def test_the_template_builds_installs_and_keeps_every_clause(
+    bare: Environment, tmp_path: Path, mypy_cache: Path
+) -> None:
     said = bare.command("plugins", "new", "speech", "--into", str(tmp_path)).stdout
     folder = tmp_path / "mlxengine-speech"
     assert str(folder / "pyproject.toml") in said.replace("\n", "")
@@ -34,7 +36,7 @@ def test_the_template_builds_installs_and_keeps_every_clause(bare: Environment, 
     states = {item["clause"]: item["state"] for item in json.loads(checked.stdout)["clauses"]}
     assert states == dict.fromkeys((item.id for item in clauses()), "kept")
     run([sys.executable, "-m", "ruff", "check", "--isolated", "--line-length", "110", folder])
-    run([sys.executable, "-m", "mypy", "--strict", folder / "src"], cwd=folder)
+    run([sys.executable, "-m", "mypy", "--strict", "--cache-dir", mypy_cache, folder / "src"], cwd=folder)
 
 
 def test_checking_without_a_specimen_says_what_was_not_checked(bare: Environment) -> None:
@@ -46,7 +48,9 @@ def test_checking_without_a_specimen_says_what_was_not_checked(bare: Environment
 
 
 @pytest.mark.parametrize("name", ["Speech", "my-kind", "class", "../up", ""])
-def test_a_name_that_cannot_be_a_plugins_is_refused(name: str, bare: Environment, tmp_path: Path) -> None:
-    done = bare.command("plugins", "new", name, "--into", str(tmp_path), check=False)
+def test_a_name_that_cannot_be_a_plugins_is_refused(
+    name: str, core_alone: Environment, tmp_path: Path
+) -> None:
+    done = core_alone.command("plugins", "new", name, "--into", str(tmp_path), check=False)
     assert done.returncode == 2
     assert not list(tmp_path.glob("mlxengine-*"))

@@ -168,8 +168,8 @@ def test_a_plugin_that_registers_after_a_load_does_not_take_over_the_live_model(
 
 
 @pytest.mark.parametrize("word", ["--help", "plugins", "features"])
-def test_the_command_of_a_bare_core_works_without_any_plugin(word: str, bare: Environment) -> None:
-    assert bare.command(word).stdout
+def test_the_command_of_a_bare_core_works_without_any_plugin(word: str, core_alone: Environment) -> None:
+    assert core_alone.command(word).stdout
 
 
 @pytest.mark.slow

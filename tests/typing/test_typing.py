@@ -9,18 +9,18 @@ from pathlib import Path
 SAMPLE = Path(__file__).parent / "sample.py"
 
 
-def mypy(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def mypy(path: Path, folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     # from a folder without our configuration: what a user sees
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(folder / "cache"), str(path)]
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache), str(path)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_a_users_program_and_a_plugin_pass_strict_mypy(tmp_path: Path) -> None:
-    done = mypy(SAMPLE, tmp_path)
+def test_a_users_program_and_a_plugin_pass_strict_mypy(tmp_path: Path, mypy_cache: Path) -> None:
+    done = mypy(SAMPLE, tmp_path, mypy_cache)
     assert done.returncode == 0, done.stdout
 
 
-def test_wrong_uses_of_the_api_are_found_by_mypy(tmp_path: Path) -> None:
+def test_wrong_uses_of_the_api_are_found_by_mypy(tmp_path: Path, mypy_cache: Path) -> None:
     wrong = {
         "GenerateParams(max_token=8)": "max_token",
         "GenerateParams(temperature='hot')": "temperature",
@@ -32,7 +32,7 @@ def test_wrong_uses_of_the_api_are_found_by_mypy(tmp_path: Path) -> None:
     program.write_text(
         "from mlxengine import GenerateParams, InferenceEngine, Message, TextPart\n" + "\n".join(wrong) + "\n"
     )
-    done = mypy(program, tmp_path)
+    done = mypy(program, tmp_path, mypy_cache)
     for line, word in enumerate(wrong.values(), 2):
         said = [out for out in done.stdout.splitlines() if f"wrong.py:{line}:" in out]
         assert any(word in out for out in said), (line, done.stdout)

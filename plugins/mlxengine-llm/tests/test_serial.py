@@ -9,8 +9,13 @@ import mlx.core as mx
 import pytest
 from llm_harness import Plugin, raw, text_of, tokens_of, write_tiny
 from mlxengine import Grammar
-from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
-from mlxengine_llm._serial import Lookup
+from mlxengine.errors import (
+    FeatureUnavailableError,
+    IncompatibleWeightsError,
+    InvalidParameterError,
+    ModelNotFoundError,
+)
+from mlxengine_llm._speculation import Lookup, Payoff
 
 PROMPTS = ["abc abc abc abc abc", "once upon a time there was", "x"]
 
@@ -41,7 +46,7 @@ def test_speculation_gives_the_tokens_of_plain_greedy_decoding(plugin: Plugin, t
 def test_a_text_that_repeats_itself_takes_fewer_forward_passes(
     plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Lookup, "took", lambda self, guessed, right, seconds: None)
+    monkeypatch.setattr(Payoff, "count", lambda self: 4)
     model = plugin.load(tiny, flags={"speculation": True, "prompt_cache": False})
     passes: list[int] = []
     whole = model.network
@@ -62,16 +67,72 @@ def test_a_text_that_repeats_itself_takes_fewer_forward_passes(
     assert len(passes) < 100, "a random model repeats itself soon"
 
 
-def test_guessing_stops_where_it_does_not_pay() -> None:
-    lookup = Lookup()
+def test_an_answer_that_ends_among_right_guesses_leaves_a_true_prompt_cache(
+    plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Payoff, "count", lambda self: 8)
+    prompt = "what is said " * 3
+    plain, model = plugin.load(tiny), plugin.load(tiny, flags={"draft_model": str(tiny)})
+    wanted = plugin.text(plain, prompt, max_tokens=30, ignore_eos=True)
+    for tokens in (12, 30):
+        assert wanted.startswith(plugin.text(model, prompt, max_tokens=tokens, ignore_eos=True))
+
+
+def test_guesses_are_what_followed_before() -> None:
     text = list(range(50)) * 2
+    assert Lookup().guess(text[:70], 3) == [20, 21, 22]
+    assert Lookup().guess(list(range(70)), 3) == []
+
+
+def test_guessing_grows_where_it_pays_and_stops_where_it_does_not() -> None:
+    payoff = Payoff()
+    counts = []
+    for _ in range(6):
+        counts.append(payoff.count())
+        payoff.took(counts[-1], counts[-1], 0.001 + 0.0001 * counts[-1])
+    assert counts == [0, 1, 2, 4, 8, 8]
+    for _ in range(2):  # all are right, but checking them takes longer than drawing them
+        payoff.took(payoff.count() or 1, 1, 0.1)
+    assert payoff.count() == 0
     tried = 0
-    for end in range(60, 100):
-        guessed = lookup.guess(text[:end])
-        tried += bool(guessed)
-        lookup.took(len(guessed), 0, 0.002 if guessed else 0.001)
-    assert 0 < tried < 8
-    assert Lookup().guess(text[:70])[:3] == [20, 21, 22]
+    for _ in range(200):
+        count = payoff.count()
+        tried += count
+        payoff.took(count, 0, 0.001)
+    assert 0 < tried < 10
+    assert 0 < dict(payoff.measured)["speculation_accepted"] < 1
+
+
+@pytest.mark.feature("llm.draft_model")
+def test_a_draft_model_changes_no_token_and_its_acceptance_is_told(
+    plugin: Plugin, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Payoff, "count", lambda self: 3)
+    wanted = answers(plugin, plugin.load(tiny))
+    drafts = {"itself": tiny, "a stranger": write_tiny(tmp_path / "stranger", seed=9, hidden_size=16)}
+    shares = {}
+    for name, folder in drafts.items():
+        model = plugin.load(tiny, flags={"draft_model": str(folder)})
+        for _ in range(2):  # the second time the prompts come from the cache, and only the draft reads them
+            assert answers(plugin, model) == wanted
+        request = raw(PROMPTS[0] * 40, max_tokens=30, ignore_eos=True)
+        (events,) = plugin.run([plugin.start(model, request)])
+        extra = dict(events[-1].metrics.extra)
+        assert extra["speculation_guessed"] > 0
+        shares[name] = extra["speculation_accepted"]
+    assert shares["itself"] > 0.9 > shares["a stranger"]
+
+
+def test_a_draft_model_that_cannot_guess_is_refused(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "other", extra=["<more>"])
+    with pytest.raises(IncompatibleWeightsError, match="another vocabulary"):
+        plugin.load(tiny, flags={"draft_model": str(other)})
+    with pytest.raises(ModelNotFoundError):
+        plugin.load(tiny, flags={"draft_model": str(tmp_path / "nowhere")})
+    with pytest.raises(FeatureUnavailableError, match="together"):
+        plugin.load(tiny, flags={"draft_model": str(tiny), "speculation": True})
+    with pytest.raises(FeatureUnavailableError, match="Load the model"):
+        plugin.start(plugin.load(tiny), raw("x"), draft_model=str(tiny))
 
 
 def test_sampling_grammars_and_logprobs_work_one_at_a_time(plugin: Plugin, tiny: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import (
     CancelledError,
     CorruptFileError,
+    FeatureUnavailableError,
     IncompatibleWeightsError,
     InvalidParameterError,
     LoadError,
@@ -50,6 +52,8 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     if context.features.get(features.DENSE_ON_CPU):
         dequantize_for_cpu(network, (context.device.free_memory or 0) // 2)
     upcast_for_cpu(network)
+    serving = _serving(context, network)
+    draft = None if serving.draft_model is None else _draft(card, context, serving.draft_model, tokenizer)
     _report(context, 2)
     own = context.configuration.context_length
     model = LanguageModel(
@@ -61,7 +65,8 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         defaults=dict(card.documents.get("generation_config.json") or {}),
         stop_ids=_stop_ids(tokenizer, context.configuration.extra_eos_tokens),
         prefixes=_prefixes(card, context, network, tokenizer),
-        serving=_serving(context, network),
+        serving=serving,
+        draft=draft,
         stall_factor=context.features.get(features.STALL_FACTOR),
         max_rows=context.features.get(features.MAX_BATCH) if context.features.get(features.BATCH) else 1,
     )
@@ -71,7 +76,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         model.adapters.default = "default"
     return Loaded(
         model=model,
-        warm=warm(network),
+        warm=itertools.chain(warm(network), () if draft is None else warm(draft)),
         close=model.close,
         capabilities=_abilities(tokenizer),
         info={
@@ -89,9 +94,41 @@ def _serving(context: LoadContext, network: Any) -> Any:
     found = Serving(**{name: context.features.get(flag) for name, flag in features.SERVING.items()})
     if found.kv_tokens is not None and (not isinstance(found.kv_tokens, int) or found.kv_tokens < 16):
         raise InvalidParameterError(f"llm.kv_tokens={found.kv_tokens!r} must be an integer from 16.")
+    if found.speculation and found.draft_model is not None:
+        raise FeatureUnavailableError(
+            "llm.speculation and llm.draft_model cannot be used together.", hint="Choose one of them."
+        )
     if found.serial:
         caches_for(network, found)
     return found
+
+
+def _draft(card: ModelCard, context: LoadContext, source: str, tokenizer: Any) -> Any:
+    """The smaller model, whose guesses are checked by this one."""
+    from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
+    from mlx_lm.tokenizer_utils import load as load_wrapper
+    from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu
+
+    from ._claim import FILES
+    from .convert import load_network
+
+    folder = local_folder(source, context.fetch, FILES, "draft model")
+    network, _ = load_network(folder)
+    words = load_wrapper(folder, {"trust_remote_code": False}).get_vocab()
+    if words != tokenizer.get_vocab():
+        raise IncompatibleWeightsError(
+            f"The draft model {source} has another vocabulary than {card.id}.",
+            hint="Choose a smaller model of the same family.",
+        )
+    if not can_trim_prompt_cache(make_prompt_cache(network)):
+        raise FeatureUnavailableError(
+            f"The draft model {source} cannot take guesses back: its caches cannot be cut.",
+            hint="Choose a draft model with plain attention.",
+        )
+    if context.features.get(features.DENSE_ON_CPU):
+        dequantize_for_cpu(network, (context.device.free_memory or 0) // 4)
+    upcast_for_cpu(network)
+    return network
 
 
 def _abilities(tokenizer: Any) -> frozenset[str]:
@@ -214,12 +251,23 @@ def adapter_folder(source: str, fetch: Callable[[str, Sequence[str]], Path] | No
     """
     from ._adapters import FILES as ADAPTER_FILES
 
+    return local_folder(source, fetch, ADAPTER_FILES, "adapter")
+
+
+def local_folder(
+    source: str, fetch: Callable[[str, Sequence[str]], Path] | None, files: Sequence[str], what: str
+) -> Path:
+    """A local folder, or that of a repository whose ``files`` are fetched.
+
+    Raises:
+        ModelNotFoundError: there is no such folder, and nothing can be fetched.
+    """
     local = Path(source).expanduser()
     if local.is_dir():
         return local
     if fetch is None or source.startswith(("/", ".", "~")):
-        raise ModelNotFoundError(f"There is no adapter folder {source}.")
-    return fetch(source, ADAPTER_FILES)
+        raise ModelNotFoundError(f"There is no {what} folder {source}.")
+    return fetch(source, files)
 
 
 def _prefixes(card: ModelCard, context: LoadContext, network: Any, tokenizer: Any) -> Any:

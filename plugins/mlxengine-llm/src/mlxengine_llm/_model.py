@@ -38,6 +38,7 @@ class LanguageModel:
         max_rows: most requests that are decoded together.
         stall_factor: see `SharedBatch`.
         serving: what has to be served one row at a time.
+        draft: a smaller model's module that guesses tokens, or ``None``.
         adapters: LoRA and DoRA adapters that are loaded.
         lanes: one shared batch for the plain weights, and one for each adapter in use.
         voice: what their answers have in common.
@@ -54,6 +55,7 @@ class LanguageModel:
     max_rows: int = 32
     stall_factor: float = 6.0
     serving: Serving = field(factory=Serving)
+    draft: Any = None
     grammars: Grammars | None = field(init=False)
     adapters: Adapters = field(init=False)
     lanes: dict[str | None, SharedBatch] = field(init=False)
@@ -92,7 +94,7 @@ class LanguageModel:
 
     def _decoder(self, prefixes: PrefixCache | None, use: Callable[[], None], rows: int) -> Decoder:
         if self.serving.serial:
-            return SerialDecoder(self.network, self.serving, prefixes, use)
+            return SerialDecoder(self.network, self.serving, prefixes, use, self.draft)
         return BatchDecoder(self.network, rows, self.grammars, prefixes, use)
 
     def unload_adapter(self, name: str) -> None:
@@ -123,7 +125,7 @@ class LanguageModel:
         for lane in self.lanes.values():
             lane.close()
         self.lanes.clear()
-        self.network = self.tokenizer = None
+        self.network = self.tokenizer = self.draft = None
         if self.prefixes is not None:
             self.prefixes.clear()
 

@@ -1,9 +1,6 @@
 """One row at a time, for what a shared batch cannot do: packed or bounded KV caches, and speculation.
 
-Speculation needs no second model: where the last tokens occurred before, those that followed them then are
-guessed now, and one forward pass checks them all (prompt lookup; Saxena 2023, after speculative decoding by
-Leviathan et al. 2023). Only greedy rows without processors guess, so that tokens stay those of plain
-decoding. Guessing stops for a while whenever it did not pay.
+Only greedy rows without processors speculate, so that tokens stay those of plain decoding.
 """
 
 from __future__ import annotations
@@ -20,10 +17,8 @@ from mlxengine.toolkit.rows import Drawn, Row, Stepped
 from mlxengine.toolkit.sampling import greedy
 
 from ._prefix import PrefixCache
+from ._speculation import Draft, Guesser, Lookup, Payoff
 
-_LONGEST, _SHORTEST = 4, 2  # tokens that must have occurred before
-_GUESSES = 4
-_PATIENCE = 64
 _KEPT = 4  # a bounded cache keeps the first tokens, which attention leans on (Xiao et al. 2023)
 
 
@@ -35,15 +30,21 @@ class Serving:
         kv_bits: bits of the key-value cache.
         kv_tokens: most tokens in the cache; older ones but the first four are forgotten.
         speculation: guess tokens from the text so far.
+        draft_model: guess tokens with this smaller model.
     """
 
     kv_bits: int | None = None
     kv_tokens: int | None = None
     speculation: bool = False
+    draft_model: str | None = None
+
+    @property
+    def speculates(self) -> bool:
+        return self.speculation or self.draft_model is not None
 
     @property
     def serial(self) -> bool:
-        return self.kv_bits is not None or self.kv_tokens is not None or self.speculation
+        return self.kv_bits is not None or self.kv_tokens is not None or self.speculates
 
 
 def caches_for(network: Any, serving: Serving) -> list[Any]:
@@ -90,6 +91,7 @@ class SerialDecoder:
         serving: the cache, and whether to guess.
         prefixes: caches of earlier prompts.
         before: called before each step.
+        draft: the smaller model that guesses, mlx-lm's module.
     """
 
     def __init__(
@@ -98,15 +100,18 @@ class SerialDecoder:
         serving: Serving,
         prefixes: PrefixCache | None = None,
         before: Callable[[], None] = lambda: None,
+        draft: Any = None,
     ) -> None:
         self._network = network
         self._serving = serving
+        self._draft = draft
         self._prefixes = prefixes
         self._before = before
         self._row: Row | None = None
         self._cache: list[Any] = []
         self._held = 0  # tokens in the cache
-        self._lookup = Lookup()
+        self._guesser: Guesser = Lookup()
+        self._payoff = Payoff()
 
     def insert(self, row: Row) -> None:
         tokens = row.prompt + row.tokens
@@ -121,7 +126,8 @@ class SerialDecoder:
         else:
             self._cache, self._held = caches_for(self._network, self._serving), 0
         self._row = row
-        self._lookup = Lookup()
+        self._guesser = Lookup() if self._draft is None else Draft(self._draft)
+        self._payoff = Payoff()
 
     def step(self, chunk: int) -> Stepped:
         row = self._row
@@ -136,16 +142,22 @@ class SerialDecoder:
             mx.eval([layer.state for layer in self._cache])
             self._held += len(piece)
             return Stepped(prompt_tokens=len(piece))
-        guesses = self._guess(row, tokens)
+        guesses: list[int] = []
+        if self._may_guess(row):
+            if self._guesser.behind(tokens) > chunk:
+                read = self._guesser.read(tokens, chunk)
+                return Stepped(prompt_tokens=read)
+            count = self._payoff.count()
+            guesses = self._guesser.guess(tokens, count) if count else []
         logits = self._network(mx.array([tokens[-1:] + guesses]), cache=self._cache)[0]
         if guesses:
             drawn = self._check(row, logits, guesses)
         else:
             drawn = [self._draw(row, tokens, logits[-1:])]
             self._held += 1
-        self._lookup.took(len(guesses), len(drawn) - 1, time.perf_counter() - began)
-        if isinstance(row, Answer) and self._serving.speculation:
-            row.measured = self._lookup.measured
+        self._payoff.took(len(guesses), len(drawn) - 1, time.perf_counter() - began)
+        if isinstance(row, Answer) and self._serving.speculates:
+            row.measured = self._payoff.measured
         return Stepped(drawn=drawn)
 
     def remove(self, rows: Sequence[Row]) -> None:
@@ -153,6 +165,9 @@ class SerialDecoder:
         if row is None or not any(row is other for other in rows):
             return
         tokens = (row.prompt + row.tokens)[: self._held]
+        if self._held > len(tokens):  # the answer ended among guesses that were right
+            for layer in self._cache:
+                layer.trim(self._held - len(tokens))
         if self._prefixes is not None and isinstance(row, Answer) and row.reuse and row.failure is None:
             self._prefixes.add(self._cache, tokens)
         self._row, self._cache = None, []
@@ -172,13 +187,10 @@ class SerialDecoder:
         chosen: Any = row.sampler(logprobs).item()
         return Drawn(row, int(chosen), logprobs[0])
 
-    def _guess(self, row: Row, tokens: list[int]) -> list[int]:
-        plain = row.sampler is greedy and not row.processors
-        if not self._serving.speculation or not plain or not row.tokens:
-            return []
-        if not all(layer.is_trimmable() for layer in self._cache):
-            return []
-        return self._lookup.guess(tokens)
+    def _may_guess(self, row: Row) -> bool:
+        if not self._serving.speculates or row.sampler is not greedy or row.processors or not row.tokens:
+            return False
+        return all(layer.is_trimmable() for layer in self._cache)
 
     def _check(self, row: Row, logits: mx.array, guesses: list[int]) -> list[Drawn]:
         """The guesses that the model agrees with, and the token after them."""
@@ -191,56 +203,4 @@ class SerialDecoder:
         return [Drawn(row, chosen[at], logprobs[at]) for at in range(right + 1)]
 
 
-class Lookup:
-    """Guesses tokens from where the last ones occurred before, as long as that pays."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[int, ...], int] = {}
-        self._indexed = 0
-        self._wait = 0
-        self._misses = 0
-        self._seconds: dict[bool, float] = {}
-        self._gain = 2.0  # tokens of a guessing step, smoothed
-        self.guessed = self.accepted = 0
-
-    @property
-    def measured(self) -> tuple[tuple[str, float], ...]:
-        """For the metrics: tokens guessed, and the share that was right."""
-        share = self.accepted / self.guessed if self.guessed else 0.0
-        return (("speculation_guessed", float(self.guessed)), ("speculation_accepted", share))
-
-    def guess(self, tokens: list[int]) -> list[int]:
-        """Tokens that may follow; none while guessing does not pay."""
-        for end in range(max(self._indexed, _SHORTEST), len(tokens)):
-            for size in range(_SHORTEST, _LONGEST + 1):
-                if end >= size:
-                    self._seen[tuple(tokens[end - size : end])] = end
-        self._indexed = len(tokens)
-        if self._wait > 0:
-            self._wait -= 1
-            return []
-        for size in range(_LONGEST, _SHORTEST - 1, -1):
-            at = self._seen.get(tuple(tokens[-size:]))
-            if at is not None:
-                return tokens[at : at + _GUESSES]
-        return []
-
-    def took(self, guessed: int, right: int, seconds: float) -> None:
-        """Learn from a step: its guesses, how many were right, its time."""
-        kind = guessed > 0
-        known = self._seconds.get(kind)
-        self._seconds[kind] = seconds if known is None else known + 0.2 * (seconds - known)
-        if not guessed:
-            return
-        self.guessed += guessed
-        self.accepted += right
-        self._gain += 0.3 * (right + 1 - self._gain)
-        cost = self._seconds[True] / self._seconds.get(False, self._seconds[True])
-        if right and self._gain > cost:
-            self._misses = 0
-            return
-        self._misses += 1
-        self._wait = min(2**self._misses, _PATIENCE)
-
-
-__all__ = ["Lookup", "SerialDecoder", "Serving", "caches_for"]
+__all__ = ["SerialDecoder", "Serving", "caches_for"]

@@ -127,10 +127,19 @@ SPECULATION = Feature(
     applies_to=("llm",),
     probe=_library,
 )
+DRAFT_MODEL: Feature[str | None] = Feature(
+    name="llm.draft_model",
+    default=None,
+    summary="A smaller model of the same vocabulary that guesses tokens. One request at a time is served.",
+    stage=Stage.EXPERIMENTAL,
+    applies_to=("llm",),
+    probe=_library,
+)
 SERVING: dict[str, Feature[Any]] = {
     "kv_bits": KV_BITS,
     "kv_tokens": KV_TOKENS,
     "speculation": SPECULATION,
+    "draft_model": DRAFT_MODEL,
 }
 LORA = Feature(
     name="llm.lora",

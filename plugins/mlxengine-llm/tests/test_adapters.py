@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 from llm_harness import Plugin, raw, tokens_of
 from mlx.utils import tree_flatten
-from mlxengine import LoadAdapterRequest, UnloadAdapterRequest
+from mlxengine import LoadAdapterRequest, TextDelta, UnloadAdapterRequest
 from mlxengine.errors import (
     CorruptFileError,
     IncompatibleWeightsError,
@@ -24,13 +24,13 @@ KEYS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
 PROMPT = "a prompt to adapt"
 
 
-def make(folder: Path, tiny: Path, *, dora: bool = False, seed: int = 3) -> Any:
+def make(folder: Path, tiny: Path, *, dora: bool = False, seed: int = 3, rank: int = 4) -> Any:
     """A random adapter in mlx-lm's format, and mlx-lm's own model with it."""
     from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import load_model
 
     network, _ = load_model(tiny)
-    parameters = {"rank": 4, "scale": 3.0, "dropout": 0.0, "keys": KEYS}
+    parameters = {"rank": rank, "scale": 3.0, "dropout": 0.0, "keys": KEYS}
     linear_to_lora_layers(network, 2, parameters, use_dora=dora)
     mx.random.seed(seed)
     own = {
@@ -95,24 +95,49 @@ def test_logits_are_those_of_mlx_lm_and_come_back_bit_for_bit(
     assert not [name for name, _ in model.network.named_modules() if name.endswith(".base")]
 
 
-def test_two_adapters_and_the_base_side_by_side_equal_their_solo_runs(
-    plugin: Plugin, tiny: Path, tmp_path: Path
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "lora-and-dora"])
+def test_two_adapters_and_the_base_in_one_batch_equal_their_solo_runs(
+    plugin: Plugin, tiny: Path, tmp_path: Path, dora: bool
 ) -> None:
     model = plugin.load(tiny)
     for name, seed in (("a", 3), ("b", 4)):
-        make(tmp_path / name, tiny, seed=seed)
+        make(tmp_path / name, tiny, seed=seed, dora=dora and name == "b", rank=4 if name == "a" else 6)
         change(plugin, model, LoadAdapterRequest(name=name, source=str(tmp_path / name)))
     requests = [
-        raw(PROMPT * 3, max_tokens=24, ignore_eos=True, adapter=adapter)
+        raw(PROMPT * 3, max_tokens=24, ignore_eos=True, adapter=adapter, logprobs=True)
         for adapter in ("a", None, "b", "base", "a")
     ]
-    alone = [
-        tokens_of(plugin.run([plugin.start(model, request, prompt_cache=False)])[0]) for request in requests
-    ]
-    assert len({tuple(tokens) for tokens in alone}) == 3
+    alone = [plugin.run([plugin.start(model, item, prompt_cache=False)])[0] for item in requests]
+    assert len({tuple(tokens_of(events)) for events in alone}) == 3
+    rows = widths(model, plugin)
     for _ in range(2):  # the second time from the prompt caches, which are each adapter's own
         found = plugin.run([plugin.start(model, request) for request in requests])
-        assert [tokens_of(events) for events in found] == alone
+        assert [tokens_of(events) for events in found] == [tokens_of(events) for events in alone]
+        for one, other in zip(found, alone, strict=True):
+            assert scores(one) == pytest.approx(scores(other), abs=1e-4)
+    assert max(rows) == 5, "all of them in one pass"
+
+
+def widths(model: Any, plugin: Plugin) -> list[int]:
+    """The number of rows in each forward pass, noted as the passes happen."""
+    found: list[int] = []
+    whole = model.network
+
+    class Counting:
+        layers = whole.layers
+
+        def __call__(self, tokens: Any, **more: Any) -> Any:
+            found.append(tokens.shape[0])
+            return whole(tokens, **more)
+
+    with plugin.backend.stream():
+        model.batch._discard()
+    model.network = Counting()
+    return found
+
+
+def scores(events: list[Any]) -> list[float]:
+    return [score.logprob for event in events if isinstance(event, TextDelta) for score in event.logprobs]
 
 
 def test_the_scale_of_an_adapter_can_be_chosen(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:

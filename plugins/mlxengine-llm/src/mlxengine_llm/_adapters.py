@@ -16,62 +16,13 @@ from typing import Any
 import attrs
 import mlx.core as mx
 import mlx.nn as nn
-from attrs import frozen
 from mlx.utils import tree_unflatten
 from mlxengine.errors import CorruptFileError, IncompatibleWeightsError, InvalidParameterError, LoadError
 
+from ._adapted import Adapted, Delta, Ready, Rows
+
 FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
 BASE = "base"
-
-
-@frozen(kw_only=True)
-class Delta:
-    """An adapter at one layer: ``a`` (inputs, rank), ``b`` (rank, outputs), ``magnitude`` (outputs,)."""
-
-    a: mx.array
-    b: mx.array
-    scale: float
-    magnitude: mx.array | None = None
-
-
-class _Adapted(nn.Module):  # type: ignore[misc]
-    """A linear layer with the deltas of all loaded adapters, of which at most one is active."""
-
-    def __init__(self, base: nn.Module, choice: _Choice) -> None:
-        super().__init__()
-        self.base = base
-        self._of: _Deltas = _Deltas(choice)
-
-    def __call__(self, x: mx.array) -> Any:
-        found = self._of.active()
-        if found is None:
-            return self.base(x)
-        delta, ratio = found
-        low = ((x @ delta.a) @ delta.b) * delta.scale
-        if ratio is None:
-            return self.base(x) + low.astype(x.dtype)
-        bias = self.base.bias if "bias" in self.base else None
-        plain = self.base(x) if bias is None else self.base(x) - bias
-        out = (plain + low.astype(x.dtype)) * ratio.astype(x.dtype)
-        return out if bias is None else out + bias
-
-
-class _Choice:
-    """Which adapter the next forward pass uses."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-
-
-class _Deltas:
-    """Kept apart from the module's parameters, which stay those of the base."""
-
-    def __init__(self, choice: _Choice) -> None:
-        self.choice = choice
-        self.by_name: dict[str, tuple[Delta, mx.array | None]] = {}
-
-    def active(self) -> tuple[Delta, mx.array | None] | None:
-        return None if self.choice.name is None else self.by_name.get(self.choice.name)
 
 
 class Adapters:
@@ -83,8 +34,8 @@ class Adapters:
 
     def __init__(self, network: Any) -> None:
         self._network = network
-        self._choice = _Choice()
-        self._layers: dict[str, _Adapted] = {}
+        self._rows = Rows()
+        self._layers: dict[str, Adapted] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self.default: str | None = None
 
@@ -110,9 +61,9 @@ class Adapters:
             )
         return name
 
-    def use(self, name: str | None) -> None:
-        """The adapter of the following forward passes."""
-        self._choice.name = name
+    def use(self, *names: str | None) -> None:
+        """The adapter of each row of the following forward passes; one name is that of all rows."""
+        self._rows.names = names
 
     def load(self, name: str, folder: Path, *, scale: float = 1.0) -> None:
         """Read an adapter in mlx-lm's or PEFT's format; ``scale`` multiplies its own.
@@ -135,14 +86,14 @@ class Adapters:
             )
         for path, delta in deltas.items():
             if path not in self._layers:
-                self._layers[path] = _Adapted(modules[path], self._choice)
+                self._layers[path] = Adapted(modules[path], self._rows)
                 self._network.update_modules(tree_unflatten([(path, self._layers[path])]))
             layer = self._layers[path]
             ratio = _ratio(layer.base, delta)
             kept = layer.base.scales.dtype if "scales" in layer.base else layer.base.weight.dtype
             delta = attrs.evolve(delta, a=delta.a.astype(kept), b=delta.b.astype(kept))
             mx.eval([delta.a, delta.b, *([] if ratio is None else [ratio])])
-            layer._of.by_name[name] = (delta, ratio)
+            layer.deltas.put(name, Ready(delta, ratio))
         self._names[name] = tuple(deltas)
 
     def unload(self, name: str) -> None:
@@ -156,8 +107,8 @@ class Adapters:
             raise InvalidParameterError(f"{name!r} is not an adapter that can be unloaded.")
         for path in self._names.pop(name):
             layer = self._layers[path]
-            del layer._of.by_name[name]
-            if not layer._of.by_name:
+            layer.deltas.put(name, None)
+            if not layer.deltas.by_name:
                 del self._layers[path]
                 self._network.update_modules(tree_unflatten([(path, layer.base)]))
         if self.default == name:

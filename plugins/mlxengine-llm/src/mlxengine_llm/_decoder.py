@@ -10,9 +10,11 @@ from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import Drawn, Row, Stepped
 
+from ._adapters import Adapters
 from ._prefix import SMALLEST, PrefixCache, clone
 from ._reading import Reading, Readings
 from ._solo import Solo
+from ._tags import TaggedNetwork, Tags, adapter_of
 
 _FOREVER = 1 << 60
 
@@ -23,23 +25,23 @@ class BatchDecoder:
     Args:
         network: mlx-lm's module.
         max_rows: most rows that decode together.
+        adapters: of the network; each row uses its own.
+        prefixes: keeps the caches of an adapter's rows that leave, for prompts that begin alike.
         grammars: of the model's rows, told before each step which tokens were drawn.
-        before: called before each step; chooses the adapter.
-        prefixes: keeps the caches of rows that leave, for prompts that begin alike.
     """
 
     def __init__(
         self,
         network: Any,
         max_rows: int,
+        adapters: Adapters,
+        prefixes: Callable[[str | None], PrefixCache | None],
         grammars: Grammars | None = None,
-        prefixes: PrefixCache | None = None,
-        before: Callable[[], None] = lambda: None,
     ) -> None:
         from mlx_lm.generate import BatchGenerator
 
         self._generator = BatchGenerator(
-            network,
+            TaggedNetwork(network, adapters),
             max_tokens=_FOREVER,
             completion_batch_size=max_rows,
             prefill_batch_size=max_rows,
@@ -47,9 +49,9 @@ class BatchDecoder:
         )
         self._grammars = grammars
         self._prefixes = prefixes
-        self._before = before
+        self._adapters = adapters
         self._network = network
-        self._reading = Readings(network)
+        self._reading = Readings(network, adapters)
         self._rows: dict[int, Row] = {}  # those in the generator
         self._solo: Solo | None = None  # the row that has no company
         self._owed: list[Drawn] = []  # drawn when it got company
@@ -60,7 +62,6 @@ class BatchDecoder:
         self._reading.add(Reading(row, tokens, layers, list(held)))
 
     def step(self, chunk: int) -> Stepped:
-        self._before()
         whole = self._reading.ready(chunk)
         for entry in whole:
             self._put(entry)
@@ -69,10 +70,13 @@ class BatchDecoder:
         return Stepped(drawn=drawn, prompt_tokens=tokens or self._reading.read(chunk))
 
     def _put(self, entry: Reading) -> None:
+        from mlx_lm.models.cache import make_prompt_cache
+
         self._join()
+        layers = make_prompt_cache(self._network) if entry.layers is None else entry.layers
         (uid,) = self._generator.insert(
             [entry.tokens[len(entry.held) :]],
-            caches=[entry.layers],
+            caches=[[*layers, Tags([adapter_of(entry.row)])]],
             all_tokens=[entry.held],
             samplers=[entry.row.sampler],
             logits_processors=[entry.row.processors],
@@ -82,9 +86,11 @@ class BatchDecoder:
     def _decode(self, chunk: int) -> list[Drawn]:
         """A token of every row whose prompt is read; queues the pass that draws the next ones."""
         if self._solo is not None:
+            self._adapters.use(adapter_of(self._solo.row))
             return [self._solo.step()]
         if len(self._rows) == 1 and (parted := self.park(next(iter(self._rows.values())))) is not None:
             first, (layers, held) = parted
+            self._adapters.use(adapter_of(first.row))
             self._solo = Solo(self._network, first.row, layers, held, first.token, self._grammars)
             return [first]
         if not self._rows:
@@ -130,18 +136,22 @@ class BatchDecoder:
         leaving = [uid for uid, row in self._rows.items() if any(row is other for other in rows)]
         if not leaving:
             return
-        if self._prefixes is not None:
-            kept = self._generator.extract_cache([uid for uid in leaving if _reuses(self._rows[uid])])
-            for uid, (layers, tokens) in kept.items():
-                self._keep(self._rows[uid], layers, tokens)
+        keeping = [uid for uid in leaving if self._kept_by(self._rows[uid]) is not None]
+        for uid, (layers, tokens) in self._generator.extract_cache(keeping).items():
+            self._keep(self._rows[uid], layers[:-1], tokens)
         for uid in leaving:
             del self._rows[uid]
         self._generator.remove(leaving)
 
-    def _keep(self, row: Row, layers: list[Any] | None, tokens: Sequence[int]) -> None:
+    def _kept_by(self, row: Row) -> PrefixCache | None:
+        """Where a row's cache comes from and goes to."""
+        return self._prefixes(adapter_of(row)) if isinstance(row, Answer) and row.reuse else None
+
+    def _keep(self, row: Row, layers: list[Any], tokens: Sequence[int]) -> None:
         """Keep the cache of a row that leaves, for prompts that begin alike."""
-        if self._prefixes is not None and layers and _reuses(row) and row.failure is None:
-            self._prefixes.add(layers, tokens)
+        prefixes = self._kept_by(row)
+        if prefixes is not None and layers and row.failure is None:
+            prefixes.add(layers, tokens)
 
     def _fork(self, row: Row) -> tuple[list[Any], list[int]] | None:
         """The cache of a row with the same prompt, cut back to it."""
@@ -150,7 +160,7 @@ class BatchDecoder:
         leader = next((uid for uid, other in self._rows.items() if other is row.after), None)
         if leader is None or row.tokens or len(row.prompt) <= SMALLEST:
             return None
-        layers, held = self._generator.extract_cache([leader])[leader]
+        (*layers, _), held = self._generator.extract_cache([leader])[leader]
         surplus = len(held) - (len(row.prompt) - 1)
         if surplus < 0 or not all(layer.is_trimmable() for layer in layers):
             return None
@@ -162,9 +172,8 @@ class BatchDecoder:
         return layers, row.prompt[:-1]
 
     def _prefix(self, row: Row, tokens: list[int]) -> tuple[list[Any], list[int]] | None:
-        if self._prefixes is None or not _reuses(row):
-            return None
-        found = self._prefixes.find(tokens)
+        prefixes = self._kept_by(row)
+        found = prefixes.find(tokens) if prefixes is not None else None
         if found is not None and isinstance(row, Answer):
             row.cached = min(len(found[1]), len(row.prompt))
         return found
@@ -179,10 +188,10 @@ class BatchDecoder:
             return None
         at = batch.uids.index(uid)
         drawn = Drawn(row, int(batch._next_tokens[at].item()), batch._next_logprobs[at])
-        cache, held = self._generator.remove([uid], return_prompt_caches=True)[uid]
-        mx.eval([part.state for part in cache])
+        (*layers, _), held = self._generator.remove([uid], return_prompt_caches=True)[uid]
+        mx.eval([layer.state for layer in layers])
         del self._rows[uid]
-        return drawn, (cache, list(held))
+        return drawn, (layers, list(held))
 
     def close(self) -> None:
         self._reading.clear()
@@ -190,10 +199,6 @@ class BatchDecoder:
         self._owed.clear()
         self._solo = None
         self._generator.close()
-
-
-def _reuses(row: Row) -> bool:
-    return isinstance(row, Answer) and row.reuse
 
 
 __all__ = ["BatchDecoder"]

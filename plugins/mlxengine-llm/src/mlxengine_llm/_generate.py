@@ -25,6 +25,7 @@ from ._load import adapter_folder
 from ._model import LanguageModel
 from ._parts import Router, thinking_budget
 from ._score import score
+from ._tags import AdaptedAnswer
 
 
 def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
@@ -43,7 +44,7 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         context.features.require(features.STRUCTURED_OUTPUT)
     if request.params.adapter is not None:
         context.features.require(features.LORA)
-    lane = model.lane(model.adapters.resolve(request.params.adapter))
+    adapter = model.adapters.resolve(request.params.adapter)
     _check_tokens(model, request)
     _check_serving(model, context)
     if request.tools:
@@ -55,14 +56,18 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         request.params,
         streaming=context.features.get(features.STREAMING),
         priority=request.priority,
+        make=AdaptedAnswer,
     )
     for answer in answers:
         _part(model, request, answer, context)
         answer.reuse = context.features.get(features.PROMPT_CACHE)
-        lane.admit(answer)
+        assert isinstance(answer, AdaptedAnswer)
+        answer.adapter = adapter
+        model.answers.add(answer)
+        model.batch.admit(answer)
     if len(answers) == 1:
-        return AnswerStream(lane, answers[0], context)
-    return ChoicesStream(lane, answers, context)
+        return AnswerStream(model.batch, answers[0], context)
+    return ChoicesStream(model.batch, answers, context)
 
 
 def _change_adapters(

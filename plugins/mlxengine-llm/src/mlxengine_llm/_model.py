@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import weakref
 from typing import Any
 
 from attrs import define, field
@@ -18,6 +17,7 @@ from ._adapters import Adapters
 from ._decoder import BatchDecoder
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder, Serving
+from ._tags import AdaptedAnswer
 
 
 @define(eq=False)
@@ -40,7 +40,9 @@ class LanguageModel:
         serving: what has to be served one row at a time.
         draft: a smaller model's module that guesses tokens, or ``None``.
         adapters: LoRA and DoRA adapters that are loaded.
-        lanes: one shared batch for the plain weights, and one for each adapter in use.
+        batch: the rows of all requests, whatever their adapter.
+        answers: to all requests that somebody still holds.
+        adapted: like ``prefixes``, for each adapter in use.
         voice: what their answers have in common.
     """
 
@@ -58,13 +60,19 @@ class LanguageModel:
     draft: Any = None
     grammars: Grammars | None = field(init=False)
     adapters: Adapters = field(init=False)
-    lanes: dict[str | None, SharedBatch] = field(init=False)
+    batch: SharedBatch = field(init=False)
+    answers: weakref.WeakSet[AdaptedAnswer] = field(init=False, factory=weakref.WeakSet)
+    adapted: dict[str, PrefixCache] = field(init=False, factory=dict)
     voice: Voice = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.grammars = _grammars(self.tokenizer, self.vocabulary, self.stop_ids)
         self.adapters = Adapters(self.network)
-        self.lanes = {}
+        self.batch = SharedBatch(
+            self._decoder,
+            max_rows=1 if self.serving.serial else self.max_rows,
+            stall_factor=self.stall_factor,
+        )
         self.voice = Voice(
             decode=lambda tokens: str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
             defaults=self.defaults,
@@ -73,29 +81,18 @@ class LanguageModel:
             grammars=self.grammars,
         )
 
-    @property
-    def batch(self) -> SharedBatch:
-        """The batch of the plain weights."""
-        return self.lane(None)
-
-    def lane(self, adapter: str | None) -> SharedBatch:
-        """The batch of an adapter's rows: rows of one step must share their weights."""
-        if adapter not in self.lanes:
-            prefixes = self.prefixes
-            if adapter is not None and prefixes is not None:
-                prefixes = PrefixCache(prefixes.budget // 4)  # what it computes is no other's
-            use = partial(self.adapters.use, adapter)
-            self.lanes[adapter] = SharedBatch(
-                partial(self._decoder, prefixes, use),
-                max_rows=1 if self.serving.serial else self.max_rows,
-                stall_factor=self.stall_factor,
-            )
-        return self.lanes[adapter]
-
-    def _decoder(self, prefixes: PrefixCache | None, use: Callable[[], None], rows: int) -> Decoder:
+    def _decoder(self, rows: int) -> Decoder:
         if self.serving.serial:
-            return SerialDecoder(self.network, self.serving, prefixes, use, self.draft)
-        return BatchDecoder(self.network, rows, self.grammars, prefixes, use)
+            return SerialDecoder(self.network, self.serving, self.adapters, self.prefixes_of, self.draft)
+        return BatchDecoder(self.network, rows, self.adapters, self.prefixes_of, self.grammars)
+
+    def prefixes_of(self, adapter: str | None) -> PrefixCache | None:
+        """The caches of prompts that were read with an adapter: what it computes is no other's."""
+        if self.prefixes is None or adapter is None:
+            return self.prefixes
+        if adapter not in self.adapted:
+            self.adapted[adapter] = PrefixCache(self.prefixes.budget // 4)
+        return self.adapted[adapter]
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter and what was computed with it.
@@ -103,16 +100,16 @@ class LanguageModel:
         Raises:
             InvalidParameterError: it is not loaded, or a request still uses it.
         """
-        lane = self.lanes.get(name)
-        if lane is not None and len(lane):
+        users = sum(
+            answer.adapter == name and not answer.done and answer.failure is None for answer in self.answers
+        )
+        if users:
             raise InvalidParameterError(
-                f"The adapter {name!r} is in use by {len(lane)} requests.",
+                f"The adapter {name!r} is in use by {users} requests.",
                 hint="Wait for them, or cancel them.",
             )
         self.adapters.unload(name)
-        if lane is not None:
-            lane.close()
-            del self.lanes[name]
+        self.adapted.pop(name, None)
 
     @property
     def vocabulary(self) -> int:
@@ -122,9 +119,8 @@ class LanguageModel:
 
     def close(self) -> None:
         """Let go of the weights and of every cache."""
-        for lane in self.lanes.values():
-            lane.close()
-        self.lanes.clear()
+        self.batch.close()
+        self.adapted.clear()
         self.network = self.tokenizer = self.draft = None
         if self.prefixes is not None:
             self.prefixes.clear()

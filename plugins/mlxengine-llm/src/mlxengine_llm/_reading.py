@@ -13,6 +13,9 @@ from attrs import define
 from mlxengine.toolkit.backend import clear_cache
 from mlxengine.toolkit.rows import Row
 
+from ._adapters import Adapters
+from ._tags import adapter_of
+
 MOST = 8  # prompts that are read in one padded pass
 
 
@@ -43,10 +46,12 @@ class Readings:
 
     Args:
         network: mlx-lm's module.
+        adapters: of the network.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, adapters: Adapters) -> None:
         self._network = network
+        self._adapters = adapters
         self._entries: list[Reading] = []
         self._seconds = 0.0  # time to read a token, smoothed
 
@@ -88,6 +93,7 @@ class Readings:
             entry.layers = make_prompt_cache(self._network)
         piece = entry.tokens[len(entry.held) :][: min(chunk, entry.left - 1)]
         began = time.perf_counter()
+        self._adapters.use(adapter_of(entry.row))
         self._network(mx.array([piece]), cache=entry.layers)
         mx.eval([layer.state for layer in entry.layers])
         clear_cache()

@@ -16,8 +16,10 @@ from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.rows import Drawn, Row, Stepped
 from mlxengine.toolkit.sampling import greedy
 
+from ._adapters import Adapters
 from ._prefix import PrefixCache
 from ._speculation import Draft, Guesser, Lookup, Payoff
+from ._tags import adapter_of
 
 _KEPT = 4  # a bounded cache keeps the first tokens, which attention leans on (Xiao et al. 2023)
 
@@ -89,8 +91,8 @@ class SerialDecoder:
     Args:
         network: mlx-lm's module.
         serving: the cache, and whether to guess.
-        prefixes: caches of earlier prompts.
-        before: called before each step.
+        adapters: of the network.
+        prefixes: caches of the earlier prompts of an adapter.
         draft: the smaller model that guesses, mlx-lm's module.
     """
 
@@ -98,15 +100,15 @@ class SerialDecoder:
         self,
         network: Any,
         serving: Serving,
-        prefixes: PrefixCache | None = None,
-        before: Callable[[], None] = lambda: None,
+        adapters: Adapters,
+        prefixes: Callable[[str | None], PrefixCache | None],
         draft: Any = None,
     ) -> None:
         self._network = network
         self._serving = serving
         self._draft = draft
         self._prefixes = prefixes
-        self._before = before
+        self._adapters = adapters
         self._row: Row | None = None
         self._cache: list[Any] = []
         self._held = 0  # tokens in the cache
@@ -115,8 +117,8 @@ class SerialDecoder:
 
     def insert(self, row: Row) -> None:
         tokens = row.prompt + row.tokens
-        reuse = self._prefixes is not None and isinstance(row, Answer) and row.reuse
-        found = self._prefixes.find(tokens) if reuse and self._prefixes is not None else None
+        prefixes = self._prefixes(adapter_of(row)) if isinstance(row, Answer) and row.reuse else None
+        found = prefixes.find(tokens) if prefixes is not None else None
         if row.kept is not None:
             self._cache, self._held = row.kept
         elif found is not None:
@@ -132,7 +134,7 @@ class SerialDecoder:
     def step(self, chunk: int) -> Stepped:
         row = self._row
         assert row is not None
-        self._before()
+        self._adapters.use(adapter_of(row))
         tokens = row.prompt + row.tokens
         began = time.perf_counter()
         left = len(tokens) - self._held
@@ -168,8 +170,9 @@ class SerialDecoder:
         if self._held > len(tokens):  # the answer ended among guesses that were right
             for layer in self._cache:
                 layer.trim(self._held - len(tokens))
-        if self._prefixes is not None and isinstance(row, Answer) and row.reuse and row.failure is None:
-            self._prefixes.add(self._cache, tokens)
+        prefixes = self._prefixes(adapter_of(row)) if isinstance(row, Answer) and row.reuse else None
+        if prefixes is not None and row.failure is None:
+            prefixes.add(self._cache, tokens)
         self._row, self._cache = None, []
 
     def park(self, row: Row) -> tuple[Drawn, Any] | None:

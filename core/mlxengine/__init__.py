@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from . import errors as errors
     from . import hub as hub
     from .aio import AsyncInferenceEngine as AsyncInferenceEngine
+    from .checks import Check as Check
+    from .checks import CheckStatus as CheckStatus
+    from .checks import SelfTestContext as SelfTestContext
     from .configuration import FileInfo as FileInfo
     from .configuration import ModelCard as ModelCard
     from .configuration import ModelConfiguration as ModelConfiguration
@@ -32,23 +35,12 @@ if TYPE_CHECKING:
     from .engine import InferenceEngine as InferenceEngine
     from .errors import MisuseError as MisuseError
     from .errors import MLXEngineError as MLXEngineError
-    from .events import Array as Array
-    from .events import ChoiceFinished as ChoiceFinished
-    from .events import Embeddings as Embeddings
     from .events import Event as Event
     from .events import Finished as Finished
     from .events import FinishReason as FinishReason
-    from .events import ImagePreview as ImagePreview
-    from .events import ImageReady as ImageReady
     from .events import Metrics as Metrics
     from .events import Progress as Progress
-    from .events import ReasoningDelta as ReasoningDelta
-    from .events import Scores as Scores
     from .events import TextDelta as TextDelta
-    from .events import TextScore as TextScore
-    from .events import TokenLogprob as TokenLogprob
-    from .events import ToolCall as ToolCall
-    from .events import TopLogprob as TopLogprob
     from .events import Usage as Usage
     from .features import Explanation as Explanation
     from .features import Feature as Feature
@@ -60,8 +52,6 @@ if TYPE_CHECKING:
     from .grammar import Grammar as Grammar
     from .health import Health as Health
     from .health import HealthState as HealthState
-    from .hookspecs import Check as Check
-    from .hookspecs import CheckStatus as CheckStatus
     from .hookspecs import Claim as Claim
     from .hookspecs import Command as Command
     from .hookspecs import Fit as Fit
@@ -69,7 +59,6 @@ if TYPE_CHECKING:
     from .hookspecs import Loaded as Loaded
     from .hookspecs import MemoryEstimate as MemoryEstimate
     from .hookspecs import RunContext as RunContext
-    from .hookspecs import SelfTestContext as SelfTestContext
     from .hookspecs import Workload as Workload
     from .hookspecs import hookimpl as hookimpl
     from .images import AsyncImageHandle as AsyncImageHandle
@@ -90,6 +79,17 @@ if TYPE_CHECKING:
     from .model import AsyncTextHandle as AsyncTextHandle
     from .model import ModelHandle as ModelHandle
     from .model import TextHandle as TextHandle
+    from .outputs import Array as Array
+    from .outputs import ChoiceFinished as ChoiceFinished
+    from .outputs import Embeddings as Embeddings
+    from .outputs import ImagePreview as ImagePreview
+    from .outputs import ImageReady as ImageReady
+    from .outputs import ReasoningDelta as ReasoningDelta
+    from .outputs import Scores as Scores
+    from .outputs import TextScore as TextScore
+    from .outputs import TokenLogprob as TokenLogprob
+    from .outputs import ToolCall as ToolCall
+    from .outputs import TopLogprob as TopLogprob
     from .params import GenerateParams as GenerateParams
     from .partial_json import PartialJSON as PartialJSON
     from .plugins import Owner as Owner
@@ -120,14 +120,15 @@ _HOMES = {
     "engine": "InferenceEngine",
     "errors": "MLXEngineError MisuseError",
     "embeddings": "AsyncEmbeddingHandle EmbeddingHandle",
-    "events": "Array ChoiceFinished Embeddings Event Finished FinishReason ImagePreview ImageReady Metrics "
-    "Progress ReasoningDelta Scores TextDelta TextScore TokenLogprob ToolCall TopLogprob Usage",
+    "events": "Event Finished FinishReason Metrics Progress TextDelta Usage",
+    "outputs": "Array ChoiceFinished Embeddings ImagePreview ImageReady ReasoningDelta Scores TextScore "
+    "TokenLogprob ToolCall TopLogprob",
     "features": "Explanation Feature Features LLMEngineFeatures Stage",
     "images": "AsyncImageHandle ImageHandle Picture",
     "fit": "FitReport FitVerdict",
     "health": "Health HealthState",
-    "hookspecs": "Check CheckStatus Claim Command Fit LoadContext Loaded MemoryEstimate RunContext "
-    "SelfTestContext Workload hookimpl",
+    "checks": "Check CheckStatus SelfTestContext",
+    "hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate RunContext Workload hookimpl",
     "memory": "Eviction MemoryReport ModelMemory",
     "messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",
     "model": "AsyncModelHandle AsyncTextHandle ModelHandle TextHandle",

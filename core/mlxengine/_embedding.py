@@ -9,7 +9,8 @@ from attrs import frozen
 
 from ._vectors import Gathered
 from .errors import InvalidParameterError
-from .events import Embeddings, Event, Finished
+from .events import Event, Finished
+from .outputs import Embeddings
 
 Texts = str | Sequence[str]
 ProgressReport = Callable[[int, int | None], None]

@@ -17,8 +17,8 @@ from ._embedding import (
     ranking,
 )
 from ._vectors import Gathered, Vectors
-from .events import Scores
 from .model import AsyncModelHandle
+from .outputs import Scores
 from .requests import EmbedRequest, RankRequest
 
 

@@ -18,16 +18,16 @@ from ._scheduler import Scheduler
 from ._switch import Switch
 from ._task import SchedulerStatus
 from .configuration import ModelCard, ModelConfiguration
-from .device import Device
 from .errors import (
     InvalidParameterError,
 )
 from .features import MOCK, FeatureRegistry, Layer, Level
-from .health import Health
 from .plugins import Owner, PluginRecord
 
 if TYPE_CHECKING:
+    from .device import Device
     from .fit import FitReport
+    from .health import Health
     from .memory import MemoryReport
     from .registry import ModelRegistry
 

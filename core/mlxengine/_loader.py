@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
@@ -21,11 +21,13 @@ from ._scheduler import Scheduler
 from ._task import FutureSink, Task
 from ._threads import collect
 from .configuration import ModelCard, ModelConfiguration
-from .device import Device, DeviceBackend, mlx_backend
 from .errors import CancelledError, InvalidParameterError
 from .events import Progress
 from .features import Layer, Level
 from .hookspecs import Claim, LoadContext, Loaded, MemoryEstimate, Workload
+
+if TYPE_CHECKING:
+    from .device import Device, DeviceBackend
 
 log = logging.getLogger("mlxengine.loader")
 
@@ -85,6 +87,8 @@ class Loader:
     def device(self) -> Device:
         """What this machine is, looked up once."""
         if self._device is None:
+            from .device import Device
+
             self._device = Device.detect()
         return self._device
 
@@ -218,6 +222,8 @@ class Loader:
         self._builder.close(timeout)
 
     def _need_mlx(self) -> None:
+        from .device import mlx_backend
+
         with self._building:
             if self._backend is None:
                 self._backend = backend = self._scheduler.use(mlx_backend)

@@ -11,11 +11,11 @@ from attrs import frozen
 
 from ._live import LiveModel, PendingLoad, Report
 from ._loader import Loader
+from ._outcomes import Outcomes
 from ._scheduler import Scheduler
 from ._task import Task
 from .configuration import ModelConfiguration
 from .errors import CancelledError, EngineClosedError, PluginCrashedError
-from .health import Outcomes
 
 if TYPE_CHECKING:
     from .memory import MemoryReport

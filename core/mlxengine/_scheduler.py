@@ -16,20 +16,22 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from attrs import frozen
 
 from ._faults import broken, translate
 from ._task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, SchedulerStatus, Task
 from ._threads import give_up_streams, wait_until_gone
-from .device import DeviceBackend
 from .errors import (
     CancelledError,
     EngineClosedError,
     GenerationError,
 )
 from .events import Event, Finished, Progress
+
+if TYPE_CHECKING:
+    from .device import DeviceBackend
 
 log = logging.getLogger("mlxengine.scheduler")
 T = TypeVar("T")

@@ -8,7 +8,8 @@ from typing import Any
 from attrs import field, frozen
 
 from .errors import InvalidParameterError
-from .events import Array, Embeddings, Finished, Metrics, Usage
+from .events import Finished, Metrics, Usage
+from .outputs import Array, Embeddings
 from .requests import EmbedRequest
 
 _BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "binary": 1, "ubinary": 1}

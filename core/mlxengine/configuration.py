@@ -12,9 +12,10 @@ from attrs import field, frozen
 
 from .errors import InvalidModelRefError, InvalidParameterError
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-_REVISION = re.compile(r"[\w][\w./-]{0,254}")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMBT])?", re.IGNORECASE)
+# Compiled when first used: every program that imports the engine would pay for it.
+_REPO = r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?"
+_REVISION = r"[\w][\w./-]{0,254}"
+_SIZE = r"(\d+(?:\.\d+)?)\s*([KMBT])?"
 _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -26,7 +27,7 @@ def parse_size(text: str) -> float:
     """
     total = 1.0
     for factor in text.replace("×", "x").lower().split("x"):
-        match = _SIZE.fullmatch(factor.strip())
+        match = re.fullmatch(_SIZE, factor.strip(), re.IGNORECASE)
         if match is None:
             raise InvalidParameterError(
                 f"{text!r} is not a model size.", hint="Write it as 135M, 1.7B or 8x7B."
@@ -100,8 +101,8 @@ class ModelRef:
             return cls(path=Path(text).expanduser())
         name, _, pinned = text.partition("@")
         revision = pinned or revision
-        bad_revision = revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision)
-        if not _REPO.fullmatch(name) or ".." in name or "--" in name or bad_revision:
+        bad_revision = revision is not None and (not re.fullmatch(_REVISION, revision) or ".." in revision)
+        if not re.fullmatch(_REPO, name) or ".." in name or "--" in name or bad_revision:
             return cls._refuse(text)
         return cls(repo_id=name, revision=revision)
 

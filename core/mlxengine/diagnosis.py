@@ -17,10 +17,10 @@ from ._config import FEATURES_VARIABLE, Settings, feature_layers, load_settings
 from ._host import Host
 from ._selection import human
 from ._version import __version__
+from .checks import Check, CheckStatus, SelfTestContext
 from .device import Device
 from .errors import MLXEngineError
 from .features import MOCK
-from .hookspecs import Check, CheckStatus, SelfTestContext
 
 if TYPE_CHECKING:
     from .toolkit.blas import Blas

@@ -28,8 +28,8 @@ from ._embedding import (
 from ._embedding_async import AsyncEmbeddingHandle
 from ._vectors import Gathered, TokenVectors, Vectors, similarity_of
 from .errors import InvalidParameterError
-from .events import Array, Scores
 from .model import ModelHandle
+from .outputs import Array, Scores
 from .requests import EmbedRequest, RankRequest
 
 ITERATOR_CHUNK = 2048

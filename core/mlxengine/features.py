@@ -23,7 +23,7 @@ T = TypeVar("T")
 Probe = Callable[[], str | None]
 Pairs = Iterable[tuple[str, object]]
 _log = logging.getLogger("mlxengine.features")
-_NAME = re.compile(r"[a-z][a-z0-9_-]*\.[a-z][a-z0-9_]*")
+_NAME = r"[a-z][a-z0-9_-]*\.[a-z][a-z0-9_]*"
 _WORDS = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False, "none": None}
 
 
@@ -160,7 +160,7 @@ class FeatureRegistry:
         problem = None
         if not isinstance(feature, Feature):
             problem = f"list_features must return Feature objects, found {type(feature).__name__}"
-        elif not _NAME.fullmatch(feature.name) or not feature.name.startswith(f"{provider}."):
+        elif not re.fullmatch(_NAME, feature.name) or not feature.name.startswith(f"{provider}."):
             problem = f"the feature name {feature.name!r} must be '{provider}.<snake_case>'"
         elif feature.name in self._features:
             problem = f"the feature {feature.name!r} is listed twice"
@@ -327,7 +327,7 @@ def parse_flags(text: str) -> dict[str, object]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = item.partition("=")
         key = name.strip().lstrip("+-")
-        if not _NAME.fullmatch(key) or (equals and (not value.strip() or name[0] in "+-")):
+        if not re.fullmatch(_NAME, key) or (equals and (not value.strip() or name[0] in "+-")):
             raise InvalidParameterError(
                 f"{item!r} is not a feature flag.",
                 hint="Write plugin.name, -plugin.name or plugin.name=value.",

@@ -13,7 +13,7 @@ from attrs import field, frozen
 from .configuration import thaw
 from .errors import InvalidParameterError
 
-_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$#&~-]")  # what means something in a pattern
+_SPECIAL = r"[\\.+*?()|\[\]{}^$#&~-]"  # what means something in a pattern
 
 
 class GrammarKind(enum.StrEnum):
@@ -77,7 +77,7 @@ class Grammar:
             raise InvalidParameterError("Choices need at least one text.")
         # a pattern, not a rule: thousands of alternatives are no more work than one
         return cls(
-            GrammarKind.REGEX, "|".join(_SPECIAL.sub(r"\\\g<0>", item) for item in dict.fromkeys(found))
+            GrammarKind.REGEX, "|".join(re.sub(_SPECIAL, r"\\\g<0>", item) for item in dict.fromkeys(found))
         )
 
 

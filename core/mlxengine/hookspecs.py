@@ -22,6 +22,7 @@ from .configuration import ModelCard, ModelConfiguration
 from .features import Feature, Features
 
 if TYPE_CHECKING:
+    from .checks import Check, SelfTestContext
     from .device import Device
     from .events import Event, Progress
     from .requests import Request
@@ -175,32 +176,6 @@ class Command:
     target: str
 
 
-class CheckStatus(enum.StrEnum):
-    """Outcome of a check."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-@frozen(kw_only=True)
-class Check:
-    """One line of ``doctor``: what was checked, how it went, and the remedy if it did not."""
-
-    name: str
-    status: CheckStatus = field(default=CheckStatus.OK, converter=CheckStatus)
-    detail: str = ""
-    remedy: str = ""
-
-
-@frozen(kw_only=True)
-class SelfTestContext:
-    """What ``self_test`` may use: an empty folder that is removed afterwards, and the device."""
-
-    folder: Path
-    device: Device
-
-
 class HookSpecs:
     """The hooks. All arguments are passed by name; an implementation may leave out those it ignores."""
 
@@ -266,8 +241,6 @@ REQUIRED_HOOKS = ("claim_model", "load_model", "generate")
 
 __all__ = [
     "ENTRY_POINT_GROUP",
-    "Check",
-    "CheckStatus",
     "Claim",
     "Command",
     "Fit",
@@ -276,7 +249,6 @@ __all__ = [
     "Loaded",
     "MemoryEstimate",
     "RunContext",
-    "SelfTestContext",
     "Workload",
     "hookimpl",
     "hookspec",

@@ -11,8 +11,9 @@ from attrs import field, frozen
 
 from .configuration import freeze, thaw
 from .errors import BackendUnavailableError, InvalidParameterError, ModelNotFoundError
-from .events import Array, Event, ImageReady
+from .events import Event
 from .model import AsyncModelHandle, ModelHandle
+from .outputs import Array, ImageReady
 from .requests import ImageRequest
 
 if TYPE_CHECKING:

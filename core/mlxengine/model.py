@@ -11,9 +11,9 @@ import attrs
 
 from .configuration import ModelCard, ModelConfiguration
 from .errors import InvalidParameterError
-from .events import TextScore
 from .features import Explanation, Feature
 from .messages import Message, as_messages
+from .outputs import TextScore
 from .params import GenerateParams
 from .replies import Result, TextReply
 from .requests import LoadAdapterRequest, Request, ScoreRequest, TextRequest, UnloadAdapterRequest

@@ -6,18 +6,8 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from .events import (
-    ChoiceFinished,
-    Event,
-    Finished,
-    FinishReason,
-    Metrics,
-    ReasoningDelta,
-    TextDelta,
-    TokenLogprob,
-    ToolCall,
-    Usage,
-)
+from .events import Event, Finished, FinishReason, Metrics, TextDelta, Usage
+from .outputs import ChoiceFinished, ReasoningDelta, TokenLogprob, ToolCall
 
 
 @frozen(kw_only=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from ..checks import CheckStatus
 from ..diagnosis import diagnose
-from ..hookspecs import CheckStatus
 from ._output import Output
 
 _MARKS = {CheckStatus.OK: "ok", CheckStatus.WARNING: "warning", CheckStatus.FAILED: "failed"}

@@ -10,10 +10,11 @@ import argparse
 from pathlib import Path
 
 from ..errors import InvalidParameterError, UnsupportedInputError
-from ..events import ImageReady, Progress, TextDelta
+from ..events import Progress, TextDelta
 from ..images import ImageHandle, Picture
 from ..messages import ImagePart, Message, TextPart
 from ..model import ModelHandle, TextHandle
+from ..outputs import ImageReady
 from ..replies import TextReply
 from ..requests import EmbedRequest, ImageRequest
 from . import _engine
@@ -116,7 +117,7 @@ def _picture(handle: ImageHandle, prompt: str, arguments: argparse.Namespace, ou
 def _vectors(handle: ModelHandle, texts: list[str], out: Output) -> None:
     import struct
 
-    from ..events import Embeddings
+    from ..outputs import Embeddings
 
     rows: dict[int, list[float]] = {}
     mock = False

@@ -9,12 +9,12 @@ import argparse
 import sys
 
 from .._selection import human, needed_bytes
+from ..checks import CheckStatus
 from ..configuration import ModelConfiguration
 from ..diagnosis import Diagnosis, diagnose
 from ..engine import InferenceEngine
 from ..errors import ConfigurationError, MLXEngineError
 from ..events import TextDelta
-from ..hookspecs import CheckStatus
 from ..model import TextHandle
 from . import _engine
 from ._output import Output

@@ -6,8 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ..checks import CheckStatus, SelfTestContext
 from ..device import Device
-from ..hookspecs import CheckStatus, SelfTestContext
 from ._clauses import Part, clause, demand
 from ._subject import Subject
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import attrs
 
-from ..events import Array, Event, Finished, Metrics, Progress, ReasoningDelta, TextDelta
+from ..events import Event, Finished, Metrics, Progress, TextDelta
+from ..outputs import Array, ReasoningDelta
 
 _FORMATS = {"float16": "e", "float32": "f", "float64": "d"}
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .._host import Host
+from ..checks import Check, SelfTestContext
 from ..configuration import ModelCard, ModelConfiguration
 from ..events import Event
 from ..features import Feature
-from ..hookspecs import Check, Claim, Command, LoadContext, Loaded, RunContext, SelfTestContext
+from ..hookspecs import Claim, Command, LoadContext, Loaded, RunContext
 from ..requests import Request
 from ._clauses import Broken, demand
 

@@ -14,21 +14,12 @@ from pathlib import Path
 
 from attrs import frozen
 
+from ..checks import Check
 from ..configuration import ModelCard, ModelConfiguration, Source
 from ..errors import UnsupportedInputError
-from ..events import (
-    Array,
-    Embeddings,
-    Event,
-    Finished,
-    FinishReason,
-    ImageReady,
-    Progress,
-    Scores,
-    TextDelta,
-    Usage,
-)
-from ..hookspecs import Check, Claim, Fit, LoadContext, Loaded, hookimpl
+from ..events import Event, Finished, FinishReason, Progress, TextDelta, Usage
+from ..hookspecs import Claim, Fit, LoadContext, Loaded, hookimpl
+from ..outputs import Array, Embeddings, ImageReady, Scores
 from ..requests import EmbedRequest, ImageRequest, RankRequest, Request, TextRequest
 
 NAME = "mock"

@@ -13,18 +13,9 @@ import numpy as np
 from attrs import field, frozen
 
 from ..errors import GenerationError, InvalidParameterError, MLXEngineError, UnsupportedInputError
-from ..events import (
-    Event,
-    Finished,
-    FinishReason,
-    Metrics,
-    ReasoningDelta,
-    TextDelta,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
+from ..events import Event, Finished, FinishReason, Metrics, TextDelta, Usage
 from ..hookspecs import RunContext
+from ..outputs import ReasoningDelta, TokenLogprob, TopLogprob
 from ..params import GenerateParams
 from .detokenize import Detokenizer, StopTexts
 from .grammar import GrammarRow, Grammars

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from ..events import ChoiceFinished, Event, Finished
+from ..events import Event, Finished
 from ..hookspecs import RunContext
+from ..outputs import ChoiceFinished
 from ..params import GenerateParams
 from .answers import Answer, AnswerStream, Voice
 from .rows import SharedBatch

@@ -20,7 +20,7 @@ from mlxengine import (
     Usage,
 )
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
-from mlxengine.events import Array, Scores
+from mlxengine.outputs import Array, Scores
 
 from . import features
 from ._batches import plan_batches

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
-from mlxengine.events import Array
+from mlxengine.outputs import Array
 
 Writer = Callable[[Path, Iterator[Array], Iterator[str]], int]
 _ROWS = 4096

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from mlxengine import EmbeddingHandle, InferenceEngine
 from mlxengine.errors import InvalidParameterError, ModelNotFoundError
-from mlxengine.events import Array
 from mlxengine.features import parse_flags
+from mlxengine.outputs import Array
 
 from ._precision import NEEDS_RANGES, PRECISIONS
 from ._writers import writer_for

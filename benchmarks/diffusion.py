@@ -1,10 +1,10 @@
-"""Seconds a denoising step on a CPU: ours against diffusers on torch, same weights, taking turns.
+"""Processor seconds of a denoising step: ours against diffusers on torch, same weights, taking turns.
 
     python benchmarks/diffusion.py --torch-python PYTHON [--rounds 6] [--threads 1]
 
 PYTHON is an interpreter that has torch and diffusers. Each side is a process of its own that builds the
 same random UNet; they run by turns (A B A B …), so that other work on the machine strikes both alike. The
-ratio of the medians is what counts. Convolutions and products run in float32 on one thread each.
+ratio of the medians of processor time is what counts. Everything runs in float32 on one thread a side.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def work(side: str, name: str) -> None:
     step()
     print("ready", flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        print(time.perf_counter() - start, flush=True)
+        print(time.process_time() - start, flush=True)
 
 
 def compare(name: str, torch_python: str, rounds: int, threads: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ _LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 @pytest.fixture(autouse=True)
 def mlx_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Activations and attention by mlx, as on a GPU: numpy cannot be traced."""
-    monkeypatch.setattr(ops, "_in_numpy", lambda _: False)
+    monkeypatch.setattr(ops, "in_numpy", lambda _: False)
 
 
 @pytest.fixture

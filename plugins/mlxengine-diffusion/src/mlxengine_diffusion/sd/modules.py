@@ -188,7 +188,17 @@ class UNet(nn.Module):  # type: ignore[misc]
                 # An odd size was rounded up on the way down: cut what doubling it adds.
                 height, width = skips[-1].shape[1:3]
                 x = block.upsample(upsample_nearest(x)[:, :height, :width])
-        found: mx.array = self.conv_out(ops.silu(self.conv_norm_out(x)))
+        found: mx.array = self.conv_out(ops.activated(self.conv_norm_out, x))
+        return found
+
+
+class _GroupNorm(nn.GroupNorm):  # type: ignore[misc]
+    """mlx's layer with our arithmetic."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if ops.in_numpy(x):
+            return ops.group_norm(self, x)
+        found: mx.array = super().__call__(x)
         return found
 
 
@@ -196,10 +206,10 @@ class _Resnet(ResnetBlock2D):  # type: ignore[misc]
     """The library's block with our activation."""
 
     def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:
-        y = self.conv1(ops.silu(self.norm1(x)))
+        y = self.conv1(ops.activated(self.norm1, x))
         if time is not None:
             y = y + self.time_emb_proj(ops.silu(time))[:, None, None, :]
-        y = self.conv2(ops.silu(self.norm2(y)))
+        y = self.conv2(ops.activated(self.norm2, y))
         found: mx.array = y + (self.conv_shortcut(x) if "conv_shortcut" in self else x)
         return found
 
@@ -235,7 +245,11 @@ class _Block(TransformerBlock):  # type: ignore[misc]
 
 
 def _with_our_ops(module: nn.Module) -> None:
-    ours = {ResnetBlock2D: _Resnet, TransformerBlock: _Block}
+    ours: dict[type, type] = {
+        ResnetBlock2D: _Resnet,
+        TransformerBlock: _Block,
+        nn.GroupNorm: _GroupNorm,
+    }
     for _, item in module.named_modules():
         item.__class__ = ours.get(type(item), type(item))
         if isinstance(item, _Block):
@@ -273,15 +287,15 @@ def decoding(vae: Any, latents: mx.array) -> Iterator[mx.array]:
         yield _evaluated(x)
     for level in decoder.up_blocks:
         for block in level.resnets:
-            y = block.conv1(ops.silu(block.norm1(x)))
+            y = block.conv1(ops.activated(block.norm1, x))
             yield _evaluated(y)
-            y = block.conv2(ops.silu(block.norm2(y)))
+            y = block.conv2(ops.activated(block.norm2, y))
             x = y + (block.conv_shortcut(x) if "conv_shortcut" in block else x)
             yield _evaluated(x)
         if "upsample" in level:
             x = level.upsample(upsample_nearest(x))
             yield _evaluated(x)
-    yield _evaluated(decoder.conv_out(ops.silu(decoder.conv_norm_out(x))))
+    yield _evaluated(decoder.conv_out(ops.activated(decoder.conv_norm_out, x)))
 
 
 def _evaluated(x: mx.array) -> mx.array:

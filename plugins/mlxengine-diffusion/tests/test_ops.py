@@ -1,0 +1,67 @@
+"""The arithmetic that leaves mlx on a CPU, against double precision, with MKL's functions and without."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from mlxengine_diffusion.sd import ops
+
+Array = np.ndarray[Any, Any]
+VALUES = np.concatenate([np.linspace(-12, 12, 70_001), [-1e4, -90.0, -0.0, 90.0, 1e4]]).astype(np.float32)
+
+
+@pytest.fixture(params=["as installed", "numpy alone"], autouse=True)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With MKL where it is installed, and without."""
+    if request.param == "numpy alone":
+        monkeypatch.setattr(ops, "_mkl", lambda: None)
+
+
+def reference_gelu(x: Array) -> Array:
+    return np.array([value * 0.5 * math.erfc(-value / math.sqrt(2)) for value in x.astype(np.float64)])
+
+
+def reference_silu(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return x.astype(np.float64) / (1 + np.exp(-x.astype(np.float64)))
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference"), [(ops.gelu, reference_gelu), (ops.silu, reference_silu)], ids=["gelu", "silu"]
+)
+def test_activations_are_those_of_double_precision(
+    ours: Callable[[Any], Any], reference: Callable[[Array], Array]
+) -> None:
+    import mlx.core as mx
+
+    assert np.allclose(np.array(ours(mx.array(VALUES))), reference(VALUES), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("scale", [0.3, 40.0], ids=["small scores", "scores that would overflow"])
+def test_attention_is_that_of_double_precision(scale: float) -> None:
+    import mlx.core as mx
+
+    random = np.random.RandomState(0)
+    q, k, v = (random.standard_normal((2, rows, 3, 8)).astype(np.float32) for rows in (70, 1100, 1100))
+    given = [mx.array(item).transpose(0, 2, 1, 3) for item in (q, k, v)]
+    scores = np.einsum("bqhd,bkhd->bhqk", q.astype(np.float64), k) * scale
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    wanted = np.einsum("bhqk,bkhd->bhqd", weights / weights.sum(-1, keepdims=True), v)
+    assert np.allclose(np.array(ops.attention(*given, scale)), wanted, atol=3e-4 if scale > 1 else 1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centred", "far from zero"])
+def test_a_group_norm_is_that_of_mlx(offset: float) -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    norm = nn.GroupNorm(4, 24, eps=1e-6, pytorch_compatible=True)
+    norm.weight, norm.bias = mx.random.normal((24,)), mx.random.normal((24,))
+    x = mx.random.normal((2, 9, 7, 24)) + offset
+    wanted = norm(x)
+    assert mx.abs(ops.group_norm(norm, x) - wanted).max().item() < 1e-4
+    assert mx.abs(ops.activated(norm, x) - nn.silu(wanted)).max().item() < 1e-4

@@ -21,9 +21,10 @@ class Pace:
     # way to them; the pace of running answers does not, down to LEAST.
     LEAST, SMALLEST, LARGEST, FIRST = 8, 64, 2048, 128
 
-    def __init__(self, stall_factor: float = 6.0) -> None:
+    def __init__(self, stall_factor: float = 5.0) -> None:
         self.stall_factor = stall_factor
         self._rate: float | None = None  # prompt tokens per second
+        self._last = self.FIRST  # tokens of the last piece
         self._decoding: deque[float] = deque(maxlen=31)  # seconds of steps that read nothing
 
     @property
@@ -39,7 +40,9 @@ class Pace:
             return  # too few to tell: a row that joins takes time of its own
         reading = seconds - (self.decode_seconds or 0.0) * (drawn > 0)
         rate = tokens / max(reading, 0.1 * seconds, 1e-6)
-        self._rate = rate if self._rate is None else 0.5 * (self._rate + rate)
+        # Slower than thought counts at once; faster may be a small difference of two times.
+        self._rate = rate if self._rate is None else min(rate, 0.5 * (self._rate + rate))
+        self._last = tokens
 
     def chunk(self, budget_ms: float, *, running: bool = False) -> int:
         """Prompt tokens for one step, of few different sizes; ``running``: answers wait for its end."""
@@ -49,7 +52,7 @@ class Pace:
             wanted = max(self._rate * budget_ms / 1000, self.SMALLEST)
             if running and self._decoding:
                 spare = (self.stall_factor - 1) * statistics.median(self._decoding)
-                wanted = min(wanted, self._rate * spare)
+                wanted = min(wanted, self._rate * spare, 2.0 * self._last)
         tokens = min(max(int(wanted), self.LEAST), self.LARGEST)
         step = max(1 << (tokens.bit_length() - 2), self.LEAST)  # two sizes between powers of two
         return tokens // step * step

@@ -147,7 +147,7 @@ class SharedBatch:
     """
 
     def __init__(
-        self, open_decoder: Callable[[int], Decoder], *, max_rows: int = 32, stall_factor: float = 6.0
+        self, open_decoder: Callable[[int], Decoder], *, max_rows: int = 32, stall_factor: float = 5.0
     ) -> None:
         self._open = open_decoder
         self.max_rows = max_rows

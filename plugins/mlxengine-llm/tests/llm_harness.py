@@ -84,6 +84,33 @@ def write_tiny(
     return folder
 
 
+ADAPTED = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
+
+
+def write_adapter(folder: Path, tiny: Path, *, dora: bool = False, seed: int = 3, rank: int = 4) -> Any:
+    """A random adapter in mlx-lm's format, and mlx-lm's own model with it."""
+    from mlx.utils import tree_flatten
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from mlx_lm.utils import load_model
+
+    network, _ = load_model(tiny)
+    parameters = {"rank": rank, "scale": 3.0, "dropout": 0.0, "keys": ADAPTED}
+    linear_to_lora_layers(network, 2, parameters, use_dora=dora)
+    mx.random.seed(seed)
+    own = {
+        name: mx.random.normal(value.shape) * 0.3 + (name.endswith(".m") * value)
+        for name, value in tree_flatten(network.parameters())
+        if name.rsplit(".", 1)[-1] in ("lora_a", "lora_b", "m")
+    }
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "adapters.safetensors"), own)
+    config = {"fine_tune_type": "dora" if dora else "lora", "num_layers": 2, "lora_parameters": parameters}
+    folder.joinpath("adapter_config.json").write_text(json.dumps(config))
+    network.load_weights(list(own.items()), strict=False)
+    network.eval()
+    return network
+
+
 def card_of(folder: Path, **settings: Any) -> ModelCard:
     """The card of a local folder, as the engine would make it."""
     files = tuple(
@@ -210,3 +237,21 @@ def text_of(events: Sequence[Any]) -> str:
 
 def tokens_of(events: Sequence[Any]) -> list[int]:
     return [token for event in events if isinstance(event, TextDelta) for token in event.token_ids]
+
+
+def passes(model: Any, plugin: Plugin) -> list[tuple[int, int]]:
+    """The rows and positions of each forward pass, noted as the passes happen."""
+    found: list[tuple[int, int]] = []
+    whole = model.network
+
+    class Counting:
+        layers = whole.layers
+
+        def __call__(self, tokens: Any, **more: Any) -> Any:
+            found.append(tokens.shape)
+            return whole(tokens, **more)
+
+    with plugin.backend.stream():
+        model.batch._discard()
+    model.network = Counting()
+    return found

@@ -8,8 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from llm_harness import Plugin, raw, tokens_of
-from mlx.utils import tree_flatten
+from llm_harness import Plugin, passes, raw, tokens_of, write_adapter
 from mlxengine import LoadAdapterRequest, TextDelta, UnloadAdapterRequest
 from mlxengine.errors import (
     CorruptFileError,
@@ -20,31 +19,7 @@ from mlxengine.errors import (
 )
 
 pytestmark = pytest.mark.feature("llm.lora")
-KEYS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
 PROMPT = "a prompt to adapt"
-
-
-def make(folder: Path, tiny: Path, *, dora: bool = False, seed: int = 3, rank: int = 4) -> Any:
-    """A random adapter in mlx-lm's format, and mlx-lm's own model with it."""
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-    from mlx_lm.utils import load_model
-
-    network, _ = load_model(tiny)
-    parameters = {"rank": rank, "scale": 3.0, "dropout": 0.0, "keys": KEYS}
-    linear_to_lora_layers(network, 2, parameters, use_dora=dora)
-    mx.random.seed(seed)
-    own = {
-        name: mx.random.normal(value.shape) * 0.3 + (name.endswith(".m") * value)
-        for name, value in tree_flatten(network.parameters())
-        if name.rsplit(".", 1)[-1] in ("lora_a", "lora_b", "m")
-    }
-    folder.mkdir()
-    mx.save_safetensors(str(folder / "adapters.safetensors"), own)
-    config = {"fine_tune_type": "dora" if dora else "lora", "num_layers": 2, "lora_parameters": parameters}
-    folder.joinpath("adapter_config.json").write_text(json.dumps(config))
-    network.load_weights(list(own.items()), strict=False)
-    network.eval()
-    return network
 
 
 def as_peft(source: Path, folder: Path, *, dora: bool) -> Path:
@@ -80,7 +55,7 @@ def logits(plugin: Plugin, model: Any, adapter: str | None) -> mx.array:
 def test_logits_are_those_of_mlx_lm_and_come_back_bit_for_bit(
     plugin: Plugin, tiny: Path, tmp_path: Path, dora: bool, peft: bool
 ) -> None:
-    wanted = make(tmp_path / "own", tiny, dora=dora)
+    wanted = write_adapter(tmp_path / "own", tiny, dora=dora)
     folder = as_peft(tmp_path / "own", tmp_path / "peft", dora=dora) if peft else tmp_path / "own"
     model = plugin.load(tiny)
     before = logits(plugin, model, None)
@@ -101,7 +76,9 @@ def test_two_adapters_and_the_base_in_one_batch_equal_their_solo_runs(
 ) -> None:
     model = plugin.load(tiny)
     for name, seed in (("a", 3), ("b", 4)):
-        make(tmp_path / name, tiny, seed=seed, dora=dora and name == "b", rank=4 if name == "a" else 6)
+        write_adapter(
+            tmp_path / name, tiny, seed=seed, dora=dora and name == "b", rank=4 if name == "a" else 6
+        )
         change(plugin, model, LoadAdapterRequest(name=name, source=str(tmp_path / name)))
     requests = [
         raw(PROMPT * 3, max_tokens=24, ignore_eos=True, adapter=adapter, logprobs=True)
@@ -109,31 +86,13 @@ def test_two_adapters_and_the_base_in_one_batch_equal_their_solo_runs(
     ]
     alone = [plugin.run([plugin.start(model, item, prompt_cache=False)])[0] for item in requests]
     assert len({tuple(tokens_of(events)) for events in alone}) == 3
-    rows = widths(model, plugin)
+    seen = passes(model, plugin)
     for _ in range(2):  # the second time from the prompt caches, which are each adapter's own
         found = plugin.run([plugin.start(model, request) for request in requests])
         assert [tokens_of(events) for events in found] == [tokens_of(events) for events in alone]
         for one, other in zip(found, alone, strict=True):
             assert scores(one) == pytest.approx(scores(other), abs=1e-4)
-    assert max(rows) == 5, "all of them in one pass"
-
-
-def widths(model: Any, plugin: Plugin) -> list[int]:
-    """The number of rows in each forward pass, noted as the passes happen."""
-    found: list[int] = []
-    whole = model.network
-
-    class Counting:
-        layers = whole.layers
-
-        def __call__(self, tokens: Any, **more: Any) -> Any:
-            found.append(tokens.shape[0])
-            return whole(tokens, **more)
-
-    with plugin.backend.stream():
-        model.batch._discard()
-    model.network = Counting()
-    return found
+    assert max(rows for rows, _ in seen) == 5, "all of them in one pass"
 
 
 def scores(events: list[Any]) -> list[float]:
@@ -141,7 +100,7 @@ def scores(events: list[Any]) -> list[float]:
 
 
 def test_the_scale_of_an_adapter_can_be_chosen(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:
-    make(tmp_path / "a", tiny)
+    write_adapter(tmp_path / "a", tiny)
     model = plugin.load(tiny)
     change(plugin, model, LoadAdapterRequest(name="off", source=str(tmp_path / "a"), scale=0))
     change(plugin, model, LoadAdapterRequest(name="on", source=str(tmp_path / "a")))
@@ -152,7 +111,7 @@ def test_the_scale_of_an_adapter_can_be_chosen(plugin: Plugin, tiny: Path, tmp_p
 def test_a_model_loaded_with_an_adapter_uses_it_unless_asked_for_the_base(
     plugin: Plugin, tiny: Path, tmp_path: Path
 ) -> None:
-    make(tmp_path / "a", tiny)
+    write_adapter(tmp_path / "a", tiny)
     plain, adapted = plugin.load(tiny), plugin.load(tiny, adapter=str(tmp_path / "a"))
     base = plugin.text(plain, PROMPT, max_tokens=12, ignore_eos=True)
     assert plugin.text(adapted, PROMPT, max_tokens=12, ignore_eos=True) != base
@@ -160,7 +119,7 @@ def test_a_model_loaded_with_an_adapter_uses_it_unless_asked_for_the_base(
 
 
 def test_an_adapter_of_another_model_is_refused_by_name(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:
-    make(tmp_path / "a", tiny)
+    write_adapter(tmp_path / "a", tiny)
     file = tmp_path / "a" / "adapters.safetensors"
     weights = dict(mx.load(str(file)))
     name = "model.layers.0.self_attn.q_proj.lora_a"
@@ -192,7 +151,7 @@ def test_what_is_no_adapter_and_what_is_not_loaded_is_refused(
 
 
 def test_an_adapter_in_use_is_not_unloaded(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:
-    make(tmp_path / "a", tiny)
+    write_adapter(tmp_path / "a", tiny)
     model = plugin.load(tiny)
     change(plugin, model, LoadAdapterRequest(name="a", source=str(tmp_path / "a")))
     stream = plugin.start(model, raw("x", max_tokens=20, adapter="a"))

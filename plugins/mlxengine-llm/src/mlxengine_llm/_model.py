@@ -55,7 +55,7 @@ class LanguageModel:
     stop_ids: frozenset[int]
     prefixes: PrefixCache | None = None
     max_rows: int = 32
-    stall_factor: float = 6.0
+    stall_factor: float = 5.0
     serving: Serving = field(factory=Serving)
     draft: Any = None
     grammars: Grammars | None = field(init=False)

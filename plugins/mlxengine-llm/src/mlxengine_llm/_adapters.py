@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,7 @@ class Adapters:
             raise InvalidParameterError(f"The adapter name {name!r} is taken or reserved.")
         deltas = read_adapter(folder, scale)
         modules = dict(self._network.named_modules())
-        problems = [_problem(path, delta, self._base(path, modules)) for path, delta in deltas.items()]
-        wrong = [text for text in problems if text]
-        if wrong:
-            raise IncompatibleWeightsError(
-                f"The adapter in {folder} does not fit this model: {'; '.join(wrong[:8])}.",
-                hint="Load it with the model that it was trained on.",
-            )
+        _check_fit(folder, deltas, {path: self._base(path, modules) for path in deltas})
         for path, delta in deltas.items():
             if path not in self._layers:
                 self._layers[path] = Adapted(modules[path], self._rows)
@@ -116,6 +110,37 @@ class Adapters:
 
     def _base(self, path: str, modules: Mapping[str, Any]) -> Any:
         return self._layers[path].base if path in self._layers else modules.get(path)
+
+
+def merged(network: Any, folder: Path, scale: float = 1.0) -> Iterator[tuple[nn.Module, mx.array]]:
+    """The linear layers that an adapter touches, each with the weights, (outputs, inputs), that it makes.
+
+    Raises:
+        IncompatibleWeightsError: it was made for another model, or a layer is packed.
+    """
+    deltas = read_adapter(folder, scale)
+    modules = dict(network.named_modules())
+    _check_fit(folder, deltas, modules)
+    for path, delta in deltas.items():
+        layer = modules[path]
+        if isinstance(layer, nn.QuantizedLinear):
+            raise IncompatibleWeightsError(f"{path} is quantized: nothing can be merged into it.")
+        weight = layer.weight.astype(mx.float32)
+        weight = weight + delta.scale * (delta.a.astype(mx.float32) @ delta.b.astype(mx.float32)).T
+        ratio = _ratio(layer, delta)
+        if ratio is not None:
+            weight = weight * ratio[:, None]
+        yield layer, weight.astype(layer.weight.dtype)
+
+
+def _check_fit(folder: Path, deltas: Mapping[str, Delta], layers: Mapping[str, Any]) -> None:
+    problems = [_problem(path, delta, layers.get(path)) for path, delta in deltas.items()]
+    wrong = [text for text in problems if text]
+    if wrong:
+        raise IncompatibleWeightsError(
+            f"The adapter in {folder} does not fit this model: {'; '.join(wrong[:8])}.",
+            hint="Load it with the model that it was trained on.",
+        )
 
 
 def read_adapter(folder: Path, scale: float = 1.0) -> dict[str, Delta]:
@@ -207,4 +232,4 @@ def _ratio(base: Any, delta: Delta) -> mx.array | None:
     return delta.magnitude.astype(mx.float32) / mx.linalg.norm(adapted, axis=1)
 
 
-__all__ = ["BASE", "FILES", "Adapters", "read_adapter"]
+__all__ = ["BASE", "FILES", "Adapters", "merged", "read_adapter"]

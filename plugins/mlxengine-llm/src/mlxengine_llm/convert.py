@@ -179,11 +179,16 @@ def _quantized(source: Path, folder: Path, settings: dict[str, Any] | None) -> C
         mx.eval(value)
     save_model(folder, network)
     save_config(config, folder / "config.json")
+    copy_documents(source, folder)
+    return Conversion(path=folder, source_bytes=before, bytes=after, lossless=False)
+
+
+def copy_documents(source: Path, folder: Path) -> None:
+    """Copy the tokenizer and the other documents of a model that the folder does not have yet."""
     for pattern in _KEPT:
         for file in source.glob(pattern):
-            if not folder.joinpath(file.name).exists():
+            if not folder.joinpath(file.name).exists() and file.name != "model.safetensors.index.json":
                 shutil.copyfile(file, folder / file.name)
-    return Conversion(path=folder, source_bytes=before, bytes=after, lossless=False)
 
 
 def load_network(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -286,4 +291,4 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-__all__ = ["Conversion", "Mode", "Quality", "convert", "load_network", "main"]
+__all__ = ["Conversion", "Mode", "Quality", "convert", "copy_documents", "load_network", "main"]

@@ -51,6 +51,16 @@ def list_commands() -> Sequence[Command]:
             summary="Quantize a language model, or repack a GGUF file, with a report of what it cost.",
             target="mlxengine_llm.convert:main",
         ),
+        Command(
+            name="train",
+            summary="Train a LoRA or DoRA adapter; a run that stops can be resumed.",
+            target="mlxengine_llm._train_command:main",
+        ),
+        Command(
+            name="fuse",
+            summary="Merge an adapter into a model's weights.",
+            target="mlxengine_llm.fuse:main",
+        ),
     )
 
 

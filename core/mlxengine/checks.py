@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from .device import Device
+if TYPE_CHECKING:
+    from .device import Device
 
 
 class CheckStatus(enum.StrEnum):

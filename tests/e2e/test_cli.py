@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -316,10 +317,13 @@ def test_a_real_answer_is_the_model_s(run: Run, model: Path) -> None:
     assert done.json["usage"]["completion_tokens"] <= 8
 
 
-def test_help_and_plugins_start_within_a_few_times_of_what_they_import() -> None:
+def test_help_and_plugins_start_within_three_times_of_what_they_import(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}  # compiled once, as installed code is
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
     def seconds(words: list[str]) -> float:
         start = time.perf_counter()
-        subprocess.run(words, check=True, capture_output=True, timeout=60)
+        subprocess.run(words, check=True, capture_output=True, timeout=60, env=environment)
         return time.perf_counter() - start
 
     contenders = {
@@ -331,6 +335,5 @@ def test_help_and_plugins_start_within_a_few_times_of_what_they_import() -> None
     for _ in range(9):
         for name, words in contenders.items():
             best[name] = min(best[name], seconds(words))
-    # The aim is 3; with all plugins installed it is 2.4 to 3.4 on a machine that does other things too.
-    assert best["help"] <= 4 * best["base"], best
-    assert best["plugins"] <= 4 * best["base"], best
+    assert best["help"] <= 3 * best["base"], best
+    assert best["plugins"] <= 3 * best["base"], best

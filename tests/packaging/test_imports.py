@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tomllib
@@ -48,8 +47,8 @@ def test_a_plugins_entry_point_imports_no_model_library(distribution: str) -> No
         assert imported(f"import {module}") & set(HEAVY) == set()
 
 
-def test_importing_the_engine_takes_about_two_and_a_half_times_attrs_and_pluggy(tmp_path: Path) -> None:
-    # processor time, alternating, the median of nine pairs: what else runs on the machine hardly shows;
+def test_importing_the_engine_takes_at_most_two_and_a_half_times_attrs_and_pluggy(tmp_path: Path) -> None:
+    # processor time, alternating, the best of fifteen: whatever else runs on the machine only adds to it;
     # both from compiled modules, as they are once anything was run
     timed = "import time; start = time.process_time(); {}; print(time.process_time() - start)"
     base = timed.format("import attrs, pluggy")
@@ -57,12 +56,10 @@ def test_importing_the_engine_takes_about_two_and_a_half_times_attrs_and_pluggy(
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     took: dict[str, list[float]] = {base: [], ours: []}
-    for turn in range(10):
+    for turn in range(16):
         for code in took:
             words = [sys.executable, "-c", code]
             done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
             if turn:
                 took[code].append(float(done.stdout))
-    ratios = [one / other for one, other in zip(took[ours], took[base], strict=True)]
-    # The aim is 2.5; it takes 2.2 to 2.6, and the rest is room for a busy machine.
-    assert statistics.median(ratios) <= 3.5, ratios
+    assert min(took[ours]) <= 2.5 * min(took[base]), took

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from mlxengine import Claim, Command, Event, Fit, LoadContext, Loaded, MemoryEstimate, ModelCard, Request
-from mlxengine.hookspecs import Workload, hookimpl
+from mlxengine import Claim, Command, Fit, MemoryEstimate, hookimpl
+
+if TYPE_CHECKING:
+    from mlxengine import Event, LoadContext, Loaded, ModelCard, Request, Workload
 
 
 @hookimpl

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlxengine import (
-    Check,
-    Claim,
-    Command,
-    Event,
-    Feature,
-    Fit,
-    LoadContext,
-    Loaded,
-    ModelCard,
-    ModelConfiguration,
-    Request,
-    RunContext,
-    hookimpl,
-)
+from mlxengine import Claim, Command, Fit, hookimpl
 
-from .types import ContinueRequest
+if TYPE_CHECKING:
+    from mlxengine import (
+        Check,
+        Event,
+        Feature,
+        LoadContext,
+        Loaded,
+        ModelCard,
+        ModelConfiguration,
+        Request,
+        RunContext,
+    )
 
 
 @hookimpl
@@ -73,6 +70,7 @@ def load_model(card: ModelCard, context: LoadContext) -> Loaded | None:
 def generate(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
     from ._generate import generate
     from .chain import Chain
+    from .types import ContinueRequest
 
     if not isinstance(model, Chain) or not isinstance(request, ContinueRequest):
         return None
@@ -81,6 +79,8 @@ def generate(model: object, request: Request, context: RunContext) -> Iterator[E
 
 @hookimpl
 def self_test() -> Sequence[Check]:
+    from mlxengine import Check
+
     from .chain import Chain
 
     text = "one two three one two three"

@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--model", help="folder; default: random weights")
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--after", type=int, default=2000, help="tokens of the running answers after that")
+    parser.add_argument("--after", type=int, default=3000, help="tokens of the running answers after that")
     parser.add_argument("--factors", type=float, nargs="+", default=[3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0])
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--output", type=Path)

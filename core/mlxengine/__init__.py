@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from .outputs import TextScore as TextScore
     from .outputs import TokenLogprob as TokenLogprob
     from .outputs import ToolCall as ToolCall
+    from .outputs import ToolResult as ToolResult
     from .outputs import TopLogprob as TopLogprob
     from .params import GenerateParams as GenerateParams
     from .partial_json import PartialJSON as PartialJSON
@@ -122,7 +123,7 @@ _HOMES = {
     "embeddings": "AsyncEmbeddingHandle EmbeddingHandle",
     "events": "Event Finished FinishReason Metrics Progress TextDelta Usage",
     "outputs": "Array ChoiceFinished Embeddings ImagePreview ImageReady ReasoningDelta Scores TextScore "
-    "TokenLogprob ToolCall TopLogprob",
+    "TokenLogprob ToolCall ToolResult TopLogprob",
     "features": "Explanation Feature Features LLMEngineFeatures Stage",
     "images": "AsyncImageHandle ImageHandle Picture",
     "fit": "FitReport FitVerdict",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
 from ._convert import anything
 from .configuration import freeze
 from .errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from .outputs import ToolCall
 
 
 class Role(enum.StrEnum):
@@ -134,6 +137,12 @@ class Message:
         return evolve(self, parts=(*rest, TextPart(text)))
 
 
+def reply_message(text: str, calls: Iterable[ToolCall] = ()) -> Message:
+    """What a model said, as a message; a call that could not be read stands there without arguments."""
+    parts = [ToolCallPart(call.id, call.name, call.arguments or {}) for call in calls]
+    return Message.assistant([TextPart(text), *parts] if text or not parts else parts)
+
+
 def as_messages(prompt: str | Message | Iterable[Message]) -> tuple[Message, ...]:
     """A prompt as messages: a text becomes one user message.
 
@@ -165,4 +174,5 @@ __all__ = [
     "ToolResultPart",
     "VideoPart",
     "as_messages",
+    "reply_message",
 ]

@@ -235,12 +235,20 @@ class TextHandle(ModelHandle):
         instructions: str | None = None,
         params: GenerateParams | None = None,
         tools: Sequence[Any] = (),
+        tool_rounds: int = 0,
         history: Iterable[Message] = (),
     ) -> Session:
         """A conversation that keeps its history; see `Session`."""
         from .session import Session
 
-        return Session(self, instructions=instructions, params=params, tools=tools, history=history)
+        return Session(
+            self,
+            instructions=instructions,
+            params=params,
+            tools=tools,
+            tool_rounds=tool_rounds,
+            history=history,
+        )
 
 
 def _scored(result: Result) -> TextScore:
@@ -317,12 +325,20 @@ class AsyncTextHandle(AsyncModelHandle):
         instructions: str | None = None,
         params: GenerateParams | None = None,
         tools: Sequence[Any] = (),
+        tool_rounds: int = 0,
         history: Iterable[Message] = (),
     ) -> AsyncSession:
         """A conversation that keeps its history; see `AsyncSession`."""
         from .session import AsyncSession
 
-        return AsyncSession(self, instructions=instructions, params=params, tools=tools, history=history)
+        return AsyncSession(
+            self,
+            instructions=instructions,
+            params=params,
+            tools=tools,
+            tool_rounds=tool_rounds,
+            history=history,
+        )
 
 
 def with_features(request: Request, features: Mapping[str, object]) -> Request:

@@ -54,6 +54,16 @@ class ToolCall(Event):
 
 
 @frozen(kw_only=True)
+class ToolResult(Event):
+    """What a tool answered to the call ``id``, in a session that runs its tools; ``error``: it failed."""
+
+    id: str
+    name: str
+    content: str
+    error: bool = False
+
+
+@frozen(kw_only=True)
 class ChoiceFinished(Event):
     """One of the answers (``index``) of a request for several has ended; `Finished` follows the last."""
 
@@ -145,5 +155,6 @@ __all__ = [
     "TextScore",
     "TokenLogprob",
     "ToolCall",
+    "ToolResult",
     "TopLogprob",
 ]

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from ._channel import Channel
+from ._turn import Turn
 from .errors import InvalidParameterError, MisuseError
-from .events import Event, Finished
-from .messages import Message, Part, Role, TextPart, ToolCallPart
+from .events import Event
+from .messages import Message, Part, Role
 from .model import AsyncTextHandle, TextHandle
+from .outputs import ToolResult
 from .params import GenerateParams
 from .replies import TextReply
 from .requests import TextRequest
 from .streams import AsyncEventStream, EventStream
+from .tools import run_calls, run_calls_async
 from .transcript import Transcript, read_transcript, write_transcript
 
 Content = str | Part | Message | Iterable[str | Part | Message]
@@ -37,8 +40,12 @@ class _Session(Generic[Handle]):
         instructions: str | None = None,
         params: GenerateParams | None = None,
         tools: Sequence[Any] = (),
+        tool_rounds: int = 0,
         history: Iterable[Message] = (),
     ) -> None:
+        if tool_rounds < 0:
+            raise InvalidParameterError(f"tool_rounds={tool_rounds!r} must be at least 0.")
+        self.tool_rounds = tool_rounds
         self._model: Handle = model
         self.instructions = instructions
         self.params = params or GenerateParams()
@@ -97,7 +104,9 @@ class _Session(Generic[Handle]):
         write_transcript(Path(path), self.transcript)
 
     @classmethod
-    def restore(cls, model: Handle, path: str | Path, *, tools: Sequence[Any] = ()) -> Self:
+    def restore(
+        cls, model: Handle, path: str | Path, *, tools: Sequence[Any] = (), tool_rounds: int = 0
+    ) -> Self:
         """The session that was saved, with this model (it may be another one).
 
         Raises:
@@ -109,23 +118,13 @@ class _Session(Generic[Handle]):
             instructions=found.instructions,
             params=found.params,
             tools=tools,
+            tool_rounds=tool_rounds,
             history=found.messages,
         )
 
-    def _open(
-        self, content: Content, params: GenerateParams | None
-    ) -> tuple[Channel, Callable[[], None], Turn]:
-        """Begin a turn: what its stream reads from, the way to cancel it, and the turn."""
-        model = self._model
-        turn = self._begin(_turn_messages(content), params)
-        try:
-            channel, cancel = model._engine._open(model._live, turn.request, model.closed)
-        except BaseException:
-            turn.drop()
-            raise
-        return channel, cancel, turn
-
-    def _begin(self, new: tuple[Message, ...], params: GenerateParams | None) -> Turn:
+    def _begin(self, content: Content, params: GenerateParams | None) -> Turn:
+        """Begin a turn and send its first request."""
+        new: tuple[Message, ...] = _turn_messages(content)
         with self._lock:
             self._idle()
             request = TextRequest(
@@ -134,8 +133,17 @@ class _Session(Generic[Handle]):
                 instructions=self.instructions,
                 tools=self.tools,
             )
-            self._turn = Turn(self, new, request)
-            return self._turn
+            self._turn = turn = Turn(self._end, new, request, self.tool_rounds)
+        try:
+            turn.send(self._send)
+        except BaseException:
+            turn.drop()
+            raise
+        return turn
+
+    def _send(self, request: TextRequest) -> tuple[Channel, Callable[[], None]]:
+        model = self._model
+        return model._engine._open(model._live, request, model.closed)
 
     def _idle(self) -> None:
         if self._turn is not None:
@@ -143,46 +151,33 @@ class _Session(Generic[Handle]):
                 "This session is answering already: finish or close its stream first, or use a session each."
             )
 
-    def _end(self, turn: Turn, reply: Message | None) -> None:
+    def _end(self, turn: Turn, messages: Sequence[Message]) -> None:
         with self._lock:
-            if self._turn is not turn:
-                return
-            self._turn = None
-            if reply is not None:
-                self._messages = (*self._messages, *turn.new, reply)
-
-
-class Turn:
-    """One turn that is running: gathers its events and adds it to the history when it is complete."""
-
-    def __init__(self, session: _Session[Any], new: tuple[Message, ...], request: TextRequest) -> None:
-        self.new = new
-        self.request = request
-        self._session = session
-        self._events: list[Event] = []
-
-    def saw(self, event: Event) -> Event:
-        """Take note of an event; the last one completes the turn."""
-        self._events.append(event)
-        if isinstance(event, Finished):
-            self._session._end(self, _message(TextReply.of(self._events)))
-        return event
-
-    def drop(self) -> None:
-        """Forget the turn, unless it is complete."""
-        self._session._end(self, None)
+            if self._turn is turn:
+                self._turn = None
+                self._messages = (*self._messages, *messages)
 
 
 class SessionStream(EventStream):
-    """The events of one turn. Leaving it before its end forgets the turn."""
+    """The events of one turn. Leaving it before its end forgets the turn.
 
-    def __init__(self, channel: Channel, cancel: Callable[[], None], turn: Turn) -> None:
-        super().__init__(channel, cancel)
+    Where the session runs its tools, they run on the reader's thread (several at once in threads), and each
+    result is a `ToolResult` event.
+    """
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(turn.channel, turn.cancel)
         self._turn = turn
 
     def __next__(self) -> Event:
+        turn = self._turn
         try:
-            return self._turn.saw(super().__next__())
+            while not turn.ready:
+                turn.saw(super().__next__())
+                if turn.calls:
+                    turn.go_on(run_calls(turn.request.tools, turn.calls))
+                    self._channel, self.finished = turn.channel, None
+            return turn.ready.popleft()
         except StopIteration:
             raise
         except BaseException:
@@ -200,15 +195,21 @@ class SessionStream(EventStream):
 
 
 class AsyncSessionStream(AsyncEventStream):
-    """The same for asyncio."""
+    """The same for asyncio; tools that are coroutine functions run on the loop."""
 
-    def __init__(self, channel: Channel, cancel: Callable[[], None], turn: Turn) -> None:
-        super().__init__(channel, cancel)
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(turn.channel, turn.cancel)
         self._turn = turn
 
     async def __anext__(self) -> Event:
+        turn = self._turn
         try:
-            return self._turn.saw(await super().__anext__())
+            while not turn.ready:
+                turn.saw(await super().__anext__())
+                if turn.calls:
+                    turn.go_on(await run_calls_async(turn.request.tools, turn.calls))
+                    self._channel, self.finished = turn.channel, None
+            return turn.ready.popleft()
         except StopAsyncIteration:
             raise
         except BaseException:
@@ -233,6 +234,9 @@ class Session(_Session[TextHandle]):
         instructions: a system message before everything.
         params: how answers are generated where a turn says nothing else.
         tools: tools that the model may call.
+        tool_rounds: how many times over, in one turn, calls are run and their results shown to the model;
+            0 leaves the calls to the caller. Calls that are left when the rounds are used up, and those of
+            tools that are only described, are left to the caller too (``finish_reason`` is ``tool_calls``).
         history: turns that came before.
     """
 
@@ -243,17 +247,17 @@ class Session(_Session[TextHandle]):
             MisuseError: a turn of this session is running.
             InvalidParameterError: the content is nothing that a message holds.
         """
-        return SessionStream(*self._open(content, params))
+        return SessionStream(self._begin(content, params))
 
     def respond(self, content: Content, params: GenerateParams | None = None) -> TextReply:
-        """The whole answer.
+        """The whole answer; of a turn in which tools ran, what the model said last.
 
         Raises:
             MLXEngineError: what the request ended with; the turn is then forgotten.
             MisuseError: a turn of this session is running.
         """
         with self.stream(content, params) as stream:
-            return TextReply.of(stream)
+            return _last(stream)
 
 
 class AsyncSession(_Session[AsyncTextHandle]):
@@ -261,12 +265,19 @@ class AsyncSession(_Session[AsyncTextHandle]):
 
     def stream(self, content: Content, params: GenerateParams | None = None) -> AsyncSessionStream:
         """Start the answer; iterate its events with ``async for``."""
-        return AsyncSessionStream(*self._open(content, params))
+        return AsyncSessionStream(self._begin(content, params))
 
     async def respond(self, content: Content, params: GenerateParams | None = None) -> TextReply:
         """The whole answer. A task that is cancelled meanwhile forgets the turn."""
         async with self.stream(content, params) as stream:
-            return TextReply.of([event async for event in stream])
+            return _last([event async for event in stream])
+
+
+def _last(stream: Iterable[Event]) -> TextReply:
+    """The reply after the last tool's result."""
+    events = list(stream)
+    results = [at for at, event in enumerate(events) if isinstance(event, ToolResult)]
+    return TextReply.of(events[results[-1] + 1 :] if results else events)
 
 
 def _turn_messages(content: Content) -> tuple[Message, ...]:
@@ -283,13 +294,6 @@ def _turn_messages(content: Content) -> tuple[Message, ...]:
     if len(messages) != len(items):
         raise InvalidParameterError("A turn holds either messages, or texts and parts of one message.")
     return messages
-
-
-def _message(reply: TextReply) -> Message:
-    calls = [
-        ToolCallPart(id=call.id, name=call.name, arguments=call.arguments or {}) for call in reply.tool_calls
-    ]
-    return Message.assistant([TextPart(reply.text), *calls] if reply.text or not calls else calls)
 
 
 __all__ = ["AsyncSession", "AsyncSessionStream", "Content", "Session", "SessionStream"]

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidParameterError
-from .messages import Message, Part, Role, TextPart, ToolCallPart, ToolResultPart
+from .messages import Message, ToolCallPart, ToolResultPart
 
 if TYPE_CHECKING:
     from .model import Prompt, TextHandle
+    from .outputs import ToolCall
     from .params import GenerateParams
     from .replies import TextReply
 
+_SIDE_BY_SIDE = 8
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
 
 
@@ -62,6 +64,8 @@ def describe(tool: Callable[..., Any] | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _name(tool: Any) -> str:
+    if isinstance(tool, Mapping):
+        return str(tool.get("function", tool).get("name"))
     return str(getattr(tool, "__name__", type(tool).__name__))
 
 
@@ -91,16 +95,70 @@ def call(tools: Sequence[Callable[..., Any]], part: ToolCallPart) -> ToolResultP
     """Run the tool that a call names; what it raises becomes a result that the model sees."""
     found = next((tool for tool in tools if _name(tool) == part.name), None)
     if found is None:
-        names = ", ".join(map(_name, tools))
-        return ToolResultPart(
-            part.id, part.name, f"There is no tool {part.name!r}; there are: {names}.", True
-        )
+        return _failed(part, _unknown(tools, part.name))
     try:
-        result = found(**part.arguments)
+        return _said(part, found(**part.arguments))
     except Exception as error:
-        return ToolResultPart(part.id, part.name, f"{type(error).__name__}: {error}", True)
+        return _failed(part, f"{type(error).__name__}: {error}")
+
+
+def run_calls(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResultPart]:
+    """Run the calls of one answer, several of them side by side in threads; the results in their order.
+
+    A call that could not be parsed gets an error as its result.
+    """
+    functions = [tool for tool in tools if callable(tool)]
+    if len(calls) == 1:
+        return [_run(functions, calls[0])]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(len(calls), _SIDE_BY_SIDE), "mlxengine-tool") as pool:
+        return list(pool.map(lambda item: _run(functions, item), calls))
+
+
+async def run_calls_async(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResultPart]:
+    """The same for asyncio: coroutine functions run on the loop, the others in threads."""
+    import asyncio
+
+    functions = [tool for tool in tools if callable(tool)]
+
+    async def run(item: ToolCall) -> ToolResultPart:
+        found = next((tool for tool in functions if _name(tool) == item.name), None)
+        if item.arguments is None or not inspect.iscoroutinefunction(found):
+            return await asyncio.to_thread(_run, functions, item)
+        part = ToolCallPart(item.id, item.name, item.arguments)
+        try:
+            return _said(part, await found(**part.arguments))
+        except Exception as error:
+            return _failed(part, f"{type(error).__name__}: {error}")
+
+    return list(await asyncio.gather(*map(run, calls)))
+
+
+def can_run(tools: Sequence[Any], calls: Sequence[ToolCall]) -> bool:
+    """Whether no call is meant for a tool that is only described: such calls are the caller's."""
+    described = {_name(tool) for tool in tools if isinstance(tool, Mapping)}
+    return not any(item.name in described for item in calls)
+
+
+def _run(tools: Sequence[Callable[..., Any]], item: ToolCall) -> ToolResultPart:
+    part = ToolCallPart(item.id, item.name, item.arguments or {})
+    if item.arguments is None:
+        return _failed(part, f"The call could not be read: {item.error}")
+    return call(tools, part)
+
+
+def _said(part: ToolCallPart, result: Any) -> ToolResultPart:
     text = result if isinstance(result, str) else json.dumps(result, default=str)
     return ToolResultPart(part.id, part.name, text)
+
+
+def _failed(part: ToolCallPart, reason: str) -> ToolResultPart:
+    return ToolResultPart(part.id, part.name, reason, True)
+
+
+def _unknown(tools: Sequence[Any], name: str) -> str:
+    return f"There is no tool {name!r}; there are: {', '.join(map(_name, tools))}."
 
 
 def answer_with_tools(
@@ -114,7 +172,7 @@ def answer_with_tools(
 ) -> tuple[TextReply, tuple[Message, ...]]:
     """Let a model answer, running the tools that it calls, at most ``rounds`` times over.
 
-    Calls of one answer are run in their order; one that could not be parsed is told to the model.
+    A `Session` with ``tool_rounds`` does the same for a whole conversation.
 
     Returns:
         The last reply (it may still hold calls, if the rounds were used up) and the whole conversation.
@@ -122,7 +180,7 @@ def answer_with_tools(
     Raises:
         MLXEngineError: what a request ended with.
     """
-    from .messages import as_messages
+    from .messages import as_messages, reply_message
     from .requests import Request
 
     if isinstance(prompt, Request):
@@ -130,19 +188,11 @@ def answer_with_tools(
     messages = as_messages(prompt)
     for turn in range(rounds + 1):
         reply = model.generate(messages, params, instructions=instructions, tools=tools)
-        parts: list[Part] = [TextPart(reply.text)] if reply.text else []
-        parts += [ToolCallPart(item.id, item.name, item.arguments or {}) for item in reply.tool_calls]
-        messages = (*messages, Message(Role.ASSISTANT, parts or [TextPart("")]))
+        messages = (*messages, reply_message(reply.text, reply.tool_calls))
         if not reply.tool_calls or turn == rounds:
             break
-        for item in reply.tool_calls:
-            if item.arguments is None:
-                said = f"The call could not be read: {item.error}"
-                result = ToolResultPart(item.id, item.name, said, True)
-            else:
-                result = call(tools, ToolCallPart(item.id, item.name, item.arguments))
-            messages = (*messages, Message.tool(result))
+        messages = (*messages, *map(Message.tool, run_calls(tools, reply.tool_calls)))
     return reply, messages
 
 
-__all__ = ["answer_with_tools", "call", "describe"]
+__all__ = ["answer_with_tools", "call", "can_run", "describe", "run_calls", "run_calls_async"]

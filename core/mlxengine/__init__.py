@@ -75,6 +75,10 @@ if TYPE_CHECKING:
     from .messages import ToolCallPart as ToolCallPart
     from .messages import ToolResultPart as ToolResultPart
     from .messages import VideoPart as VideoPart
+    from .metrics import EngineCollector as EngineCollector
+    from .metrics import Histogram as Histogram
+    from .metrics import ModelMetrics as ModelMetrics
+    from .metrics import openmetrics as openmetrics
     from .model import AsyncModelHandle as AsyncModelHandle
     from .model import AsyncTextHandle as AsyncTextHandle
     from .model import ModelHandle as ModelHandle
@@ -131,6 +135,7 @@ _HOMES = {
     "checks": "Check CheckStatus SelfTestContext",
     "hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate RunContext Workload hookimpl",
     "memory": "Eviction MemoryReport ModelMemory",
+    "metrics": "EngineCollector Histogram ModelMetrics openmetrics",
     "messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",
     "model": "AsyncModelHandle AsyncTextHandle ModelHandle TextHandle",
     "grammar": "Grammar",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .fit import FitReport
     from .health import Health
     from .memory import MemoryReport
+    from .metrics import ModelMetrics
     from .registry import ModelRegistry
 
 
@@ -196,6 +197,10 @@ class EngineBase:
     def memory(self) -> MemoryReport:
         """What is reserved, what is really held, and what was evicted; waits for one step at most."""
         return self._pool.report()
+
+    def metrics(self) -> tuple[ModelMetrics, ...]:
+        """What was counted of the requests that are over, by model; never waits."""
+        return self._pool.statistics.report()
 
     def health(self) -> Health:
         """Whether the engine works, by what really ran last; never waits."""

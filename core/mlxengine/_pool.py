@@ -13,6 +13,7 @@ from ._live import LiveModel, PendingLoad, Report
 from ._loader import Loader
 from ._outcomes import Outcomes
 from ._scheduler import Scheduler
+from ._statistics import Statistics
 from ._task import Task
 from .configuration import ModelConfiguration
 from .errors import CancelledError, EngineClosedError, PluginCrashedError
@@ -47,6 +48,7 @@ class ModelPool:
         self._scheduler = scheduler
         self.ledger = loader.ledger
         self.outcomes = Outcomes()
+        self.statistics = Statistics()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._by_configuration: dict[ModelConfiguration, LiveModel] = {}
@@ -194,6 +196,7 @@ class ModelPool:
         live.last_used = time.monotonic()
         live.crashes = live.crashes + 1 if isinstance(error, PluginCrashedError) else 0
         self.outcomes.record(error)
+        self.statistics.record(live, task, error)
 
     def _revive(self, live: LiveModel) -> None:
         error: BaseException | None = None

@@ -252,7 +252,8 @@ class Scheduler:
         if task.first_event is None and not isinstance(event, Progress):
             task.first_event = now
         if isinstance(event, Finished):
-            task.sink.put(task.timed(event, now))
+            task.finished = task.timed(event, now)
+            task.sink.put(task.finished)
             self._end(task)
         else:
             task.sink.put(event)

@@ -78,6 +78,7 @@ class Task:
     device_seconds: float = 0.0
     predicted: float = QUANTUM_SECONDS
     done: bool = False
+    finished: Finished | None = None
     on_done: Callable[[BaseException | None], None] | None = None
 
     def finish(self, error: BaseException | None = None) -> None:

@@ -1,0 +1,188 @@
+"""What the engine counted, as values and as OpenMetrics text for Prometheus and whatever reads its format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from .configuration import freeze
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .engine import InferenceEngine
+
+
+@frozen(kw_only=True)
+class Histogram:
+    """Durations in seconds: ``counts[i]`` of them are within ``bounds[i]``, the last count is of the rest."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float = 0.0
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> float | None:
+        """Seconds, ``None`` before the first."""
+        return self.total / self.count if self.count else None
+
+    def quantile(self, share: float) -> float | None:
+        """An upper bound of the quantile: the bound of the bucket it falls into; ``inf`` past the last.
+
+        Args:
+            share: 0.5 for the median, 0.99 …
+        """
+        if not self.count:
+            return None
+        left = share * self.count
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            left -= count
+            if left <= 0:
+                return bound
+        return float("inf")
+
+
+@frozen(kw_only=True)
+class ModelMetrics:
+    """The requests of one model that are over, since the engine was made.
+
+    Args:
+        id, kind: which model.
+        requests: how many, by how they ended: a finish reason, or the error's class.
+        prompt_tokens, completion_tokens, cached_tokens: sums over those that finished.
+        device_seconds: what all of them had of the device.
+        queue_seconds, first_event_seconds, total_seconds: times from submission, of those that finished.
+        peak_memory_bytes: the largest that a request reported, ``None`` where none did.
+    """
+
+    id: str
+    kind: str
+    requests: Mapping[str, int] = field(converter=freeze)
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    device_seconds: float
+    queue_seconds: Histogram
+    first_event_seconds: Histogram
+    total_seconds: Histogram
+    peak_memory_bytes: int | None
+
+
+class EngineCollector:
+    """Gives an engine's figures to prometheus-client: ``registry.register(EngineCollector(engine))``.
+
+    Names begin with ``mlxengine_``; what belongs to a model carries the labels ``model`` and ``kind``.
+    Reading the memory waits for one step at most. The engine of an `AsyncInferenceEngine` is its ``sync``.
+
+    Raises:
+        ConfigurationError: prometheus-client is not installed; the message names the extra.
+    """
+
+    def __init__(self, engine: InferenceEngine) -> None:
+        try:
+            from prometheus_client import core
+        except ImportError as error:
+            raise ConfigurationError(
+                "OpenMetrics needs prometheus-client, which is not installed.",
+                hint='Install "mlxengine[metrics]"; engine.metrics() gives the values without it.',
+            ) from error
+        self._core = core
+        self._engine = engine
+
+    def collect(self) -> Iterator[Any]:
+        """The metric families of this moment."""
+        yield from self._requests()
+        yield from self._memory()
+        health = self._engine.health()
+        states = self._core.StateSetMetricFamily("mlxengine_health", "Whether the engine works.")
+        states.add_metric([], {str(state): state is health.state for state in type(health.state)})
+        yield states
+        yield self._gauge("tasks", "Requests that run or wait.", self._engine.status().tasks)
+
+    def _requests(self) -> Iterator[Any]:
+        core, labels = self._core, ["model", "kind"]
+        requests = core.CounterMetricFamily(
+            "mlxengine_requests", "Requests that are over, by how they ended.", labels=[*labels, "outcome"]
+        )
+        tokens = core.CounterMetricFamily(
+            "mlxengine_tokens",
+            "Tokens: of prompts, of answers, and cached.",
+            labels=[*labels, "of"],
+        )
+        device = core.CounterMetricFamily(
+            "mlxengine_device_seconds", "Time that requests had of the device.", labels=labels
+        )
+        times = {
+            "queue_seconds": "From submission to the first step.",
+            "first_event_seconds": "From submission to the first event (for text: the first token).",
+            "total_seconds": "From submission to the end.",
+        }
+        families = {
+            name: core.HistogramMetricFamily(f"mlxengine_request_{name}", text, labels=labels)
+            for name, text in times.items()
+        }
+        for item in self._engine.metrics():
+            which = [item.id, item.kind]
+            for outcome, count in item.requests.items():
+                requests.add_metric([*which, outcome], count)
+            tokens.add_metric([*which, "prompt"], item.prompt_tokens)
+            tokens.add_metric([*which, "completion"], item.completion_tokens)
+            tokens.add_metric([*which, "cached"], item.cached_tokens)
+            device.add_metric(which, item.device_seconds)
+            for name, family in families.items():
+                histogram: Histogram = getattr(item, name)
+                buckets, below = [], 0
+                for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
+                    below += count
+                    buckets.append((str(bound), below))
+                family.add_metric(which, buckets, sum_value=histogram.total)
+        yield from (requests, tokens, device, *families.values())
+
+    def _memory(self) -> Iterator[Any]:
+        report = self._engine.memory()
+        figures = {"budget": report.budget, "reserved": report.reserved, "others": report.others}
+        figures |= {"active": report.active, "cache": report.cache, "peak": report.peak}
+        family = self._core.GaugeMetricFamily(
+            "mlxengine_memory_bytes", "The memory ledger, and the array library's figures.", labels=["of"]
+        )
+        for name, value in figures.items():
+            if value is not None:
+                family.add_metric([name], value)
+        yield family
+        models = self._core.GaugeMetricFamily(
+            "mlxengine_model_memory_bytes",
+            "What a model is charged with.",
+            labels=["model", "kind"],
+        )
+        for item in report.models:
+            if not item.evicted:
+                models.add_metric([item.id, item.kind], item.reserved)
+        yield models
+        yield self._gauge("evictions", "Models that had to leave memory so far.", len(report.evictions))
+
+    def _gauge(self, name: str, text: str, value: float) -> Any:
+        return self._core.GaugeMetricFamily(f"mlxengine_{name}", text, value=value)
+
+
+def openmetrics(engine: InferenceEngine) -> str:
+    """An engine's figures in the OpenMetrics 1.0 text format.
+
+    Raises:
+        ConfigurationError: prometheus-client is not installed; the message names the extra.
+    """
+    collector = EngineCollector(engine)
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.openmetrics.exposition import generate_latest
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    text: bytes = generate_latest(registry)
+    return text.decode()
+
+
+__all__ = ["EngineCollector", "Histogram", "ModelMetrics", "openmetrics"]

@@ -34,6 +34,9 @@ if BLAS.status is blas.BlasStatus.TOO_LATE and (speed := blas.measure(repeats=3)
     )
 
 
+CACHE_SHARE = 8
+
+
 @frozen(kw_only=True)
 class Probe:
     """What mlx says of the device it computes on by default; sizes in bytes, ``None`` is unknown."""
@@ -73,6 +76,21 @@ def clear_cache() -> None:
         mx.clear_cache()
 
 
+def limit_cache(working_set: int | None) -> int | None:
+    """Let mlx keep an eighth of a GPU's working set of freed memory at most; it has no limit of its own.
+
+    A smaller limit that somebody set before stays. Returns the limit in bytes, ``None`` where the size of the
+    working set is unknown (on a CPU, where mlx keeps 32 MiB).
+    """
+    if working_set is None:
+        return None
+    limit = working_set // CACHE_SHARE
+    before = mx.set_cache_limit(limit)
+    if before < limit:
+        mx.set_cache_limit(before)
+    return min(before, limit)
+
+
 # A stream of mlx's, with its thread, lasts as long as the process: the next engine uses it again.
 _idle: list[mx.Stream] = []
 
@@ -95,6 +113,7 @@ class MLXBackend:
     """
 
     def __init__(self) -> None:
+        limit_cache(probe().working_set)
         self._stream, self._loader_stream = streams = _take_stream(), _take_stream()
         weakref.finalize(self, _idle.extend, streams).atexit = False
 

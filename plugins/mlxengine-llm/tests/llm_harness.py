@@ -245,7 +245,7 @@ def passes(model: Any, plugin: Plugin) -> list[tuple[int, int]]:
     whole = model.network
 
     class Counting:
-        layers = whole.layers
+        layers, args = whole.layers, whole.args
 
         def __call__(self, tokens: Any, **more: Any) -> Any:
             found.append(tokens.shape)
@@ -255,3 +255,9 @@ def passes(model: Any, plugin: Plugin) -> list[tuple[int, int]]:
         model.batch._discard()
     model.network = Counting()
     return found
+
+
+def scores_of(events: Sequence[Any]) -> list[float]:
+    """The log-probabilities of the tokens and of their alternatives."""
+    found = [item for event in events if isinstance(event, TextDelta) for item in event.logprobs]
+    return [number for item in found for number in (item.logprob, *(top.logprob for top in item.top))]

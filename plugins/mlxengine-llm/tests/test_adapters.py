@@ -8,8 +8,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from llm_harness import Plugin, passes, raw, tokens_of, write_adapter
-from mlxengine import LoadAdapterRequest, TextDelta, UnloadAdapterRequest
+from llm_harness import Plugin, passes, raw, scores_of, tokens_of, write_adapter
+from mlxengine import LoadAdapterRequest, UnloadAdapterRequest
 from mlxengine.errors import (
     CorruptFileError,
     IncompatibleWeightsError,
@@ -91,12 +91,8 @@ def test_two_adapters_and_the_base_in_one_batch_equal_their_solo_runs(
         found = plugin.run([plugin.start(model, request) for request in requests])
         assert [tokens_of(events) for events in found] == [tokens_of(events) for events in alone]
         for one, other in zip(found, alone, strict=True):
-            assert scores(one) == pytest.approx(scores(other), abs=1e-4)
+            assert scores_of(one) == pytest.approx(scores_of(other), abs=1e-4)
     assert max(rows for rows, _ in seen) == 5, "all of them in one pass"
-
-
-def scores(events: list[Any]) -> list[float]:
-    return [score.logprob for event in events if isinstance(event, TextDelta) for score in event.logprobs]
 
 
 def test_the_scale_of_an_adapter_can_be_chosen(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is served one request at a time: packed and bounded caches, and speculation."""
+"""Packed caches, and what is served one request at a time: bounded caches and speculation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from llm_harness import Plugin, raw, text_of, tokens_of, write_tiny
+from llm_harness import Plugin, passes, raw, scores_of, text_of, tokens_of, write_tiny
 from mlxengine import Grammar
 from mlxengine.errors import (
     FeatureUnavailableError,
@@ -164,6 +164,36 @@ def test_a_packed_cache_is_smaller_and_answers_alike(plugin: Plugin, wide: Path,
 
 
 @pytest.mark.feature("llm.kv_tokens")
+@pytest.mark.feature("llm.kv_bits")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packed_caches_in_one_batch_answer_as_they_do_alone(plugin: Plugin, wide: Path, bits: int) -> None:
+    model = plugin.load(wide, flags={"kv_bits": bits, "prompt_cache": False})
+    asked = [
+        raw(f"{prompt} {i}" * (1 + 12 * (i == 4)), max_tokens=10 + 9 * i, ignore_eos=True, logprobs=True)
+        for i, prompt in enumerate((*PROMPTS, *PROMPTS))
+    ]
+    alone = [plugin.run([plugin.start(model, request)])[0] for request in asked]
+    seen = passes(model, plugin)
+    starts = [lambda request=request: plugin.start(model, request) for request in asked]
+    together = plugin.run([start() for start in starts[:4]], later={5: starts[4:5], 9: starts[5:]})
+    assert max(rows for rows, _ in seen) >= 5
+    for one, other in zip(together, alone, strict=True):
+        assert tokens_of(one) == tokens_of(other)
+        # A sum that differs in its last bit may be packed to the next number.
+        assert scores_of(one) == pytest.approx(scores_of(other), abs=1e-2)
+
+
+@pytest.mark.parametrize("kept", [{}, {"kv_bits": 4}])
+def test_a_prompt_cache_serves_rows_of_a_batch(plugin: Plugin, wide: Path, kept: dict[str, Any]) -> None:
+    model = plugin.load(wide, flags=kept)
+    asked = [raw("the same beginning " * 3 + end, max_tokens=8, ignore_eos=True) for end in "abc"]
+    alone = [plugin.run([plugin.start(model, request, prompt_cache=False)])[0] for request in asked]
+    for _ in range(2):
+        found = plugin.run([plugin.start(model, request) for request in asked])
+        assert [tokens_of(events) for events in found] == [tokens_of(events) for events in alone]
+    assert found[0][-1].usage.cached_tokens > 40
+
+
 def test_a_bounded_cache_forgets_and_goes_on(plugin: Plugin, tiny: Path) -> None:
     bounded = plugin.load(tiny, flags={"kv_tokens": 32})
     plain = plugin.load(tiny)

@@ -27,6 +27,7 @@ class BatchDecoder:
         max_rows: most rows that decode together.
         adapters: of the network; each row uses its own.
         prefixes: keeps the caches of an adapter's rows that leave, for prompts that begin alike.
+        caches: makes the empty caches of a row.
         grammars: of the model's rows, told before each step which tokens were drawn.
     """
 
@@ -36,6 +37,7 @@ class BatchDecoder:
         max_rows: int,
         adapters: Adapters,
         prefixes: Callable[[str | None], PrefixCache | None],
+        caches: Callable[[], list[Any]],
         grammars: Grammars | None = None,
     ) -> None:
         from mlx_lm.generate import BatchGenerator
@@ -50,8 +52,9 @@ class BatchDecoder:
         self._grammars = grammars
         self._prefixes = prefixes
         self._adapters = adapters
+        self._caches = caches
         self._network = network
-        self._reading = Readings(network, adapters)
+        self._reading = Readings(network, adapters, caches)
         self._rows: dict[int, Row] = {}  # those in the generator
         self._solo: Solo | None = None  # the row that has no company
         self._owed: list[Drawn] = []  # drawn when it got company
@@ -70,10 +73,8 @@ class BatchDecoder:
         return Stepped(drawn=drawn, prompt_tokens=tokens or self._reading.read(chunk))
 
     def _put(self, entry: Reading) -> None:
-        from mlx_lm.models.cache import make_prompt_cache
-
         self._join()
-        layers = make_prompt_cache(self._network) if entry.layers is None else entry.layers
+        layers = map(_joining, self._caches() if entry.layers is None else entry.layers)
         (uid,) = self._generator.insert(
             [entry.tokens[len(entry.held) :]],
             caches=[[*layers, Tags([adapter_of(entry.row)])]],
@@ -199,6 +200,17 @@ class BatchDecoder:
         self._owed.clear()
         self._solo = None
         self._generator.close()
+
+
+def _joining(layer: Any) -> Any:
+    """A cache as mlx-lm's batch can take it in; of packed ones it has no batch."""
+    from mlx_lm.models.cache import QuantizedKVCache
+
+    if not isinstance(layer, QuantizedKVCache):
+        return layer
+    from ._packed import PackedKVCache
+
+    return PackedKVCache.of(layer)
 
 
 __all__ = ["BatchDecoder"]

@@ -98,8 +98,7 @@ def _serving(context: LoadContext, network: Any) -> Any:
         raise FeatureUnavailableError(
             "llm.speculation and llm.draft_model cannot be used together.", hint="Choose one of them."
         )
-    if found.serial:
-        caches_for(network, found)
+    caches_for(network, found)  # refused now, not at the first request
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Any
 
 from attrs import define, field
@@ -16,7 +17,7 @@ from mlxengine.toolkit.rows import Decoder, SharedBatch
 from ._adapters import Adapters
 from ._decoder import BatchDecoder
 from ._prefix import PrefixCache
-from ._serial import SerialDecoder, Serving
+from ._serial import SerialDecoder, Serving, caches_for
 from ._tags import AdaptedAnswer
 
 
@@ -84,7 +85,14 @@ class LanguageModel:
     def _decoder(self, rows: int) -> Decoder:
         if self.serving.serial:
             return SerialDecoder(self.network, self.serving, self.adapters, self.prefixes_of, self.draft)
-        return BatchDecoder(self.network, rows, self.adapters, self.prefixes_of, self.grammars)
+        return BatchDecoder(
+            self.network,
+            rows,
+            self.adapters,
+            self.prefixes_of,
+            partial(caches_for, self.network, self.serving),
+            self.grammars,
+        )
 
     def prefixes_of(self, adapter: str | None) -> PrefixCache | None:
         """The caches of prompts that were read with an adapter: what it computes is no other's."""

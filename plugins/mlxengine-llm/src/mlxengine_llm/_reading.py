@@ -6,6 +6,7 @@ A batch pads all its rows to the longest one, so a prompt that takes several ste
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -47,10 +48,12 @@ class Readings:
     Args:
         network: mlx-lm's module.
         adapters: of the network.
+        caches: makes the empty caches of a row.
     """
 
-    def __init__(self, network: Any, adapters: Adapters) -> None:
+    def __init__(self, network: Any, adapters: Adapters, caches: Callable[[], list[Any]]) -> None:
         self._network = network
+        self._caches = caches
         self._adapters = adapters
         self._entries: list[Reading] = []
         self._seconds = 0.0  # time to read a token, smoothed
@@ -84,13 +87,11 @@ class Readings:
 
     def read(self, chunk: int) -> int:
         """Read at most ``chunk`` tokens of the next prompt, all but its last one; how many it was."""
-        from mlx_lm.models.cache import make_prompt_cache
-
         if not self._entries:
             return 0
         entry = self._ranked()[0]
         if entry.layers is None:
-            entry.layers = make_prompt_cache(self._network)
+            entry.layers = self._caches()
         piece = entry.tokens[len(entry.held) :][: min(chunk, entry.left - 1)]
         began = time.perf_counter()
         self._adapters.use(adapter_of(entry.row))

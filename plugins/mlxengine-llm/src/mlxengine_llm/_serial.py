@@ -1,4 +1,7 @@
-"""One row at a time, for what a shared batch cannot do: packed or bounded KV caches, and speculation.
+"""One row at a time, for what a shared batch cannot do: bounded KV caches, and speculation.
+
+mlx-lm's batch of bounded caches has no place for the first tokens, which a row alone keeps; and rows that
+guess would advance by different numbers of tokens.
 
 Only greedy rows without processors speculate, so that tokens stay those of plain decoding.
 """
@@ -26,7 +29,7 @@ _KEPT = 4  # a bounded cache keeps the first tokens, which attention leans on (X
 
 @frozen(kw_only=True)
 class Serving:
-    """How a model is served one row at a time; the defaults ask for nothing.
+    """How a model's caches are kept, and whether it guesses; the defaults ask for nothing.
 
     Args:
         kv_bits: bits of the key-value cache.
@@ -46,7 +49,7 @@ class Serving:
 
     @property
     def serial(self) -> bool:
-        return self.kv_bits is not None or self.kv_tokens is not None or self.speculates
+        return self.kv_tokens is not None or self.speculates
 
 
 def caches_for(network: Any, serving: Serving) -> list[Any]:

@@ -23,14 +23,13 @@ blas.load()
 
 from mlxengine import GenerateParams, InferenceEngine, TextReply, TextRequest  # noqa: E402
 
-TEXT = (
-    "def area(width, height):\n    return width * height\n\n"
-    "def volume(width, height, depth):\n    return area(width, height) * depth\n\n"
-    "print(area(3, 4), volume(3, 4, 5), volume(1, 2, 3))\n\n"
-    "for side in range(10):\n    print('a square of', side, 'has the area', area(side, side))\n\n"
+NAMES = ("Alice", "Bob", "Carol", "David", "Erin", "Frank", "Grace", "Heidi")
+LIST = "\n".join(
+    f"- {name}: room {100 + 7 * i}, telephone 555-{1000 + 37 * i}, since {1990 + i}"
+    for i, name in enumerate(NAMES)
 )
 PROMPTS = {
-    "copy": f"Here is a program:\n\n{TEXT}The same program again:\n\n{TEXT}And the same once more:\n\n",
+    "copy": f"Staff list:\n{LIST}\n\nCopy of the staff list:\n{LIST}\n\nCopy of the staff list:\n",
     "story": "The lighthouse keeper had not spoken to anyone for eleven days when, one evening, ",
     "essay": "The history of the bicycle begins in the nineteenth century.",
     "letter": "Dear Professor Lindqvist,\n\nthank you for your questions about our expedition. ",

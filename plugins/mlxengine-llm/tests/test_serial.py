@@ -82,6 +82,9 @@ def test_guesses_are_what_followed_before() -> None:
     text = list(range(50)) * 2
     assert Lookup().guess(text[:70], 3) == [20, 21, 22]
     assert Lookup().guess(list(range(70)), 3) == []
+    near, far = [1, 2, 3, 7, 7], [9, 2, 3, 8, 8]
+    assert Lookup().guess([*near, *far, 1, 2, 3], 2) == [7, 7], "more of what came before is the same"
+    assert Lookup().guess([*near, *far, 2, 3], 2) == [8, 8], "the last one of equals"
 
 
 def test_guessing_grows_where_it_pays_and_stops_where_it_does_not() -> None:
@@ -91,7 +94,7 @@ def test_guessing_grows_where_it_pays_and_stops_where_it_does_not() -> None:
         counts.append(payoff.count())
         payoff.took(counts[-1], counts[-1], 0.001 + 0.0001 * counts[-1])
     assert counts == [0, 1, 2, 4, 8, 8]
-    for _ in range(2):  # all are right, but checking them takes longer than drawing them
+    for _ in range(3):  # all are right, but checking them takes longer than drawing them
         payoff.took(payoff.count() or 1, 1, 0.1)
     assert payoff.count() == 0
     tried = 0

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-_LONGEST, _SHORTEST = 4, 2  # tokens that must have occurred before
+_SHORTEST, _LONGEST = 2, 24  # tokens that must have occurred before, and that are compared
+_PLACES = 64  # where they did, the latest ones
 _MOST = 8
 _PATIENCE = 64
 
@@ -21,7 +22,7 @@ class Payoff:
 
     A pass over two tokens costs hardly more than one over a single token, so guessing begins with one token.
     The number doubles when all were right and falls when they gained less than their time; when they gained
-    nothing, the next attempt waits, each time twice as long.
+    nothing twice in a row, the next attempt waits, each time twice as long.
     """
 
     def __init__(self) -> None:
@@ -64,7 +65,7 @@ class Payoff:
         else:
             self._count = max(1, min(self._count // 2, right))
             self._misses += 1
-            self._wait = min(2**self._misses, _PATIENCE)
+            self._wait = min(2**self._misses - 2, _PATIENCE)
 
 
 class Guesser(Protocol):
@@ -84,23 +85,21 @@ class Guesser(Protocol):
 
 
 class Lookup:
-    """Guesses from where the last tokens occurred before."""
+    """Guesses what followed the last tokens before: where most of them were the same, and lately."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[int, ...], int] = {}
+        self._after: dict[tuple[int, ...], list[int]] = {}  # positions that follow two tokens
         self._indexed = 0
 
     def guess(self, tokens: list[int], count: int) -> list[int]:
         for end in range(max(self._indexed, _SHORTEST), len(tokens)):
-            for size in range(_SHORTEST, _LONGEST + 1):
-                if end >= size:
-                    self._seen[tuple(tokens[end - size : end])] = end
+            self._after.setdefault(tuple(tokens[end - _SHORTEST : end]), []).append(end)
         self._indexed = len(tokens)
-        for size in range(_LONGEST, _SHORTEST - 1, -1):
-            at = self._seen.get(tuple(tokens[-size:]))
-            if at is not None:
-                return tokens[at : at + count]
-        return []
+        places = self._after.get(tuple(tokens[-_SHORTEST:]), [])[-_PLACES:]
+        if not places:
+            return []
+        at = max(reversed(places), key=lambda end: _alike(tokens, end))
+        return tokens[at : at + count]
 
     def behind(self, tokens: list[int]) -> int:
         del tokens
@@ -157,6 +156,12 @@ class Draft:
             for layer in self._layers:
                 layer.trim(surplus)
             del self._held[-surplus:]
+
+
+def _alike(tokens: list[int], end: int) -> int:
+    """How many tokens before ``end`` are the last ones again, as far as that matters."""
+    most = min(end, _LONGEST)
+    return next((i for i in range(_SHORTEST, most) if tokens[end - 1 - i] != tokens[-1 - i]), most)
 
 
 def _common(held: list[int], tokens: list[int]) -> int:

@@ -99,13 +99,18 @@ def test_pull_asks_above_the_size_that_the_user_set(
     assert _json(capsys, "pull", NAME, "--ask-above", "1MB", "--yes")["fetched"] > 2_000_000
 
 
-def test_run_asks_in_the_same_way_before_it_fetches(
-    served: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("words", [("run", "hello", "-m", NAME), ("setup", "-m", NAME)])
+def test_what_loads_a_model_asks_in_the_same_way_before_it_fetches(
+    served: HubServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: tuple[str, ...],
 ) -> None:
     settings = tmp_path / "asking.toml"
     settings.write_text(f'[hub]\nendpoint = "{served.endpoint}"\nask_above = "1MB"\n')
     monkeypatch.setenv("MLXENGINE_CONFIG", str(settings))
-    error = _json(capsys, "run", "hello", "-m", NAME, code=2)["error"]
+    error = _json(capsys, *words, code=2)["error"]
     assert "--yes" in error["hint"]
     assert served.log.bytes() < 200_000
 

@@ -85,6 +85,13 @@ def engine(arguments: argparse.Namespace, out: Output) -> Iterator[InferenceEngi
 def load(engine: InferenceEngine, arguments: argparse.Namespace, out: Output) -> ModelHandle:
     """Load the model that was named, else the configured one, else the best of those on this machine."""
     model = arguments.model or load_settings().model or _best_here(engine, "llm", out)
+    return load_named(model, engine, arguments, out)
+
+
+def load_named(
+    model: str, engine: InferenceEngine, arguments: argparse.Namespace, out: Output
+) -> ModelHandle:
+    """Load a model, its download shown; a large one is asked about first."""
     if not engine.mock:
         ask_before_fetching(model, out, offline=arguments.offline, yes=arguments.yes)
     with ProgressLine(out) as progress:

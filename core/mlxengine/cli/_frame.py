@@ -206,5 +206,5 @@ def _log_to_stderr(verbosity: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("mlxengine")
-    logger.addHandler(handler)
+    logger.handlers = [handler]  # a program that runs several commands does not log each line several times
     logger.setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)

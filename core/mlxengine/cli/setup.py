@@ -18,7 +18,6 @@ from ..events import TextDelta
 from ..model import TextHandle
 from . import _engine
 from ._output import Output
-from ._progress import ProgressLine
 
 _PROMPT = "Say hello in one short sentence."
 
@@ -43,8 +42,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         model = arguments.model or _choose(engine, arguments, out, value)
         value["model"] = model
         if model is not None and not arguments.no_pull:
-            with ProgressLine(out) as progress:
-                handle = engine.load(model, plugin=arguments.plugin, on_progress=progress)
+            handle = _engine.load_named(model, engine, arguments, out)
             if isinstance(handle, TextHandle) and not arguments.no_answer:
                 value["answer"] = _answer(handle, out)
     if out.json:

@@ -170,7 +170,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as scratch, InferenceEngine() as engine:
         folder = options.model or str(write_checkpoint(Path(scratch) / "m", SHAPES["llama-2M"], "float32"))
-        for factor in options.factors:
+        for factor in sorted(options.factors):
             alone = mlx_lm_alone(folder, options)
             row = ours(engine, folder, factor, options) | alone
             row["total_ratio"] = row["seconds"] / row["mlx_lm_seconds"]

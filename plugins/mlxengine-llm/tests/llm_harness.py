@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,9 +39,8 @@ TEMPLATE = (
 def write_tiny(
     folder: Path, *, seed: int = 0, extra: Sequence[str] = (), template: str = TEMPLATE, **changes: Any
 ) -> Path:
-    """Write a random llama: hidden 32, 2 layers, 4 heads of which 2 for keys, bytes as tokens."""
+    """Write a random model (a llama): hidden 32, 2 layers, 4 heads of which 2 for keys, bytes as tokens."""
     from mlx.utils import tree_map
-    from mlx_lm.models import llama
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     folder.mkdir(parents=True)
@@ -77,7 +77,8 @@ def write_tiny(
         **changes,
     }
     folder.joinpath("config.json").write_text(json.dumps(config))
-    network = llama.Model(llama.ModelArgs.from_dict(config))
+    module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
+    network = module.Model(module.ModelArgs.from_dict(config))
     mx.random.seed(seed)
     network.update(tree_map(lambda value: mx.random.normal(value.shape) * 0.3, network.parameters()))
     network.save_weights(str(folder / "model.safetensors"))

@@ -123,6 +123,37 @@ def test_a_sliding_window_that_has_moved_serves_only_what_holds_all_of_it(
     assert tokens_of(events) == tokens_of(again)
 
 
+@pytest.mark.parametrize("kind", ["window", "recurrent"])
+@pytest.mark.parametrize("budget_ms", [0.001, 100.0], ids=["in-pieces", "whole"])
+def test_where_prompts_part_a_checkpoint_serves_the_next_one_that_cannot_be_cut(
+    plugin: Plugin, tmp_path: Path, kind: str, budget_ms: float
+) -> None:
+    changes: dict[str, Any] = {
+        "window": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 24},
+        "recurrent": {
+            "model_type": "mamba",
+            "architectures": ["MambaForCausalLM"],
+            "state_size": 8,
+            "conv_kernel": 4,
+            "use_bias": False,
+            "use_conv_bias": True,
+            "time_step_rank": 4,
+        },
+    }
+    model = plugin.load(write_tiny(tmp_path / kind, **changes[kind]))
+
+    def said(tail: str, **flags: Any) -> tuple[list[int], int]:
+        request = raw(LONG + tail * 60, max_tokens=12, ignore_eos=True)
+        (events,) = plugin.run([plugin.start(model, request, budget_ms=budget_ms, **flags)])
+        return tokens_of(events), events[-1].usage.cached_tokens
+
+    answers = []
+    for tail, cached in (("one", 0), ("two", 0), ("xyz", len(LONG)), ("four", len(LONG))):
+        answers.append(said(tail, prompt_cache=False)[0])
+        assert said(tail) == (answers[-1], cached), tail
+    assert len(set(map(tuple, answers))) == 4, "the tails matter"
+
+
 @pytest.mark.feature("llm.prompt_cache_folder")
 def test_a_prefix_on_disk_survives_a_restart(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:
     flags = {"prompt_cache_folder": str(tmp_path / "shelf")}

@@ -54,7 +54,7 @@ class BatchDecoder:
         self._adapters = adapters
         self._caches = caches
         self._network = network
-        self._reading = Readings(network, adapters, caches)
+        self._reading = Readings(network, adapters, caches, self._checkpoint)
         self._rows: dict[int, Row] = {}  # those in the generator
         self._solo: Solo | None = None  # the row that has no company
         self._owed: list[Drawn] = []  # drawn when it got company
@@ -62,7 +62,9 @@ class BatchDecoder:
     def insert(self, row: Row) -> None:
         tokens = row.prompt + row.tokens
         layers, held = row.kept or self._fork(row) or self._prefix(row, tokens) or (None, [])
-        self._reading.add(Reading(row, tokens, layers, list(held)))
+        prefixes = self._kept_by(row)
+        border = prefixes.parting(tokens, len(held)) if prefixes is not None else None
+        self._reading.add(Reading(row, tokens, layers, list(held), border))
 
     def step(self, chunk: int) -> Stepped:
         whole = self._reading.ready(chunk)
@@ -153,6 +155,11 @@ class BatchDecoder:
         prefixes = self._kept_by(row)
         if prefixes is not None and layers and row.failure is None:
             prefixes.add(layers, tokens)
+
+    def _checkpoint(self, entry: Reading) -> None:
+        """Keep what was read so far: a cache that cannot be cut back serves only from where it stands."""
+        assert entry.layers is not None
+        self._keep(entry.row, [clone(layer) for layer in entry.layers], entry.held)
 
     def _fork(self, row: Row) -> tuple[list[Any], list[int]] | None:
         """The cache of a row with the same prompt, cut back to it."""

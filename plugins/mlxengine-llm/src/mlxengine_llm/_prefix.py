@@ -2,7 +2,8 @@
 
 An entry is a key-value cache and the tokens that it holds. Finding one compares token ids, so a session,
 another caller with the same instructions and a repeated prompt are all served alike. Caches that cannot be
-cut back (sliding windows that have moved, recurrent states) serve only prompts that hold all of theirs.
+cut back (sliding windows that have moved, recurrent states) serve only prompts that hold all of theirs;
+where a second prompt parts from such a one, a checkpoint is kept for the third.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ _log = logging.getLogger("mlxengine.llm.prefix")
 
 SMALLEST = 16
 """Prefixes of fewer tokens are not worth keeping."""
+
+WORTH = 64
+"""A checkpoint has to save so many tokens."""
 
 
 @define(eq=False)
@@ -93,6 +97,18 @@ class PrefixCache:
             self._touch(entry)
             return layers, [int(token) for token in wanted[:length]]
         return None
+
+    def parting(self, prompt: Sequence[int], held: int) -> int | None:
+        """Where a prompt parts from an earlier one whose cache cannot be cut back to that place.
+
+        It is worth a checkpoint there, for the next one that begins alike, if that saves much over the
+        ``held`` tokens that were found.
+        """
+        wanted = np.asarray(prompt, dtype=np.int64)
+        fixed = (entry for entry in self._entries if entry.layers is not None and not entry.trimmable)
+        shared = max((_common(entry.tokens, wanted) for entry in fixed), default=0)
+        shared = min(shared, len(wanted) - 1)
+        return shared if shared - held >= WORTH else None
 
     def add(self, layers: list[Any], tokens: Sequence[int]) -> None:
         """Keep a cache, and let go of what it makes superfluous or what no longer fits."""

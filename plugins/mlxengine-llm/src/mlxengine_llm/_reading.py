@@ -29,12 +29,14 @@ class Reading:
         tokens: everything that has to be in the cache, but for the last, which is decoded.
         layers: its cache; ``None`` while that is empty.
         held: the tokens in the cache.
+        border: after so many tokens the cache is kept for others, then reading goes on.
     """
 
     row: Row
     tokens: list[int]
     layers: list[Any] | None
     held: list[int]
+    border: int | None = None
 
     @property
     def left(self) -> int:
@@ -49,10 +51,18 @@ class Readings:
         network: mlx-lm's module.
         adapters: of the network.
         caches: makes the empty caches of a row.
+        keep: told of a prompt that has come to its border.
     """
 
-    def __init__(self, network: Any, adapters: Adapters, caches: Callable[[], list[Any]]) -> None:
+    def __init__(
+        self,
+        network: Any,
+        adapters: Adapters,
+        caches: Callable[[], list[Any]],
+        keep: Callable[[Reading], None],
+    ) -> None:
         self._network = network
+        self._keep = keep
         self._caches = caches
         self._adapters = adapters
         self._entries: list[Reading] = []
@@ -77,7 +87,7 @@ class Readings:
         found: list[Reading] = []
         for entry in self._ranked():
             alike = not found or len(entry.held) == len(found[0].held)
-            if entry.left > chunk or not alike or len(found) == MOST:
+            if entry.border is not None or entry.left > chunk or not alike or len(found) == MOST:
                 break
             chunk -= entry.left
             found.append(entry)
@@ -92,13 +102,17 @@ class Readings:
         entry = self._ranked()[0]
         if entry.layers is None:
             entry.layers = self._caches()
-        piece = entry.tokens[len(entry.held) :][: min(chunk, entry.left - 1)]
+        end = len(entry.tokens) - 1 if entry.border is None else entry.border
+        piece = entry.tokens[len(entry.held) : min(len(entry.held) + chunk, end)]
         began = time.perf_counter()
         self._adapters.use(adapter_of(entry.row))
         self._network(mx.array([piece]), cache=entry.layers)
         mx.eval([layer.state for layer in entry.layers])
         clear_cache()
         entry.held = entry.held + piece
+        if len(entry.held) == entry.border:
+            entry.border = None
+            self._keep(entry)
         self._seconds += 0.2 * ((time.perf_counter() - began) / len(piece) - self._seconds)
         return len(piece)
 

@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test lint format types tests test-slow test-parity test-diffusionkit docs demo release clean
+.PHONY: help setup test lint format types tests test-slow test-parity test-diffusionkit test-mflux docs demo release clean
 
 help:            ## say what there is
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p; s/^\([a-z-]*\): *## /\1\t/p' Makefile | expand -t 14
@@ -49,6 +49,9 @@ test-parity: $(STAMP)  ## compute the stored numerical references again, with to
 test-diffusionkit:  ## the diffusionkit back end against diffusers, in an environment of its own
 	$(PYTHON) plugins/mlxengine-diffusion/tests/extras/run.py diffusionkit --venv $(VENV)-diffusionkit
 
+test-mflux:      ## the mflux back end against diffusers, in an environment of its own
+	$(PYTHON) plugins/mlxengine-diffusion/tests/extras/run.py mflux --venv $(VENV)-mflux
+
 docs: $(STAMP)   ## build the documentation; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
@@ -59,4 +62,4 @@ release:         ## set the version everywhere: make release VERSION=0.2.0
 	$(PYTHON) scripts/release.py $(VERSION)
 
 clean:           ## remove what these commands made
-	rm -rf $(VENV) $(VENV)-parity $(VENV)-diffusionkit site dist .mypy_cache .ruff_cache .pytest_cache .cache
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-diffusionkit $(VENV)-mflux site dist .mypy_cache .ruff_cache .pytest_cache .cache

@@ -18,7 +18,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = {"diffusionkit", "cuda12", "cuda13"}  # back ends that a development machine can do without
+HEAVY = {"diffusionkit", "mflux", "cuda12", "cuda13"}  # back ends that a development machine can do without
 OURS = "mlxengine"  # the first word of every first-party distribution's name
 BUILD = ("hatchling>=1.27", "editables>=0.5", "pip>=24")
 

@@ -67,7 +67,7 @@ def test_every_plugin_of_the_tree_has_its_extra_and_all_brings_the_four() -> Non
         assert item.name == f"mlxengine-{kind}"
     [everything] = extras["all"]
     assert Requirement(everything).extras == set(kinds)
-    for heavy in ("diffusionkit",):
+    for heavy in ("diffusionkit", "mflux"):
         [item] = [Requirement(text) for text in extras[heavy]]
         offered = PROJECTS["mlxengine-diffusion"]["project"]["optional-dependencies"]
         assert item.extras == {heavy}

@@ -96,7 +96,7 @@ BACKEND = Feature(
     default="auto",
     summary="The library to make pictures with; auto takes the first installed one that serves the model.",
     applies_to=KIND,
-    choices=("auto", "sd", "mlx_vlm", "diffusionkit"),
+    choices=("auto", "sd", "mlx_vlm", "mflux", "diffusionkit"),
 )
 
 FEATURES = (IMAGES, IMAGE_TO_IMAGE, LORA, LOW_MEMORY, KEEP_LOADED, QUANTIZE, BACKEND_DTYPE, BACKEND)

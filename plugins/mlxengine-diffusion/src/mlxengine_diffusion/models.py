@@ -122,7 +122,7 @@ MODELS: tuple[DiffusionConfiguration, ...] = (
     _entry(
         "black-forest-labs/FLUX.2-klein-4B",
         "flux2",
-        "FLUX.2 klein: four steps, for small machines. No back end here runs it yet.",
+        "FLUX.2 klein: four steps, for small machines; needs the mflux extra.",
         size="4B",
         image_size=(1024, 1024),
         steps=4,

@@ -1,6 +1,6 @@
 """Make an environment with an optional back end and run its checks in it.
 
-    python run.py diffusionkit --venv FOLDER
+    python run.py diffusionkit --venv FOLDER      (or mflux)
 
 The optional libraries bring torch and more, so they do not belong in the environment of the daily tests.
 Uses the standard library only.
@@ -17,6 +17,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[3]
 PLUGIN = ROOT / "plugins" / "mlxengine-diffusion"
+# Its metadata resolves beside nothing here: the extra is what it imports.
+WITHOUT_METADATA = {"mflux": "mflux>=0.24,<0.25"}
 TOOLS = ("hatchling>=1.27", "editables", "pytest>=8", "pytest-timeout")
 
 
@@ -33,7 +35,7 @@ def requirements(extra: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("extra", choices=("diffusionkit",))
+    parser.add_argument("extra", choices=("diffusionkit", "mflux"))
     parser.add_argument("--venv", type=Path, required=True)
     options = parser.parse_args()
     python = options.venv.absolute() / "bin" / "python"
@@ -41,6 +43,8 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", options.venv], check=True)
     pip = [python, "-m", "pip", "install", "-q"]
     subprocess.run([*pip, *TOOLS, *requirements(options.extra)], check=True)
+    if name := WITHOUT_METADATA.get(options.extra):
+        subprocess.run([*pip, "--no-deps", name], check=True)
     ours = [*pip, "--no-index", "--no-deps", "--no-build-isolation", "-e", ROOT, "-e", PLUGIN]
     subprocess.run(ours, check=True)
     check = [python, "-m", "pytest", "-q", "-s", f"check_{options.extra}.py"]

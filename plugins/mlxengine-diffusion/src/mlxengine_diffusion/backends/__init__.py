@@ -6,7 +6,9 @@ Where two can serve a repository, the first of `ORDER` that is installed does, u
 1. ``sd``: Stable Diffusion 1, 2 and XL. Always installed; checks every tensor; the only one with samplers,
    adapters and low memory.
 2. ``mlx_vlm``: Z-Image. Resolves beside the other plugins on every platform.
-3. ``diffusionkit``: Stable Diffusion 3, 3.5 and FLUX.1 schnell. Last, because it brings torch.
+3. ``mflux``: FLUX.2 klein. mlx-vlm has that too, but builds it by the folder's name, not its configuration.
+   Installed without its metadata, which resolves beside nothing here.
+4. ``diffusionkit``: Stable Diffusion 3, 3.5 and FLUX.1 schnell. Last, because it brings torch.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from attrs import frozen
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import BackendUnavailableError, UnsupportedArchitectureError
 
-ORDER = ("sd", "mlx_vlm", "diffusionkit")
+ORDER = ("sd", "mlx_vlm", "mflux", "diffusionkit")
 
 if TYPE_CHECKING:
     import numpy as np

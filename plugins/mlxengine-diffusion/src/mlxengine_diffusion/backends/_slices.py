@@ -6,6 +6,13 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mlxengine import ModelCard
+from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, RemoteCodeRefusedError
+
+from ..sd.layout import document
+from . import Offer
+
+FLOW_PARTS = ("text_encoder", "transformer", "vae")
 _SLICE_BYTES = 64 * 2**20
 
 
@@ -35,3 +42,20 @@ def steps_for(steps: int, strength: float) -> int:
 
 
 __all__ = ["steps_for", "warm"]
+
+
+def flow_offer(card: ModelCard) -> Offer:
+    """The offer for a diffusers repository of one text encoder, a transformer and an autoencoder; pure."""
+    problem: MLXEngineError | None = None
+    if "auto_map" in document(card, "tokenizer/tokenizer_config.json"):
+        problem = RemoteCodeRefusedError(
+            f"The tokenizer of {card.id} wants to run the repository's own code."
+        )
+    names = card.names(".safetensors")
+    if absent := [part for part in FLOW_PARTS if not any(name.startswith(f"{part}/") for name in names)]:
+        problem = IncompatibleWeightsError(f"{card.id} has no safetensors weights for {', '.join(absent)}.")
+    documents = ("model_index.json", "*/*config.json", "*/*.index.json")
+    words = ("tokenizer/*.json", "tokenizer/*.txt", "tokenizer/*.jinja")
+    return Offer(
+        files=(*documents, *words, *(f"{part}/*.safetensors" for part in FLOW_PARTS)), problem=problem
+    )

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mlxengine import LoadContext, ModelCard
 from mlxengine.configuration import thaw
-from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, RemoteCodeRefusedError
+from mlxengine.errors import IncompatibleWeightsError
 
 from ..models import defaults_for
 from ..sd.layout import document
 from . import Abilities, Defaults, Job, Offer, Pixels, PromptReport, Step
-from ._slices import warm
+from ._slices import FLOW_PARTS as _PARTS
+from ._slices import flow_offer, warm
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 SUMMARY = "FLUX.2 klein on mflux"
 # Its metadata asks for an older huggingface_hub, and on Linux for one CUDA build of mlx; its code does not.
 REMEDY = 'pip install "mlxengine-diffusion[mflux]", then pip install --no-deps "mflux>=0.24,<0.25"'
-_PARTS = ("text_encoder", "transformer", "vae")
 _LENGTH = 512
 _TRANSFORMER = (
     "patch_size",
@@ -57,16 +57,7 @@ _TEXT = (
 def claim(card: ModelCard) -> Offer | None:
     if document(card, "model_index.json").get("_class_name") != "Flux2KleinPipeline":
         return None
-    problem: MLXEngineError | None = None
-    if "auto_map" in document(card, "tokenizer/tokenizer_config.json"):
-        problem = RemoteCodeRefusedError(
-            f"The tokenizer of {card.id} wants to run the repository's own code."
-        )
-    names = card.names(".safetensors")
-    if absent := [part for part in _PARTS if not any(name.startswith(f"{part}/") for name in names)]:
-        problem = IncompatibleWeightsError(f"{card.id} has no safetensors weights for {', '.join(absent)}.")
-    documents = ("model_index.json", "*/*config.json", "*/*.index.json", "tokenizer/*")
-    return Offer(files=(*documents, *(f"{part}/*.safetensors" for part in _PARTS)), problem=problem)
+    return flow_offer(card)
 
 
 def missing() -> str | None:

@@ -12,41 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mlxengine import LoadContext, ModelCard
-from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, RemoteCodeRefusedError
+from mlxengine.errors import IncompatibleWeightsError
 
 from ..models import defaults_for
 from ..sd.layout import document
 from . import Abilities, Defaults, Job, Offer, Pixels, PromptReport, Step
-from ._slices import warm
+from ._slices import FLOW_PARTS as _PARTS
+from ._slices import flow_offer, warm
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 SUMMARY = "Z-Image on mlx-vlm"
 REMEDY = 'pip install "mlxengine-diffusion[vlm]"'
-_PARTS = ("text_encoder", "transformer", "vae")
 _LENGTH = 512
 
 
 def claim(card: ModelCard) -> Offer | None:
     if document(card, "model_index.json").get("_class_name") != "ZImagePipeline":
         return None
-    problem: MLXEngineError | None = None
-    if "auto_map" in document(card, "tokenizer/tokenizer_config.json"):
-        problem = RemoteCodeRefusedError(
-            f"The tokenizer of {card.id} wants to run the repository's own code."
-        )
-    names = card.names(".safetensors")
-    if absent := [part for part in _PARTS if not any(name.startswith(f"{part}/") for name in names)]:
-        problem = IncompatibleWeightsError(f"{card.id} has no safetensors weights for {', '.join(absent)}.")
-    documents = (
-        "model_index.json",
-        "*/*config.json",
-        "*/*.index.json",
-        "tokenizer/*.json",
-        "tokenizer/*.txt",
-    )
-    return Offer(files=(*documents, *(f"{part}/*.safetensors" for part in _PARTS)), problem=problem)
+    return flow_offer(card)
 
 
 def missing() -> str | None:

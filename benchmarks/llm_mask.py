@@ -74,11 +74,13 @@ def main() -> None:
             "free_ms": statistics.median(free[at] for free, _ in pairs),
             "masked_ms": statistics.median(masked[at] for _, masked in pairs),
             "ratio": statistics.median(ratios),
+            "ratio_of_best": min(masked[at] for _, masked in pairs) / min(free[at] for free, _ in pairs),
             "spread": (ratios[0], ratios[-1]),
         }
         print(
             f"{clock}: {row[clock]['free_ms']:.1f} ms a step free, {row[clock]['masked_ms']:.1f} masked; "
-            f"ratio {row[clock]['ratio']:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+            f"ratio {row[clock]['ratio']:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), "
+            f"of the best rounds {row[clock]['ratio_of_best']:.3f}"
         )
     if options.output:
         options.output.write_text(json.dumps(row, indent=1) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -22,6 +23,9 @@ CLEAN = (
     "MLXENGINE_FEATURES",
     "MLXENGINE_CONFIG",
 )
+
+SIZES = ROOT / "docs" / "reference" / "sizes.md"
+INSTALLED = "from importlib.metadata import distributions; print(*[item.name for item in distributions()])"
 
 
 def first_party() -> list[Path]:
@@ -114,3 +118,18 @@ def run(
     done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert not check or done.returncode == 0, f"{' '.join(words)[:300]}\n{done.stdout}{done.stderr}"
     return done
+
+
+def installed(environment: Environment) -> set[str]:
+    """The normalised names of the distributions in the environment."""
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in environment.run(INSTALLED).stdout.split()}
+
+
+def megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def published() -> dict[str, float]:
+    """What the documentation says an extra takes on the disk, in megabytes."""
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) MB", SIZES.read_text(), re.MULTILINE)
+    return {name: float(size.replace(",", "")) for name, size in rows}

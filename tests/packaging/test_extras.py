@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from .environments import ROOT, Environment
+from .environments import ROOT, Environment, installed, megabytes, published
 
 DENIED = {
     "core": {"mlx", "numpy", "transformers", "torch", "pillow"},
@@ -18,24 +17,12 @@ DENIED = {
     "embed": {"diffuse-mlx", "torch"},
     "diffusion": {"mlx-lm", "mlx-vlm", "mlx-embeddings", "opencv-python", "torch"},
 }
-SIZES = ROOT / "docs" / "reference" / "sizes.md"
 IMPORT = """
-import importlib, sys
 from mlxengine import InferenceEngine
 with InferenceEngine() as engine:
     assert [record.error for record in engine.plugins] == [None] * len(engine.plugins), engine.plugins
     print(*[record.name for record in engine.plugins])
 """
-INSTALLED = "from importlib.metadata import distributions; print(*[item.name for item in distributions()])"
-
-
-def megabytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-
-
-def published() -> dict[str, float]:
-    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) MB", SIZES.read_text(), re.MULTILINE)
-    return {name: float(size.replace(",", "")) for name, size in rows}
 
 
 def third_party(folder: Path) -> list[str]:
@@ -61,7 +48,6 @@ def test_an_extra_alone_brings_its_own_kind_and_nothing_of_the_others(
         environment.others("mlx[cpu]", *third_party(ROOT / "plugins" / f"mlxengine-{extra}"))
         environment.ours(f"mlxengine-{extra}")
         assert environment.run(IMPORT).stdout.split() == [extra]
-    names = {re.sub(r"[-_.]+", "-", name).lower() for name in environment.run(INSTALLED).stdout.split()}
-    assert names & DENIED[extra] == set()
+    assert installed(environment) & DENIED[extra] == set()
     size = megabytes(environment.site)
     assert published()[extra] == pytest.approx(size, rel=0.2), f"{extra} takes {size:.0f} MB"

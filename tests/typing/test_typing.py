@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.packaging.environments import Environment, run
+
 SAMPLE = Path(__file__).parent / "sample.py"
+WRONG = {
+    "GenerateParams(max_token=8)": "max_token",
+    "GenerateParams(temperature='hot')": "temperature",
+    "InferenceEngine().load_text('a').generate(3)": "generate",
+    "InferenceEngine().load('a').generate('b')": "generate",
+    "Message.user('a').parts.append(TextPart('b'))": "append",
+}
+
+
+def wrong_program(folder: Path) -> Path:
+    """One wrong use a line, from the second line on."""
+    program = folder / "wrong.py"
+    names = "GenerateParams, InferenceEngine, Message, TextPart"
+    program.write_text(f"from mlxengine import {names}\n" + "\n".join(WRONG) + "\n")
+    return program
 
 
 def mypy(path: Path, folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -21,18 +41,25 @@ def test_a_users_program_and_a_plugin_pass_strict_mypy(tmp_path: Path, mypy_cach
 
 
 def test_wrong_uses_of_the_api_are_found_by_mypy(tmp_path: Path, mypy_cache: Path) -> None:
-    wrong = {
-        "GenerateParams(max_token=8)": "max_token",
-        "GenerateParams(temperature='hot')": "temperature",
-        "InferenceEngine().load_text('a').generate(3)": "generate",
-        "InferenceEngine().load('a').generate('b')": "generate",
-        "Message.user('a').parts.append(TextPart('b'))": "append",
-    }
-    program = tmp_path / "wrong.py"
-    program.write_text(
-        "from mlxengine import GenerateParams, InferenceEngine, Message, TextPart\n" + "\n".join(wrong) + "\n"
-    )
+    program = wrong_program(tmp_path)
     done = mypy(program, tmp_path, mypy_cache)
-    for line, word in enumerate(wrong.values(), 2):
+    for line, word in enumerate(WRONG.values(), 2):
         said = [out for out in done.stdout.splitlines() if f"wrong.py:{line}:" in out]
         assert any(word in out for out in said), (line, done.stdout)
+
+
+@pytest.mark.slow
+def test_pyright_agrees_on_both(bare: Environment, tmp_path: Path) -> None:
+    # pyright's checker from wheels alone: pyright itself fetches a toolchain when it is run
+    bare.others("basedpyright")
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    (tmp_path / "sample.py").write_text(SAMPLE.read_text())
+    wrong_program(tmp_path)
+    words = [bare.folder / "bin" / "basedpyright", "--outputjson", "--pythonpath", bare.python]
+    done = run([*words, "sample.py", "wrong.py"], cwd=tmp_path, check=False)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    lines = {name: set[int]() for name in ("sample.py", "wrong.py")}
+    for item in found:
+        if item["severity"] == "error":
+            lines[Path(item["file"]).name].add(item["range"]["start"]["line"] + 1)
+    assert lines == {"sample.py": set(), "wrong.py": set(range(2, 2 + len(WRONG)))}, found

@@ -15,7 +15,9 @@ root_doc = "index"
 exclude_patterns = ["examples"]
 html_theme = "furo"
 html_title = f"MLXEngine {__version__}"
-html_static_path = ["pictures"]
+html_show_copyright = False
+html_static_path = ["pictures", "static"]
+html_css_files = ["tables.css"]
 templates_path: list[str] = []
 
 # Single backticks in docstrings name an object of ours, or of Python's; the rest stays text.

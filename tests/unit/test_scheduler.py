@@ -71,8 +71,9 @@ def test_device_time_is_shared_between_models_not_steps(scheduler):
     gate.set()
     read(slow), read(fast)
     until_slow_ends = trace[: len(trace) - trace[::-1].index("slow")]
-    # 200 ms of slow steps leave room for about as much time of fast ones: far more than one to one.
-    assert until_slow_ends.count("fast") > 60
+    # 200 ms of slow steps leave room for about as much time of fast ones: far more than one to one,
+    # also where a busy machine makes a millisecond's sleep several
+    assert until_slow_ends.count("fast") > 30
 
 
 def test_a_long_step_delays_another_model_by_that_step_only(scheduler):
@@ -250,7 +251,7 @@ def test_status_names_the_plugin_whose_step_is_running(scheduler):
 
 def test_the_host_costs_microseconds_a_step(scheduler):
     count = 20_000
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(read(start(scheduler, words(count), limit=count + 1)[1])) == count + 1
-    per_step = (time.perf_counter() - began) / count * 1e6
+    per_step = (time.process_time() - began) / count * 1e6
     assert per_step < 200, f"{per_step:.0f} µs"

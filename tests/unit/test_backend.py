@@ -16,7 +16,7 @@ def unlimited() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unlimited")
-def test_mlx_keeps_an_eighth_of_a_working_set_at_most() -> None:
+def test_mlx_keeps_an_eighth_of_a_gpus_memory_at_most() -> None:
     assert limit_cache(64 << 30) == 8 << 30
     assert mx.set_cache_limit(1 << 50) == 8 << 30
 
@@ -29,6 +29,6 @@ def test_a_smaller_limit_that_was_set_before_stays() -> None:
 
 
 @pytest.mark.usefixtures("unlimited")
-def test_where_the_working_set_is_unknown_nothing_is_set() -> None:
+def test_where_the_memory_is_unknown_nothing_is_set() -> None:
     assert limit_cache(None) is None
     assert mx.set_cache_limit(1 << 50) == 1 << 50

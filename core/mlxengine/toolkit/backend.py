@@ -76,15 +76,15 @@ def clear_cache() -> None:
         mx.clear_cache()
 
 
-def limit_cache(working_set: int | None) -> int | None:
-    """Let mlx keep an eighth of a GPU's working set of freed memory at most; it has no limit of its own.
+def limit_cache(memory: int | None) -> int | None:
+    """Let mlx keep an eighth of a GPU's memory in freed buffers at most; it has no limit of its own.
 
     A smaller limit that somebody set before stays. Returns the limit in bytes, ``None`` where the size of the
-    working set is unknown (on a CPU, where mlx keeps 32 MiB).
+    memory is unknown (on a CPU, where mlx keeps 32 MiB).
     """
-    if working_set is None:
+    if memory is None:
         return None
-    limit = working_set // CACHE_SHARE
+    limit = memory // CACHE_SHARE
     before = mx.set_cache_limit(limit)
     if before < limit:
         mx.set_cache_limit(before)
@@ -113,7 +113,8 @@ class MLXBackend:
     """
 
     def __init__(self) -> None:
-        limit_cache(probe().working_set)
+        found = probe()
+        limit_cache(found.working_set or found.total_memory)
         self._stream, self._loader_stream = streams = _take_stream(), _take_stream()
         weakref.finalize(self, _idle.extend, streams).atexit = False
 

@@ -232,7 +232,7 @@ class EngineBase:
 def _shut_down(scheduler: Scheduler, loader: Loader, pool: ModelPool) -> None:
     pool.abandon()
     scheduler.close()
-    loader.close(timeout=1.0)  # at exit, nobody waits for a model that is still being built
+    loader.close()
 
 
 __all__ = ["EngineBase"]

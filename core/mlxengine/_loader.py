@@ -217,9 +217,9 @@ class Loader:
 
         return self._scheduler.run(read)
 
-    def close(self, timeout: float | None = 30.0) -> None:
-        """End the thread that builds models."""
-        self._builder.close(timeout)
+    def close(self) -> None:
+        """End the thread that builds models; a model that is still being built at exit is not waited for."""
+        self._builder.close(timeout=1.0)
 
     def _need_mlx(self) -> None:
         from .device import mlx_backend

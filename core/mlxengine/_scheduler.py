@@ -140,6 +140,8 @@ class Scheduler:
             self._wake.notify()
 
     def _main(self) -> None:
+        died: BaseException | None = None
+        tasks: list[Task] = []
         with ExitStack() as stack:
             self._stack = stack
             try:
@@ -148,10 +150,15 @@ class Scheduler:
                 while self._turn():
                     pass
             except BaseException as error:
-                self._die(error)
+                died = error
+                tasks = [task for group in self._groups.values() for task in group.tasks]
+                for task in tasks:
+                    self._close(task)
             else:
                 self._end_everything(CancelledError("The engine was closed while the request was running."))
         give_up_streams(self._backend)
+        if died is not None:
+            self._die(died, tasks)
 
     def _enter_stream(self) -> None:
         assert self._backend is not None
@@ -305,8 +312,11 @@ class Scheduler:
         for key in list(self._groups):
             self.end_group(key, error)
 
-    def _die(self, error: BaseException) -> None:
-        """The loop itself failed: tell every waiting caller at once; the next call starts a new thread."""
+    def _die(self, error: BaseException, tasks: list[Task]) -> None:
+        """The loop itself failed: tell every waiting caller at once; the next call starts a new thread.
+
+        The streams were given up before, because the next thread frees what this one compiled.
+        """
         log.critical("The scheduler's thread died", exc_info=error)
         self._died, self._died_at = error, time.monotonic()
         typed = GenerationError(
@@ -315,9 +325,6 @@ class Scheduler:
             recoverable=True,
         )
         typed.__cause__ = error
-        tasks = [task for group in self._groups.values() for task in group.tasks]
-        for task in tasks:
-            self._close(task)
         self._groups.clear()
         with self._wake:
             posted = list(self._inbox)

@@ -1,5 +1,6 @@
 """The scheduler on iterators that need no model."""
 
+import contextlib
 import threading
 import time
 
@@ -237,6 +238,28 @@ def test_when_the_loop_dies_every_waiter_is_told_and_a_new_thread_takes_over(sch
     monkeypatch.undo()
     assert len(read(start(scheduler, words(3))[1])) == 4
     assert "KeyboardInterrupt" in scheduler.status().died
+
+
+def test_a_thread_that_dies_gives_up_its_streams_before_anyone_is_told(scheduler, monkeypatch):
+    ended = []
+
+    class Backend:
+        stream = staticmethod(contextlib.nullcontext)
+        synchronize = staticmethod(lambda: None)
+
+        def end_thread(self):
+            time.sleep(0.1)
+            ended.append(threading.current_thread().name)
+
+    scheduler.use(Backend)
+    channel = start(scheduler, words(10**6, 0.001), limit=8)[1]
+    channel.get()
+    monkeypatch.setattr(
+        scheduler, "_serve", lambda *_args, **_more: (_ for _ in ()).throw(KeyboardInterrupt())
+    )
+    with pytest.raises(GenerationError, match="thread failed"):
+        read(channel)
+    assert len(ended) == 1
 
 
 def test_status_names_the_plugin_whose_step_is_running(scheduler):

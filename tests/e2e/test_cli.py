@@ -274,6 +274,7 @@ def test_an_answer_streams_and_ctrl_c_stops_it_but_not_the_conversation(
     child.expect("> ")
     child.sendline("/undo")
     child.expect_exact("(there is nothing to forget)")
+    child.expect("> ")  # the line editor is reading again; a terminal loses an end of input typed before
     child.sendeof()
     assert finish(child)[0] == 0
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .events import Event
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
 
 
 class Channel:
@@ -16,19 +18,22 @@ class Channel:
     is called on the reader's thread when a full queue has been drained to half.
     """
 
+    # A condition variable wakes each reader through three locks and some Python, which a model with short
+    # steps feels once there are many readers.
+
     def __init__(self, limit: int, on_space: Callable[[], None]) -> None:
+        from queue import SimpleQueue  # not needed to import the engine, which has to be quick
+
         self._limit = limit
         self._on_space = on_space
-        self._items: deque[Event] = deque()
-        self._changed = threading.Condition()
+        self._items: SimpleQueue[Event | _End] = SimpleQueue()
         self._ended = False
-        self._error: BaseException | None = None
         self._waker: Callable[[], None] | None = None
         self._was_full = False
 
     @property
     def full(self) -> bool:
-        return len(self._items) >= self._limit
+        return self._items.qsize() >= self._limit
 
     @property
     def ended(self) -> bool:
@@ -37,24 +42,14 @@ class Channel:
 
     def put(self, event: Event) -> None:
         """Write an event (scheduler)."""
-        with self._changed:
-            self._items.append(event)
-            self._was_full = self._was_full or self.full
-            self._changed.notify()
-            waker = self._waker
-        if waker is not None:
-            waker()
+        self._write(event)
+        self._was_full = self._was_full or self.full
 
     def end(self, error: BaseException | None = None) -> None:
         """Write the end (scheduler); the first call counts."""
-        with self._changed:
-            if self._ended:
-                return
-            self._ended, self._error = True, error
-            self._changed.notify_all()
-            waker = self._waker
-        if waker is not None:
-            waker()
+        if not self._ended:
+            self._ended = True
+            self._write(_End(error))
 
     def get(self) -> Event | None:
         """The next event, waiting for it; ``None`` at the end.
@@ -62,32 +57,35 @@ class Channel:
         Raises:
             BaseException: the error that the request ended with, after all its events.
         """
-        with self._changed:
-            while not self._items and not self._ended:
-                self._changed.wait()
-            event = self._take()
-        self._freed()
-        return event
+        return self._taken(self._items.get())
 
     def poll(self, waker: Callable[[], None]) -> tuple[bool, Event | None]:
         """``(True, event or None at the end)``, or ``(False, None)``: then ``waker`` is called later."""
-        with self._changed:
-            if not self._items and not self._ended:
-                self._waker = waker
+        if self._items.empty():
+            self._waker = waker
+            if self._items.empty():  # else it was written before the writer could see the waker
                 return False, None
-            self._waker = None
-            event = self._take()
-        self._freed()
-        return True, event
+        self._waker = None
+        return True, self.get()
 
-    def _take(self) -> Event | None:
-        if self._items:
-            return self._items.popleft()
-        if self._error is not None:
-            raise self._error
-        return None
+    def _write(self, item: Event | _End) -> None:
+        self._items.put(item)
+        waker = self._waker
+        if waker is not None:
+            waker()
 
-    def _freed(self) -> None:
-        if self._was_full and len(self._items) <= self._limit // 2:
+    def _taken(self, item: Event | _End) -> Event | None:
+        if isinstance(item, _End):
+            self._items.put(item)  # the end stays
+            if item.error is not None:
+                raise item.error
+            return None
+        if self._was_full and self._items.qsize() <= self._limit // 2:
             self._was_full = False
             self._on_space()
+        return item
+
+
+class _End:
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error

@@ -24,10 +24,9 @@ from mlxengine import (
     Fit,
     InferenceEngine,
     Loaded,
-    LoadContext,
     ModelCard,
+    ModelHandle,
     Request,
-    RunContext,
     TextDelta,
     hookimpl,
 )
@@ -43,17 +42,21 @@ class Null:
         return Claim(kind="null", fit=Fit.NATIVE, uses_mlx=False)
 
     @hookimpl
-    def load_model(self, card: ModelCard, context: LoadContext) -> Loaded:
+    def load_model(self, card: ModelCard) -> Loaded:
         return Loaded(model=int(card.config["null"]))
 
     @hookimpl
-    def generate(self, model: int, request: Request, context: RunContext) -> Iterator[Event] | None:
+    def generate(self, model: int, request: Request) -> Iterator[Event] | None:
         return self._speak(model) if type(request) is Request else None
 
     def _speak(self, count: int) -> Iterator[Event]:
         for _ in range(count):
             yield TextDelta(text="a")
         yield Finished()
+
+
+def _read(handle: ModelHandle, counts: list[int]) -> None:
+    counts.append(sum(1 for _ in handle.stream(Request())))
 
 
 def measure(engine: InferenceEngine, folder: Path, streams: int, rounds: int) -> dict[str, float]:
@@ -63,10 +66,7 @@ def measure(engine: InferenceEngine, folder: Path, streams: int, rounds: int) ->
     for _ in range(rounds):
         counts: list[int] = []
         began = time.process_time()
-        readers = [
-            threading.Thread(target=lambda: counts.append(sum(1 for _ in handle.stream(Request()))))
-            for _ in range(streams)
-        ]
+        readers = [threading.Thread(target=_read, args=(handle, counts)) for _ in range(streams)]
         for reader in readers:
             reader.start()
         for reader in readers:

@@ -148,6 +148,9 @@ class Answer(Row):
     def unread(self) -> int:
         return len(self.events)
 
+    def ready(self) -> bool:
+        return self.grammar is None or self.grammar.ready()
+
     def take(self, token: int, logprobs: mx.array) -> None:
         if self._first is None:
             self._first = time.perf_counter()

@@ -3,13 +3,19 @@
 The masks of all rows are computed together, once a step, after the network's forward pass was queued:
 the device computes while the masks are made. They are applied with one ``where``, so no kernel of a
 particular back end is needed.
+
+Compiling a grammar takes from a millisecond to many seconds, so each is compiled on a thread of its own while
+other rows go on; what a mask may take is bounded by llguidance's limits, at which the row fails.
 """
 
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import mlx.core as mx
@@ -19,7 +25,14 @@ from ..errors import GenerationError, InvalidParameterError
 from ..grammar import Grammar, GrammarKind
 
 _KEPT = 32
-_LONGEST = 1 << 18  # characters: compiling takes about a second then, in which nothing else is served
+_LONGEST = 1 << 18  # characters
+# llguidance makes every pattern of an object exclude the others: 100 take 0.2 s, 500 over a minute.
+_PATTERNS = 128
+_PATIENCE = 30.0  # seconds that a row waits for its grammar
+_BUILDERS = 4  # grammars that are compiled at the same time
+# About a quarter of llguidance's own limits, with which one mask can take over a second; see LLParserLimits.
+_LIMITS = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 50_000, "step_max_items": 20_000}
+_HINT = "Simplify it; llguidance documents what it supports."
 # A model that likes blank space could otherwise go on with it for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,4}"}
 
@@ -31,12 +44,46 @@ class GrammarRow:
     is rebuilt from its tokens is followed from the start again.
     """
 
-    def __init__(self, grammars: Grammars, matcher: Any, prompt_length: int) -> None:
+    def __init__(
+        self, grammars: Grammars, grammar: Grammar, compiled: Future[Any], prompt_length: int
+    ) -> None:
         self._grammars = grammars
+        self._grammar = grammar
+        self._compiled = compiled
+        self._since = time.monotonic()
+        self._matcher: Any = None
         self._prompt_length = prompt_length
         self._consumed = 0
         self._bits: np.ndarray[Any, Any] | None = None
-        self.matcher = matcher
+
+    def ready(self) -> bool:
+        """Whether the grammar is compiled; the row must not be decoded before.
+
+        Raises:
+            InvalidParameterError: it cannot be compiled, nothing fits it, or compiling takes too long.
+        """
+        if self._matcher is not None:
+            return True
+        if not self._compiled.done():
+            if time.monotonic() - self._since < _PATIENCE:
+                return False
+            raise self._refused(f"it is not compiled after {_PATIENCE:.0f} s.")
+        error = self._compiled.exception()
+        if error is not None:
+            raise self._refused(str(error)) from error
+        self._matcher = self._compiled.result().deep_copy()
+        return True
+
+    def _refused(self, reason: str) -> InvalidParameterError:
+        return InvalidParameterError(
+            f"The grammar ({self._grammar.kind}) cannot be used: {reason}", hint=_HINT
+        )
+
+    @property
+    def matcher(self) -> Any:
+        """llguidance's matcher of this row."""
+        assert self._matcher is not None, "not ready"
+        return self._matcher
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
         self._grammars.fill(logits)
@@ -50,7 +97,8 @@ class GrammarRow:
                 self.consume(token)
         if self.matcher.is_error():
             raise GenerationError(
-                f"The grammar cannot go on: {_reason(self.matcher)}", hint="Simplify the grammar."
+                f"The grammar ({self._grammar.kind}) cannot go on: {_reason(self.matcher)}",
+                hint="Simplify it: fewer alternatives and optional properties at one place.",
             )
         if self._bits is None:
             self._bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
@@ -89,16 +137,23 @@ class Grammars:
         self._stop_ids = sorted(stop_ids)
         self._tokenizer: Any = None
         self._executor: Any = None
-        self._matchers: OrderedDict[Grammar, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self._matchers: OrderedDict[Grammar, Future[Any]] = OrderedDict()
+        self._builders = threading.BoundedSemaphore(_BUILDERS)
         self._expected: tuple[list[tuple[int, GrammarRow]], mx.array] | None = None
 
     def row(self, grammar: Grammar, prompt_length: int) -> GrammarRow:
-        """The processor of a row whose answer must fit the grammar.
-
-        Raises:
-            InvalidParameterError: the grammar cannot be compiled, or nothing fits it.
-        """
-        return GrammarRow(self, self._matcher(grammar).deep_copy(), prompt_length)
+        """The processor of a row whose answer must fit the grammar, which is being compiled meanwhile."""
+        if grammar not in self._matchers:
+            found: Future[Any] = Future()
+            self._matchers[grammar] = found
+            # A thread that cannot be interrupted must not keep the process from ending.
+            name = "mlxengine-grammar"
+            threading.Thread(target=self._compile, args=(grammar, found), name=name, daemon=True).start()
+            if len(self._matchers) > _KEPT:
+                self._matchers.popitem(last=False)
+        self._matchers.move_to_end(grammar)
+        return GrammarRow(self, grammar, self._matchers[grammar], prompt_length)
 
     def expect(self, rows: list[tuple[int, GrammarRow]], tokens: mx.array) -> None:
         """Before a step: the rows, each with its position in ``tokens`` (drawn, perhaps not evaluated)."""
@@ -132,34 +187,40 @@ class Grammars:
         found[: flat.size] = flat.view(bool)
         return found
 
-    def _matcher(self, grammar: Grammar) -> Any:
-        from llguidance import LLExecutor, LLMatcher, LLTokenizer
+    def _compile(self, grammar: Grammar, future: Future[Any]) -> None:
+        """Compile a grammar; on a thread of its own."""
+        try:
+            with self._builders:
+                future.set_result(self._matcher(grammar))
+        except BaseException as error:
+            future.set_exception(error)
 
-        if self._tokenizer is None:
-            self._tokenizer = LLTokenizer(self._text(), n_vocab=self._vocabulary, eos_token=self._stop_ids)
-            self._executor = LLExecutor()
-        if grammar not in self._matchers:
-            try:
-                if len(grammar.source) > _LONGEST:
-                    raise ValueError(f"it has {len(grammar.source)} characters, at most {_LONGEST} may be.")
-                text = _compiled(grammar, LLMatcher)
-                failed, problems = LLMatcher.validate_grammar_with_warnings(text, self._tokenizer)
-                if failed:
-                    raise ValueError(problems[0])
-                matcher = LLMatcher(self._tokenizer, text, log_level=0)
-                first = matcher.deep_copy()  # some are found to be impossible or too complex only when used
-                if not any(first.compute_bitmask()) or first.is_error():
-                    raise ValueError(_reason(first) or "nothing fits it.")
-                self._matchers[grammar] = matcher
-            except ValueError as error:
-                raise InvalidParameterError(
-                    f"The grammar ({grammar.kind}) cannot be used: {error}",
-                    hint="Simplify it; llguidance documents what it supports.",
-                ) from error
-            if len(self._matchers) > _KEPT:
-                self._matchers.popitem(last=False)
-        self._matchers.move_to_end(grammar)
-        return self._matchers[grammar]
+    def _matcher(self, grammar: Grammar) -> Any:
+        from llguidance import LLMatcher, LLParserLimits
+
+        if len(grammar.source) > _LONGEST:
+            raise ValueError(f"it has {len(grammar.source)} characters, at most {_LONGEST} may be.")
+        text = _compiled(grammar, LLMatcher)
+        matcher = LLMatcher(self._words(), text, log_level=0, limits=LLParserLimits(**_LIMITS))
+        # Some are found to be impossible or too complex only when used; and the first mask is the slowest.
+        if matcher.is_error() or not any(matcher.compute_bitmask()) or matcher.is_error():
+            raise ValueError(_reason(matcher) or "nothing fits it.")
+        return matcher
+
+    def _words(self) -> Any:
+        """The tokenizer as llguidance wants it, made for the first grammar.
+
+        That holds Python's lock, about 10 us a token, so it is done in two parts.
+        """
+        from llguidance import LLExecutor, LLTokenizer
+
+        with self._lock:
+            if self._tokenizer is None:
+                text = self._text()
+                plain = LLTokenizer(text, n_vocab=self._vocabulary, eos_token=self._stop_ids, slices=[])
+                self._tokenizer = plain.with_slices(LLTokenizer.general_slices())
+                self._executor = LLExecutor()
+            return self._tokenizer
 
 
 def _reason(matcher: Any) -> str:
@@ -172,7 +233,21 @@ def _compiled(grammar: Grammar, compiler: Any) -> str:
         return str(compiler.grammar_from_regex(grammar.source))
     if grammar.kind is GrammarKind.LARK:
         return str(compiler.grammar_from_lark(grammar.source))
-    return str(compiler.grammar_from_json_schema(json.loads(grammar.source), defaults=_JSON_OPTIONS))
+    schema = json.loads(grammar.source)
+    most = max(_pattern_counts(schema), default=0)
+    if most > _PATTERNS:
+        raise ValueError(f"an object has {most} patternProperties, at most {_PATTERNS} may be.")
+    return str(compiler.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS))
+
+
+def _pattern_counts(schema: Any) -> Iterator[int]:
+    """How many patterns each ``patternProperties`` anywhere in a schema has."""
+    if isinstance(schema, dict):
+        patterns = schema.get("patternProperties")
+        if isinstance(patterns, dict):
+            yield len(patterns)
+    for item in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _pattern_counts(item)
 
 
 __all__ = ["GrammarRow", "Grammars"]

@@ -29,6 +29,9 @@ STALL = 64
 PATIENCE = 30.0
 """Seconds of waiting that make up for one step of priority."""
 
+NAP = 0.002
+"""Seconds of a step in which all rows wait for what `Row.ready` asks for."""
+
 
 class Row:
     """One answer in the batch. Its owner overrides `take`, which must not raise for long.
@@ -74,6 +77,10 @@ class Row:
     def unread(self) -> int:
         """Events that the reader has not fetched yet."""
         return 0
+
+    def ready(self) -> bool:
+        """Whether it can be decoded; until then it waits outside the batch. May raise: then it fails."""
+        return True
 
     def take(self, token: int, logprobs: mx.array) -> None:
         """Receive the next token and the log-probabilities, shape (vocabulary,), that it was drawn from.
@@ -201,6 +208,8 @@ class SharedBatch:
         try:
             decoder = self._enter()
             if decoder is None or not self._rows:
+                if self._waiting:  # for something that another thread makes: leave it the processor
+                    time.sleep(NAP)
                 return
             began = time.perf_counter()
             running = any(not row.reading for row in self._rows)
@@ -255,6 +264,8 @@ class SharedBatch:
             now = time.monotonic()
             row = min(free, key=lambda item: item.standing(now))
             self._waiting.remove(row)
+            if row.failure is not None:
+                continue
             try:
                 self._insert(self._decoder, row)
             except Exception as error:
@@ -265,6 +276,12 @@ class SharedBatch:
         return self._decoder
 
     def _must_wait(self, row: Row) -> bool:
+        try:
+            if not row.ready():
+                return True
+        except Exception as error:
+            row.fail(error)
+            return False
         leader = row.after
         return leader is not None and leader.reading and (leader.inside or leader in self._waiting)
 

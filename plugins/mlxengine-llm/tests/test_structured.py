@@ -5,13 +5,21 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from llm_harness import Plugin, raw, text_of, tokens_of
-from mlxengine import GenerateParams, Grammar
-from mlxengine.errors import FeatureUnavailableError, GenerationError, InvalidParameterError
+from mlxengine import GenerateParams, Grammar, TextDelta
+from mlxengine.errors import (
+    FeatureUnavailableError,
+    GenerationError,
+    InvalidParameterError,
+    MLXEngineError,
+)
+from mlxengine.toolkit import grammar as grammars
 
 from tests.hub.fixtures import HubModel
 
@@ -103,17 +111,15 @@ def test_rows_with_and_without_a_grammar_equal_their_solo_runs(plugin: Plugin, t
 def test_masks_are_filled_once_a_step_for_all_rows(
     plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlxengine.toolkit import grammar
-
     single: list[int] = []
-    consume = grammar.GrammarRow.__call__
+    consume = grammars.GrammarRow.__call__
 
     def spy(self: Any, tokens: Any, logits: Any) -> Any:
         found = consume(self, tokens, logits)
         single.append(tokens.size)
         return found
 
-    monkeypatch.setattr(grammar.GrammarRow, "__call__", spy)
+    monkeypatch.setattr(grammars.GrammarRow, "__call__", spy)
     model = plugin.load(tiny)
     fills: list[int] = []
     fill = model.grammars.fill
@@ -178,8 +184,9 @@ TANGLED = " | ".join(f'"{number} {number * number}"' for number in range(3000))
 )
 def test_a_grammar_that_cannot_be_used_is_refused(plugin: Plugin, tiny: Path, grammar: Grammar) -> None:
     model = plugin.load(tiny)
-    with pytest.raises(InvalidParameterError, match="grammar"):
-        plugin.start(model, raw("x", grammar=grammar))
+    (events,) = plugin.run([plugin.start(model, raw("x", grammar=grammar))])
+    assert isinstance(events[-1], InvalidParameterError)
+    assert "The grammar" in str(events[-1])
     assert len(model.batch) == 0
 
 
@@ -187,15 +194,76 @@ def test_a_grammar_that_becomes_too_complex_ends_its_request_only(plugin: Plugin
     model = plugin.load(tiny)
     late = Grammar.lark(f'start: "xyz" rest\nrest: {TANGLED}')
     fine = Grammar.regex("[a-z]{30}")
-    for grammars in ([fine, late, fine], [late, fine], [late]):
-        requests = [raw("x", max_tokens=10, grammar=grammar) for grammar in grammars]
+    for mixed in ([fine, late, fine], [late, fine], [late]):
+        requests = [raw("x", max_tokens=10, grammar=grammar) for grammar in mixed]
         found = plugin.run([plugin.start(model, request) for request in requests])
-        for grammar, events in zip(grammars, found, strict=True):
+        for grammar, events in zip(mixed, found, strict=True):
             if grammar is late:
                 assert isinstance(events[-1], GenerationError)
                 assert "max is 2000" in str(events[-1])
             else:
                 assert len(tokens_of(events)) == 10
+
+
+def optional(count: int) -> Grammar:
+    """Optional properties, each with a pattern."""
+    patterns = {f"p{i}": {"type": "string", "pattern": f"^[a-z]{{{i % 7 + 1}}}x{i}$"} for i in range(count)}
+    return Grammar.json({"type": "object", "properties": patterns})
+
+
+@pytest.mark.parametrize(
+    ("grammar", "error"),
+    [
+        pytest.param(optional(2000), GenerationError, id="two-thousand"),
+        pytest.param(optional(4000), GenerationError, id="four-thousand", marks=pytest.mark.slow),
+        pytest.param(
+            Grammar.json({"patternProperties": {f"^x{i}[a-z]+$": {"type": "integer"} for i in range(4000)}}),
+            InvalidParameterError,
+            id="kinds-of-names",
+        ),
+        pytest.param(Grammar.regex("(a{1000}){1000}"), GenerationError, id="long-repetition"),
+    ],
+)
+def test_a_huge_grammar_holds_up_no_other_answer(
+    plugin: Plugin, tiny: Path, grammar: Grammar, error: type[MLXEngineError]
+) -> None:
+    model = plugin.load(tiny)
+    plugin.text(model, "x", max_tokens=3, grammar=Grammar.choices("a"))  # prepares the tokenizer
+    beside = plugin.start(model, raw("run", max_tokens=4000, ignore_eos=True))
+    huge, tokens, steps = None, 0, []
+    end: MLXEngineError | None = None
+    with plugin.backend.stream():
+        while end is None or tokens < 5:
+            at = time.perf_counter(), time.thread_time()
+            event = next(beside)
+            tokens += isinstance(event, TextDelta)
+            try:
+                huge = huge or plugin.start(model, raw("x", max_tokens=20, grammar=grammar))
+                next(huge, None)
+            except MLXEngineError as problem:
+                end = problem
+            steps.append((time.perf_counter() - at[0], time.thread_time() - at[1]))
+        huge.close()
+        beside.close()
+    assert isinstance(end, error)
+    assert "Simplify" in str(end.hint)
+    assert max(spent for _, spent in steps) < 0.25
+    assert max(wall for wall, _ in steps) < 1.0, "the machine may be busy, but Python's lock is not held"
+
+
+def test_a_grammar_that_takes_too_long_to_compile_ends_its_request(
+    plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammars, "_PATIENCE", 0.05)
+    go_on = threading.Event()
+    monkeypatch.setattr(grammars, "_compiled", lambda *_: go_on.wait(60) and "")
+    model = plugin.load(tiny)
+    asked = [raw("x", max_tokens=5), raw("x", grammar=Grammar.regex("[a-z]{3}"))]
+    fine, late = plugin.run([plugin.start(model, request) for request in asked])
+    go_on.set()
+    assert text_of(fine)
+    assert isinstance(late[-1], InvalidParameterError)
+    assert "not compiled" in str(late[-1])
 
 
 def test_thousands_of_choices_are_one_pattern(plugin: Plugin, tiny: Path) -> None:

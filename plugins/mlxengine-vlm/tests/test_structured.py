@@ -76,8 +76,8 @@ def test_rows_with_and_without_a_grammar_equal_their_solo_runs(plugin: Plugin, t
 
 
 def test_an_impossible_grammar_and_a_flag_that_is_off_are_refused(plugin: Plugin, tiny: Any) -> None:
-    with pytest.raises(InvalidParameterError):
-        plugin.start(tiny, wild(0, grammar=Grammar.lark("start: nowhere")))
+    (events,) = plugin.run([plugin.start(tiny, wild(0, grammar=Grammar.lark("start: nowhere")))])
+    assert isinstance(events[-1], InvalidParameterError)
     with pytest.raises(FeatureUnavailableError):
         plugin.start(tiny, wild(0), structured_output=False)
     with pytest.raises(InvalidParameterError, match="logit_bias"):

@@ -185,6 +185,8 @@ class _Reader:
             values["extra_eos_tokens"] = tuple(map(str, values["extra_eos_tokens"]))
         if "features" in values:
             values["features"] = tuple(sorted(self._flags(values["features"], f"{place}features.").items()))
+        if "sources" in values:
+            values["sources"] = tuple(self._provenance(one, f"{place}sources.") for one in values["sources"])
         if "provenance" in values:
             values["provenance"] = self._provenance(values["provenance"], f"{place}provenance.")
 
@@ -196,12 +198,17 @@ class _Reader:
         return self._checked(place.rstrip("."), make)
 
     def _provenance(self, table: dict[str, Any], place: str) -> Provenance:
-        self._known(table, ("checked", "source", "fields"), place)
+        if not isinstance(table, dict):
+            raise self._wrong(f"{place.rstrip('.')} must hold tables")
+        self._known(table, ("checked", "source", "fields", "how"), place)
         for name in ("checked", "source"):
             if not isinstance(table.get(name), str):
                 raise self._wrong(f"{place}{name} must be a text")
         chosen = self._value(table, "fields", list, place) or []
-        return Provenance(checked=table["checked"], source=table["source"], fields=tuple(map(str, chosen)))
+        how = self._value(table, "how", str, place) or "documented"
+        return Provenance(
+            checked=table["checked"], source=table["source"], fields=tuple(map(str, chosen)), how=how
+        )
 
     def _flags(self, table: Mapping[str, Any], place: str) -> dict[str, object]:
         """Flags written as ``llm.kv_bits = 4``, ``"llm.kv_bits" = 4`` or in a table ``[features.llm]``."""
@@ -254,6 +261,8 @@ class _Reader:
 _KINDS: dict[str, type] = {
     "context_length": int,
     "memory_bytes": int,
+    "parameter_count": int,
+    "sources": list,
     "trust_remote_code": bool,
     "extra_eos_tokens": list,
     "features": dict,

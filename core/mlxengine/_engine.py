@@ -216,7 +216,7 @@ class EngineBase:
         name, _, revision = str(model).partition("@")
         known = None if isinstance(model, Path) else self.registry.get(name)
         if known is not None:
-            return attrs.evolve(known, revision=revision or known.revision)
+            return self._asked(attrs.evolve(known, revision=revision or known.revision))
         return self._choose(ModelConfiguration(id=str(model)))
 
     def _choose(self, configuration: ModelConfiguration) -> ModelConfiguration:
@@ -226,7 +226,16 @@ class EngineBase:
             return configuration
         found = self.registry.recommend(kind, self.device, checked_only=True)
         log.info("auto:%s is %s: %s", kind, found.model.id, found.reason)
-        return found.model
+        return self._asked(found.model)
+
+    def _asked(self, known: ModelConfiguration) -> ModelConfiguration:
+        """A registry's entry as a request: a context length that a plugin lists is a fact about the model,
+        not a wish, and the checkpoint itself knows better."""
+        from .registry import Origin
+
+        if self.registry.entry(known.id).origin is Origin.PLUGIN:
+            return attrs.evolve(known, context_length=None)
+        return known
 
 
 def _shut_down(scheduler: Scheduler, loader: Loader, pool: ModelPool) -> None:

@@ -53,7 +53,12 @@ class Recommendation:
 
 def bits_of(item: ModelConfiguration) -> float | None:
     """Bits for one weight by the entry's quantization, scales included; ``None`` if it is unknown."""
-    name = (item.quantization or "").lower()
+    return bits_named(item.quantization)
+
+
+def bits_named(quantization: str | None) -> float | None:
+    """Bits for one weight in a quantization of this name; ``None`` if the name says nothing."""
+    name = (quantization or "").lower()
     if name in _HALF:
         return 16.0
     if name in ("fp32", "float32"):
@@ -68,20 +73,20 @@ def weight_bytes(item: ModelConfiguration) -> int | None:
     """Bytes of an entry's weights: as recorded, else parameters times bits; ``None`` if unknown."""
     if item.memory_bytes is not None:
         return item.memory_bytes
-    size, bits = item.parameters, bits_of(item)
+    size, bits = item.parameter_count or item.parameters, bits_of(item)
     return None if size is None or bits is None else int(size * bits / 8)
 
 
 def base_name(item: ModelConfiguration) -> str:
-    """The model's name without its organisation, quantization and format, in lower case."""
-    return _SUFFIX.sub("", item.id.partition("@")[0].rpartition("/")[2].lower())
+    """The name of the model, or of what it was converted from, without organisation and quantization."""
+    return _SUFFIX.sub("", (item.base_model or item.id).partition("@")[0].rpartition("/")[2].lower())
 
 
 def needed_bytes(item: ModelConfiguration, device: Device) -> int | None:
     """Bytes to run an entry on a device: on a CPU all weights become dense fp32 ones."""
     weights: float | None = weight_bytes(item)
-    if device.backend == "cpu" and item.parameters is not None:
-        weights = 4 * item.parameters
+    if device.backend == "cpu" and (count := item.parameter_count or item.parameters) is not None:
+        weights = 4 * count
     return None if weights is None else int(weights * _OVERHEAD) + _WORKSPACE
 
 

@@ -122,17 +122,19 @@ class ModelRef:
 
 @frozen(kw_only=True)
 class Provenance:
-    """When and against what an entry's facts were last checked.
+    """When and against what an entry's facts were last checked, or where some of them come from.
 
     Args:
         checked: ISO date, for example ``"2026-11-22"``.
-        source: what they were compared with, for example ``"hub"`` or a document's name.
+        source: what they were compared with, for example ``"hub"``, or the address where they stand.
         fields: the fields that were checked; empty means all that are set.
+        how: ``"documented"`` for what the source states, or ``"computed: …"`` with the arithmetic.
     """
 
     checked: str
     source: str
     fields: tuple[str, ...] = ()
+    how: str = "documented"
 
 
 @frozen(kw_only=True)
@@ -153,6 +155,9 @@ class ModelConfiguration:
         context_length: longest context in tokens.
         license: SPDX identifier or the hub's license tag.
         memory_bytes: bytes that the weights take when loaded.
+        parameter_count: exact number of weights, where ``size`` is rounded.
+        base_model: id of the repository that this one was converted from.
+        template_notes: what the chat template takes: system messages, tools, a switch for thinking.
         default_prompt: what a demonstration asks it.
         extra_eos_tokens: token texts that end an answer besides the tokenizer's own.
         chat_template: a Jinja template that replaces the repository's.
@@ -161,6 +166,7 @@ class ModelConfiguration:
         trust_remote_code: allow the repository's own Python code.
         features: feature flags for this model, as ``(name, value)`` pairs.
         provenance: when the entry was checked; ``None`` says that it was not.
+        sources: where single facts come from, beside ``provenance``.
     """
 
     id: str
@@ -173,6 +179,9 @@ class ModelConfiguration:
     context_length: int | None = None
     license: str | None = None
     memory_bytes: int | None = None
+    parameter_count: int | None = None
+    base_model: str | None = None
+    template_notes: str | None = None
     default_prompt: str | None = None
     extra_eos_tokens: tuple[str, ...] = ()
     chat_template: str | None = None
@@ -181,6 +190,7 @@ class ModelConfiguration:
     trust_remote_code: bool = False
     features: tuple[tuple[str, object], ...] = ()
     provenance: Provenance | None = None
+    sources: tuple[Provenance, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         if self.size is not None:
@@ -188,7 +198,7 @@ class ModelConfiguration:
 
     @property
     def parameters(self) -> float | None:
-        """Number of parameters, or ``None`` where the size is unknown."""
+        """Number of parameters as ``size`` rounds it, or ``None`` where the size is unknown."""
         return None if self.size is None else parse_size(self.size)
 
     @property

@@ -11,8 +11,9 @@ import enum
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from attrs import evolve, frozen
+from attrs import evolve, fields_dict, frozen
 
+from ._registry_file import read_entries
 from ._selection import Prefer, Recommendation, base_name, bits_of, recommend, weight_bytes
 from .configuration import ModelConfiguration, Provenance, parse_size
 from .device import Device
@@ -186,12 +187,14 @@ class ModelRegistry:
         min_size: str | float | None = None,
         max_size: str | float | None = None,
         max_bytes: int | None = None,
+        min_context: int | None = None,
         checked: bool | None = None,
     ) -> tuple[ModelConfiguration, ...]:
         """The entries that meet every condition, smallest first.
 
         Sizes are numbers of parameters (``"1.7B"`` or ``1.7e9``) and compared as numbers; ``max_bytes``
-        bounds the memory of the weights. An entry whose size is unknown meets no condition on size.
+        bounds the memory of the weights, and ``min_context`` is a number of tokens. An entry in which such
+        a fact is unknown does not meet a condition on it.
 
         Raises:
             InvalidParameterError: a size cannot be read.
@@ -210,7 +213,8 @@ class ModelRegistry:
             too_small = low is not None and (size is None or size < low)
             too_big = high is not None and (size is None or size > high)
             too_heavy = max_bytes is not None and (weight is None or weight > max_bytes)
-            return not (too_small or too_big or too_heavy)
+            too_short = min_context is not None and (item.context_length or 0) < min_context
+            return not (too_small or too_big or too_heavy or too_short)
 
         return tuple(item for item in self if meets(item))
 
@@ -220,8 +224,8 @@ class ModelRegistry:
         ranked = []
         for item in self:
             name = item.id.lower()
-            facts = (item.kind, item.family, item.size, item.quantization, item.license, item.summary)
-            rest = " ".join(fact for fact in facts if fact).lower()
+            named = (item.kind, item.family, item.size, item.quantization, item.license, item.base_model)
+            rest = " ".join(fact for fact in (*named, item.summary, item.template_notes) if fact).lower()
             if all(word in name or word in rest for word in words):
                 ranked.append((-sum(word in name for word in words), item))
         return tuple(item for _, item in sorted(ranked, key=lambda pair: pair[0]))
@@ -265,19 +269,19 @@ class ModelRegistry:
         return recommend(entries, kind, device or Device.detect(), Prefer(prefer), budget)
 
     def provenance(self, model: str, field: str) -> Provenance | None:
-        """When and against what one fact of an entry was checked; ``None`` if it was not.
+        """Where one fact of an entry comes from, or when it was checked; ``None`` if nobody did.
 
         Raises:
             ModelNotFoundError: there is no entry of that id.
             InvalidParameterError: an entry has no such field.
         """
         item = self.entry(model).configuration
-        if field not in ModelConfiguration.__annotations__:
+        if field not in fields_dict(type(item)):
             raise InvalidParameterError(f"A model's entry has no field {field!r}.")
-        found = item.provenance
-        if found is None or getattr(item, field) is None or (found.fields and field not in found.fields):
+        if getattr(item, field) is None:
             return None
-        return found
+        known = item.sources if item.provenance is None else (item.provenance, *item.sources)
+        return next((source for source in known if not source.fields or field in source.fields), None)
 
 
 def build_registry(
@@ -322,4 +326,4 @@ def _parameters(size: str | float | None) -> float | None:
     return size
 
 
-__all__ = ["Entry", "ModelRegistry", "Origin", "Prefer", "Recommendation", "build_registry"]
+__all__ = ["Entry", "ModelRegistry", "Origin", "Prefer", "Recommendation", "build_registry", "read_entries"]

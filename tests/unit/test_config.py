@@ -31,6 +31,7 @@ context_length = 2048
 extra_eos_tokens = ["<end>"]
 features = { llm.kv_bits = 8 }
 provenance = { checked = "2026-11-22", source = "hub", fields = ["size"] }
+sources = [{ checked = "2026-11-22", source = "https://card.example", fields = ["license"], how = "heard" }]
 [[models]]
 id = "org/other"
 """
@@ -58,6 +59,9 @@ def test_everything_that_it_may_hold_is_read(write) -> None:
     small, other = found.models
     assert (small.size, small.context_length, small.extra_eos_tokens) == ("135M", 2048, ("<end>",))
     assert small.features == (("llm.kv_bits", 8),)
+    assert small.sources == (
+        Provenance(checked="2026-11-22", source="https://card.example", fields=("license",), how="heard"),
+    )
     assert small.provenance == Provenance(checked="2026-11-22", source="hub", fields=("size",))
     assert (other.id, other.size, other.provenance) == ("org/other", None, None)
 
@@ -107,6 +111,7 @@ def test_a_named_file_that_is_missing_or_unreadable_is_an_error(
         ("[[models]]\nid = 'a/b'\nsise = '1B'", r"Did you mean models\[1\].size"),
         ("[[models]]\nid = 'a/b'\ncontext_length = true", "a whole number"),
         ("[[models]]\nid = 'a/b'\nprovenance = { checked = 1 }", "provenance.checked must be a text"),
+        ("[[models]]\nid = 'a/b'\nsources = ['a card']", "sources must hold tables"),
         ("[plugins]\nllm = 5", "plugins.llm must be a text"),
     ],
 )

@@ -113,6 +113,26 @@ def test_a_kind_that_core_does_not_know_gets_the_plain_handle_and_runs(engine, f
     assert isinstance(engine, LLMEngine)
 
 
+def test_a_context_length_that_a_plugin_lists_is_a_fact_and_that_of_a_person_a_wish(folder):
+    asked = []
+
+    class Listing(Words):
+        @hookimpl
+        def list_models(self):
+            return [ModelConfiguration(id=str(folder), kind="words", context_length=7, size="1B")]
+
+        @hookimpl
+        def load_model(self, card, context):
+            asked.append((context.configuration.size, context.configuration.context_length))
+            return super().load_model(card, context)
+
+    with InferenceEngine(plugins=[("words", Listing())]) as engine:
+        engine.load(str(folder)).close()
+        engine.registry.register(ModelConfiguration(id=str(folder), kind="words", context_length=7))
+        engine.load(str(folder)).close()
+    assert asked == [("1B", None), (None, 7)]
+
+
 def test_the_weights_are_evaluated_on_the_schedulers_thread_before_the_handle_is_there(engine, words, folder):
     engine.load(folder)
     assert words.warmed == [(step, "mlxengine-scheduler") for step in range(3)]

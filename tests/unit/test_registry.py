@@ -74,6 +74,13 @@ def test_filters_on_family_license_memory_and_check_combine(registry: ModelRegis
     assert "a/big-13B-4bit" not in [item.id for item in registry.filter(max_bytes=2 * GIB)]
 
 
+def test_a_bound_on_the_context_is_met_only_by_what_is_known(registry: ModelRegistry) -> None:
+    registry.register(entry("d/long", "1B", context_length=32_768))
+    registry.register(entry("d/short", "1B", context_length=2048))
+    assert [item.id for item in registry.filter(min_context=4096)] == ["d/long"]
+    assert len(registry.filter(min_context=None)) == len(registry)
+
+
 def test_search_takes_every_word_and_puts_matches_in_the_name_first(registry: ModelRegistry) -> None:
     assert [item.id for item in registry.search("QUICK 3b")] == ["a/big-3B-4bit"]
     assert registry.search("tiny")[0].id == "b/tiny-135M-Instruct"
@@ -84,6 +91,14 @@ def test_variants_of_one_model_are_found_by_name_fewest_bits_first(registry: Mod
     found = [item.quantization for item in registry.variants("a/big-3B-8bit")]
     assert found == ["4bit", "8bit", "bf16"]
     assert [item.id for item in registry.variants("b/moe")] == ["b/moe"]
+
+
+def test_what_was_converted_from_a_model_is_a_variant_of_it_whatever_its_name(
+    registry: ModelRegistry,
+) -> None:
+    registry.register(entry("e/Meta-Tiny-4bit", "135M", "4bit", base_model="b/tiny-135M-Instruct"))
+    for name in ("b/tiny-135M-Instruct", "e/Meta-Tiny-4bit"):
+        assert [item.quantization for item in registry.variants(name)] == ["4bit", "none"]
 
 
 def test_kinds_and_families_are_those_of_the_entries(registry: ModelRegistry) -> None:
@@ -145,6 +160,20 @@ def test_provenance_is_told_for_each_field(registry: ModelRegistry) -> None:
     assert registry.provenance("b/moe", "size") is None
     with pytest.raises(InvalidParameterError, match="colour"):
         registry.provenance("b/moe", "colour")
+
+
+def test_a_fact_may_have_a_source_of_its_own(registry: ModelRegistry) -> None:
+    card = Provenance(checked="2026-11-22", source="https://card.example", fields=("license",))
+    registry.register(entry("d/card", "1B", license="mit", sources=(card,)))
+    assert registry.provenance("d/card", "license") == card
+    assert registry.provenance("d/card", "size") is None
+
+
+def test_the_exact_number_of_weights_decides_what_fits(registry: ModelRegistry) -> None:
+    registry.register(entry("d/rounded", "1B", "4bit", parameter_count=1_500_000_000))
+    cpu = gpu(64 * GIB, "cpu")
+    assert "d/rounded" not in [item.id for item in registry.recommend("llm", cpu).alternatives]
+    assert registry.recommend("llm", cpu).model.id != "d/rounded"
 
 
 def test_the_largest_variant_that_fits_is_recommended_with_a_reason(registry: ModelRegistry) -> None:

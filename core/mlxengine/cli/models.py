@@ -68,7 +68,10 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
             not out.interactive or out.width >= 110
         ):  # names come first: a narrow terminal shows the rest in --json
             headers += ["context", "license"]
-            rows = [[*row, item.context_length, item.license] for row, item in zip(rows, chosen, strict=True)]
+            rows = [
+                [*row, str(item.context_length or "–"), item.license]
+                for row, item in zip(rows, chosen, strict=True)
+            ]
         out.table(headers, rows)
 
     out.emit({"models": [_value(registry, item) for item in chosen]}, table)

@@ -153,9 +153,10 @@ def _reason(
         any(base_name(other) == base_name(item) for other in fitting if other is not item)
         and prefer is Prefer.QUALITY
     ):
-        text += f" Of its variants, {item.quantization or 'full precision'} is the largest that fits."
+        bits = item.quantization if item.quantization not in (None, "none") else "full precision"
+        text += f" Of its variants, {bits} is the largest that fits."
     if item.provenance is None:
-        text += " The entry was not checked against the hub."
+        text += " No source names the entry: it was not checked."
     return text
 
 

@@ -40,7 +40,7 @@ def test_a_model_is_shown_with_its_facts_and_where_each_was_read(call: Run) -> N
 
 @pytest.mark.parametrize(
     ("real", "listed", "size"),
-    [(weights.SMOLLM2, "HuggingFaceTB/SmolLM2-135M-Instruct", 2)],
+    [(weights.SMOLLM2, "HuggingFaceTB/SmolLM2-135M-Instruct", 2), (weights.MINILM, weights.MINILM, 4)],
 )
 def test_the_figures_are_those_that_fit_finds_in_the_real_weights(real: str, listed: str, size: int) -> None:
     with InferenceEngine() as engine:

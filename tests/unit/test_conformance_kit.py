@@ -21,6 +21,7 @@ FAULTS = {
     "ForeignFeatureName": "contract/feature-names",
     "ExperimentalButOn": "contract/feature-names",
     "EntryWithoutKind": "contract/registry-entries",
+    "EntryWithASourceOfNothing": "contract/registry-entries",
     "EntryCheckedTomorrow": "contract/registry-entries",
     "ClaimsPickles": "contract/claims-its-own",
     "ReadsWhileClaiming": "contract/claim-is-pure",

@@ -64,9 +64,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
             return
         headers = ["model", "kind", "size", "quantization", "weights"]
         rows = [[item.id, item.kind, item.size, item.quantization, _memory(item)] for item in chosen]
-        if (
-            not out.interactive or out.width >= 110
-        ):  # names come first: a narrow terminal shows the rest in --json
+        # Names come first: a narrow terminal has no room for the rest.
+        if not out.interactive or out.width >= 110:
             headers += ["context", "license"]
             rows = [
                 [*row, str(item.context_length or "–"), item.license]

@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", nargs="?", default="llm", help="llm (the default), vlm, embed, diffusion …")
     parser.add_argument("--prefer", choices=tuple(Prefer), default=Prefer.QUALITY)
     parser.add_argument("--memory-budget", metavar="SIZE", help="instead of this device's, for example 8GB")
-    parser.add_argument("--checked", action="store_true", help="only entries that were checked against a hub")
+    parser.add_argument("--checked", action="store_true", help="only entries that a source names")
     parser.set_defaults(feature=[], offline=True)
 
 

@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from datetime import date
 
+from attrs import fields_dict
+
 from ..configuration import ModelConfiguration
 from ..errors import MLXEngineError
 from ..features import Stage
@@ -82,13 +84,17 @@ def _check_entry(subject: Subject, entry: ModelConfiguration) -> None:
         demand(False, f"the entry {entry.id!r}: {error}")
     for name, value in entry.features:
         subject.features.find(name).coerce(value)
-    if entry.provenance is not None:
+    for source in (entry.provenance, *entry.sources):
+        if source is None:
+            continue
         try:
-            checked = date.fromisoformat(entry.provenance.checked)
+            checked = date.fromisoformat(source.checked)
         except ValueError:
             checked = date.max
-        demand(checked <= date.today(), f"the entry {entry.id!r} was checked on {entry.provenance.checked!r}")
-        demand(entry.provenance.source, f"the entry {entry.id!r} does not say what it was checked against")
+        demand(checked <= date.today(), f"the entry {entry.id!r} was checked on {source.checked!r}")
+        demand(source.source, f"the entry {entry.id!r} does not say what it was checked against")
+        unknown = set(source.fields) - set(fields_dict(type(entry)))
+        demand(not unknown, f"the entry {entry.id!r} has no fields {sorted(unknown)} that were checked")
 
 
 @clause(

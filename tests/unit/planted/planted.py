@@ -144,6 +144,13 @@ class EntryWithoutKind(Good):
         return [ModelConfiguration(id="someone/counter")]
 
 
+class EntryWithASourceOfNothing(Good):
+    @hookimpl
+    def list_models(self):
+        source = Provenance(checked="2026-11-01", source="hand", fields=("licence",))
+        return [ModelConfiguration(id="someone/counter", kind="count", sources=(source,))]
+
+
 class EntryCheckedTomorrow(Good):
     @hookimpl
     def list_models(self):

@@ -13,8 +13,9 @@
 withdraw it with ``null``. An entry counts as checked if a source names the repository itself (``id``).
 ``computed`` is the arithmetic behind a ``memory_bytes`` that is given beside it.
 ``converted`` lists repositories with the same weights in fewer bits, ``*`` standing for each of them: they
-become entries of their own, with the base model's facts. The memory of the weights is computed where no
-source states it; what an entry's ``quantization`` is unknown for has none.
+become entries of their own, with the base model's facts; ``["4bit", "list", "partly"]`` says that they leave
+parts as they were (a vision tower, for example). The memory of the weights is computed where no source states
+it, the quantization is known, and all of them are of it.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ def read_entries(path: Path, entry: type[Entry]) -> tuple[Entry, ...]:
             if known:
                 yield Provenance(checked=checked, source=addresses[name], fields=known)
 
-    def built(facts: Facts, known: list[Provenance], how: str | None = None) -> Entry:
+    def built(facts: Facts, known: list[Provenance], how: str | None = None, whole: bool = True) -> Entry:
         count = next((one for one in known if "parameter_count" in one.fields), None)
         bits = bits_named(facts.get("quantization"))
-        if count is not None and bits is not None and facts.get("memory_bytes") is None:
+        if whole and count is not None and bits is not None and facts.get("memory_bytes") is None:
             how = f"{facts['parameter_count']} weights of {bits:g} bits"
             facts = {**facts, "memory_bytes": int(facts["parameter_count"] * bits / 8)}
         if count is not None and how is not None:
@@ -70,7 +71,7 @@ def read_entries(path: Path, entry: type[Entry]) -> tuple[Entry, ...]:
                 facts |= {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
                 yield built(facts, list(stated(facts, sources)), computed)
                 shared = {name: _only(fields) for name, fields in sources.items()}
-                for pattern, (names, source) in converted.items():
+                for pattern, (names, source, *partly) in converted.items():
                     for name in names.split():
                         own = {
                             "id": pattern.replace("*", name),
@@ -79,7 +80,7 @@ def read_entries(path: Path, entry: type[Entry]) -> tuple[Entry, ...]:
                         }
                         copy = {**facts, **own, "memory_bytes": None}
                         listed = stated(copy, {source: "id base_model quantization"} if source else {})
-                        yield built(copy, [*listed, *stated(copy, shared)])
+                        yield built(copy, [*listed, *stated(copy, shared)], whole=not partly)
 
     return tuple(entries())
 

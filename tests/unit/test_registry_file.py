@@ -25,6 +25,11 @@ FILE: dict[str, Any] = {
                     "context_length": 4096,
                     "converted": {"mlx/Some-1B-*": ["4bit 8bit", "card"], "mlx/Some-mini": ["bf16", None]},
                 },
+                {
+                    "id": "org/Some-view",
+                    "parameter_count": 1000,
+                    "converted": {"mlx/Some-view-*": ["4bit", "list", "partly"]},
+                },
                 {"id": "org/Some-2B", "size": "2B", "license": None, "from": {"list": "size"}},
                 {
                     "id": "org/Some-odd",
@@ -82,6 +87,12 @@ def test_conversions_are_entries_with_the_base_s_facts(registry: ModelRegistry) 
     assert item.provenance.source == "https://card.example"
     found = [other.id for other in registry.variants("org/Some-1B")]
     assert found == ["mlx/Some-1B-4bit", "mlx/Some-1B-8bit", "mlx/Some-mini", "org/Some-1B"]
+
+
+def test_what_was_quantized_in_part_has_no_figure_for_its_memory(registry: ModelRegistry) -> None:
+    item = registry.entry("mlx/Some-view-4bit").configuration
+    assert item.provenance is not None
+    assert (item.parameter_count, item.memory_bytes) == (1000, None)
 
 
 def test_what_no_source_names_is_not_checked_and_has_no_facts_that_were_withdrawn(

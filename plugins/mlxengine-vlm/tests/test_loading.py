@@ -22,6 +22,7 @@ from mlxengine.errors import (
     UnsupportedArchitectureError,
     UnsupportedInputError,
 )
+from mlxengine.registry import ModelRegistry
 from mlxengine_vlm import plugin as hooks
 from vlm_harness import Plugin, asking, card_of
 from vlm_pictures import Thing, draw
@@ -186,14 +187,20 @@ def test_the_plugins_own_test_passes_here(tmp_path: Path) -> None:
     assert [check.status for check in checks] == ["ok"]
 
 
-def test_registry_entries_are_of_this_kind_and_state_only_what_was_looked_up() -> None:
+def test_registry_entries_are_of_this_kind_and_state_only_what_has_a_source() -> None:
     entries = hooks.list_models()
-    ids = [entry.id for entry in entries]
-    assert len(set(ids)) == len(ids) >= 30
+    registry = ModelRegistry(entries)
+    ids = [entry.id.casefold() for entry in entries]
+    assert len(set(ids)) == len(ids) >= 60
     families = "smolvlm smolvlm2 llava qwen2-vl qwen2.5-vl qwen3-vl paligemma gemma3 fastvlm lfm2-vl idefics3"
-    assert {entry.family for entry in entries} >= {*families.split(), "moondream"}
+    assert {entry.family for entry in entries} >= {*families.split(), "moondream", "gemma4", "qwen3.5"}
     for entry in entries:
         assert entry.kind == "vlm"
-        assert entry.provenance or (entry.license is None and entry.context_length is None)
-        stated = entry.id.partition("/")[2].upper()
-        assert entry.size is None or entry.size in stated
+        assert entry.parameters
+        assert entry.base_model is None or entry.base_model in registry
+        for name in ("license", "context_length", "memory_bytes", "parameter_count", "template_notes"):
+            assert getattr(entry, name) is None or registry.provenance(entry.id, name), (entry.id, name)
+        for source in entry.sources:
+            assert source.source.startswith("https://")
+    known = [entry for entry in entries if entry.license and entry.parameter_count and entry.provenance]
+    assert len(known) >= 60

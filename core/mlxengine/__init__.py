@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .hookspecs import LoadContext as LoadContext
     from .hookspecs import Loaded as Loaded
     from .hookspecs import MemoryEstimate as MemoryEstimate
+    from .hookspecs import ModelState as ModelState
     from .hookspecs import RunContext as RunContext
     from .hookspecs import Workload as Workload
     from .hookspecs import hookimpl as hookimpl
@@ -133,7 +134,8 @@ _HOMES = {
     "fit": "FitReport FitVerdict",
     "health": "Health HealthState",
     "checks": "Check CheckStatus SelfTestContext",
-    "hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate RunContext Workload hookimpl",
+    "hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate ModelState RunContext Workload "
+    "hookimpl",
     "memory": "Eviction MemoryReport ModelMemory",
     "metrics": "EngineCollector Histogram ModelMetrics openmetrics",
     "messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from ._core_features import MOCK
 from ._host import Host
+from ._hub_options import HubOptions
 from ._ledger import parse_bytes
-from ._loader import HubOptions, Loader
+from ._loader import Loader
 from ._pool import ModelPool
 from ._scheduler import Scheduler
 from ._switch import Switch
@@ -21,7 +23,7 @@ from .configuration import ModelCard, ModelConfiguration
 from .errors import (
     InvalidParameterError,
 )
-from .features import MOCK, FeatureRegistry, Layer, Level
+from .features import FeatureRegistry, Layer, Level
 from .plugins import Owner, PluginRecord
 
 if TYPE_CHECKING:
@@ -204,7 +206,7 @@ class EngineBase:
 
     def health(self) -> Health:
         """Whether the engine works, by what really ran last; never waits."""
-        return self._pool.outcomes.health(self._scheduler.status())
+        return self._pool.health()
 
     def _configure(self, model: str | Path | ModelConfiguration) -> ModelConfiguration:
         if isinstance(model, ModelConfiguration):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 
 from .errors import (
     InsufficientMemoryError,
@@ -39,13 +40,23 @@ def broken(record: PluginRecord, hook: str, what: str) -> PluginContractError:
     )
 
 
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception says that memory could not be had: Python's, mlx's, or ours about one of them."""
+    if isinstance(error, InsufficientMemoryError):
+        return out_of_memory(error.__cause__)  # a refusal by the budget has no such cause
+    if isinstance(error, MLXEngineError):
+        return False
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _MEMORY)
+
+
 def translate(record: PluginRecord, hook: str, error: BaseException) -> BaseException:
     """What a caller gets for an exception of a step: ours as they are, others typed, with their cause."""
     if isinstance(error, MLXEngineError | MisuseError):
         return error
     log.debug("%s of %s raised", hook, record.where, exc_info=error)
     typed: BaseException = crash(record, hook, error)
-    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _MEMORY):
+    if out_of_memory(error):
+        traceback.clear_frames(error.__traceback__)  # they hold what took the memory
         typed = InsufficientMemoryError(
             f"{hook} of {record.where} ran out of memory: {error}.",
             hint="Shorten the prompt, lower max_tokens, or close other models.",

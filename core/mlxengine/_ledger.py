@@ -50,18 +50,22 @@ class Ledger:
     Args:
         budget: bytes for all models of this engine; called when first needed. ``None``: no limit is known.
         evict: takes a model out of memory, and returns the bytes that came back (``None``: unknown).
+        trim: makes a model's caches hold at most so many bytes.
     """
 
     def __init__(
         self,
         budget: Callable[[], int | None],
         evict: Callable[[LiveModel], int | None],
+        trim: Callable[[LiveModel, int], None] = lambda _live, _most: None,
         reservations: Reservations | None = None,
     ) -> None:
         self._find_budget = budget
         self._budget: int | None = None
         self._budget_known = False
         self._evict = evict
+        self._trim = trim
+        self._others = 0  # what other engines held when that was last asked
         self._shared = reservations or Reservations()
         self._lock = threading.Lock()
         self._charged: dict[object, int] = {}
@@ -77,13 +81,26 @@ class Ledger:
 
     @property
     def reserved(self) -> int:
-        """Bytes that are charged now."""
-        return sum(self._charged.values())
+        """Bytes that are charged now, and what caches hold."""
+        return sum(list(self._charged.values())) + self.caches
+
+    @property
+    def caches(self) -> int:
+        """Bytes that the models keep for requests to come."""
+        return sum(live.state.caches for live in list(self._models))
+
+    def cache_room(self) -> int | None:
+        """Bytes by which caches may grow now, negative if they hold too much; ``None`` without a budget.
+
+        Asked on the scheduler's thread, which must not wait for the lock: who holds it may wait for a step.
+        """
+        return None if self.budget is None else self.budget - self._others - self.reserved
 
     @property
     def others(self) -> int:
         """Bytes that other engines of this user hold."""
-        return self._shared.others()
+        self._others = self._shared.others()
+        return self._others
 
     def refuse_hopeless(self, name: str, need: int) -> None:
         """Raise before anything is downloaded if a model could not fit even alone.
@@ -113,9 +130,39 @@ class Ledger:
                     self._charged[owner] = need
                     return
                 idle = sorted((item for item in self._models if item.idle), key=lambda item: item.last_used)
-                if not idle or sum(self._charged.get(item, 0) for item in idle) < short:
+                if sum(self._charged.get(item, 0) for item in idle) + self.caches < short:
+                    raise self._refusal(name, need, short)
+                if self._drop_caches(short):
+                    continue
+                if not idle:
                     raise self._refusal(name, need, short)
                 self._make_room(idle[0], f"to make room for {name}")
+
+    def _drop_caches(self, wanted: int) -> int:
+        """Make models let go of ``wanted`` bytes of caches, the least recently used first; how many went."""
+        gone = 0
+        for live in sorted(self._models, key=lambda item: item.last_used):
+            held = live.state.caches
+            if gone >= wanted or not held:
+                continue
+            self._trim(live, max(0, held - (wanted - gone)))
+            gone += held - live.state.caches
+        if gone:
+            log.info("Caches of %d bytes went to make room", gone)
+        return gone
+
+    def relieve(self, asking: LiveModel) -> int:
+        """Memory ran out in spite of the account: let all caches and every other idle model go.
+
+        Returns the bytes that were charged for them.
+        """
+        with self._lock:
+            gone = self._drop_caches(self.caches)
+            for live in [item for item in self._models if item.idle and item is not asking]:
+                gone += self._charged.get(live, 0)
+                self._make_room(live, f"because memory ran out under {asking.card.id}")
+            self._share()
+        return gone
 
     def _short_by(self, need: int) -> int:
         """Bytes that are missing for ``need`` more; this user's other engines count too."""
@@ -123,7 +170,10 @@ class Ledger:
             return 0
         mine = self.reserved + need
         others = self._shared.claim(mine, self.budget)
-        return 0 if others is None else mine + others - self.budget
+        if others is None:
+            return 0
+        self._others = others
+        return mine + others - self.budget
 
     def _refusal(self, name: str, need: int, short: int) -> InsufficientMemoryError:
         from ._selection import human
@@ -149,7 +199,7 @@ class Ledger:
     def _make_room(self, live: LiveModel, reason: str) -> None:
         from .memory import Eviction
 
-        expected = live.weights or 0
+        expected = (live.weights or 0) + live.state.caches
         freed = self._evict(live)
         self._charged.pop(live, None)
         event = Eviction(id=live.card.id, reason=reason, expected=expected, freed=freed)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
 from ._task import Task
+from ._threads import collect
 from .configuration import ModelCard, ModelConfiguration
 from .events import Event
 from .features import Features
-from .hookspecs import Claim, Loaded, MemoryEstimate
+from .hookspecs import Claim, Loaded, MemoryEstimate, ModelState
 from .plugins import PluginRecord
 
+if TYPE_CHECKING:
+    from ._plan import Plan
+    from .device import DeviceBackend
+
+log = logging.getLogger("mlxengine.memory")
 Report = Callable[[Event], None]
 
 
@@ -25,7 +32,9 @@ Report = Callable[[Event], None]
 class LiveModel:
     """A model that somebody holds, in memory or evicted, and what it costs.
 
-    ``loaded`` is ``None`` before it is loaded and while it is evicted; its next request loads it again.
+    ``ladder`` are the ways to load it, from what was asked for to what takes the least; ``plan`` is the one
+    in use. ``loaded`` is ``None`` before it is loaded and while it is evicted; its next request loads it
+    again.
     Sizes are in bytes, ``last_used`` is a ``time.monotonic`` reading.
     """
 
@@ -33,20 +42,46 @@ class LiveModel:
     configuration: ModelConfiguration
     record: PluginRecord
     claim: Claim
-    features: Features
+    ladder: tuple[Plan, ...]
+    plan: Plan
     path: Path
     loaded: Loaded | None = None
     capabilities: frozenset[str] = frozenset()
     info: Mapping[str, Any] = field(factory=dict)
     holders: int = 0
     closed: bool = False
-    predicted: MemoryEstimate
     weights: int | None = None
     tasks: set[Task] = field(factory=set, repr=False)
     crashes: int = 0
     pinned: bool = False
     inhibitors: dict[str, int] = field(factory=dict)
     last_used: float = field(factory=time.monotonic)
+
+    @property
+    def features(self) -> Features:
+        """The flags in force."""
+        return self.plan.features
+
+    @property
+    def predicted(self) -> MemoryEstimate:
+        """What it should take."""
+        return self.plan.estimate
+
+    @property
+    def state(self) -> ModelState:
+        """What the plugin says of it now; nothing while it is out of memory."""
+        loaded = self.loaded
+        try:
+            return ModelState() if loaded is None else loaded.state()
+        except Exception as error:
+            log.debug("The state of %s cannot be told: %r", self.card.id, error)
+            return ModelState()
+
+    @property
+    def degraded(self) -> str | None:
+        """What it serves less than was asked for, and why."""
+        now = None if self.evicted else "; ".join(filter(None, (self.plan.reason, self.state.degraded)))
+        return now or None
 
     @property
     def running(self) -> int:
@@ -89,3 +124,21 @@ class PendingLoad:
     def report(self, event: Event) -> None:
         for report in list(self.reports):
             report(event)
+
+
+def free(live: LiveModel, backend: DeviceBackend | None) -> int | None:
+    """Take a model out of memory; on the scheduler's thread. Returns the bytes that came back."""
+    before = backend.memory().active if backend is not None else 0
+    loaded, live.loaded = live.loaded, None
+    if loaded is not None and loaded.close is not None:
+        try:
+            loaded.close()
+        except Exception as error:
+            log.warning("Closing %s (plugin %s) raised %r", live.card.id, live.record.name, error)
+    del loaded
+    if backend is None:
+        return None
+    # Models are full of reference cycles; what they hold must go now, not at some later collection.
+    collect()
+    backend.clear_cache()
+    return before - backend.memory().active

@@ -11,20 +11,26 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from ._faults import broken
 from ._host import Host
+from ._hub_options import HubOptions
 from ._ledger import Ledger
-from ._live import LiveModel, PendingLoad
+from ._live import LiveModel, PendingLoad, free
 from ._scheduler import Scheduler
 from ._task import FutureSink, Task
 from ._threads import collect
 from .configuration import ModelCard, ModelConfiguration
-from .errors import CancelledError, InvalidParameterError
+from .errors import (
+    CancelledError,
+    FeatureUnavailableError,
+    InsufficientMemoryError,
+    InvalidParameterError,
+)
 from .events import Progress
 from .features import Layer, Level
-from .hookspecs import Claim, LoadContext, Loaded, MemoryEstimate, Workload
+from .hookspecs import LoadContext, Loaded
 
 if TYPE_CHECKING:
     from .device import Device, DeviceBackend
@@ -33,25 +39,11 @@ log = logging.getLogger("mlxengine.loader")
 
 
 @frozen(kw_only=True)
-class HubOptions:
-    """How models are found and fetched: what ``InferenceEngine`` was given.
+class _Held:
+    """Bytes in use but for caches, and whether no request was running that could change them."""
 
-    ``mock`` finds and fetches nothing: the mock plugin serves whatever is named.
-    """
-
-    endpoint: str | None = None
-    cache_dir: Path | None = None
-    token: str | None = field(default=None, repr=False)
-    offline: bool = False
-    mock: bool = False
-
-    def arguments(self) -> dict[str, Any]:
-        return {
-            "endpoint": self.endpoint,
-            "cache_dir": self.cache_dir,
-            "token": self.token,
-            "offline": self.offline,
-        }
+    active: int
+    alone: bool
 
 
 class Loader:
@@ -68,7 +60,7 @@ class Loader:
         self, host: Host, scheduler: Scheduler, options: HubOptions, budget: int | None = None
     ) -> None:
         self._host = host
-        self.ledger = Ledger(lambda: budget or self.device.working_set, self.take_out)
+        self.ledger = Ledger(lambda: budget or self.device.working_set, self.take_out, self.trim)
         self._scheduler = scheduler
         # mlx keeps something for every thread that ever computed, and that such a thread ends while others
         # free what it compiled is a deadlock: one thread builds all models and lasts as long as the engine.
@@ -114,16 +106,18 @@ class Loader:
         if claim.uses_mlx:
             self._need_mlx()
         features = self._host.features.view(Layer(Level.LOAD, dict(configuration.features)))
-        predicted = self.estimate(card, claim)
-        self.ledger.refuse_hopeless(card.id, predicted.total)
+        from ._plan import plans
+
+        ladder = plans(card, claim, owner.record, configuration, features, self._within_budget())
+        self.ledger.refuse_hopeless(card.id, ladder[-1].estimate.total)
         live = LiveModel(
             card=card,
             configuration=configuration,
             record=owner.record,
             claim=claim,
-            features=features,
+            ladder=ladder,
+            plan=ladder[0],
             path=self._fetch(card, claim.files, pending, verify),
-            predicted=predicted,
         )
         self.bring_in(live, pending)
         return live
@@ -138,12 +132,10 @@ class Loader:
 
         return _hub.resolve(configuration, **self._options.arguments())
 
-    def estimate(self, card: ModelCard, claim: Claim) -> MemoryEstimate:
-        """What the plugin says that the model needs here, for its usual workload."""
-        from .fit import estimate
-
-        device = self.device
-        return estimate(card, claim, Workload(backend=device.backend, free_memory=device.free_memory))
+    def _within_budget(self) -> Device:
+        """The device with no more free memory than the budget: plugins unpack weights by it."""
+        sizes = [size for size in (self.device.free_memory, self.ledger.budget) if size is not None]
+        return evolve(self.device, free_memory=min(sizes, default=None))
 
     def bring_in(self, live: LiveModel, pending: PendingLoad) -> None:
         """Reserve memory, build the model and evaluate its weights.
@@ -152,7 +144,7 @@ class Loader:
             InsufficientMemoryError: it does not fit beside what is busy.
             LoadError, PluginError, CancelledError: it cannot be loaded.
         """
-        self.ledger.reserve(pending, live.card.id, live.need)
+        self._reserve(live, pending)
         try:
             with self._building:
                 before = self._held(start=True)
@@ -163,20 +155,54 @@ class Loader:
                     self._scheduler.run(lambda: free(live, self._backend))
                     raise
                 after = self._held()
-        except BaseException:
+        except BaseException as error:
             self.ledger.release(pending)
-            raise
+            if not (live.plan.packed and isinstance(error, FeatureUnavailableError)):
+                raise
+            log.info("%s has caches that cannot be packed: %s", live.card.id, error)
+            from ._plan import plans
+
+            asked = live.ladder[0]
+            live.ladder = plans(
+                live.card,
+                live.claim,
+                live.record,
+                live.configuration,
+                asked.features,
+                asked.device,
+                pack=False,
+            )
+            self.bring_in(live, pending)
+            return
         live.capabilities = live.claim.capabilities | loaded.capabilities
-        live.info = MappingProxyType(dict(loaded.info))
+        about = {} if live.plan.reason is None else {"degraded": live.plan.reason}
+        live.info = MappingProxyType({**loaded.info, **about})
         if before is not None and after is not None:
-            taken = after - before
-            # Requests of other models allocate meanwhile: a figure that cannot be is not believed.
-            likely = 0 < taken < 2 * max(live.predicted.weights, 1)
-            live.weights = taken if likely or live.weights is None else live.weights
-        if before is not None and live.weights is not None:
-            self._record(live, before)
+            taken = after.active - before.active
+            # What requests of other models allocate meanwhile cannot be told apart: then the estimate counts.
+            if before.alone and after.alone and taken > 0:
+                live.weights = taken
+                self._record(live, before.active)
+            elif live.weights is None:
+                live.weights = live.predicted.weights
         self.ledger.settle(pending, live, live.need)
         live.crashes, live.last_used = 0, time.monotonic()
+
+    def _reserve(self, live: LiveModel, pending: PendingLoad) -> None:
+        """Charge the budget with the first of the plans that fits."""
+        refusal: InsufficientMemoryError | None = None
+        for plan in live.ladder:
+            live.plan = plan
+            try:
+                self.ledger.reserve(pending, live.card.id, live.need)
+            except InsufficientMemoryError as error:
+                refusal = refusal or error
+                continue
+            if plan.reason is not None:
+                log.warning("Degraded: %s: %s", live.card.id, plan.reason, extra={"model": live.card.id})
+            return
+        assert refusal is not None
+        raise refusal
 
     def _record(self, live: LiveModel, before: int) -> None:
         backend = self._backend
@@ -203,17 +229,29 @@ class Loader:
 
         return self._scheduler.run(end)
 
-    def _held(self, *, start: bool = False) -> int | None:
+    def trim(self, live: LiveModel, most: int) -> None:
+        """Let a model drop caches until they hold at most so many bytes."""
+
+        def drop() -> None:
+            if live.loaded is not None:
+                live.loaded.trim(most)
+                if self._backend is not None:
+                    self._backend.clear_cache()
+
+        self._scheduler.run(drop)
+
+    def _held(self, *, start: bool = False) -> _Held | None:
         backend = self._backend
         if backend is None:
             return None
 
-        def read() -> int:
+        def read() -> _Held:
             # mlx counts what garbage still holds, and the peak is the process's since it was reset.
             collect()
             if start:
                 backend.reset_peak()
-            return backend.memory().active
+            active = backend.memory().active - self.ledger.caches
+            return _Held(active=active, alone=not self._scheduler.status().tasks)
 
         return self._scheduler.run(read)
 
@@ -254,12 +292,13 @@ class Loader:
         pending.report(Progress(stage="load", done=0))
         context = LoadContext(
             path=live.path,
-            configuration=live.configuration,
+            configuration=live.plan.configuration,
             features=live.features,
-            device=self.device,
+            device=live.plan.device,
             report=pending.report,
             cancelled=pending.cancelled.is_set,
             fetch=self.fetch_other,
+            cache_room=self.ledger.cache_room,
         )
 
         def build() -> object:
@@ -296,21 +335,3 @@ class Loader:
                     self._scheduler.cancel(task)
                     sink.future.exception()
                     raise CancelledError("Loading was cancelled.") from None
-
-
-def free(live: LiveModel, backend: DeviceBackend | None) -> int | None:
-    """Take a model out of memory; on the scheduler's thread. Returns the bytes that came back."""
-    before = backend.memory().active if backend is not None else 0
-    loaded, live.loaded = live.loaded, None
-    if loaded is not None and loaded.close is not None:
-        try:
-            loaded.close()
-        except Exception as error:
-            log.warning("Closing %s (plugin %s) raised %r", live.card.id, live.record.name, error)
-    del loaded
-    if backend is None:
-        return None
-    # Models are full of reference cycles; what they hold must go now, not at some later collection.
-    collect()
-    backend.clear_cache()
-    return before - backend.memory().active

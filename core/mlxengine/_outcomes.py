@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .errors import InsufficientMemoryError, PluginContractError, PluginCrashedError
@@ -30,12 +31,12 @@ class Outcomes:
         elif isinstance(error, PluginCrashedError | PluginContractError | InsufficientMemoryError):
             self.failure, self.error = now, error
 
-    def health(self, status: SchedulerStatus) -> Health:
-        """What these outcomes and the loop's present state amount to."""
+    def health(self, status: SchedulerStatus, degraded: Sequence[str] = ()) -> Health:
+        """What these outcomes, the loop's present state and what models serve less amount to."""
         from .health import Health, HealthState
 
         now = time.monotonic()
-        state, reason = self._judge(status)
+        state, reason = self._judge(status, degraded)
         return Health(
             state=HealthState(state),
             reason=reason,
@@ -45,7 +46,7 @@ class Outcomes:
             since_failure=None if self.failure is None else now - self.failure,
         )
 
-    def _judge(self, status: SchedulerStatus) -> tuple[str, str]:
+    def _judge(self, status: SchedulerStatus, degraded: Sequence[str]) -> tuple[str, str]:
         if status.died is not None and (self.success is None or self.success < (status.died_at or 0)):
             return "unhealthy", f"the engine's thread failed ({status.died}); nothing ran since"
         if self.failure is not None and (self.success is None or self.success < self.failure):
@@ -55,6 +56,8 @@ class Outcomes:
                 "degraded",
                 f"a step of {status.running} has been running for {status.running_seconds:.1f} s",
             )
+        if degraded:
+            return "degraded", "; ".join(degraded)
         if status.died is not None:
             return "degraded", f"the engine's thread failed once ({status.died}) and was replaced"
         return "healthy", "nothing has failed" if self.failure is None else "recovered since"

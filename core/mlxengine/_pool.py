@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,10 @@ from .configuration import ModelConfiguration
 from .errors import CancelledError, EngineClosedError, PluginCrashedError
 
 if TYPE_CHECKING:
+    from .health import Health
     from .memory import MemoryReport
+
+log = logging.getLogger("mlxengine.memory")
 
 # A model whose requests crashed so often in a row is loaded afresh for the next one.
 _CRASHES = 3
@@ -220,6 +224,29 @@ class ModelPool:
                 if live.idle and time.monotonic() - live.last_used >= ttl:
                     self.ledger.evict(live, f"after {ttl:g} s without a request")
 
+    def health(self) -> Health:
+        """Whether what ran last went well, and which models serve less than was asked for."""
+        found = [(live.card.id, live.degraded) for live in self.live()]
+        degraded = [f"{name}: {reason}" for name, reason in found if reason is not None]
+        return self.outcomes.health(self._scheduler.status(), degraded)
+
+    def aside(self, live: LiveModel, then: Callable[[], None], *, relieve: bool) -> None:
+        """Call a function on a thread of its own; with ``relieve``, when caches and idle models are gone."""
+
+        def work() -> None:
+            try:
+                if relieve:
+                    gone = self.ledger.relieve(live)
+                    log.warning("Memory ran out under %s; %d bytes were let go", live.card.id, gone)
+            finally:
+                then()
+
+        with self._lock:
+            if not self._closed:
+                self._spawn(work)
+                return
+        then()
+
     def report(self) -> MemoryReport:
         """The ledger beside what the array library says."""
         from .memory import MemoryReport, ModelMemory
@@ -246,6 +273,9 @@ class ModelPool:
                     inhibitors=tuple(live.inhibitors),
                     idle_seconds=now - live.last_used,
                     evicted=live.evicted,
+                    caches=live.state.caches,
+                    degraded=live.degraded,
+                    shortages=live.state.shortages,
                 )
                 for live in self.live()
             ),

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from ._channel import Channel
+from ._faults import out_of_memory
 from .errors import EngineClosedError, MLXEngineError
 from .events import Event, Progress
 
@@ -18,11 +19,23 @@ class RecoveringSink:
     Args:
         channel: where the events go.
         again: submits the request again, with this sink.
+        aside: calls a function on another thread (submitting may wait for a step); if the second argument
+            is true, after everything that can go has made room.
+        relieves: whether a request that memory ran out under is tried again so.
     """
 
-    def __init__(self, channel: Channel, again: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        again: Callable[[], None],
+        aside: Callable[[Callable[[], None], bool], None],
+        *,
+        relieves: bool,
+    ) -> None:
         self._channel = channel
         self._again = again
+        self._aside = aside
+        self._relieves = relieves
         self._attempts = 1
         self._spoke = False
 
@@ -36,13 +49,16 @@ class RecoveringSink:
 
     def end(self, error: BaseException | None = None) -> None:
         recoverable = isinstance(error, MLXEngineError) and error.recoverable
-        if recoverable and not self._spoke and self._attempts:
-            self._attempts -= 1
-            log.info("Trying a request again after: %s", error)
-            try:
-                self._again()
-            except EngineClosedError:
-                pass
-            else:
-                return
-        self._channel.end(error)
+        short = self._relieves and out_of_memory(error)
+        if error is None or not (recoverable or short) or self._spoke or not self._attempts:
+            self._channel.end(error)
+            return
+        self._attempts -= 1
+        log.info("Trying a request again after: %s", error)
+        self._aside(lambda: self._once_more(error), short)
+
+    def _once_more(self, error: BaseException) -> None:
+        try:
+            self._again()
+        except EngineClosedError:
+            self._channel.end(error)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from ._config import FEATURES_VARIABLE, Settings, feature_layers, load_settings
+from ._core_features import MOCK
 from ._host import Host
 from ._selection import human
 from ._version import __version__
 from .checks import Check, CheckStatus, SelfTestContext
 from .device import Device
 from .errors import MLXEngineError
-from .features import MOCK
 
 if TYPE_CHECKING:
     from .toolkit.blas import Blas

@@ -11,6 +11,7 @@ import attrs
 
 from . import kinds
 from ._channel import Channel
+from ._core_features import DEGRADE
 from ._engine import EngineBase
 from ._live import LiveModel, PendingLoad, Report
 from ._pool import LoadKey
@@ -24,7 +25,7 @@ from .errors import (
     ModelClosedError,
     UnsupportedInputError,
 )
-from .features import Layer, Level
+from .features import Features, Layer, Level
 from .hookspecs import RunContext
 
 if TYPE_CHECKING:
@@ -204,14 +205,22 @@ class InferenceEngine(EngineBase):
 
         if not isinstance(request, Request):
             raise InvalidParameterError(f"A request is a Request, found {type(request).__name__}.")
-        context = RunContext(
-            features=live.features.over(Layer(Level.CALL, dict(request.features)))
-            if request.features
-            else live.features,
-            budget_ms=self._budget,
-            cancelled=lambda: current[0].cancelled,
-            fetch=self._loader.fetch_other,
-        )
+
+        def features() -> Features:
+            # Asked again when the request begins: an evicted model may come back with other flags.
+            own = Layer(Level.CALL, dict(request.features))
+            return live.features.over(own) if request.features else live.features
+
+        def begin() -> Any:
+            context = RunContext(
+                features=features(),
+                budget_ms=self._budget,
+                cancelled=lambda: current[0].cancelled,
+                fetch=self._loader.fetch_other,
+            )
+            return self._generate(live, request, context)
+
+        features()
         channel = Channel(self._queue_size, self._scheduler.nudge)
         current: list[Task] = []
 
@@ -219,13 +228,19 @@ class InferenceEngine(EngineBase):
             task = Task(
                 group=live,
                 record=live.record,
-                start=lambda: self._generate(live, request, context),
+                start=begin,
                 sink=sink,
+                cancelled=any(earlier.cancelled for earlier in current),
             )
             current[:] = [task]
             self._pool.submit(live, task)
 
-        sink = RecoveringSink(channel, submit)
+        sink = RecoveringSink(
+            channel,
+            submit,
+            lambda then, relieve: self._pool.aside(live, then, relieve=relieve),
+            relieves=live.features.get(DEGRADE),
+        )
         submit()
         scheduler = self._scheduler
         return channel, lambda: scheduler.cancel(current[0])

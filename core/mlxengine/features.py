@@ -35,8 +35,9 @@ class Stage(enum.StrEnum):
 
 
 class Level(enum.StrEnum):
-    """Where a value comes from, strongest first."""
+    """Where a value comes from, strongest first; ``MEMORY``: a load that had to do with less."""
 
+    MEMORY = "memory"
     CALL = "call"
     LOAD = "load"
     ENGINE = "engine"
@@ -112,14 +113,6 @@ class Feature(Generic[T]):
         return cast(T, False) if isinstance(self.default, bool) else self.default
 
 
-MOCK: Feature[bool] = Feature(
-    name="core.mock",
-    default=False,
-    summary="Serve every model by the mock back end, which marks all that it makes.",
-    stage=Stage.EXPERIMENTAL,
-)
-
-
 @frozen(kw_only=True)
 class Explanation:
     """Everything there is to say about one flag."""
@@ -149,7 +142,10 @@ class FeatureRegistry:
         self._features: dict[str, tuple[Feature[Any], str]] = {}
         self._probed: dict[str, str | None] = {}
         self._layers = tuple(layers)
-        self.add(MOCK, "core")
+        from ._core_features import ALL
+
+        for feature in ALL:
+            self.add(feature, "core")
 
     def add(self, feature: Feature[Any], provider: str) -> None:
         """Register a feature of the plugin ``provider``.

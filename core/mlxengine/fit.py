@@ -120,16 +120,17 @@ def fit(
         kv_bits: bits of the key-value cache.
         budget: bytes to stay within instead of what the device recommends.
     """
+    allowed = budget or device.working_set or device.total_memory
+    sizes = [size for size in (device.free_memory, allowed) if size is not None]
     workload = Workload(
         context_length=context_length,
         batch=batch,
         size=size,
         kv_bits=kv_bits,
         backend=device.backend,
-        free_memory=device.free_memory,
+        free_memory=min(sizes, default=None),
     )
     found = estimate(card, claim, workload)
-    allowed = budget or device.working_set or device.total_memory
     return FitReport(
         verdict=judge(found.total, allowed),
         model=card.id,

@@ -104,6 +104,21 @@ class Claim:
 
 
 @frozen(kw_only=True)
+class ModelState:
+    """What a loaded model says of itself while it serves.
+
+    Args:
+        caches: bytes that it keeps beside its weights for requests to come (prompts, encoded pictures).
+        degraded: why it serves less than it was loaded for at the moment, for people.
+        shortages: how often memory ran out under it so far.
+    """
+
+    caches: int = 0
+    degraded: str | None = None
+    shortages: int = 0
+
+
+@frozen(kw_only=True)
 class Loaded:
     """A loaded model.
 
@@ -114,6 +129,8 @@ class Loaded:
         close: frees the model; called once, on the scheduler's thread.
         capabilities: facts that only loading could tell, added to the claim's.
         info: what ``handle.info`` shows, for example the tokenizer's size or the library used.
+        state: what the model holds and how it does, asked at any time on any thread; quick.
+        trim: lets go of caches until they hold at most so many bytes; called on the scheduler's thread.
     """
 
     model: object
@@ -121,6 +138,8 @@ class Loaded:
     close: Callable[[], None] | None = None
     capabilities: frozenset[str] = field(default=frozenset(), converter=names)
     info: Mapping[str, Any] = field(factory=dict)
+    state: Callable[[], ModelState] = field(default=ModelState)
+    trim: Callable[[int], None] = field(default=lambda _most: None)
 
 
 @frozen(kw_only=True)
@@ -136,6 +155,8 @@ class LoadContext:
         cancelled: whether the caller has given up; loading then raises `CancelledError`.
         fetch: makes another repository or folder (an adapter, a draft model) available locally and
             returns its path: ``fetch(ref, patterns)``.
+        cache_room: bytes that the model's caches may hold at the moment; asked before something is kept,
+            on the scheduler's thread. ``None`` where nobody keeps account.
     """
 
     path: Path
@@ -145,6 +166,7 @@ class LoadContext:
     report: Callable[[Progress], None] = field(default=lambda _progress: None)
     cancelled: Callable[[], bool] = field(default=lambda: False)
     fetch: Callable[[str, Sequence[str]], Path] | None = None
+    cache_room: Callable[[], int | None] = field(default=lambda: None)
 
 
 @frozen(kw_only=True)
@@ -248,6 +270,7 @@ __all__ = [
     "LoadContext",
     "Loaded",
     "MemoryEstimate",
+    "ModelState",
     "RunContext",
     "Workload",
     "hookimpl",

@@ -19,6 +19,9 @@ class ModelMemory:
         inhibitors: names of those who keep it loaded for now.
         idle_seconds: since its last request ended.
         evicted: it is not in memory; its next request loads it again.
+        caches: what it keeps for requests to come; dropped first when others need the memory.
+        degraded: what it serves less than was asked for, and why.
+        shortages: how often memory ran out under its requests since it was loaded.
     """
 
     id: str
@@ -31,6 +34,9 @@ class ModelMemory:
     inhibitors: tuple[str, ...]
     idle_seconds: float
     evicted: bool
+    caches: int = 0
+    degraded: str | None = None
+    shortages: int = 0
 
 
 @frozen(kw_only=True)
@@ -54,7 +60,7 @@ class MemoryReport:
 
     Args:
         budget: what all models of this engine may take together.
-        reserved: what they are charged with.
+        reserved: what they are charged with, and what their caches hold.
         others: what other engines of this user have reserved on this machine.
         active, cache, peak: the array library's own figures; ``None`` where no model needs it.
         models: each model's share.
@@ -72,8 +78,13 @@ class MemoryReport:
 
     @property
     def weights(self) -> int:
-        """The measured weights of the models in memory, to hold against ``active``."""
+        """The measured weights of the models in memory."""
         return sum(item.weights or 0 for item in self.models if not item.evicted)
+
+    @property
+    def caches(self) -> int:
+        """What the models' caches hold; with `weights`, what ``active`` is between requests."""
+        return sum(item.caches for item in self.models)
 
 
 __all__ = ["Eviction", "MemoryReport", "ModelMemory"]

@@ -154,15 +154,28 @@ class EngineCollector:
             if value is not None:
                 family.add_metric([name], value)
         yield family
-        models = self._core.GaugeMetricFamily(
-            "mlxengine_model_memory_bytes",
-            "What a model is charged with.",
-            labels=["model", "kind"],
-        )
+        gauge, counter = self._core.GaugeMetricFamily, self._core.CounterMetricFamily
+        labels = ["model", "kind"]
+        families = {
+            "reserved": gauge("mlxengine_model_memory_bytes", "What a model is charged with.", labels=labels),
+            "caches": gauge(
+                "mlxengine_model_cache_bytes", "What a model keeps for later requests.", labels=labels
+            ),
+            "degraded": gauge(
+                "mlxengine_model_degraded", "Whether memory made a model serve less.", labels=labels
+            ),
+            "shortages": counter(
+                "mlxengine_model_shortages", "How often memory ran out under a model.", labels=labels
+            ),
+        }
         for item in report.models:
-            if not item.evicted:
-                models.add_metric([item.id, item.kind], item.reserved)
-        yield models
+            for name, measured in families.items():
+                if not item.evicted:
+                    value = getattr(item, name)
+                    measured.add_metric(
+                        [item.id, item.kind], float(value is not None if name == "degraded" else value)
+                    )
+        yield from families.values()
         yield self._gauge("evictions", "Models that had to leave memory so far.", len(report.evictions))
 
     def _gauge(self, name: str, text: str, value: float) -> Any:

@@ -122,3 +122,45 @@ def test_loading_half_a_gigabyte_never_stalls_a_running_stream_for_long(models, 
         reader.join()
     during = [moment for moment in arrivals if began <= moment <= ended]
     assert max(b - a for a, b in itertools.pairwise(during)) < 0.25
+
+
+def test_with_warm_caches_the_ledger_is_what_mlx_reports(models):
+    others = held_by_others()
+    with InferenceEngine(memory_budget=budget_for(models, 2)) as engine:
+        handles = [engine.load(path) for path in models[:2]]
+        for turn in range(4):
+            prompt = (5 + turn, *range(2, 300))
+            for handle in handles:
+                handle.run(TextRequest(prompt_tokens=prompt, params=PARAMS))
+        report = engine.memory()
+        assert report.caches > report.weights / 10
+        held = report.active - others
+        assert report.weights + report.caches == pytest.approx(held, rel=0.05)
+        assert report.reserved <= report.budget
+        handles[0].pin(), handles[1].pin()
+        room = report.budget - report.reserved
+        engine._pool.ledger.reserve(engine, "something large", room + report.caches // 2)
+        after = engine.memory()
+        engine._pool.ledger.release(engine)
+        assert after.caches <= report.caches - report.caches // 2
+        assert after.evictions == ()
+        assert after.weights + after.caches == pytest.approx(after.active - others, rel=0.05)
+
+
+@pytest.mark.feature("core.degrade")
+def test_a_real_model_is_loaded_with_less_where_less_fits(models):
+    with InferenceEngine() as engine:
+        asked, half = (engine.fit(models[0], context_length=tokens).needed for tokens in (4096, 2048))
+        packed = engine.fit(models[0], context_length=2048, kv_bits=8).needed
+    prompt = TextRequest(prompt_tokens=tuple(2 + index % 250 for index in range(600)), params=PARAMS)
+    for budget, info, bits in ((asked, None, None), (half, 2048, None), (packed, 2048, 8)):
+        with InferenceEngine(memory_budget=budget) as engine:
+            model = engine.load(models[0])
+            assert ("degraded" in model.info) is (info is not None)
+            assert info in (None, model.info["context_length"])
+            assert model.explain("llm.kv_bits").value == bits
+            assert model.run(prompt).usage.completion_tokens == 4
+            if info is not None:
+                long = TextRequest(prompt_tokens=(2,) * 2050, params=PARAMS)
+                with pytest.raises(errors.PromptTooLongError):
+                    model.run(long)

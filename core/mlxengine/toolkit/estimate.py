@@ -62,9 +62,10 @@ def _bits(settings: Mapping[str, Any], layer: str) -> int:
 def estimator(card: ModelCard) -> Callable[[Workload], MemoryEstimate]:
     """A pure function from a workload to the bytes that it needs."""
     config = text_config(card.config) if card.config else _from_gguf(card.gguf)
+    usual = min(USUAL_CONTEXT, context_length(config) or USUAL_CONTEXT)
 
     def estimate(workload: Workload) -> MemoryEstimate:
-        length = workload.context_length or USUAL_CONTEXT
+        length = workload.context_length or usual
         # A quantized cache keeps a scale and a bias of 16 bits for each group of 64.
         full = 32.0 if workload.backend == "cpu" else 16.0
         bits = full if workload.kv_bits is None else workload.kv_bits + full / 32

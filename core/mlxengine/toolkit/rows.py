@@ -3,22 +3,26 @@
 A row is one answer being generated. Every reader's ``next`` may advance the batch, which decodes one
 token for all rows and reads a piece of the prompts that are waiting. Nothing that belongs to one row may
 raise inside that step, because the caches of the others would be left advanced; if the step itself
-raises, the batch is thrown away and the surviving rows are rebuilt from their tokens.
+raises, the batch is thrown away and the surviving rows are rebuilt from their tokens. If memory ran out,
+fewer of them at once: the newest wait until others are done, and go on where they were.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 from attrs import frozen
 
+from .._faults import out_of_memory
 from ..errors import GenerationError
 from .backend import clear_cache
 from .pace import Pace
+from .room import Room, ran_out_alone
 from .sampling import LogitsProcessor, Sampler, SeededSampler, greedy, guarded
 
 _log = logging.getLogger("mlxengine.toolkit.rows")
@@ -151,13 +155,21 @@ class SharedBatch:
         open_decoder: makes a decoder for at most so many rows.
         max_rows: most rows that decode together; further ones wait.
         stall_factor: while answers run, a step takes at most this multiple of one that only decodes.
+        relieve: gives back memory that nobody needs now (caches), when it has run out.
     """
 
     def __init__(
-        self, open_decoder: Callable[[int], Decoder], *, max_rows: int = 32, stall_factor: float = 5.0
+        self,
+        open_decoder: Callable[[int], Decoder],
+        *,
+        max_rows: int = 32,
+        stall_factor: float = 5.0,
+        relieve: Callable[[], None] = lambda: None,
     ) -> None:
         self._open = open_decoder
         self.max_rows = max_rows
+        self.room = Room(max_rows)
+        self._relieve = relieve
         self._decoder: Decoder | None = None
         self._rows: list[Row] = []
         self._waiting: list[Row] = []
@@ -215,19 +227,20 @@ class SharedBatch:
             running = any(not row.reading for row in self._rows)
             done = decoder.step(self._pace.chunk(budget_ms, running=running))
             took = time.perf_counter() - began
+            self._pace.observe(done.prompt_tokens, took, drawn=len(done.drawn))
+            if done.drawn:
+                self._stuck = 0
+                self.room.calm()
+            for item in done.drawn:
+                self._give(item)
+            if self._suspect is not None and not self._suspect.reading:
+                self._suspect = None
+            # What a row leaves behind, its cache for example, takes memory too.
+            self._take_out([row for row in self._rows if row.done or row.failure])
+            for row in [row for row in self._rows if row.unread > STALL]:
+                self._park(decoder, row)
         except Exception as error:
             self._recover(error)
-            return
-        self._pace.observe(done.prompt_tokens, took, drawn=len(done.drawn))
-        if done.drawn:
-            self._stuck = 0
-        for item in done.drawn:
-            self._give(item)
-        if self._suspect is not None and not self._suspect.reading:
-            self._suspect = None
-        self._take_out([row for row in self._rows if row.done or row.failure])
-        for row in [row for row in self._rows if row.unread > STALL]:
-            self._park(decoder, row)
 
     def close(self) -> None:
         """Drop all rows and the batch."""
@@ -255,7 +268,7 @@ class SharedBatch:
         while (
             self._decoder is not None
             and self._waiting
-            and len(self._rows) < self.max_rows
+            and len(self._rows) < self.room.now
             and self._suspect is None
         ):
             free = [item for item in self._waiting if not self._must_wait(item)]
@@ -269,7 +282,10 @@ class SharedBatch:
             try:
                 self._insert(self._decoder, row)
             except Exception as error:
-                row.fail(error)
+                if out_of_memory(error) and self._rows:
+                    self._shrink(len(self._rows) + 1, len(self._rows), [row])
+                    break
+                row.fail(ran_out_alone(error) if out_of_memory(error) else error)
                 continue
             if self._stuck > 1:  # something raises in every step: let rows in one by one to find it
                 self._suspect = row
@@ -319,21 +335,34 @@ class SharedBatch:
     def _recover(self, error: Exception) -> None:
         """Rebuild after a step that raised; when steps keep raising, find the row that is to blame."""
         _log.warning("A step of the batch failed and is done again: %r", error)
-        self._stuck += 1
         rows = [row for row in self._rows if not row.done and not row.failure]
+        if short := out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # they hold arrays
         self._rows.clear()
         self._discard()
+        for row in rows:
+            row.inside = False
+            row.kept = None
+        if short and len(rows) > 1:
+            self._suspect = None
+            self._shrink(len(rows), len(rows) // 2, rows)
+            return
+        if short:
+            self._relieve()
+        self._stuck += 1
         if self._suspect is not None or (len(rows) == 1 and self._stuck > 1):
             blamed = self._suspect or rows[0]
             failure = GenerationError(f"The model failed while it served this request: {error}.")
             failure.__cause__ = error
-            blamed.fail(failure)
-            blamed.inside = False
+            blamed.fail(ran_out_alone(error) if short else failure)
             rows = [row for row in rows if row is not blamed]
             self._suspect = None
-        for row in rows:
-            row.inside = False
-            row.kept = None
+        self._waiting[:0] = rows
+
+    def _shrink(self, failed: int, left: int, rows: Sequence[Row]) -> None:
+        """Memory ran out: fewer rows together from now on; the longest waiting ones come back first."""
+        self.room.shrink(failed, left)
+        self._relieve()
         self._waiting[:0] = rows
 
     def _discard(self) -> None:

@@ -85,6 +85,8 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
             "context_length": model.context,
             "batch": 1 if model.serving.serial else model.max_rows,
         },
+        state=model.state,
+        trim=model.trim,
     )
 
 
@@ -282,12 +284,13 @@ def _prefixes(card: ModelCard, context: LoadContext, network: Any, tokenizer: An
         budget = min(budget, context.device.free_memory // 8)
     folder = context.features.get(features.PROMPT_CACHE_FOLDER)
     if folder is None:
-        return PrefixCache(budget)
+        return PrefixCache(budget, room=context.cache_room)
     parameters: Any = tree_flatten(network.parameters())
     formats = sorted({str(value.dtype) for _, value in parameters})
     words = getattr(tokenizer, "backend_tokenizer", None)
     identity = (card.id, card.commit, formats, _hash(words.to_str() if words is not None else ""))
-    return PrefixCache(budget, DiskShelf(Path(str(folder)).expanduser(), repr(identity)))
+    shelf = DiskShelf(Path(str(folder)).expanduser(), repr(identity))
+    return PrefixCache(budget, shelf, context.cache_room)
 
 
 def _hash(text: str) -> str:

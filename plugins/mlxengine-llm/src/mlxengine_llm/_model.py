@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from attrs import define, field
-from mlxengine import ModelCard
+from mlxengine import ModelCard, ModelState
 from mlxengine.errors import InvalidParameterError
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.estimate import text_config
@@ -73,6 +73,7 @@ class LanguageModel:
             self._decoder,
             max_rows=1 if self.serving.serial else self.max_rows,
             stall_factor=self.stall_factor,
+            relieve=lambda: self.trim(0),
         )
         self.voice = Voice(
             decode=lambda tokens: str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
@@ -99,8 +100,23 @@ class LanguageModel:
         if self.prefixes is None or adapter is None:
             return self.prefixes
         if adapter not in self.adapted:
-            self.adapted[adapter] = PrefixCache(self.prefixes.budget // 4)
+            self.adapted[adapter] = PrefixCache(self.prefixes.budget // 4, room=self.prefixes.room)
         return self.adapted[adapter]
+
+    def state(self) -> ModelState:
+        """What is kept for prompts to come, and whether fewer requests than usual are served together."""
+        kept = (self.prefixes, *list(self.adapted.values()))
+        return ModelState(
+            caches=sum(item.nbytes for item in kept if item is not None),
+            degraded=self.batch.room.reason,
+            shortages=self.batch.room.shortages,
+        )
+
+    def trim(self, most: int) -> None:
+        """Let go of prompts' caches until at most so many bytes are held, those of adapters first."""
+        kept = [*self.adapted.values(), *([] if self.prefixes is None else [self.prefixes])]
+        for item in kept:
+            item.trim(max(0, item.nbytes - (self.state().caches - most)))
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter and what was computed with it.

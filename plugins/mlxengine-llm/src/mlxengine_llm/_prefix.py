@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -56,10 +56,15 @@ class PrefixCache:
     Args:
         budget: most bytes of caches to hold; 0 keeps nothing.
         shelf: where entries are also written; ``None`` keeps them in memory only.
+        room: bytes that there is room for beside what is held, negative if that is too much already;
+            ``None`` where nobody keeps account.
     """
 
-    def __init__(self, budget: int, shelf: Shelf | None = None) -> None:
+    def __init__(
+        self, budget: int, shelf: Shelf | None = None, room: Callable[[], int | None] = lambda: None
+    ) -> None:
         self.budget = budget
+        self.room = room
         self._shelf = shelf
         self._entries: list[Entry] = list(shelf.entries()) if shelf is not None else []
 
@@ -119,7 +124,7 @@ class PrefixCache:
             return
         mx.eval([layer.state for layer in layers])
         entry = Entry(tokens=array, layers=layers, nbytes=sum(layer.nbytes for layer in layers))
-        if entry.nbytes > self.budget:
+        if entry.nbytes > self._allowed():
             return
         if entry.trimmable:  # what is a prefix of the new one is in it
             self._entries = [
@@ -128,11 +133,19 @@ class PrefixCache:
         self._entries.append(entry)
         if self._shelf is not None:
             self._shelf.save(entry)
-        self._shrink()
+        self._shrink(self._allowed())
+
+    def trim(self, most: int) -> None:
+        """Let go of entries until at most so many bytes are held; those on disk stay there."""
+        self._shrink(most, spare=0)
 
     def clear(self) -> None:
         """Forget everything that is in memory."""
         self._entries.clear()
+
+    def _allowed(self) -> int:
+        room = self.room()
+        return self.budget if room is None else max(0, min(self.budget, self.nbytes + room))
 
     def _fetch(self, entry: Entry) -> bool:
         assert self._shelf is not None
@@ -143,16 +156,17 @@ class PrefixCache:
         entry.layers = layers
         entry.nbytes = sum(layer.nbytes for layer in layers)
         self._touch(entry)
-        self._shrink()
+        self._shrink(self._allowed())
         return True
 
     def _touch(self, entry: Entry) -> None:
         self._entries.remove(entry)
         self._entries.append(entry)
 
-    def _shrink(self) -> None:
-        excess = self.nbytes - self.budget
-        for entry in list(self._entries[:-1]):
+    def _shrink(self, most: int, *, spare: int = 1) -> None:
+        """Let go of the least recently used, but for the last ``spare`` ones."""
+        excess = self.nbytes - most
+        for entry in self._entries[: len(self._entries) - spare]:
             if excess <= 0:
                 return
             if entry.layers is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -31,13 +31,15 @@ class PrefixCache:
 
     Args:
         capacity: most bytes to hold.
+        room: bytes that there is room for beside what is held; ``None`` where nobody keeps account.
     """
 
     SHORTEST = 8
     """A shorter prefix is not worth looking for."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, room: Callable[[], int | None] = lambda: None) -> None:
         self._capacity = capacity
+        self._room = room
         self._entries: list[_Entry] = []
         self.nbytes = 0
 
@@ -74,7 +76,8 @@ class PrefixCache:
         """Remember the caches of a prompt (or of its beginning); arrays are shared, not copied."""
         wanted = np.asarray(ids, dtype=np.int64)
         nbytes = sum(int(part.nbytes) for part in caches)
-        if nbytes > self._capacity or len(ids) < self.SHORTEST:
+        most = allowed(self._capacity, self.nbytes, self._room())
+        if nbytes > most or len(ids) < self.SHORTEST:
             return
         for entry in list(self._entries):  # what a trimmable longer one covers is not needed any more
             same = np.array_equal(entry.ids, wanted[: len(entry.ids)])
@@ -82,7 +85,11 @@ class PrefixCache:
                 self._drop(entry)
         self._entries.append(_Entry(wanted, media, snapshot(caches), nbytes))
         self.nbytes += nbytes
-        while self.nbytes > self._capacity:
+        self.trim(most)
+
+    def trim(self, most: int) -> None:
+        """Let go of the least recently used until at most so many bytes are held."""
+        while self._entries and self.nbytes > most:
             self._drop(self._entries[0])
 
     def clear(self) -> None:
@@ -112,8 +119,9 @@ class PrefixCache:
 class FeatureCache:
     """What the vision encoder made of a request's media, by the media's content; least recently used goes."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, room: Callable[[], int | None] = lambda: None) -> None:
         self._capacity = capacity
+        self._room = room
         self._found: OrderedDict[tuple[str, ...], Features] = OrderedDict()
         self.nbytes = 0
 
@@ -126,12 +134,17 @@ class FeatureCache:
 
     def put(self, media: tuple[str, ...], features: Features) -> None:
         """Keep features; evaluates them."""
-        if media in self._found or features.nbytes > self._capacity:
+        most = allowed(self._capacity, self.nbytes, self._room())
+        if media in self._found or features.nbytes > most:
             return
         mx.eval(features.vectors, *features.deepstack)
         self._found[media] = features
         self.nbytes += features.nbytes
-        while self.nbytes > self._capacity:
+        self.trim(most)
+
+    def trim(self, most: int) -> None:
+        """Let go of the least recently used until at most so many bytes are held."""
+        while self._found and self.nbytes > most:
             _, old = self._found.popitem(last=False)
             self.nbytes -= old.nbytes
 
@@ -139,6 +152,11 @@ class FeatureCache:
         """Forget everything."""
         self._found.clear()
         self.nbytes = 0
+
+
+def allowed(capacity: int, held: int, room: int | None) -> int:
+    """Bytes that a cache may hold: its capacity, and what it holds with the room that is left."""
+    return capacity if room is None else max(0, min(capacity, held + room))
 
 
 def trimmable(caches: Sequence[Any] | None) -> bool:

@@ -81,6 +81,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         template_takes_parts=any(tags.values()),
         cache_bytes=context.features.get(features.PROMPT_CACHE_MB) * 2**20 if cached else 0,
         max_rows=context.features.get(features.MAX_BATCH) if together else 1,
+        cache_room=context.cache_room,
     )
     names = {"image": "vision", "video": "video", "audio": "audio"}
     return Loaded(
@@ -96,6 +97,8 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
             "batch": model.max_rows,
             "takes": ", ".join(sorted(takes)) or "text",
         },
+        state=model.state,
+        trim=model.trim,
     )
 
 

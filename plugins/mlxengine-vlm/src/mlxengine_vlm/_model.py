@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from attrs import define, field
-from mlxengine import ModelCard
+from mlxengine import ModelCard, ModelState
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.estimate import text_config
 from mlxengine.toolkit.grammar import Grammars
@@ -35,6 +36,7 @@ class VisionModel:
         takes: ``"image"``, ``"video"``, ``"audio"``: what a request may bring.
         template_takes_parts: whether the chat template writes the tags itself.
         cache_bytes: most memory for caches of prompts; a quarter more goes to media features. 0: none.
+        cache_room: see `mlxengine.LoadContext`.
         max_rows: most requests that are decoded together.
     """
 
@@ -55,14 +57,16 @@ class VisionModel:
     template_takes_parts: bool
     cache_bytes: int
     max_rows: int
+    cache_room: Callable[[], int | None] = field(default=lambda: None)
     batch: SharedBatch = field(init=False)
     voice: Voice = field(init=False)
     prefixes: PrefixCache | None = field(init=False)
     features: FeatureCache | None = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.prefixes = PrefixCache(self.cache_bytes) if self.cache_bytes else None
-        self.features = FeatureCache(self.cache_bytes // 4) if self.cache_bytes else None
+        self.prefixes = PrefixCache(self.cache_bytes, self.cache_room) if self.cache_bytes else None
+        share = self.cache_bytes // 4
+        self.features = FeatureCache(share, self.cache_room) if self.cache_bytes else None
         tokenizer = tokenizer_of(self.processor)
         fast = getattr(tokenizer, "backend_tokenizer", None)
         if fast is not None and self.stop_ids:
@@ -70,7 +74,9 @@ class VisionModel:
         else:
             grammars = None
         self.batch = SharedBatch(
-            lambda _rows: VisionDecoder(self.network, self.prefixes, grammars), max_rows=self.max_rows
+            lambda _rows: VisionDecoder(self.network, self.prefixes, grammars),
+            max_rows=self.max_rows,
+            relieve=lambda: self.trim(0),
         )
         self.voice = Voice(
             decode=lambda tokens: str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
@@ -85,6 +91,20 @@ class VisionModel:
         """Number of logits: at least the tokenizer's tokens."""
         named = text_config(self.config).get("vocab_size")
         return max(named if isinstance(named, int) else 0, len(tokenizer_of(self.processor)))
+
+    def state(self) -> ModelState:
+        """What is kept for requests to come, and whether fewer than usual are served together."""
+        return ModelState(
+            caches=sum(item.nbytes for item in (self.prefixes, self.features) if item is not None),
+            degraded=self.batch.room.reason,
+            shortages=self.batch.room.shortages,
+        )
+
+    def trim(self, most: int) -> None:
+        """Let go of caches until at most so many bytes are held: of prompts, then of media."""
+        for kept in (self.prefixes, self.features):
+            if kept is not None:
+                kept.trim(max(0, kept.nbytes - (self.state().caches - most)))
 
     def close(self) -> None:
         """Let go of the weights and of every cache."""

@@ -1,0 +1,24 @@
+"""The feature flags of the engine itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .features import Feature, Stage
+
+MOCK: Feature[bool] = Feature(
+    name="core.mock",
+    default=False,
+    summary="Serve every model by the mock back end, which marks all that it makes.",
+    stage=Stage.EXPERIMENTAL,
+)
+DEGRADE: Feature[bool] = Feature(
+    name="core.degrade",
+    default=True,
+    summary="Where memory is short, load with a shorter context or packed caches, and try a request that ran "
+    "out of it once more when others have made room; off: refuse.",
+)
+
+ALL: tuple[Feature[Any], ...] = (MOCK, DEGRADE)
+
+__all__ = ["ALL", "DEGRADE", "MOCK"]

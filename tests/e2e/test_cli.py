@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pexpect
 import pytest
 
 from tests.hub import weights
+from tests.starts import processor_seconds
 
 from .conftest import COMMAND, Ran
 
@@ -319,22 +319,11 @@ def test_a_real_answer_is_the_model_s(run: Run, model: Path) -> None:
 
 
 def test_help_and_plugins_start_within_three_times_of_what_they_import(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}  # compiled once, as installed code is
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-
-    def seconds(words: list[str]) -> float:
-        start = time.perf_counter()
-        subprocess.run(words, check=True, capture_output=True, timeout=60, env=environment)
-        return time.perf_counter() - start
-
     contenders = {
         "base": [sys.executable, "-c", "import attrs, pluggy"],
         "help": [*COMMAND, "--help"],
         "plugins": [*COMMAND, "plugins"],
     }
-    best = dict.fromkeys(contenders, float("inf"))
-    for _ in range(9):
-        for name, words in contenders.items():
-            best[name] = min(best[name], seconds(words))
-    assert best["help"] <= 3 * best["base"], best
-    assert best["plugins"] <= 3 * best["base"], best
+    took = processor_seconds(contenders, tmp_path)
+    assert took["help"] <= 3 * took["base"], took
+    assert took["plugins"] <= 3 * took["base"], took

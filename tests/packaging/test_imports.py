@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tomllib
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from mlxengine.testing._probe import HEAVY
+
+from tests.starts import processor_seconds
 
 from .environments import first_party
 
@@ -48,18 +49,11 @@ def test_a_plugins_entry_point_imports_no_model_library(distribution: str) -> No
 
 
 def test_importing_the_engine_takes_at_most_two_and_a_half_times_attrs_and_pluggy(tmp_path: Path) -> None:
-    # processor time, alternating, the best of fifteen: whatever else runs on the machine only adds to it;
-    # both from compiled modules, as they are once anything was run
-    timed = "import time; start = time.process_time(); {}; print(time.process_time() - start)"
-    base = timed.format("import attrs, pluggy")
-    ours = timed.format("from mlxengine import InferenceEngine, GenerateParams")
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    took: dict[str, list[float]] = {base: [], ours: []}
-    for turn in range(16):
-        for code in took:
-            words = [sys.executable, "-c", code]
-            done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
-            if turn:
-                took[code].append(float(done.stdout))
-    assert min(took[ours]) <= 2.5 * min(took[base]), took
+    codes = {
+        "nothing": "pass",
+        "base": "import attrs, pluggy",
+        "ours": "from mlxengine import InferenceEngine, GenerateParams",
+    }
+    contenders = {name: [sys.executable, "-c", code] for name, code in codes.items()}
+    took = processor_seconds(contenders, tmp_path)
+    assert took["ours"] - took["nothing"] <= 2.5 * (took["base"] - took["nothing"]), took

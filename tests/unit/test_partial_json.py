@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlxengine import Finished, FinishReason, PartialJSON, ReasoningDelta, TextDelta
 from mlxengine.errors import InvalidParameterError
@@ -28,6 +28,7 @@ def grows(small: Any, large: Any) -> bool:
     return small is None or small == large
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(value=VALUES, plain=st.booleans(), indent=st.none() | st.just(1))
 def test_the_value_grows_with_every_character_into_the_whole(value: Any, plain: bool, indent: Any) -> None:
     partial, last = PartialJSON(), None

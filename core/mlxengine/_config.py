@@ -265,6 +265,7 @@ _KINDS: dict[str, type] = {
     "sources": list,
     "trust_remote_code": bool,
     "extra_eos_tokens": list,
+    "tasks": list,
     "features": dict,
     "provenance": dict,
 }

@@ -91,7 +91,12 @@ def needed_bytes(item: ModelConfiguration, device: Device) -> int | None:
 
 
 def recommend(
-    entries: Sequence[ModelConfiguration], kind: str, device: Device, prefer: Prefer, budget: int | None
+    entries: Sequence[ModelConfiguration],
+    kind: str,
+    device: Device,
+    prefer: Prefer,
+    budget: int | None,
+    task: str | None = None,
 ) -> Recommendation:
     """See `ModelRegistry.recommend`."""
     if budget is not None and (isinstance(budget, bool) or budget <= 0):
@@ -115,7 +120,7 @@ def recommend(
     need, chosen = best[0]
     return Recommendation(
         model=chosen,
-        reason=_reason(chosen, need, limit, device, prefer, [item for _, item in best]),
+        reason=_reason(chosen, need, limit, device, prefer, [item for _, item in best], task),
         needed_bytes=need,
         budget_bytes=limit,
         checked=chosen.provenance is not None,
@@ -139,6 +144,7 @@ def _reason(
     device: Device,
     prefer: Prefer,
     fitting: Sequence[ModelConfiguration],
+    task: str | None,
 ) -> str:
     superlative = {
         Prefer.QUALITY: "the largest",
@@ -148,6 +154,8 @@ def _reason(
     choice = (
         f"{superlative[prefer]} of {len(fitting)} that fit" if len(fitting) > 1 else "the only one that fits"
     )
+    if task is not None:
+        choice += f" and are for {task}" if len(fitting) > 1 else f" and is for {task}"
     text = f"It is {choice}: about {human(need)} of {human(limit)} on this {device.name}."
     if (
         any(base_name(other) == base_name(item) for other in fitting if other is not item)

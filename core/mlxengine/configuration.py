@@ -158,6 +158,7 @@ class ModelConfiguration:
         parameter_count: exact number of weights, where ``size`` is rounded.
         base_model: id of the repository that this one was converted from.
         template_notes: what the chat template takes: system messages, tools, a switch for thinking.
+        tasks: what it is good for (``"code"``, ``"reasoning"`` …), beside what its name and notes say.
         default_prompt: what a demonstration asks it.
         extra_eos_tokens: token texts that end an answer besides the tokenizer's own.
         chat_template: a Jinja template that replaces the repository's.
@@ -182,6 +183,7 @@ class ModelConfiguration:
     parameter_count: int | None = None
     base_model: str | None = None
     template_notes: str | None = None
+    tasks: tuple[str, ...] = ()
     default_prompt: str | None = None
     extra_eos_tokens: tuple[str, ...] = ()
     chat_template: str | None = None

@@ -15,6 +15,7 @@ from attrs import evolve, fields_dict, frozen
 
 from ._registry_file import read_entries
 from ._selection import Prefer, Recommendation, base_name, bits_of, recommend, weight_bytes
+from ._tasks import for_task
 from .configuration import ModelConfiguration, Provenance, parse_size
 from .device import Device
 from .errors import (
@@ -234,6 +235,7 @@ class ModelRegistry:
         self,
         kind: str,
         device: Device | None = None,
+        task: str | None = None,
         *,
         prefer: Prefer | str = Prefer.QUALITY,
         budget: int | None = None,
@@ -245,6 +247,8 @@ class ModelRegistry:
         Args:
             kind: ``"llm"``, ``"vlm"`` …
             device: the machine; detected if left out.
+            task: only entries that are for it by what they say themselves: ``"chat"``, ``"code"``,
+                ``"reasoning"``, ``"tools"``, ``"multilingual"``, ``"rerank"``, ``"turbo"`` …
             prefer: ``"quality"`` takes the most parameters that fit, in the most bits; ``"speed"`` does so
                 within a quarter of the memory; ``"small"`` takes what needs the least.
             budget: bytes to stay within instead of the device's working set.
@@ -252,7 +256,8 @@ class ModelRegistry:
             checked_only: consider only entries that were checked, as ``auto:`` does.
 
         Raises:
-            InvalidParameterError: no entry is of such a kind, or the budget is not a positive number.
+            InvalidParameterError: no entry is of such a kind or for such a task (near ones are named), or
+                the budget is not a positive number.
             ModelNotFoundError: no entry fits; the message says what the smallest one needs.
         """
         if kind not in self.kinds:
@@ -266,7 +271,9 @@ class ModelRegistry:
         entries = [item for item in self.filter(kind=kind) if keys is None or _key(item.id) in keys]
         if checked_only:
             entries = [item for item in entries if item.provenance is not None]
-        return recommend(entries, kind, device or Device.detect(), Prefer(prefer), budget)
+        if task is not None:
+            entries = for_task(entries, kind, task)
+        return recommend(entries, kind, device or Device.detect(), Prefer(prefer), budget, task)
 
     def provenance(self, model: str, field: str) -> Provenance | None:
         """Where one fact of an entry comes from, or when it was checked; ``None`` if nobody did.

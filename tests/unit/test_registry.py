@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from mlxengine import Device, ModelConfiguration, ModelRegistry, Provenance
+from mlxengine._tasks import tasks_of
 from mlxengine.errors import (
     ConfigurationError,
     InvalidModelRefError,
@@ -183,6 +186,47 @@ def test_the_largest_variant_that_fits_is_recommended_with_a_reason(registry: Mo
     assert found.checked
     assert found.needed_bytes < found.budget_bytes
     assert registry.recommend("llm", gpu(12 * GIB)).model.id == "a/big-13B-4bit"
+
+
+@pytest.mark.parametrize(
+    ("facts", "tasks"),
+    [
+        ({"id": "x/Some-Coder-7B-Instruct"}, {"chat", "code"}),
+        ({"id": "x/starcoder2-3b"}, {"code"}),
+        ({"id": "x/gemma-3-1b-it-4bit"}, {"chat"}),
+        ({"id": "x/R1-Distill-8B", "template_notes": "no tools; always thinks"}, {"chat", "reasoning"}),
+        ({"id": "x/plain", "template_notes": "system messages; tools; never thinks"}, {"chat", "tools"}),
+        ({"id": "x/unsaid"}, set()),
+        ({"id": "x/own", "tasks": ("Law",)}, {"law"}),
+        (
+            {"id": "x/bge-reranker", "kind": "embed", "summary": "A multilingual one."},
+            {"multilingual", "rerank"},
+        ),
+        ({"id": "x/minilm", "kind": "embed"}, {"embedding"}),
+        ({"id": "x/sdxl-turbo", "kind": "diffusion"}, {"turbo"}),
+        ({"id": "x/scoder-itself", "summary": "decode, edit, think again"}, {"reasoning"}),
+    ],
+)
+def test_an_entry_s_tasks_are_what_it_says_itself(facts: dict[str, Any], tasks: set[str]) -> None:
+    assert tasks_of(ModelConfiguration(**{"kind": "llm", **facts})) == tasks
+
+
+def test_only_models_for_the_task_are_recommended(registry: ModelRegistry) -> None:
+    registry.register(entry("d/coder-1B-4bit", "1B", "4bit"))
+    registry.register(entry("d/law-3B-4bit", "3B", "4bit", tasks=("law",)))
+    found = registry.recommend("llm", gpu(8 * GIB), "code")
+    assert (found.model.id, found.alternatives) == ("d/coder-1B-4bit", ())
+    assert "for code" in found.reason
+    assert registry.recommend("llm", gpu(8 * GIB), task="law").model.id == "d/law-3B-4bit"
+
+
+def test_an_unknown_task_names_near_ones_and_one_that_nothing_is_for_says_so(registry: ModelRegistry) -> None:
+    with pytest.raises(InvalidParameterError, match="Did you mean reasoning"):
+        registry.recommend("llm", gpu(GIB), "reasonning")
+    with pytest.raises(ModelNotFoundError, match=r"'reasoning'.*chat"):
+        registry.recommend("llm", gpu(GIB), "reasoning")
+    with pytest.raises(InvalidParameterError, match="Tasks: chat"):
+        registry.recommend("llm", gpu(GIB), "xyz")
 
 
 def test_what_is_preferred_changes_the_choice(registry: ModelRegistry) -> None:

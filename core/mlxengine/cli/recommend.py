@@ -16,6 +16,7 @@ from ._output import Output, plain
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", nargs="?", default="llm", help="llm (the default), vlm, embed, diffusion …")
+    parser.add_argument("--task", help="chat, code, reasoning, tools, multilingual, rerank, turbo …")
     parser.add_argument("--prefer", choices=tuple(Prefer), default=Prefer.QUALITY)
     parser.add_argument("--memory-budget", metavar="SIZE", help="instead of this device's, for example 8GB")
     parser.add_argument("--checked", action="store_true", help="only entries that a source names")
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         found = engine.registry.recommend(
             arguments.kind,
             engine.device,
+            arguments.task,
             prefer=arguments.prefer,
             budget=budget,
             checked_only=arguments.checked,

@@ -62,9 +62,9 @@ def ours(case: dict[str, Any]) -> Any:
 
     blas.load()
     import mlx.core as mx
-    from mlxengine_diffusion.sd import modules
+    from mlxengine_diffusion.sd.unet import build_unet
 
-    unet = modules.build_unet(case["unet"])
+    unet = build_unet(case["unet"])
     side, width = case["latents"], case["unet"]["cross_attention_dim"]
     latents, context = mx.random.normal((2, side, side, 4)), mx.random.normal((2, 77, width))
     mx.eval(unet.parameters(), latents, context)

@@ -104,7 +104,10 @@ def write_repository(folder: Path, shape: dict[str, Any], dtype_name: str) -> No
     """A repository in diffusers' layout with random weights, and text encoders of two layers."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
-    from mlxengine_diffusion.sd import modules, weights
+    from mlxengine_diffusion.sd import weights
+    from mlxengine_diffusion.sd.autoencoder import build_vae
+    from mlxengine_diffusion.sd.clip import build_clip
+    from mlxengine_diffusion.sd.unet import build_unet
 
     xl = "addition_embed_type" in shape["unet"]
     configs: dict[str, dict[str, Any]] = {"unet": shape["unet"], "vae": {**VAE, "force_upcast": True}}
@@ -125,11 +128,11 @@ def write_repository(folder: Path, shape: dict[str, Any], dtype_name: str) -> No
         shutil.copytree(TOKENIZER, folder / f"tokenizer{end}")
     for part, config in configs.items():
         if part == "unet":
-            made: Any = modules.build_unet(config)
+            made: Any = build_unet(config)
         elif part == "vae":
-            made = modules.build_vae(config)
+            made = build_vae(config)
         else:
-            made = modules.build_clip(config, projection=part == "text_encoder_2")
+            made = build_clip(config, projection=part == "text_encoder_2")
         kind = "text_encoder" if part.startswith("text_encoder") else part
         halves: dict[str, list[Any]] = {}
         for path, value in tree_flatten(made.parameters()):

@@ -13,7 +13,7 @@ import pytest
 from attrs import evolve
 from mlxengine_diffusion.backends import Job
 from mlxengine_diffusion.sd import ops
-from mlxengine_diffusion.sd.modules import UNet
+from mlxengine_diffusion.sd.unet import UNet
 from safetensors.numpy import save_file
 
 JOB = Job(

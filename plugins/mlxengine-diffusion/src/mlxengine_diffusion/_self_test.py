@@ -25,7 +25,7 @@ def self_test(context: SelfTestContext) -> Sequence[Check]:  # noqa: ARG001
     try:
         import mlx.core as mx
 
-        from .sd.modules import build_unet
+        from .sd.unet import build_unet
 
         unet = build_unet(UNET)
         key = mx.random.key(0)

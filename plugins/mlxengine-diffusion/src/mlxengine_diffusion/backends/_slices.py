@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from mlxengine import ModelCard
 from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, RemoteCodeRefusedError
 
 from ..sd.layout import document
-from . import Offer
+from . import Offer, Pixels
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 FLOW_PARTS = ("text_encoder", "transformer", "vae")
 _SLICE_BYTES = 64 * 2**20
@@ -41,21 +45,33 @@ def steps_for(steps: int, strength: float) -> int:
     return 0 if strength == 0 else min(steps, max(1, math.floor(steps * strength + 1e-6)))
 
 
-__all__ = ["steps_for", "warm"]
+def as_pixels(picture: mx.array) -> Pixels:
+    """A decoder's output (height, width, 3), about -1 to 1, as a picture."""
+    import mlx.core as mx
+
+    scaled = mx.clip(picture.astype(mx.float32) / 2 + 0.5, 0, 1) * 255
+    found: Pixels = np.array(mx.round(scaled).astype(mx.uint8))
+    return found
 
 
-def flow_offer(card: ModelCard) -> Offer:
-    """The offer for a diffusers repository of one text encoder, a transformer and an autoencoder; pure."""
-    problem: MLXEngineError | None = None
-    if "auto_map" in document(card, "tokenizer/tokenizer_config.json"):
+def flow_offer(
+    card: ModelCard,
+    parts: Sequence[str] = FLOW_PARTS,
+    tokenizers: Sequence[str] = ("tokenizer",),
+    *,
+    problem: MLXEngineError | None = None,
+) -> Offer:
+    """The offer for a diffusers repository of text encoders, a transformer and an autoencoder; pure."""
+    if any("auto_map" in document(card, f"{name}/tokenizer_config.json") for name in tokenizers):
         problem = RemoteCodeRefusedError(
             f"The tokenizer of {card.id} wants to run the repository's own code."
         )
     names = card.names(".safetensors")
-    if absent := [part for part in FLOW_PARTS if not any(name.startswith(f"{part}/") for name in names)]:
+    if absent := [part for part in parts if not any(name.startswith(f"{part}/") for name in names)]:
         problem = IncompatibleWeightsError(f"{card.id} has no safetensors weights for {', '.join(absent)}.")
     documents = ("model_index.json", "*/*config.json", "*/*.index.json")
-    words = ("tokenizer/*.json", "tokenizer/*.txt", "tokenizer/*.jinja")
-    return Offer(
-        files=(*documents, *words, *(f"{part}/*.safetensors" for part in FLOW_PARTS)), problem=problem
-    )
+    words = (f"{name}/*.{end}" for name in tokenizers for end in ("json", "txt", "jinja", "model"))
+    return Offer(files=(*documents, *words, *(f"{part}/*.safetensors" for part in parts)), problem=problem)
+
+
+__all__ = ["FLOW_PARTS", "as_pixels", "flow_offer", "steps_for", "warm"]

@@ -132,14 +132,17 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
 def _build(part: str, config: dict[str, Any], files: list[Path], dtype: Any, bits: int) -> Any:
     import mlx.nn as nn
 
-    from ..sd import modules, weights
+    from ..sd import weights
+    from ..sd.autoencoder import build_vae
+    from ..sd.clip import build_clip
+    from ..sd.unet import build_unet
 
     if part == "unet":
-        made: Any = modules.build_unet(config)
+        made: Any = build_unet(config)
     elif part == "vae":
-        made = modules.build_vae(config)
+        made = build_vae(config)
     else:
-        made = modules.build_clip(config, projection=part == "text_encoder_2")
+        made = build_clip(config, projection=part == "text_encoder_2")
     weights.fill(made, part, weights.read_tensors(files), dtype)
     if bits:
         nn.quantize(made, group_size=32, bits=bits, class_predicate=_can_quantize)

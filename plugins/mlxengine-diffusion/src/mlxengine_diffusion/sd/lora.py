@@ -21,7 +21,7 @@ import numpy as np
 from attrs import define, field
 from mlxengine.errors import IncompatibleWeightsError, ModelNotFoundError
 
-from .modules import UNet
+from .unet import UNet
 from .weights import modules_by_origin, read_tensors
 
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}

@@ -8,13 +8,12 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from attrs import frozen
 
 from ..backends import Abilities, Job, Pixels, PromptReport, Step
-from ..backends._slices import steps_for
+from ..backends._slices import as_pixels, steps_for
+from .autoencoder import decoding
 from .lora import AdapterFile, adapted, read_adapters
-from .modules import decoding
 from .parts import Parts, compiled
 from .schedulers import NoiseSettings, scheduler
 from .text import Conditioning, Tokenizer, encode
@@ -141,9 +140,7 @@ class StableDiffusion:
         with self.parts.use("vae", drop=job.low_memory) as vae:
             for picture in decoding(vae, latents):  # noqa: B007 - the last one is the picture
                 yield None
-            pixels = mx.round(mx.clip(picture[0] / 2 + 0.5, 0, 1) * 255).astype(mx.uint8)
-            found: Pixels = np.array(pixels, dtype=np.uint8)
-        return found
+            return as_pixels(picture[0])
 
     def preview(self, clean: mx.array, job: Job) -> Generator[None, None, Pixels]:
         factor = math.ceil(max(clean.shape[1:3]) / _PREVIEW_LATENTS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,31 @@ def fill(module: nn.Module, part: str, tensors: Mapping[str, mx.array], dtype: m
     """
     kind = "text_encoder" if part.startswith("text_encoder") else part
     source = {_modern(kind, name): tensor for name, tensor in tensors.items() if not _IGNORED.search(name)}
+    fill_by_name(module, part, source, partial(origin, kind), dtype)
+
+
+def fill_by_name(
+    module: nn.Module,
+    part: str,
+    source: Mapping[str, mx.array],
+    place_of: Callable[[str], Origin | None],
+    dtype: mx.Dtype,
+) -> None:
+    """Give every parameter of ``module`` the tensor of ``source`` that ``place_of`` its path names.
+
+    Args:
+        part: the name that errors give the module.
+        place_of: a parameter's path to its tensor; ``None`` for those that are computed, not stored.
+
+    Raises:
+        IncompatibleWeightsError: tensors are missing, left over or of the wrong shape; they are named.
+    """
     missing, misshapen, used, filled = [], [], set(), []
     for path, value in tree_flatten(module.parameters()):
-        place = origin(kind, path)
+        place = place_of(path)
+        if place is None:
+            filled.append((path, value))
+            continue
         tensor = source.get(place.name)
         if tensor is None:
             missing.append(place.name)
@@ -164,14 +187,16 @@ def _fit(tensor: mx.array, shape: tuple[int, ...], half: int | None) -> mx.array
     if tensor.ndim == 4 and len(shape) == 4:
         # Laid out anew once: convolutions would copy a transposed view in every call.
         tensor = mx.contiguous(tensor.transpose(0, 2, 3, 1))
+    elif tensor.ndim == 5 and len(shape) == 5:
+        tensor = mx.contiguous(tensor.transpose(0, 2, 3, 4, 1))
     elif tensor.ndim == 4 and len(shape) == 2 and tensor.shape[2:] == (1, 1):
         tensor = tensor.reshape(tensor.shape[:2])  # a convolution of one pixel is a matrix product
     return tensor if tuple(tensor.shape) == tuple(shape) else None
 
 
 def _expected(shape: tuple[int, ...], half: int | None) -> tuple[int, ...]:
-    if len(shape) == 4:
-        return (shape[0], shape[3], shape[1], shape[2])
+    if len(shape) in (4, 5):
+        return (shape[0], shape[-1], *shape[1:-1])
     return (2 * shape[0], *shape[1:]) if half is not None else tuple(shape)
 
 
@@ -191,4 +216,4 @@ def modules_by_origin(module: nn.Module, part: str) -> Iterator[tuple[str, int |
             yield place.name, place.half, path, item
 
 
-__all__ = ["Origin", "fill", "modules_by_origin", "origin", "read_tensors"]
+__all__ = ["Origin", "fill", "fill_by_name", "modules_by_origin", "origin", "read_tensors"]

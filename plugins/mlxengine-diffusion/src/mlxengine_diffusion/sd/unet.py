@@ -1,0 +1,188 @@
+"""The UNet: diffuse-mlx's blocks, put together as a configuration says.
+
+The assembly is ours, because the library's fixes the number of groups of its transformers' norms at 32,
+leaves out the epsilons that the checkpoints were trained with, and takes only sizes that can be halved at
+every level.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from diffuse_mlx.stable_diffusion.unet import (
+    ResnetBlock2D,
+    TimestepEmbedding,
+    Transformer2D,
+    upsample_nearest,
+)
+
+from . import ops
+from .blocks import set_eps, with_our_ops
+from .config import Config, UNetSettings
+
+_TRANSFORMER_EPS = 1e-6
+
+
+def sinusoids(values: mx.array, width: int) -> mx.array:
+    """Sinusoidal features (cosines first) of shape (*values.shape, width), float32 (Vaswani et al. 2017)."""
+    half = width // 2
+    exponents = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    angles = values[..., None].astype(mx.float32) * mx.array(np.exp(exponents))
+    return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
+
+
+class _Level(nn.Module):  # type: ignore[misc]
+    """The blocks of one resolution, on the way down or up."""
+
+    def __init__(
+        self, shape: UNetSettings, level: int, inputs: list[int], *, attention: bool, down: bool, up: bool
+    ) -> None:
+        super().__init__()
+        width = shape.channels[level]
+        self.resnets = [
+            ResnetBlock2D(channels, width, groups=shape.groups, temb_channels=4 * shape.channels[0])
+            for channels in inputs
+        ]
+        set_eps(self, shape.eps)
+        if attention:
+            self.attentions = [_transformer(shape, level) for _ in inputs]
+        if down:
+            self.downsample = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        if up:
+            self.upsample = nn.Conv2d(width, width, 3, padding=1)
+
+    def layer(self, index: int, x: mx.array, time: mx.array, context: mx.array) -> mx.array:
+        x = self.resnets[index](x, time)
+        if "attentions" in self:
+            x = self.attentions[index](x, context, None, None)
+        return x
+
+
+class _Middle(nn.Module):  # type: ignore[misc]
+    def __init__(self, shape: UNetSettings) -> None:
+        super().__init__()
+        width, time = shape.channels[-1], 4 * shape.channels[0]
+        self.resnets = [
+            ResnetBlock2D(width, width, groups=shape.groups, temb_channels=time) for _ in range(2)
+        ]
+        set_eps(self, shape.eps)
+        self.attentions = [_transformer(shape, len(shape.channels) - 1)]
+
+    def __call__(self, x: mx.array, time: mx.array, context: mx.array) -> mx.array:
+        x = self.resnets[0](x, time)
+        found: mx.array = self.resnets[1](self.attentions[0](x, context, None, None), time)
+        return found
+
+
+def _transformer(shape: UNetSettings, level: int) -> nn.Module:
+    width = shape.channels[level]
+    made: nn.Module = Transformer2D(
+        in_channels=width,
+        model_dims=width,
+        encoder_dims=shape.context[level],
+        num_heads=shape.heads[level],
+        num_layers=shape.depth[level],
+        norm_num_groups=shape.groups,
+    )
+    set_eps(made, _TRANSFORMER_EPS)
+    return made
+
+
+class UNet(nn.Module):  # type: ignore[misc]
+    """The network that predicts the noise (or velocity) in latents."""
+
+    def __init__(self, shape: UNetSettings) -> None:
+        super().__init__()
+        self.shape = shape
+        widths, last = shape.channels, len(shape.channels) - 1
+        time = 4 * widths[0]
+        self.conv_in = nn.Conv2d(
+            shape.in_channels, widths[0], shape.kernel_in, padding=(shape.kernel_in - 1) // 2
+        )
+        self.time_embedding = TimestepEmbedding(widths[0], time)
+        if shape.added_width is not None:
+            self.add_embedding = TimestepEmbedding(shape.added_width, time)
+        skips, width = [widths[0]], widths[0]
+        self.down_blocks = []
+        for level, following in enumerate(widths):
+            inputs = [width] + [following] * (shape.layers[level] - 1)
+            self.down_blocks.append(
+                _Level(
+                    shape,
+                    level,
+                    inputs,
+                    attention=shape.down_attention[level],
+                    down=level < last,
+                    up=False,
+                )
+            )
+            skips += [following] * (shape.layers[level] + (level < last))
+            width = following
+        self.mid_block = _Middle(shape)
+        self.up_blocks = []
+        for position, level in enumerate(reversed(range(len(widths)))):
+            inputs = []
+            for _ in range(shape.layers[level] + 1):
+                inputs.append(width + skips.pop())
+                width = widths[level]
+            self.up_blocks.append(
+                _Level(
+                    shape,
+                    level,
+                    inputs,
+                    attention=shape.up_attention[position],
+                    down=False,
+                    up=level > 0,
+                )
+            )
+        self.conv_norm_out = nn.GroupNorm(shape.groups, widths[0], eps=shape.eps, pytorch_compatible=True)
+        self.conv_out = nn.Conv2d(
+            widths[0], shape.out_channels, shape.kernel_out, padding=(shape.kernel_out - 1) // 2
+        )
+
+    def __call__(
+        self, x: mx.array, time: mx.array, context: mx.array, added: tuple[mx.array, mx.array] | None = None
+    ) -> mx.array:
+        """Predict, for latents ``x`` (batch, height, width, channels) at the timesteps ``time`` (batch,).
+
+        Args:
+            context: the prompts' states, (batch, tokens, width).
+            added: SDXL's pooled prompt (batch, width) and its six size numbers (batch, 6).
+        """
+        embedding = self.time_embedding(sinusoids(time, self.shape.channels[0]).astype(x.dtype))
+        if added is not None and self.shape.size_embedding is not None:
+            pooled, sizes = added
+            flat = sinusoids(sizes, self.shape.size_embedding).flatten(1).astype(x.dtype)
+            embedding = embedding + self.add_embedding(mx.concatenate([pooled, flat], axis=-1))
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            for index in range(len(block.resnets)):
+                x = block.layer(index, x, embedding, context)
+                skips.append(x)
+            if "downsample" in block:
+                x = block.downsample(x)
+                skips.append(x)
+        x = self.mid_block(x, embedding, context)
+        for block in self.up_blocks:
+            for index in range(len(block.resnets)):
+                x = block.layer(index, mx.concatenate([x, skips.pop()], axis=-1), embedding, context)
+            if "upsample" in block:
+                # An odd size was rounded up on the way down: cut what doubling it adds.
+                height, width = skips[-1].shape[1:3]
+                x = block.upsample(upsample_nearest(x)[:, :height, :width])
+        found: mx.array = self.conv_out(ops.activated(self.conv_norm_out, x))
+        return found
+
+
+def build_unet(config: Config) -> UNet:
+    """A UNet with arbitrary weights from a ``unet/config.json``."""
+    made = UNet(UNetSettings.read(config))
+    with_our_ops(made)
+    return made
+
+
+__all__ = ["UNet", "build_unet", "sinusoids"]

@@ -11,9 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from mlxengine import ImageReady, ImageRequest, InferenceEngine, Progress
-from mlxengine.errors import FeatureUnavailableError, RemoteCodeRefusedError, UnsupportedInputError
+from mlxengine.errors import (
+    FeatureUnavailableError,
+    IncompatibleWeightsError,
+    RemoteCodeRefusedError,
+    UnsupportedInputError,
+)
 from mlxengine_diffusion.backends import Job
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent / "extras"))
 
@@ -49,13 +54,9 @@ def test_the_picture_is_that_of_diffusers(
         seed=0,
         scheduler="",
     )
-    *_, last = pipeline.denoise(job, mx.array(k.noise())[:, :, None])
-    walk = pipeline.decode(last.latents, job)
-    next(walk)
-    with pytest.raises(StopIteration) as end:
-        next(walk)
+    ours = k.pixels(pipeline, job, mx.array(k.noise())[:, :, None])
     reference = load_file(k.DATA / "z_image.pictures.safetensors")[name]
-    assert np.abs(end.value.value.astype(int) - reference.astype(int)).max() <= 2
+    assert np.abs(ours - reference.astype(int)).max() <= 2
 
 
 def test_it_is_served_by_the_engine_with_the_same_events(model: Any) -> None:
@@ -72,10 +73,35 @@ def test_it_is_served_by_the_engine_with_the_same_events(model: Any) -> None:
 def test_what_it_cannot_do_is_refused(model: Any) -> None:
     with pytest.raises(UnsupportedInputError, match="from text only"):
         model.image("a", init_image=np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(FeatureUnavailableError, match="cannot free its parts"):
-        model.image("a", low_memory=True)
     with pytest.raises(FeatureUnavailableError, match="applies no LoRA"):
         model.image("a", lora=(("x", 1.0),))
+
+
+def test_low_memory_makes_the_same_picture(model: Any) -> None:
+    options: dict[str, Any] = {"size": (64, 64), "steps": 2, "seed": 1}
+    usual = model.image("a red circle", **options).numpy()
+    assert np.array_equal(model.image("a red circle", low_memory=True, **options).numpy(), usual)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("transformer", "all_final_layer.2-1.adaLN_modulation.1.bias"),
+        ("text_encoder", "layers.2.mlp.up_proj.weight"),
+        ("vae", "decoder.conv_out.bias"),
+    ],
+)
+def test_a_missing_tensor_is_an_error_that_names_it(
+    engine: InferenceEngine, tmp_path: Path, part: str, name: str
+) -> None:
+    folder = z.write(tmp_path / "model")
+    file = folder / part / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file)
+    with pytest.raises(IncompatibleWeightsError) as caught:
+        engine.load_images(folder)
+    assert name in str(caught.value)
 
 
 def test_a_tokenizer_with_code_of_its_own_is_refused(engine: InferenceEngine, tmp_path: Path) -> None:

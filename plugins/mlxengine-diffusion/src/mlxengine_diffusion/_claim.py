@@ -36,7 +36,7 @@ def claim(card: ModelCard, backend: str | None) -> Claim | None:
         fit=Fit.FALLBACK,
         problem=UnsupportedArchitectureError(
             f"No back end here makes pictures with a {name} ({card.id}).",
-            hint="Stable Diffusion 1 to 3.5, XL, FLUX.1 schnell, FLUX.2 klein and Z-Image are served.",
+            hint="Stable Diffusion 1 to 3.5, XL, FLUX.1, FLUX.2 klein, Z-Image and Qwen-Image are served.",
         ),
         reason=f"a diffusers pipeline of an unknown kind, {name}",
     )

@@ -86,17 +86,6 @@ def job(family: str, **values: Any) -> Job:
     )
 
 
-def pixels(pipeline: Any, task: Job, **noise: Any) -> np.ndarray[Any, Any]:
-    steps = [step for step in pipeline.denoise(task, **noise) if step is not None]
-    walk = pipeline.decode(steps[-1].latents, task)
-    try:
-        while True:
-            next(walk)
-    except StopIteration as end:
-        found: np.ndarray[Any, Any] = end.value
-        return found.astype(int)
-
-
 @pytest.mark.parametrize("family", ["flux", "sd3"])
 def test_the_picture_is_that_of_diffusers(load: Callable[[str], Any], family: str) -> None:
     import mlx.core as mx
@@ -106,7 +95,7 @@ def test_the_picture_is_that_of_diffusers(load: Callable[[str], Any], family: st
     noise = mx.array(k.noise().transpose(0, 2, 3, 1))
     reference = load_file(k.DATA / "kit.pictures.safetensors")[family].astype(int)
     for attempt in (1, 2):  # the library throws weights away while it works: they have to come back
-        difference = np.abs(pixels(pipeline, job(family), noise=noise) - reference)
+        difference = np.abs(k.pixels(pipeline, job(family), noise) - reference)
         print(f"{family}, picture {attempt}: difference {difference.max()}, mean {difference.mean():.4f}")
         assert difference.max() <= 2
 
@@ -115,14 +104,14 @@ def test_two_requests_take_turns_and_a_cancelled_one_leaves_the_model_whole(
     load: Callable[[str], Any],
 ) -> None:
     pipeline = load("flux").pipeline
-    alone = pixels(pipeline, job("flux"))
+    alone = k.pixels(pipeline, job("flux"))
     first, second = pipeline.denoise(job("flux")), pipeline.denoise(job("flux"))
     assert next(first) is None
     assert next(first).done == 1
     assert [next(second), next(second)] == [None, None]
     first.close()
     assert [step.done for step in second if step is not None] == [1, 2, 3, 4]
-    assert np.array_equal(pixels(pipeline, job("flux")), alone)
+    assert np.array_equal(k.pixels(pipeline, job("flux")), alone)
 
 
 def test_a_picture_can_be_the_start(load: Callable[[str], Any]) -> None:

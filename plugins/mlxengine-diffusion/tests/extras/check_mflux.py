@@ -1,83 +1,100 @@
-"""FLUX.2 klein on mflux against diffusers, where mflux is installed: `make test-mflux`."""
+"""mflux against diffusers on tiny FLUX.1, FLUX.2 klein and Qwen-Image: `make test-mflux`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny_flux2 as f
+import tiny_flux1 as f1
+import tiny_flux2 as f2
 import tiny_kit as k
-from mlxengine import ImageHandle, ImagePreview, ImageReady, ImageRequest, InferenceEngine, Progress
+import tiny_qwen_image as q
+from mlxengine import (
+    ImageHandle,
+    ImagePreview,
+    ImageReady,
+    ImageRequest,
+    InferenceEngine,
+    LoadContext,
+    Progress,
+)
 from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError, UnsupportedInputError
+from mlxengine.features import Layer, Level
 from mlxengine_diffusion import plugin
 from mlxengine_diffusion.backends import Job
 from safetensors.numpy import load_file, save_file
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return f.write(tmp_path_factory.mktemp("flux2") / "model")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[ImageHandle]:
-    with InferenceEngine() as engine, engine.load_images(folder) as handle:
-        yield handle
+TOKENIZER = Path(__file__).parents[4] / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
+MFLUX = {"diffusion.backend": "mflux"}
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "flux1": lambda folder: f1.write(folder, TOKENIZER),
+    "flux2": f2.write,
+    "qwen_image": q.write,
+}
+DEV: dict[str, Any] = {"prompt": f1.PROMPT, "width": f1.SIDE, "height": f1.SIDE, "steps": f1.STEPS}
+QWEN: dict[str, Any] = {"prompt": q.PROMPT, "width": q.SIDE, "height": q.SIDE, "steps": q.STEPS}
+KLEIN: dict[str, Any] = {"prompt": f2.PROMPT, "width": f2.SIDE, "height": f2.SIDE, "steps": f2.STEPS}
+PICTURES: dict[tuple[str, str], dict[str, Any]] = {
+    ("flux1", "dev"): {**DEV, "guidance": f1.GUIDANCE},
+    ("flux1", "schnell"): {**DEV, "guidance": 0.0},
+    **{("flux2", name): {**KLEIN, "guidance": guidance} for name, guidance in f2.GUIDANCES.items()},
+    ("qwen_image", "plain"): {**QWEN, "guidance": q.GUIDANCES["plain"]},
+    ("qwen_image", "guided"): {**QWEN, "guidance": q.GUIDANCES["guided"], "negative": q.NEGATIVE},
+}
 
 
 def pipeline(folder: Path) -> Any:
-    from mlxengine import LoadContext
-
     with InferenceEngine() as engine:
         card = engine.resolve(folder)
         context = LoadContext(
             path=folder,
             configuration=card.configuration,
-            features=engine.features.view(),
+            features=engine.features.view(Layer(Level.LOAD, MFLUX)),
             device=engine.device,
         )
         return plugin.load_model(card, context).model.pipeline
 
 
-@pytest.mark.parametrize("name", f.GUIDANCES)
-def test_the_picture_is_that_of_diffusers(folder: Path, name: str) -> None:
+@pytest.mark.parametrize(("family", "name"), PICTURES)
+def test_the_picture_is_that_of_diffusers(tmp_path: Path, family: str, name: str) -> None:
     import mlx.core as mx
 
-    job = Job(
-        prompt=f.PROMPT,
-        negative=None,
-        width=f.SIDE,
-        height=f.SIDE,
-        steps=f.STEPS,
-        guidance=f.GUIDANCES[name],
-        seed=0,
-        scheduler="",
-    )
-    made = pipeline(folder)
-    *_, last = made.denoise(job, mx.array(f.noise()))
-    walk = made.decode(last.latents, job)
-    next(walk)
-    with pytest.raises(StopIteration) as end:
-        next(walk)
-    reference = load_file(k.DATA / "flux2.pictures.safetensors")[name].astype(int)
-    difference = np.abs(end.value.value.astype(int) - reference)
-    print(f"{name}: difference {difference.max()}, mean {difference.mean():.4f}")
+    write = FAMILIES[family]
+    folder = f1.write(tmp_path / "x", TOKENIZER, schnell=True) if name == "schnell" else write(tmp_path / "x")
+    job = Job(**{"negative": None, "seed": 0, "scheduler": "", **PICTURES[family, name]})
+    noise = f2.noise() if family == "flux2" else k.packed(k.noise())
+    ours = k.pixels(pipeline(folder), job, mx.array(noise))
+    reference = load_file(k.DATA / f"{family}.pictures.safetensors")[name].astype(int)
+    difference = np.abs(ours - reference)
+    print(f"{family} {name}: difference {difference.max()}, mean {difference.mean():.5f}")
     assert difference.max() <= 2
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageHandle]:
+    folder = FAMILIES[request.param](tmp_path_factory.mktemp(request.param) / "model")
+    with InferenceEngine() as engine, engine.load_images(folder, features=MFLUX) as handle:
+        yield handle
 
 
 def test_it_is_served_by_the_engine_with_the_same_events(model: ImageHandle) -> None:
     assert model.info["backend"] == "mflux"
-    request = ImageRequest(prompt="a red circle", size=(64, 64), steps=2, seed=1, preview_every=1)
+    request = ImageRequest(prompt="a red circle", size=(64, 96), steps=2, seed=1, preview_every=1)
     events = list(model.stream(request))
     assert [event.done for event in events if isinstance(event, Progress)] == [1, 2]
-    assert [event.pixels.shape for event in events if isinstance(event, ImagePreview)] == [(32, 32, 3)]
+    assert [event.pixels.shape for event in events if isinstance(event, ImagePreview)] == [(48, 32, 3)]
     ready = [event for event in events if isinstance(event, ImageReady)]
-    assert ready[0].pixels.shape == (64, 64, 3)
-    again = model.image("a red circle", size=(64, 64), steps=2, seed=1)
+    assert ready[0].pixels.shape == (96, 64, 3)
+    again = model.image("a red circle", size=(64, 96), steps=2, seed=1, low_memory=True)
     assert np.array_equal(again.numpy(), ready[0].pixels.numpy())
+
+
+def test_a_long_prompt_is_cut_and_what_was_left_out_is_reported(model: ImageHandle) -> None:
+    made = model.image("z " * 1100 + "y", size=(64, 64), steps=1, seed=1)
+    assert "zy" in made.recipe["truncated"].replace(" ", "")
 
 
 def test_what_it_cannot_do_is_refused(model: ImageHandle) -> None:
@@ -88,19 +105,34 @@ def test_what_it_cannot_do_is_refused(model: ImageHandle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "name"),
+    ("family", "part", "name"),
     [
-        ("transformer", "x_embedder.weight"),
-        ("text_encoder", "model.layers.3.mlp.up_proj.weight"),
-        ("vae", "decoder.conv_out.bias"),
+        ("flux1", "transformer", "time_text_embed.guidance_embedder.linear_1.bias"),
+        ("flux1", "text_encoder", "text_model.final_layer_norm.weight"),
+        ("flux1", "text_encoder_2", "encoder.block.1.layer.0.SelfAttention.q.weight"),
+        ("flux1", "vae", "decoder.conv_out.bias"),
+        ("flux2", "transformer", "x_embedder.weight"),
+        ("flux2", "text_encoder", "model.layers.3.mlp.up_proj.weight"),
+        ("flux2", "vae", "decoder.conv_out.bias"),
+        ("qwen_image", "transformer", "transformer_blocks.1.img_mod.1.bias"),
+        ("qwen_image", "text_encoder", "model.norm.weight"),
+        ("qwen_image", "vae", "decoder.up_blocks.1.resnets.0.norm1.gamma"),
     ],
 )
-def test_a_missing_tensor_is_an_error_that_names_it(tmp_path: Path, part: str, name: str) -> None:
-    folder = f.write(tmp_path / "model")
+def test_a_missing_strange_or_misshapen_tensor_is_an_error_that_names_it(
+    tmp_path: Path, family: str, part: str, name: str
+) -> None:
+    folder = FAMILIES[family](tmp_path / "model")
     file = folder / part / "model.safetensors"
     tensors = load_file(file)
-    del tensors[name]
-    save_file(tensors, file)
-    with InferenceEngine() as engine, pytest.raises(IncompatibleWeightsError) as caught:
-        engine.load_images(folder)
-    assert name.rpartition(".")[0].split(".")[-1] in str(caught.value)
+    without = {key: value for key, value in tensors.items() if key != name}
+    with InferenceEngine() as engine:
+        for wrong, named in (
+            (without, name),
+            ({**tensors, "stranger.weight": np.ones(3, np.float32)}, "stranger.weight"),
+            ({**without, name: np.repeat(tensors[name], 2, axis=0)}, name),
+        ):
+            save_file(wrong, file)
+            with pytest.raises(IncompatibleWeightsError) as caught:
+                engine.load_images(folder, features=MFLUX)
+            assert named in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import tiny_kit as k
-from tiny_z_image import write_tokenizer
+import tiny_z_image as z
 
 PROMPT, SIDE, STEPS = "a red circle", 64, 4
 GUIDANCES = {"plain": 1.0, "guided": 4.0}
@@ -27,18 +27,7 @@ TRANSFORMER: dict[str, Any] = {
     "guidance_embeds": False,
 }
 # The states after layers 9, 18 and 27 are what the transformer reads.
-TEXT: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "intermediate_size": 48,
-    "max_position_embeddings": 1024,
-    "rope_theta": 1000000.0,
-    "rms_norm_eps": 1e-6,
-}
+TEXT: dict[str, Any] = {**z.TEXT, "num_hidden_layers": 28}
 VAE: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -65,16 +54,9 @@ def noise() -> k.Array:
 
 def write(folder: Path) -> Path:
     """Lay the repository out."""
-    from safetensors.numpy import save_file
-
-    shapes = json.loads((k.DATA / "flux2.shapes.json").read_text())
-    for part, config in (("transformer", TRANSFORMER), ("text_encoder", TEXT), ("vae", VAE)):
-        (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text(json.dumps(config))
-        tensors = {name: weight(part, name, tuple(shape)) for name, shape in shapes[part].items()}
-        save_file(tensors, folder / part / "model.safetensors")
-    (folder / "tokenizer").mkdir()
-    write_tokenizer(folder / "tokenizer")
+    parts = {"transformer": TRANSFORMER, "text_encoder": TEXT, "vae": VAE}
+    z.write_parts(folder, json.loads((k.DATA / "flux2.shapes.json").read_text()), parts, weight)
+    z.write_tokenizer(folder / "tokenizer")
     index = {"_class_name": "Flux2KleinPipeline", "is_distilled": False}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder

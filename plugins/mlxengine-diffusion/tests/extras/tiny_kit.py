@@ -119,6 +119,25 @@ def noise() -> Array:
     return np.random.RandomState(3).standard_normal((1, 16, LATENT, LATENT)).astype(np.float32)
 
 
+def packed(latents: Array) -> Array:
+    """Latents (1, channels, height, width) as a row of two by two places, (1, places, 4 channels)."""
+    batch, channels, height, width = latents.shape
+    found = latents.reshape(batch, channels, height // 2, 2, width // 2, 2).transpose(0, 2, 4, 1, 3, 5)
+    return np.ascontiguousarray(found.reshape(batch, height * width // 4, channels * 4))
+
+
+def pixels(pipeline: Any, job: Any, *noise: Any) -> np.ndarray[Any, Any]:
+    """The picture that a back end's pipeline makes of a job: (height, width, 3), int."""
+    *_, last = pipeline.denoise(job, *noise)
+    walk = pipeline.decode(last.latents, job)
+    while True:
+        try:
+            next(walk)
+        except StopIteration as end:
+            found: np.ndarray[Any, Any] = end.value.astype(int)
+            return found
+
+
 _FLUX_NAMES = (
     (r"^time_text_embed\.timestep_embedder\.linear_1", "time_in.in_layer"),
     (r"^time_text_embed\.timestep_embedder\.linear_2", "time_in.out_layer"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ VAE: dict[str, Any] = {**k.VAE, "scaling_factor": 0.3611, "shift_factor": 0.1159
 
 def write_tokenizer(folder: Path) -> None:
     """Letters as tokens, and a template that is the message itself."""
+    folder.mkdir(parents=True, exist_ok=True)
     k.write_t5_tokenizer(folder)
     path = folder / "tokenizer_config.json"
     path.write_text(
@@ -43,22 +46,30 @@ def write_tokenizer(folder: Path) -> None:
     )
 
 
-def write(folder: Path) -> Path:
-    """Lay the repository out."""
+def write_parts(
+    folder: Path,
+    shapes: Mapping[str, Mapping[str, Sequence[int]]],
+    configs: Mapping[str, Mapping[str, Any]],
+    weight: Callable[[str, str, tuple[int, ...]], k.Array],
+) -> None:
+    """Configurations and weights, a folder a part; ``weight`` is asked by part, name and shape."""
     from safetensors.numpy import save_file
 
-    index = {"_class_name": "ZImagePipeline"}
-    shapes = json.loads((k.DATA / "z_image.shapes.json").read_text())
-    for part, config in (("transformer", TRANSFORMER), ("text_encoder", TEXT), ("vae", VAE)):
+    for part, config in configs.items():
         (folder / part).mkdir(parents=True)
         (folder / part / "config.json").write_text(json.dumps(config))
-        tensors = {
-            name: k.weight("z_image", part, name, tuple(shape)) for name, shape in shapes[part].items()
-        }
+        tensors = {name: weight(part, name, tuple(shape)) for name, shape in shapes[part].items()}
         save_file(tensors, folder / part / "model.safetensors")
+
+
+def write(folder: Path) -> Path:
+    """Lay the repository out."""
+    parts = {"transformer": TRANSFORMER, "text_encoder": TEXT, "vae": VAE}
+    write_parts(
+        folder, json.loads((k.DATA / "z_image.shapes.json").read_text()), parts, partial(k.weight, "z_image")
+    )
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"shift": 3.0}))
-    (folder / "tokenizer").mkdir()
     write_tokenizer(folder / "tokenizer")
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "ZImagePipeline"}))
     return folder

@@ -1,113 +1,168 @@
-"""Z-Image on mlx-vlm's networks.
+"""Z-Image and FLUX.2 klein on mlx-vlm's networks.
 
-mlx-vlm also has FLUX.2 and Qwen-Image. They are not offered: it builds FLUX.2 by the folder's name instead
-of its configuration, and of Qwen-Image knows version 2.1 only.
+Of Qwen-Image it knows version 2.1 only, which is another model.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from mlxengine import LoadContext, ModelCard
-from mlxengine.errors import IncompatibleWeightsError
 
 from ..models import defaults_for
 from ..sd.layout import document
-from . import Abilities, Defaults, Job, Offer, Pixels, PromptReport, Step
-from ._slices import FLOW_PARTS as _PARTS
-from ._slices import flow_offer, warm
+from . import Abilities, Defaults, Job, Offer, Pixels, PromptReport, _flux2
+from ._flow import Flow, Levels, built
+from ._slices import as_pixels, flow_offer
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-SUMMARY = "Z-Image on mlx-vlm"
+SUMMARY = "Z-Image and FLUX.2 klein on mlx-vlm"
 REMEDY = 'pip install "mlxengine-diffusion[vlm]"'
+_Z_IMAGE = "ZImagePipeline"
+_FLUX2 = _flux2.Library(
+    name="mlx-vlm",
+    settings="mlx_vlm.models.flux2.constants",
+    transformer="mlx_vlm.models.flux2.transformer.transformer",
+    text_encoder="mlx_vlm.models.flux2.qwen.text_encoder",
+    vae="mlx_vlm.models.flux2.vae.vae",
+)
 _LENGTH = 512
 
 
+def _pipeline(card: ModelCard) -> object:
+    return document(card, "model_index.json").get("_class_name")
+
+
 def claim(card: ModelCard) -> Offer | None:
-    if document(card, "model_index.json").get("_class_name") != "ZImagePipeline":
-        return None
-    return flow_offer(card)
+    return flow_offer(card) if _pipeline(card) in (_Z_IMAGE, _flux2.PIPELINE) else None
 
 
 def missing() -> str | None:
     return None if importlib.util.find_spec("mlx_vlm") else "mlx-vlm"
 
 
-def load(card: ModelCard, context: LoadContext) -> ZImage:
-    from mlx_vlm.models.z_image.pipeline import ZImagePipeline
-    from mlxengine.toolkit.dtype import upcast_for_cpu
+def load(card: ModelCard, context: LoadContext) -> Flow:
+    return (
+        _flux2.load(card, context, _FLUX2) if _pipeline(card) == _flux2.PIPELINE else _z_image(card, context)
+    )
 
-    try:
-        made = ZImagePipeline(context.path, evict_text_encoder=False)
-        made._ensure_components()
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        raise IncompatibleWeightsError(f"{card.id} does not fit mlx-vlm's Z-Image: {error}") from error
-    for part in _PARTS:
-        upcast_for_cpu(getattr(made, part))
-    turbo = made.config.variant == "turbo"
+
+def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
+    import mlx.core as mx
+    from mlx_vlm.models.z_image.config import ZImageTextEncoderConfig, ZImageTransformerConfig
+    from mlx_vlm.models.z_image.text_encoder import ZImageTextEncoder
+    from mlx_vlm.models.z_image.transformer import ZImageTransformer
+    from transformers import AutoTokenizer
+
+    from ..sd import weights
+    from ..sd.autoencoder import build_vae
+    from ._networks import filled, renamed
+
+    dtype = mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.bfloat16
+
+    def transformer(config: dict[str, Any], files: list[Path]) -> Any:
+        made = ZImageTransformer(ZImageTransformerConfig.from_dict(config))
+        places = renamed(
+            (r"^final_layer\.(adaLN_modulation)\.0", r"all_final_layer.2-1.\1.1"),
+            (r"^final_layer\.", "all_final_layer.2-1."),
+            (r"^x_embedder\.", "all_x_embedder.2-1."),
+            (r"^t_embedder\.linear1", "t_embedder.mlp.0"),
+            (r"^t_embedder\.linear2", "t_embedder.mlp.2"),
+        )
+        return filled(made, "transformer", files, places, dtype)
+
+    def text_encoder(config: dict[str, Any], files: list[Path]) -> Any:
+        known = {**(config.get("rope_parameters") or {}), **config}
+        made = ZImageTextEncoder(ZImageTextEncoderConfig.from_dict(known))
+        ignored = r"^lm_head\.|rotary_emb"
+        # Published whole, or without its head and then without the prefix.
+        names = set(weights.read_tensors(files))
+        prefix = "model." if any(name.startswith("model.") for name in names) else ""
+        return filled(made, "text_encoder", files, renamed((r"^", prefix)), dtype, ignored=ignored)
+
+    def vae(config: dict[str, Any], files: list[Path]) -> Any:
+        made = build_vae(config)
+        weights.fill(made, "vae", weights.read_tensors(files), mx.float32)
+        return made
+
+    parts, keep = built(card, context, {"text_encoder": text_encoder, "transformer": transformer, "vae": vae})
+    levels = Levels.read(document(card, "scheduler/scheduler_config.json"))
+    turbo = levels.shift <= 3.0
     own = Defaults(size=(1024, 1024), steps=8 if turbo else 50, guidance=0.0 if turbo else 4.0)
-    abilities = Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048)
-    return ZImage(made, abilities, {"library": "mlx-vlm", "dtype": "float32 on a CPU, else as stored"})
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(context.path / "tokenizer"), local_files_only=True, trust_remote_code=False
+    )
+    return ZImage(
+        parts,
+        levels,
+        Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True),
+        {"library": "mlx-vlm", "dtype": str(dtype).removeprefix("mlx.core.")},
+        keep=keep,
+        tokenizer=tokenizer,
+    )
 
 
-class ZImage:
-    """A loaded Z-Image: see `backends.Pipeline` for what each method does."""
+class ZImage(Flow):
+    """A loaded Z-Image. Its latents are (1, 16, 1, height / 8, width / 8)."""
 
-    def __init__(self, pipeline: Any, abilities: Abilities, info: dict[str, Any]) -> None:
-        self.abilities = abilities
-        self.info = info
-        self._pipeline = pipeline
+    def __init__(self, *arguments: Any, tokenizer: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._tokenizer = tokenizer
 
-    def warm(self) -> Iterator[None]:
-        yield from warm([getattr(self._pipeline, part) for part in _PARTS])
-
-    def close(self) -> None:
-        self._pipeline = None
+    def _text(self, prompt: str) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+        return text
 
     def read_prompt(self, job: Job) -> PromptReport:
-        pipeline = self._pipeline
-        ids = list(pipeline.tokenizer(pipeline._format_prompt(job.prompt), truncation=False)["input_ids"])
+        ids = list(self._tokenizer(self._text(job.prompt), verbose=False).input_ids)
         cut = ids[_LENGTH:]
         return PromptReport(
-            tokens=min(len(ids), _LENGTH), truncated=pipeline.tokenizer.decode(cut).strip() if cut else ""
+            tokens=min(len(ids), _LENGTH), truncated=self._tokenizer.decode(cut).strip() if cut else ""
         )
 
-    def denoise(self, job: Job, noise: mx.array | None = None) -> Iterator[Step | None]:
+    def _told(self, job: Job) -> Generator[None, None, list[mx.array]]:
         import mlx.core as mx
-        from mlx_vlm.models.mage_flow.scheduler import FlowMatchEulerDiscreteScheduler
 
-        pipeline = self._pipeline
-        guided = job.guidance > 1
-        told = pipeline._encode_prompt(job.prompt)
-        yield None
-        contrast = pipeline._encode_prompt(job.negative or "") if guided else None
-        shape = (1, 16, 1, job.height // 8, job.width // 8)
-        latents = mx.random.normal(shape, key=mx.random.key(job.seed)) if noise is None else noise
-        sampler = FlowMatchEulerDiscreteScheduler(
-            num_inference_steps=job.steps, shift=pipeline.config.scheduler_shift
-        )
-        for index in range(job.steps):
-            level = sampler.sigmas[index]
-            time = (1.0 - level).reshape(1)
-            output = pipeline.transformer(latents, time, told)
-            if contrast is not None:
-                # The prediction with the prompt is the base, as in the model's own pipeline.
-                output = output + job.guidance * (output - pipeline.transformer(latents, time, contrast))
-            clean = latents + level * output
-            latents = sampler.step(velocity=-output, step_index=index, latents=latents)
-            mx.eval(latents, clean)
-            yield Step(done=index + 1, total=job.steps, latents=latents, clean=clean)
+        told = []
+        with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
+            for prompt in (job.prompt, job.negative or "")[: 2 if job.guidance > 1 else 1]:
+                ids = self._tokenizer(self._text(prompt), truncation=True, max_length=_LENGTH).input_ids
+                states = encoder(mx.array([ids]), output_penultimate=True)
+                mx.eval(states)
+                told.append(states)
+                yield None
+        return told
 
-    def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:  # noqa: ARG002
-        pixels = self._pipeline._decode_latents(latents)
-        yield None
-        found: Pixels = np.array(pixels)
-        return found
+    def _shape(self, job: Job) -> tuple[int, ...]:
+        return (1, 16, 1, job.height // 8, job.width // 8)
 
-    def preview(self, clean: mx.array, job: Job) -> Generator[None, None, Pixels]:
-        return (yield from self.decode(clean[..., ::2, ::2], job))
+    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:  # noqa: ARG002
+        import mlx.core as mx
+
+        output: mx.array = transformer(latents.astype(told.dtype), mx.array([1 - sigma]), told)
+        return -output.astype(mx.float32)
+
+    def _guided(self, outputs: list[mx.array], guidance: float) -> mx.array:
+        # The prediction with the prompt is the base, as in the model's own pipeline.
+        return outputs[0] + guidance * (outputs[0] - outputs[1])
+
+    def _grid(self, latents: mx.array, job: Job) -> mx.array:  # noqa: ARG002
+        return latents[:, :, 0].transpose(0, 2, 3, 1)
+
+    def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
+        from ..sd.autoencoder import decoding
+
+        with self.parts.use("vae", drop=job.low_memory) as vae:
+            for picture in decoding(vae, grid):  # noqa: B007 - the last one is the picture
+                yield None
+        return as_pixels(picture[0])

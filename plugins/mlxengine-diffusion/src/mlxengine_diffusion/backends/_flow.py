@@ -1,0 +1,206 @@
+"""Flow matching, as FLUX, Qwen-Image and Z-Image do it: the noise levels, and the way along them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+from mlxengine import LoadContext, ModelCard
+from mlxengine.errors import UnsupportedArchitectureError
+
+from ..features import KEEP_LOADED
+from ..sd.layout import document
+from . import Abilities, Job, Pixels, PromptReport, Step
+from ._slices import as_pixels
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from ..sd.parts import Parts
+
+_NOT_IMPLEMENTED = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
+
+
+@frozen(kw_only=True)
+class Levels:
+    """How a repository's scheduler spaces its noise levels: the larger a picture, the more of them are high.
+
+    After Esser et al. 2024 (Scaling Rectified Flow Transformers), in the form of diffusers'
+    ``FlowMatchEulerDiscreteScheduler``.
+
+    Args:
+        shift: the factor of schedulers that do not look at the size.
+        dynamic: whether the shift follows the size.
+        base, most: the logarithm of the shift at ``few`` and at ``many`` places.
+        linear: whether the shift itself, not its logarithm, is what follows the size.
+        terminal: the last level before 0.
+    """
+
+    shift: float = 1.0
+    dynamic: bool = False
+    base: float = 0.5
+    most: float = 1.15
+    few: int = 256
+    many: int = 4096
+    linear: bool = False
+    terminal: float | None = None
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Levels:
+        """From a ``scheduler_config.json``.
+
+        Raises:
+            UnsupportedArchitectureError: it asks for something that is not implemented.
+        """
+        name = config.get("_class_name", "FlowMatchEulerDiscreteScheduler")
+        wrong = [key for key in _NOT_IMPLEMENTED if config.get(key)]
+        if name != "FlowMatchEulerDiscreteScheduler" or wrong:
+            found = f"{name} with {', '.join(wrong)}" if wrong else name
+            raise UnsupportedArchitectureError(f"The scheduler {found} is not implemented for flow matching.")
+        return cls(
+            shift=config.get("shift", 1.0),
+            dynamic=config.get("use_dynamic_shifting", False),
+            base=config.get("base_shift", 0.5),
+            most=config.get("max_shift", 1.15),
+            few=config.get("base_image_seq_len", 256),
+            many=config.get("max_image_seq_len", 4096),
+            linear=config.get("time_shift_type", "exponential") == "linear",
+            terminal=config.get("shift_terminal"),
+        )
+
+    def sigmas(self, steps: int, places: int, follow: float | None = None) -> list[float]:
+        """The levels of ``steps`` steps, from 1 down, and the 0 after them.
+
+        Args:
+            places: of the picture, as the transformer sees it.
+            follow: what the size amounts to, for models with a formula of their own.
+        """
+        slope = (self.most - self.base) / (self.many - self.few)
+        mu = self.base + slope * (places - self.few) if follow is None else follow
+        factor = (mu if self.linear else math.exp(mu)) if self.dynamic else self.shift
+        even = [1 - index / steps for index in range(steps)]
+        found = [factor / (factor + 1 / level - 1) for level in even]
+        # A single step has nothing to stretch.
+        if self.terminal and steps > 1:
+            scale = (1 - found[-1]) / (1 - self.terminal)
+            found = [1 - (1 - level) / scale for level in found]
+        return [*found, 0.0]
+
+
+class Flow:
+    """A loaded model of flow matching: see `backends.Pipeline` for what each method does.
+
+    Families say how prompts are read, how noise is predicted, and what latents stand for.
+    """
+
+    def __init__(
+        self, parts: Parts, levels: Levels, abilities: Abilities, info: dict[str, Any], *, keep: bool
+    ) -> None:
+        self.abilities = abilities
+        self.info = info
+        self.parts = parts
+        self.levels = levels
+        self._keep = keep
+
+    def warm(self) -> Iterator[None]:
+        if self._keep:
+            yield from self.parts.warm()
+        else:
+            self.parts.drop_idle()
+
+    def close(self) -> None:
+        self.parts.drop_idle()
+
+    def read_prompt(self, job: Job) -> PromptReport:
+        raise NotImplementedError
+
+    def _told(self, job: Job) -> Generator[None, None, list[Any]]:
+        """What the transformer is told: of the prompt, and with guidance of the negative one."""
+        raise NotImplementedError
+
+    def _shape(self, job: Job) -> tuple[int, ...]:
+        """What latents are: rows of places, unless a family says otherwise."""
+        return (1, job.height * job.width // 256, self.info["place_width"])
+
+    def _sigmas(self, job: Job, places: int) -> list[float]:
+        return self.levels.sigmas(job.steps, places)
+
+    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:
+        """The velocity at a level: the shape of ``latents``, float32."""
+        raise NotImplementedError
+
+    def _guided(self, outputs: list[mx.array], guidance: float) -> mx.array:
+        return outputs[1] + guidance * (outputs[0] - outputs[1])
+
+    def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
+        """The picture of latents (1, height, width, channels of a place)."""
+        raise NotImplementedError
+
+    def denoise(self, job: Job, noise: mx.array | None = None) -> Iterator[Step | None]:
+        import mlx.core as mx
+
+        if job.low_memory:
+            self.parts.drop_idle()
+        told = yield from self._told(job)
+        latents = mx.random.normal(self._shape(job), key=mx.random.key(job.seed)) if noise is None else noise
+        sigmas = self._sigmas(job, job.height * job.width // 256)
+        with self.parts.use("transformer", drop=job.low_memory) as transformer:
+            for index in range(job.steps):
+                sigma, following = sigmas[index : index + 2]
+                outputs = [self._predict(transformer, latents, sigma, item, job) for item in told]
+                output = outputs[0] if len(outputs) == 1 else self._guided(outputs, job.guidance)
+                clean = latents - sigma * output
+                latents = latents + (following - sigma) * output
+                mx.eval(latents, clean)
+                yield Step(done=index + 1, total=job.steps, latents=latents, clean=clean)
+
+    def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
+        return (yield from self._pixels(self._grid(latents, job), job))
+
+    def preview(self, clean: mx.array, job: Job) -> Generator[None, None, Pixels]:
+        return (yield from self._pixels(self._grid(clean, job)[:, ::2, ::2], job))
+
+    def _grid(self, latents: mx.array, job: Job) -> mx.array:
+        return latents.reshape(1, job.height // 16, job.width // 16, -1)
+
+
+def spread(grid: mx.array) -> mx.array:
+    """Latents of places (1, h, w, 4 c), each of two by two, as (1, 2 h, 2 w, c)."""
+    _, height, width, channels = grid.shape
+    apart = grid.reshape(1, height, width, channels // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
+    return apart.reshape(1, 2 * height, 2 * width, channels // 4)
+
+
+def built(
+    card: ModelCard, context: LoadContext, builders: Mapping[str, Callable[[dict[str, Any], list[Path]], Any]]
+) -> tuple[Parts, bool]:
+    """The networks of a repository, made by configuration and weight files, and whether to keep them."""
+    from functools import partial
+
+    from mlxengine.configuration import thaw
+
+    from ..sd.parts import Parts
+
+    made = {
+        part: partial(
+            build,
+            thaw(document(card, f"{part}/config.json")),
+            sorted((context.path / part).glob("*.safetensors")),
+        )
+        for part, build in builders.items()
+    }
+    parts = Parts(made)
+    parts.build()
+    return parts, context.features.get(KEEP_LOADED)
+
+
+__all__ = ["Flow", "Levels", "as_pixels", "built", "spread"]

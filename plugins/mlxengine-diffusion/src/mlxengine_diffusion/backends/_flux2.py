@@ -1,0 +1,217 @@
+"""FLUX.2 klein on the networks of mlx-vlm or of mflux, which have the same ones, built by configuration.
+
+Both libraries look up their geometry by the model's name; here the repository's configuration gives it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+from mlxengine import LoadContext, ModelCard
+
+from ..models import defaults_for
+from ..sd.layout import document
+from . import Abilities, Defaults, Job, Pixels, PromptReport
+from ._flow import Flow, Levels, as_pixels, built, spread
+from ._networks import filled, renamed
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+PIPELINE = "Flux2KleinPipeline"
+_LENGTH = 512
+_TRANSFORMER = (
+    "patch_size",
+    "in_channels",
+    "out_channels",
+    "num_layers",
+    "num_single_layers",
+    "attention_head_dim",
+    "num_attention_heads",
+    "joint_attention_dim",
+    "timestep_guidance_channels",
+    "mlp_ratio",
+    "axes_dims_rope",
+    "rope_theta",
+    "guidance_embeds",
+)
+_TEXT = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "head_dim",
+    "attention_bias",
+    "rope_theta",
+)
+
+
+@frozen(kw_only=True)
+class Library:
+    """Where a library keeps its networks: modules, and what they are called everywhere.
+
+    Args:
+        name: of the distribution.
+        settings, transformer, text_encoder, vae: modules of ``ModelConfig`` and of the networks.
+    """
+
+    name: str
+    settings: str
+    transformer: str
+    text_encoder: str
+    vae: str
+
+
+def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
+    import mlx.core as mx
+    from transformers import AutoTokenizer
+
+    dtype = mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.bfloat16
+    # The libraries compute in this type whatever the weights are; half precision is slow on a CPU.
+    importlib.import_module(library.settings).ModelConfig.precision = dtype
+    networks = {name: importlib.import_module(getattr(library, name)) for name in ("transformer", "vae")}
+    encoder: Callable[..., Any] = importlib.import_module(library.text_encoder).Qwen3TextEncoder
+
+    def transformer(config: dict[str, Any], files: list[Path]) -> Any:
+        made = networks["transformer"].Flux2Transformer(**_known(config, _TRANSFORMER))
+        places = renamed(
+            (r"^time_guidance_embed\.linear", "time_guidance_embed.timestep_embedder.linear"),
+            (r"^(transformer_blocks\..*)\.to_out\.", r"\1.to_out.0."),
+        )
+        return filled(made, "transformer", files, places, dtype)
+
+    def text_encoder(config: dict[str, Any], files: list[Path]) -> Any:
+        made = encoder(**_known({**(config.get("rope_parameters") or {}), **config}, _TEXT))
+        return filled(made, "text_encoder", files, renamed((r"^", "model.")), dtype, ignored=r"^lm_head\.")
+
+    def vae(config: dict[str, Any], files: list[Path]) -> Any:
+        made = networks["vae"].Flux2VAE(decoder_block_out_channels=tuple(config["block_out_channels"]))
+        for part in ("encoder", "quant_conv"):  # nobody gives it a picture
+            made.pop(part, None)
+        places = renamed((r"\.to_out\.", ".to_out.0."))
+        return filled(
+            made, "vae", files, places, dtype, ignored=r"^(encoder|quant_conv)\.|num_batches_tracked$"
+        )
+
+    parts, keep = built(card, context, {"text_encoder": text_encoder, "transformer": transformer, "vae": vae})
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(context.path / "tokenizer"), local_files_only=True, trust_remote_code=False
+    )
+    distilled = bool(document(card, "model_index.json").get("is_distilled", False))
+    own = Defaults(size=(1024, 1024), steps=4 if distilled else 50, guidance=1.0 if distilled else 4.0)
+    abilities = Abilities(
+        defaults=defaults_for(card, own),
+        size_step=16,
+        largest=2048,
+        guided=not distilled,
+        negative=not distilled,
+        low_memory=True,
+    )
+    info = {
+        "library": library.name,
+        "dtype": str(dtype).removeprefix("mlx.core."),
+        "place_width": document(card, "transformer/config.json").get("in_channels", 128),
+    }
+    # The size counts by a formula of the model's own.
+    return Flux2(parts, Levels(dynamic=True), abilities, info, keep=keep, tokenizer=tokenizer)
+
+
+def _known(config: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: config[name] for name in names if name in config}
+
+
+class Flux2(Flow):
+    """A loaded FLUX.2."""
+
+    def __init__(self, *arguments: Any, tokenizer: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._tokenizer = tokenizer
+
+    def _text(self, prompt: str) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        return text
+
+    def read_prompt(self, job: Job) -> PromptReport:
+        ids = list(self._tokenizer(self._text(job.prompt), verbose=False).input_ids)
+        cut = ids[_LENGTH:]
+        return PromptReport(
+            tokens=min(len(ids), _LENGTH), truncated=self._tokenizer.decode(cut).strip() if cut else ""
+        )
+
+    def _told(self, job: Job) -> Generator[None, None, list[mx.array]]:
+        import mlx.core as mx
+
+        told = []
+        with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
+            for prompt in (job.prompt, job.negative or "")[: 2 if job.guidance > 1 else 1]:
+                found = self._tokenizer(
+                    self._text(prompt), padding="max_length", truncation=True, max_length=_LENGTH
+                )
+                states = encoder.get_prompt_embeds(
+                    mx.array([found.input_ids]), mx.array([found.attention_mask])
+                )
+                mx.eval(states)
+                told.append(states)
+                yield None
+        return told
+
+    def _sigmas(self, job: Job, places: int) -> list[float]:
+        return self.levels.sigmas(job.steps, places, _follow(places, job.steps))
+
+    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:
+        import mlx.core as mx
+
+        output: mx.array = transformer(
+            hidden_states=latents.astype(told.dtype),
+            encoder_hidden_states=told,
+            timestep=mx.array(sigma * 1000),
+            img_ids=_places(1, job.height // 16, job.width // 16, 1),
+            txt_ids=_places(1, 1, 1, told.shape[1]),
+            guidance=None,
+        )
+        return output.astype(mx.float32)
+
+    def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
+        import mlx.core as mx
+
+        with self.parts.use("vae", drop=job.low_memory) as vae:
+            norm = vae.bn
+            latents = grid * mx.sqrt(norm.running_var + norm.eps) + norm.running_mean
+            picture = vae.decode(spread(latents).transpose(0, 3, 1, 2))
+            mx.eval(picture)
+            yield None
+        return as_pixels(picture[0].transpose(1, 2, 0))
+
+
+def _places(*counts: int) -> mx.array:
+    """The four coordinates of every place, the last running fastest: (1, places, 4)."""
+    import mlx.core as mx
+
+    grids = mx.meshgrid(*(mx.arange(count) for count in counts), indexing="ij")
+    return mx.stack([grid.flatten() for grid in grids], axis=-1)[None]
+
+
+def _follow(places: int, steps: int) -> float:
+    """What places and steps amount to in FLUX.2's noise levels (the formula of its authors' sampler)."""
+    many = 0.00016927 * places + 0.45666666
+    if places > 4300:
+        return many
+    few = 8.73809524e-05 * places + 1.89833333
+    slope = (many - few) / 190
+    return slope * steps + many - 200 * slope
+
+
+__all__ = ["PIPELINE", "Flux2", "Library", "load"]

@@ -1,0 +1,234 @@
+"""FLUX.1 dev and schnell: the transformer and T5 of mflux, our CLIP and autoencoder.
+
+mflux writes FLUX.1's one geometry into its layers. Here every size comes from the configurations, so that
+smaller relatives run too; attention that counts on the old sizes is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from attrs import frozen
+from mflux.models.common.config import ModelConfig
+from mflux.models.flux.model.flux_text_encoder.t5_encoder import t5_self_attention
+from mflux.models.flux.model.flux_text_encoder.t5_encoder.t5_block import T5Block
+from mflux.models.flux.model.flux_text_encoder.t5_encoder.t5_encoder import T5Encoder
+from mflux.models.flux.model.flux_transformer.ada_layer_norm_continuous import AdaLayerNormContinuous
+from mflux.models.flux.model.flux_transformer.ada_layer_norm_zero import AdaLayerNormZero
+from mflux.models.flux.model.flux_transformer.ada_layer_norm_zero_single import AdaLayerNormZeroSingle
+from mflux.models.flux.model.flux_transformer.joint_attention import JointAttention
+from mflux.models.flux.model.flux_transformer.single_block_attention import SingleBlockAttention
+from mflux.models.flux.model.flux_transformer.transformer import Transformer
+from mlxengine import LoadContext, ModelCard
+from mlxengine.errors import UnsupportedArchitectureError
+
+from ...models import defaults_for
+from ...sd import weights
+from ...sd.autoencoder import build_vae, decoding
+from ...sd.clip import build_clip
+from ...sd.layout import document
+from ...sd.text import Tokenizer, encode
+from .. import Abilities, Defaults, Job, Pixels, PromptReport
+from .._flow import Flow, Levels, as_pixels, built, spread
+from .._networks import filled, renamed, resize
+
+_WIDTH, _T5_WIDTH = 3072, 4096
+
+
+@frozen(eq=False)
+class _Told:
+    """A prompt: T5's states (1, tokens, width), and CLIP's summary (1, width)."""
+
+    states: mx.array
+    pooled: mx.array
+
+
+def load(card: ModelCard, context: LoadContext) -> Flux1:
+    from transformers import AutoTokenizer
+
+    dtype = mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.bfloat16
+    ModelConfig.precision = dtype
+
+    def clip(config: dict[str, Any], files: list[Path]) -> Any:
+        made = build_clip(config, projection=False)
+        weights.fill(made, "text_encoder", weights.read_tensors(files), dtype)
+        return made
+
+    parts, keep = built(
+        card,
+        context,
+        {
+            "text_encoder": clip,
+            "text_encoder_2": lambda config, files: _t5(config, files, dtype),
+            "transformer": lambda config, files: _transformer(config, files, dtype),
+            "vae": _autoencoder,
+        },
+    )
+    guided = bool(document(card, "transformer/config.json").get("guidance_embeds"))
+    words = AutoTokenizer.from_pretrained(
+        str(context.path / "tokenizer_2"), local_files_only=True, trust_remote_code=False
+    )
+    length = document(card, "text_encoder/config.json")["max_position_embeddings"]
+    own = Defaults(size=(1024, 1024), steps=28 if guided else 4, guidance=3.5 if guided else 0.0)
+    abilities = Abilities(
+        defaults=defaults_for(card, own),
+        size_step=16,
+        largest=2048,
+        guided=guided,
+        negative=False,
+        low_memory=True,
+    )
+    return Flux1(
+        parts,
+        Levels.read(document(card, "scheduler/scheduler_config.json")),
+        abilities,
+        {"library": "mflux", "dtype": str(dtype).removeprefix("mlx.core."), "place_width": 64},
+        keep=keep,
+        clip_words=Tokenizer(context.path / "tokenizer", length),
+        words=words,
+        # What the two were trained with.
+        length=512 if guided else 256,
+    )
+
+
+def _transformer(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> Any:
+    heads, each = config["num_attention_heads"], config["attention_head_dim"]
+    width = heads * each
+    like = SimpleNamespace(
+        supports_guidance=config["guidance_embeds"], x_embedder_input_dim=lambda: config["in_channels"]
+    )
+    made = Transformer(like, config["num_layers"], config["num_single_layers"])
+    sizes = {times * _WIDTH: times * width for times in (1, 2, 3, 4, 5, 6)}
+    sizes |= {768: config["pooled_projection_dim"], _T5_WIDTH: config["joint_attention_dim"], 128: each}
+    resize(made, sizes)
+    made.pos_embed.axes_dim = list(config["axes_dims_rope"])
+    for _, item in made.named_modules():
+        if isinstance(item, JointAttention | SingleBlockAttention):
+            item.num_heads, item.head_dimension = heads, each
+        elif isinstance(item, AdaLayerNormZeroSingle):
+            item.dim = width
+        elif isinstance(item, AdaLayerNormContinuous):
+            item.embedding_dim = width
+        elif isinstance(item, AdaLayerNormZero):
+            item.__class__ = _Modulated
+    places = renamed((r"(\.ff\w*)\.linear1\.", r"\1.net.0.proj."), (r"(\.ff\w*)\.linear2\.", r"\1.net.2."))
+    return filled(made, "transformer", files, places, dtype)
+
+
+class _Modulated(AdaLayerNormZero):  # type: ignore[misc]
+    """The library's layer for every width."""
+
+    def __call__(self, hidden_states: mx.array, text_embeddings: mx.array) -> tuple[mx.array, ...]:
+        shift, scale, gate, *rest = mx.split(self.linear(nn.silu(text_embeddings)), 6, axis=-1)
+        return self.norm(hidden_states) * (1 + scale[:, None]) + shift[:, None], gate, *rest
+
+
+def _t5(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> Any:
+    width, heads = config["d_model"], config["num_heads"]
+    if width != heads * config["d_kv"] or config.get("feed_forward_proj") != "gated-gelu":
+        raise UnsupportedArchitectureError(
+            f"T5 with {heads} heads of {config['d_kv']} for a width of {width} and "
+            f"{config.get('feed_forward_proj')} is not implemented; FLUX.1's is."
+        )
+    made = T5Encoder()
+    made.t5_blocks = [T5Block(number) for number in range(config["num_layers"])]
+    # First the heads: their number is also the width of one of them.
+    sizes = {64: heads, _T5_WIDTH: width, 10240: config["d_ff"], 32128: config["vocab_size"]}
+    resize(made, sizes)
+    for _, item in made.named_modules():
+        if isinstance(item, t5_self_attention.T5SelfAttention):
+            item.__class__ = _T5Attention
+    places = renamed(
+        (r"^final_layer_norm", "encoder.final_layer_norm"),
+        (r"^t5_blocks\.\d+(.*relative_attention_bias)", r"t5_blocks.0\1"),
+        (r"^t5_blocks\.(\d+)\.attention\.", r"encoder.block.\1.layer.0."),
+        (r"^t5_blocks\.(\d+)\.ff\.", r"encoder.block.\1.layer.1."),
+    )
+    return filled(made, "text_encoder_2", files, places, dtype, ignored=r"^encoder\.embed_tokens\.")
+
+
+class _T5Attention(t5_self_attention.T5SelfAttention):  # type: ignore[misc]
+    """The library's attention for every number of heads."""
+
+    def __call__(self, hidden_states: mx.array) -> mx.array:
+        heads = self.relative_attention_bias.weight.shape[1]
+        q, k, v = (
+            mx.unflatten(layer(hidden_states), -1, (heads, -1)).transpose(0, 2, 1, 3)
+            for layer in (self.q, self.k, self.v)
+        )
+        bias = self._compute_bias(hidden_states.shape[1]).astype(q.dtype)
+        mixed = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=bias)
+        found: mx.array = self.o(mixed.transpose(0, 2, 1, 3).flatten(-2, -1))
+        return found
+
+
+def _autoencoder(config: dict[str, Any], files: list[Path]) -> Any:
+    made = build_vae(config)
+    weights.fill(made, "vae", weights.read_tensors(files), mx.float32)
+    return made
+
+
+class Flux1(Flow):
+    """A loaded FLUX.1."""
+
+    def __init__(
+        self, *arguments: Any, clip_words: Tokenizer, words: Any, length: int, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._clip_words = clip_words
+        self._words = words
+        self._length = length
+
+    def read_prompt(self, job: Job) -> PromptReport:
+        """Tokens of the prompt as T5 counts them; it reads the most of it."""
+        ids = list(self._words(job.prompt, verbose=False).input_ids)
+        cut = ids[self._length - 1 : -1] if len(ids) > self._length else []
+        return PromptReport(
+            tokens=min(len(ids), self._length), truncated=self._words.decode(cut).strip() if cut else ""
+        )
+
+    def _told(self, job: Job) -> Generator[None, None, list[_Told]]:
+        with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
+            _, pooled = encode(encoder, self._clip_words.ids(job.prompt), penultimate=False)
+            mx.eval(pooled)
+        yield None
+        ids = self._words(
+            job.prompt, padding="max_length", truncation=True, max_length=self._length
+        ).input_ids
+        with self.parts.use("text_encoder_2", drop=job.low_memory) as encoder:
+            states = encoder(mx.array([ids]))
+            mx.eval(states)
+        yield None
+        return [_Told(states, pooled)]
+
+    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:
+        asked = SimpleNamespace(
+            scheduler=SimpleNamespace(sigmas=[sigma]),
+            num_train_steps=1000,
+            precision=told.states.dtype,
+            guidance=job.guidance,
+            height=job.height,
+            width=job.width,
+        )
+        output: mx.array = transformer(
+            t=0,
+            config=asked,
+            hidden_states=latents.astype(told.states.dtype),
+            prompt_embeds=told.states,
+            pooled_prompt_embeds=told.pooled,
+        )
+        return output.astype(mx.float32)
+
+    def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
+        with self.parts.use("vae", drop=job.low_memory) as vae:
+            for picture in decoding(vae, spread(grid)):  # noqa: B007 - the last one is the picture
+                yield None
+        return as_pixels(picture[0])
+
+
+__all__ = ["Flux1", "load"]

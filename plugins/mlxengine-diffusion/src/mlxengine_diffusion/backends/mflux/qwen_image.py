@@ -1,0 +1,215 @@
+"""Qwen-Image on mflux's networks, every size from the configurations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+from attrs import frozen
+from mflux.models.common.config import ModelConfig
+from mflux.models.qwen.model.qwen_text_encoder.qwen_encoder import QwenEncoder
+from mflux.models.qwen.model.qwen_text_encoder.qwen_encoder_layer import QwenEncoderLayer
+from mflux.models.qwen.model.qwen_text_encoder.qwen_rope import QwenRotaryEmbedding
+from mflux.models.qwen.model.qwen_transformer.qwen_rope import QwenEmbedRopeMLX
+from mflux.models.qwen.model.qwen_transformer.qwen_transformer import QwenTransformer
+from mflux.models.qwen.model.qwen_vae.qwen_image_rms_norm import QwenImageRMSNorm
+from mflux.models.qwen.model.qwen_vae.qwen_vae import QwenVAE
+from mlxengine import LoadContext, ModelCard
+
+from ...models import defaults_for
+from ...sd.layout import document
+from .. import Abilities, Defaults, Job, Pixels, PromptReport
+from .._flow import Flow, Levels, as_pixels, built, spread
+from .._networks import filled, renamed, resize
+
+_LENGTH = 1024
+# What its authors wrap prompts in, and how many of its tokens nobody is told.
+_TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
+    "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+_DROPPED = 34
+_TRANSFORMER = (
+    "in_channels",
+    "out_channels",
+    "num_layers",
+    "attention_head_dim",
+    "num_attention_heads",
+    "joint_attention_dim",
+    "patch_size",
+)
+
+
+@frozen(eq=False)
+class _Told:
+    """A prompt's states (1, tokens, width), and that all of them count."""
+
+    states: mx.array
+    mask: mx.array
+
+
+def load(card: ModelCard, context: LoadContext) -> QwenImage:
+    from transformers import AutoTokenizer
+
+    dtype = mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.bfloat16
+    ModelConfig.precision = dtype
+    parts, keep = built(
+        card,
+        context,
+        {
+            "text_encoder": lambda config, files: _text_encoder(config, files, dtype),
+            "transformer": lambda config, files: _transformer(config, files, dtype),
+            "vae": _autoencoder,
+        },
+    )
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(context.path / "tokenizer"), local_files_only=True, trust_remote_code=False
+    )
+    own = Defaults(size=(1328, 1328), steps=50, guidance=4.0)
+    abilities = Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True)
+    info = {"library": "mflux", "dtype": str(dtype).removeprefix("mlx.core."), "place_width": 64}
+    levels = Levels.read(document(card, "scheduler/scheduler_config.json"))
+    vae = document(card, "vae/config.json")
+    return QwenImage(
+        parts,
+        levels,
+        abilities,
+        info,
+        keep=keep,
+        tokenizer=tokenizer,
+        mean=mx.array(vae["latents_mean"]),
+        deviation=mx.array(vae["latents_std"]),
+    )
+
+
+def _transformer(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> Any:
+    made = QwenTransformer(**{name: config[name] for name in _TRANSFORMER if name in config})
+    if axes := config.get("axes_dims_rope"):
+        made.pos_embed = QwenEmbedRopeMLX(theta=10000, axes_dim=list(axes), scale_rope=True)
+    places = renamed(
+        (r"\.attn_to_out\.", ".to_out."),
+        (r"\.(img|txt)_mod_linear\.", r".\1_mod.1."),
+        (r"\.(img|txt)_ff\.mlp_in\.", r".\1_mlp.net.0.proj."),
+        (r"\.(img|txt)_ff\.mlp_out\.", r".\1_mlp.net.2."),
+    )
+    return filled(made, "transformer", files, places, dtype)
+
+
+def _text_encoder(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> Any:
+    """Qwen2.5-VL's language half; of the other half nobody is asked."""
+    text = {**config, **(config.get("text_config") or {})}
+    rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
+    width, heads = text["hidden_size"], text["num_attention_heads"]
+    theta = float(rope.get("rope_theta") or text.get("rope_theta", 1e6))
+    made = QwenEncoder(vocab_size=text["vocab_size"], hidden_size=width, num_hidden_layers=0)
+    made.layers = [
+        QwenEncoderLayer(
+            hidden_size=width,
+            num_attention_heads=heads,
+            num_key_value_heads=text["num_key_value_heads"],
+            intermediate_size=text["intermediate_size"],
+            rms_norm_eps=text["rms_norm_eps"],
+            rope_theta=theta,
+        )
+        for _ in range(text["num_hidden_layers"])
+    ]
+    for layer in made.layers:
+        layer.self_attn.rope_scaling = {"mrope_section": list(rope["mrope_section"])}
+    made.norm.eps = text["rms_norm_eps"]
+    made.rotary_emb = QwenRotaryEmbedding(dim=width // heads, base=theta)
+    places = renamed((r"^", "model."))
+    return filled(made, "text_encoder", files, places, dtype, ignored=r"^(visual|lm_head)\.")
+
+
+def _autoencoder(config: dict[str, Any], files: list[Path]) -> Any:
+    made = QwenVAE()
+    for part in ("encoder", "quant_conv"):  # nobody gives it a picture
+        made.pop(part, None)
+    narrow = config["base_dim"]
+    resize(made, {times * 96: times * narrow for times in (1, 2, 4, 8, 12)})
+    for _, item in made.named_modules():
+        if isinstance(item, QwenImageRMSNorm):
+            item.scale = math.sqrt(item.weight.shape[0])
+    places = renamed(
+        (r"\.conv3d\.", "."),
+        (r"\.skip_conv\.", ".conv_shortcut."),
+        (r"\.up_block(\d)\.", r".up_blocks.\1."),
+        (r"\.resample_conv\.", ".resample.1."),
+        (r"(\.norm\w*)\.weight$", r"\1.gamma"),
+    )
+    return filled(made, "vae", files, places, mx.float32, ignored=r"^(encoder|quant_conv)\.")
+
+
+class QwenImage(Flow):
+    """A loaded Qwen-Image."""
+
+    def __init__(
+        self, *arguments: Any, tokenizer: Any, mean: mx.array, deviation: mx.array, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._tokenizer = tokenizer
+        self._mean = mean
+        self._deviation = deviation
+
+    def _ids(self, prompt: str) -> list[int]:
+        return list(self._tokenizer(_TEMPLATE.format(prompt), verbose=False).input_ids)
+
+    def read_prompt(self, job: Job) -> PromptReport:
+        ids = self._ids(job.prompt)[_DROPPED:]
+        cut = ids[_LENGTH:]
+        return PromptReport(
+            tokens=min(len(ids), _LENGTH), truncated=self._tokenizer.decode(cut).strip() if cut else ""
+        )
+
+    def _told(self, job: Job) -> Generator[None, None, list[_Told]]:
+        told = []
+        with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
+            # An empty negative prompt is a space, as its authors' is.
+            for prompt in (job.prompt, job.negative or " ")[: 2 if job.guidance > 1 else 1]:
+                ids = mx.array([self._ids(prompt)[: _DROPPED + _LENGTH]])
+                states = encoder(ids, mx.ones_like(ids))[:, _DROPPED:]
+                mx.eval(states)
+                told.append(_Told(states, mx.ones(states.shape[:2], dtype=mx.int32)))
+                yield None
+        return told
+
+    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:
+        asked = SimpleNamespace(scheduler=SimpleNamespace(sigmas=[sigma]), height=job.height, width=job.width)
+        output: mx.array = transformer(
+            t=0,
+            config=asked,
+            hidden_states=latents.astype(told.states.dtype),
+            encoder_hidden_states=told.states,
+            encoder_hidden_states_mask=told.mask,
+        )
+        return output.astype(mx.float32)
+
+    def _guided(self, outputs: list[mx.array], guidance: float) -> mx.array:
+        """Guidance turns the prediction with the prompt; it leaves its length."""
+        both = super()._guided(outputs, guidance)
+        return both * (
+            mx.linalg.norm(outputs[0], axis=-1, keepdims=True) / mx.linalg.norm(both, axis=-1, keepdims=True)
+        )
+
+    def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
+        with self.parts.use("vae", drop=job.low_memory) as vae:
+            x = spread(grid) * self._deviation + self._mean
+            decoder = vae.decoder
+            x = decoder.conv_in(vae.post_quant_conv(x.transpose(0, 3, 1, 2)[:, :, None]))
+            for block in (decoder.mid_block, *(decoder[f"up_block{number}"] for number in range(4))):
+                x = block(x)
+                mx.eval(x)
+                yield None
+            x = decoder.norm_out(x)
+            picture = decoder.conv_out(x * mx.sigmoid(x))
+            mx.eval(picture)
+            yield None
+        return as_pixels(picture[0, :, 0].transpose(1, 2, 0))
+
+
+__all__ = ["QwenImage", "load"]

@@ -1,22 +1,4 @@
-"""Registry entries as a JSON file beside a plugin's code: facts that models share are written once.
-
-    {"checked": "2026-11-22",
-     "sources": {"card": "https://…", "list": "https://…"},
-     "groups": [
-       {"facts": {"family": "some", "license": "mit", "context_length": 8192},
-        "from": {"list": "id size parameter_count", "card": "license context_length"},
-        "models": [
-          {"id": "org/Some-1B", "size": "1B", "parameter_count": 1100048384,
-           "converted": {"mlx-community/Some-1B-*": ["4bit 8bit", "list"]}}]}]}
-
-``from`` says which source states which fields; a model may add to it, and may replace a shared fact or
-withdraw it with ``null``. An entry counts as checked if a source names the repository itself (``id``).
-``computed`` is the arithmetic behind a ``memory_bytes`` that is given beside it.
-``converted`` lists repositories with the same weights in fewer bits, ``*`` standing for each of them: they
-become entries of their own, with the base model's facts; ``["4bit", "list", "partly"]`` says that they leave
-parts as they were (a vision tower, for example). The memory of the weights is computed where no source states
-it, the quantization is known, and all of them are of it.
-"""
+"""Registry entries as a JSON file beside a plugin's code."""
 
 from __future__ import annotations
 
@@ -36,7 +18,24 @@ _INHERITED = ("size", "parameter_count", "license", "context_length", "template_
 
 
 def read_entries(path: Path, entry: type[Entry]) -> tuple[Entry, ...]:
-    """The entries of a file, each with the sources of its facts.
+    """The entries of a JSON file, each with the sources of its facts; what models share is written once::
+
+        {"checked": "2026-11-22",
+         "sources": {"card": "https://…", "list": "https://…"},
+         "groups": [
+           {"facts": {"family": "some", "license": "mit", "context_length": 8192},
+            "from": {"list": "id size parameter_count", "card": "license context_length"},
+            "models": [
+              {"id": "org/Some-1B", "size": "1B", "parameter_count": 1100048384,
+               "converted": {"mlx-community/Some-1B-*": ["4bit 8bit", "list"]}}]}]}
+
+    ``from`` says which source states which fields; a model may add to it, and may replace a shared fact or
+    withdraw it with ``null``. An entry counts as checked if a source names the repository itself (``id``).
+    ``computed`` is the arithmetic behind a ``memory_bytes`` that is given beside it.
+    ``converted`` lists repositories with the same weights in fewer bits, ``*`` standing for each of them:
+    they become entries of their own, with the base model's facts; ``["4bit", "list", "partly"]`` says that
+    they leave parts as they were (a vision tower, for example). The memory of the weights is computed where
+    no source states it, the quantization is known, and all of them are of it.
 
     Args:
         path: the JSON file.

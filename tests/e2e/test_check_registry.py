@@ -17,8 +17,17 @@ id = "{weights.MINILM}"
 kind = "checked"
 size = "22.7M"
 license = "apache-2.0"
-quantization = "none"
+quantization = "fp32"
+parameter_count = 22713216
+memory_bytes = 90852864
 context_length = 4096
+[[models]]
+id = "{weights.SMOLLM2}"
+kind = "checked"
+parameter_count = 200000000
+memory_bytes = 900000
+base_model = "HuggingFaceTB/SmolLM2-135M"
+template_notes = "system messages; tools; thinks unless enable_thinking=False"
 [[models]]
 id = "no/such-model"
 kind = "checked"
@@ -28,7 +37,7 @@ kind = "checked"
 def test_it_confirms_what_agrees_and_names_what_does_not(
     hub: HubServer, hub_home: Path, tmp_path: Path, env: dict[str, str]
 ) -> None:
-    weights.populate(hub.repos, weights.MINILM)
+    weights.populate(hub.repos, weights.MINILM, weights.SMOLLM2)
     config, result = tmp_path / "mlxengine.toml", tmp_path / "result.json"
     config.write_text(ENTRIES)
     done = subprocess.run(
@@ -40,7 +49,13 @@ def test_it_confirms_what_agrees_and_names_what_does_not(
     )
     assert done.returncode == 1, done.stderr
     found = json.loads(result.read_text())
-    assert found[weights.MINILM]["fields"] == ["license", "quantization", "size"]
+    exact = ["license", "memory_bytes", "parameter_count", "quantization", "size"]
+    assert found[weights.MINILM]["fields"] == exact
     assert found[weights.MINILM]["wrong"] == [["context_length", 4096, 512]]
+    wrong = {name: seen for name, _, seen in found[weights.SMOLLM2]["wrong"]}
+    assert set(wrong) == {"parameter_count", "memory_bytes", "template_notes"}
+    assert wrong["parameter_count"] == 134_515_008
+    assert wrong["template_notes"] in ("enable_thinking", "tools")
     assert "no/such-model" in found["no/such-model"]["error"]
-    assert "2 entries, 2 wrong" in done.stdout
+    assert "3 entries, 3 wrong" in done.stdout
+    assert '"from": {"hub": "license memory_bytes parameter_count quantization size"}' in done.stdout

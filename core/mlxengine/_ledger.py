@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ._live import LiveModel
@@ -243,6 +243,11 @@ class Ledger:
     def charged(self, live: LiveModel) -> int:
         """Bytes that a model is charged with."""
         return self._charged.get(live, 0)
+
+    def publish(self, models: Sequence[Mapping[str, object]]) -> None:
+        """Tell other processes what the models are and hold."""
+        with self._lock:
+            self._shared.set(self.reserved, models)
 
     def _share(self) -> None:
         self._shared.set(self.reserved)

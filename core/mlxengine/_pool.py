@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from ._caretaker import Caretaker
 from ._live import LiveModel, PendingLoad, Report
 from ._loader import Loader
 from ._outcomes import Outcomes
@@ -60,9 +61,8 @@ class ModelPool:
         self._pending: dict[LoadKey, PendingLoad] = {}
         self._waiting: dict[LiveModel, list[Task]] = {}
         self._closed = False
-        self._stopped = threading.Event()
-        if idle_ttl is not None:
-            self._spawn(self._reap, idle_ttl)
+        self._caretaker = Caretaker(self.ledger, self.live, idle_ttl)
+        self._cared_for = False
 
     def live(self) -> tuple[LiveModel, ...]:
         """The models that are loaded now."""
@@ -78,6 +78,9 @@ class ModelPool:
         with self._lock:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")
+            if not self._cared_for:
+                self._cared_for = True
+                self._spawn(self._caretaker.run)
             pending = self._pending.get(key)
             if pending is None:
                 pending = PendingLoad()
@@ -97,6 +100,10 @@ class ModelPool:
             if report is not None:
                 pending.reports.append(report)
         return pending
+
+    def changed(self) -> None:
+        """What other processes are told has changed."""
+        self._caretaker.changed()
 
     def _spawn(self, work: Callable[..., None], *arguments: object) -> None:
         """Start a thread that `close` waits for; with the lock held."""
@@ -128,6 +135,7 @@ class ModelPool:
                 live.holders, pending.counted = pending.waiters, True
                 self._live.add(live)
                 self._by_configuration[key.configuration] = live
+        self.changed()
         if keep:
             pending.future.set_result(live)
         else:
@@ -172,6 +180,7 @@ class ModelPool:
         live.closed = True
         self._loader.take_out(live)
         self.ledger.release(live)
+        self.changed()
 
     # -- running ---------------------------------------------------------------------------------------
 
@@ -184,6 +193,7 @@ class ModelPool:
         task.on_done = lambda error: self._done(live, task, error)
         if live.crashes >= _CRASHES:
             self.ledger.evict(live, f"after {live.crashes} crashes in a row")
+        self.changed()
         if not self.ledger.use(live, task):
             self._scheduler.submit(task)
             return
@@ -201,6 +211,7 @@ class ModelPool:
         live.crashes = live.crashes + 1 if isinstance(error, PluginCrashedError) else 0
         self.outcomes.record(error)
         self.statistics.record(live, task, error)
+        self.changed()
 
     def _revive(self, live: LiveModel) -> None:
         error: BaseException | None = None
@@ -217,12 +228,6 @@ class ModelPool:
                 task.finish(error)
             else:
                 self._scheduler.submit(task)
-
-    def _reap(self, ttl: float) -> None:
-        while not self._stopped.wait(min(1.0, ttl / 4)):
-            for live in self.live():
-                if live.idle and time.monotonic() - live.last_used >= ttl:
-                    self.ledger.evict(live, f"after {ttl:g} s without a request")
 
     def health(self) -> Health:
         """Whether what ran last went well, and which models serve less than was asked for."""
@@ -287,7 +292,7 @@ class ModelPool:
         with self._lock:
             self._closed = True
             pending, threads = list(self._pending.values()), list(self._threads)
-        self._stopped.set()
+        self._caretaker.stop()
         for item in pending:
             item.cancelled.set()
         for thread in threads:
@@ -301,6 +306,6 @@ class ModelPool:
 
     def abandon(self) -> None:
         """The same without waiting for threads, when the interpreter exits."""
-        self._stopped.set()
+        self._caretaker.stop()
         for item in list(self._pending.values()):
             item.cancelled.set()

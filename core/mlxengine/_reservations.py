@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from attrs import frozen
 
 try:
     import fcntl
@@ -28,6 +30,15 @@ def default_path() -> Path:
         return Path(named)
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return Path(tempfile.gettempdir()) / f"mlxengine-{user}" / "reservations.json"
+
+
+@frozen(kw_only=True)
+class Holder:
+    """An engine's entry: its process, the bytes that it has reserved, and what it said of its models."""
+
+    pid: int
+    reserved: int
+    models: tuple[Mapping[str, Any], ...] = ()
 
 
 class Reservations:
@@ -54,25 +65,42 @@ class Reservations:
             self._set(entries, wanted)
         return None
 
-    def set(self, wanted: int) -> None:
-        """Set this engine's entry whatever others hold; 0 removes it."""
+    def set(self, wanted: int, models: Sequence[Mapping[str, object]] | None = None) -> None:
+        """Set this engine's entry whatever others hold; 0 removes it.
+
+        Args:
+            models: what is said about each model in memory; ``None`` leaves what was said before.
+        """
         with self._locked() as entries:
-            self._set(entries, wanted)
+            self._set(entries, wanted, models)
 
     def others(self) -> int:
         """Bytes that other engines hold now."""
         with self._locked() as entries:
             return sum(item["bytes"] for key, item in entries.items() if key != self._key)
 
-    def everyone(self) -> list[tuple[int, int]]:
-        """(process, bytes) of every engine that holds something now."""
+    def everyone(self) -> list[Holder]:
+        """Every engine that holds something now."""
         with self._locked() as entries:
-            return [(item["pid"], item["bytes"]) for item in entries.values()]
+            return [
+                Holder(pid=item["pid"], reserved=item["bytes"], models=tuple(item.get("models", ())))
+                for item in entries.values()
+            ]
 
-    def _set(self, entries: dict[str, Any], wanted: int) -> None:
-        entries.pop(self._key, None)
+    def _set(
+        self,
+        entries: dict[str, Any],
+        wanted: int,
+        models: Sequence[Mapping[str, object]] | None = None,
+    ) -> None:
+        before = entries.pop(self._key, {})
         if wanted:
-            entries[self._key] = {"pid": os.getpid(), "started": _started(os.getpid()), "bytes": wanted}
+            entries[self._key] = {
+                "pid": os.getpid(),
+                "started": _started(os.getpid()),
+                "bytes": wanted,
+                "models": before.get("models", []) if models is None else list(models),
+            }
 
     @contextmanager
     def _locked(self) -> Iterator[dict[str, Any]]:

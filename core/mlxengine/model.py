@@ -110,18 +110,21 @@ class _Handle:
     def pin(self, on: bool = True) -> None:
         """Never evict the model while this is on (and somebody holds it)."""
         self._live.pinned = on
+        self._engine._pool.changed()
 
     @contextmanager
     def keep(self, name: str) -> Iterator[None]:
         """Keep the model in memory while the block runs; ``name`` tells others why it cannot go."""
         held = self._live.inhibitors
         held[name] = held.get(name, 0) + 1
+        self._engine._pool.changed()
         try:
             yield
         finally:
             held[name] -= 1
             if not held[name]:
                 del held[name]
+            self._engine._pool.changed()
 
     def explain(self, feature: str | Feature[Any]) -> Explanation:
         """Value, source, availability and reason of a feature for this model."""

@@ -1,9 +1,12 @@
-"""List the engines of this user that hold memory for models now, in this and in other processes."""
+"""List the models that the engines of this user hold in memory now, in this and in other processes."""
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .._reservations import Reservations
 from .._selection import human
@@ -16,20 +19,60 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     del arguments
+    now = time.time()
     found = [
-        {"pid": pid, "program": _program(pid), "reserved_bytes": size}
-        for pid, size in Reservations().everyone()
+        {
+            "pid": holder.pid,
+            "program": _program(holder.pid),
+            "reserved_bytes": holder.reserved,
+            "models": [_timed(model, now) for model in holder.models],
+        }
+        for holder in Reservations().everyone()
     ]
 
     def table() -> None:
         if not found:
             out.line("No engine holds a model.")
             return
-        rows = [(item["pid"], human(float(str(item["reserved_bytes"]))), item["program"]) for item in found]
-        out.table(("pid", "reserved", "program"), rows)
+        for engine in found:
+            reserved = human(float(str(engine["reserved_bytes"])))
+            out.line(f"{engine['pid']}  {reserved} reserved  {engine['program'] or ''}".rstrip())
+            models: Any = engine["models"]
+            if models:
+                heads = ("  model", "kind", "reserved", "caches", "running", "stays")
+                out.table(heads, [_row(model) for model in models])
 
     out.emit({"engines": found}, table)
     return 0
+
+
+def _timed(model: Mapping[str, Any], now: float) -> dict[str, Any]:
+    return {
+        **{key: value for key, value in model.items() if key != "used_at"},
+        "idle_seconds": 0.0 if model.get("running") else max(0.0, now - model.get("used_at", now)),
+    }
+
+
+def _row(model: Mapping[str, Any]) -> tuple[object, ...]:
+    return (
+        f"  {model['id']}",
+        model["kind"],
+        human(model["reserved_bytes"]),
+        human(model["cache_bytes"]),
+        model["running"],
+        _stays(model),
+    )
+
+
+def _stays(model: Mapping[str, Any]) -> str:
+    """How long a model stays in memory, and why."""
+    reasons = ["pinned"] if model["pinned"] else []
+    reasons += [f"kept by {name}" for name in model["kept_by"]]
+    if not reasons and not model["running"] and model["ttl_seconds"] is not None:
+        reasons.append(f"{max(0.0, model['ttl_seconds'] - model['idle_seconds']):.0f} s")
+    if model["degraded"]:
+        reasons.append("degraded")
+    return ", ".join(reasons) or "until room is needed"
 
 
 def _program(pid: int) -> str | None:

@@ -49,6 +49,32 @@ def test_a_second_question_about_a_picture_does_not_encode_it_again(
     assert (off.cached_tokens, len(encoded)) == (0, 2)
 
 
+def test_what_pictures_and_prompts_left_is_told_and_let_go_on_demand(plugin: Plugin, fresh: Any) -> None:
+    fresh.trim(0)
+    assert fresh.state().caches == 0
+    for shape in ("circle", "square", "triangle"):
+        usage(plugin, fresh, asking(SHAPE, draw([Thing(shape, "blue")])))
+    held = fresh.state().caches
+    assert held == fresh.prefixes.nbytes + fresh.features.nbytes > fresh.features.nbytes > 0
+    fresh.trim(held // 2)
+    assert 0 < fresh.state().caches <= held // 2
+    assert fresh.features.nbytes > 0  # prompts go first
+    fresh.trim(0)
+    assert fresh.state().caches == fresh.prefixes.nbytes == fresh.features.nbytes == 0
+
+
+def test_caches_keep_no_more_than_the_room_that_the_engine_leaves(plugin: Plugin, fresh: Any) -> None:
+    fresh.trim(0)
+    for kept in (fresh.prefixes, fresh.features):
+        kept._room = lambda: 0
+    try:
+        usage(plugin, fresh, asking(SHAPE, draw([Thing("circle", "blue")])))
+        assert fresh.state().caches == 0
+    finally:
+        for kept in (fresh.prefixes, fresh.features):
+            kept._room = lambda: None
+
+
 def test_answers_are_the_same_cold_and_warm(plugin: Plugin, fresh: Any) -> None:
     picture, other = draw([Thing("square", "green", 2)]), draw([Thing("circle", "green", 6)])
     two = "Do both pictures show the same colour?"

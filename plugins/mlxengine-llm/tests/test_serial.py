@@ -1,4 +1,4 @@
-"""Packed caches, and what is served one request at a time: bounded caches and speculation."""
+"""Packed caches, and what is served one request at a time: speculation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from llm_harness import Plugin, passes, raw, scores_of, text_of, tokens_of, write_tiny
+from llm_harness import Plugin, passes, raw, scores_of, tokens_of, write_tiny
 from mlxengine import Grammar
 from mlxengine.errors import (
     FeatureUnavailableError,
@@ -166,7 +166,6 @@ def test_a_packed_cache_is_smaller_and_answers_alike(plugin: Plugin, wide: Path,
     assert again == plugin.text(packed, prompt, max_tokens=8, ignore_eos=True)
 
 
-@pytest.mark.feature("llm.kv_tokens")
 @pytest.mark.feature("llm.kv_bits")
 @pytest.mark.parametrize("bits", [8, 4])
 def test_packed_caches_in_one_batch_answer_as_they_do_alone(plugin: Plugin, wide: Path, bits: int) -> None:
@@ -195,16 +194,6 @@ def test_a_prompt_cache_serves_rows_of_a_batch(plugin: Plugin, wide: Path, kept:
         found = plugin.run([plugin.start(model, request) for request in asked])
         assert [tokens_of(events) for events in found] == [tokens_of(events) for events in alone]
     assert found[0][-1].usage.cached_tokens > 40
-
-
-def test_a_bounded_cache_forgets_and_goes_on(plugin: Plugin, tiny: Path) -> None:
-    bounded = plugin.load(tiny, flags={"kv_tokens": 32})
-    plain = plugin.load(tiny)
-    short = {"max_tokens": 8, "ignore_eos": True}
-    assert plugin.text(bounded, "short", **short) == plugin.text(plain, "short", **short)
-    (events,) = plugin.run([plugin.start(bounded, raw("long " * 20, max_tokens=60, ignore_eos=True))])
-    assert len(tokens_of(events)) == 60
-    assert text_of(events)
 
 
 def test_what_the_library_would_ignore_is_refused(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:

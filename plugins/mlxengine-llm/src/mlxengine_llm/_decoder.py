@@ -11,6 +11,7 @@ from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import Drawn, Row, Stepped
 
 from ._adapters import Adapters
+from ._caches import own
 from ._prefix import SMALLEST, PrefixCache, clone
 from ._reading import Reading, Readings
 from ._solo import Solo
@@ -29,6 +30,7 @@ class BatchDecoder:
         prefixes: keeps the caches of an adapter's rows that leave, for prompts that begin alike.
         caches: makes the empty caches of a row.
         grammars: of the model's rows, told before each step which tokens were drawn.
+        together: longer prompts are read one by one.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class BatchDecoder:
         prefixes: Callable[[str | None], PrefixCache | None],
         caches: Callable[[], list[Any]],
         grammars: Grammars | None = None,
+        together: int | None = None,
     ) -> None:
         from mlx_lm.generate import BatchGenerator
 
@@ -54,7 +57,7 @@ class BatchDecoder:
         self._adapters = adapters
         self._caches = caches
         self._network = network
-        self._reading = Readings(network, adapters, caches, self._checkpoint)
+        self._reading = Readings(network, adapters, caches, self._checkpoint, together)
         self._rows: dict[int, Row] = {}  # those in the generator
         self._solo: Solo | None = None  # the row that has no company
         self._owed: list[Drawn] = []  # drawn when it got company
@@ -62,6 +65,8 @@ class BatchDecoder:
     def insert(self, row: Row) -> None:
         tokens = row.prompt + row.tokens
         layers, held = row.kept or self._fork(row) or self._prefix(row, tokens) or (None, [])
+        if layers is not None:
+            layers = [own(layer) for layer in layers]
         prefixes = self._kept_by(row)
         border = prefixes.parting(tokens, len(held)) if prefixes is not None else None
         self._reading.add(Reading(row, tokens, layers, list(held), border))
@@ -76,7 +81,7 @@ class BatchDecoder:
 
     def _put(self, entry: Reading) -> None:
         self._join()
-        layers = map(_joining, self._caches() if entry.layers is None else entry.layers)
+        layers = map(own, self._caches() if entry.layers is None else entry.layers)
         (uid,) = self._generator.insert(
             [entry.tokens[len(entry.held) :]],
             caches=[[*layers, Tags([adapter_of(entry.row)])]],
@@ -207,17 +212,6 @@ class BatchDecoder:
         self._owed.clear()
         self._solo = None
         self._generator.close()
-
-
-def _joining(layer: Any) -> Any:
-    """A cache as mlx-lm's batch can take it in; of packed ones it has no batch."""
-    from mlx_lm.models.cache import QuantizedKVCache
-
-    if not isinstance(layer, QuantizedKVCache):
-        return layer
-    from ._packed import PackedKVCache
-
-    return PackedKVCache.of(layer)
 
 
 __all__ = ["BatchDecoder"]

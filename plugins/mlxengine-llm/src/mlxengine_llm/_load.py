@@ -26,6 +26,7 @@ from mlxengine.toolkit.estimate import context_length
 from mlxengine.toolkit.loading import check_safetensors, descriptor_limit_kept, warm
 
 from . import features
+from ._caches import Serving, caches_for
 from ._claim import is_gguf
 
 _REMOTE = "Read the repository's code first; then load with trust_remote_code=True if you trust it."
@@ -64,7 +65,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         context=own or context_length(config),
         defaults=dict(card.documents.get("generation_config.json") or {}),
         stop_ids=_stop_ids(tokenizer, context.configuration.extra_eos_tokens),
-        prefixes=_prefixes(card, context, network, tokenizer),
+        prefixes=_prefixes(card, context, network, tokenizer, serving),
         serving=serving,
         draft=draft,
         stall_factor=context.features.get(features.STALL_FACTOR),
@@ -90,9 +91,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     )
 
 
-def _serving(context: LoadContext, network: Any) -> Any:
-    from ._serial import Serving, caches_for
-
+def _serving(context: LoadContext, network: Any) -> Serving:
     found = Serving(**{name: context.features.get(flag) for name, flag in features.SERVING.items()})
     if found.kv_tokens is not None and (not isinstance(found.kv_tokens, int) or found.kv_tokens < 16):
         raise InvalidParameterError(f"llm.kv_tokens={found.kv_tokens!r} must be an integer from 16.")
@@ -271,7 +270,7 @@ def local_folder(
     return fetch(source, files)
 
 
-def _prefixes(card: ModelCard, context: LoadContext, network: Any, tokenizer: Any) -> Any:
+def _prefixes(card: ModelCard, context: LoadContext, network: Any, tokenizer: Any, serving: Serving) -> Any:
     from mlx.utils import tree_flatten
 
     from ._prefix import PrefixCache
@@ -288,7 +287,8 @@ def _prefixes(card: ModelCard, context: LoadContext, network: Any, tokenizer: An
     parameters: Any = tree_flatten(network.parameters())
     formats = sorted({str(value.dtype) for _, value in parameters})
     words = getattr(tokenizer, "backend_tokenizer", None)
-    identity = (card.id, card.commit, formats, _hash(words.to_str() if words is not None else ""))
+    kept = (serving.kv_bits, serving.kv_tokens)
+    identity = (card.id, card.commit, formats, kept, _hash(words.to_str() if words is not None else ""))
     shelf = DiskShelf(Path(str(folder)).expanduser(), repr(identity))
     return PrefixCache(budget, shelf, context.cache_room)
 

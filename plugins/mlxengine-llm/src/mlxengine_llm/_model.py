@@ -15,9 +15,10 @@ from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import Decoder, SharedBatch
 
 from ._adapters import Adapters
+from ._caches import Serving, caches_for
 from ._decoder import BatchDecoder
 from ._prefix import PrefixCache
-from ._serial import SerialDecoder, Serving, caches_for
+from ._serial import SerialDecoder
 from ._tags import AdaptedAnswer
 
 
@@ -93,6 +94,7 @@ class LanguageModel:
             self.prefixes_of,
             partial(caches_for, self.network, self.serving),
             self.grammars,
+            self.serving.kv_tokens,
         )
 
     def prefixes_of(self, adapter: str | None) -> PrefixCache | None:

@@ -52,6 +52,7 @@ class Readings:
         adapters: of the network.
         caches: makes the empty caches of a row.
         keep: told of a prompt that has come to its border.
+        together: most tokens of a prompt that is read in one pass with others; ``None`` for any.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Readings:
         adapters: Adapters,
         caches: Callable[[], list[Any]],
         keep: Callable[[Reading], None],
+        together: int | None = None,
     ) -> None:
+        self._together = together
         self._network = network
         self._keep = keep
         self._caches = caches
@@ -87,7 +90,8 @@ class Readings:
         found: list[Reading] = []
         for entry in self._ranked():
             alike = not found or len(entry.held) == len(found[0].held)
-            if entry.border is not None or entry.left > chunk or not alike or len(found) == MOST:
+            long = self._together is not None and len(entry.tokens) > self._together and entry.left > 1
+            if long or entry.border is not None or entry.left > chunk or not alike or len(found) == MOST:
                 break
             chunk -= entry.left
             found.append(entry)

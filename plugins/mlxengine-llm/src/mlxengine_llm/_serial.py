@@ -1,7 +1,4 @@
-"""One row at a time, for what a shared batch cannot do: bounded KV caches, and speculation.
-
-mlx-lm's batch of bounded caches has no place for the first tokens, which a row alone keeps; and rows that
-guess would advance by different numbers of tokens.
+"""One row at a time: rows that guess would advance by different numbers of tokens.
 
 Only greedy rows without processors speculate, so that tokens stay those of plain decoding.
 """
@@ -13,79 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
-from attrs import frozen
-from mlxengine.errors import FeatureUnavailableError
 from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.rows import Drawn, Row, Stepped
 from mlxengine.toolkit.sampling import greedy
 
 from ._adapters import Adapters
+from ._caches import Serving, caches_for, own
 from ._prefix import PrefixCache
 from ._speculation import Draft, Guesser, Lookup, Payoff
 from ._tags import adapter_of
-
-_KEPT = 4  # a bounded cache keeps the first tokens, which attention leans on (Xiao et al. 2023)
-
-
-@frozen(kw_only=True)
-class Serving:
-    """How a model's caches are kept, and whether it guesses; the defaults ask for nothing.
-
-    Args:
-        kv_bits: bits of the key-value cache.
-        kv_tokens: most tokens in the cache; older ones but the first four are forgotten.
-        speculation: guess tokens from the text so far.
-        draft_model: guess tokens with this smaller model.
-    """
-
-    kv_bits: int | None = None
-    kv_tokens: int | None = None
-    speculation: bool = False
-    draft_model: str | None = None
-
-    @property
-    def speculates(self) -> bool:
-        return self.speculation or self.draft_model is not None
-
-    @property
-    def serial(self) -> bool:
-        return self.kv_tokens is not None or self.speculates
-
-
-def caches_for(network: Any, serving: Serving) -> list[Any]:
-    """Empty caches of the wanted kind.
-
-    Raises:
-        FeatureUnavailableError: the model makes caches of its own, which the library would keep as they are.
-    """
-    from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache, make_prompt_cache
-
-    plain = make_prompt_cache(network)
-    changed = serving.kv_bits is not None or serving.kv_tokens is not None
-    if changed and any(type(layer) is not KVCache for layer in plain):
-        raise FeatureUnavailableError(
-            "This model makes its own key-value caches, which cannot be packed or bounded.",
-            hint="Load it without llm.kv_bits and llm.kv_tokens.",
-        )
-    if serving.kv_bits is not None and serving.kv_tokens is not None:
-        raise FeatureUnavailableError("llm.kv_bits and llm.kv_tokens cannot be used together.")
-    if serving.kv_tokens is not None:
-        return [RotatingKVCache(max_size=serving.kv_tokens, keep=_KEPT) for _ in plain]
-    if serving.kv_bits is not None:
-        return [QuantizedKVCache(group_size=_group(network), bits=serving.kv_bits) for _ in plain]
-    return list(plain)
-
-
-def _group(network: Any) -> int:
-    args = getattr(network, "args", None)
-    size = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads  # type: ignore[union-attr]
-    group = next((item for item in (64, 32) if size % item == 0), None)
-    if group is None:
-        raise FeatureUnavailableError(
-            f"Heads of {size} numbers cannot be packed: mlx packs groups of 32 or 64.",
-            hint="Load it without llm.kv_bits.",
-        )
-    return group
 
 
 class SerialDecoder:
@@ -125,7 +58,7 @@ class SerialDecoder:
         if row.kept is not None:
             self._cache, self._held = row.kept
         elif found is not None:
-            self._cache, self._held = found[0], len(found[1])
+            self._cache, self._held = [own(layer) for layer in found[0]], len(found[1])
             if isinstance(row, Answer):
                 row.cached = min(self._held, len(row.prompt))
         else:
@@ -152,7 +85,7 @@ class SerialDecoder:
             if self._guesser.behind(tokens) > chunk:
                 read = self._guesser.read(tokens, chunk)
                 return Stepped(prompt_tokens=read)
-            count = self._payoff.count()
+            count = min(self._payoff.count(), self._room() - 1)
             guesses = self._guesser.guess(tokens, count) if count else []
         logits = self._network(mx.array([tokens[-1:] + guesses]), cache=self._cache)[0]
         if guesses:
@@ -161,7 +94,7 @@ class SerialDecoder:
             drawn = [self._draw(row, tokens, logits[-1:])]
             self._held += 1
         self._payoff.took(len(guesses), len(drawn) - 1, time.perf_counter() - began)
-        if isinstance(row, Answer) and self._serving.speculates:
+        if isinstance(row, Answer) and self._serving.serial:
             row.measured = self._payoff.measured
         return Stepped(drawn=drawn)
 
@@ -194,9 +127,14 @@ class SerialDecoder:
         return Drawn(row, int(chosen), logprobs[0])
 
     def _may_guess(self, row: Row) -> bool:
-        if not self._serving.speculates or row.sampler is not greedy or row.processors or not row.tokens:
+        if not self._serving.serial or row.sampler is not greedy or row.processors or not row.tokens:
             return False
-        return all(layer.is_trimmable() for layer in self._cache)
+        return all(layer.is_trimmable() for layer in self._cache) and self._room() > 1
+
+    def _room(self) -> int:
+        """Tokens that fit before some are pushed out, which could not be taken back."""
+        sizes = [layer.max_size - layer.offset for layer in self._cache if hasattr(layer, "max_size")]
+        return min(sizes, default=1 << 30)
 
     def _check(self, row: Row, logits: mx.array, guesses: list[int]) -> list[Drawn]:
         """The guesses that the model agrees with, and the token after them."""
@@ -209,4 +147,4 @@ class SerialDecoder:
         return [Drawn(row, chosen[at], logprobs[at]) for at in range(right + 1)]
 
 
-__all__ = ["SerialDecoder", "Serving", "caches_for"]
+__all__ = ["SerialDecoder"]

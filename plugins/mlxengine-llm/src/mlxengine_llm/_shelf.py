@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ._caches import plain
 from ._prefix import Entry
 
 _log = logging.getLogger("mlxengine.llm.prefix")
@@ -56,7 +57,7 @@ class DiskShelf:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
                 made = Path(scratch) / f"{name}.safetensors"
-                save_prompt_cache(str(made), entry.layers)
+                save_prompt_cache(str(made), [plain(layer) for layer in entry.layers or ()])
                 notes = {
                     "tokens": entry.tokens.tolist(),
                     "bytes": made.stat().st_size,

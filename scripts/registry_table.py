@@ -14,7 +14,7 @@ from mlxengine import InferenceEngine, ModelConfiguration
 TARGET = Path(__file__).parents[1] / "docs" / "reference" / "registry.md"
 FACTS = {
     "llm": ("parameter_count", "context_length", "license", "memory_bytes", "template_notes"),
-    "vlm": ("parameter_count", "context_length", "license", "memory_bytes", "template_notes"),
+    "vlm": ("parameter_count", "context_length", "license", "memory_bytes", "template_notes", "image_rules"),
     "embed": ("dimension", "max_length", "license", "memory_bytes", "pooling"),
     "diffusion": ("license", "memory_bytes", "steps", "guidance", "image_size"),
 }

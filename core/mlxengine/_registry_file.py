@@ -14,7 +14,7 @@ from .configuration import ModelConfiguration, Provenance
 
 Entry = TypeVar("Entry", bound=ModelConfiguration)
 Facts = dict[str, Any]
-_INHERITED = ("size", "parameter_count", "license", "context_length", "template_notes")
+_NOT_SHARED = ("id", "quantization", "base_model", "memory_bytes")  # of a model with its conversions
 
 
 def read_entries(path: Path, entry: type[Entry]) -> tuple[Entry, ...]:
@@ -85,4 +85,4 @@ def read_entries(path: Path, entry: type[Entry]) -> tuple[Entry, ...]:
 
 
 def _only(fields: str) -> str:
-    return " ".join(field for field in fields.split() if field in _INHERITED)
+    return " ".join(field for field in fields.split() if field not in _NOT_SHARED)

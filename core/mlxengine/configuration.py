@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ _SIZE = r"(\d+(?:\.\d+)?)\s*([KMBT])?"
 _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
+@functools.lru_cache(maxsize=512)  # each entry of the registry is read with one
 def parse_size(text: str) -> float:
     """Number of parameters that a size such as ``"135M"``, ``"1.7B"`` or ``"8x7B"`` names.
 

@@ -204,3 +204,6 @@ def test_registry_entries_are_of_this_kind_and_state_only_what_has_a_source() ->
             assert source.source.startswith("https://")
     known = [entry for entry in entries if entry.license and entry.parameter_count and entry.provenance]
     assert len(known) >= 60
+    ruled = [entry for entry in entries if registry.provenance(entry.id, "image_rules")]
+    assert len([entry for entry in ruled if entry.base_model is None]) >= 35
+    assert all(entry.image_rules is None or entry in ruled for entry in entries)

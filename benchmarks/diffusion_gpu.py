@@ -1,12 +1,12 @@
 """Seconds a denoising step at the shapes of Stable Diffusion 1.5 and XL, with random weights, on a GPU.
 
-    python benchmarks/diffusion_gpu.py [--steps 20] [--dtype float16] [--out figures.json]
+    python benchmarks/diffusion_gpu.py [--steps 20] [--dtype float16] [--compile on] [--out figures.json]
 
 Needs mlx with its CUDA (or Metal) back end; no network and no checkpoint. Ours is the engine and the plugin
 as they are: a repository with random weights is written, loaded and asked for pictures, and the time between
 two `Progress` events is a step (prompt and negative prompt, a batch of two, and one step of the sampler).
-With MLX_DISABLE_COMPILE=1 in the environment, mlx compiles nothing. The same UNets run on torch where torch
-and diffusers are installed; where they are not, the output says so.
+``--compile`` is the flag ``diffusion.compile``. The same UNets run on torch where torch and diffusers are
+installed; where they are not, the output says so.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def write_repository(folder: Path, shape: dict[str, Any], dtype_name: str) -> No
     mx.clear_cache()
 
 
-def ours(folder: Path, shape: dict[str, Any], dtype_name: str, steps: int) -> dict[str, Any]:
+def ours(folder: Path, shape: dict[str, Any], flags: dict[str, object], steps: int) -> dict[str, Any]:
     """The engine with the plugin, asked for pictures: nothing is done for it here."""
     import mlx.core as mx
     from mlxengine import ImageReady, ImageRequest, InferenceEngine, Progress
@@ -160,7 +160,7 @@ def ours(folder: Path, shape: dict[str, Any], dtype_name: str, steps: int) -> di
     side = 8 * shape["latents"]
     with (
         InferenceEngine() as engine,
-        engine.load_images(folder, features={"diffusion.dtype": dtype_name}) as model,
+        engine.load_images(folder, features=flags) as model,
     ):
         moments: list[float] = []
         decoding: list[float] = []
@@ -217,6 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
+    parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"))
     parser.add_argument("--only", help="a part of a shape's name")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -240,8 +241,12 @@ def main() -> None:
         folder = Path(scratch.name) / name.replace(" ", "-")
         folder.mkdir()
         write_repository(folder, shape, options.dtype)
+        flags = {"diffusion.dtype": options.dtype, "diffusion.compile": options.compile}
         for label, run in (
-            ("ours", lambda shape=shape, folder=folder: ours(folder, shape, options.dtype, options.steps)),
+            (
+                "ours",
+                lambda shape=shape, folder=folder, flags=flags: ours(folder, shape, flags, options.steps),
+            ),
             ("diffusers on torch", lambda shape=shape: torchs(shape, options.dtype, options.steps)),
         ):
             mx.clear_cache()

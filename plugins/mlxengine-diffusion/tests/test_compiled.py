@@ -1,4 +1,4 @@
-"""The compiled UNet, which GPUs run, here on a CPU: the same pictures, few traces, nothing left behind."""
+"""The compiled UNet, here on a CPU: the flag, the same pictures, few traces, nothing left behind."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from attrs import evolve
+from mlxengine import InferenceEngine
+from mlxengine.errors import FeatureUnavailableError
 from mlxengine_diffusion.backends import Job
-from mlxengine_diffusion.sd import ops
 from mlxengine_diffusion.sd.unet import UNet
 from safetensors.numpy import save_file
 
@@ -27,12 +28,6 @@ JOB = Job(
     scheduler="euler",
 )
 _LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-
-
-@pytest.fixture(autouse=True)
-def mlx_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Activations and attention by mlx, as on a GPU: numpy cannot be traced."""
-    monkeypatch.setattr(ops, "in_numpy", lambda _: False)
 
 
 @pytest.fixture
@@ -67,9 +62,7 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 @pytest.fixture
 def pipeline(load_pipeline: Callable[..., Any], tiny_folder: Path) -> Any:
-    found = load_pipeline(tiny_folder)
-    assert not found.traits.compiled  # on a CPU
-    return compiled(found, True)
+    return load_pipeline(tiny_folder, compile="on")
 
 
 def compiled(pipeline: Any, on: bool) -> Any:
@@ -107,6 +100,37 @@ def test_the_compiled_unet_makes_the_same_picture(pipeline: Any, tmp_path: Path)
     assert np.abs(adapted - latents(pipeline)).max() > 1e-2
 
 
+@pytest.mark.feature("diffusion.compile")
+@pytest.mark.usefixtures("traced_only")
+@pytest.mark.parametrize(("flag", "wanted"), [("on", True), ("off", False), ("auto", None)])
+def test_the_flag_decides_whether_the_unet_is_compiled(
+    shared_engine: InferenceEngine,
+    tiny_folder: Path,
+    traces: list[tuple[int, ...]],
+    flag: str,
+    wanted: bool | None,
+) -> None:
+    import mlx.core as mx
+
+    wanted = mx.metal.is_available() if wanted is None else wanted
+    with shared_engine.load_images(tiny_folder, features={"diffusion.compile": flag}) as model:
+        assert model.info["compiled"] is wanted
+        model.image("a red circle", size=(32, 32), steps=3, seed=1, guidance=3.0)
+    assert len(traces) == (1 if wanted else 3)
+
+
+def test_to_compile_on_a_cpu_without_a_compiler_is_refused_when_it_is_loaded(
+    load_pipeline: Callable[..., Any], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return  # a GPU's kernels need none
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(FeatureUnavailableError, match=r"needs g\+\+"):
+        load_pipeline(tiny_folder, compile="on")
+
+
 @pytest.mark.slow
 def test_fused_kernels_make_the_same_picture(pipeline: Any) -> None:
     ours = latents(compiled(pipeline, True))
@@ -138,7 +162,7 @@ def test_what_was_compiled_is_freed_with_the_network_and_after_a_cancel(
 
     gc.collect()
     base = mx.get_active_memory()
-    pipeline = compiled(load_pipeline(tiny_folder), True)
+    pipeline = load_pipeline(tiny_folder, compile="on")
     latents(pipeline)
     held = mx.get_active_memory()
     assert held - base > 10_000_000

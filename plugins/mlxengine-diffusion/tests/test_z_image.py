@@ -77,6 +77,14 @@ def test_what_it_cannot_do_is_refused(model: Any) -> None:
         model.image("a", lora=(("x", 1.0),))
 
 
+@pytest.mark.parametrize("flag", [{"quantize": 8}, {"dtype": "float16"}, {"compile": "on"}], ids=str)
+def test_a_flag_that_would_have_no_effect_is_refused(
+    load_pipeline: Callable[..., Any], folder: Path, flag: dict[str, Any]
+) -> None:
+    with pytest.raises(FeatureUnavailableError, match="no effect on mlx_vlm"):
+        load_pipeline(folder, **flag)
+
+
 def test_low_memory_makes_the_same_picture(model: Any) -> None:
     options: dict[str, Any] = {"size": (64, 64), "steps": 2, "seed": 1}
     usual = model.image("a red circle", **options).numpy()

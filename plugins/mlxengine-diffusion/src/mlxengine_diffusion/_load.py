@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from mlxengine import LoadContext, Loaded, ModelCard
-from mlxengine.errors import UnsupportedArchitectureError
+from typing import Any
+
+from mlxengine import Feature, LoadContext, Loaded, ModelCard
+from mlxengine.errors import FeatureUnavailableError, UnsupportedArchitectureError
 
 from ._generate import PictureModel
 from .backends import backend, choose
+from .features import BACKEND_DTYPE, COMPILE, QUANTIZE
 
 
 def load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
@@ -14,6 +17,7 @@ def load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
 
     Raises:
         UnsupportedArchitectureError, IncompatibleWeightsError, BackendUnavailableError: it cannot be.
+        FeatureUnavailableError: a flag is set that the back end cannot follow.
     """
     # Before a back end imports mlx: its products are 30 times slower without.
     from mlxengine.toolkit import blas
@@ -26,6 +30,13 @@ def load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
         )
     if choice.offer.problem is not None:
         raise choice.offer.problem
+    only: tuple[Feature[Any], ...] = (QUANTIZE, BACKEND_DTYPE, COMPILE)
+    for feature in only if choice.name != "sd" else ():
+        if (value := context.features.get(feature)) not in (feature.default, "off"):
+            raise FeatureUnavailableError(
+                f"{feature.name}={value} has no effect on {choice.name}, which serves {card.id}.",
+                hint="Leave it out for this model; only Stable Diffusion 1, 2 and XL have it.",
+            )
     pipeline = backend(choice.name).load(card, context)
     abilities = pipeline.abilities
     able = {

@@ -99,11 +99,33 @@ BACKEND = Feature(
     choices=("auto", "sd", "mlx_vlm", "mflux", "diffusionkit"),
 )
 
-FEATURES = (IMAGES, IMAGE_TO_IMAGE, LORA, LOW_MEMORY, KEEP_LOADED, QUANTIZE, BACKEND_DTYPE, BACKEND)
+COMPILE = Feature(
+    name="diffusion.compile",
+    default="auto",
+    summary=(
+        "Compile Stable Diffusion's UNet, once for a size of pictures; auto does so with Metal alone: "
+        "on CUDA the kernels of the first picture take about a minute, in which other requests wait."
+    ),
+    applies_to=KIND,
+    choices=("auto", "on", "off"),
+)
+
+FEATURES = (
+    IMAGES,
+    IMAGE_TO_IMAGE,
+    LORA,
+    LOW_MEMORY,
+    KEEP_LOADED,
+    QUANTIZE,
+    BACKEND_DTYPE,
+    BACKEND,
+    COMPILE,
+)
 
 __all__ = [
     "BACKEND",
     "BACKEND_DTYPE",
+    "COMPILE",
     "FEATURES",
     "IMAGES",
     "IMAGE_TO_IMAGE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlxengine import LoadContext, ModelCard
 from mlxengine.configuration import thaw
+from mlxengine.errors import FeatureUnavailableError
 
-from ..features import BACKEND_DTYPE, KEEP_LOADED, QUANTIZE
+from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE
 from ..models import defaults_for
 from ..sd import layout
 from ..sd.noise import STAND_IN, NoiseSettings
@@ -113,8 +115,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         latent_channels=vae.get("latent_channels", 4),
         latent_scale=scale,
         dtype=dtype,
-        # On a CPU the time goes into products, and `sd.ops` leaves mlx for what a compiler could fuse.
-        compiled=not on_cpu,
+        compiled=_compiled(context.features.get(COMPILE), on_cpu=on_cpu),
     )
     info: dict[str, Any] = {
         "library": "diffuse-mlx",
@@ -162,6 +163,26 @@ def _dtype(wanted: str, *, on_cpu: bool) -> Any:
         return getattr(mx, wanted)
     # Half precision runs on scalar kernels on a CPU, ten times slower than float32.
     return mx.float32 if on_cpu else mx.float16
+
+
+def _compiled(wanted: str, *, on_cpu: bool) -> bool:
+    """Whether the UNet is compiled.
+
+    Raises:
+        FeatureUnavailableError: asked for on a CPU without the compiler that mlx calls.
+    """
+    import mlx.core as mx
+
+    if wanted == "auto":
+        # On a CPU the time goes into products, and `sd.ops` leaves mlx for what a compiler could fuse. On
+        # CUDA the first picture would build kernels for about a minute in one step, and everybody would wait.
+        return not on_cpu and mx.metal.is_available()
+    if wanted == "on" and on_cpu and shutil.which("g++") is None:
+        raise FeatureUnavailableError(
+            "diffusion.compile=on needs g++ on a CPU: mlx builds its kernels with it.",
+            hint="Install it, or leave the flag at auto: on a CPU nothing is gained by compiling.",
+        )
+    return wanted == "on"
 
 
 def _part_dtype(part: str, dtype: Any, vae: dict[str, Any]) -> Any:

@@ -13,7 +13,9 @@ import ctypes
 import functools
 import math
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -27,8 +29,23 @@ _SAFE_SCORE = 60.0
 _Array = np.ndarray[Any, Any]
 
 
+_tracing = threading.local()
+
+
+@contextmanager
+def traceable() -> Iterator[None]:
+    """On this thread, leave everything to mlx: numpy cannot be compiled."""
+    _tracing.on = True
+    try:
+        yield
+    finally:
+        _tracing.on = False
+
+
 def in_numpy(x: mx.array) -> bool:
     """Whether numpy takes over for this array."""
+    if getattr(_tracing, "on", False):
+        return False
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     return on_cpu and x.dtype == mx.float32 and sys.platform != "darwin"
 
@@ -183,4 +200,4 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float)
     return mx.array(result)
 
 
-__all__ = ["activated", "attention", "gelu", "group_norm", "in_numpy", "silu"]
+__all__ = ["activated", "attention", "gelu", "group_norm", "in_numpy", "silu", "traceable"]

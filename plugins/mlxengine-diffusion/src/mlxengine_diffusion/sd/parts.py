@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlxengine.toolkit.backend import clear_cache
 
 from ..backends._slices import warm
+from . import ops
 
 _MOST_COMPILED = 4
 
@@ -19,7 +20,12 @@ def compiled(network: Any) -> Callable[..., Any]:
     """The network's call as `mlx.core.compile` makes it, for shapes that it meets later."""
     # What is not evaluated yet would be part of the trace: read and cast again in every call.
     mx.eval(network.parameters())
-    made: Callable[..., Any] = mx.compile(network)
+
+    def call(*inputs: Any) -> Any:
+        with ops.traceable():
+            return network(*inputs)
+
+    made: Callable[..., Any] = mx.compile(call)
     return made
 
 

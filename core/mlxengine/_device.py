@@ -7,12 +7,16 @@ import logging
 import platform
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
-from . import _system
+from . import _nvidia, _system
 from .device import Device
 from .errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from .toolkit.backend import Probe
 
 GIB = 2**30
 _RESERVE = 0.8  # of the memory of a machine without a recommendation of its own, what models may take
@@ -42,7 +46,7 @@ def detect(here: Platform | None = None) -> Device:
     except Exception as error:
         _log.debug("the system could not be read", exc_info=True)
         base = Device(backend="none", name=place.machine, problem=f"{type(error).__name__}: {error}")
-    return base if base.problem else _with_mlx(base)
+    return base if base.problem else _with_mlx(base, place)
 
 
 def unsupported(place: Platform) -> str | None:
@@ -79,7 +83,7 @@ def _machine(place: Platform) -> Device:
     )
 
 
-def _with_mlx(base: Device) -> Device:
+def _with_mlx(base: Device, place: Platform) -> Device:
     """The same, with what mlx says of the device that it computes on."""
     if importlib.util.find_spec("mlx") is None:
         return evolve(base, problem="mlx is not installed")
@@ -92,6 +96,11 @@ def _with_mlx(base: Device) -> Device:
     except Exception as error:
         _log.debug("mlx could not be asked", exc_info=True)
         return evolve(base, problem=f"mlx failed with {type(error).__name__}: {error}")
+    return _computing(base, found, place)
+
+
+def _computing(base: Device, found: Probe, place: Platform) -> Device:
+    base = evolve(base, architecture=found.architecture)
     if found.backend == "cpu":
         return evolve(base, backend="cpu")
     total = found.total_memory or base.total_memory
@@ -102,14 +111,21 @@ def _with_mlx(base: Device) -> Device:
             name=found.name or base.name,
             total_memory=total,
             working_set=found.working_set or base.working_set,
+            family=_system.apple_family(found.name or base.name),
+            gpu_cores=_system.apple_gpu_cores(),
+            driver=f"macOS {place.release}" if place.release else None,
         )
-    free = found.free_memory
+    told = _nvidia.ask(found.uuid, place.root)
     working_set = None if total is None else max(int(total * 0.9), total - 4 * GIB)
     return evolve(
         base,
         backend=found.backend,
         name=found.name or base.name,
         total_memory=total,
-        free_memory=free,
+        free_memory=found.free_memory,
         working_set=working_set,
+        family=_nvidia.family_of(found.compute_capability),
+        gpu_cores=told.cores,
+        driver=told.driver,
+        compute_capability=found.compute_capability,
     )

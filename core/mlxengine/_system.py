@@ -75,6 +75,23 @@ def mac_memory() -> Memory:
     )
 
 
+def apple_family(chip: str) -> str | None:
+    """``"Apple M3"`` of ``"Apple M3 Max"``; ``None`` for another maker's chip."""
+    found = re.match(r"Apple [A-Z]\d+", chip)
+    return found[0] if found else None
+
+
+def apple_gpu_cores() -> int | None:
+    """The cores of a Mac's GPU, by the system's registry of devices (about 25 ms)."""
+    return parse_ioreg(_output("/usr/sbin/ioreg", "-r", "-d", "1", "-c", "AGXAccelerator"))
+
+
+def parse_ioreg(text: str) -> int | None:
+    """The GPU's cores by the output of macOS's ``ioreg`` on its driver."""
+    found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', text)
+    return int(found[1]) if found else None
+
+
 def parse_vm_stat(text: str) -> int | None:
     """Free bytes by the output of macOS's ``vm_stat``: free, inactive, speculative and purgeable pages."""
     page = re.search(r"page size of (\d+) bytes", text)

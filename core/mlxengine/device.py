@@ -62,6 +62,11 @@ class Device:
         cpu: the processor's name.
         cores: processor cores that this process may use.
         problem: why mlx cannot run, where it cannot.
+        family: the chip's or GPU's generation: ``"Apple M3"``, ``"Hopper"``; ``None`` on a CPU.
+        architecture: as mlx names it: ``"applegpu_g15s"``, ``"sm_90"``, ``"x86_64"``.
+        gpu_cores: the GPU's cores, as its maker counts them.
+        compute_capability: of an NVIDIA GPU, (major, minor).
+        driver: the GPU driver's version; on a Mac it comes with the system, whose version it is then.
     """
 
     backend: str
@@ -72,6 +77,11 @@ class Device:
     cpu: str = ""
     cores: int = 1
     problem: str | None = None
+    family: str | None = None
+    architecture: str | None = None
+    gpu_cores: int | None = None
+    compute_capability: tuple[int, int] | None = None
+    driver: str | None = None
 
     @classmethod
     def detect(cls) -> Device:

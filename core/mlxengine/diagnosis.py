@@ -24,6 +24,7 @@ from .errors import MLXEngineError
 
 if TYPE_CHECKING:
     from .toolkit.blas import Blas
+    from .toolkit.gaps import Gap
 
 LIBRARIES = (
     "mlx",
@@ -49,6 +50,7 @@ class Diagnosis:
         versions: name and version of every package that matters, ``None`` where it is not installed.
         blas: what became of the search for a fast BLAS; ``None`` where mlx cannot run.
         gflops: measured speed of an fp32 product on the CPU; ``None`` where it was not measured.
+        gaps: what mlx refuses on this device, tried just now.
     """
 
     checks: tuple[Check, ...]
@@ -56,6 +58,7 @@ class Diagnosis:
     versions: tuple[tuple[str, str | None], ...]
     blas: Blas | None = None
     gflops: float | None = None
+    gaps: tuple[Gap, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -75,11 +78,13 @@ def diagnose(*, self_test: bool = False, network: bool = False) -> Diagnosis:
     device = Device.detect()
     settings, configured = _configuration()
     blas, gflops, computing = _computing(device)
+    gaps, tried = _gaps(device)
     host, plugins = _plugins(settings)
     checks = [
         Check(name="mlxengine", detail=f"{__version__} on Python {platform.python_version()}"),
         _device(device),
         *computing,
+        *tried,
         *configured,
         *plugins,
         *_flags(host),
@@ -95,11 +100,21 @@ def diagnose(*, self_test: bool = False, network: bool = False) -> Diagnosis:
         versions=tuple((name, _version(name)) for name in LIBRARIES),
         blas=blas,
         gflops=gflops,
+        gaps=gaps,
     )
 
 
 def _device(device: Device) -> Check:
-    parts = [device.name, f"{device.cores} cores"]
+    parts = [device.name]
+    if device.family and device.family not in device.name:
+        parts.append(device.family)
+    if device.compute_capability:
+        parts.append("compute capability {}.{}".format(*device.compute_capability))
+    if device.gpu_cores:
+        parts.append(f"{device.gpu_cores} GPU cores")
+    if device.driver:
+        parts.append(f"driver {device.driver}")
+    parts.append(f"{device.cores} cores")
     if device.total_memory:
         parts.append(f"{human(device.total_memory)} memory")
     if device.free_memory is not None:
@@ -133,6 +148,19 @@ def _computing(device: Device) -> tuple[Blas | None, float | None, list[Check]]:
         remedy = found.remedy or f"Name another one with {blas.VARIABLE}."
         checks.append(Check(name="BLAS", status="warning", detail=f"{detail}, which is slow", remedy=remedy))
     return found, gflops, checks
+
+
+def _gaps(device: Device) -> tuple[tuple[Gap, ...], list[Check]]:
+    """What mlx cannot do on this device: nothing to repair, but good to know."""
+    if device.problem is not None or device.backend == "none":
+        return (), []
+    from .toolkit.gaps import TRIALS, gaps
+
+    found = gaps()
+    detail = f"{len(TRIALS) - len(found)} of {len(TRIALS)} things that were tried work on {device.backend}"
+    if found:
+        detail += "; not " + ", ".join(gap.what for gap in found)
+    return found, [Check(name="mlx's gaps", detail=detail)]
 
 
 def _configuration() -> tuple[Settings, list[Check]]:

@@ -46,23 +46,31 @@ class Probe:
     total_memory: int | None = None
     free_memory: int | None = None
     working_set: int | None = None
+    architecture: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    uuid: str | None = None
 
 
 def probe() -> Probe:
     """Ask mlx for its default device: ``"metal"``, ``"cuda"`` or ``"cpu"``, and the GPU's name and memory."""
-    if mx.default_device().type == mx.DeviceType.cpu:
-        return Probe(backend="cpu")
     info = mx.device_info()
+    architecture = str(info["architecture"]) if "architecture" in info else None
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return Probe(backend="cpu", architecture=architecture)
 
     def size(*names: str) -> int | None:
         return next((int(info[name]) for name in names if name in info), None)
 
+    major = size("compute_capability_major")
     return Probe(
         backend="metal" if mx.metal.is_available() else "cuda",
         name=str(info.get("device_name", "")),
         total_memory=size("total_memory", "memory_size"),
         free_memory=size("free_memory"),
         working_set=size("max_recommended_working_set_size"),
+        architecture=architecture,
+        compute_capability=None if major is None else (major, size("compute_capability_minor") or 0),
+        uuid=str(info["uuid"]) if "uuid" in info else None,
     )
 
 

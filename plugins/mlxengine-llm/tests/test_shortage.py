@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,29 @@ def test_rows_that_cannot_enter_for_want_of_memory_wait_for_those_that_are_in(
     found = plugin.run([plugin.start(model, request) for request in requests()])
     assert [tokens_of(events) for events in found] == alone
     assert failures
+
+
+def test_the_wired_limit_of_a_mac_is_left_as_it_was(
+    plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+
+    generate = importlib.import_module("mlx_lm.generate")  # the package has a function of that name
+    limit = [7]  # what Metal would be told; a CPU has no such limit
+
+    def set_limit(size: int) -> int:
+        before, limit[0] = limit[0], size
+        return before
+
+    monkeypatch.setattr(mx, "set_wired_limit", set_limit)
+    monkeypatch.setattr(generate, "maybe_set_recommended_wired_limit", lambda: mx.set_wired_limit(10**9))
+    model = plugin.load(tiny)
+    stream = plugin.start(model, requests()[0])
+    with plugin.backend.stream():
+        while not stream._answer.tokens:
+            next(stream)
+        assert limit == [7]
+        stream.close()
+        mx.set_wired_limit(9)  # what the user says meanwhile stays
+        model.batch.close()
+    assert limit == [9]

@@ -52,6 +52,7 @@ class BatchDecoder:
             prefill_batch_size=max_rows,
             stream=mx.default_stream(mx.default_device()),
         )
+        _leave_wired_limit(self._generator)
         self._grammars = grammars
         self._prefixes = prefixes
         self._adapters = adapters
@@ -212,6 +213,14 @@ class BatchDecoder:
         self._owed.clear()
         self._solo = None
         self._generator.close()
+
+
+def _leave_wired_limit(generator: Any) -> None:
+    """On a Mac mlx-lm's batch wires what Metal recommends, for the whole process; undo that."""
+    before = getattr(generator, "_old_wired_limit", None)
+    if before is not None:
+        generator._old_wired_limit = None
+        mx.set_wired_limit(before)
 
 
 __all__ = ["BatchDecoder"]

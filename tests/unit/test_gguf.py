@@ -20,6 +20,7 @@ from mlxengine.errors import (
 from mlxengine.toolkit.gguf import convert_gguf, read_gguf
 from mlxengine.toolkit.gguf_support import choose_file
 
+from tests.gguf_files import write_gguf
 from tests.hub import weights
 
 TEXT = "The capital of France is Paris. In 2024, 1,234 people visited the museum — twice."
@@ -167,41 +168,6 @@ def test_every_floating_tensor_gets_the_type_that_was_asked_for(real: Path) -> N
 # ---- small files, written here
 
 
-def _text(value: str) -> bytes:
-    return struct.pack("<Q", len(value.encode())) + value.encode()
-
-
-def _value(value: Any) -> bytes:
-    if isinstance(value, str):
-        return struct.pack("<I", 8) + _text(value)
-    if isinstance(value, list):
-        if all(isinstance(item, str) for item in value):
-            return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_text, value))
-        return struct.pack("<IIQ", 9, 5, len(value)) + struct.pack(f"<{len(value)}i", *value)
-    if isinstance(value, bool):
-        return struct.pack("<I?", 7, value)
-    if isinstance(value, float):
-        return struct.pack("<If", 6, value)
-    return struct.pack("<II", 4, value)
-
-
-def _write(
-    path: Path, metadata: dict[str, Any], tensors: dict[str, Any], types: dict[str, int] | None = None
-) -> Path:
-    """A GGUF file with fp32 tensors (or, by name, ones that claim another type)."""
-    head, body = b"", b""
-    for name, value in tensors.items():
-        raw = bytes(memoryview(value.astype(mx.float32)))
-        shape = list(reversed(value.shape))
-        head += _text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-        head += struct.pack("<IQ", (types or {}).get(name, 0), len(body))
-        body += raw + b"\0" * (-len(raw) % 32)
-    keys = b"".join(_text(key) + _value(value) for key, value in metadata.items())
-    start = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)) + keys + head
-    path.write_bytes(start + b"\0" * (-len(start) % 32) + body)
-    return path
-
-
 LLAMA: dict[str, Any] = {
     "general.architecture": "llama",
     "llama.embedding_length": 32,
@@ -246,7 +212,7 @@ def test_a_dense_file_keeps_its_bits_and_its_own_tokens(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
     tensors = _llama_tensors()
-    checkpoint = read_gguf(_write(tmp_path / "tiny.gguf", LLAMA, tensors))
+    checkpoint = read_gguf(write_gguf(tmp_path / "tiny.gguf", LLAMA, tensors))
     assert "quantization" not in checkpoint.config
     assert checkpoint.config["dtype"] == "float32"
     assert checkpoint.config["tie_word_embeddings"] is False
@@ -272,11 +238,11 @@ def test_llama_3_rotation_factors_become_its_parameters(tmp_path: Path) -> None:
     tensors = _llama_tensors() | {"rope_freqs.weight": factors}
     tensors["blk.0.attn_q.weight"] = mx.zeros((256, 32))
     tensors["blk.0.attn_k.weight"] = mx.zeros((128, 32))
-    found = read_gguf(_write(tmp_path / "tiny.gguf", metadata, tensors))
+    found = read_gguf(write_gguf(tmp_path / "tiny.gguf", metadata, tensors))
     assert found.config["rope_scaling"] == settings
     with pytest.raises(UnsupportedArchitectureError, match="rotation factors"):
         odd = tensors | {"rope_freqs.weight": factors * mx.linspace(1, 2, 32)}
-        read_gguf(_write(tmp_path / "odd.gguf", metadata, odd))
+        read_gguf(write_gguf(tmp_path / "odd.gguf", metadata, odd))
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -284,7 +250,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
 
     def written(changes: dict[str, Any] | None = None, **settings: Any) -> Path:
-        return _write(path, LLAMA | (changes or {}), settings.pop("tensors", tensors), **settings)
+        return write_gguf(path, LLAMA | (changes or {}), settings.pop("tensors", tensors), **settings)
 
     with pytest.raises(UnsupportedArchitectureError, match="'gemma3'"):
         read_gguf(written({"general.architecture": "gemma3"}))
@@ -296,8 +262,8 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_gguf(written({"llama.expert_count": 8}))
     with pytest.raises(UnsupportedArchitectureError, match="'yarn'"):
         read_gguf(written({"llama.rope.scaling.type": "yarn"}))
-    with pytest.raises(IncompatibleWeightsError, match=r"1 of Q5_0, 1 of Q5_1"):
-        read_gguf(written(types={"token_embd.weight": 6, "output.weight": 7}))
+    with pytest.raises(IncompatibleWeightsError, match=r"1 of IQ4_NL, 1 of MXFP4"):
+        read_gguf(written(types={"token_embd.weight": 20, "output.weight": 39}))
     with pytest.raises(IncompatibleWeightsError, match=r"blk\.0\.odd\.weight"):
         read_gguf(written(tensors=tensors | {"blk.0.odd.weight": mx.zeros((32,))}))
     with pytest.raises(ModelNotFoundError):
@@ -310,7 +276,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         (["model.gguf"], "model.gguf"),
         (["m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-Q4_0.gguf", "m-F16.gguf"], "m-Q4_0.gguf"),
         (["m.q8_0.gguf", "m.f16.gguf"], "m.q8_0.gguf"),
-        (["m-Q4_K_M.gguf", "m-Q6_K.gguf"], None),
+        (["m-Q6_K.gguf", "m-Q5_K_S.gguf", "m-Q4_K_M.gguf"], "m-Q4_K_M.gguf"),
+        (["m-Q2_K.gguf", "m-Q6_K.gguf"], "m-Q6_K.gguf"),
+        (["m-IQ2_XS.gguf", "m-IQ3_M.gguf"], None),
         (["m-F16-00001-of-00002.gguf", "m-F16-00002-of-00002.gguf"], None),
         ([], None),
     ],
@@ -322,7 +290,7 @@ def test_of_several_files_the_smallest_that_can_be_read_is_chosen(
 
 
 def test_a_damaged_file_is_a_typed_error(tmp_path: Path) -> None:
-    path = _write(tmp_path / "tiny.gguf", LLAMA, _llama_tensors())
+    path = write_gguf(tmp_path / "tiny.gguf", LLAMA, _llama_tensors())
     data = path.read_bytes()
     damaged = {
         "not gguf": b"PK" + data[2:],

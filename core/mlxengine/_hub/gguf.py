@@ -66,7 +66,15 @@ def gguf_directory(read: Reader, size: int, file: str) -> tuple[dict[str, Any], 
     Raises:
         CorruptFileError: the file is not GGUF, or its directory does not fit the file.
     """
-    cursor = _Cursor(read, size, file)
+    metadata, entries = gguf_contents(read, size, file, whole=False)
+    return metadata, tuple(tensor for _, tensor in entries)
+
+
+def gguf_contents(
+    read: Reader, size: int, file: str, *, whole: bool = True
+) -> tuple[dict[str, Any], list[tuple[int, TensorInfo]]]:
+    """Like `gguf_directory`, with the byte at which each tensor begins; ``whole``: and with long arrays."""
+    cursor = _Cursor(read, size, file, whole)
     magic, version = cursor.take(4), cursor.number("I")
     if magic != b"GGUF" or version not in (2, 3):
         raise _lie(file, f"it begins with {magic!r}, version {version}")
@@ -85,7 +93,7 @@ def gguf_directory(read: Reader, size: int, file: str) -> tuple[dict[str, Any], 
         raise _lie(file, f"its alignment is {alignment!r}")
     begin = -(-cursor.at // alignment) * alignment
     _check_ranges(entries, size - begin, file)
-    return metadata, tuple(tensor for _, tensor in entries)
+    return metadata, [(begin + offset, tensor) for offset, tensor in entries]
 
 
 def _entry(cursor: _Cursor, file: str) -> tuple[int, TensorInfo]:
@@ -118,7 +126,8 @@ class _Cursor:
 
     _PIECE = 1 << 18
 
-    def __init__(self, read: Reader, size: int, file: str) -> None:
+    def __init__(self, read: Reader, size: int, file: str, whole: bool = False) -> None:
+        self._whole = whole
         self._read, self._file = read, file
         self._limit = min(size, MOST_DIRECTORY_BYTES)
         self._piece = b""
@@ -162,11 +171,15 @@ class _Cursor:
         item, length = self.number("I"), self.number("Q")
         if item in _NUMBERS:
             width = struct.calcsize("<" + _NUMBERS[item])
-            if length > _LONGEST_ARRAY:
+            if length > _LONGEST_ARRAY and not self._whole:
                 return self.skip(width * length)
-            return tuple(self.number(_NUMBERS[item]) for _ in range(length))
+            if length > self._limit:
+                raise _lie(self._file, f"it has an array of {length} numbers")
+            return struct.unpack(f"<{length}{_NUMBERS[item]}", self.take(width * length))
         if item != _TEXT or length > self._limit:
             raise _lie(self._file, f"it has an array of {length} values of type {item}")
+        if self._whole:
+            return tuple(self.text() for _ in range(length))
         for _ in range(length):
             self.skip(self.number("Q"))
         return None

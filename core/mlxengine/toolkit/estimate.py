@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,11 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else config
 
 
+# Bits of a code in GGUF's blocks that stay packed; with each 32 go a scale and a bias.
+_CODE_BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q8_0": 8}
+_UNPACKED = ("Q2_K", "Q3_K", "Q6_K")
+
+
 def context_length(config: Mapping[str, Any]) -> int | None:
     """Longest context in tokens that a configuration names, or ``None``."""
     for part in (text_config(config), config):
@@ -36,6 +42,8 @@ def loaded_weights(card: ModelCard, workload: Workload) -> int:
     On a CPU half-precision tensors are kept in fp32, and packed ones unpacked to fp32 where that takes at
     most half of the free memory (`mlxengine.toolkit.dtype`).
     """
+    if card.gguf and card.tensors:
+        return _from_blocks(card, workload)
     if workload.backend != "cpu" or not card.tensors:
         return card.weight_bytes
     packed = {item.name.removesuffix(".scales") for item in card.tensors if item.name.endswith(".scales")}
@@ -51,6 +59,22 @@ def loaded_weights(card: ModelCard, workload: Workload) -> int:
             other += item.nbytes * (2 if item.dtype in _HALF else 1)
     fits = workload.free_memory is None or dense <= workload.free_memory // 2
     return other + (dense if fits else kept)
+
+
+def _from_blocks(card: ModelCard, workload: Workload) -> int:
+    """Of a GGUF file: packed as `mlxengine.toolkit.gguf` does it, or in fp32."""
+    cpu = workload.backend == "cpu"
+    dense = packed = 0
+    for item in card.tensors:
+        numbers = math.prod(item.shape)
+        dense += 4 * numbers
+        if item.dtype in _CODE_BITS:
+            wide = cpu or item.dtype.endswith("K")  # a scale and a bias of 32 bits, or of 16
+            packed += numbers * (_CODE_BITS[item.dtype] + 1 + wide) // 8
+        else:
+            packed += 4 * numbers if cpu or item.dtype in _UNPACKED else item.nbytes
+    fits = workload.free_memory is None or dense <= workload.free_memory // 2
+    return dense if cpu and fits else packed
 
 
 def _bits(settings: Mapping[str, Any], layer: str) -> int:

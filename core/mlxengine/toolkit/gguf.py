@@ -1,9 +1,8 @@
 """GGUF to MLX: tensors, configuration and tokenizer of a llama-family file, without loss.
 
-``Q4_0``, ``Q4_1`` and ``Q8_0`` blocks are an affine quantization with groups of 32, so their numbers
-are repacked, never rounded: ``w = scale * q + bias`` holds for the same ``q`` and ``scale`` as in the
-file. llama.cpp stores the rows of Q and K with the two halves of each head's rotation interleaved
-(its ``permute`` in ``convert_hf_to_gguf.py``); that is undone here, on packed rows too.
+Blocks of packed numbers are repacked where MLX has a form for them, and unpacked to fp32 where it has none;
+nothing is rounded (`_gguf_blocks`). llama.cpp stores the rows of Q and K with the two halves of each head's
+rotation interleaved (its ``permute`` in ``convert_hf_to_gguf.py``); that is undone here, on packed rows too.
 """
 
 from __future__ import annotations
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from attrs import field, frozen
 
-from .._hub.gguf import gguf_directory
+from .._hub.gguf import gguf_contents
 from ..configuration import TensorInfo
 from ..errors import (
     CorruptFileError,
@@ -29,10 +29,9 @@ from ..errors import (
     ModelNotFoundError,
     UnsupportedArchitectureError,
 )
+from ._gguf_blocks import GROUP_SIZE, unpack
 from ._gguf_tokenizer import tokenizer_files
 from .gguf_support import gguf_problem
-
-GROUP_SIZE = 32
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -57,8 +56,9 @@ class GGUFCheckpoint:
     """A GGUF file as MLX libraries want it.
 
     Args:
-        weights: tensors under their Hugging Face names. A quantized layer has ``.weight`` (uint32,
-            shape ``(rows, columns * bits / 32)``), ``.scales`` and ``.biases`` (``(rows, columns / 32)``).
+        weights: tensors under their Hugging Face names. A quantized layer has ``.weight`` (uint32, shape
+            ``(rows, columns * bits / 32)``), ``.scales`` and ``.biases`` (``(rows, columns / 32)``, fp16, or
+            fp32 where they do not fit that).
         config: what ``config.json`` holds, with ``quantization`` where any layer is quantized.
         files: texts of ``tokenizer.json``, ``tokenizer_config.json`` and ``generation_config.json``.
     """
@@ -88,25 +88,23 @@ def read_gguf(source: Path, *, dtype: mx.Dtype | None = None) -> GGUFCheckpoint:
         UnsupportedArchitectureError: the architecture or the tokenizer is not one that is known here.
         IncompatibleWeightsError: a tensor has a type or a name that is not known here.
     """
-    metadata, tensors = _directory(source)
-    if problem := gguf_problem(metadata, tensors, source.name):
+    metadata, entries = _contents(source)
+    if problem := gguf_problem(metadata, [tensor for _, tensor in entries], source.name):
         raise problem
-    try:
-        loaded, everything = mx.load(str(source), format="gguf", return_metadata=True)
-    except (RuntimeError, ValueError) as error:
-        raise CorruptFileError(f"{source.name} cannot be read: {error}", hint="Fetch it again.") from error
-    assert isinstance(loaded, dict)
-    assert isinstance(everything, dict)
-    for key in ("tokens", "merges", "token_type"):  # too long for the directory's reader
-        found = everything.get(f"tokenizer.ggml.{key}")
-        metadata[f"tokenizer.ggml.{key}"] = found.tolist() if isinstance(found, mx.array) else found
     files = tokenizer_files(metadata, source.name)
     config = _config(source, metadata)
-    factors = loaded.pop(_ROPE_FACTORS, None)
-    if factors is not None:
-        config["rope_scaling"] = _llama3_scaling(source, config, factors)
-        config["rope_parameters"] |= config["rope_scaling"]
-    weights = dict(_convert(source, name, value, config) for name, value in loaded.items())
+    data = np.memmap(source, np.uint8, "r")
+    weights: dict[str, mx.array] = {}
+    for offset, tensor in entries:
+        parts = _parts(source, tensor, data[offset : offset + tensor.nbytes])
+        if tensor.name == _ROPE_FACTORS:
+            config["rope_scaling"] = _llama3_scaling(source, config, parts["weight"].reshape(-1))
+            config["rope_parameters"] |= config["rope_scaling"]
+            continue
+        stem = tensor.name.removesuffix(".weight")
+        for part, value in parts.items():
+            name = f"{stem}.{part}" if stem != tensor.name else stem
+            weights |= [_named(source, name, value.reshape(*tensor.shape[:-1], -1), config)]
     weights = _cast(weights, dtype)
     config["tie_word_embeddings"] = "lm_head.weight" not in weights
     config["dtype"] = str(weights["model.norm.weight"].dtype).removeprefix("mlx.core.")
@@ -143,7 +141,7 @@ def convert_gguf(source: Path, folder: Path, *, dtype: mx.Dtype | None = None) -
         raise
 
 
-def _directory(source: Path) -> tuple[dict[str, Any], tuple[TensorInfo, ...]]:
+def _contents(source: Path) -> tuple[dict[str, Any], list[tuple[int, TensorInfo]]]:
     try:
         with source.open("rb") as stream:
 
@@ -151,9 +149,20 @@ def _directory(source: Path) -> tuple[dict[str, Any], tuple[TensorInfo, ...]]:
                 stream.seek(start)
                 return stream.read(stop - start)
 
-            return gguf_directory(read, source.stat().st_size, source.name)
+            return gguf_contents(read, source.stat().st_size, source.name)
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"There is no file {source}.", hint="Check the path.") from error
+
+
+def _parts(source: Path, tensor: TensorInfo, data: Any) -> dict[str, mx.array]:
+    rows = math.prod(tensor.shape[:-1])
+    try:
+        return unpack(tensor.dtype, mx.array(data.reshape(rows, -1)), tensor.shape[-1])
+    except ValueError as error:
+        raise CorruptFileError(
+            f"{source.name}: the rows of {tensor.name!r} are no whole {tensor.dtype} blocks.",
+            hint="Fetch it again; if that does not help, the file itself is damaged.",
+        ) from error
 
 
 def _config(source: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +248,7 @@ def _llama3_scaling(source: Path, config: dict[str, Any], factors: mx.array) -> 
     }
 
 
-def _convert(source: Path, name: str, value: mx.array, config: dict[str, Any]) -> tuple[str, mx.array]:
+def _named(source: Path, name: str, value: mx.array, config: dict[str, Any]) -> tuple[str, mx.array]:
     match = _TENSOR.fullmatch(name)
     stem = _NAMES.get(match[2]) if match else None
     if match is None or stem is None:

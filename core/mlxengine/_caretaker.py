@@ -10,6 +10,7 @@ from typing import Any
 from ._ledger import Ledger
 from ._live import LiveModel
 
+_LOOK = 10.0  # seconds between two looks at the machine's free memory
 _PAUSE = 0.25  # seconds between two notes to other processes, which need not know of every request
 
 
@@ -20,9 +21,17 @@ class Caretaker:
         ledger: evicts, and writes what is held where `mlxengine ps` reads it.
         live: the models that somebody holds.
         ttl: seconds after its last request that a model stays in memory; ``None``: for ever.
+        shortage: why memory is short on this machine, whoever took it; ``None`` while it is not.
     """
 
-    def __init__(self, ledger: Ledger, live: Callable[[], Sequence[LiveModel]], ttl: float | None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        live: Callable[[], Sequence[LiveModel]],
+        ttl: float | None,
+        shortage: Callable[[], str | None],
+    ) -> None:
+        self._shortage = shortage
         self._ledger = ledger
         self._live = live
         self._ttl = ttl
@@ -40,13 +49,17 @@ class Caretaker:
 
     def run(self) -> None:
         """Until `stop`."""
-        pause = None if self._ttl is None else min(1.0, self._ttl / 4)
+        pause = _LOOK if self._ttl is None else min(1.0, self._ttl / 4)
+        looked = time.monotonic()
         while not self._stopped.is_set():
             if self._changed.wait(pause) and not self._stopped.is_set():
                 self._changed.clear()
                 self._ledger.publish([self._described(live) for live in self._live() if not live.evicted])
             self._reap()
-            self._stopped.wait(_PAUSE if pause is None else min(_PAUSE, pause))
+            if time.monotonic() - looked >= _LOOK:
+                looked = time.monotonic()
+                self._ease()
+            self._stopped.wait(min(_PAUSE, pause))
 
     def _reap(self) -> None:
         if self._ttl is None:
@@ -54,6 +67,13 @@ class Caretaker:
         for live in self._live():
             if live.idle and time.monotonic() - live.last_used >= self._ttl:
                 self._ledger.evict(live, f"after {self._ttl:g} s without a request")
+                self._changed.set()
+
+    def _ease(self) -> None:
+        """Give the machine something back if it is short: caches first, next time an idle model."""
+        if any(live.state.caches or live.idle for live in self._live()):
+            reason = self._shortage()
+            if reason is not None and self._ledger.ease(f"because {reason}"):
                 self._changed.set()
 
     def _described(self, live: LiveModel) -> dict[str, Any]:

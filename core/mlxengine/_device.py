@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from . import _nvidia, _system
+from ._selection import human
 from .device import Device
 from .errors import BackendUnavailableError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 _RESERVE = 0.8  # of the memory of a machine without a recommendation of its own, what models may take
+_SHORT = 0.03  # of all memory: with less free, other programs are about to fail
 _log = logging.getLogger("mlxengine.device")
 
 
@@ -47,6 +49,24 @@ def detect(here: Platform | None = None) -> Device:
         _log.debug("the system could not be read", exc_info=True)
         base = Device(backend="none", name=place.machine, problem=f"{type(error).__name__}: {error}")
     return base if base.problem else _with_mlx(base, place)
+
+
+def shortage(device: Device, here: Platform | None = None) -> str | None:
+    """Why models that nobody needs now should leave this machine's memory; ``None`` while there is enough."""
+    place = here or Platform.current()
+    if place.system == "Darwin":
+        return "the system says that memory is short" if _system.mac_pressure() else None
+    if device.backend == "cuda":
+        from .toolkit.backend import probe
+
+        found = probe()
+        free, total = found.free_memory, found.total_memory
+    else:
+        memory = _system.linux_memory(place.root)
+        free, total = memory.free, memory.total
+    if free is None or total is None or free >= _SHORT * total:
+        return None
+    return f"only {human(free)} of {human(total)} are free"
 
 
 def unsupported(place: Platform) -> str | None:

@@ -151,6 +151,19 @@ class Ledger:
             log.info("Caches of %d bytes went to make room", gone)
         return gone
 
+    def ease(self, reason: str) -> int:
+        """Let all caches go, else the idle model that was used least recently; the bytes charged for it."""
+        with self._lock:
+            gone = self._drop_caches(self.caches)
+            idle = sorted((item for item in self._models if item.idle), key=lambda item: item.last_used)
+            if not gone and idle:
+                gone = self._charged.get(idle[0], 0)
+                self._make_room(idle[0], reason)
+            self._share()
+        if gone:
+            log.warning("%d bytes were let go %s", gone, reason)
+        return gone
+
     def relieve(self, asking: LiveModel) -> int:
         """Memory ran out in spite of the account: let all caches and every other idle model go.
 

@@ -84,6 +84,12 @@ class Loader:
             self._device = Device.detect()
         return self._device
 
+    def shortage(self) -> str | None:
+        """Why memory is short on this machine, or ``None``."""
+        from ._device import shortage
+
+        return shortage(self.device)
+
     def load(
         self,
         configuration: ModelConfiguration,

@@ -61,7 +61,7 @@ class ModelPool:
         self._pending: dict[LoadKey, PendingLoad] = {}
         self._waiting: dict[LiveModel, list[Task]] = {}
         self._closed = False
-        self._caretaker = Caretaker(self.ledger, self.live, idle_ttl)
+        self._caretaker = Caretaker(self.ledger, self.live, idle_ttl, loader.shortage)
         self._cared_for = False
 
     def live(self) -> tuple[LiveModel, ...]:

@@ -92,6 +92,11 @@ def parse_ioreg(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def mac_pressure() -> bool:
+    """Whether macOS itself says that memory is short: 1 is normal, 2 a warning, 4 critical."""
+    return (sysctl("kern.memorystatus_vm_pressure_level") or "1") in ("2", "4")
+
+
 def parse_vm_stat(text: str) -> int | None:
     """Free bytes by the output of macOS's ``vm_stat``: free, inactive, speculative and purgeable pages."""
     page = re.search(r"page size of (\d+) bytes", text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mlxengine import (
     Request,
     Stage,
     TextDelta,
+    _caretaker,
     errors,
     hookimpl,
     openmetrics,
@@ -215,6 +217,46 @@ def test_caches_go_before_an_idle_model_does_and_count_meanwhile(plugin, make):
         assert engine.memory().evictions == ()
         assert plugin.caches["a"] == 1100 * MB - 2 * 509_600_000
         assert engine.memory().reserved == 1100 * MB
+
+
+def test_a_machine_that_is_short_gets_caches_back_before_a_model(plugin, make, monkeypatch):
+    with engine_of(plugin, "3GB") as engine:
+        first, second = engine.load(make("a")), engine.load(make("b"))
+        text(first), text(second)
+        caretaker = engine._pool._caretaker
+        caretaker._ease()  # while nothing is short
+        plugin.caches["b"] = 5 * MB
+        monkeypatch.setattr(caretaker, "_shortage", lambda: "it is short for a test")
+        caretaker._ease()
+        assert (plugin.trims, engine.memory().evictions) == ([("b", 0)], ())
+        caretaker._ease()
+        assert [item.id for item in engine.memory().evictions] == [first.id]
+
+
+def test_when_the_machine_runs_short_caches_leave_then_idle_models_and_what_is_kept_stays(
+    plugin, make, monkeypatch
+):
+    monkeypatch.setattr(_caretaker, "_LOOK", 0.01)
+    short = []
+    with engine_of(plugin, "3GB") as engine:
+        monkeypatch.setattr(
+            engine._pool._caretaker, "_shortage", lambda: "it is short for a test" if short else None
+        )
+        first, second, kept = (engine.load(make(name)) for name in ("a", "b", "kept"))
+        text(first), text(second)
+        kept.pin()
+        plugin.caches["a"] = 5 * MB
+        short.append(True)
+        deadline = time.monotonic() + 20
+        while len(engine.memory().evictions) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        gone = engine.memory().evictions
+        assert [item.id for item in gone] == [first.id, second.id]
+        assert {item.reason for item in gone} == {"because it is short for a test"}
+        assert plugin.trims == [("a", 0)]
+        assert not next(item for item in engine.memory().models if item.id == kept.id).evicted
+        short.clear()
+        assert text(first) == "b"
 
 
 def test_caches_that_would_not_make_enough_room_are_left_alone(plugin, make):

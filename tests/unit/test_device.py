@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlxengine import Device, _system
-from mlxengine._device import Platform, detect, unsupported
+from mlxengine._device import Platform, detect, shortage, unsupported
 
 GIB = 2**30
 MEMINFO = f"MemTotal: {16 * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {12 * 2**20} kB\n"
@@ -82,6 +82,24 @@ def test_nothing_readable_is_unknown_and_not_an_error(tmp_path: Path) -> None:
     assert _system.cpu_name(tmp_path) is None
     found = detect(Platform(system="Linux", machine="x86_64", root=tmp_path))
     assert (found.total_memory, found.free_memory, found.working_set) == (None, None, None)
+
+
+@pytest.mark.parametrize(("available", "short"), [(500 * 2**10, False), (400 * 2**10, True)])
+def test_memory_is_short_when_hardly_any_is_free(tmp_path: Path, available: int, short: bool) -> None:
+    tree(tmp_path, {"proc/meminfo": f"MemTotal: {16 * 2**20} kB\nMemAvailable: {available} kB"})
+    place = Platform(system="Linux", machine="x86_64", root=tmp_path)
+    found = shortage(Device(backend="cpu", name="x"), place)
+    assert (found is not None) is short
+    assert found in (None, "only 400 MiB of 16.0 GiB are free")
+
+
+@pytest.mark.parametrize(("level", "short"), [("1", False), ("2", True), ("4", True), (None, False)])
+def test_a_mac_says_itself_whether_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch, level: str | None, short: bool
+) -> None:
+    monkeypatch.setattr(_system, "sysctl", lambda name: level)
+    mac = Platform(system="Darwin", machine="arm64", release="15.1")
+    assert (shortage(Device(backend="metal", name="x"), mac) is not None) is short
 
 
 def test_vm_stat_counts_what_can_be_reclaimed() -> None:

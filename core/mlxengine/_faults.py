@@ -15,7 +15,7 @@ from .errors import (
 from .plugins import PluginRecord
 
 log = logging.getLogger("mlxengine.plugins")
-_MEMORY = ("[malloc", "out of memory", "insufficient memory", "unable to allocate")
+_MEMORY = ("[malloc", "malloc] attempting", "out of memory", "insufficient memory", "unable to allocate")
 
 
 def crash(record: PluginRecord, hook: str, error: BaseException) -> PluginCrashedError:

@@ -29,6 +29,7 @@ from mlxengine import (
     hookimpl,
     openmetrics,
 )
+from mlxengine._faults import out_of_memory
 
 MB = 10**6
 BITS: Feature[int | None] = Feature(
@@ -217,6 +218,30 @@ def test_caches_go_before_an_idle_model_does_and_count_meanwhile(plugin, make):
         assert engine.memory().evictions == ()
         assert plugin.caches["a"] == 1100 * MB - 2 * 509_600_000
         assert engine.memory().reserved == 1100 * MB
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[malloc] Unable to allocate 17179869184 bytes."), True),
+        (
+            RuntimeError("[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum"),
+            True,
+        ),
+        (RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:…)"), True),
+        (RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory"), True),
+        (RuntimeError("[matmul] Last dimension of first input with shape (2,3) must match"), False),
+        (errors.InsufficientMemoryError("The budget is spent."), False),
+        (errors.CancelledError("out of memory"), False),
+        (None, False),
+    ],
+)
+def test_what_a_library_says_about_memory_is_recognised(error, memory):
+    assert out_of_memory(error) is memory
+    wrapped = errors.InsufficientMemoryError("It ran out.")
+    wrapped.__cause__ = error
+    assert out_of_memory(wrapped) is memory
 
 
 def test_a_machine_that_is_short_gets_caches_back_before_a_model(plugin, make, monkeypatch):

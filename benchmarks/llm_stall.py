@@ -1,13 +1,15 @@
 """How much running answers wait while long prompts come in, and what that costs in all.
 
     python benchmarks/llm_stall.py [--length 4096] [--prompts 8] [--factors 4 6 8] [--clock processor]
-        [--output FILE.json] [--curve FILE.svg]
+        [--output FILE.json] [--curve FILE.svg] [--merge FILE.json ...]
 
 Four answers run; then the prompts arrive at once. For each stall factor: the running answers' time between
 tokens (median before the prompts arrive, p99 until the last of them has its first token), and the time of
 the whole work over that of a raw ``BatchGenerator`` with mlx-lm's own settings, in alternating runs. The
 model has random weights (``llama-2M`` of shapes.py) unless ``--model`` names a folder. ``--clock processor``
-measures this process's processor time, which other work on the machine hardly changes.
+measures this process's processor time, which other work on the machine hardly changes. Factors can be
+measured in several runs: ``--merge`` adds the rows of their outputs, and with ``--factors`` left empty runs
+nothing.
 """
 
 from __future__ import annotations
@@ -162,12 +164,19 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--after", type=int, default=3000, help="tokens of the running answers after that")
-    parser.add_argument("--factors", type=float, nargs="+", default=[3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0])
+    parser.add_argument("--factors", type=float, nargs="*", default=[3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0])
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--curve", type=Path)
+    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="outputs of runs of the same work")
     options = parser.parse_args()
+    work = {key: getattr(options, key) for key in ("model", "length", "prompts", "after", "clock")}
     rows = []
+    for file in options.merge:
+        earlier = json.loads(file.read_text())
+        if earlier["work"] != work:
+            parser.error(f"{file} measured other work: {earlier['work']}, not {work}")
+        rows += earlier["rows"]
     with tempfile.TemporaryDirectory() as scratch, InferenceEngine() as engine:
         folder = options.model or str(write_checkpoint(Path(scratch) / "m", SHAPES["llama-2M"], "float32"))
         for factor in sorted(options.factors):
@@ -176,8 +185,8 @@ def main() -> None:
             row["total_ratio"] = row["seconds"] / row["mlx_lm_seconds"]
             rows.append(row)
             print("  ".join(f"{key} {value:.2f}" for key, value in row.items()), flush=True)
+    rows.sort(key=lambda row: row["factor"])
     if options.output:
-        work = {key: getattr(options, key) for key in ("model", "length", "prompts", "after", "clock")}
         options.output.write_text(json.dumps({"work": work, "rows": rows}, indent=1) + "\n")
     if options.curve:
         draw(rows, options.curve, f"{options.prompts} prompts of {options.length} tokens; llm.stall_factor")

@@ -81,8 +81,9 @@ class Ledger:
 
     @property
     def reserved(self) -> int:
-        """Bytes that are charged now, and what caches hold."""
-        return sum(list(self._charged.values())) + self.caches
+        """Bytes that are charged now, and what caches and requests beyond the estimate hold."""
+        requests = sum(live.state.requests for live in list(self._models))
+        return sum(list(self._charged.values())) + requests + self.caches
 
     @property
     def caches(self) -> int:

@@ -305,6 +305,7 @@ class Loader:
             cancelled=pending.cancelled.is_set,
             fetch=self.fetch_other,
             cache_room=self.ledger.cache_room,
+            reserved=live.predicted.cache,
         )
 
         def build() -> object:

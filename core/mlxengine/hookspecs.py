@@ -109,11 +109,13 @@ class ModelState:
 
     Args:
         caches: bytes that it keeps beside its weights for requests to come (prompts, encoded pictures).
+        requests: bytes that the requests that run may take beyond the estimate's caches, at most.
         degraded: why it serves less than it was loaded for at the moment, for people.
         shortages: how often memory ran out under it so far.
     """
 
     caches: int = 0
+    requests: int = 0
     degraded: str | None = None
     shortages: int = 0
 
@@ -155,8 +157,10 @@ class LoadContext:
         cancelled: whether the caller has given up; loading then raises `CancelledError`.
         fetch: makes another repository or folder (an adapter, a draft model) available locally and
             returns its path: ``fetch(ref, patterns)``.
-        cache_room: bytes that the model's caches may hold at the moment; asked before something is kept,
-            on the scheduler's thread. ``None`` where nobody keeps account.
+        cache_room: bytes by which the model's caches and requests may grow at the moment, negative where
+            they hold too much; asked before something is kept, on the scheduler's thread. ``None`` where
+            nobody keeps account.
+        reserved: bytes that were reserved for the caches of its requests.
     """
 
     path: Path
@@ -167,6 +171,7 @@ class LoadContext:
     cancelled: Callable[[], bool] = field(default=lambda: False)
     fetch: Callable[[str, Sequence[str]], Path] | None = None
     cache_room: Callable[[], int | None] = field(default=lambda: None)
+    reserved: int = 0
 
 
 @frozen(kw_only=True)

@@ -164,3 +164,25 @@ def test_a_real_model_is_loaded_with_less_where_less_fits(models):
                 long = TextRequest(prompt_tokens=(2,) * 2050, params=PARAMS)
                 with pytest.raises(errors.PromptTooLongError):
                     model.run(long)
+
+
+def test_requests_that_would_exceed_the_budget_together_wait_and_the_report_says_so(models):
+    params = GenerateParams(max_tokens=3000, ignore_eos=True)
+    with InferenceEngine() as engine:
+        fit = engine.fit(models[0], context_length=4096)
+    with InferenceEngine(memory_budget=fit.needed + fit.estimate.cache) as engine:
+        model = engine.load(models[0])
+        assert engine.health().ok
+        prompts = [tuple(2 + (at + index) % 250 for index in range(500)) for at in range(5)]
+        streams = [model.stream(TextRequest(prompt_tokens=prompt, params=params)) for prompt in prompts]
+        deadline = time.monotonic() + 60
+        while "there is memory for 2 requests at once" not in engine.health().reason:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        report = engine.memory()
+        assert report.reserved <= report.budget
+        assert report.models[0].running == 5
+        for stream in streams:
+            stream.close()
+        assert model.run(REQUEST).usage.completion_tokens == 4
+        assert engine.health().ok

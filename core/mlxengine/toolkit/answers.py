@@ -145,6 +145,11 @@ class Answer(Row):
         self._first: float | None = None
 
     @property
+    def longest(self) -> int:
+        """Tokens of the prompt and of the longest answer that may come."""
+        return len(self.prompt) + self._limit
+
+    @property
     def unread(self) -> int:
         return len(self.events)
 

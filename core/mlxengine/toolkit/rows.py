@@ -13,136 +13,22 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
-
-import mlx.core as mx
-from attrs import frozen
 
 from .._faults import out_of_memory
 from ..errors import GenerationError
 from .backend import clear_cache
 from .pace import Pace
 from .room import Room, ran_out_alone
-from .sampling import LogitsProcessor, Sampler, SeededSampler, greedy, guarded
+from .row import PATIENCE, Decoder, Drawn, Row, Stepped
+from .sampling import SeededSampler
 
 _log = logging.getLogger("mlxengine.toolkit.rows")
 
 STALL = 64
 """A row with this many unread events is taken out of the batch until its reader comes back."""
 
-PATIENCE = 30.0
-"""Seconds of waiting that make up for one step of priority."""
-
 NAP = 0.002
 """Seconds of a step in which all rows wait for what `Row.ready` asks for."""
-
-
-class Row:
-    """One answer in the batch. Its owner overrides `take`, which must not raise for long.
-
-    Args:
-        prompt: token ids, at least one.
-        sampler: as in `mlxengine.toolkit.sampling`; shared objects are sampled in one call.
-        processors: logits processors of this row alone.
-        priority: a higher one is served first; see `standing`.
-    """
-
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        *,
-        sampler: Sampler = greedy,
-        processors: Sequence[LogitsProcessor] = (),
-        priority: int = 0,
-    ) -> None:
-        self.prompt = list(prompt)
-        self.tokens: list[int] = []
-        self.sampler = sampler
-        self.processors = [guarded(item, self.fail) for item in processors]
-        self.priority = priority
-        self.done = False
-        self.failure: Exception | None = None
-        self.inside = False  # in the decoder, reading its prompt or decoding
-        self.after: Row | None = None  # a row with the same prompt, read once for both
-        self.kept: Any = None  # what the decoder gave for a row that was parked
-        self.since = 0.0  # when it began to wait, on the clock of `time.monotonic`
-        self.seen = -1
-        self.reading = True
-
-    def standing(self, now: float, seconds: float = 0.0) -> float:
-        """The place in a queue, lower first: the time its reading takes, less what it has waited.
-
-        So a short prompt overtakes a long one, until that one has waited for as long as it takes; and a
-        lower priority is late, not starved: each step of it is worth `PATIENCE` seconds.
-        """
-        return seconds - (now - self.since) - PATIENCE * self.priority
-
-    @property
-    def unread(self) -> int:
-        """Events that the reader has not fetched yet."""
-        return 0
-
-    def ready(self) -> bool:
-        """Whether it can be decoded; until then it waits outside the batch. May raise: then it fails."""
-        return True
-
-    def take(self, token: int, logprobs: mx.array) -> None:
-        """Receive the next token and the log-probabilities, shape (vocabulary,), that it was drawn from.
-
-        Set ``done`` when it was the last one.
-        """
-        raise NotImplementedError
-
-    def fail(self, error: Exception) -> None:
-        """Remember the first failure; the row leaves the batch after the step."""
-        self.failure = self.failure or error
-
-
-@frozen
-class Drawn:
-    """A token that a row is given, and the log-probabilities, shape (vocabulary,), it was drawn from."""
-
-    row: Row
-    token: int
-    logprobs: mx.array
-
-
-@frozen(kw_only=True)
-class Stepped:
-    """What one step did: a token of each decoding row, and how many tokens of the prompts were read."""
-
-    drawn: Sequence[Drawn] = ()
-    prompt_tokens: int = 0
-
-
-class Decoder(Protocol):
-    """What decodes rows together. All its methods are called on one thread, under one stream."""
-
-    def insert(self, row: Row) -> None:
-        """Take a row in: ``row.prompt + row.tokens``, or ``row.kept`` of a parked one; may raise."""
-        ...
-
-    def step(self, chunk: int) -> Stepped:
-        """A token of every row whose prompt is read; then about ``chunk`` tokens of the prompts, in all.
-
-        Raises only what makes the whole batch unusable.
-        """
-        ...
-
-    def remove(self, rows: Sequence[Row]) -> None:
-        """Take rows out."""
-        ...
-
-    def park(self, row: Row) -> tuple[Drawn, Any] | None:
-        """Take a row out with its cache: the token that is drawn already, and what ``insert`` needs.
-
-        ``None`` leaves the row where it is (its prompt is still being read).
-        """
-        ...
-
-    def close(self) -> None:
-        """Drop everything."""
-        ...
 
 
 class SharedBatch:
@@ -156,6 +42,8 @@ class SharedBatch:
         max_rows: most rows that decode together; further ones wait.
         stall_factor: while answers run, a step takes at most this multiple of one that only decodes.
         relieve: gives back memory that nobody needs now (caches), when it has run out.
+        affords: whether there is memory for rows that may take so many bytes together; such that do not
+            fit beside others wait. A row alone is let in.
     """
 
     def __init__(
@@ -165,11 +53,15 @@ class SharedBatch:
         max_rows: int = 32,
         stall_factor: float = 5.0,
         relieve: Callable[[], None] = lambda: None,
+        affords: Callable[[int], bool] = lambda _bytes: True,
     ) -> None:
         self._open = open_decoder
         self.max_rows = max_rows
         self.room = Room(max_rows)
         self._relieve = relieve
+        self._affords = affords
+        self._crowded = False
+        self._aside: list[Row] = []  # parked, with their caches
         self._decoder: Decoder | None = None
         self._rows: list[Row] = []
         self._waiting: list[Row] = []
@@ -181,6 +73,18 @@ class SharedBatch:
     def __len__(self) -> int:
         return len(self._rows) + len(self._waiting)
 
+    @property
+    def cost(self) -> int:
+        """Bytes that the rows that are in, or parked with their caches, may take together at most."""
+        return sum(row.cost for row in (*self._rows, *self._aside))
+
+    @property
+    def degraded(self) -> str | None:
+        """Why fewer rows than ``max_rows`` decode together, where that is for want of memory."""
+        if self._crowded and self._waiting and self._rows:
+            return f"there is memory for {len(self._rows)} requests at once; {len(self._waiting)} wait"
+        return self.room.reason
+
     def admit(self, row: Row) -> None:
         """Queue a row; it enters at the next step in which there is room."""
         if row not in self._waiting:
@@ -191,6 +95,8 @@ class SharedBatch:
         """Take a row out at once, wherever it is."""
         row.done = True
         row.kept = None
+        if row in self._aside:
+            self._aside.remove(row)
         if row in self._waiting:
             self._waiting.remove(row)
         self._take_out([row])
@@ -249,6 +155,7 @@ class SharedBatch:
             row.inside = False
         self._rows.clear()
         self._waiting.clear()
+        self._aside.clear()
         self._discard()
 
     def _give(self, item: Drawn) -> None:
@@ -276,6 +183,10 @@ class SharedBatch:
                 break
             now = time.monotonic()
             row = min(free, key=lambda item: item.standing(now))
+            more = 0 if row in self._aside else row.cost
+            self._crowded = bool(self._rows) and not self._affords(self.cost + more)
+            if self._crowded:
+                break
             self._waiting.remove(row)
             if row.failure is not None:
                 continue
@@ -309,6 +220,8 @@ class SharedBatch:
         row.kept = None
         row.inside = True
         self._rows.append(row)
+        if row in self._aside:
+            self._aside.remove(row)
 
     def _take_out(self, rows: Sequence[Row]) -> None:
         leaving = [row for row in rows if row.inside]
@@ -331,6 +244,7 @@ class SharedBatch:
         self._give(drawn)
         if not row.done and not row.failure:
             row.kept = kept
+            self._aside.append(row)
 
     def _recover(self, error: Exception) -> None:
         """Rebuild after a step that raised; when steps keep raising, find the row that is to blame."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from llm_harness import Plugin, raw, text_of, tokens_of
 from mlxengine.errors import InsufficientMemoryError
-from mlxengine.toolkit import room
+from mlxengine.toolkit import room, rows
 
 PROMPTS = [f"row number {index} of them" for index in range(6)]
 ALLOCATION = "[malloc] Unable to allocate 17179869184 bytes."
@@ -227,3 +227,75 @@ def test_the_wired_limit_of_a_mac_is_left_as_it_was(
         mx.set_wired_limit(9)  # what the user says meanwhile stays
         model.batch.close()
     assert limit == [9]
+
+
+def cost_of_one(plugin: Plugin, model: Any) -> int:
+    """Bytes that each of `requests` may take."""
+    stream = plugin.start(model, requests()[0])
+    stream.close()
+    cost: int = stream._answer.cost
+    assert cost == model.cost_of(len(PROMPTS[0]) + 40)
+    return cost
+
+
+def test_requests_enter_only_as_far_as_there_is_memory_for_them_all(
+    plugin: Plugin, tiny: Path, alone: Any
+) -> None:
+    model = plugin.load(tiny)
+    one = cost_of_one(plugin, model)
+    assert one > 0
+    widest, reasons = [0], set()
+    model.reserved = 2 * one
+    model.room = lambda: one - model.state().requests - model.state().caches
+    streams = [plugin.start(model, request) for request in requests()]
+    advance = model.batch.advance
+
+    def watched(budget_ms: float) -> None:
+        advance(budget_ms)
+        widest[0] = max(widest[0], len(model.batch._rows))
+        assert model.batch.cost <= 3 * one
+        reasons.add(model.state().degraded)
+
+    model.batch.advance = watched
+    found = plugin.run(streams)
+    assert [tokens_of(events) for events in found] == alone
+    assert widest == [3]
+    assert "there is memory for 3 requests at once; 3 wait" in reasons
+    assert model.state().degraded is None
+    assert model.state().shortages == 0
+
+
+def test_caches_of_prompts_make_room_for_requests(plugin: Plugin, tiny: Path) -> None:
+    model = plugin.load(tiny)
+    for letter in "abc":
+        plugin.text(model, letter * 300, max_tokens=4)
+    held = model.state().caches
+    one = cost_of_one(plugin, model)
+    assert held > one
+    model.reserved = one
+    model.room = lambda: held - model.state().requests - model.state().caches  # all of it is theirs
+    streams = [plugin.start(model, request) for request in requests()[:2]]
+    with plugin.backend.stream():
+        while any(not stream._answer.tokens for stream in streams):
+            for stream in streams:
+                next(stream)
+        assert len(model.batch._rows) == 2
+        assert model.state().caches <= held - one
+        for stream in streams:
+            stream.close()
+
+
+def test_a_row_that_was_parked_with_its_cache_still_counts(
+    plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "STALL", 4)
+    model = plugin.load(tiny)
+    readable = dict.fromkeys(range(36, 97), 9.0)
+    request = raw("x", max_tokens=40, ignore_eos=True, logit_bias=readable)
+    stalled, other = plugin.start(model, request), plugin.start(model, requests()[0])
+    plugin.run([other])
+    assert stalled._answer.kept is not None
+    assert (len(model.batch), model.batch.cost) == (0, stalled._answer.cost)
+    found = plugin.run([stalled])
+    assert len(tokens_of(found[0])) == 40
+    assert model.batch.cost == 0

@@ -63,6 +63,7 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         answer.reuse = context.features.get(features.PROMPT_CACHE)
         assert isinstance(answer, AdaptedAnswer)
         answer.adapter = adapter
+        answer.cost = model.cost_of(answer.longest)
         model.answers.add(answer)
         model.batch.admit(answer)
     if len(answers) == 1:

@@ -68,6 +68,9 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         prefixes=_prefixes(card, context, network, tokenizer, serving),
         serving=serving,
         draft=draft,
+        reserved=context.reserved,
+        room=context.cache_room,
+        backend=context.device.backend,
         stall_factor=context.features.get(features.STALL_FACTOR),
         max_rows=context.features.get(features.MAX_BATCH) if context.features.get(features.BATCH) else 1,
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from attrs import define, field
-from mlxengine import ModelCard, ModelState
+from mlxengine import MemoryEstimate, ModelCard, ModelState, Workload
 from mlxengine.errors import InvalidParameterError
 from mlxengine.toolkit.answers import Voice
-from mlxengine.toolkit.estimate import text_config
+from mlxengine.toolkit.estimate import estimator, text_config
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import Decoder, SharedBatch
 
@@ -20,6 +21,8 @@ from ._decoder import BatchDecoder
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder
 from ._tags import AdaptedAnswer
+
+_STEP = 256  # tokens that caches grow by
 
 
 @define(eq=False)
@@ -41,6 +44,8 @@ class LanguageModel:
         stall_factor: see `SharedBatch`.
         serving: what has to be served one row at a time.
         draft: a smaller model's module that guesses tokens, or ``None``.
+        reserved, room: see `mlxengine.LoadContext`, where ``room`` is ``cache_room``.
+        backend: see `mlxengine.Device`.
         adapters: LoRA and DoRA adapters that are loaded.
         batch: the rows of all requests, whatever their adapter.
         answers: to all requests that somebody still holds.
@@ -60,6 +65,11 @@ class LanguageModel:
     stall_factor: float = 5.0
     serving: Serving = field(factory=Serving)
     draft: Any = None
+    reserved: int = 0
+    room: Callable[[], int | None] = field(default=lambda: None)
+    backend: str | None = None
+    estimate: Callable[[Workload], MemoryEstimate] = field(init=False)
+    _costs: dict[int, int] = field(init=False, factory=dict)
     grammars: Grammars | None = field(init=False)
     adapters: Adapters = field(init=False)
     batch: SharedBatch = field(init=False)
@@ -68,6 +78,7 @@ class LanguageModel:
     voice: Voice = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.estimate = estimator(self.card)
         self.grammars = _grammars(self.tokenizer, self.vocabulary, self.stop_ids)
         self.adapters = Adapters(self.network)
         self.batch = SharedBatch(
@@ -75,6 +86,7 @@ class LanguageModel:
             max_rows=1 if self.serving.serial else self.max_rows,
             stall_factor=self.stall_factor,
             relieve=lambda: self.trim(0),
+            affords=self._affords,
         )
         self.voice = Voice(
             decode=lambda tokens: str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
@@ -110,9 +122,28 @@ class LanguageModel:
         kept = (self.prefixes, *list(self.adapted.values()))
         return ModelState(
             caches=sum(item.nbytes for item in kept if item is not None),
-            degraded=self.batch.room.reason,
+            requests=max(0, self.batch.cost - self.reserved),
+            degraded=self.batch.degraded,
             shortages=self.batch.room.shortages,
         )
+
+    def cost_of(self, tokens: int) -> int:
+        """Bytes that the cache of a request of so many tokens takes."""
+        steps = -(-tokens // _STEP)
+        if steps not in self._costs:  # an estimate looks at every tensor of the checkpoint
+            bits = self.serving.kv_bits
+            workload = Workload(context_length=steps * _STEP, kv_bits=bits, backend=self.backend)
+            self._costs[steps] = self.estimate(workload).cache
+        return self._costs[steps]
+
+    def _affords(self, wanted: int) -> bool:
+        """Whether requests may take so many bytes together; prompts' caches make room for them."""
+        room = self.room()
+        state = self.state()
+        short = 0 if room is None else wanted - self.reserved - state.requests - room
+        if 0 < short <= state.caches:
+            self.trim(state.caches - short)
+        return short <= state.caches
 
     def trim(self, most: int) -> None:
         """Let go of prompts' caches until at most so many bytes are held, those of adapters first."""

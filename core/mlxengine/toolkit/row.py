@@ -1,0 +1,126 @@
+"""What a shared batch is made of: rows, each one answer, and the decoder that advances them together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+from attrs import frozen
+
+from .sampling import LogitsProcessor, Sampler, greedy, guarded
+
+PATIENCE = 30.0
+"""Seconds of waiting that make up for one step of priority."""
+
+
+class Row:
+    """One answer in the batch. Its owner overrides `take`, which must not raise for long.
+
+    Args:
+        prompt: token ids, at least one.
+        sampler: as in `mlxengine.toolkit.sampling`; shared objects are sampled in one call.
+        processors: logits processors of this row alone.
+        priority: a higher one is served first; see `standing`.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        *,
+        sampler: Sampler = greedy,
+        processors: Sequence[LogitsProcessor] = (),
+        priority: int = 0,
+    ) -> None:
+        self.prompt = list(prompt)
+        self.tokens: list[int] = []
+        self.sampler = sampler
+        self.processors = [guarded(item, self.fail) for item in processors]
+        self.priority = priority
+        self.done = False
+        self.failure: Exception | None = None
+        self.inside = False  # in the decoder, reading its prompt or decoding
+        self.after: Row | None = None  # a row with the same prompt, read once for both
+        self.kept: Any = None  # what the decoder gave for a row that was parked
+        self.since = 0.0  # when it began to wait, on the clock of `time.monotonic`
+        self.cost = 0  # bytes that its cache may take at most, if its owner says so
+        self.seen = -1
+        self.reading = True
+
+    def standing(self, now: float, seconds: float = 0.0) -> float:
+        """The place in a queue, lower first: the time its reading takes, less what it has waited.
+
+        So a short prompt overtakes a long one, until that one has waited for as long as it takes; and a
+        lower priority is late, not starved: each step of it is worth `PATIENCE` seconds.
+        """
+        return seconds - (now - self.since) - PATIENCE * self.priority
+
+    @property
+    def unread(self) -> int:
+        """Events that the reader has not fetched yet."""
+        return 0
+
+    def ready(self) -> bool:
+        """Whether it can be decoded; until then it waits outside the batch. May raise: then it fails."""
+        return True
+
+    def take(self, token: int, logprobs: mx.array) -> None:
+        """Receive the next token and the log-probabilities, shape (vocabulary,), that it was drawn from.
+
+        Set ``done`` when it was the last one.
+        """
+        raise NotImplementedError
+
+    def fail(self, error: Exception) -> None:
+        """Remember the first failure; the row leaves the batch after the step."""
+        self.failure = self.failure or error
+
+
+@frozen
+class Drawn:
+    """A token that a row is given, and the log-probabilities, shape (vocabulary,), it was drawn from."""
+
+    row: Row
+    token: int
+    logprobs: mx.array
+
+
+@frozen(kw_only=True)
+class Stepped:
+    """What one step did: a token of each decoding row, and how many tokens of the prompts were read."""
+
+    drawn: Sequence[Drawn] = ()
+    prompt_tokens: int = 0
+
+
+class Decoder(Protocol):
+    """What decodes rows together. All its methods are called on one thread, under one stream."""
+
+    def insert(self, row: Row) -> None:
+        """Take a row in: ``row.prompt + row.tokens``, or ``row.kept`` of a parked one; may raise."""
+        ...
+
+    def step(self, chunk: int) -> Stepped:
+        """A token of every row whose prompt is read; then about ``chunk`` tokens of the prompts, in all.
+
+        Raises only what makes the whole batch unusable.
+        """
+        ...
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """Take rows out."""
+        ...
+
+    def park(self, row: Row) -> tuple[Drawn, Any] | None:
+        """Take a row out with its cache: the token that is drawn already, and what ``insert`` needs.
+
+        ``None`` leaves the row where it is (its prompt is still being read).
+        """
+        ...
+
+    def close(self) -> None:
+        """Drop everything."""
+        ...
+
+
+__all__ = ["PATIENCE", "Decoder", "Drawn", "Row", "Stepped"]

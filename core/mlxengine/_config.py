@@ -25,9 +25,10 @@ from typing import Any, TypeVar
 
 from attrs import field, fields, frozen
 
-from .configuration import ModelConfiguration, ModelRef, Provenance, freeze
+from .configuration import ModelConfiguration, ModelRef, Provenance
 from .errors import ConfigurationError
 from .features import Layer, Level, parse_flags
+from .readonly import freeze
 
 VARIABLE = "MLXENGINE_CONFIG"
 FEATURES_VARIABLE = "MLXENGINE_FEATURES"

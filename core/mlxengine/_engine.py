@@ -19,7 +19,6 @@ from ._pool import ModelPool
 from ._scheduler import Scheduler
 from ._switch import Switch
 from ._task import SchedulerStatus
-from .configuration import ModelCard, ModelConfiguration
 from .errors import (
     InvalidParameterError,
 )
@@ -27,6 +26,7 @@ from .features import FeatureRegistry, Layer, Level
 from .plugins import Owner, PluginRecord
 
 if TYPE_CHECKING:
+    from .configuration import ModelCard, ModelConfiguration
     from .device import Device
     from .fit import FitReport
     from .health import Health
@@ -161,7 +161,7 @@ class EngineBase:
         Raises:
             NoPluginForModelError, AmbiguousModelError: nobody would, or two would equally well.
         """
-        card = model if isinstance(model, ModelCard) else self.resolve(model)
+        card = self._card(model)
         return self._host.owner(card, card.configuration.plugin)
 
     def fit(
@@ -180,7 +180,7 @@ class EngineBase:
         """
         from .fit import fit
 
-        card = model if isinstance(model, ModelCard) else self.resolve(model)
+        card = self._card(model)
         return fit(
             card,
             self.explain(card).claim,
@@ -208,7 +208,14 @@ class EngineBase:
         """Whether the engine works, by what really ran last; never waits."""
         return self._pool.health()
 
+    def _card(self, model: str | Path | ModelConfiguration | ModelCard) -> ModelCard:
+        from .configuration import ModelCard
+
+        return model if isinstance(model, ModelCard) else self.resolve(model)
+
     def _configure(self, model: str | Path | ModelConfiguration) -> ModelConfiguration:
+        from .configuration import ModelConfiguration
+
         if isinstance(model, ModelConfiguration):
             return self._choose(model)
         if not isinstance(model, str | Path):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from ._faults import crash
-from .configuration import ModelCard, ModelConfiguration
 from .errors import (
     AmbiguousModelError,
     MLXEngineError,
@@ -31,6 +30,8 @@ from .plugins import Owner, PluginRecord
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+    from .configuration import ModelCard, ModelConfiguration
 
 T = TypeVar("T")
 log = logging.getLogger("mlxengine.plugins")
@@ -260,6 +261,8 @@ class Host:
 
     def models(self) -> dict[str, list[ModelConfiguration]]:
         """The registry entries of all plugins by provider; a list that is broken is left out."""
+        from .configuration import ModelConfiguration
+
         return {
             record.name: self._list(record, "list_models", ModelConfiguration) for record in self.active()
         }

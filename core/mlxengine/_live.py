@@ -14,7 +14,6 @@ from attrs import define, field
 
 from ._task import Task
 from ._threads import collect
-from .configuration import ModelCard, ModelConfiguration
 from .events import Event
 from .features import Features
 from .hookspecs import Claim, Loaded, MemoryEstimate, ModelState
@@ -22,6 +21,7 @@ from .plugins import PluginRecord
 
 if TYPE_CHECKING:
     from ._plan import Plan
+    from .configuration import ModelCard, ModelConfiguration
     from .device import DeviceBackend
 
 log = logging.getLogger("mlxengine.memory")

@@ -21,7 +21,6 @@ from ._live import LiveModel, PendingLoad, free
 from ._scheduler import Scheduler
 from ._task import FutureSink, Task
 from ._threads import collect
-from .configuration import ModelCard, ModelConfiguration
 from .errors import (
     CancelledError,
     FeatureUnavailableError,
@@ -33,6 +32,7 @@ from .features import Layer, Level
 from .hookspecs import LoadContext, Loaded
 
 if TYPE_CHECKING:
+    from .configuration import ModelCard, ModelConfiguration
     from .device import Device, DeviceBackend
 
 log = logging.getLogger("mlxengine.loader")
@@ -291,6 +291,8 @@ class Loader:
 
     def fetch_other(self, ref: str, patterns: Any) -> Path:
         """Another repository or folder that a model needs (an adapter, a draft model)."""
+        from .configuration import ModelConfiguration
+
         card = self.resolve(ModelConfiguration(id=ref))
         return self._fetch(card, tuple(patterns), PendingLoad())
 

@@ -17,10 +17,10 @@ from ._outcomes import Outcomes
 from ._scheduler import Scheduler
 from ._statistics import Statistics
 from ._task import Task
-from .configuration import ModelConfiguration
 from .errors import CancelledError, EngineClosedError, PluginCrashedError
 
 if TYPE_CHECKING:
+    from .configuration import ModelConfiguration
     from .health import Health
     from .memory import MemoryReport
 

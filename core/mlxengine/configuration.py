@@ -12,6 +12,7 @@ from typing import Any
 from attrs import field, frozen
 
 from .errors import InvalidModelRefError, InvalidParameterError
+from .readonly import FrozenDict, freeze
 
 # Compiled when first used: every program that imports the engine would pay for it.
 _REPO = r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?"
@@ -36,37 +37,6 @@ def parse_size(text: str) -> float:
             )
         total *= float(match[1]) * _UNITS.get((match[2] or "").upper(), 1.0)
     return total
-
-
-class FrozenDict(dict[str, Any]):
-    """A dict that refuses every change; unlike a mapping proxy it can be pickled and written as JSON."""
-
-    def _refuse(self, *_arguments: object, **_keywords: object) -> Any:
-        raise TypeError("this mapping is read-only; thaw() makes a copy that is not")
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
-
-    def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict[str, Any]]]:
-        return FrozenDict, (dict(self),)
-
-
-def freeze(value: Any) -> Any:
-    """A read-only copy of decoded JSON: mappings and tuples instead of dicts and lists."""
-    if isinstance(value, Mapping):
-        return FrozenDict({key: freeze(item) for key, item in value.items()})
-    if isinstance(value, list | tuple):
-        return tuple(freeze(item) for item in value)
-    return value
-
-
-def thaw(value: Any) -> Any:
-    """The plain dicts and lists that a frozen JSON value stands for (a fresh copy)."""
-    if isinstance(value, Mapping):
-        return {key: thaw(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [thaw(item) for item in value]
-    return value
 
 
 @frozen(kw_only=True)
@@ -328,7 +298,5 @@ __all__ = [
     "Provenance",
     "Source",
     "TensorInfo",
-    "freeze",
     "parse_size",
-    "thaw",
 ]

@@ -17,7 +17,6 @@ from ._live import LiveModel, PendingLoad, Report
 from ._pool import LoadKey
 from ._recovery import RecoveringSink
 from ._task import Task
-from .configuration import ModelConfiguration
 from .errors import (
     CancelledError,
     EngineClosedError,
@@ -29,6 +28,7 @@ from .features import Features, Layer, Level
 from .hookspecs import RunContext
 
 if TYPE_CHECKING:
+    from .configuration import ModelConfiguration
     from .embeddings import EmbeddingHandle
     from .images import ImageHandle
     from .model import ModelHandle, TextHandle

@@ -10,8 +10,8 @@ from typing import Any
 
 from attrs import field, frozen
 
-from .configuration import thaw
 from .errors import InvalidParameterError
+from .readonly import thaw
 
 _SPECIAL = r"[\\.+*?()|\[\]{}^$#&~-]"  # what means something in a pattern
 

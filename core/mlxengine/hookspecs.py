@@ -18,11 +18,11 @@ import pluggy
 from attrs import field, frozen
 
 from ._convert import names, texts
-from .configuration import ModelCard, ModelConfiguration
 from .features import Feature, Features
 
 if TYPE_CHECKING:
     from .checks import Check, SelfTestContext
+    from .configuration import ModelCard, ModelConfiguration
     from .device import Device
     from .events import Event, Progress
     from .requests import Request

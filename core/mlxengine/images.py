@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from attrs import field, frozen
 
-from .configuration import freeze, thaw
 from .errors import BackendUnavailableError, InvalidParameterError, ModelNotFoundError
 from .events import Event
 from .model import AsyncModelHandle, ModelHandle
 from .outputs import Array, ImageReady
+from .readonly import freeze, thaw
 from .requests import ImageRequest
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve, field, frozen
 
 from ._convert import anything
-from .configuration import freeze
 from .errors import InvalidParameterError
+from .readonly import freeze
 
 if TYPE_CHECKING:
     from .outputs import ToolCall

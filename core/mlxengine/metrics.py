@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from .configuration import freeze
 from .errors import ConfigurationError
+from .readonly import freeze
 
 if TYPE_CHECKING:
     from .engine import InferenceEngine

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from .configuration import freeze
 from .events import Event, FinishReason
+from .readonly import freeze
 
 if TYPE_CHECKING:
     import numpy as np

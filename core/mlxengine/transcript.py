@@ -13,7 +13,6 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from .configuration import thaw
 from .errors import ConfigurationError, InvalidParameterError, MLXEngineError
 from .messages import (
     AudioPart,
@@ -26,6 +25,7 @@ from .messages import (
     VideoPart,
 )
 from .params import GenerateParams, params_from
+from .readonly import thaw
 
 FORMAT = "mlxengine-transcript"
 VERSION = 1

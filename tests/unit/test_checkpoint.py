@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mlxengine.configuration import freeze
+from mlxengine.readonly import freeze
 from mlxengine.toolkit.checkpoint import normalise_config
 
 LLAMA3 = {

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source, freeze
+from ..configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source
 from ..errors import CorruptFileError, InvalidModelRefError, ModelNotFoundError
+from ..readonly import freeze
 from .gguf import gguf_directory
 from .inspection import decode_documents, documents_of, read_weights
 from .names import problem_with

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from attrs import evolve
 
-from ..configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source, freeze
+from ..configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source
 from ..errors import (
     CorruptFileError,
     HubUnavailableError,
@@ -20,6 +20,7 @@ from ..errors import (
     RateLimitedError,
     ResolutionError,
 )
+from ..readonly import freeze
 from .access import QUICK, Access, Cancelled, never
 from .cache import Listing, RepoCache
 from .download import READ_ONLY, Job, typed_disk_errors

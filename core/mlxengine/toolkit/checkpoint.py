@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..configuration import thaw
+from ..readonly import thaw
 
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 _FULL, _SLIDING = "full_attention", "sliding_attention"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlxengine import Event, ImageReady, ImageRequest, InferenceEngine, Picture, Progress
-from mlxengine.configuration import thaw
 from mlxengine.errors import InvalidParameterError
 from mlxengine.images import read_recipe
+from mlxengine.readonly import thaw
 
 from . import terminal
 from .features import BACKEND, QUANTIZE

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mlxengine import Message, TextPart, TextRequest, ToolCallPart, ToolResultPart
-from mlxengine.configuration import thaw
 from mlxengine.errors import InvalidParameterError, PromptTooLongError, UnsupportedInputError
+from mlxengine.readonly import thaw
 from mlxengine.tools import describe
 
 from ._model import LanguageModel

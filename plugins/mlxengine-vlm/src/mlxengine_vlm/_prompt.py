@@ -16,8 +16,8 @@ from mlxengine import (
     ToolResultPart,
     VideoPart,
 )
-from mlxengine.configuration import thaw
 from mlxengine.errors import InvalidParameterError, PromptTooLongError, UnsupportedInputError
+from mlxengine.readonly import thaw
 
 from ._media import MediaLimits, Picture, Sound, picture, sound
 from ._model import VisionModel

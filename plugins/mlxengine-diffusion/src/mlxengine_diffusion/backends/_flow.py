@@ -186,7 +186,7 @@ def built(
     """The networks of a repository, made by configuration and weight files, and whether to keep them."""
     from functools import partial
 
-    from mlxengine.configuration import thaw
+    from mlxengine.readonly import thaw
 
     from ..sd.parts import Parts
 

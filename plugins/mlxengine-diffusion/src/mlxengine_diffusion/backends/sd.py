@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxengine import LoadContext, ModelCard
-from mlxengine.configuration import thaw
 from mlxengine.errors import FeatureUnavailableError
+from mlxengine.readonly import thaw
 
 from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE
 from ..models import defaults_for

@@ -20,6 +20,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+SD15: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "sample_size": 64,
+    "layers_per_block": 2,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "norm_num_groups": 32,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
 CASES: dict[str, dict[str, Any]] = {
     # the trained tiny model's UNet at its 64 x 64 pixels
     "tiny-shapes 64 px": {
@@ -54,6 +66,9 @@ CASES: dict[str, dict[str, Any]] = {
             "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
         },
     },
+    # the whole of it, 3.4 GB of weights on either side
+    "sd-1.5 256 px": {"latents": 32, "unet": SD15},
+    "sd-1.5 512 px": {"latents": 64, "unet": SD15},
 }
 
 

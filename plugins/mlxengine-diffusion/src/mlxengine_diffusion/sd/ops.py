@@ -25,7 +25,9 @@ from mlxengine.toolkit import blas
 
 _BLOCK = 1 << 15
 _SCORES = 1 << 16
+_TILE = 256
 _SAFE_SCORE = 60.0
+_CLOSE = np.float32(1e-2)
 _Array = np.ndarray[Any, Any]
 
 
@@ -141,16 +143,51 @@ def _gelu(x: _Array, y: _Array) -> None:
 
 def activated(norm: nn.GroupNorm, x: mx.array) -> mx.array:
     """`silu` of a group norm of ``x`` (batch, height, width, channels)."""
-    return silu(norm(x)) if not in_numpy(x) else _by_blocks(_silu, _group_norm(norm, x))
+    return silu(norm(x)) if not in_numpy(x) else _normed(norm, x, _silu_of_scaled)
 
 
 def group_norm(norm: nn.GroupNorm, x: mx.array) -> mx.array:
     """A group norm of ``x`` (batch, height, width, channels) in numpy, the same shape."""
-    return mx.array(_group_norm(norm, x))
+    return _normed(norm, x, _scaled)
 
 
-def _group_norm(norm: nn.GroupNorm, x: mx.array) -> _Array:
+def _scaled(x: _Array, factor: _Array, offset: _Array, y: _Array) -> None:
+    np.multiply(x, factor, out=y)
+    y += offset
+
+
+def _silu_of_scaled(x: _Array, factor: _Array, offset: _Array, y: _Array) -> None:
+    if _mkl() is None:
+        _scaled(x, factor, offset, y)
+        _silu(y, z := np.empty_like(y))
+        y[:] = z
+        return
+    # x · σ(x) = x / 2 · (1 + tanh(x / 2)): no division, and half of x comes for nothing.
+    half = np.float32(0.5)
+    _scaled(x, factor * half, offset * half, y)
+    z = np.empty_like(y)
+    _by_mkl("vmsTanh", y, z)
+    z += 1
+    y *= z
+
+
+def _normed(
+    norm: nn.GroupNorm, x: mx.array, function: Callable[[_Array, _Array, _Array, _Array], None]
+) -> mx.array:
+    """Apply ``function(piece, factor, offset, output)``, where piece · factor + offset is the group norm."""
     given = _view(x).reshape(x.shape[0], -1, x.shape[-1])
+    factors, offsets = _factors(norm, given)
+    result = np.empty_like(given)
+    rows = max(1, _BLOCK // given.shape[2])
+    with np.errstate(over="ignore"):
+        for image, factor, offset, made in zip(given, factors, offsets, result, strict=True):
+            for start in range(0, len(image), rows):
+                function(image[start : start + rows], factor, offset, made[start : start + rows])
+    return mx.array(result.reshape(x.shape))
+
+
+def _factors(norm: nn.GroupNorm, given: _Array) -> tuple[_Array, _Array]:
+    """By image and channel, what a group norm multiplies by and adds: (batch, channels) each."""
     batch, places, width = given.shape
     each = width // norm.num_groups
 
@@ -160,14 +197,16 @@ def _group_norm(norm: nn.GroupNorm, x: mx.array) -> _Array:
         spread: _Array = np.repeat(means, each, axis=-1)
         return spread
 
-    ones: _Array = np.ones(places, np.float32)
-    found: _Array = given - by_group(ones @ given)[:, None]
-    squares = np.stack([np.einsum("pc,pc->c", item, item) for item in found])
-    factor = _view(norm.weight) / np.sqrt(by_group(squares) + np.float32(norm.eps))
-    found *= factor[:, None]
-    found += _view(norm.bias)
-    shaped: _Array = found.reshape(x.shape)
-    return shaped
+    def squares(of: _Array) -> _Array:
+        return by_group(np.stack([np.einsum("pc,pc->c", item, item) for item in of]))
+
+    mean = by_group(np.ones(places, np.float32) @ given)
+    variance = squares(given) - mean * mean
+    if (variance < _CLOSE * mean * mean).any():  # too few digits are left of the difference
+        variance = squares(given - mean[:, None])
+    factor: _Array = _view(norm.weight) / np.sqrt(variance + np.float32(norm.eps))
+    offset: _Array = _view(norm.bias) - mean * factor
+    return factor, offset
 
 
 def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
@@ -184,20 +223,34 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float)
     longest = np.einsum("bhnd,bhnd->bhn", q, q).max(-1) * np.einsum("bhdn,bhdn->bhn", k, k).max(-1)
     safe = np.sqrt(longest) < _SAFE_SCORE
     result = np.empty((*q.shape[:-1], v.shape[-1]), np.float32)
-    rows = min(q.shape[2], max(16, _SCORES // k.shape[3]))
-    scores = np.empty((rows, k.shape[3]), np.float32)
-    mixed = np.empty((rows, told.shape[-1]), np.float32)
     for place in np.ndindex(*q.shape[:2]):
-        asked, across, end = q[place], k[place], result[place]
-        for start in range(0, len(asked), rows):
-            part = asked[start : start + rows]
-            weights = np.matmul(part, across, out=scores[: len(part)])
-            if not safe[place]:
+        _attend(q[place], k[place], told[place], result[place], safe=bool(safe[place]))
+    return mx.array(result)
+
+
+def _attend(asked: _Array, across: _Array, told: _Array, result: _Array, *, safe: bool) -> None:
+    """One head: queries (rows, width), keys laid out across (width, keys), values with their column of ones.
+
+    Safe scores need no largest of a row, so that tiles of rows and keys can be summed, small enough for a
+    processor's cache and large enough for its products; else whole rows of scores are made.
+    """
+    keys = across.shape[1]
+    tile = min(_TILE, keys) if safe else keys
+    rows = min(len(asked), _TILE if safe else max(16, _SCORES // keys))
+    scores = np.empty(rows * tile, np.float32)
+    mixed = np.empty((rows, told.shape[1]), np.float32)
+    for start in range(0, len(asked), rows):
+        part = asked[start : start + rows]
+        sums = np.zeros((len(part), told.shape[1]), np.float32)
+        for first in range(0, keys, tile):
+            last = min(first + tile, keys)
+            weights = scores[: len(part) * (last - first)].reshape(len(part), -1)
+            np.matmul(part, across[:, first:last], out=weights)
+            if not safe:
                 weights -= weights.max(axis=-1, keepdims=True)
             _exp(weights)
-            found = np.matmul(weights, told[place], out=mixed[: len(part)])
-            np.divide(found[:, :-1], found[:, -1:], out=end[start : start + rows])
-    return mx.array(result)
+            sums += np.matmul(weights, told[first:last], out=mixed[: len(part)])
+        np.divide(sums[:, :-1], sums[:, -1:], out=result[start : start + rows])
 
 
 __all__ = ["activated", "attention", "gelu", "group_norm", "in_numpy", "silu", "traceable"]

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import tiny_kit as k
 from mlxengine import ImageRequest, InferenceEngine, LoadContext
+from mlxengine.errors import IncompatibleWeightsError
 from mlxengine_diffusion import plugin
 from mlxengine_diffusion.backends import Job
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 TOKENIZER = Path(__file__).parents[4] / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
 
@@ -56,7 +57,8 @@ def shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def load(shrunk: None, tmp_path: Path) -> Callable[[str], Any]:
     def build(family: str) -> Any:
-        folders = k.write(family, tmp_path, TOKENIZER)
+        written = (tmp_path / "main").exists()
+        folders = k.folders(tmp_path) if written else k.write(family, tmp_path, TOKENIZER)
         with InferenceEngine() as engine:
             card = engine.resolve(folders["main"])
             assert engine.explain(card).claim.reason == "back end diffusionkit"
@@ -98,6 +100,32 @@ def test_the_picture_is_that_of_diffusers(load: Callable[[str], Any], family: st
         difference = np.abs(k.pixels(pipeline, job(family), noise) - reference)
         print(f"{family}, picture {attempt}: difference {difference.max()}, mean {difference.mean():.4f}")
         assert difference.max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "ours"),
+    [
+        ("main/flux-schnell.safetensors", "single_blocks.1.linear2.bias", "1.transformer_block.mlp.fc2.bias"),
+        ("main/ae.safetensors", "decoder.conv_out.bias", "conv_out.bias"),
+        (
+            "text/t5/t5xxl.safetensors",
+            "encoder.block.1.layer.1.DenseReluDense.wo.weight",
+            "1.dense.wo.weight",
+        ),
+        ("text/clip_l/model.fp16.safetensors", "text_model.encoder.layers.1.mlp.fc2.bias", "1.linear2.bias"),
+    ],
+)
+def test_a_missing_tensor_is_an_error_that_names_it(
+    load: Callable[[str], Any], tmp_path: Path, file: str, name: str, ours: str
+) -> None:
+    k.write("flux", tmp_path, TOKENIZER)
+    tensors = load_file(tmp_path / file)
+    name = name if name in tensors else name.removeprefix("text_model.")
+    del tensors[name]
+    save_file(tensors, tmp_path / file)
+    with pytest.raises(IncompatibleWeightsError) as caught:
+        load("flux")
+    assert ours in str(caught.value)
 
 
 def test_two_requests_take_turns_and_a_cancelled_one_leaves_the_model_whole(

@@ -292,7 +292,16 @@ def write(family: str, root: Path, clip_tokenizer: Path) -> dict[str, Path]:
     save_file(tensors(family, "t5"), text / "t5" / "t5xxl.safetensors")
     (words / "config.json").write_text(json.dumps(t5(family)))
     write_t5_tokenizer(words)
-    return {"main": main, "argmaxinc/stable-diffusion": text, "google/t5-v1_1-xxl": words}
+    return folders(root)
+
+
+def folders(root: Path) -> dict[str, Path]:
+    """The repositories that `write` lays out: id to folder."""
+    return {
+        "main": root / "main",
+        "argmaxinc/stable-diffusion": root / "text",
+        "google/t5-v1_1-xxl": root / "t5",
+    }
 
 
 def write_t5_tokenizer(folder: Path) -> None:

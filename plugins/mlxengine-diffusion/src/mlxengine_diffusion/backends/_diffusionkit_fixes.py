@@ -8,6 +8,7 @@ Nothing of mlx, transformers or huggingface_hub is changed: names inside diffusi
   keeps it. (The files that were quantized beforehand were saved without; they stay so.)
 - The attention kernel lost its keyword ``memory_efficient_threshold``.
 - The T5 encoder sets limits through ``mx.metal``, which is Apple's alone.
+- FLUX, T5 and CLIP keep random values for tensors that a file lacks: the loader's update is checked first.
 - FLUX's timestep embedding is computed in the model's dtype; in float32 it matches the reference.
 """
 
@@ -25,13 +26,16 @@ _applied = False
 
 
 @contextmanager
-def files(folders: Mapping[str, Path], *, key_bias: bool) -> Iterator[None]:
-    """On this thread, take the files of a repository from its folder (id to folder)."""
-    _state.folders, _state.key_bias = folders, key_bias
+def files(folders: Mapping[str, Path], *, key_bias: bool, whole: bool = False) -> Iterator[None]:
+    """On this thread, take the files of a repository from its folder (id to folder).
+
+    With ``whole``, a network that is given weights must be given all of them (else: ``ValueError``).
+    """
+    _state.folders, _state.key_bias, _state.whole = folders, key_bias, whole
     try:
         yield
     finally:
-        del _state.folders, _state.key_bias
+        del _state.folders, _state.key_bias, _state.whole
 
 
 def apply() -> None:
@@ -51,7 +55,15 @@ def _rebind() -> None:
     def local(repo: str, name: str) -> str:
         return str(_folder(repo) / name)
 
-    class Network(mmdit.MMDiT):  # type: ignore[misc]
+    class Whole:
+        """What a network is given while it is loaded is all that it has."""
+
+        def update(self, parameters: Any, strict: bool = True) -> Any:
+            if getattr(_state, "whole", False):
+                _compare(self, parameters)
+            return super().update(parameters, strict)  # type: ignore[misc]
+
+    class Network(Whole, mmdit.MMDiT):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             if _state.key_bias:
@@ -79,6 +91,8 @@ def _rebind() -> None:
 
     model_io.hf_hub_download = local
     model_io.MMDiT = Network
+    for name in ("CLIPTextModel", "SD3T5Encoder"):
+        setattr(model_io, name, type(name, (Whole, getattr(model_io, name)), {}))
     model_io.mmdit_state_dict_adjustments = adjusted
     model_io.T5Config = _FromFolder(model_io.T5Config)
     tokenizer.AutoTokenizer = _FromFolder(tokenizer.AutoTokenizer)
@@ -89,6 +103,23 @@ def _rebind() -> None:
 def _folder(repo: str) -> Path:
     folder: Path = _state.folders[repo]
     return folder
+
+
+def _compare(network: Any, given: Any) -> None:
+    from mlx.utils import tree_flatten
+
+    wanted = {name: value.shape for name, value in tree_flatten(network.parameters())}
+    found = {name: value.shape for name, value in tree_flatten(given)}
+    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - found)]
+    wrong += [f"{name} is not known" for name in sorted(found.keys() - wanted)]
+    wrong += [
+        f"{name} is {found[name]}, not {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError("; ".join(wrong[:5]) + more)
 
 
 def _exchanged(mx: Any, bias: Any) -> Any:

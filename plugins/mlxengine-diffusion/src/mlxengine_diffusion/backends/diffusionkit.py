@@ -41,8 +41,8 @@ class _Variant:
         return "quantized" not in self.key
 
 
-# By the file that holds the transformer. FLUX.1 dev is not among them: the library would run it with
-# schnell's configuration, without its guidance.
+# By the file that holds the transformer. FLUX.1 dev is not among them: the library runs it with schnell's
+# configuration, and where that asks for guidance, it embeds the timestep in its place.
 _VARIANTS = {
     "flux-schnell.safetensors": _Variant(
         key="argmaxinc/mlx-FLUX.1-schnell",
@@ -114,7 +114,7 @@ def load(card: ModelCard, context: LoadContext) -> DiffusionKitPipeline:
     make = kit.FluxPipeline if variant.flux else kit.DiffusionPipeline
     options = {} if variant.flux else {"shift": 3.0}
     try:
-        with fixes.files(folders, key_bias=variant.key_bias):
+        with fixes.files(folders, key_bias=variant.key_bias, whole=True):
             made = make(w16=half, a16=half, low_memory_mode=False, model_version=variant.key, **options)
     except (ValueError, KeyError) as error:
         raise IncompatibleWeightsError(f"{card.id} does not fit diffusionkit's model: {error}") from error

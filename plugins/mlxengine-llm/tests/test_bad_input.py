@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_harness import Plugin, card_of, raw, text_of
+from llm_harness import Plugin, card_of, raw, text_of, write_tiny
 from mlxengine import Fit, GenerateParams, ImagePart, Message, TextRequest
 from mlxengine.errors import (
     CorruptFileError,
+    FeatureUnavailableError,
     IncompatibleWeightsError,
     InvalidParameterError,
     LoadError,
+    ModelNotFoundError,
     PromptTooLongError,
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
@@ -199,6 +201,30 @@ def test_messages_need_a_chat_template_and_a_given_one_is_used(plugin: Plugin, e
     model = plugin.load(folder, chat_template="{% for m in messages %}{{ m.content }}!{% endfor %}")
     (events,) = plugin.run([plugin.start(model, request)])
     assert events[-1].usage.prompt_tokens == len("Hi!")
+
+
+@pytest.mark.feature("llm.tokenizer")
+def test_a_tokenizer_of_the_callers_own_is_used(plugin: Plugin, tiny: Path, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "other", template="{% for m in messages %}<{{ m.content }}>{% endfor %}")
+    words = json.loads(other.joinpath("tokenizer.json").read_text())
+    ids = words["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    other.joinpath("tokenizer.json").write_text(json.dumps(words))
+    other.joinpath("model.safetensors").unlink()
+    plain, model = plugin.load(tiny), plugin.load(tiny, flags={"tokenizer": str(other)})
+    said = {"max_tokens": 12, "ignore_eos": True}
+    swapped = str.maketrans("ab", "ba")
+    assert plugin.text(model, "abba", **said) == plugin.text(plain, "baab", **said).translate(swapped)
+    request = TextRequest(messages=(Message.user("Hi"),), params=GenerateParams(max_tokens=2))
+    (events,) = plugin.run([plugin.start(model, request)])
+    assert events[-1].usage.prompt_tokens == len("<Hi>")
+    with pytest.raises(FeatureUnavailableError, match="Load the model"):
+        plugin.start(plain, raw("x"), tokenizer=str(other))
+    larger = write_tiny(tmp_path / "larger", extra=["<more>"])
+    with pytest.raises(IncompatibleWeightsError, match="260 tokens"):
+        plugin.load(tiny, flags={"tokenizer": str(larger)})
+    with pytest.raises(ModelNotFoundError):
+        plugin.load(tiny, flags={"tokenizer": str(tmp_path / "nowhere")})
 
 
 def test_a_template_that_reaches_for_the_system_is_stopped(plugin: Plugin, edited: Edit) -> None:

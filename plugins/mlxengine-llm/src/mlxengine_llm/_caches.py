@@ -12,19 +12,21 @@ _KEPT = 4  # first tokens that a bounded cache keeps
 
 @frozen(kw_only=True)
 class Serving:
-    """How a model's caches are kept, and whether it guesses; the defaults ask for nothing.
+    """What is chosen when a model is loaded and holds for all its requests; the defaults ask for nothing.
 
     Args:
         kv_bits: bits of the key-value cache.
         kv_tokens: most tokens in the cache; older ones but the first four are forgotten.
         speculation: guess tokens from the text so far.
         draft_model: guess tokens with this smaller model.
+        tokenizer: use this folder's or repository's instead of the model's own.
     """
 
     kv_bits: int | None = None
     kv_tokens: int | None = None
     speculation: bool = False
     draft_model: str | None = None
+    tokenizer: str | None = None
 
     @property
     def serial(self) -> bool:

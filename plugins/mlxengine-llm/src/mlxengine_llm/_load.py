@@ -22,13 +22,14 @@ from mlxengine.errors import (
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
-from mlxengine.toolkit.estimate import context_length
+from mlxengine.toolkit.estimate import context_length, text_config
 from mlxengine.toolkit.loading import check_safetensors, descriptor_limit_kept, warm
 
 from . import features
 from ._caches import Serving, caches_for
 from ._claim import is_gguf
 
+_TOKENIZER_FILES = ("*.json", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
 _REMOTE = "Read the repository's code first; then load with trust_remote_code=True if you trust it."
 
 
@@ -222,19 +223,22 @@ def _build(config: dict[str, Any], weights: dict[str, Any]) -> Any:
 
 
 def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: Mapping[str, Any]) -> Any:
-    """mlx-lm's tokenizer wrapper, with the caller's chat template if one is configured.
+    """mlx-lm's tokenizer wrapper, of the model's tokenizer or the caller's, and the caller's chat template.
 
     Raises:
         RemoteCodeRefusedError: the tokenizer is code of the repository and that is not allowed.
-        LoadError: there is no tokenizer that can be read.
+        LoadError: there is no tokenizer that can be read, or it has more tokens than the model.
     """
     from mlx_lm.tokenizer_utils import load as load_wrapper
 
+    own = context.features.get(features.TOKENIZER)
+    if own is not None:
+        folder = local_folder(own, context.fetch, _TOKENIZER_FILES, "tokenizer")
     settings: dict[str, Any] = {"trust_remote_code": context.configuration.trust_remote_code}
     if context.configuration.chat_template is not None:
         settings["chat_template"] = context.configuration.chat_template
     try:
-        return load_wrapper(folder, settings, eos_token_ids=config.get("eos_token_id"))
+        tokenizer = load_wrapper(folder, settings, eos_token_ids=config.get("eos_token_id"))
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise RemoteCodeRefusedError(
@@ -244,6 +248,13 @@ def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: 
             f"The tokenizer of {card.id} cannot be read: {error}.",
             hint="The repository needs a tokenizer.json (or tokenizer.model) that fits its configuration.",
         ) from error
+    size = text_config(config).get("vocab_size")
+    if own is not None and isinstance(size, int) and len(tokenizer) > size:
+        raise IncompatibleWeightsError(
+            f"The tokenizer {own} has {len(tokenizer)} tokens, the vocabulary of {card.id} {size}.",
+            hint="Choose a tokenizer that was made for this model.",
+        )
+    return tokenizer
 
 
 def adapter_folder(source: str, fetch: Callable[[str, Sequence[str]], Path] | None) -> Path:

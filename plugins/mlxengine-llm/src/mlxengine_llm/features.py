@@ -135,11 +135,20 @@ DRAFT_MODEL: Feature[str | None] = Feature(
     applies_to=("llm",),
     probe=_library,
 )
+TOKENIZER: Feature[str | None] = Feature(
+    name="llm.tokenizer",
+    default=None,
+    summary="A folder or repository whose tokenizer, and chat template, the model uses instead of its own.",
+    provides=LLMEngineFeatures.CUSTOM_TOKENIZERS,
+    applies_to=("llm",),
+    probe=_library,
+)
 SERVING: dict[str, Feature[Any]] = {
     "kv_bits": KV_BITS,
     "kv_tokens": KV_TOKENS,
     "speculation": SPECULATION,
     "draft_model": DRAFT_MODEL,
+    "tokenizer": TOKENIZER,
 }
 LORA = Feature(
     name="llm.lora",

@@ -16,10 +16,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+POOLED = 1280  # width of SDXL's pooled prompt
 SD15: dict[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
@@ -31,6 +30,23 @@ SD15: dict[str, Any] = {
     "cross_attention_dim": 768,
     "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+SDXL_HALF: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "sample_size": 64,
+    "layers_per_block": 2,
+    "block_out_channels": [160, 320, 640],
+    "norm_num_groups": 32,
+    "attention_head_dim": [5, 10, 20],
+    "transformer_layers_per_block": [1, 2, 10],
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
 }
 CASES: dict[str, dict[str, Any]] = {
     # the trained tiny model's UNet at its 64 x 64 pixels
@@ -69,6 +85,9 @@ CASES: dict[str, dict[str, Any]] = {
     # the whole of it, 3.4 GB of weights on either side
     "sd-1.5 256 px": {"latents": 32, "unet": SD15},
     "sd-1.5 512 px": {"latents": 64, "unet": SD15},
+    # SDXL with half of its channels: the whole of it twice, in float32, is more than most machines hold
+    "sdxl half width 256 px": {"latents": 32, "unet": SDXL_HALF},
+    "sdxl half width 512 px": {"latents": 64, "unet": SDXL_HALF},
 }
 
 
@@ -82,8 +101,10 @@ def ours(case: dict[str, Any]) -> Any:
     unet = build_unet(case["unet"])
     side, width = case["latents"], case["unet"]["cross_attention_dim"]
     latents, context = mx.random.normal((2, side, side, 4)), mx.random.normal((2, 77, width))
-    mx.eval(unet.parameters(), latents, context)
-    return lambda: mx.eval(unet(latents, mx.array([500.0, 500.0]), context))
+    pooled, sizes = mx.random.normal((2, POOLED)), mx.full((2, 6), side * 8.0)
+    added = (pooled, sizes) if "addition_embed_type" in case["unet"] else None
+    mx.eval(unet.parameters(), latents, context, pooled, sizes)
+    return lambda: mx.eval(unet(latents, mx.array([500.0, 500.0]), context, added))
 
 
 def torchs(case: dict[str, Any]) -> Any:
@@ -95,7 +116,8 @@ def torchs(case: dict[str, Any]) -> Any:
     unet = UNet2DConditionModel(**case["unet"]).eval()
     side, width = case["latents"], case["unet"]["cross_attention_dim"]
     latents, context = torch.randn(2, 4, side, side), torch.randn(2, 77, width)
-    return lambda: unet(latents, 500, context)
+    added = {"text_embeds": torch.randn(2, POOLED), "time_ids": torch.full((2, 6), side * 8.0)}
+    return lambda: unet(latents, 500, context, added_cond_kwargs=added)
 
 
 def work(side: str, name: str) -> None:

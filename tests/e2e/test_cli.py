@@ -311,6 +311,13 @@ def test_ctrl_c_while_a_model_loads_ends_within_a_second(env: dict[str, str], mo
         assert "Traceback" not in process.stderr.read()
 
 
+def test_verbose_holds_for_one_command_of_a_program(call: Run) -> None:
+    assert "Traceback" not in call("models", "--max-size", "large").err
+    with pytest.raises(AssertionError, match="Traceback"):
+        call("models", "--max-size", "large", "-vv")
+    assert "Traceback" not in call("models", "--max-size", "large").err
+
+
 def test_a_real_answer_is_the_model_s(run: Run, model: Path) -> None:
     words = ("run", "-m", str(model), "--temperature", "0", "--max-tokens", "8", "--json", "--quiet")
     done = run(*words, "What is the capital of France?", MLXENGINE_FEATURES="")

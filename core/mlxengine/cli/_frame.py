@@ -79,7 +79,16 @@ class Parser(argparse.ArgumentParser):
 
 def run(argv: Sequence[str] | None = None) -> int:
     """See `mlxengine.cli.main`."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    logger = logging.getLogger("mlxengine")
+    handlers, level = logger.handlers, logger.level
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    finally:  # --verbose holds for this command, not for what the program does next
+        logger.handlers = handlers
+        logger.setLevel(level)
+
+
+def _run(words: list[str]) -> int:
     out = Output(json="--json" in words)
     try:
         code = _dispatch(words, out)
@@ -206,5 +215,5 @@ def _log_to_stderr(verbosity: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("mlxengine")
-    logger.handlers = [handler]  # a program that runs several commands does not log each line several times
+    logger.handlers = [handler]
     logger.setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)

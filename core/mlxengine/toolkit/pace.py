@@ -21,7 +21,7 @@ class Pace:
     # way to them; the pace of running answers does not, down to LEAST.
     LEAST, SMALLEST, LARGEST, FIRST = 8, 64, 2048, 128
 
-    def __init__(self, stall_factor: float = 5.0) -> None:
+    def __init__(self, stall_factor: float = 8.0) -> None:
         self.stall_factor = stall_factor
         self._rate: float | None = None  # prompt tokens per second
         self._last = self.FIRST  # tokens of the last piece

@@ -51,7 +51,7 @@ class SharedBatch:
         open_decoder: Callable[[int], Decoder],
         *,
         max_rows: int = 32,
-        stall_factor: float = 5.0,
+        stall_factor: float = 8.0,
         relieve: Callable[[], None] = lambda: None,
         affords: Callable[[int], bool] = lambda _bytes: True,
     ) -> None:

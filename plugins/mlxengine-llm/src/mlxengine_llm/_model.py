@@ -62,7 +62,7 @@ class LanguageModel:
     stop_ids: frozenset[int]
     prefixes: PrefixCache | None = None
     max_rows: int = 32
-    stall_factor: float = 5.0
+    stall_factor: float = 8.0
     serving: Serving = field(factory=Serving)
     draft: Any = None
     reserved: int = 0

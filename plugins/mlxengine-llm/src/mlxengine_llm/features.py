@@ -71,7 +71,7 @@ PROMPT_CACHE_FOLDER: Feature[str | None] = Feature(
 )
 STALL_FACTOR = Feature(
     name="llm.stall_factor",
-    default=5.0,
+    default=8.0,
     summary="While answers run, a step that reads prompts takes so many times one that does not, at most.",
     applies_to=("llm",),
     probe=_library,

@@ -82,8 +82,8 @@ class Ledger:
     @property
     def reserved(self) -> int:
         """Bytes that are charged now, and what caches and requests beyond the estimate hold."""
-        requests = sum(live.state.requests for live in list(self._models))
-        return sum(list(self._charged.values())) + requests + self.caches
+        states = [live.state for live in list(self._models)]
+        return sum(list(self._charged.values())) + sum(state.requests + state.caches for state in states)
 
     @property
     def caches(self) -> int:

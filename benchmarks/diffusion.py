@@ -18,36 +18,11 @@ import sys
 import time
 from typing import Any
 
+from diffusion_gpu import SHAPES
+
 POOLED = 1280  # width of SDXL's pooled prompt
-SD15: dict[str, Any] = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "sample_size": 64,
-    "layers_per_block": 2,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "norm_num_groups": 32,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-}
-SDXL_HALF: dict[str, Any] = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "sample_size": 64,
-    "layers_per_block": 2,
-    "block_out_channels": [160, 320, 640],
-    "norm_num_groups": 32,
-    "attention_head_dim": [5, 10, 20],
-    "transformer_layers_per_block": [1, 2, 10],
-    "cross_attention_dim": 1024,
-    "use_linear_projection": True,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+SD15, SDXL = (SHAPES[name]["unet"] for name in ("sd-1.5 512x512", "sdxl 1024x1024"))
+SDXL_HALF = {**SDXL, "block_out_channels": [160, 320, 640], "cross_attention_dim": 1024}
 CASES: dict[str, dict[str, Any]] = {
     # the trained tiny model's UNet at its 64 x 64 pixels
     "tiny-shapes 64 px": {
@@ -70,16 +45,10 @@ CASES: dict[str, dict[str, Any]] = {
     "sd-1.5 quarter width 256 px": {
         "latents": 32,
         "unet": {
-            "in_channels": 4,
-            "out_channels": 4,
-            "sample_size": 32,
-            "layers_per_block": 2,
+            **SD15,
             "block_out_channels": [80, 160, 320, 320],
             "norm_num_groups": 16,
-            "attention_head_dim": 8,
             "cross_attention_dim": 192,
-            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
         },
     },
     # the whole of it, 3.4 GB of weights on either side

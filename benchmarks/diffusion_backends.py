@@ -157,7 +157,6 @@ def pictures() -> dict[str, Any]:
     from mlxengine import InferenceEngine, LoadContext
     from mlxengine.features import Layer, Level
     from mlxengine_diffusion import plugin
-    from mlxengine_diffusion.backends import Job
     from mlxengine_diffusion.backends._networks import filled
     from safetensors.numpy import load_file
 
@@ -185,17 +184,7 @@ def pictures() -> dict[str, Any]:
         stored = load_file(TESTS / "reference" / "flux2.pictures.safetensors")
         for backend in ("mlx_vlm", "mflux"):
             for name, guidance in f.GUIDANCES.items():
-                job = Job(
-                    prompt=f.PROMPT,
-                    negative=None,
-                    width=f.SIDE,
-                    height=f.SIDE,
-                    steps=f.STEPS,
-                    guidance=guidance,
-                    seed=0,
-                    scheduler="",
-                )
-                ours = k.pixels(pipeline(folder, backend), job, mx.array(f.noise()))
+                ours = k.pixels(pipeline(folder, backend), k.job(f, guidance), mx.array(f.noise()))
                 found[f"flux2 {name} {backend}"] = int(np.abs(ours - stored[name].astype(int)).max())
         folder = z.write(Path(root) / "z-image")
         stored = load_file(TESTS / "reference" / "z_image.pictures.safetensors")
@@ -213,16 +202,7 @@ def pictures() -> dict[str, Any]:
             if backend == "mflux":
                 made.parts._built["transformer"] = Adapter(theirs)
             for name, guidance in (("plain", 0.0), ("guided", 4.0)):
-                job = Job(
-                    prompt=z.PROMPT,
-                    negative=z.NEGATIVE if guidance else None,
-                    width=z.SIDE,
-                    height=z.SIDE,
-                    steps=z.STEPS,
-                    guidance=guidance,
-                    seed=0,
-                    scheduler="",
-                )
+                job = k.job(z, guidance, z.NEGATIVE if guidance else None)
                 ours = k.pixels(made, job, mx.array(k.noise())[:, :, None])
                 found[f"z_image {name} {backend}"] = int(np.abs(ours - stored[name].astype(int)).max())
     return found

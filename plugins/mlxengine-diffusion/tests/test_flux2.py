@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from mlxengine import ImagePreview, ImageReady, ImageRequest, InferenceEngine, Progress
 from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError, UnsupportedInputError
-from mlxengine_diffusion.backends import Job
 from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent / "extras"))
@@ -35,9 +34,7 @@ def model(shared_engine: InferenceEngine, folder: Path) -> Iterator[Any]:
 def test_the_picture_is_that_of_diffusers(load_pipeline: Callable[..., Any], folder: Path, name: str) -> None:
     import mlx.core as mx
 
-    values = {"width": f.SIDE, "height": f.SIDE, "steps": f.STEPS, "guidance": f.GUIDANCES[name]}
-    job = Job(prompt=f.PROMPT, negative=None, seed=0, scheduler="", **values)
-    ours = k.pixels(load_pipeline(folder), job, mx.array(f.noise()))
+    ours = k.pixels(load_pipeline(folder), k.job(f, f.GUIDANCES[name]), mx.array(f.noise()))
     reference = load_file(k.DATA / "flux2.pictures.safetensors")[name].astype(int)
     assert np.abs(ours - reference).max() <= 2
 

@@ -17,7 +17,6 @@ from mlxengine.errors import (
     RemoteCodeRefusedError,
     UnsupportedInputError,
 )
-from mlxengine_diffusion.backends import Job
 from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent / "extras"))
@@ -44,16 +43,7 @@ def test_the_picture_is_that_of_diffusers(
     import mlx.core as mx
 
     pipeline = load_pipeline(folder)
-    job = Job(
-        prompt=z.PROMPT,
-        negative=z.NEGATIVE if guidance else None,
-        width=z.SIDE,
-        height=z.SIDE,
-        steps=z.STEPS,
-        guidance=guidance,
-        seed=0,
-        scheduler="",
-    )
+    job = k.job(z, guidance, z.NEGATIVE if guidance else None)
     ours = k.pixels(pipeline, job, mx.array(k.noise())[:, :, None])
     reference = load_file(k.DATA / "z_image.pictures.safetensors")[name]
     assert np.abs(ours - reference.astype(int)).max() <= 2

@@ -126,6 +126,22 @@ def packed(latents: Array) -> Array:
     return np.ascontiguousarray(found.reshape(batch, height * width // 4, channels * 4))
 
 
+def job(model: Any, guidance: float, negative: str | None = None) -> Any:
+    """What is asked of a tiny model (its module here) where its picture is compared."""
+    from mlxengine_diffusion.backends import Job
+
+    return Job(
+        prompt=model.PROMPT,
+        negative=negative,
+        width=model.SIDE,
+        height=model.SIDE,
+        steps=model.STEPS,
+        guidance=guidance,
+        seed=0,
+        scheduler="",
+    )
+
+
 def pixels(pipeline: Any, job: Any, *noise: Any) -> np.ndarray[Any, Any]:
     """The picture that a back end's pipeline makes of a job: (height, width, 3), int."""
     *_, last = pipeline.denoise(job, *noise)

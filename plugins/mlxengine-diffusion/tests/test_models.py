@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import attrs
 from mlxengine.registry import ModelRegistry
 from mlxengine_diffusion.models import MODELS, DiffusionConfiguration
@@ -35,3 +38,13 @@ def test_no_commercial_use_is_not_hidden() -> None:
     registry = ModelRegistry(MODELS)
     for name in ("stabilityai/sdxl-turbo", "black-forest-labs/FLUX.1-dev"):
         assert {"nc", "non"} & set((registry.entry(name).configuration.license or "").split("-"))
+
+
+def test_what_claims_a_model_imports_no_mlx() -> None:
+    # every model of every kind is shown to the back ends, on machines too where mlx cannot be imported
+    code = (
+        "import sys\nfrom mlxengine_diffusion.backends import ORDER, backend\n"
+        "for name in ORDER: backend(name)\nprint([name for name in sys.modules if name.startswith('mlx.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -102,20 +102,14 @@ class Flow:
     Families say how prompts are read, how noise is predicted, and what latents stand for.
     """
 
-    def __init__(
-        self, parts: Parts, levels: Levels, abilities: Abilities, info: dict[str, Any], *, keep: bool
-    ) -> None:
+    def __init__(self, parts: Parts, levels: Levels, abilities: Abilities, info: dict[str, Any]) -> None:
         self.abilities = abilities
         self.info = info
         self.parts = parts
         self.levels = levels
-        self._keep = keep
 
     def warm(self) -> Iterator[None]:
-        if self._keep:
-            yield from self.parts.warm()
-        else:
-            self.parts.drop_idle()
+        yield from self.parts.warm()
 
     def close(self) -> None:
         self.parts.drop_idle()
@@ -182,8 +176,8 @@ def spread(grid: mx.array) -> mx.array:
 
 def built(
     card: ModelCard, context: LoadContext, builders: Mapping[str, Callable[[dict[str, Any], list[Path]], Any]]
-) -> tuple[Parts, bool]:
-    """The networks of a repository, made by configuration and weight files, and whether to keep them."""
+) -> Parts:
+    """The networks of a repository, made by configuration and weight files."""
     from functools import partial
 
     from mlxengine.readonly import thaw
@@ -198,9 +192,9 @@ def built(
         )
         for part, build in builders.items()
     }
-    parts = Parts(made)
+    parts = Parts(made, keep=context.features.get(KEEP_LOADED))
     parts.build()
-    return parts, context.features.get(KEEP_LOADED)
+    return parts
 
 
 __all__ = ["Flow", "Levels", "as_pixels", "built", "spread"]

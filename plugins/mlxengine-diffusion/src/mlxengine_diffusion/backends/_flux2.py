@@ -15,15 +15,14 @@ from mlxengine import LoadContext, ModelCard
 
 from ..models import defaults_for
 from ..sd.layout import document
-from . import Abilities, Defaults, Job, Pixels, PromptReport
-from ._flow import Flow, Levels, as_pixels, built, spread
-from ._networks import filled, renamed
+from . import Abilities, Defaults, Job, Pixels
+from ._flow import Levels, as_pixels, built, spread
+from ._prompts import ChatFlow, tokenizer_in
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 PIPELINE = "Flux2KleinPipeline"
-_LENGTH = 512
 _TRANSFORMER = (
     "patch_size",
     "in_channels",
@@ -71,11 +70,10 @@ class Library:
 
 
 def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
-    import mlx.core as mx
-    from transformers import AutoTokenizer
+    from ._networks import filled, renamed, usual_dtype
 
-    dtype = mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.bfloat16
-    # The libraries compute in this type whatever the weights are; half precision is slow on a CPU.
+    dtype = usual_dtype()
+    # The libraries compute in this type whatever the weights are.
     importlib.import_module(library.settings).ModelConfig.precision = dtype
     networks = {name: importlib.import_module(getattr(library, name)) for name in ("transformer", "vae")}
     encoder: Callable[..., Any] = importlib.import_module(library.text_encoder).Qwen3TextEncoder
@@ -101,10 +99,8 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
             made, "vae", files, places, dtype, ignored=r"^(encoder|quant_conv)\.|num_batches_tracked$"
         )
 
-    parts, keep = built(card, context, {"text_encoder": text_encoder, "transformer": transformer, "vae": vae})
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(context.path / "tokenizer"), local_files_only=True, trust_remote_code=False
-    )
+    parts = built(card, context, {"text_encoder": text_encoder, "transformer": transformer, "vae": vae})
+    tokenizer = tokenizer_in(context.path / "tokenizer")
     distilled = bool(document(card, "model_index.json").get("is_distilled", False))
     own = Defaults(size=(1024, 1024), steps=4 if distilled else 50, guidance=1.0 if distilled else 4.0)
     abilities = Abilities(
@@ -121,52 +117,26 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
         "place_width": document(card, "transformer/config.json").get("in_channels", 128),
     }
     # The size counts by a formula of the model's own.
-    return Flux2(parts, Levels(dynamic=True), abilities, info, keep=keep, tokenizer=tokenizer)
+    return Flux2(parts, Levels(dynamic=True), abilities, info, tokenizer=tokenizer)
 
 
 def _known(config: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: config[name] for name in names if name in config}
 
 
-class Flux2(Flow):
+class Flux2(ChatFlow):
     """A loaded FLUX.2."""
 
-    def __init__(self, *arguments: Any, tokenizer: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._tokenizer = tokenizer
+    thinks = False
 
-    def _text(self, prompt: str) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
-        return text
-
-    def read_prompt(self, job: Job) -> PromptReport:
-        ids = list(self._tokenizer(self._text(job.prompt), verbose=False).input_ids)
-        cut = ids[_LENGTH:]
-        return PromptReport(
-            tokens=min(len(ids), _LENGTH), truncated=self._tokenizer.decode(cut).strip() if cut else ""
-        )
-
-    def _told(self, job: Job) -> Generator[None, None, list[mx.array]]:
+    def _states(self, encoder: Any, text: str) -> mx.array:
         import mlx.core as mx
 
-        told = []
-        with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
-            for prompt in (job.prompt, job.negative or "")[: 2 if job.guidance > 1 else 1]:
-                found = self._tokenizer(
-                    self._text(prompt), padding="max_length", truncation=True, max_length=_LENGTH
-                )
-                states = encoder.get_prompt_embeds(
-                    mx.array([found.input_ids]), mx.array([found.attention_mask])
-                )
-                mx.eval(states)
-                told.append(states)
-                yield None
-        return told
+        found = self._tokenizer(text, padding="max_length", truncation=True, max_length=self.LENGTH)
+        states: mx.array = encoder.get_prompt_embeds(
+            mx.array([found.input_ids]), mx.array([found.attention_mask])
+        )
+        return states
 
     def _sigmas(self, job: Job, places: int) -> list[float]:
         return self.levels.sigmas(job.steps, places, _follow(places, job.steps))

@@ -17,6 +17,12 @@ from ..sd.weights import Origin, fill_by_name, read_tensors
 _COMPUTED = "inv_freq"
 
 
+def usual_dtype() -> mx.Dtype:
+    """What networks compute in here: half precision is slow on a CPU."""
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    return mx.float32 if on_cpu else mx.bfloat16
+
+
 def resize(network: nn.Module, sizes: Mapping[int, int]) -> None:
     """Replace every parameter by one whose sides are those that ``sizes`` says instead.
 
@@ -70,4 +76,4 @@ def filled(
     return network
 
 
-__all__ = ["filled", "renamed", "resize"]
+__all__ = ["filled", "renamed", "resize", "usual_dtype"]

@@ -14,12 +14,15 @@ from mlxengine import LoadContext, ModelCard
 
 from ..models import defaults_for
 from ..sd.layout import document
-from . import Abilities, Defaults, Job, Offer, Pixels, PromptReport, _flux2
-from ._flow import Flow, Levels, built
+from . import Abilities, Defaults, Job, Offer, Pixels, _flux2
+from ._flow import Levels, built
+from ._prompts import ChatFlow, tokenizer_in
 from ._slices import as_pixels, flow_offer
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+    from ._flow import Flow
 
 SUMMARY = "Z-Image and FLUX.2 klein on mlx-vlm"
 REMEDY = 'pip install "mlxengine-diffusion[vlm]"'
@@ -31,7 +34,6 @@ _FLUX2 = _flux2.Library(
     text_encoder="mlx_vlm.models.flux2.qwen.text_encoder",
     vae="mlx_vlm.models.flux2.vae.vae",
 )
-_LENGTH = 512
 
 
 def _pipeline(card: ModelCard) -> object:
@@ -57,13 +59,12 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
     from mlx_vlm.models.z_image.config import ZImageTextEncoderConfig, ZImageTransformerConfig
     from mlx_vlm.models.z_image.text_encoder import ZImageTextEncoder
     from mlx_vlm.models.z_image.transformer import ZImageTransformer
-    from transformers import AutoTokenizer
 
     from ..sd import weights
     from ..sd.autoencoder import build_vae
-    from ._networks import filled, renamed
+    from ._networks import filled, renamed, usual_dtype
 
-    dtype = mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.bfloat16
+    dtype = usual_dtype()
 
     def transformer(config: dict[str, Any], files: list[Path]) -> Any:
         made = ZImageTransformer(ZImageTransformerConfig.from_dict(config))
@@ -90,58 +91,31 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
         weights.fill(made, "vae", weights.read_tensors(files), mx.float32)
         return made
 
-    parts, keep = built(card, context, {"text_encoder": text_encoder, "transformer": transformer, "vae": vae})
+    parts = built(card, context, {"text_encoder": text_encoder, "transformer": transformer, "vae": vae})
     levels = Levels.read(document(card, "scheduler/scheduler_config.json"))
     turbo = levels.shift <= 3.0
     own = Defaults(size=(1024, 1024), steps=8 if turbo else 50, guidance=0.0 if turbo else 4.0)
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(context.path / "tokenizer"), local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = tokenizer_in(context.path / "tokenizer")
     return ZImage(
         parts,
         levels,
         Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True),
         {"library": "mlx-vlm", "dtype": str(dtype).removeprefix("mlx.core.")},
-        keep=keep,
         tokenizer=tokenizer,
     )
 
 
-class ZImage(Flow):
+class ZImage(ChatFlow):
     """A loaded Z-Image. Its latents are (1, 16, 1, height / 8, width / 8)."""
 
-    def __init__(self, *arguments: Any, tokenizer: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._tokenizer = tokenizer
+    thinks = True
 
-    def _text(self, prompt: str) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=True,
-        )
-        return text
-
-    def read_prompt(self, job: Job) -> PromptReport:
-        ids = list(self._tokenizer(self._text(job.prompt), verbose=False).input_ids)
-        cut = ids[_LENGTH:]
-        return PromptReport(
-            tokens=min(len(ids), _LENGTH), truncated=self._tokenizer.decode(cut).strip() if cut else ""
-        )
-
-    def _told(self, job: Job) -> Generator[None, None, list[mx.array]]:
+    def _states(self, encoder: Any, text: str) -> mx.array:
         import mlx.core as mx
 
-        told = []
-        with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
-            for prompt in (job.prompt, job.negative or "")[: 2 if job.guidance > 1 else 1]:
-                ids = self._tokenizer(self._text(prompt), truncation=True, max_length=_LENGTH).input_ids
-                states = encoder(mx.array([ids]), output_penultimate=True)
-                mx.eval(states)
-                told.append(states)
-                yield None
-        return told
+        ids = self._tokenizer(text, truncation=True, max_length=self.LENGTH).input_ids
+        states: mx.array = encoder(mx.array([ids]), output_penultimate=True)
+        return states
 
     def _shape(self, job: Job) -> tuple[int, ...]:
         return (1, 16, 1, job.height // 8, job.width // 8)

@@ -72,7 +72,6 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     dtype = _dtype(context.features.get(BACKEND_DTYPE), on_cpu=on_cpu)
     bits = context.features.get(QUANTIZE)
-    keep = context.features.get(KEEP_LOADED)
     configs = {part: thaw(layout.document(card, f"{part}/config.json")) for part in found.parts}
     builders = {
         part: partial(
@@ -85,7 +84,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         )
         for part in found.parts
     }
-    parts = Parts(builders)
+    parts = Parts(builders, keep=context.features.get(KEEP_LOADED))
     parts.build()
     tokenizers = {
         part: Tokenizer(
@@ -127,7 +126,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
     }
     if settings.scheduler == STAND_IN and settings.asked != "DPMSolverMultistepScheduler":
         info["scheduler_stands_in_for"] = settings.asked
-    return StableDiffusion(parts, tokenizers, traits, abilities, info, keep=keep)
+    return StableDiffusion(parts, tokenizers, traits, abilities, info)
 
 
 def _build(part: str, config: dict[str, Any], files: list[Path], dtype: Any, bits: int) -> Any:

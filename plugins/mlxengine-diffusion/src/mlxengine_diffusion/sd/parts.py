@@ -30,9 +30,13 @@ def compiled(network: Any) -> Callable[..., Any]:
 
 
 class Parts:
-    """Networks by name. ``builders`` make one lazily: nothing is read until it is evaluated."""
+    """Networks by name. ``builders`` make one lazily: nothing is read until it is evaluated.
 
-    def __init__(self, builders: Mapping[str, Callable[[], Any]]) -> None:
+    Without ``keep`` they wait for a request instead of being read beforehand.
+    """
+
+    def __init__(self, builders: Mapping[str, Callable[[], Any]], *, keep: bool = True) -> None:
+        self._keep = keep
         self._builders = dict(builders)
         self._built: dict[str, Any] = {}
         self._users: dict[str, int] = dict.fromkeys(builders, 0)
@@ -74,8 +78,11 @@ class Parts:
             self._drop(name)
 
     def warm(self) -> Iterator[None]:
-        """Read the weights, some at a time."""
-        yield from warm(list(self._built.values()))
+        """Read the weights, some at a time, or free them all where they are not kept."""
+        if self._keep:
+            yield from warm(list(self._built.values()))
+        else:
+            self.drop_idle()
 
     def _get(self, name: str) -> Any:
         if name not in self._built:

@@ -69,22 +69,16 @@ class StableDiffusion:
         traits: Traits,
         abilities: Abilities,
         info: dict[str, Any],
-        *,
-        keep: bool = True,
     ) -> None:
         self.abilities = abilities
         self.info = info
         self.parts = parts
         self.traits = traits
         self._tokenizers = dict(tokenizers)
-        self._keep = keep
         self._remembered: OrderedDict[object, Conditioning] = OrderedDict()
 
     def warm(self) -> Iterator[None]:
-        if self._keep:
-            yield from self.parts.warm()
-        else:
-            self.parts.drop_idle()
+        yield from self.parts.warm()
 
     def close(self) -> None:
         self._remembered.clear()

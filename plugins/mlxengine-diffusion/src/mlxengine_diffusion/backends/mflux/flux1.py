@@ -35,7 +35,8 @@ from ...sd.layout import document
 from ...sd.text import Tokenizer, encode
 from .. import Abilities, Defaults, Job, Pixels, PromptReport
 from .._flow import Flow, Levels, as_pixels, built, spread
-from .._networks import filled, renamed, resize
+from .._networks import filled, renamed, resize, usual_dtype
+from .._prompts import tokenizer_in
 
 _WIDTH, _T5_WIDTH = 3072, 4096
 
@@ -49,9 +50,7 @@ class _Told:
 
 
 def load(card: ModelCard, context: LoadContext) -> Flux1:
-    from transformers import AutoTokenizer
-
-    dtype = mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.bfloat16
+    dtype = usual_dtype()
     ModelConfig.precision = dtype
 
     def clip(config: dict[str, Any], files: list[Path]) -> Any:
@@ -59,7 +58,7 @@ def load(card: ModelCard, context: LoadContext) -> Flux1:
         weights.fill(made, "text_encoder", weights.read_tensors(files), dtype)
         return made
 
-    parts, keep = built(
+    parts = built(
         card,
         context,
         {
@@ -70,9 +69,7 @@ def load(card: ModelCard, context: LoadContext) -> Flux1:
         },
     )
     guided = bool(document(card, "transformer/config.json").get("guidance_embeds"))
-    words = AutoTokenizer.from_pretrained(
-        str(context.path / "tokenizer_2"), local_files_only=True, trust_remote_code=False
-    )
+    words = tokenizer_in(context.path / "tokenizer_2")
     length = document(card, "text_encoder/config.json")["max_position_embeddings"]
     own = Defaults(size=(1024, 1024), steps=28 if guided else 4, guidance=3.5 if guided else 0.0)
     abilities = Abilities(
@@ -88,7 +85,6 @@ def load(card: ModelCard, context: LoadContext) -> Flux1:
         Levels.read(document(card, "scheduler/scheduler_config.json")),
         abilities,
         {"library": "mflux", "dtype": str(dtype).removeprefix("mlx.core."), "place_width": 64},
-        keep=keep,
         clip_words=Tokenizer(context.path / "tokenizer", length),
         words=words,
         # What the two were trained with.

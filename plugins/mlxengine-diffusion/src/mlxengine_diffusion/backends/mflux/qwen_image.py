@@ -24,7 +24,8 @@ from ...models import defaults_for
 from ...sd.layout import document
 from .. import Abilities, Defaults, Job, Pixels, PromptReport
 from .._flow import Flow, Levels, as_pixels, built, spread
-from .._networks import filled, renamed, resize
+from .._networks import filled, renamed, resize, usual_dtype
+from .._prompts import report, tokenizer_in
 
 _LENGTH = 1024
 # What its authors wrap prompts in, and how many of its tokens nobody is told.
@@ -54,11 +55,9 @@ class _Told:
 
 
 def load(card: ModelCard, context: LoadContext) -> QwenImage:
-    from transformers import AutoTokenizer
-
-    dtype = mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.bfloat16
+    dtype = usual_dtype()
     ModelConfig.precision = dtype
-    parts, keep = built(
+    parts = built(
         card,
         context,
         {
@@ -67,9 +66,7 @@ def load(card: ModelCard, context: LoadContext) -> QwenImage:
             "vae": _autoencoder,
         },
     )
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(context.path / "tokenizer"), local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = tokenizer_in(context.path / "tokenizer")
     own = Defaults(size=(1328, 1328), steps=50, guidance=4.0)
     abilities = Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True)
     info = {"library": "mflux", "dtype": str(dtype).removeprefix("mlx.core."), "place_width": 64}
@@ -80,7 +77,6 @@ def load(card: ModelCard, context: LoadContext) -> QwenImage:
         levels,
         abilities,
         info,
-        keep=keep,
         tokenizer=tokenizer,
         mean=mx.array(vae["latents_mean"]),
         deviation=mx.array(vae["latents_std"]),
@@ -160,11 +156,7 @@ class QwenImage(Flow):
         return list(self._tokenizer(_TEMPLATE.format(prompt), verbose=False).input_ids)
 
     def read_prompt(self, job: Job) -> PromptReport:
-        ids = self._ids(job.prompt)[_DROPPED:]
-        cut = ids[_LENGTH:]
-        return PromptReport(
-            tokens=min(len(ids), _LENGTH), truncated=self._tokenizer.decode(cut).strip() if cut else ""
-        )
+        return report(self._tokenizer, self._ids(job.prompt)[_DROPPED:], _LENGTH)
 
     def _told(self, job: Job) -> Generator[None, None, list[_Told]]:
         told = []

@@ -155,7 +155,7 @@ def pictures() -> dict[str, Any]:
     import tiny_kit as k
     import tiny_z_image as z
     from mlxengine import InferenceEngine, LoadContext
-    from mlxengine.features import Layer, Level
+    from mlxengine.contract.features import Layer, Level
     from mlxengine_diffusion import plugin
     from mlxengine_diffusion.backends._networks import filled
     from safetensors.numpy import load_file

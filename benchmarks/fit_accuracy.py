@@ -95,7 +95,7 @@ def main() -> int:
             if path is None:
                 code = (
                     "import sys, json, pathlib; sys.path.insert(0, sys.argv[1]); "
-                    "import mlxengine.toolkit.backend; from shapes import write_checkpoint; "
+                    "from mlxengine.toolkit import backend; from shapes import write_checkpoint; "
                     "write_checkpoint(pathlib.Path(sys.argv[2]), json.loads(sys.argv[3]))"
                 )
                 path = f"{folder}/{name}"

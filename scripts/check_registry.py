@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxengine import InferenceEngine, MLXEngineError, ModelCard, ModelConfiguration
-from mlxengine.configuration import TensorInfo
+from mlxengine.contract.configuration import TensorInfo
 
 CLOSE = 0.12  # "1.7B" is a rounded figure
 EXACT = 0.01  # position tables and the like are counted by some and not by others

@@ -17,140 +17,145 @@ if TYPE_CHECKING:
     from . import errors as errors
     from . import hub as hub
     from .aio import AsyncInferenceEngine as AsyncInferenceEngine
-    from .checks import Check as Check
-    from .checks import CheckStatus as CheckStatus
-    from .checks import SelfTestContext as SelfTestContext
-    from .configuration import FileInfo as FileInfo
-    from .configuration import ModelCard as ModelCard
-    from .configuration import ModelConfiguration as ModelConfiguration
-    from .configuration import ModelRef as ModelRef
-    from .configuration import Provenance as Provenance
-    from .configuration import Source as Source
-    from .configuration import TensorInfo as TensorInfo
-    from .device import Device as Device
+    from .contract.checks import Check as Check
+    from .contract.checks import CheckStatus as CheckStatus
+    from .contract.checks import SelfTestContext as SelfTestContext
+    from .contract.configuration import FileInfo as FileInfo
+    from .contract.configuration import ModelCard as ModelCard
+    from .contract.configuration import ModelConfiguration as ModelConfiguration
+    from .contract.configuration import ModelRef as ModelRef
+    from .contract.configuration import Provenance as Provenance
+    from .contract.configuration import Source as Source
+    from .contract.configuration import TensorInfo as TensorInfo
+    from .contract.device import Device as Device
+    from .contract.events import Array as Array
+    from .contract.events import Event as Event
+    from .contract.events import Finished as Finished
+    from .contract.events import FinishReason as FinishReason
+    from .contract.events import Metrics as Metrics
+    from .contract.events import Progress as Progress
+    from .contract.events import Usage as Usage
+    from .contract.features import Explanation as Explanation
+    from .contract.features import Feature as Feature
+    from .contract.features import Features as Features
+    from .contract.features import LLMEngineFeatures as LLMEngineFeatures
+    from .contract.features import Stage as Stage
+    from .contract.fit import FitReport as FitReport
+    from .contract.fit import FitVerdict as FitVerdict
+    from .contract.hookspecs import Claim as Claim
+    from .contract.hookspecs import Command as Command
+    from .contract.hookspecs import Fit as Fit
+    from .contract.hookspecs import LoadContext as LoadContext
+    from .contract.hookspecs import Loaded as Loaded
+    from .contract.hookspecs import MemoryEstimate as MemoryEstimate
+    from .contract.hookspecs import ModelState as ModelState
+    from .contract.hookspecs import RunContext as RunContext
+    from .contract.hookspecs import Workload as Workload
+    from .contract.hookspecs import hookimpl as hookimpl
+    from .contract.plugins import Owner as Owner
+    from .contract.plugins import PluginRecord as PluginRecord
+    from .contract.requests import Request as Request
     from .diagnosis import Diagnosis as Diagnosis
     from .diagnosis import diagnose as diagnose
-    from .embeddings import AsyncEmbeddingHandle as AsyncEmbeddingHandle
-    from .embeddings import EmbeddingHandle as EmbeddingHandle
     from .engine import InferenceEngine as InferenceEngine
     from .errors import MisuseError as MisuseError
     from .errors import MLXEngineError as MLXEngineError
-    from .events import Event as Event
-    from .events import Finished as Finished
-    from .events import FinishReason as FinishReason
-    from .events import Metrics as Metrics
-    from .events import Progress as Progress
-    from .events import TextDelta as TextDelta
-    from .events import Usage as Usage
-    from .features import Explanation as Explanation
-    from .features import Feature as Feature
-    from .features import Features as Features
-    from .features import LLMEngineFeatures as LLMEngineFeatures
-    from .features import Stage as Stage
-    from .fit import FitReport as FitReport
-    from .fit import FitVerdict as FitVerdict
-    from .grammar import Grammar as Grammar
+    from .handle import AsyncModelHandle as AsyncModelHandle
+    from .handle import ModelHandle as ModelHandle
+    from .handle import Result as Result
     from .health import Health as Health
     from .health import HealthState as HealthState
-    from .hookspecs import Claim as Claim
-    from .hookspecs import Command as Command
-    from .hookspecs import Fit as Fit
-    from .hookspecs import LoadContext as LoadContext
-    from .hookspecs import Loaded as Loaded
-    from .hookspecs import MemoryEstimate as MemoryEstimate
-    from .hookspecs import ModelState as ModelState
-    from .hookspecs import RunContext as RunContext
-    from .hookspecs import Workload as Workload
-    from .hookspecs import hookimpl as hookimpl
-    from .images import AsyncImageHandle as AsyncImageHandle
-    from .images import ImageHandle as ImageHandle
-    from .images import Picture as Picture
     from .memory import Eviction as Eviction
     from .memory import MemoryReport as MemoryReport
     from .memory import ModelMemory as ModelMemory
-    from .messages import AudioPart as AudioPart
-    from .messages import ImagePart as ImagePart
-    from .messages import Message as Message
-    from .messages import Role as Role
-    from .messages import TextPart as TextPart
-    from .messages import ToolCallPart as ToolCallPart
-    from .messages import ToolResultPart as ToolResultPart
-    from .messages import VideoPart as VideoPart
     from .metrics import EngineCollector as EngineCollector
     from .metrics import Histogram as Histogram
     from .metrics import ModelMetrics as ModelMetrics
     from .metrics import openmetrics as openmetrics
-    from .model import AsyncModelHandle as AsyncModelHandle
-    from .model import AsyncTextHandle as AsyncTextHandle
-    from .model import ModelHandle as ModelHandle
-    from .model import TextHandle as TextHandle
-    from .outputs import Array as Array
-    from .outputs import ChoiceFinished as ChoiceFinished
-    from .outputs import Embeddings as Embeddings
-    from .outputs import ImagePreview as ImagePreview
-    from .outputs import ImageReady as ImageReady
-    from .outputs import ReasoningDelta as ReasoningDelta
-    from .outputs import Scores as Scores
-    from .outputs import TextScore as TextScore
-    from .outputs import TokenLogprob as TokenLogprob
-    from .outputs import ToolCall as ToolCall
-    from .outputs import ToolResult as ToolResult
-    from .outputs import TopLogprob as TopLogprob
-    from .params import GenerateParams as GenerateParams
-    from .partial_json import PartialJSON as PartialJSON
-    from .plugins import Owner as Owner
-    from .plugins import PluginRecord as PluginRecord
+    from .pictures.handle import AsyncImageHandle as AsyncImageHandle
+    from .pictures.handle import ImageHandle as ImageHandle
+    from .pictures.handle import Picture as Picture
+    from .pictures.outputs import ImagePreview as ImagePreview
+    from .pictures.outputs import ImageReady as ImageReady
+    from .pictures.requests import ImageRequest as ImageRequest
     from .protocol import LLMEngine as LLMEngine
     from .registry import ModelRegistry as ModelRegistry
-    from .replies import Result as Result
-    from .replies import TextReply as TextReply
-    from .requests import EmbedRequest as EmbedRequest
-    from .requests import ImageRequest as ImageRequest
-    from .requests import LoadAdapterRequest as LoadAdapterRequest
-    from .requests import RankRequest as RankRequest
-    from .requests import Request as Request
-    from .requests import ScoreRequest as ScoreRequest
-    from .requests import TextRequest as TextRequest
-    from .requests import UnloadAdapterRequest as UnloadAdapterRequest
-    from .session import AsyncSession as AsyncSession
-    from .session import Session as Session
     from .streams import AsyncEventStream as AsyncEventStream
     from .streams import EventStream as EventStream
+    from .text.grammar import Grammar as Grammar
+    from .text.handle import AsyncTextHandle as AsyncTextHandle
+    from .text.handle import TextHandle as TextHandle
+    from .text.messages import AudioPart as AudioPart
+    from .text.messages import ImagePart as ImagePart
+    from .text.messages import Message as Message
+    from .text.messages import Role as Role
+    from .text.messages import TextPart as TextPart
+    from .text.messages import ToolCallPart as ToolCallPart
+    from .text.messages import ToolResultPart as ToolResultPart
+    from .text.messages import VideoPart as VideoPart
+    from .text.outputs import ChoiceFinished as ChoiceFinished
+    from .text.outputs import ReasoningDelta as ReasoningDelta
+    from .text.outputs import TextDelta as TextDelta
+    from .text.outputs import TextScore as TextScore
+    from .text.outputs import TokenLogprob as TokenLogprob
+    from .text.outputs import ToolCall as ToolCall
+    from .text.outputs import ToolResult as ToolResult
+    from .text.outputs import TopLogprob as TopLogprob
+    from .text.params import GenerateParams as GenerateParams
+    from .text.partial_json import PartialJSON as PartialJSON
+    from .text.replies import TextReply as TextReply
+    from .text.requests import LoadAdapterRequest as LoadAdapterRequest
+    from .text.requests import ScoreRequest as ScoreRequest
+    from .text.requests import TextRequest as TextRequest
+    from .text.requests import UnloadAdapterRequest as UnloadAdapterRequest
+    from .text.session import AsyncSession as AsyncSession
+    from .text.session import Session as Session
+    from .vectors.handle import AsyncEmbeddingHandle as AsyncEmbeddingHandle
+    from .vectors.handle import EmbeddingHandle as EmbeddingHandle
+    from .vectors.outputs import Embeddings as Embeddings
+    from .vectors.outputs import Scores as Scores
+    from .vectors.requests import EmbedRequest as EmbedRequest
+    from .vectors.requests import RankRequest as RankRequest
 
 _MODULES = ("errors", "hub")
 _HOMES = {
-    "configuration": "FileInfo ModelCard ModelConfiguration ModelRef Provenance Source TensorInfo",
     "aio": "AsyncInferenceEngine",
-    "device": "Device",
+    "contract.checks": "Check CheckStatus SelfTestContext",
+    "contract.configuration": "FileInfo ModelCard ModelConfiguration ModelRef Provenance Source TensorInfo",
+    "contract.device": "Device",
+    "contract.events": "Array Event Finished FinishReason Metrics Progress Usage",
+    "contract.features": "Explanation Feature Features LLMEngineFeatures Stage",
+    "contract.fit": "FitReport FitVerdict",
+    "contract.hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate ModelState RunContext "
+    "Workload hookimpl",
+    "contract.plugins": "Owner PluginRecord",
+    "contract.requests": "Request",
     "diagnosis": "Diagnosis diagnose",
     "engine": "InferenceEngine",
     "errors": "MLXEngineError MisuseError",
-    "embeddings": "AsyncEmbeddingHandle EmbeddingHandle",
-    "events": "Event Finished FinishReason Metrics Progress TextDelta Usage",
-    "outputs": "Array ChoiceFinished Embeddings ImagePreview ImageReady ReasoningDelta Scores TextScore "
-    "TokenLogprob ToolCall ToolResult TopLogprob",
-    "features": "Explanation Feature Features LLMEngineFeatures Stage",
-    "images": "AsyncImageHandle ImageHandle Picture",
-    "fit": "FitReport FitVerdict",
+    "handle": "AsyncModelHandle ModelHandle Result",
     "health": "Health HealthState",
-    "checks": "Check CheckStatus SelfTestContext",
-    "hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate ModelState RunContext Workload "
-    "hookimpl",
     "memory": "Eviction MemoryReport ModelMemory",
     "metrics": "EngineCollector Histogram ModelMetrics openmetrics",
-    "messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",
-    "model": "AsyncModelHandle AsyncTextHandle ModelHandle TextHandle",
-    "grammar": "Grammar",
-    "params": "GenerateParams",
-    "partial_json": "PartialJSON",
-    "registry": "ModelRegistry",
-    "plugins": "Owner PluginRecord",
+    "pictures.handle": "AsyncImageHandle ImageHandle Picture",
+    "pictures.outputs": "ImagePreview ImageReady",
+    "pictures.requests": "ImageRequest",
     "protocol": "LLMEngine",
-    "replies": "Result TextReply",
-    "session": "AsyncSession Session",
-    "requests": "EmbedRequest ImageRequest RankRequest Request ScoreRequest TextRequest "
-    "UnloadAdapterRequest LoadAdapterRequest",
+    "registry": "ModelRegistry",
     "streams": "AsyncEventStream EventStream",
+    "text.grammar": "Grammar",
+    "text.handle": "AsyncTextHandle TextHandle",
+    "text.messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",
+    "text.outputs": "ChoiceFinished ReasoningDelta TextDelta TextScore TokenLogprob ToolCall ToolResult "
+    "TopLogprob",
+    "text.params": "GenerateParams",
+    "text.partial_json": "PartialJSON",
+    "text.replies": "TextReply",
+    "text.requests": "LoadAdapterRequest ScoreRequest TextRequest UnloadAdapterRequest",
+    "text.session": "AsyncSession Session",
+    "vectors.handle": "AsyncEmbeddingHandle EmbeddingHandle",
+    "vectors.outputs": "Embeddings Scores",
+    "vectors.requests": "EmbedRequest RankRequest",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

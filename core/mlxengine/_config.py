@@ -25,9 +25,9 @@ from typing import Any, TypeVar
 
 from attrs import field, fields, frozen
 
-from .configuration import ModelConfiguration, ModelRef, Provenance
+from .contract.configuration import ModelConfiguration, ModelRef, Provenance
+from .contract.features import Layer, Level, parse_flags
 from .errors import ConfigurationError
-from .features import Layer, Level, parse_flags
 from .readonly import freeze
 
 VARIABLE = "MLXENGINE_CONFIG"

@@ -8,16 +8,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from . import kinds
-from ._live import LiveModel, Report
-from .configuration import ModelConfiguration
+from ._memory.live import LiveModel, Report
+from .contract import kinds
+from .contract.configuration import ModelConfiguration
+from .contract.kinds import async_handle_type
 from .engine import InferenceEngine
-from .kinds import async_handle_type
-from .model import AsyncModelHandle, AsyncTextHandle
+from .handle import AsyncModelHandle
+from .text.handle import AsyncTextHandle
 
 if TYPE_CHECKING:
-    from .embeddings import AsyncEmbeddingHandle
-    from .images import AsyncImageHandle
+    from .pictures.handle import AsyncImageHandle
+    from .vectors.handle import AsyncEmbeddingHandle
 
 
 class AsyncInferenceEngine:
@@ -65,7 +66,7 @@ class AsyncInferenceEngine:
         on_progress: Report | None = None,
     ) -> AsyncEmbeddingHandle:
         """See `InferenceEngine.load_embeddings`."""
-        from .embeddings import AsyncEmbeddingHandle
+        from .vectors.handle import AsyncEmbeddingHandle
 
         live = await self._load(model, kinds.EMBED, plugin, features, verify, on_progress)
         return AsyncEmbeddingHandle(self.sync, live)
@@ -80,7 +81,7 @@ class AsyncInferenceEngine:
         on_progress: Report | None = None,
     ) -> AsyncImageHandle:
         """See `InferenceEngine.load_images`."""
-        from .images import AsyncImageHandle
+        from .pictures.handle import AsyncImageHandle
 
         live = await self._load(model, kinds.IMAGE, plugin, features, verify, on_progress)
         return AsyncImageHandle(self.sync, live)

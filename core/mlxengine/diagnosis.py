@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from ._config import FEATURES_VARIABLE, Settings, feature_layers, load_settings
-from ._core_features import MOCK
-from ._host import Host
-from ._selection import human
+from ._engine.host import Host
+from ._units import human
 from ._version import __version__
-from .checks import Check, CheckStatus, SelfTestContext
-from .device import Device
+from .contract._core_features import MOCK
+from .contract.checks import Check, CheckStatus, SelfTestContext
+from .contract.device import Device
 from .errors import MLXEngineError
 
 if TYPE_CHECKING:
-    from .toolkit.blas import Blas
-    from .toolkit.gaps import Gap
+    from ._machine.blas import Blas
+    from ._machine.gaps import Gap
 
 LIBRARIES = (
     "mlx",
@@ -134,7 +134,7 @@ def _computing(device: Device) -> tuple[Blas | None, float | None, list[Check]]:
         return None, None, [check]
     version = _version("mlx") or "of unknown version"
     checks = [Check(name="mlx", detail=f"{version}, computing on {device.backend}")]
-    from .toolkit import blas
+    from ._machine import blas
 
     found = blas.load()
     if device.backend != "cpu" or found.status is blas.BlasStatus.NOT_NEEDED:
@@ -154,7 +154,7 @@ def _gaps(device: Device) -> tuple[tuple[Gap, ...], list[Check]]:
     """What mlx cannot do on this device: nothing to repair, but good to know."""
     if device.problem is not None or device.backend == "none":
         return (), []
-    from .toolkit.gaps import TRIALS, gaps
+    from ._machine.gaps import TRIALS, gaps
 
     found = gaps()
     detail = f"{len(TRIALS) - len(found)} of {len(TRIALS)} things that were tried work on {device.backend}"

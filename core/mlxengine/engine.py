@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from . import kinds
-from ._channel import Channel
-from ._core_features import DEGRADE
-from ._engine import EngineBase
-from ._live import LiveModel, PendingLoad, Report
-from ._pool import LoadKey
-from ._recovery import RecoveringSink
-from ._task import Task
+from ._engine.base import EngineBase
+from ._engine.pool import LoadKey
+from ._memory.live import LiveModel, PendingLoad, Report
+from ._scheduling.channel import Channel
+from ._scheduling.recovery import RecoveringSink
+from ._scheduling.task import Task
+from .contract import kinds
+from .contract._core_features import DEGRADE
+from .contract.features import Features, Layer, Level
+from .contract.hookspecs import RunContext
 from .errors import (
     CancelledError,
     EngineClosedError,
@@ -24,15 +26,14 @@ from .errors import (
     ModelClosedError,
     UnsupportedInputError,
 )
-from .features import Features, Layer, Level
-from .hookspecs import RunContext
 
 if TYPE_CHECKING:
-    from .configuration import ModelConfiguration
-    from .embeddings import EmbeddingHandle
-    from .images import ImageHandle
-    from .model import ModelHandle, TextHandle
-    from .requests import Request
+    from .contract.configuration import ModelConfiguration
+    from .contract.requests import Request
+    from .handle import ModelHandle
+    from .pictures.handle import ImageHandle
+    from .text.handle import TextHandle
+    from .vectors.handle import EmbeddingHandle
 
 
 class InferenceEngine(EngineBase):
@@ -118,7 +119,7 @@ class InferenceEngine(EngineBase):
         Raises:
             InvalidParameterError: the model is of another kind.
         """
-        from .model import TextHandle
+        from .text.handle import TextHandle
 
         return TextHandle(self, self._load(model, kinds.TEXT, plugin, features, verify, on_progress))
 
@@ -136,7 +137,7 @@ class InferenceEngine(EngineBase):
         Raises:
             InvalidParameterError: the model is of another kind.
         """
-        from .embeddings import EmbeddingHandle
+        from .vectors.handle import EmbeddingHandle
 
         return EmbeddingHandle(self, self._load(model, kinds.EMBED, plugin, features, verify, on_progress))
 
@@ -154,7 +155,7 @@ class InferenceEngine(EngineBase):
         Raises:
             InvalidParameterError: the model is of another kind.
         """
-        from .images import ImageHandle
+        from .pictures.handle import ImageHandle
 
         return ImageHandle(self, self._load(model, kinds.IMAGE, plugin, features, verify, on_progress))
 
@@ -201,7 +202,7 @@ class InferenceEngine(EngineBase):
             raise EngineClosedError("The engine is closed.")
         if closed or live.closed:
             raise ModelClosedError(f"The handle of {live.card.id} is closed.")
-        from .requests import Request
+        from .contract.requests import Request
 
         if not isinstance(request, Request):
             raise InvalidParameterError(f"A request is a Request, found {type(request).__name__}.")

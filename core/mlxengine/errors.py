@@ -20,6 +20,8 @@ tells whether trying the same thing again can help. A foreign exception arrives 
 
 from __future__ import annotations
 
+_MEMORY = ("[malloc", "malloc] attempting", "out of memory", "insufficient memory", "unable to allocate")
+
 
 class MLXEngineError(Exception):
     """Base of every error that a request, a load or a download can end with.
@@ -208,6 +210,15 @@ class ModelClosedError(MisuseError):
 
 class EngineClosedError(MisuseError):
     """The engine was closed."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception says that memory could not be had: Python's, mlx's, or ours about one of them."""
+    if isinstance(error, InsufficientMemoryError):
+        return out_of_memory(error.__cause__)  # a refusal by the budget has no such cause
+    if isinstance(error, MLXEngineError):
+        return False
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _MEMORY)
 
 
 __all__ = [name for name, value in list(globals().items()) if isinstance(value, type)]

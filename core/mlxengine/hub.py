@@ -26,11 +26,11 @@ from ._hub.search import search as _search
 from ._hub.select import select as _select
 from ._hub.select import usual as _usual
 from ._hub.store import FileState, FileStatus, LocalModel, LocalRevision, Removal, VerifyReport
-from .configuration import ModelCard, ModelConfiguration, ModelRef, Source
-from .fit import FitVerdict
+from .contract.configuration import ModelCard, ModelConfiguration, ModelRef, Source
+from .contract.fit import FitVerdict
 
 if TYPE_CHECKING:
-    from .device import Device
+    from .contract.device import Device
 
 
 def search(

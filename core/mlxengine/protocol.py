@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from .configuration import ModelConfiguration
-from .model import ModelHandle
+from .contract.configuration import ModelConfiguration
+from .handle import ModelHandle
 
 
 @runtime_checkable

@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from attrs import evolve, fields_dict, frozen
 
-from ._registry_file import read_entries
-from ._selection import Prefer, Recommendation, base_name, bits_of, recommend, weight_bytes
-from ._tasks import for_task
-from .configuration import ModelConfiguration, Provenance, parse_size
-from .device import Device
+from ._registry.file import read_entries
+from ._registry.selection import Prefer, Recommendation, base_name, bits_of, recommend, weight_bytes
+from ._registry.tasks import for_task
+from .contract.configuration import ModelConfiguration, Provenance, parse_size
+from .contract.device import Device
 from .errors import (
     ConfigurationError,
     InvalidModelRefError,

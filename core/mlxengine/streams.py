@@ -8,9 +8,9 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ._channel import Channel
+from ._scheduling.channel import Channel
+from .contract.events import Event, Finished
 from .errors import StreamConsumedError
-from .events import Event, Finished
 
 if TYPE_CHECKING:
     import asyncio

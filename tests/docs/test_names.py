@@ -6,14 +6,15 @@ import importlib
 import importlib.resources
 import inspect
 import pkgutil
+import re
 
 import mlxengine
 import pytest
 
 MODULES = [
-    f"mlxengine.{item.name}"
-    for item in pkgutil.iter_modules(mlxengine.__path__)
-    if not item.name.startswith("_") and item.name not in ("cli", "testing", "toolkit")
+    item.name
+    for item in pkgutil.walk_packages(mlxengine.__path__, "mlxengine.")
+    if not re.search(r"\._|\.(cli|testing|toolkit)\b", item.name)
 ]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import mlxengine
 import pytest
 from mlxengine.errors import MLXEngineError
-from mlxengine.params import params_from
-from mlxengine.tools import describe
+from mlxengine.text.params import params_from
+from mlxengine.text.tools import describe
 
 ROOT = Path(__file__).parents[2]
 # openai-python's CompletionCreateParams, November 2026

@@ -21,7 +21,7 @@ REQUEST = TextRequest(prompt_tokens=tuple(range(2, 40)), params=PARAMS)
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    import mlxengine.toolkit.backend  # noqa: F401 - a fast BLAS before mlx
+    from mlxengine.toolkit import backend  # noqa: F401 - a fast BLAS before mlx
 
     folder = tmp_path_factory.mktemp("models")
     shape = llama(128, 3, 4, 2, 512, vocabulary=16000)

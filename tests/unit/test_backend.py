@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from mlxengine.toolkit.backend import limit_cache
+from mlxengine._machine.backend import limit_cache
 
 import mlx.core as mx  # isort: skip
 

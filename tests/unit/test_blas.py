@@ -64,7 +64,7 @@ def test_it_is_too_late_once_mlx_is_imported() -> None:
 
 
 def test_a_blas_that_the_process_has_already_is_recognised() -> None:
-    before = "import mlxengine.toolkit.blas as b, ctypes\n"
+    before = "import mlxengine._machine.blas as b, ctypes\n"
     before += "ctypes.CDLL(next(b._mkl()), mode=ctypes.RTLD_GLOBAL)\nimport mlx.core\n"
     status, library, detail, _, speed = report(None, before=before)
     assert (status, library) == ("loaded", "MKL")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from mlxengine import Provenance
 from mlxengine._config import Settings, default_path, feature_layers, load_settings
+from mlxengine.contract.features import Level
 from mlxengine.errors import ConfigurationError, InvalidParameterError
-from mlxengine.features import Level
 
 FULL = """
 model = "org/name@main"

@@ -24,12 +24,12 @@ from mlxengine import (
     Request,
     Stage,
     TextDelta,
-    _caretaker,
     errors,
     hookimpl,
     openmetrics,
 )
-from mlxengine._faults import out_of_memory
+from mlxengine._memory import caretaker
+from mlxengine.errors import out_of_memory
 
 MB = 10**6
 BITS: Feature[int | None] = Feature(
@@ -261,7 +261,7 @@ def test_a_machine_that_is_short_gets_caches_back_before_a_model(plugin, make, m
 def test_when_the_machine_runs_short_caches_leave_then_idle_models_and_what_is_kept_stays(
     plugin, make, monkeypatch
 ):
-    monkeypatch.setattr(_caretaker, "_LOOK", 0.01)
+    monkeypatch.setattr(caretaker, "_LOOK", 0.01)
     short = []
     with engine_of(plugin, "3GB") as engine:
         monkeypatch.setattr(

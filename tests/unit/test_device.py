@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from mlxengine import Device, _system
-from mlxengine._device import Platform, detect, shortage, unsupported
+from mlxengine import Device
+from mlxengine._machine import system
+from mlxengine._machine.detect import Platform, detect, shortage, unsupported
 
 GIB = 2**30
 MEMINFO = f"MemTotal: {16 * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {12 * 2**20} kB\n"
@@ -29,7 +30,7 @@ V1 = {
 
 
 def test_without_a_container_it_is_the_machine_s_memory(tmp_path: Path) -> None:
-    assert _system.linux_memory(tree(tmp_path, {})) == _system.Memory(16 * GIB, 12 * GIB)
+    assert system.linux_memory(tree(tmp_path, {})) == system.Memory(16 * GIB, 12 * GIB)
 
 
 def test_a_version_2_limit_of_an_outer_group_counts_and_page_cache_is_free(tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_a_version_2_limit_of_an_outer_group_counts_and_page_cache_is_free(tmp_p
         "sys/fs/cgroup/user/memory.current": 3 * GIB,
         "sys/fs/cgroup/user/memory.stat": f"anon 5\ninactive_file {1 * GIB}",
     }
-    assert _system.linux_memory(tree(tmp_path, V2 | files)) == _system.Memory(4 * GIB, 2 * GIB)
+    assert system.linux_memory(tree(tmp_path, V2 | files)) == system.Memory(4 * GIB, 2 * GIB)
 
 
 def test_a_version_1_limit_is_found_where_the_group_is_the_mount_s_root(tmp_path: Path) -> None:
@@ -47,12 +48,12 @@ def test_a_version_1_limit_is_found_where_the_group_is_the_mount_s_root(tmp_path
         "sys/fs/cgroup/memory/memory.limit_in_bytes": 2 * GIB,
         "sys/fs/cgroup/memory/memory.usage_in_bytes": GIB,
     }
-    assert _system.linux_memory(tree(tmp_path, V1 | files)) == _system.Memory(2 * GIB, GIB)
+    assert system.linux_memory(tree(tmp_path, V1 | files)) == system.Memory(2 * GIB, GIB)
 
 
 def test_version_1_without_a_limit_leaves_the_machine_s_memory(tmp_path: Path) -> None:
     files = {"sys/fs/cgroup/memory/memory.limit_in_bytes": 9223372036854771712}
-    assert _system.linux_memory(tree(tmp_path, V1 | files)).total == 16 * GIB
+    assert system.linux_memory(tree(tmp_path, V1 | files)).total == 16 * GIB
 
 
 @pytest.mark.parametrize(
@@ -72,14 +73,14 @@ def test_version_1_without_a_limit_leaves_the_machine_s_memory(tmp_path: Path) -
     ],
 )
 def test_a_processor_quota_limits_the_cores(tmp_path: Path, files: dict[str, object], expected: int) -> None:
-    assert _system.cores(tree(tmp_path, files)) == expected or (
-        expected is None and _system.cores(tmp_path) == len(os.sched_getaffinity(0))
+    assert system.cores(tree(tmp_path, files)) == expected or (
+        expected is None and system.cores(tmp_path) == len(os.sched_getaffinity(0))
     )
 
 
 def test_nothing_readable_is_unknown_and_not_an_error(tmp_path: Path) -> None:
-    assert _system.linux_memory(tmp_path) == _system.Memory(None, None)
-    assert _system.cpu_name(tmp_path) is None
+    assert system.linux_memory(tmp_path) == system.Memory(None, None)
+    assert system.cpu_name(tmp_path) is None
     found = detect(Platform(system="Linux", machine="x86_64", root=tmp_path))
     assert (found.total_memory, found.free_memory, found.working_set) == (None, None, None)
 
@@ -97,7 +98,7 @@ def test_memory_is_short_when_hardly_any_is_free(tmp_path: Path, available: int,
 def test_a_mac_says_itself_whether_memory_is_short(
     monkeypatch: pytest.MonkeyPatch, level: str | None, short: bool
 ) -> None:
-    monkeypatch.setattr(_system, "sysctl", lambda name: level)
+    monkeypatch.setattr(system, "sysctl", lambda name: level)
     mac = Platform(system="Darwin", machine="arm64", release="15.1")
     assert (shortage(Device(backend="metal", name="x"), mac) is not None) is short
 
@@ -109,8 +110,8 @@ def test_vm_stat_counts_what_can_be_reclaimed() -> None:
         "Pages inactive:                           20.\nPages speculative:                       3.\n"
         "Pages purgeable:                           4.\n"
     )
-    assert _system.parse_vm_stat(text) == 37 * 16384
-    assert _system.parse_vm_stat("") is None
+    assert system.parse_vm_stat(text) == 37 * 16384
+    assert system.parse_vm_stat("") is None
 
 
 @pytest.mark.parametrize(

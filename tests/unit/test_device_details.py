@@ -12,8 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mlxengine import _device, _nvidia, _system
-from mlxengine._device import Platform, detect
+from mlxengine._machine import detect as detection
+from mlxengine._machine import nvidia, system
+from mlxengine._machine.detect import Platform, detect
 from mlxengine.toolkit import backend
 
 M4_PRO = {
@@ -99,7 +100,7 @@ def test_a_mac_tells_its_family_gpu_cores_and_the_recommended_working_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers = {"sysctl": "Apple M4 Pro", "ioreg": IOREG, "vm_stat": ""}
-    monkeypatch.setattr(_system, "_output", lambda *command: answers[command[0].rsplit("/", 1)[1]])
+    monkeypatch.setattr(system, "_output", lambda *command: answers[command[0].rsplit("/", 1)[1]])
     mlx_says(monkeypatch, M4_PRO, metal=True)
     found = detect(Platform(system="Darwin", machine="arm64", release="15.1"))
     assert (found.backend, found.name, found.family) == ("metal", "Apple M4 Pro", "Apple M4")
@@ -132,10 +133,10 @@ def test_without_the_management_library_the_kernel_tells_the_driver(
         raise OSError(f"{name}: cannot open shared object file: No such file or directory")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert _nvidia.ask("GPU-1", tmp_path) == _nvidia.Nvidia()
+    assert nvidia.ask("GPU-1", tmp_path) == nvidia.Nvidia()
     (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
     (tmp_path / "proc/driver/nvidia/version").write_text(text)
-    assert _nvidia.ask("GPU-1", tmp_path) == _nvidia.Nvidia(driver=version)
+    assert nvidia.ask("GPU-1", tmp_path) == nvidia.Nvidia(driver=version)
 
 
 @pytest.mark.parametrize(
@@ -151,13 +152,13 @@ def test_what_the_management_library_refuses_is_unknown(
     tmp_path: Path, failing: tuple[str, ...], driver: str | None, cores: int | None
 ) -> None:
     nvml = Nvml(*failing)
-    assert _nvidia.ask("GPU-1", tmp_path, nvml) == _nvidia.Nvidia(driver=driver, cores=cores)
+    assert nvidia.ask("GPU-1", tmp_path, nvml) == nvidia.Nvidia(driver=driver, cores=cores)
     assert nvml.open == 0
 
 
 def test_an_old_management_library_without_a_function_is_no_error(tmp_path: Path) -> None:
     old = SimpleNamespace(nvmlInit_v2=lambda: 0, nvmlSystemGetDriverVersion=lambda *_: 1)
-    assert _nvidia.ask("GPU-1", tmp_path, old) == _nvidia.Nvidia()
+    assert nvidia.ask("GPU-1", tmp_path, old) == nvidia.Nvidia()
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_an_old_management_library_without_a_function_is_no_error(tmp_path: Path
     ],
 )
 def test_a_compute_capability_names_its_family(capability: Any, family: str | None) -> None:
-    assert _nvidia.family_of(capability) == family
+    assert nvidia.family_of(capability) == family
 
 
 @pytest.mark.parametrize(
@@ -182,15 +183,15 @@ def test_a_compute_capability_names_its_family(capability: Any, family: str | No
     [("Apple M1", "Apple M1"), ("Apple M3 Max", "Apple M3"), ("Apple A18 Pro", "Apple A18"), ("Intel", None)],
 )
 def test_a_chip_s_family_is_its_generation(chip: str, family: str | None) -> None:
-    assert _system.apple_family(chip) == family
+    assert system.apple_family(chip) == family
 
 
 def test_ioreg_that_says_nothing_is_unknown() -> None:
-    assert (_system.parse_ioreg(IOREG), _system.parse_ioreg("")) == (10, None)
+    assert (system.parse_ioreg(IOREG), system.parse_ioreg("")) == (10, None)
 
 
 def test_a_cpu_tells_its_architecture_and_has_no_gpu() -> None:
     found = detect()
     if found.backend == "cpu":
-        assert found.architecture == _device.platform.machine()
+        assert found.architecture == detection.platform.machine()
         assert (found.family, found.gpu_cores, found.compute_capability, found.driver) == (None,) * 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mlxengine.toolkit.backend  # noqa: F401  isort: skip
+import mlxengine._machine.backend  # noqa: F401  isort: skip
 import mlx.core as mx
 import mlx.nn as nn
 import pytest

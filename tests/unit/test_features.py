@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 from mlxengine import Feature, LLMEngineFeatures, Stage
+from mlxengine.contract.features import FeatureRegistry, Layer, Level, parse_flags
 from mlxengine.errors import (
     FeatureUnavailableError,
     InvalidParameterError,
     PluginContractError,
     UnknownFeatureError,
 )
-from mlxengine.features import FeatureRegistry, Layer, Level, parse_flags
 
 BITS = Feature(name="llm.kv_bits", default=None, choices=(None, 4, 8), summary="Bits of the cache.")
 CACHE = Feature(

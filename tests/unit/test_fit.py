@@ -16,10 +16,10 @@ from mlxengine import (
     Source,
     TensorInfo,
     Workload,
-    _history,
 )
+from mlxengine._memory import history
 from mlxengine.cli import main
-from mlxengine.fit import fit
+from mlxengine.contract.fit import fit
 from mlxengine.toolkit.estimate import estimator, loaded_weights
 
 GB = 10**9
@@ -102,11 +102,11 @@ def test_the_verdict_comes_with_its_arithmetic_in_three_lines(weights, budget, v
 def test_loads_are_put_on_record_and_a_damaged_line_is_passed_over(tmp_path, monkeypatch, capsys):
     path = tmp_path / "state" / "loads.jsonl"
     monkeypatch.setenv("MLXENGINE_HISTORY", str(path))
-    _history.record("org/name", "llm", "cpu", predicted=110, weights=100, peak=130)
+    history.record("org/name", "llm", "cpu", predicted=110, weights=100, peak=130)
     with path.open("a") as out:
         out.write('{"model": 3}\nrubbish\n')
-    _history.record("org/other", "llm", "cpu", predicted=90, weights=100, peak=130)
-    assert [item.error for item in _history.read()] == pytest.approx([0.1, -0.1])
+    history.record("org/other", "llm", "cpu", predicted=90, weights=100, peak=130)
+    assert [item.error for item in history.read()] == pytest.approx([0.1, -0.1])
     assert main(["fit", "--history", "org/name", "--json"]) == 0
     assert [item["model"] for item in json.loads(capsys.readouterr().out)["loads"]] == ["org/name"]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import mlxengine.toolkit.backend  # noqa: F401 - before mlx
+import mlxengine._machine.backend  # noqa: F401 - before mlx
 import pytest
 from mlxengine import Device, diagnose
-from mlxengine.toolkit import gaps
+from mlxengine._machine import gaps
 
 
 def test_what_every_plugin_here_needs_works_and_metal_kernels_need_metal() -> None:

@@ -20,8 +20,8 @@ from mlxengine import (
     errors,
     hookimpl,
 )
-from mlxengine._ledger import parse_bytes
-from mlxengine._reservations import Reservations
+from mlxengine._memory.reservations import Reservations
+from mlxengine._units import parse_bytes
 
 MB = 10**6
 
@@ -183,7 +183,7 @@ def test_an_idle_model_leaves_after_its_time_and_comes_back(plugin, make):
 
 def test_another_process_of_the_same_user_counts_and_a_dead_one_does_not(plugin, make, reservations):
     program = (
-        "import sys, time; from mlxengine._reservations import Reservations; "
+        "import sys, time; from mlxengine._memory.reservations import Reservations; "
         "Reservations().set(700_000_000); print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ)

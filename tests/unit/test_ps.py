@@ -21,7 +21,7 @@ from mlxengine import (
     TextDelta,
     hookimpl,
 )
-from mlxengine._reservations import Reservations
+from mlxengine._memory.reservations import Reservations
 from mlxengine.cli import ps
 from mlxengine.cli._output import Output
 

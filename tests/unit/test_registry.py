@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from mlxengine import Device, ModelConfiguration, ModelRegistry, Provenance
-from mlxengine._tasks import tasks_of
+from mlxengine._registry.tasks import tasks_of
 from mlxengine.errors import (
     ConfigurationError,
     InvalidModelRefError,

@@ -5,9 +5,11 @@ import threading
 import time
 
 import pytest
-from mlxengine._channel import Channel
-from mlxengine._scheduler import Scheduler
-from mlxengine._task import FutureSink, Task
+from mlxengine._scheduling.channel import Channel
+from mlxengine._scheduling.scheduler import Scheduler
+from mlxengine._scheduling.task import FutureSink, Task
+from mlxengine.contract.events import Finished
+from mlxengine.contract.plugins import PluginRecord
 from mlxengine.errors import (
     CancelledError,
     EngineClosedError,
@@ -16,8 +18,7 @@ from mlxengine.errors import (
     PluginContractError,
     PluginCrashedError,
 )
-from mlxengine.events import Finished, TextDelta
-from mlxengine.plugins import PluginRecord
+from mlxengine.text.outputs import TextDelta
 
 RECORD = PluginRecord(name="fake", distribution="fake-dist")
 

@@ -24,8 +24,8 @@ from mlxengine import (
     VideoPart,
 )
 from mlxengine.errors import ConfigurationError, GenerationError, InvalidParameterError, MisuseError
-from mlxengine.session import Session
-from mlxengine.transcript import read_transcript
+from mlxengine.text.session import Session
+from mlxengine.text.transcript import read_transcript
 
 
 @pytest.fixture

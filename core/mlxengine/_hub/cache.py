@@ -19,7 +19,7 @@ from typing import Any
 from attrs import field, frozen
 
 from .._version import __version__
-from ..configuration import FileInfo
+from ..contract.configuration import FileInfo
 from ..errors import CancelledError, MLXEngineError
 from .access import Cancelled, never
 from .names import is_commit, is_hash, problem_with, read_json

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..configuration import FileInfo
+from ..contract.configuration import FileInfo
 from .access import Cancelled, never
 
 _BLOCK = 1 << 20

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from attrs import field, frozen
 
-from ..configuration import FileInfo
+from ..contract.configuration import FileInfo
 from ..errors import CancelledError, CorruptFileError, DownloadError, InsufficientDiskError
 from .access import Access, Cancelled, never
 from .cache import RepoCache

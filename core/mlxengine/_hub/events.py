@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from ..events import Event
+from ..contract.events import Event
 
 
 @frozen(kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from ..configuration import FileInfo, ModelCard, Source
+from ..contract.configuration import FileInfo, ModelCard, Source
 from ..errors import CorruptFileError, InsufficientDiskError, InvalidParameterError, OfflineError
 from .access import Access, Cancelled, never
 from .cache import RepoCache, Verified, sync_folder

@@ -9,7 +9,7 @@ import math
 import struct
 from typing import Any
 
-from ..configuration import TensorInfo
+from ..contract.configuration import TensorInfo
 from ..errors import CorruptFileError
 from .headers import Reader
 

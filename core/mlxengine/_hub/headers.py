@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
-from ..configuration import TensorInfo
+from ..contract.configuration import TensorInfo
 from ..errors import CorruptFileError, IncompatibleWeightsError
 from .names import read_json
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ..configuration import FileInfo, TensorInfo
+from ..contract.configuration import FileInfo, TensorInfo
 from ..errors import CorruptFileError, IncompatibleWeightsError, OfflineError
 from .cache import Listing
 from .content import hash_bytes

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source
+from ..contract.configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source
 from ..errors import CorruptFileError, InvalidModelRefError, ModelNotFoundError
 from ..readonly import freeze
 from .gguf import gguf_directory

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from attrs import evolve
 
-from ..configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source
+from ..contract.configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source
 from ..errors import (
     CorruptFileError,
     HubUnavailableError,

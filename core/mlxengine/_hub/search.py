@@ -9,10 +9,10 @@ from urllib.parse import urlencode
 
 from attrs import frozen
 
-from ..configuration import parse_size
-from ..device import Device
+from ..contract.configuration import parse_size
+from ..contract.device import Device
+from ..contract.fit import FitVerdict, judge
 from ..errors import InvalidParameterError, OfflineError
-from ..fit import FitVerdict, judge
 from .access import Access
 from .headers import dtype_bits
 from .transport import get_page, same_origin

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from ..configuration import FileInfo, ModelCard
+from ..contract.configuration import FileInfo, ModelCard
 from ..errors import CorruptFileError, IncompatibleWeightsError, ModelNotFoundError
 from .names import PICKLES
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from ..configuration import FileInfo, ModelConfiguration, ModelRef
+from ..contract.configuration import FileInfo, ModelConfiguration, ModelRef
 from ..errors import CorruptFileError, InvalidModelRefError, InvalidParameterError, ModelNotFoundError
 from .access import Access, Cancelled, never
 from .cache import PARTIAL, RepoCache

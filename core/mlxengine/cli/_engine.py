@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .._config import load_settings
+from ..contract.features import parse_flags
 from ..engine import InferenceEngine
 from ..errors import InvalidParameterError, ModelNotFoundError
-from ..features import parse_flags
-from ..model import ModelHandle
-from ..params import GenerateParams, params_from
+from ..handle import ModelHandle
 from ..registry import ModelRegistry
+from ..text.params import GenerateParams, params_from
 from ._frame import INTERRUPTED, UsageError
 from ._hub_verbs import ask_before_fetching
 from ._output import Output, plain

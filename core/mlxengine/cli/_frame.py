@@ -32,7 +32,7 @@ from ..errors import (
 from ._output import Output
 
 if TYPE_CHECKING:
-    from ..hookspecs import Command
+    from ..contract.hookspecs import Command
 
 VERBS = {
     "setup": "first steps: this machine, models that fit, a first answer",
@@ -180,7 +180,7 @@ def _run_plugin_verb(verb: str, words: list[str]) -> int:
 
 def plugin_commands() -> list[tuple[str, Command]]:
     """The verbs of the installed plugins with their providers; built-in names stay ours."""
-    from .._host import Host
+    from .._engine.host import Host
 
     listed = Host().commands()
     return [(name, item) for name, items in listed.items() for item in items if item.name not in VERBS]

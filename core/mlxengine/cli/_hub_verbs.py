@@ -12,13 +12,13 @@ from attrs import frozen
 
 from .. import hub
 from .._config import load_settings
-from .._host import Host
-from .._selection import human
-from ..configuration import ModelCard, ModelRef
-from ..device import Device
+from .._engine.host import Host
+from .._units import human
+from ..contract.configuration import ModelCard, ModelRef
+from ..contract.device import Device
+from ..contract.fit import FitVerdict, fit
+from ..contract.hookspecs import Claim
 from ..errors import ConfigurationError, InvalidParameterError, ModelNotFoundError, NoPluginForModelError
-from ..fit import FitVerdict, fit
-from ..hookspecs import Claim
 from ._output import Output, tell
 
 ASK_ABOVE = 10 * 10**9

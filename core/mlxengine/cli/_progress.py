@@ -9,8 +9,8 @@ import time
 from types import TracebackType
 from typing import Self
 
-from .._selection import human
-from ..events import Event, Progress
+from .._units import human
+from ..contract.events import Event, Progress
 from ._output import Output, tell
 
 _EVERY = 0.1  # seconds between two changes of the line in a terminal

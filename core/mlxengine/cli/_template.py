@@ -149,7 +149,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlxengine import Claim, Event, Feature, Fit, LoadContext, Loaded, ModelCard, Request, RunContext
-from mlxengine.hookspecs import hookimpl
+from mlxengine.contract.hookspecs import hookimpl
 
 from .features import FEATURES
 from .types import ${title}Request

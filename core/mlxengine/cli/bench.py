@@ -14,16 +14,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .._selection import human
+from .._units import human
 from .._version import __version__
-from ..embeddings import EmbeddingHandle
 from ..engine import InferenceEngine
 from ..errors import ConfigurationError, UnsupportedInputError
-from ..images import ImageHandle
-from ..model import ModelHandle, TextHandle
-from ..params import GenerateParams
-from ..replies import TextReply
-from ..requests import ImageRequest
+from ..handle import ModelHandle
+from ..pictures.handle import ImageHandle
+from ..pictures.requests import ImageRequest
+from ..text.handle import TextHandle
+from ..text.params import GenerateParams
+from ..text.replies import TextReply
+from ..vectors.handle import EmbeddingHandle
 from . import _engine
 from ._output import Output
 

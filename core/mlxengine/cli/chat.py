@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import InvalidParameterError, MLXEngineError
-from ..events import TextDelta
-from ..messages import ImagePart, Message, Part, TextPart
-from ..model import TextHandle
-from ..replies import TextReply
-from ..session import Session
+from ..text.handle import TextHandle
+from ..text.messages import ImagePart, Message, Part, TextPart
+from ..text.outputs import TextDelta
+from ..text.replies import TextReply
+from ..text.session import Session
 from . import _engine
 from ._frame import exit_code
 from ._output import Output, tell

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..checks import CheckStatus
+from ..contract.checks import CheckStatus
 from ..diagnosis import diagnose
 from ._output import Output
 

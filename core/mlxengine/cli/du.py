@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from .. import hub
-from .._selection import human
+from .._units import human
 from ._hub_verbs import add_cache, options
 from ._output import Output
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .._config import feature_layers, load_settings
-from .._host import Host
+from .._engine.host import Host
 from ._output import Output
 
 

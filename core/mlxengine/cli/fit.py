@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from datetime import datetime
 
-from .. import _history
-from .._selection import human
+from .._memory import history
+from .._units import human
 from ..engine import InferenceEngine
 from ..errors import InvalidParameterError
 from ._hub_verbs import add_hub, options
@@ -59,7 +59,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _history_of(model: str | None, out: Output) -> int:
-    found = [item for item in _history.read() if model in (None, item.model)]
+    found = [item for item in history.read() if model in (None, item.model)]
 
     def table() -> None:
         if not found:

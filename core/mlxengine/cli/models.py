@@ -11,9 +11,10 @@ import argparse
 from attrs import fields_dict
 
 from .._config import load_settings
-from .._host import Host
-from .._selection import bits_of, human, weight_bytes
-from ..configuration import ModelConfiguration, Provenance
+from .._engine.host import Host
+from .._registry.selection import bits_of, weight_bytes
+from .._units import human
+from ..contract.configuration import ModelConfiguration, Provenance
 from ..errors import InvalidParameterError
 from ..registry import ModelRegistry, build_registry
 from ._output import Output, plain

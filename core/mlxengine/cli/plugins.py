@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._host import Host
+from .._engine.host import Host
 from ._output import Output
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._reservations import Reservations
-from .._selection import human
+from .._memory.reservations import Reservations
+from .._units import human
 from ._output import Output
 
 

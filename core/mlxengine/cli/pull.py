@@ -10,7 +10,7 @@ import argparse
 import time
 
 from .. import hub
-from .._selection import human
+from .._units import human
 from ._hub_verbs import add_hub, claim_on, consent, options, summary, verdict_on
 from ._output import Output
 from ._progress import ProgressLine

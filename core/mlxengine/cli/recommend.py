@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 
-from .._ledger import parse_bytes
-from .._selection import Prefer, human
+from .._registry.selection import Prefer
+from .._units import human, parse_bytes
 from ..errors import InvalidParameterError
 from . import _engine
 from ._output import Output, plain

@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..contract.events import Progress
 from ..errors import InvalidParameterError, UnsupportedInputError
-from ..events import Progress, TextDelta
-from ..images import ImageHandle, Picture
-from ..messages import ImagePart, Message, TextPart
-from ..model import ModelHandle, TextHandle
-from ..outputs import ImageReady
-from ..replies import TextReply
-from ..requests import EmbedRequest, ImageRequest
+from ..handle import ModelHandle
+from ..pictures.handle import ImageHandle, Picture
+from ..pictures.outputs import ImageReady
+from ..pictures.requests import ImageRequest
+from ..text.handle import TextHandle
+from ..text.messages import ImagePart, Message, TextPart
+from ..text.outputs import TextDelta
+from ..text.replies import TextReply
+from ..vectors.requests import EmbedRequest
 from . import _engine
 from ._frame import UsageError
 from ._output import Output
@@ -117,7 +120,7 @@ def _picture(handle: ImageHandle, prompt: str, arguments: argparse.Namespace, ou
 def _vectors(handle: ModelHandle, texts: list[str], out: Output) -> None:
     import struct
 
-    from ..outputs import Embeddings
+    from ..vectors.outputs import Embeddings
 
     rows: dict[int, list[float]] = {}
     mock = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from .. import hub
-from .._selection import human
+from .._units import human
 from ._hub_verbs import add_hub, options, parse_bytes
 from ._output import Output
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .._selection import human, needed_bytes
-from ..checks import CheckStatus
-from ..configuration import ModelConfiguration
+from .._registry.selection import needed_bytes
+from .._units import human
+from ..contract.checks import CheckStatus
+from ..contract.configuration import ModelConfiguration
 from ..diagnosis import Diagnosis, diagnose
 from ..engine import InferenceEngine
 from ..errors import ConfigurationError, MLXEngineError
-from ..events import TextDelta
-from ..model import TextHandle
+from ..text.handle import TextHandle
+from ..text.outputs import TextDelta
 from . import _engine
 from ._output import Output
 

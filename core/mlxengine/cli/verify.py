@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from .. import hub
-from .._selection import human
+from .._units import human
 from ..errors import InvalidParameterError
 from ._hub_verbs import add_cache, options
 from ._output import Output

@@ -11,11 +11,12 @@ import weakref
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ..contract.events import Event, Finished
+from ..contract.requests import Request
 from ..engine import InferenceEngine
 from ..errors import MLXEngineError
-from ..events import Event, Finished, TextDelta
-from ..model import ModelHandle
-from ..requests import Request
+from ..handle import ModelHandle
+from ..text.outputs import TextDelta
 from ._clauses import Broken, Part, clause, demand
 from ._compare import answer, difference, foreign_values
 from ._subject import Run, Subject

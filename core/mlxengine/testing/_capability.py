@@ -6,8 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ..checks import CheckStatus, SelfTestContext
-from ..device import Device
+from ..contract.checks import CheckStatus, SelfTestContext
+from ..contract.device import Device
 from ._clauses import Part, clause, demand
 from ._subject import Subject
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import attrs
 
-from ..events import Event, Finished, Metrics, Progress, TextDelta
-from ..outputs import Array, ReasoningDelta
+from ..contract.events import Array, Event, Finished, Metrics, Progress
+from ..text.outputs import ReasoningDelta, TextDelta
 
 _FORMATS = {"float16": "e", "float32": "f", "float64": "d"}
 

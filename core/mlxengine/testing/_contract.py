@@ -9,10 +9,10 @@ from datetime import date
 
 from attrs import fields_dict
 
-from ..configuration import ModelConfiguration
+from ..contract.configuration import ModelConfiguration
+from ..contract.features import Stage
+from ..contract.hookspecs import Claim
 from ..errors import MLXEngineError
-from ..features import Stage
-from ..hookspecs import Claim
 from ._clauses import Part, clause, demand
 from ._strangers import foreign_cards
 from ._subject import Subject

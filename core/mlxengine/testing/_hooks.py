@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .._host import Host
-from ..checks import Check, SelfTestContext
-from ..configuration import ModelCard, ModelConfiguration
-from ..events import Event
-from ..features import Feature
-from ..hookspecs import Claim, Command, LoadContext, Loaded, RunContext
-from ..requests import Request
+from .._engine.host import Host
+from ..contract.checks import Check, SelfTestContext
+from ..contract.configuration import ModelCard, ModelConfiguration
+from ..contract.events import Event
+from ..contract.features import Feature
+from ..contract.hookspecs import Claim, Command, LoadContext, Loaded, RunContext
+from ..contract.requests import Request
 from ._clauses import Broken, demand
 
 

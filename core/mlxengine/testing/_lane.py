@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TypeVar
 
-from ..device import DeviceBackend, mlx_backend
+from .._machine import mlx_backend
+from ..contract.device import DeviceBackend
 
 T = TypeVar("T")
 

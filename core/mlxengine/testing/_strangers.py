@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source
+from ..contract.configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source
 
 
 def foreign_cards() -> tuple[ModelCard, ...]:

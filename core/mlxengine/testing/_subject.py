@@ -23,13 +23,13 @@ import attrs
 from attrs import frozen
 
 from .._hub import resolve
-from ..configuration import ModelCard, ModelConfiguration
-from ..device import Device
+from ..contract.configuration import ModelCard, ModelConfiguration
+from ..contract.device import Device
+from ..contract.events import Event
+from ..contract.features import FeatureRegistry, Layer, Level
+from ..contract.hookspecs import ENTRY_POINT_GROUP, Claim, LoadContext, Loaded, RunContext
+from ..contract.requests import Request
 from ..errors import PluginLoadError
-from ..events import Event
-from ..features import FeatureRegistry, Layer, Level
-from ..hookspecs import ENTRY_POINT_GROUP, Claim, LoadContext, Loaded, RunContext
-from ..requests import Request
 from ._clauses import Broken, demand
 from ._hooks import Hooks
 from ._lane import Lane

@@ -14,13 +14,18 @@ from pathlib import Path
 
 from attrs import frozen
 
-from ..checks import Check
-from ..configuration import ModelCard, ModelConfiguration, Source
+from ..contract.checks import Check
+from ..contract.configuration import ModelCard, ModelConfiguration, Source
+from ..contract.events import Array, Event, Finished, FinishReason, Progress, Usage
+from ..contract.hookspecs import Claim, Fit, LoadContext, Loaded, hookimpl
+from ..contract.requests import Request
 from ..errors import UnsupportedInputError
-from ..events import Event, Finished, FinishReason, Progress, TextDelta, Usage
-from ..hookspecs import Claim, Fit, LoadContext, Loaded, hookimpl
-from ..outputs import Array, Embeddings, ImageReady, Scores
-from ..requests import EmbedRequest, ImageRequest, RankRequest, Request, TextRequest
+from ..pictures.outputs import ImageReady
+from ..pictures.requests import ImageRequest
+from ..text.outputs import TextDelta
+from ..text.requests import TextRequest
+from ..vectors.outputs import Embeddings, Scores
+from ..vectors.requests import EmbedRequest, RankRequest
 
 NAME = "mock"
 DIMENSION = 8

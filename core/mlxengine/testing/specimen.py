@@ -7,9 +7,9 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from .._convert import names
-from ..configuration import ModelConfiguration
-from ..requests import Request
+from ..contract._convert import names
+from ..contract.configuration import ModelConfiguration
+from ..contract.requests import Request
 
 
 def _examples(value: Iterable[Example]) -> tuple[Example, ...]:

@@ -1,1 +1,20 @@
-"""What plugins on mlx share. Its modules need the mlx that such plugins bring; core does not import them."""
+"""What plugins on mlx share. Its modules need the mlx that such plugins bring.
+
+``backend`` (importing it loads a fast BLAS, then mlx) and ``blas`` are fetched from core when they are
+first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .._machine import backend as backend
+    from .._machine import blas as blas
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("backend", "blas"):
+        return importlib.import_module(f"mlxengine._machine.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

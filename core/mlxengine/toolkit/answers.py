@@ -12,11 +12,11 @@ import mlx.core as mx
 import numpy as np
 from attrs import field, frozen
 
+from ..contract.events import Event, Finished, FinishReason, Metrics, Usage
+from ..contract.hookspecs import RunContext
 from ..errors import GenerationError, InvalidParameterError, MLXEngineError, UnsupportedInputError
-from ..events import Event, Finished, FinishReason, Metrics, TextDelta, Usage
-from ..hookspecs import RunContext
-from ..outputs import ReasoningDelta, TokenLogprob, TopLogprob
-from ..params import GenerateParams
+from ..text.outputs import ReasoningDelta, TextDelta, TokenLogprob, TopLogprob
+from ..text.params import GenerateParams
 from .detokenize import Detokenizer, StopTexts
 from .grammar import GrammarRow, Grammars
 from .rows import Row, SharedBatch

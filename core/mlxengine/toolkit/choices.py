@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from ..events import Event, Finished
-from ..hookspecs import RunContext
-from ..outputs import ChoiceFinished
-from ..params import GenerateParams
+from ..contract.events import Event, Finished
+from ..contract.hookspecs import RunContext
+from ..text.outputs import ChoiceFinished
+from ..text.params import GenerateParams
 from .answers import Answer, AnswerStream, Voice
 from .rows import SharedBatch
 

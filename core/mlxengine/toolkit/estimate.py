@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..configuration import ModelCard
-from ..hookspecs import MemoryEstimate, Workload
+from ..contract.configuration import ModelCard
+from ..contract.fit import USUAL_CONTEXT as USUAL_CONTEXT
+from ..contract.hookspecs import MemoryEstimate, Workload
 
-USUAL_CONTEXT = 4096
 _PREFILL_CHUNK = 2048
 _HALF = ("F16", "BF16", "float16", "bfloat16")
 _CACHE_STEP = 256  # mlx-lm's caches grow by so many tokens

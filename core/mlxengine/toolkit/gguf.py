@@ -22,7 +22,7 @@ import numpy as np
 from attrs import field, frozen
 
 from .._hub.gguf import gguf_contents
-from ..configuration import TensorInfo
+from ..contract.configuration import TensorInfo
 from ..errors import (
     CorruptFileError,
     IncompatibleWeightsError,

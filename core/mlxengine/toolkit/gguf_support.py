@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..configuration import TensorInfo
+from ..contract.configuration import TensorInfo
 from ..errors import IncompatibleWeightsError, LoadError, UnsupportedArchitectureError
 
 ARCHITECTURES = frozenset({"llama"})

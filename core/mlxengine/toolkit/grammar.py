@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import GenerationError, InvalidParameterError
-from ..grammar import Grammar, GrammarKind
+from ..text.grammar import Grammar, GrammarKind
 
 _KEPT = 32
 _LONGEST = 1 << 18  # characters

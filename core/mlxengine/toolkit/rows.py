@@ -14,9 +14,8 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
-from .._faults import out_of_memory
-from ..errors import GenerationError
-from .backend import clear_cache
+from .._machine.backend import clear_cache
+from ..errors import GenerationError, out_of_memory
 from .pace import Pace
 from .room import Room, ran_out_alone
 from .row import PATIENCE, Decoder, Drawn, Row, Stepped

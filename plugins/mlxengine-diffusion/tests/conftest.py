@@ -41,7 +41,7 @@ def shared_engine() -> Iterator[InferenceEngine]:
 @pytest.fixture(scope="module")
 def load_pipeline(shared_engine: InferenceEngine) -> Callable[..., Any]:
     """A back end's pipeline from a folder: ``load_pipeline(folder, **flags)``."""
-    from mlxengine.features import Layer, Level
+    from mlxengine.contract.features import Layer, Level
     from mlxengine_diffusion import plugin
 
     def load(folder: Path, **flags: object) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from judge import judge, scenes
 from mlxengine import Finished, ImageHandle, ImagePreview, ImageReady, ImageRequest, InferenceEngine, Progress
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
-from mlxengine.images import read_recipe
+from mlxengine.pictures.handle import read_recipe
 from mlxengine_diffusion._pictures import open_picture
 
 RECIPE: dict[str, Any] = {"steps": 12, "guidance": 3.0}

@@ -26,8 +26,8 @@ from mlxengine import (
     TextDelta,
     TextRequest,
 )
-from mlxengine.features import FeatureRegistry, Layer, Level
-from mlxengine.toolkit.backend import MLXBackend
+from mlxengine.contract.features import FeatureRegistry, Layer, Level
+from mlxengine.toolkit import backend
 from mlxengine_llm import plugin
 
 TEMPLATE = (
@@ -137,7 +137,7 @@ class Plugin:
         self.registry = FeatureRegistry()
         for feature in plugin.list_features():
             self.registry.add(feature, "llm")
-        self.backend = MLXBackend()
+        self.backend = backend.MLXBackend()
         self._loaded: list[Loaded] = []
         self._flags: dict[int, dict[str, object]] = {}
 

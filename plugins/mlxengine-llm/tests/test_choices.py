@@ -9,7 +9,7 @@ import pytest
 from llm_harness import Plugin, raw, tokens_of
 from mlxengine import ChoiceFinished, Finished
 from mlxengine.errors import InvalidParameterError
-from mlxengine.replies import TextReply
+from mlxengine.text.replies import TextReply
 
 PROMPT = "a prompt of more than sixteen tokens"
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 from llm_harness import raw, tokens_of
 from mlxengine import AsyncInferenceEngine, GenerateParams, InferenceEngine
-from mlxengine.toolkit.backend import MLXBackend
+from mlxengine.toolkit import backend
 
 REQUESTS = [
     raw("tell me " + "more " * i, max_tokens=20 + i, temperature=0, ignore_eos=True) for i in range(8)
@@ -72,13 +72,13 @@ def test_threads_that_computed_last_as_long_as_the_engine(
 ) -> None:
     """One that ends while others free what it compiled waits for ever, with the GIL held by the other."""
     ended: list[str] = []
-    end_thread = MLXBackend.end_thread
+    end_thread = backend.MLXBackend.end_thread
 
-    def noted(self: MLXBackend) -> None:
+    def noted(self: backend.MLXBackend) -> None:
         ended.append(threading.current_thread().name)
         end_thread(self)
 
-    monkeypatch.setattr(MLXBackend, "end_thread", noted)
+    monkeypatch.setattr(backend.MLXBackend, "end_thread", noted)
     with InferenceEngine() as engine:
         for _ in range(2):
             engine.load_text(str(tiny)).close()

@@ -9,7 +9,7 @@ from datetime import date
 import attrs
 import pytest
 from mlxengine import ModelConfiguration, ModelRef
-from mlxengine.configuration import Provenance
+from mlxengine.contract.configuration import Provenance
 from mlxengine.registry import ModelRegistry
 from mlxengine_llm import models
 

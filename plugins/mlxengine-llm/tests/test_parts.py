@@ -10,8 +10,8 @@ import pytest
 from llm_harness import TEMPLATE, Plugin, write_tiny
 from mlxengine import Finished, GenerateParams, Message, ReasoningDelta, TextDelta, TextRequest, ToolCall
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
-from mlxengine.messages import ToolCallPart
-from mlxengine.tools import answer_with_tools, call, describe
+from mlxengine.text.messages import ToolCallPart
+from mlxengine.text.tools import answer_with_tools, call, describe
 
 # What a template that mlx-lm recognises names: the markers, and how a call is written.
 TOOLS = "{% if tools %}<tool_call>{{ tools }}{# tool_call.name #}{% endif %}" + TEMPLATE
@@ -193,7 +193,7 @@ class Scripted:
 
 
 def test_the_tool_loop_runs_calls_and_ends_within_its_bound() -> None:
-    from mlxengine.replies import TextReply
+    from mlxengine.text.replies import TextReply
 
     def asks(**arguments: Any) -> Any:
         made = [

@@ -26,8 +26,8 @@ from mlxengine import (
     TextPart,
     TextRequest,
 )
-from mlxengine.features import FeatureRegistry, Layer, Level
-from mlxengine.toolkit.backend import MLXBackend
+from mlxengine.contract.features import FeatureRegistry, Layer, Level
+from mlxengine.toolkit import backend
 from mlxengine_vlm import plugin
 
 
@@ -70,7 +70,7 @@ class Plugin:
         self.registry = FeatureRegistry()
         for feature in plugin.list_features():
             self.registry.add(feature, "vlm")
-        self.backend = MLXBackend()
+        self.backend = backend.MLXBackend()
         self._loaded: list[Loaded] = []
 
     def features(self, **values: object) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from mlxengine import Event, ImageReady, ImageRequest, InferenceEngine, Picture, Progress
 from mlxengine.errors import InvalidParameterError
-from mlxengine.images import read_recipe
+from mlxengine.pictures.handle import read_recipe
 from mlxengine.readonly import thaw
 
 from . import terminal

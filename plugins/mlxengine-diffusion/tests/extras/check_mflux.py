@@ -21,8 +21,8 @@ from mlxengine import (
     LoadContext,
     Progress,
 )
+from mlxengine.contract.features import Layer, Level
 from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError, UnsupportedInputError
-from mlxengine.features import Layer, Level
 from mlxengine_diffusion import plugin
 from mlxengine_diffusion.backends import Job
 from safetensors.numpy import load_file, save_file

@@ -19,8 +19,9 @@ from mlxengine import (
     RunContext,
     Usage,
 )
+from mlxengine.contract.events import Array
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
-from mlxengine.outputs import Array, Scores
+from mlxengine.vectors.outputs import Scores
 
 from . import features
 from ._batches import plan_batches

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlxengine.contract.events import Array
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
-from mlxengine.outputs import Array
 
 Writer = Callable[[Path, Iterator[Array], Iterator[str]], int]
 _ROWS = 4096

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlxengine import EmbeddingHandle, InferenceEngine
+from mlxengine.contract.events import Array
+from mlxengine.contract.features import parse_flags
 from mlxengine.errors import InvalidParameterError, ModelNotFoundError
-from mlxengine.features import parse_flags
-from mlxengine.outputs import Array
 
 from ._precision import NEEDS_RANGES, PRECISIONS
 from ._writers import writer_for

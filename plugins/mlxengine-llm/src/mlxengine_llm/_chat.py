@@ -7,7 +7,7 @@ from typing import Any
 from mlxengine import Message, TextPart, TextRequest, ToolCallPart, ToolResultPart
 from mlxengine.errors import InvalidParameterError, PromptTooLongError, UnsupportedInputError
 from mlxengine.readonly import thaw
-from mlxengine.tools import describe
+from mlxengine.text.tools import describe
 
 from ._model import LanguageModel
 

@@ -37,7 +37,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     """Build the model; its weights are evaluated later, by ``Loaded.warm``.
 
     Raises:
-        LoadError, CorruptFileError: as `mlxengine.hookspecs.HookSpecs.load_model` says.
+        LoadError, CorruptFileError: as `mlxengine.contract.hookspecs.HookSpecs.load_model` says.
     """
     if context.configuration.adapter is not None:
         context.features.require(features.LORA)

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 from attrs import define
-from mlxengine.toolkit.backend import clear_cache
+from mlxengine.toolkit.cache import clear_cache
 from mlxengine.toolkit.rows import Row
 
 from ._adapters import Adapters

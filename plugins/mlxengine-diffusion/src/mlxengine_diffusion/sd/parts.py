@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
-from mlxengine.toolkit.backend import clear_cache
+from mlxengine.toolkit.cache import clear_cache
 
 from ..backends._slices import warm
 from . import ops

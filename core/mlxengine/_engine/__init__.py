@@ -1,0 +1,1 @@
+"""What the engine is made of: plugins, loading, the pool of models."""

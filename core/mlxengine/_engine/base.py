@@ -1,0 +1,254 @@
+"""What an engine is made of, and what it can say about itself."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from .._hub_options import HubOptions
+from .._scheduling.scheduler import Scheduler
+from .._scheduling.task import SchedulerStatus
+from .._units import parse_bytes
+from ..contract._core_features import MOCK
+from ..contract.features import FeatureRegistry, Layer, Level
+from ..contract.plugins import Owner, PluginRecord
+from ..errors import InvalidParameterError
+from .host import Host
+from .loader import Loader
+from .pool import ModelPool
+from .switch import Switch
+
+if TYPE_CHECKING:
+    from ..contract.configuration import ModelCard, ModelConfiguration
+    from ..contract.device import Device
+    from ..contract.fit import FitReport
+    from ..health import Health
+    from ..memory import MemoryReport
+    from ..metrics import ModelMetrics
+    from ..registry import ModelRegistry
+
+
+log = logging.getLogger("mlxengine.engine")
+
+
+class EngineBase:
+    """Construction and introspection; `InferenceEngine` adds loading and running, and says what each is."""
+
+    def __init__(
+        self,
+        *,
+        backend: str = "mlx",
+        plugins: Sequence[object] | None = None,
+        distributions: Mapping[str, str] | None = None,
+        features: Mapping[str, object] | None = None,
+        endpoint: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | None = None,
+        offline: bool | None = None,
+        memory_budget: int | str | None = None,
+        idle_ttl: float | None = None,
+        queue_size: int = 64,
+        step_budget_ms: float = 100.0,
+    ) -> None:
+        # Imported here, or they would double what `from mlxengine import InferenceEngine` takes.
+        from .. import _hub
+        from .._config import feature_layers, load_settings
+
+        if queue_size < 1 or step_budget_ms <= 0:
+            raise InvalidParameterError("queue_size must be at least 1 and step_budget_ms positive.")
+        if idle_ttl is not None and not idle_ttl > 0:
+            raise InvalidParameterError(f"idle_ttl={idle_ttl!r} must be a positive number of seconds.")
+        if backend not in ("mlx", "mock"):
+            raise InvalidParameterError(f"backend={backend!r} is not known.", hint='Write "mlx" or "mock".')
+        self._settings = settings = load_settings()
+        own = Layer(Level.ENGINE, dict(features or {}))
+        chosen = {**settings.distributions, **(distributions or {})}
+        self._host = Host(plugins, distributions=chosen, layers=(own, *feature_layers(settings)))
+        self._host.features.check()
+        hub = settings.hub
+        offline = hub.offline if offline is None else offline
+        self._options = HubOptions(
+            endpoint=endpoint or hub.endpoint,
+            cache_dir=Path(cache_dir) if cache_dir is not None else hub.cache_dir,
+            token=token,
+            offline=_hub.offline_by_default() if offline is None else offline,
+            mock=backend == "mock" or self._host.features.view().get(MOCK),
+        )
+        if self._options.mock:
+            from ..testing import mock
+
+            self.register(mock.MockPlugin(), mock.NAME)
+        self._queue_size = queue_size
+        self._budget = step_budget_ms
+        self._scheduler = Scheduler()
+        self._loader = Loader(self._host, self._scheduler, self._options, parse_bytes(memory_budget))
+        self._pool = ModelPool(self._loader, self._scheduler, idle_ttl)
+        self._switch = Switch(self._pool)
+        self._registry: ModelRegistry | None = None
+        self._closed = False
+        # Ends the scheduler's thread in order when the interpreter exits or nobody holds the engine.
+        self._finalizer = weakref.finalize(self, _shut_down, self._scheduler, self._loader, self._pool)
+
+    # -- what there is -------------------------------------------------------------------------------
+
+    @property
+    def plugins(self) -> tuple[PluginRecord, ...]:
+        """Every plugin that was found, those set aside included (their ``error`` says why)."""
+        return tuple(self._host.records)
+
+    @property
+    def features(self) -> FeatureRegistry:
+        """All feature flags; ``features.explain(name)`` says everything about one."""
+        return self._host.features
+
+    @property
+    def registry(self) -> ModelRegistry:
+        """The known models: the plugins' and the configuration file's, and those registered at run time."""
+        if self._registry is None:
+            from ..registry import build_registry
+
+            self._registry = build_registry(self._host.models(), self._settings.models)
+        return self._registry
+
+    @property
+    def device(self) -> Device:
+        """What this machine is."""
+        return self._loader.device
+
+    @property
+    def models(self) -> tuple[ModelCard, ...]:
+        """The cards of the models that are loaded now."""
+        return tuple(live.card for live in self._pool.live())
+
+    @property
+    def mock(self) -> bool:
+        """Whether the mock back end serves everything."""
+        return self._options.mock
+
+    @property
+    def closed(self) -> bool:
+        """Whether the engine was closed."""
+        return self._closed
+
+    def register(self, plugin: object, name: str) -> None:
+        """Add a plugin to this engine; models that are loaded keep the one that serves them.
+
+        Raises:
+            PluginError: it does not keep the contract.
+        """
+        record = self._host.register(plugin, name)
+        if record.error is not None:
+            raise record.error
+
+    def resolve(self, model: str | Path | ModelConfiguration) -> ModelCard:
+        """What can be found out about a model without fetching its weights.
+
+        Raises:
+            ResolutionError, ConfigurationError: it cannot be found or read.
+        """
+        return self._loader.resolve(self._configure(model))
+
+    def explain(self, model: str | Path | ModelConfiguration | ModelCard) -> Owner:
+        """Which plugin would serve a model, why, and what the others said.
+
+        Raises:
+            NoPluginForModelError, AmbiguousModelError: nobody would, or two would equally well.
+        """
+        card = self._card(model)
+        return self._host.owner(card, card.configuration.plugin)
+
+    def fit(
+        self,
+        model: str | Path | ModelConfiguration | ModelCard,
+        *,
+        context_length: int | None = None,
+        batch: int = 1,
+        size: tuple[int, int] | None = None,
+        kv_bits: int | None = None,
+    ) -> FitReport:
+        """Whether a model fits this device, with the arithmetic; nothing but its description is fetched.
+
+        Raises:
+            ResolutionError: the model cannot be found, or no plugin serves it.
+        """
+        from ..contract.fit import fit
+
+        card = self._card(model)
+        return fit(
+            card,
+            self.explain(card).claim,
+            self.device,
+            context_length=context_length,
+            batch=batch,
+            size=size,
+            kv_bits=kv_bits,
+            budget=self._pool.ledger.budget,
+        )
+
+    def status(self) -> SchedulerStatus:
+        """What the scheduler is doing now; never waits."""
+        return self._scheduler.status()
+
+    def memory(self) -> MemoryReport:
+        """What is reserved, what is really held, and what was evicted; waits for one step at most."""
+        return self._pool.report()
+
+    def metrics(self) -> tuple[ModelMetrics, ...]:
+        """What was counted of the requests that are over, by model; never waits."""
+        return self._pool.statistics.report()
+
+    def health(self) -> Health:
+        """Whether the engine works, by what really ran last; never waits."""
+        return self._pool.health()
+
+    def _card(self, model: str | Path | ModelConfiguration | ModelCard) -> ModelCard:
+        from ..contract.configuration import ModelCard
+
+        return model if isinstance(model, ModelCard) else self.resolve(model)
+
+    def _configure(self, model: str | Path | ModelConfiguration) -> ModelConfiguration:
+        from ..contract.configuration import ModelConfiguration
+
+        if isinstance(model, ModelConfiguration):
+            return self._choose(model)
+        if not isinstance(model, str | Path):
+            raise InvalidParameterError(
+                f"A model is a str, a Path or a ModelConfiguration, found {type(model).__name__}."
+            )
+        name, _, revision = str(model).partition("@")
+        known = None if isinstance(model, Path) else self.registry.get(name)
+        if known is not None:
+            return self._asked(attrs.evolve(known, revision=revision or known.revision))
+        return self._choose(ModelConfiguration(id=str(model)))
+
+    def _choose(self, configuration: ModelConfiguration) -> ModelConfiguration:
+        """What ``auto:kind`` stands for here; any other configuration as it is."""
+        kind = configuration.ref.auto
+        if kind is None:
+            return configuration
+        found = self.registry.recommend(kind, self.device, checked_only=True)
+        log.info("auto:%s is %s: %s", kind, found.model.id, found.reason)
+        return self._asked(found.model)
+
+    def _asked(self, known: ModelConfiguration) -> ModelConfiguration:
+        """A registry's entry as a request: a context length that a plugin lists is a fact about the model,
+        not a wish, and the checkpoint itself knows better."""
+        from ..registry import Origin
+
+        if self.registry.entry(known.id).origin is Origin.PLUGIN:
+            return attrs.evolve(known, context_length=None)
+        return known
+
+
+def _shut_down(scheduler: Scheduler, loader: Loader, pool: ModelPool) -> None:
+    pool.abandon()
+    scheduler.close()
+    loader.close()
+
+
+__all__ = ["EngineBase"]

@@ -1,0 +1,316 @@
+"""Plugins: found, checked, set aside when broken, asked for claims. The only user of pluggy.
+
+Facts about pluggy 1.7 that shape this module: a generator hook under ``firstresult`` cannot decline, so
+the owner of a model is computed once and its implementation is called directly; a wrapper around a
+generator exits before the first event; arguments with defaults are never passed. Registration order
+never decides anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+
+from .._scheduling.faults import crash
+from ..contract.features import FeatureRegistry, Layer
+from ..contract.hookspecs import ENTRY_POINT_GROUP, PROJECT, REQUIRED_HOOKS, Claim, Command, HookSpecs
+from ..contract.plugins import Owner, PluginRecord
+from ..errors import (
+    AmbiguousModelError,
+    MLXEngineError,
+    NoPluginForModelError,
+    PluginContractError,
+    PluginError,
+    PluginLoadError,
+)
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from ..contract.configuration import ModelCard, ModelConfiguration
+
+T = TypeVar("T")
+log = logging.getLogger("mlxengine.plugins")
+
+
+class Host:
+    """The registered plugins.
+
+    Args:
+        plugins: plugin objects, or ``(name, object)`` pairs; ``None`` discovers the entry points.
+        distributions: which distribution provides an entry-point name that several claim.
+        layers: the outer feature levels (engine, environment, file).
+    """
+
+    def __init__(
+        self,
+        plugins: Sequence[object] | None = None,
+        *,
+        distributions: Mapping[str, str] | None = None,
+        layers: Sequence[Layer] = (),
+    ) -> None:
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(HookSpecs)
+        self.records: list[PluginRecord] = []
+        self.features = FeatureRegistry(layers)
+        if plugins is None:
+            self._discover(distributions or {})
+        else:
+            for item in plugins:
+                name, plugin = item if isinstance(item, tuple) else (_name_of(item), item)
+                self.register(plugin, name)
+
+    # -- finding ------------------------------------------------------------------------------------
+
+    def _discover(self, distributions: Mapping[str, str]) -> None:
+        from importlib.metadata import entry_points
+
+        by_name: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            by_name.setdefault(point.name, []).append(point)
+        for name, points in sorted(by_name.items()):
+            wanted = distributions.get(name)
+            chosen = [point for point in points if wanted in (None, _distribution(point)[0])]
+            if len(chosen) == 1:
+                self._load(chosen[0])
+                continue
+            offers = ", ".join(sorted(str(_distribution(point)[0]) for point in points))
+            for point in points:
+                self._set_aside(
+                    point,
+                    f"The plugin name {name!r} is claimed by {len(points)} distributions: {offers}.",
+                    f"Uninstall all but one, or choose: InferenceEngine(distributions={{{name!r}: …}}).",
+                )
+
+    def _load(self, point: EntryPoint) -> None:
+        try:
+            plugin = point.load()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            self._set_aside(
+                point,
+                f"The plugin {point.name!r} failed on import: {type(error).__name__}: {error}.",
+                f"Reinstall or uninstall {_distribution(point)[0]}.",
+                error,
+            )
+            return
+        distribution, version = _distribution(point)
+        self.register(plugin, point.name, distribution=distribution, version=version)
+
+    def _set_aside(
+        self, point: EntryPoint, message: str, hint: str, cause: BaseException | None = None
+    ) -> None:
+        distribution, version = _distribution(point)
+        error = PluginLoadError(message, plugin=point.name, distribution=distribution, hint=hint)
+        error.__cause__ = cause
+        log.warning("%s", error)
+        self.records.append(
+            PluginRecord(name=point.name, distribution=distribution, version=version, error=error)
+        )
+
+    def register(
+        self, plugin: object, name: str, *, distribution: str | None = None, version: str | None = None
+    ) -> PluginRecord:
+        """Register a plugin, or set it aside with the reason in the returned record's ``error``."""
+        record = PluginRecord(name=name, distribution=distribution, version=version, plugin=plugin)
+        self.records.append(record)
+        try:
+            self._register(record)
+        except PluginError as error:
+            error.distribution = distribution
+            record.error = error
+            self.features.remove(name)
+            if self._manager.is_registered(plugin):
+                self._manager.unregister(plugin)
+            log.warning("The plugin %s is set aside: %s", record.where, error)
+        return record
+
+    def _register(self, record: PluginRecord) -> None:
+        taken = [other.name for other in self.records if other is not record and other.error is None]
+        if record.name in taken:
+            raise PluginContractError(
+                f"A plugin named {record.name!r} is registered already.", plugin=record.name
+            )
+        try:
+            self._manager.register(record.plugin, record.name)
+        except Exception as error:
+            raise PluginContractError(
+                f"The plugin {record.where} does not match the hook specs: {error}.", plugin=record.name
+            ) from error
+        record.hooks = MappingProxyType(self._implementations(record))
+        for feature in self.call(record, "list_features", default=()):
+            self.features.add(feature, record.name)
+
+    def _implementations(self, record: PluginRecord) -> dict[str, Callable[..., Any]]:
+        found: dict[str, Callable[..., Any]] = {}
+        for caller in self._manager.get_hookcallers(record.plugin) or ():
+            impl = next(item for item in caller.get_hookimpls() if item.plugin is record.plugin)
+            problem = None
+            if not caller.has_spec() and not impl.optionalhook:
+                problem = "there is no such hook in this version"
+            elif impl.hookwrapper or impl.wrapper:
+                problem = "hook wrappers are not supported"
+            elif impl.kwargnames:
+                problem = f"its arguments {', '.join(impl.kwargnames)} have defaults and are never passed"
+            if problem:
+                raise PluginContractError(
+                    f"The plugin {record.where} implements the hook {caller.name!r}, but {problem}.",
+                    plugin=record.name,
+                    hook=caller.name,
+                    hint="The hook specs are in mlxengine.contract.hookspecs.",
+                )
+            found[caller.name] = _by_name(impl.function, impl.argnames)
+        missing = [name for name in REQUIRED_HOOKS if name not in found]
+        if missing:
+            raise PluginContractError(
+                f"The plugin {record.where} lacks the hook {', '.join(missing)}.",
+                plugin=record.name,
+                hook=missing[0],
+                hint="A plugin implements claim_model, load_model and generate.",
+            )
+        return found
+
+    # -- calling ------------------------------------------------------------------------------------
+
+    def call(self, record: PluginRecord, hook: str, *, default: Any = None, **arguments: Any) -> Any:
+        """Call one plugin's own implementation of a hook.
+
+        Raises:
+            PluginCrashedError: it raised something that is not one of our errors.
+        """
+        function = record.hooks.get(hook)
+        if function is None:
+            return default
+        try:
+            return function(arguments)
+        except MLXEngineError:
+            raise
+        except Exception as error:
+            raise crash(record, hook, error) from error
+
+    def active(self) -> list[PluginRecord]:
+        """The plugins that were not set aside."""
+        return [record for record in self.records if record.error is None]
+
+    def owner(self, card: ModelCard, plugin: str | None = None, kinds: tuple[str, ...] = ()) -> Owner:
+        """Who serves the model: the best claim, or the named plugin's.
+
+        Where a kind is asked for and somebody offers it, only those offers count.
+
+        Raises:
+            NoPluginForModelError, AmbiguousModelError, PluginCrashedError, PluginContractError: nobody
+                claims it, two do so equally well, or the only one that could have broke.
+        """
+        claims: list[tuple[PluginRecord, Claim]] = []
+        broken: list[PluginError] = []
+        for record in self.active():
+            if plugin is not None and record.name != plugin:
+                continue
+            try:
+                claim = self.call(record, "claim_model", card=card)
+                if claim is not None and not isinstance(claim, Claim):
+                    raise PluginContractError(
+                        f"claim_model of {record.where} returned {type(claim).__name__}, not a Claim.",
+                        plugin=record.name,
+                        distribution=record.distribution,
+                        hook="claim_model",
+                    )
+            except PluginError as error:
+                log.warning("%s", error)
+                broken.append(error)
+                continue
+            if claim is not None:
+                claims.append((record, claim))
+        if not claims:
+            if broken:
+                raise broken[0]
+            raise self._nobody(card, plugin)
+        claims = [item for item in claims if item[1].kind in kinds] or claims
+        best = max(claim.fit for _, claim in claims)
+        top = [(record, claim) for record, claim in claims if claim.fit == best]
+        if len(top) > 1:
+            names = " and ".join(record.where for record, _ in top)
+            raise AmbiguousModelError(
+                f"{card.id} is claimed equally well by the plugins {names}.",
+                hint=f"Choose one, for example load(…, plugin={top[0][0].name!r}).",
+            )
+        record, claim = top[0]
+        others = tuple((item.name, offer) for item, offer in claims if item is not record)
+        return Owner(record=record, claim=claim, others=others)
+
+    def _nobody(self, card: ModelCard, plugin: str | None) -> NoPluginForModelError:
+        kind = guess_kind(card)
+        installed = ", ".join(record.name for record in self.active()) or "none"
+        if plugin is not None and plugin not in installed.split(", "):
+            return NoPluginForModelError(
+                f"There is no plugin {plugin!r}; installed: {installed}.",
+                hint="`mlxengine plugins` lists those set aside, and why.",
+            )
+        asked = f"the plugin {plugin!r}" if plugin else f"none of the installed plugins ({installed})"
+        return NoPluginForModelError(
+            f"{card.id} (architecture {card.architecture or 'unknown'}) is served by {asked}."
+            if plugin is None
+            else f"{card.id} (architecture {card.architecture or 'unknown'}) is declined by {asked}.",
+            hint=f'It looks like kind {kind!r}: install "mlxengine[{kind}]".',
+        )
+
+    def models(self) -> dict[str, list[ModelConfiguration]]:
+        """The registry entries of all plugins by provider; a list that is broken is left out."""
+        from ..contract.configuration import ModelConfiguration
+
+        return {
+            record.name: self._list(record, "list_models", ModelConfiguration) for record in self.active()
+        }
+
+    def commands(self) -> dict[str, list[Command]]:
+        """The command-line verbs of all plugins by provider; a list that is broken is left out."""
+        return {record.name: self._list(record, "list_commands", Command) for record in self.active()}
+
+    def _list(self, record: PluginRecord, hook: str, wanted: type[T]) -> list[T]:
+        try:
+            items = list(self.call(record, hook, default=()))
+            wrong = next((item for item in items if not isinstance(item, wanted)), None)
+            if wrong is not None:
+                raise PluginContractError(
+                    f"{hook} of {record.where} lists a {type(wrong).__name__}, not a {wanted.__name__}.",
+                    plugin=record.name,
+                    distribution=record.distribution,
+                    hook=hook,
+                )
+        except (PluginError, TypeError) as error:
+            log.warning("%s of the plugin %s is left out: %s", hook, record.where, error)
+            return []
+        return items
+
+
+def guess_kind(card: ModelCard) -> str:
+    """Which of the well-known kinds a model looks like, for the error that names the extra."""
+    names = {item.path for item in card.files}
+    if "model_index.json" in names:
+        return "diffusion"
+    if "modules.json" in names or any(name.startswith("1_Pooling/") for name in names):
+        return "embed"
+    if "vision_config" in card.config or "preprocessor_config.json" in names:
+        return "vlm"
+    if card.pipeline_tag in ("feature-extraction", "sentence-similarity"):
+        return "embed"
+    return "llm"
+
+
+def _by_name(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    return lambda arguments: function(*[arguments[name] for name in names])
+
+
+def _name_of(plugin: object) -> str:
+    name = getattr(plugin, "__name__", None) or type(plugin).__name__
+    return str(name).split(".")[-1].removesuffix("Plugin").lower() if name else "plugin"
+
+
+def _distribution(point: EntryPoint) -> tuple[str | None, str | None]:
+    found = point.dist
+    return (found.name, found.version) if found is not None else (None, None)

@@ -1,0 +1,341 @@
+"""Loading a model, from a configuration to something that the scheduler can run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, frozen
+
+from .._hub_options import HubOptions
+from .._memory.ledger import Ledger
+from .._memory.live import LiveModel, PendingLoad, free
+from .._scheduling.faults import broken
+from .._scheduling.scheduler import Scheduler
+from .._scheduling.task import FutureSink, Task
+from .._scheduling.threads import collect
+from ..contract.events import Progress
+from ..contract.features import Layer, Level
+from ..contract.hookspecs import LoadContext, Loaded
+from ..errors import CancelledError, FeatureUnavailableError, InsufficientMemoryError, InvalidParameterError
+from .host import Host
+
+if TYPE_CHECKING:
+    from ..contract.configuration import ModelCard, ModelConfiguration
+    from ..contract.device import Device, DeviceBackend
+
+log = logging.getLogger("mlxengine.loader")
+
+
+@frozen(kw_only=True)
+class _Held:
+    """Bytes in use but for caches, and whether no request was running that could change them."""
+
+    active: int
+    alone: bool
+
+
+class Loader:
+    """Turns configurations into loaded models; one at a time builds, downloads go on beside it.
+
+    Args:
+        host: the plugins.
+        scheduler: evaluates the weights, a slice between the steps of other models.
+        options: where models come from.
+        budget: bytes that all models may take; ``None`` is what the device recommends.
+    """
+
+    def __init__(
+        self, host: Host, scheduler: Scheduler, options: HubOptions, budget: int | None = None
+    ) -> None:
+        self._host = host
+        self.ledger = Ledger(lambda: budget or self.device.working_set, self.take_out, self.trim)
+        self._scheduler = scheduler
+        # mlx keeps something for every thread that ever computed, and that such a thread ends while others
+        # free what it compiled is a deadlock: one thread builds all models and lasts as long as the engine.
+        self._builder = Scheduler("mlxengine-builder")
+        self._options = options
+        self._building = threading.Lock()
+        self._backend: DeviceBackend | None = None
+        self._device: Device | None = None
+
+    @property
+    def backend(self) -> DeviceBackend | None:
+        """mlx's back end, once a model that needs it was asked for."""
+        return self._backend
+
+    @property
+    def device(self) -> Device:
+        """What this machine is, looked up once."""
+        if self._device is None:
+            from ..contract.device import Device
+
+            self._device = Device.detect()
+        return self._device
+
+    def shortage(self) -> str | None:
+        """Why memory is short on this machine, or ``None``."""
+        from .._machine.detect import shortage
+
+        return shortage(self.device)
+
+    def load(
+        self,
+        configuration: ModelConfiguration,
+        kinds: tuple[str, ...],
+        verify: str | None,
+        pending: PendingLoad,
+    ) -> LiveModel:
+        """Resolve, choose the plugin, check that it can fit, fetch, and bring it into memory."""
+        pending.report(Progress(stage="resolve", done=0))
+        card = self.resolve(configuration)
+        owner = self._host.owner(card, card.configuration.plugin, kinds)
+        claim = owner.claim
+        if kinds and claim.kind not in kinds:
+            raise InvalidParameterError(
+                f"{card.id} is a model of kind {claim.kind!r}, not {' or '.join(kinds)}.",
+                hint="Use load(), which returns the handle for the model's kind.",
+            )
+        if claim.problem is not None:
+            raise claim.problem
+        if claim.uses_mlx:
+            self._need_mlx()
+        features = self._host.features.view(Layer(Level.LOAD, dict(configuration.features)))
+        from .._memory.plan import plans
+
+        ladder = plans(card, claim, owner.record, configuration, features, self._within_budget())
+        self.ledger.refuse_hopeless(card.id, ladder[-1].estimate.total)
+        live = LiveModel(
+            card=card,
+            configuration=configuration,
+            record=owner.record,
+            claim=claim,
+            ladder=ladder,
+            plan=ladder[0],
+            path=self._fetch(card, claim.files, pending, verify),
+        )
+        self.bring_in(live, pending)
+        return live
+
+    def resolve(self, configuration: ModelConfiguration) -> ModelCard:
+        """What can be found out about a model without fetching its weights."""
+        if self._options.mock:
+            from ..testing.mock import NAME, mock_card
+
+            return mock_card(evolve(configuration, plugin=NAME))
+        from .. import _hub
+
+        return _hub.resolve(configuration, **self._options.arguments())
+
+    def _within_budget(self) -> Device:
+        """The device with no more free memory than the budget: plugins unpack weights by it."""
+        sizes = [size for size in (self.device.free_memory, self.ledger.budget) if size is not None]
+        return evolve(self.device, free_memory=min(sizes, default=None))
+
+    def bring_in(self, live: LiveModel, pending: PendingLoad) -> None:
+        """Reserve memory, build the model and evaluate its weights.
+
+        Raises:
+            InsufficientMemoryError: it does not fit beside what is busy.
+            LoadError, PluginError, CancelledError: it cannot be loaded.
+        """
+        self._reserve(live, pending)
+        try:
+            with self._building:
+                before = self._held(start=True)
+                live.loaded = loaded = self._build(live, pending)
+                try:
+                    self._warm(live, loaded, pending.cancelled.is_set)
+                except BaseException:
+                    self._scheduler.run(lambda: free(live, self._backend))
+                    raise
+                after = self._held()
+        except BaseException as error:
+            self.ledger.release(pending)
+            if not (live.plan.packed and isinstance(error, FeatureUnavailableError)):
+                raise
+            log.info("%s has caches that cannot be packed: %s", live.card.id, error)
+            from .._memory.plan import plans
+
+            asked = live.ladder[0]
+            live.ladder = plans(
+                live.card,
+                live.claim,
+                live.record,
+                live.configuration,
+                asked.features,
+                asked.device,
+                pack=False,
+            )
+            self.bring_in(live, pending)
+            return
+        live.capabilities = live.claim.capabilities | loaded.capabilities
+        about = {} if live.plan.reason is None else {"degraded": live.plan.reason}
+        live.info = MappingProxyType({**loaded.info, **about})
+        if before is not None and after is not None:
+            taken = after.active - before.active
+            # What requests of other models allocate meanwhile cannot be told apart: then the estimate counts.
+            if before.alone and after.alone and taken > 0:
+                live.weights = taken
+                self._record(live, before.active)
+            elif live.weights is None:
+                live.weights = live.predicted.weights
+        self.ledger.settle(pending, live, live.need)
+        live.crashes, live.last_used = 0, time.monotonic()
+
+    def _reserve(self, live: LiveModel, pending: PendingLoad) -> None:
+        """Charge the budget with the first of the plans that fits."""
+        refusal: InsufficientMemoryError | None = None
+        for plan in live.ladder:
+            live.plan = plan
+            try:
+                self.ledger.reserve(pending, live.card.id, live.need)
+            except InsufficientMemoryError as error:
+                refusal = refusal or error
+                continue
+            if plan.reason is not None:
+                log.warning("Degraded: %s: %s", live.card.id, plan.reason, extra={"model": live.card.id})
+            return
+        assert refusal is not None
+        raise refusal
+
+    def _record(self, live: LiveModel, before: int) -> None:
+        backend = self._backend
+        assert backend is not None
+        peak = self._scheduler.run(backend.memory).peak - before
+        from .._memory import history
+
+        history.record(
+            live.card.id,
+            live.claim.kind,
+            self.device.backend,
+            predicted=live.predicted.weights,
+            weights=live.weights or 0,
+            peak=peak,
+        )
+
+    def take_out(self, live: LiveModel) -> int | None:
+        """End a model's requests and take it out of memory; the bytes that came back, if known."""
+
+        def end() -> int | None:
+            ended = CancelledError(f"{live.card.id} was closed while the request was running.")
+            self._scheduler.end_group(live, ended)
+            return free(live, self._backend)
+
+        return self._scheduler.run(end)
+
+    def trim(self, live: LiveModel, most: int) -> None:
+        """Let a model drop caches until they hold at most so many bytes."""
+
+        def drop() -> None:
+            if live.loaded is not None:
+                live.loaded.trim(most)
+                if self._backend is not None:
+                    self._backend.clear_cache()
+
+        self._scheduler.run(drop)
+
+    def _held(self, *, start: bool = False) -> _Held | None:
+        backend = self._backend
+        if backend is None:
+            return None
+
+        def read() -> _Held:
+            # mlx counts what garbage still holds, and the peak is the process's since it was reset.
+            collect()
+            if start:
+                backend.reset_peak()
+            active = backend.memory().active - self.ledger.caches
+            return _Held(active=active, alone=not self._scheduler.status().tasks)
+
+        return self._scheduler.run(read)
+
+    def close(self) -> None:
+        """End the thread that builds models; a model that is still being built at exit is not waited for."""
+        self._builder.close(timeout=1.0)
+
+    def _need_mlx(self) -> None:
+        from .._machine import mlx_backend
+
+        with self._building:
+            if self._backend is None:
+                self._backend = backend = self._scheduler.use(mlx_backend)
+                self._builder.use(lambda: backend)
+
+    def _fetch(
+        self, card: ModelCard, patterns: tuple[str, ...], pending: PendingLoad, verify: str | None = None
+    ) -> Path:
+        if self._options.mock:
+            return Path(card.id)
+        from .. import _hub
+
+        return _hub.fetch(
+            card,
+            patterns,
+            **self._options.arguments(),
+            report=pending.report,
+            cancelled=pending.cancelled.is_set,
+            verify=verify,
+        )
+
+    def fetch_other(self, ref: str, patterns: Any) -> Path:
+        """Another repository or folder that a model needs (an adapter, a draft model)."""
+        from ..contract.configuration import ModelConfiguration
+
+        card = self.resolve(ModelConfiguration(id=ref))
+        return self._fetch(card, tuple(patterns), PendingLoad())
+
+    def _build(self, live: LiveModel, pending: PendingLoad) -> Loaded:
+        pending.report(Progress(stage="load", done=0))
+        context = LoadContext(
+            path=live.path,
+            configuration=live.plan.configuration,
+            features=live.features,
+            device=live.plan.device,
+            report=pending.report,
+            cancelled=pending.cancelled.is_set,
+            fetch=self.fetch_other,
+            cache_room=self.ledger.cache_room,
+            reserved=live.predicted.cache,
+        )
+
+        def build() -> object:
+            with ExitStack() as stack:
+                if live.claim.uses_mlx and self._backend is not None:
+                    stack.enter_context(self._backend.loader_stream())
+                return self._host.call(live.record, "load_model", card=live.card, context=context)
+
+        loaded = self._builder.run(build)
+        if not isinstance(loaded, Loaded):
+            what = f"returned {type(loaded).__name__} for a model that it claimed"
+            raise broken(live.record, "load_model", what)
+        return loaded
+
+    def _warm(self, live: LiveModel, loaded: Loaded, cancelled: Callable[[], bool]) -> None:
+        sink = FutureSink()
+        task = Task(
+            group=live,
+            record=live.record,
+            start=lambda: iter(loaded.warm),
+            sink=sink,
+            answers=False,
+            hook="load_model",
+        )
+        self._scheduler.submit(task)
+        while True:
+            try:
+                sink.future.result(timeout=0.1)
+                return
+            except TimeoutError:
+                if sink.future.done():
+                    raise
+                if cancelled():
+                    self._scheduler.cancel(task)
+                    sink.future.exception()
+                    raise CancelledError("Loading was cancelled.") from None

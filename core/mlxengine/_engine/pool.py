@@ -1,0 +1,311 @@
+"""The models that are loaded or being loaded, and who holds them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from .._memory.caretaker import Caretaker
+from .._memory.live import LiveModel, PendingLoad, Report
+from .._scheduling.scheduler import Scheduler
+from .._scheduling.task import Task
+from ..errors import CancelledError, EngineClosedError, PluginCrashedError
+from .loader import Loader
+from .outcomes import Outcomes
+from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from ..contract.configuration import ModelConfiguration
+    from ..health import Health
+    from ..memory import MemoryReport
+
+log = logging.getLogger("mlxengine.memory")
+
+# A model whose requests crashed so often in a row is loaded afresh for the next one.
+_CRASHES = 3
+
+
+@frozen
+class LoadKey:
+    """What makes two loads the same one."""
+
+    configuration: ModelConfiguration
+    kinds: tuple[str, ...]
+    verify: str | None
+
+
+class ModelPool:
+    """Shares one loaded model among all who ask for the same configuration, and frees it after the last.
+
+    Args:
+        loader: does the loading, on threads of this pool.
+        scheduler: runs requests.
+        idle_ttl: seconds after its last request that a model stays in memory; ``None``: for ever.
+    """
+
+    def __init__(self, loader: Loader, scheduler: Scheduler, idle_ttl: float | None = None) -> None:
+        self._loader = loader
+        self._scheduler = scheduler
+        self.ledger = loader.ledger
+        self.outcomes = Outcomes()
+        self.statistics = Statistics()
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._by_configuration: dict[ModelConfiguration, LiveModel] = {}
+        self._live: set[LiveModel] = set()
+        self._pending: dict[LoadKey, PendingLoad] = {}
+        self._waiting: dict[LiveModel, list[Task]] = {}
+        self._closed = False
+        self._caretaker = Caretaker(self.ledger, self.live, idle_ttl, loader.shortage)
+        self._cared_for = False
+
+    def live(self) -> tuple[LiveModel, ...]:
+        """The models that are loaded now."""
+        with self._lock:
+            return tuple(self._live)
+
+    def start(self, key: LoadKey, report: Report | None) -> PendingLoad:
+        """Begin a load, or join one; the caller waits for its future, or calls `give_up`.
+
+        Raises:
+            EngineClosedError: the pool was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("The engine is closed.")
+            if not self._cared_for:
+                self._cared_for = True
+                self._spawn(self._caretaker.run)
+            pending = self._pending.get(key)
+            if pending is None:
+                pending = PendingLoad()
+                live = self._by_configuration.get(key.configuration)
+                if (
+                    live is not None
+                    and key.verify is None
+                    and live.claim.kind in (key.kinds or live.claim.kind)
+                ):
+                    live.holders += 1
+                    pending.counted = True
+                    pending.future.set_result(live)
+                    return pending
+                self._pending[key] = pending
+                self._spawn(self._load, key, pending)
+            pending.waiters += 1
+            if report is not None:
+                pending.reports.append(report)
+        return pending
+
+    def changed(self) -> None:
+        """What other processes are told has changed."""
+        self._caretaker.changed()
+
+    def _spawn(self, work: Callable[..., None], *arguments: object) -> None:
+        """Start a thread that `close` waits for; with the lock held."""
+        thread = threading.Thread(
+            target=self._work, args=(work, arguments), name="mlxengine-loader", daemon=True
+        )
+        self._threads.add(thread)
+        thread.start()
+
+    def _work(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        try:
+            work(*arguments)
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _load(self, key: LoadKey, pending: PendingLoad) -> None:
+        try:
+            live = self._loader.load(key.configuration, key.kinds, key.verify, pending)
+        except BaseException as error:
+            with self._lock:
+                self._pending.pop(key, None)
+            pending.future.set_exception(error)
+            return
+        with self._lock:
+            self._pending.pop(key, None)
+            keep = pending.waiters > 0 and not self._closed
+            if keep:
+                live.holders, pending.counted = pending.waiters, True
+                self._live.add(live)
+                self._by_configuration[key.configuration] = live
+        self.changed()
+        if keep:
+            pending.future.set_result(live)
+        else:
+            self._free(live)
+            pending.future.set_exception(CancelledError("Loading was cancelled."))
+
+    def give_up(self, pending: PendingLoad) -> None:
+        """One caller stops waiting: nobody left cancels the load, a finished one is released."""
+        with self._lock:
+            pending.waiters -= 1
+            counted = pending.counted
+            if pending.waiters <= 0 and not counted:
+                pending.cancelled.set()
+        if counted:
+            self.release(pending.future.result())
+
+    def release(self, live: LiveModel) -> None:
+        """One holder less; the last one frees the model."""
+        with self._lock:
+            live.holders -= 1
+            if live.holders > 0 or live not in self._live:
+                return
+            self._live.discard(live)
+            self._forget(live)
+        self._free(live)
+
+    def stop(self, live: LiveModel) -> None:
+        """Free a model whoever holds it; its requests end with `CancelledError`, its handles are closed."""
+        with self._lock:
+            if live not in self._live:
+                return
+            live.holders = 0
+            self._live.discard(live)
+            self._forget(live)
+        self._free(live)
+
+    def _forget(self, live: LiveModel) -> None:
+        kept = {key: value for key, value in self._by_configuration.items() if value is not live}
+        self._by_configuration = kept
+
+    def _free(self, live: LiveModel) -> None:
+        live.closed = True
+        self._loader.take_out(live)
+        self.ledger.release(live)
+        self.changed()
+
+    # -- running ---------------------------------------------------------------------------------------
+
+    def submit(self, live: LiveModel, task: Task) -> None:
+        """Run a request on a model; one that is evicted is loaded first.
+
+        Raises:
+            EngineClosedError: the engine was closed.
+        """
+        task.on_done = lambda error: self._done(live, task, error)
+        if live.crashes >= _CRASHES:
+            self.ledger.evict(live, f"after {live.crashes} crashes in a row")
+        self.changed()
+        if not self.ledger.use(live, task):
+            self._scheduler.submit(task)
+            return
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("The engine is closed.")
+            waiting = self._waiting.setdefault(live, [])
+            waiting.append(task)
+            if len(waiting) == 1:
+                self._spawn(self._revive, live)
+
+    def _done(self, live: LiveModel, task: Task, error: BaseException | None) -> None:
+        live.tasks.discard(task)
+        live.last_used = time.monotonic()
+        live.crashes = live.crashes + 1 if isinstance(error, PluginCrashedError) else 0
+        self.outcomes.record(error)
+        self.statistics.record(live, task, error)
+        self.changed()
+
+    def _revive(self, live: LiveModel) -> None:
+        error: BaseException | None = None
+        try:
+            self._loader.bring_in(live, PendingLoad())
+            if live.closed:
+                self._free(live)
+        except BaseException as problem:
+            error = problem
+        with self._lock:
+            tasks = self._waiting.pop(live)
+        for task in tasks:
+            if error is not None:
+                task.finish(error)
+            else:
+                self._scheduler.submit(task)
+
+    def health(self) -> Health:
+        """Whether what ran last went well, and which models serve less than was asked for."""
+        found = [(live.card.id, live.degraded) for live in self.live()]
+        degraded = [f"{name}: {reason}" for name, reason in found if reason is not None]
+        return self.outcomes.health(self._scheduler.status(), degraded)
+
+    def aside(self, live: LiveModel, then: Callable[[], None], *, relieve: bool) -> None:
+        """Call a function on a thread of its own; with ``relieve``, when caches and idle models are gone."""
+
+        def work() -> None:
+            try:
+                if relieve:
+                    gone = self.ledger.relieve(live)
+                    log.warning("Memory ran out under %s; %d bytes were let go", live.card.id, gone)
+            finally:
+                then()
+
+        with self._lock:
+            if not self._closed:
+                self._spawn(work)
+                return
+        then()
+
+    def report(self) -> MemoryReport:
+        """The ledger beside what the array library says."""
+        from ..memory import MemoryReport, ModelMemory
+
+        backend = self._loader.backend
+        reading = self._scheduler.run(backend.memory) if backend is not None else None
+        now = time.monotonic()
+        return MemoryReport(
+            budget=self.ledger.budget,
+            reserved=self.ledger.reserved,
+            others=self.ledger.others,
+            active=reading.active if reading else None,
+            cache=reading.cache if reading else None,
+            peak=reading.peak if reading else None,
+            models=tuple(
+                ModelMemory(
+                    id=live.card.id,
+                    kind=live.claim.kind,
+                    reserved=self.ledger.charged(live),
+                    predicted=live.predicted.total,
+                    weights=live.weights,
+                    running=live.running,
+                    pinned=live.pinned,
+                    inhibitors=tuple(live.inhibitors),
+                    idle_seconds=now - live.last_used,
+                    evicted=live.evicted,
+                    caches=live.state.caches,
+                    degraded=live.degraded,
+                    shortages=live.state.shortages,
+                )
+                for live in self.live()
+            ),
+            evictions=tuple(self.ledger.evictions),
+        )
+
+    def close(self) -> None:
+        """Cancel every load and free every model."""
+        with self._lock:
+            self._closed = True
+            pending, threads = list(self._pending.values()), list(self._threads)
+        self._caretaker.stop()
+        for item in pending:
+            item.cancelled.set()
+        for thread in threads:
+            thread.join()
+        with self._lock:
+            lives = list(self._live)
+            self._live.clear()
+            self._by_configuration.clear()
+        for live in lives:
+            self._free(live)
+
+    def abandon(self) -> None:
+        """The same without waiting for threads, when the interpreter exits."""
+        self._caretaker.stop()
+        for item in list(self._pending.values()):
+            item.cancelled.set()

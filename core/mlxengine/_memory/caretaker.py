@@ -1,0 +1,94 @@
+"""What has to be done for loaded models from time to time: idle ones leave, others are told what is held."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .ledger import Ledger
+from .live import LiveModel
+
+_LOOK = 10.0  # seconds between two looks at the machine's free memory
+_PAUSE = 0.25  # seconds between two notes to other processes, which need not know of every request
+
+
+class Caretaker:
+    """A thread's work.
+
+    Args:
+        ledger: evicts, and writes what is held where `mlxengine ps` reads it.
+        live: the models that somebody holds.
+        ttl: seconds after its last request that a model stays in memory; ``None``: for ever.
+        shortage: why memory is short on this machine, whoever took it; ``None`` while it is not.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        live: Callable[[], Sequence[LiveModel]],
+        ttl: float | None,
+        shortage: Callable[[], str | None],
+    ) -> None:
+        self._shortage = shortage
+        self._ledger = ledger
+        self._live = live
+        self._ttl = ttl
+        self._changed = threading.Event()
+        self._stopped = threading.Event()
+
+    def changed(self) -> None:
+        """Something is worth telling; never waits."""
+        self._changed.set()
+
+    def stop(self) -> None:
+        """End `run` soon."""
+        self._stopped.set()
+        self._changed.set()
+
+    def run(self) -> None:
+        """Until `stop`."""
+        pause = _LOOK if self._ttl is None else min(1.0, self._ttl / 4)
+        looked = time.monotonic()
+        while not self._stopped.is_set():
+            if self._changed.wait(pause) and not self._stopped.is_set():
+                self._changed.clear()
+                self._ledger.publish([self._described(live) for live in self._live() if not live.evicted])
+            self._reap()
+            if time.monotonic() - looked >= _LOOK:
+                looked = time.monotonic()
+                self._ease()
+            self._stopped.wait(min(_PAUSE, pause))
+
+    def _reap(self) -> None:
+        if self._ttl is None:
+            return
+        for live in self._live():
+            if live.idle and time.monotonic() - live.last_used >= self._ttl:
+                self._ledger.evict(live, f"after {self._ttl:g} s without a request")
+                self._changed.set()
+
+    def _ease(self) -> None:
+        """Give the machine something back if it is short: caches first, next time an idle model."""
+        if any(live.state.caches or live.idle for live in self._live()):
+            reason = self._shortage()
+            if reason is not None and self._ledger.ease(f"because {reason}"):
+                self._changed.set()
+
+    def _described(self, live: LiveModel) -> dict[str, Any]:
+        return {
+            "id": live.card.id,
+            "kind": live.claim.kind,
+            "reserved_bytes": self._ledger.charged(live),
+            "cache_bytes": live.state.caches,
+            "running": live.running,
+            "pinned": live.pinned,
+            "kept_by": list(live.inhibitors),
+            "degraded": live.degraded,
+            "ttl_seconds": self._ttl,
+            "used_at": time.time() - (time.monotonic() - live.last_used),
+        }
+
+
+__all__ = ["Caretaker"]

@@ -1,0 +1,144 @@
+"""A model that somebody holds, and a load that is under way."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from .._scheduling.task import Task
+from .._scheduling.threads import collect
+from ..contract.events import Event
+from ..contract.features import Features
+from ..contract.hookspecs import Claim, Loaded, MemoryEstimate, ModelState
+from ..contract.plugins import PluginRecord
+
+if TYPE_CHECKING:
+    from ..contract.configuration import ModelCard, ModelConfiguration
+    from ..contract.device import DeviceBackend
+    from .plan import Plan
+
+log = logging.getLogger("mlxengine.memory")
+Report = Callable[[Event], None]
+
+
+@define(eq=False, kw_only=True)
+class LiveModel:
+    """A model that somebody holds, in memory or evicted, and what it costs.
+
+    ``ladder`` are the ways to load it, from what was asked for to what takes the least; ``plan`` is the one
+    in use. ``loaded`` is ``None`` before it is loaded and while it is evicted; its next request loads it
+    again.
+    Sizes are in bytes, ``last_used`` is a ``time.monotonic`` reading.
+    """
+
+    card: ModelCard
+    configuration: ModelConfiguration
+    record: PluginRecord
+    claim: Claim
+    ladder: tuple[Plan, ...]
+    plan: Plan
+    path: Path
+    loaded: Loaded | None = None
+    capabilities: frozenset[str] = frozenset()
+    info: Mapping[str, Any] = field(factory=dict)
+    holders: int = 0
+    closed: bool = False
+    weights: int | None = None
+    tasks: set[Task] = field(factory=set, repr=False)
+    crashes: int = 0
+    pinned: bool = False
+    inhibitors: dict[str, int] = field(factory=dict)
+    last_used: float = field(factory=time.monotonic)
+
+    @property
+    def features(self) -> Features:
+        """The flags in force."""
+        return self.plan.features
+
+    @property
+    def predicted(self) -> MemoryEstimate:
+        """What it should take."""
+        return self.plan.estimate
+
+    @property
+    def state(self) -> ModelState:
+        """What the plugin says of it now; nothing while it is out of memory."""
+        loaded = self.loaded
+        try:
+            return ModelState() if loaded is None else loaded.state()
+        except Exception as error:
+            log.debug("The state of %s cannot be told: %r", self.card.id, error)
+            return ModelState()
+
+    @property
+    def degraded(self) -> str | None:
+        """What it serves less than was asked for, and why."""
+        now = None if self.evicted else "; ".join(filter(None, (self.plan.reason, self.state.degraded)))
+        return now or None
+
+    @property
+    def running(self) -> int:
+        """Requests that run on it, or wait for it to be loaded again."""
+        return len(self.tasks)
+
+    @property
+    def evicted(self) -> bool:
+        """Whether the model is out of memory."""
+        return self.loaded is None
+
+    @property
+    def idle(self) -> bool:
+        """Whether the model may be evicted."""
+        return not (self.running or self.pinned or self.inhibitors or self.evicted or self.closed)
+
+    @property
+    def why_kept(self) -> str:
+        """Why it may not be evicted, for people."""
+        reasons = [f"{self.running} running" if self.running else "", "pinned" if self.pinned else ""]
+        return ", ".join(filter(None, [*reasons, *self.inhibitors])) or "idle"
+
+    @property
+    def need(self) -> int:
+        """Bytes to charge: what loading took, or should take, with room for caches and work."""
+        weights = self.predicted.weights if self.weights is None else self.weights
+        return weights + self.predicted.cache + self.predicted.workspace
+
+
+@define(eq=False, kw_only=True)
+class PendingLoad:
+    """A load that is under way, and how many callers wait for it (once ``counted``, they hold the model)."""
+
+    future: Future[LiveModel] = field(factory=Future)
+    cancelled: threading.Event = field(factory=threading.Event)
+    waiters: int = 0
+    counted: bool = False
+    reports: list[Report] = field(factory=list)
+
+    def report(self, event: Event) -> None:
+        for report in list(self.reports):
+            report(event)
+
+
+def free(live: LiveModel, backend: DeviceBackend | None) -> int | None:
+    """Take a model out of memory; on the scheduler's thread. Returns the bytes that came back."""
+    before = backend.memory().active if backend is not None else 0
+    loaded, live.loaded = live.loaded, None
+    if loaded is not None and loaded.close is not None:
+        try:
+            loaded.close()
+        except Exception as error:
+            log.warning("Closing %s (plugin %s) raised %r", live.card.id, live.record.name, error)
+    del loaded
+    if backend is None:
+        return None
+    # Models are full of reference cycles; what they hold must go now, not at some later collection.
+    collect()
+    backend.clear_cache()
+    return before - backend.memory().active

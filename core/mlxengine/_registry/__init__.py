@@ -1,0 +1,1 @@
+"""How the lists of known models are read, and how one of them is chosen."""

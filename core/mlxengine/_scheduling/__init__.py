@@ -1,0 +1,1 @@
+"""The only owner of a thread that touches a model."""

@@ -1,0 +1,128 @@
+"""One iterator on the scheduler, and where its events go."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
+from typing import Protocol
+
+import attrs
+from attrs import define, field, frozen
+
+from ..contract.events import Event, Finished
+from ..contract.plugins import PluginRecord
+
+# A step that is predicted to cost less than this rides along in its model's turn.
+CHEAP_SECONDS = 0.001
+QUANTUM_SECONDS = 0.010
+
+
+class Sink(Protocol):
+    """Where a task's events go; a `Channel`, or a future for work that only ends."""
+
+    @property
+    def full(self) -> bool: ...
+
+    def put(self, event: Event) -> None: ...
+
+    def end(self, error: BaseException | None = None) -> None: ...
+
+
+class FutureSink:
+    """The end of a task as a future; its events are dropped."""
+
+    full = False
+
+    def __init__(self) -> None:
+        self.future: Future[None] = Future()
+
+    def put(self, event: Event) -> None:
+        """Nothing reads the events of such a task."""
+
+    def end(self, error: BaseException | None = None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(error)
+
+
+@define(eq=False, kw_only=True)
+class Task:
+    """One iterator on the scheduler.
+
+    Args:
+        group: the model (tasks of one group share one clock).
+        record: the plugin, for errors.
+        start: makes the iterator, on the scheduler's thread.
+        sink: where its events go.
+        answers: whether the iterator owes exactly one `Finished`.
+        hook: the hook that is running, for errors.
+        on_done: called once when the task is over, with its error; on the scheduler's thread.
+    """
+
+    group: Hashable
+    record: PluginRecord
+    start: Callable[[], Iterator[Event | None]]
+    sink: Sink
+    answers: bool = True
+    hook: str = "generate"
+    submitted: float = field(factory=time.perf_counter)
+    cancelled: bool = False
+    iterator: Iterator[Event | None] | None = None
+    first_step: float | None = None
+    first_event: float | None = None
+    device_seconds: float = 0.0
+    predicted: float = QUANTUM_SECONDS
+    done: bool = False
+    finished: Finished | None = None
+    on_done: Callable[[BaseException | None], None] | None = None
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """The task is over; counted once."""
+        if self.done:
+            return
+        self.done = True
+        if self.on_done is not None:
+            self.on_done(error)
+        self.sink.end(error)
+
+    def timed(self, event: Finished, now: float) -> Finished:
+        """The last event with the times that only the scheduler knows."""
+        first = self.first_event
+        metrics = attrs.evolve(
+            event.metrics,
+            queue_seconds=(self.first_step or now) - self.submitted,
+            first_event_seconds=None if first is None else first - self.submitted,
+            total_seconds=now - self.submitted,
+            device_seconds=self.device_seconds,
+        )
+        return attrs.evolve(event, metrics=metrics)
+
+
+@define(eq=False)
+class Group:
+    """The tasks of one model, and the clock that says how much of the device it had."""
+
+    tasks: deque[Task] = field(factory=deque)
+    clock: float = 0.0
+    weight: float = 1.0
+    active: bool = False
+
+
+@frozen(kw_only=True)
+class SchedulerStatus:
+    """What the loop is doing: the plugin whose step runs, since when (seconds), and how much waits.
+
+    ``died`` is what the loop last failed with, ``died_at`` when (``time.monotonic``).
+    """
+
+    alive: bool
+    running: str | None
+    running_seconds: float
+    tasks: int
+    died: str | None
+    died_at: float | None = None

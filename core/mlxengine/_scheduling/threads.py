@@ -1,0 +1,54 @@
+"""What Python's threads do not say about the system's."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..contract.device import DeviceBackend
+
+_quiet = threading.Lock()
+
+
+def collect() -> None:
+    """Collect garbage, but not while a thread gives up its mlx state."""
+    with _quiet:
+        gc.collect()
+
+
+def give_up_streams(backend: DeviceBackend | None) -> None:
+    """What every thread that computed does last, when no model is left.
+
+    mlx holds the thread's cache of compiled functions meanwhile and waits for the GIL to empty it. Another
+    thread that frees a function of that cache holds the GIL and waits for the cache: neither goes on. So
+    garbage waits too.
+    """
+    if backend is None:
+        return
+    with _quiet:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            backend.end_thread()
+        finally:
+            if collecting:
+                gc.enable()
+
+
+def wait_until_gone(thread: threading.Thread, seconds: float = 1.0) -> None:
+    """Wait until the system's thread is gone, which is a moment after Python's has been joined.
+
+    mlx keeps compiled functions per thread and frees them, under the GIL, when the system's thread exits.
+    If the interpreter ends in that moment, the process aborts.
+    """
+    tasks = Path("/proc/self/task")
+    if not tasks.exists():
+        time.sleep(0.02)  # elsewhere nothing tells; the GIL is all that the thread waits for
+        return
+    deadline = time.perf_counter() + seconds
+    while tasks.joinpath(str(thread.native_id)).exists() and time.perf_counter() < deadline:
+        time.sleep(0.001)

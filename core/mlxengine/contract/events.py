@@ -1,0 +1,120 @@
+"""What a running request says. Consumers ignore events they do not know.
+
+Payloads are host bytes with a shape and a dtype name, never lazy arrays, so an event may be kept,
+sent to another thread or pickled. Every stream ends with exactly one `Finished`, or with an exception.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@frozen(kw_only=True)
+class Event:
+    """Base of every event.
+
+    ``index`` tells the choices of one request apart (``n`` > 1, pictures); ``mock`` marks what the mock
+    back end made.
+    """
+
+    index: int = 0
+    mock: bool = False
+
+
+@frozen(kw_only=True)
+class Progress(Event):
+    """How far a stage is: ``done`` of ``total`` (``None``: unknown), counted in ``unit``."""
+
+    stage: str
+    done: float
+    total: float | None = None
+    unit: str = "steps"
+
+
+@frozen(kw_only=True)
+class Array:
+    """Host memory: C-ordered ``data`` of ``shape`` and a numpy ``dtype`` name."""
+
+    data: bytes | memoryview = field(repr=lambda value: f"<{len(value)} bytes>")
+    shape: tuple[int, ...]
+    dtype: str
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """A read-only numpy view of the same memory (numpy must be installed)."""
+        import numpy as np
+
+        view: np.ndarray[Any, Any] = np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
+        return view
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    DONE = "done"
+
+
+@frozen(kw_only=True)
+class Usage:
+    """What was counted by the model's own tokenizer.
+
+    ``cached_tokens`` are those of the prompt that did not have to be computed again.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@frozen(kw_only=True)
+class Metrics:
+    """Times in seconds since the request was submitted, rates per second, memory in bytes.
+
+    ``extra`` holds what only one kind measures, as ``(name, value)`` pairs.
+    """
+
+    queue_seconds: float = 0.0
+    first_event_seconds: float | None = None
+    total_seconds: float = 0.0
+    device_seconds: float = 0.0
+    prompt_per_second: float | None = None
+    generation_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    extra: tuple[tuple[str, float], ...] = ()
+
+
+@frozen(kw_only=True)
+class Finished(Event):
+    """The end of a request, exactly once and last.
+
+    A plugin fills ``reason``, ``usage`` and the metrics that it knows; the scheduler adds the times.
+    ``stop`` is the stop text or token that matched.
+    """
+
+    reason: FinishReason = field(default=FinishReason.DONE, converter=FinishReason)
+    usage: Usage = Usage()
+    metrics: Metrics = Metrics()
+    stop: str | int | None = None
+
+
+__all__ = [
+    "Array",
+    "Event",
+    "FinishReason",
+    "Finished",
+    "Metrics",
+    "Progress",
+    "Usage",
+]

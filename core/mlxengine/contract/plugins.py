@@ -1,0 +1,49 @@
+"""What is known about the installed plugins, and about who serves a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from attrs import define, field, frozen
+
+from ..errors import PluginError
+from .hookspecs import Claim
+
+
+@define(kw_only=True, eq=False)
+class PluginRecord:
+    """One plugin: where it comes from, and why it was set aside if it was.
+
+    Args:
+        name: the entry-point name.
+        distribution, version: what provides it; ``None`` for a plugin that was handed over as an object.
+        plugin: the module or object, ``None`` if it could not be imported.
+        hooks: its own implementations by hook name, called with a mapping of arguments.
+        error: why it is set aside; ``None`` for one that works.
+    """
+
+    name: str
+    distribution: str | None = None
+    version: str | None = None
+    plugin: object | None = field(default=None, repr=False)
+    hooks: Mapping[str, Callable[..., Any]] = field(default=MappingProxyType({}), repr=False)
+    error: PluginError | None = None
+
+    @property
+    def where(self) -> str:
+        """Name and distribution, for messages."""
+        return f"{self.name!r} ({self.distribution})" if self.distribution else repr(self.name)
+
+
+@frozen(kw_only=True)
+class Owner:
+    """The plugin that serves a model, with its claim and everybody else's (name and claim)."""
+
+    record: PluginRecord
+    claim: Claim
+    others: tuple[tuple[str, Claim], ...] = ()
+
+
+__all__ = ["Owner", "PluginRecord"]

@@ -1,0 +1,198 @@
+"""Handles: what ``load`` returns. A kind's own only builds requests and gathers events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+from attrs import frozen
+
+from .contract.configuration import ModelCard, ModelConfiguration
+from .contract.events import Event, Finished, Metrics, Usage
+from .contract.features import Explanation, Feature
+from .contract.requests import Request
+from .streams import AsyncEventStream, EventStream
+
+if TYPE_CHECKING:
+    from ._memory.live import LiveModel
+    from .engine import InferenceEngine
+
+
+@frozen(kw_only=True)
+class Result:
+    """All events of a request, the last one apart."""
+
+    events: tuple[Event, ...]
+    finished: Finished
+
+    @property
+    def usage(self) -> Usage:
+        return self.finished.usage
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.finished.metrics
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Result:
+        """Gather a stream that ended with `Finished`."""
+        *rest, last = list(events)  # unpacking a stream directly would iterate it twice
+        assert isinstance(last, Finished)
+        return cls(events=tuple(rest), finished=last)
+
+
+class _Handle:
+    """What the sync and the async handles share."""
+
+    def __init__(self, engine: InferenceEngine, live: LiveModel) -> None:
+        self._engine = engine
+        self._live = live
+        self._closed = False
+
+    @property
+    def id(self) -> str:
+        """Repository id, or local path."""
+        return self._live.card.id
+
+    @property
+    def kind(self) -> str:
+        """The kind that the plugin claimed."""
+        return self._live.claim.kind
+
+    @property
+    def plugin(self) -> str:
+        """The plugin that serves the model."""
+        return self._live.record.name
+
+    @property
+    def card(self) -> ModelCard:
+        """What was found out about the model."""
+        return self._live.card
+
+    @property
+    def configuration(self) -> ModelConfiguration:
+        """What was asked for."""
+        return self._live.configuration
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Facts about the loaded model, for example ``"vision"`` or ``"tools"``."""
+        return self._live.capabilities
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What the plugin says about the loaded model."""
+        return self._live.info
+
+    @property
+    def closed(self) -> bool:
+        """Whether this handle was closed."""
+        return self._closed
+
+    def pin(self, on: bool = True) -> None:
+        """Never evict the model while this is on (and somebody holds it)."""
+        self._live.pinned = on
+        self._engine._pool.changed()
+
+    @contextmanager
+    def keep(self, name: str) -> Iterator[None]:
+        """Keep the model in memory while the block runs; ``name`` tells others why it cannot go."""
+        held = self._live.inhibitors
+        held[name] = held.get(name, 0) + 1
+        self._engine._pool.changed()
+        try:
+            yield
+        finally:
+            held[name] -= 1
+            if not held[name]:
+                del held[name]
+            self._engine._pool.changed()
+
+    def explain(self, feature: str | Feature[Any]) -> Explanation:
+        """Value, source, availability and reason of a feature for this model."""
+        return self._live.features.explain(feature)
+
+    def _release(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._engine._release(self._live)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<{type(self).__name__} {self.id} kind={self.kind} plugin={self.plugin} {state}>"
+
+
+class ModelHandle(_Handle):
+    """A loaded model of any kind: `stream` events, or `run` to the end.
+
+    Close it (or leave its ``with`` block) to free the model when nobody else holds it.
+    """
+
+    def stream(self, request: Request) -> EventStream:
+        """Start a request; its events come as they happen.
+
+        Raises:
+            ModelClosedError, EngineClosedError: the handle or its engine was closed.
+            InvalidParameterError: ``request`` is not a request, or one that this model cannot take.
+        """
+        return EventStream(*self._engine._open(self._live, request, self._closed))
+
+    def run(self, request: Request) -> Result:
+        """Run a request to its end.
+
+        Raises:
+            MLXEngineError: what the request ended with.
+        """
+        return Result.of(self.stream(request))
+
+    def close(self) -> None:
+        """Give the model up. It is freed when no other handle holds it. May be called twice."""
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncModelHandle(_Handle):
+    """The same as `ModelHandle`, for asyncio."""
+
+    def stream(self, request: Request) -> AsyncEventStream:
+        """Start a request; iterate its events with ``async for``."""
+        return AsyncEventStream(*self._engine._open(self._live, request, self._closed))
+
+    async def run(self, request: Request) -> Result:
+        """Run a request to its end."""
+        return Result.of([event async for event in self.stream(request)])
+
+    async def close(self) -> None:
+        """Give the model up. May be called twice."""
+        self._release()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def with_features(request: Request, features: Mapping[str, object]) -> Request:
+    """The same request with feature flags for this call."""
+    return attrs.evolve(request, features=tuple(features.items()))
+
+
+__all__ = [
+    "AsyncModelHandle",
+    "ModelHandle",
+    "Result",
+    "with_features",
+]

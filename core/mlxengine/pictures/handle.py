@@ -1,0 +1,190 @@
+"""Handles of image-generation models, and the picture that they make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+
+from attrs import field, frozen
+
+from ..contract.events import Array, Event
+from ..errors import BackendUnavailableError, InvalidParameterError, ModelNotFoundError
+from ..handle import AsyncModelHandle, ModelHandle
+from ..readonly import freeze, thaw
+from .outputs import ImageReady
+from .requests import ImageRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RECIPE_KEY = "mlxengine"
+"""The PNG text chunk that holds the recipe, as JSON."""
+
+
+@frozen(kw_only=True)
+class Picture:
+    """A finished picture: ``pixels`` of shape (height, width, 3), uint8, and the recipe to make it again."""
+
+    pixels: Array = field(repr=lambda value: f"<{value.shape[1]} × {value.shape[0]}>")
+    recipe: Mapping[str, Any] = field(factory=dict, converter=freeze)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The pixels as a read-only numpy array (height, width, 3) of uint8."""
+        return self.pixels.numpy()
+
+    def pil(self) -> Any:
+        """The pixels as a PIL image.
+
+        Raises:
+            BackendUnavailableError: Pillow is not installed.
+        """
+        return _pil().fromarray(self.numpy())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture in the format that the name says; a PNG also holds the recipe.
+
+        Raises:
+            InvalidParameterError: the name's ending is no picture format.
+            BackendUnavailableError: Pillow is not installed.
+            OSError: the file cannot be written.
+        """
+        from_pil, target = _pil(), Path(path).expanduser()
+        if target.suffix.lower() not in from_pil.registered_extensions():
+            raise InvalidParameterError(
+                f"{target.name!r} does not end like a picture.", hint="Write for example picture.png."
+            )
+        extra: dict[str, Any] = {}
+        if target.suffix.lower() == ".png":
+            from PIL.PngImagePlugin import PngInfo
+
+            extra["pnginfo"] = PngInfo()
+            extra["pnginfo"].add_itxt(RECIPE_KEY, json.dumps(thaw(self.recipe), ensure_ascii=False))
+        self.pil().save(target, **extra)
+        return target
+
+
+def read_recipe(path: str | Path) -> Mapping[str, Any]:
+    """The recipe that a PNG of ours holds.
+
+    Raises:
+        ModelNotFoundError: there is no such file.
+        InvalidParameterError: it is no picture, or holds no recipe.
+        BackendUnavailableError: Pillow is not installed.
+    """
+    source, text = Path(path).expanduser(), None
+    try:
+        with _pil().open(source) as opened:
+            text = opened.info.get(RECIPE_KEY)
+            found = json.loads(text) if text is not None else None
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f"There is no file {source}.") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InvalidParameterError(f"{source.name} cannot be read as a picture: {error}.") from error
+    if not isinstance(found, dict):
+        raise InvalidParameterError(
+            f"{source.name} holds no recipe.", hint="Only PNG files that MLXEngine saved do."
+        )
+    frozen_recipe: Mapping[str, Any] = freeze(found)
+    return frozen_recipe
+
+
+def _pil() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "Pictures are read and written with Pillow, which is not installed.", hint="pip install pillow"
+        ) from error
+    return Image
+
+
+class ImageOptions(TypedDict, total=False):
+    """What a call may say about a picture; `ImageRequest` says what each means. Left out: the model's own."""
+
+    negative: str | None
+    size: tuple[int, int] | None
+    steps: int | None
+    guidance: float | None
+    seed: int | None
+    scheduler: str | None
+    init_image: Any
+    strength: float | None
+    lora: tuple[tuple[str, float], ...]
+    low_memory: bool | None
+
+
+def image_request(prompt: str, n: int | None = None, **options: Unpack[ImageOptions]) -> ImageRequest:
+    """A prompt and its options as a request for ``n`` pictures (``None``: one).
+
+    Raises:
+        InvalidParameterError: the prompt is no text, or an option is unknown.
+    """
+    if not isinstance(prompt, str):
+        raise InvalidParameterError(f"A prompt is a str, found {type(prompt).__name__}.")
+    for name in options:
+        if name not in ImageOptions.__annotations__:
+            known = ", ".join(ImageOptions.__annotations__)
+            raise InvalidParameterError(f"Unknown parameter {name!r}.", hint=f"Known: n, {known}.")
+    return ImageRequest(prompt=prompt, n=1 if n is None else n, **options)
+
+
+class ImageHandle(ModelHandle):
+    """A loaded image-generation model. `stream` an `ImageRequest` to see each denoising step."""
+
+    @overload
+    def image(self, prompt: str, *, n: None = None, **options: Unpack[ImageOptions]) -> Picture: ...
+
+    @overload
+    def image(self, prompt: str, *, n: int, **options: Unpack[ImageOptions]) -> tuple[Picture, ...]: ...
+
+    def image(
+        self, prompt: str, *, n: int | None = None, **options: Unpack[ImageOptions]
+    ) -> Picture | tuple[Picture, ...]:
+        """Make one picture; or ``n`` of them, as a tuple, with the seeds ``seed``, ``seed + 1`` …
+
+        Raises:
+            InvalidParameterError, UnsupportedInputError: a value is bad, or the model cannot do it.
+            MLXEngineError: what the request ended with.
+        """
+        pictures = _pictures(self.run(image_request(prompt, n, **options)).events)
+        return pictures[0] if n is None else pictures
+
+
+class AsyncImageHandle(AsyncModelHandle):
+    """The same as `ImageHandle`, for asyncio."""
+
+    @overload
+    async def image(self, prompt: str, *, n: None = None, **options: Unpack[ImageOptions]) -> Picture: ...
+
+    @overload
+    async def image(self, prompt: str, *, n: int, **options: Unpack[ImageOptions]) -> tuple[Picture, ...]: ...
+
+    async def image(
+        self, prompt: str, *, n: int | None = None, **options: Unpack[ImageOptions]
+    ) -> Picture | tuple[Picture, ...]:
+        """Make one picture, or ``n`` of them as a tuple."""
+        pictures = _pictures((await self.run(image_request(prompt, n, **options))).events)
+        return pictures[0] if n is None else pictures
+
+
+def _pictures(events: Iterable[Event]) -> tuple[Picture, ...]:
+    ready = sorted((event for event in events if isinstance(event, ImageReady)), key=lambda item: item.index)
+    return tuple(Picture(pixels=event.pixels, recipe=event.recipe) for event in ready)
+
+
+__all__ = [
+    "RECIPE_KEY",
+    "AsyncImageHandle",
+    "ImageHandle",
+    "ImageOptions",
+    "Picture",
+    "image_request",
+    "read_recipe",
+]

@@ -1,0 +1,51 @@
+"""What can be asked of a model that makes pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import field, frozen
+
+from ..contract.requests import Request
+
+
+def _type_name(value: Any) -> str:
+    return f"<{type(value).__name__}>"
+
+
+@frozen(kw_only=True)
+class ImageRequest(Request):
+    """Text (and a picture) in, pictures out. ``None`` is the model's own default.
+
+    Args:
+        prompt: what the picture shows.
+        negative: what it should not show.
+        size: (width, height) in pixels.
+        steps: denoising steps, at least 1.
+        guidance: classifier-free guidance scale.
+        seed: 0 is a seed; picture i of n uses ``seed + i``.
+        scheduler: name of the sampler, for example ``"euler"``.
+        init_image: a picture to start from: whatever `ImagePart` takes.
+        strength: how far to leave ``init_image``, 0 (keep) to 1 (forget).
+        n: number of pictures.
+        lora: folders or repositories of LoRA weights, each with its scale.
+        low_memory: free each part of the pipeline after its stage.
+        preview_every: emit an `ImagePreview` every so many steps; 0 never does.
+    """
+
+    prompt: str
+    negative: str | None = None
+    size: tuple[int, int] | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int | None = None
+    scheduler: str | None = None
+    init_image: Any = field(default=None, repr=_type_name)
+    strength: float | None = None
+    n: int = 1
+    lora: tuple[tuple[str, float], ...] = ()
+    low_memory: bool | None = None
+    preview_every: int = 0
+
+
+__all__ = ["ImageRequest"]

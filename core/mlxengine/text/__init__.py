@@ -1,0 +1,1 @@
+"""The vocabulary of language and vision-language models."""

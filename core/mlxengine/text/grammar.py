@@ -1,0 +1,90 @@
+"""What an answer must look like: JSON of a schema, a regular expression, a Lark grammar, or choices."""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from ..errors import InvalidParameterError
+from ..readonly import thaw
+
+_SPECIAL = r"[\\.+*?()|\[\]{}^$#&~-]"  # what means something in a pattern
+
+
+class GrammarKind(enum.StrEnum):
+    """How a grammar's source is to be read."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@frozen
+class Grammar:
+    """A constraint on the whole answer. Use `json`, `regex`, `lark` or `choices` to build one.
+
+    Only its form is checked here; whether it can be compiled is known when a request uses it.
+    """
+
+    kind: GrammarKind = field(converter=GrammarKind)
+    source: str
+
+    @classmethod
+    def json(cls, schema: Any = None) -> Grammar:
+        """JSON that fits a schema: a mapping, its text, or a pydantic model class; any object without one.
+
+        Raises:
+            InvalidParameterError: the schema is none of these.
+        """
+        if hasattr(schema, "model_json_schema"):
+            schema = schema.model_json_schema()
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(schema)
+            except ValueError as error:
+                raise InvalidParameterError(f"The JSON schema is not JSON: {error}.") from error
+        if schema is None:
+            schema = {"type": "object"}
+        if not isinstance(schema, Mapping | bool):
+            raise InvalidParameterError(
+                f"A JSON schema is a mapping, its text or a pydantic model, found {type(schema).__name__}."
+            )
+        try:
+            return cls(GrammarKind.JSON_SCHEMA, json.dumps(thaw(schema)))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidParameterError(f"The JSON schema cannot be written as JSON: {error}.") from error
+
+    @classmethod
+    def regex(cls, pattern: str) -> Grammar:
+        """Text that matches a regular expression (Rust's syntax) from its first to its last character."""
+        return cls(GrammarKind.REGEX, _text(pattern))
+
+    @classmethod
+    def lark(cls, grammar: str) -> Grammar:
+        """Text of a context-free grammar in Lark's notation, as llguidance reads it."""
+        return cls(GrammarKind.LARK, _text(grammar))
+
+    @classmethod
+    def choices(cls, texts: Iterable[str]) -> Grammar:
+        """One of the texts, to the letter."""
+        found = [_text(item) for item in ((texts,) if isinstance(texts, str) else texts)]
+        if not found:
+            raise InvalidParameterError("Choices need at least one text.")
+        # a pattern, not a rule: thousands of alternatives are no more work than one
+        return cls(
+            GrammarKind.REGEX, "|".join(re.sub(_SPECIAL, r"\\\g<0>", item) for item in dict.fromkeys(found))
+        )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidParameterError(f"A grammar is a non-empty text, found {value!r}.")
+    return value
+
+
+__all__ = ["Grammar", "GrammarKind"]

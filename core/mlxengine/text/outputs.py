@@ -1,0 +1,109 @@
+"""What language models give: text, reasoning, tool calls, probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from ..contract.events import Event, FinishReason
+from ..readonly import freeze
+
+
+@frozen(kw_only=True)
+class TopLogprob:
+    """One alternative at a position: its token id, text and natural-log probability."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@frozen(kw_only=True)
+class TokenLogprob(TopLogprob):
+    """The chosen token, and the best alternatives, most probable first."""
+
+    top: tuple[TopLogprob, ...] = ()
+
+
+@frozen(kw_only=True)
+class TextDelta(Event):
+    """A piece of the answer. The deltas joined are the whole answer, to the letter.
+
+    ``token_ids`` are the tokens generated since the last delta; text that could still become part of a
+    stop string or of a character waits for the next one.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@frozen(kw_only=True)
+class ReasoningDelta(Event):
+    """A piece of the model's reasoning, which is not part of the answer."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+@frozen(kw_only=True)
+class ToolCall(Event):
+    """A complete tool call; ``arguments`` is ``None`` where ``raw`` could not be parsed (``error``: why)."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any] | None = field(default=None, converter=freeze)
+    raw: str = ""
+    error: str | None = None
+
+
+@frozen(kw_only=True)
+class ToolResult(Event):
+    """What a tool answered to the call ``id``, in a session that runs its tools; ``error``: it failed."""
+
+    id: str
+    name: str
+    content: str
+    error: bool = False
+
+
+@frozen(kw_only=True)
+class ChoiceFinished(Event):
+    """One of the answers (``index``) of a request for several has ended; `Finished` follows the last."""
+
+    reason: FinishReason = field(converter=FinishReason)
+    completion_tokens: int = 0
+    stop: str | int | None = None
+
+
+@frozen(kw_only=True)
+class TextScore(Event):
+    """Natural-log probability of each of ``token_ids``, given all before it; the very first has none."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """The text's log-probability."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability of a token."""
+        return math.exp(-self.total / len(self.logprobs))
+
+
+__all__ = [
+    "ChoiceFinished",
+    "ReasoningDelta",
+    "TextDelta",
+    "TextScore",
+    "TokenLogprob",
+    "ToolCall",
+    "ToolResult",
+    "TopLogprob",
+]

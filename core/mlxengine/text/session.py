@@ -1,0 +1,299 @@
+"""Conversations: a session keeps the history and sends all of it with each turn.
+
+What a model computed for the turns before is reused by the plugin (longest common prefix); a session only
+has to send the same messages again. A turn becomes part of the history when it is complete: one that is
+cancelled or fails leaves no trace.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
+
+from .._scheduling.channel import Channel
+from ..contract.events import Event
+from ..errors import InvalidParameterError, MisuseError
+from ..streams import AsyncEventStream, EventStream
+from ._turn import Turn
+from .handle import AsyncTextHandle, TextHandle
+from .messages import Message, Part, Role
+from .outputs import ToolResult
+from .params import GenerateParams
+from .replies import TextReply
+from .requests import TextRequest
+from .tools import run_calls, run_calls_async
+from .transcript import Transcript, read_transcript, write_transcript
+
+Content = str | Part | Message | Iterable[str | Part | Message]
+Handle = TypeVar("Handle", TextHandle, AsyncTextHandle)
+
+
+class _Session(Generic[Handle]):
+    """What the sync and the async session share: the history and who may add to it."""
+
+    def __init__(
+        self,
+        model: Handle,
+        *,
+        instructions: str | None = None,
+        params: GenerateParams | None = None,
+        tools: Sequence[Any] = (),
+        tool_rounds: int = 0,
+        history: Iterable[Message] = (),
+    ) -> None:
+        if tool_rounds < 0:
+            raise InvalidParameterError(f"tool_rounds={tool_rounds!r} must be at least 0.")
+        self.tool_rounds = tool_rounds
+        self._model: Handle = model
+        self.instructions = instructions
+        self.params = params or GenerateParams()
+        self.tools = tuple(tools)
+        self._messages = tuple(history)
+        self._lock = threading.Lock()
+        self._turn: Turn | None = None
+
+    @property
+    def model(self) -> Handle:
+        """The model that answers."""
+        return self._model
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The complete turns so far, without the instructions."""
+        return self._messages
+
+    @property
+    def transcript(self) -> Transcript:
+        """Everything that `save` writes, as a value."""
+        return Transcript(
+            model=self._model.id, instructions=self.instructions, params=self.params, messages=self._messages
+        )
+
+    def undo(self) -> tuple[Message, ...]:
+        """Take back the last turn (from the user's message on) and return it; empty if there is none.
+
+        Raises:
+            MisuseError: a turn is running.
+        """
+        with self._lock:
+            self._idle()
+            starts = [i for i, message in enumerate(self._messages) if message.role is Role.USER]
+            start = starts[-1] if starts else 0
+            taken, self._messages = self._messages[start:], self._messages[:start]
+        return taken
+
+    def clear(self) -> None:
+        """Forget every turn; the instructions stay.
+
+        Raises:
+            MisuseError: a turn is running.
+        """
+        with self._lock:
+            self._idle()
+            self._messages = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write the transcript as JSON, atomically.
+
+        Raises:
+            InvalidParameterError: a message holds a picture or sound that is neither a path nor bytes.
+            OSError: the file cannot be written.
+        """
+        write_transcript(Path(path), self.transcript)
+
+    @classmethod
+    def restore(
+        cls, model: Handle, path: str | Path, *, tools: Sequence[Any] = (), tool_rounds: int = 0
+    ) -> Self:
+        """The session that was saved, with this model (it may be another one).
+
+        Raises:
+            ConfigurationError: the file is not a transcript.
+        """
+        found = read_transcript(Path(path))
+        return cls(
+            model,
+            instructions=found.instructions,
+            params=found.params,
+            tools=tools,
+            tool_rounds=tool_rounds,
+            history=found.messages,
+        )
+
+    def _begin(self, content: Content, params: GenerateParams | None) -> Turn:
+        """Begin a turn and send its first request."""
+        new: tuple[Message, ...] = _turn_messages(content)
+        with self._lock:
+            self._idle()
+            request = TextRequest(
+                messages=(*self._messages, *new),
+                params=params or self.params,
+                instructions=self.instructions,
+                tools=self.tools,
+            )
+            self._turn = turn = Turn(self._end, new, request, self.tool_rounds)
+        try:
+            turn.send(self._send)
+        except BaseException:
+            turn.drop()
+            raise
+        return turn
+
+    def _send(self, request: TextRequest) -> tuple[Channel, Callable[[], None]]:
+        model = self._model
+        return model._engine._open(model._live, request, model.closed)
+
+    def _idle(self) -> None:
+        if self._turn is not None:
+            raise MisuseError(
+                "This session is answering already: finish or close its stream first, or use a session each."
+            )
+
+    def _end(self, turn: Turn, messages: Sequence[Message]) -> None:
+        with self._lock:
+            if self._turn is turn:
+                self._turn = None
+                self._messages = (*self._messages, *messages)
+
+
+class SessionStream(EventStream):
+    """The events of one turn. Leaving it before its end forgets the turn.
+
+    Where the session runs its tools, they run on the reader's thread (several at once in threads), and each
+    result is a `ToolResult` event.
+    """
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(turn.channel, turn.cancel)
+        self._turn = turn
+
+    def __next__(self) -> Event:
+        turn = self._turn
+        try:
+            while not turn.ready:
+                turn.saw(super().__next__())
+                if turn.calls:
+                    turn.go_on(run_calls(turn.request.tools, turn.calls))
+                    self._channel, self.finished = turn.channel, None
+            return turn.ready.popleft()
+        except StopIteration:
+            raise
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Stop the answer and forget the turn. Harmless when it is over."""
+        super().cancel()
+        self._turn.drop()
+
+    def __del__(self) -> None:
+        self._turn.drop()
+        super().__del__()
+
+
+class AsyncSessionStream(AsyncEventStream):
+    """The same for asyncio; tools that are coroutine functions run on the loop."""
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(turn.channel, turn.cancel)
+        self._turn = turn
+
+    async def __anext__(self) -> Event:
+        turn = self._turn
+        try:
+            while not turn.ready:
+                turn.saw(await super().__anext__())
+                if turn.calls:
+                    turn.go_on(await run_calls_async(turn.request.tools, turn.calls))
+                    self._channel, self.finished = turn.channel, None
+            return turn.ready.popleft()
+        except StopAsyncIteration:
+            raise
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Stop the answer and forget the turn. Harmless when it is over."""
+        super().cancel()
+        self._turn.drop()
+
+    def __del__(self) -> None:
+        self._turn.drop()
+        super().__del__()
+
+
+class Session(_Session[TextHandle]):
+    """A conversation with a language or vision-language model.
+
+    Args:
+        model: the model that answers.
+        instructions: a system message before everything.
+        params: how answers are generated where a turn says nothing else.
+        tools: tools that the model may call.
+        tool_rounds: how many times over, in one turn, calls are run and their results shown to the model;
+            0 leaves the calls to the caller. Calls that are left when the rounds are used up, and those of
+            tools that are only described, are left to the caller too (``finish_reason`` is ``tool_calls``).
+        history: turns that came before.
+    """
+
+    def stream(self, content: Content, params: GenerateParams | None = None) -> SessionStream:
+        """Start the answer to a text, parts, a message or several (tool results, for example).
+
+        Raises:
+            MisuseError: a turn of this session is running.
+            InvalidParameterError: the content is nothing that a message holds.
+        """
+        return SessionStream(self._begin(content, params))
+
+    def respond(self, content: Content, params: GenerateParams | None = None) -> TextReply:
+        """The whole answer; of a turn in which tools ran, what the model said last.
+
+        Raises:
+            MLXEngineError: what the request ended with; the turn is then forgotten.
+            MisuseError: a turn of this session is running.
+        """
+        with self.stream(content, params) as stream:
+            return _last(stream)
+
+
+class AsyncSession(_Session[AsyncTextHandle]):
+    """The same as `Session`, for asyncio."""
+
+    def stream(self, content: Content, params: GenerateParams | None = None) -> AsyncSessionStream:
+        """Start the answer; iterate its events with ``async for``."""
+        return AsyncSessionStream(self._begin(content, params))
+
+    async def respond(self, content: Content, params: GenerateParams | None = None) -> TextReply:
+        """The whole answer. A task that is cancelled meanwhile forgets the turn."""
+        async with self.stream(content, params) as stream:
+            return _last([event async for event in stream])
+
+
+def _last(stream: Iterable[Event]) -> TextReply:
+    """The reply after the last tool's result."""
+    events = list(stream)
+    results = [at for at, event in enumerate(events) if isinstance(event, ToolResult)]
+    return TextReply.of(events[results[-1] + 1 :] if results else events)
+
+
+def _turn_messages(content: Content) -> tuple[Message, ...]:
+    if isinstance(content, Message):
+        return (content,)
+    if isinstance(content, str | Part):
+        return (Message.user(content),)
+    items = tuple(content) if isinstance(content, Iterable) else (content,)
+    if not items:
+        raise InvalidParameterError("A turn needs a text, a part or a message.")
+    messages = tuple(item for item in items if isinstance(item, Message))
+    if not messages:
+        return (Message.user(items),)  # type: ignore[arg-type]  # checked there
+    if len(messages) != len(items):
+        raise InvalidParameterError("A turn holds either messages, or texts and parts of one message.")
+    return messages
+
+
+__all__ = ["AsyncSession", "AsyncSessionStream", "Content", "Session", "SessionStream"]

@@ -1,0 +1,198 @@
+"""Tools: Python functions that a model may call, and the loop that runs them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidParameterError
+from .messages import Message, ToolCallPart, ToolResultPart
+
+if TYPE_CHECKING:
+    from .handle import Prompt, TextHandle
+    from .outputs import ToolCall
+    from .params import GenerateParams
+    from .replies import TextReply
+
+_SIDE_BY_SIDE = 8
+_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
+
+
+def describe(tool: Callable[..., Any] | Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool as the JSON-schema function object that chat templates take.
+
+    A function is described by its name, its docstring (its first paragraph; a line ``name: text`` describes
+    that parameter) and its annotations; parameters without a default are required. A mapping passes as it is.
+
+    Raises:
+        InvalidParameterError: it is neither, or a parameter cannot be described.
+    """
+    if isinstance(tool, Mapping):
+        return tool
+    if not callable(tool):
+        raise InvalidParameterError(
+            f"A tool is a function or a description, found {type(tool).__name__}.",
+            hint="Pass a Python function with annotations.",
+        )
+    text = inspect.getdoc(tool) or ""
+    try:
+        hints = typing.get_type_hints(tool)
+    except Exception as error:
+        raise InvalidParameterError(f"The annotations of {_name(tool)} cannot be read: {error}.") from error
+    properties: dict[str, Any] = {}
+    required = []
+    for name, parameter in inspect.signature(tool).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise InvalidParameterError(
+                f"The parameter {name} of {_name(tool)} cannot be given by name.",
+                hint="Tools are called with named arguments.",
+            )
+        properties[name] = _schema(hints.get(name, str), f"{_name(tool)}({name})")
+        lines = [line.strip() for line in text.splitlines() if line.strip().startswith(f"{name}:")]
+        if lines:
+            properties[name]["description"] = lines[0].removeprefix(f"{name}:").strip()
+        if parameter.default is parameter.empty:
+            required.append(name)
+    schema = {"type": "object", "properties": properties, "required": required}
+    summary = " ".join(text.split("\n\n")[0].split())
+    function = {"name": _name(tool), "description": summary, "parameters": schema}
+    return {"type": "function", "function": function}
+
+
+def _name(tool: Any) -> str:
+    if isinstance(tool, Mapping):
+        return str(tool.get("function", tool).get("name"))
+    return str(getattr(tool, "__name__", type(tool).__name__))
+
+
+def _schema(hint: Any, where: str) -> dict[str, Any]:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _schema(arguments[0], where)
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
+    if origin in (typing.Union, types.UnionType):
+        inner = [_schema(item, where) for item in arguments if item is not type(None)]
+        return inner[0] if len(inner) == 1 else {"anyOf": inner}
+    if origin in (list, tuple, set, Sequence, Iterable) and arguments:
+        return {"type": "array", "items": _schema(arguments[0], where)}
+    if hint is Any:
+        return {}
+    kind = _TYPES.get(origin or hint)
+    if kind is None:
+        raise InvalidParameterError(
+            f"The type of {where} cannot be described to a model: {hint!r}.",
+            hint="Use str, int, float, bool, list, dict, Literal or a union of these.",
+        )
+    return {"type": kind}
+
+
+def call(tools: Sequence[Callable[..., Any]], part: ToolCallPart) -> ToolResultPart:
+    """Run the tool that a call names; what it raises becomes a result that the model sees."""
+    found = next((tool for tool in tools if _name(tool) == part.name), None)
+    if found is None:
+        return _failed(part, _unknown(tools, part.name))
+    try:
+        return _said(part, found(**part.arguments))
+    except Exception as error:
+        return _failed(part, f"{type(error).__name__}: {error}")
+
+
+def run_calls(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResultPart]:
+    """Run the calls of one answer, several of them side by side in threads; the results in their order.
+
+    A call that could not be parsed gets an error as its result.
+    """
+    functions = [tool for tool in tools if callable(tool)]
+    if len(calls) == 1:
+        return [_run(functions, calls[0])]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(len(calls), _SIDE_BY_SIDE), "mlxengine-tool") as pool:
+        return list(pool.map(lambda item: _run(functions, item), calls))
+
+
+async def run_calls_async(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResultPart]:
+    """The same for asyncio: coroutine functions run on the loop, the others in threads."""
+    import asyncio
+
+    functions = [tool for tool in tools if callable(tool)]
+
+    async def run(item: ToolCall) -> ToolResultPart:
+        found = next((tool for tool in functions if _name(tool) == item.name), None)
+        if item.arguments is None or not inspect.iscoroutinefunction(found):
+            return await asyncio.to_thread(_run, functions, item)
+        part = ToolCallPart(item.id, item.name, item.arguments)
+        try:
+            return _said(part, await found(**part.arguments))
+        except Exception as error:
+            return _failed(part, f"{type(error).__name__}: {error}")
+
+    return list(await asyncio.gather(*map(run, calls)))
+
+
+def can_run(tools: Sequence[Any], calls: Sequence[ToolCall]) -> bool:
+    """Whether no call is meant for a tool that is only described: such calls are the caller's."""
+    described = {_name(tool) for tool in tools if isinstance(tool, Mapping)}
+    return not any(item.name in described for item in calls)
+
+
+def _run(tools: Sequence[Callable[..., Any]], item: ToolCall) -> ToolResultPart:
+    part = ToolCallPart(item.id, item.name, item.arguments or {})
+    if item.arguments is None:
+        return _failed(part, f"The call could not be read: {item.error}")
+    return call(tools, part)
+
+
+def _said(part: ToolCallPart, result: Any) -> ToolResultPart:
+    text = result if isinstance(result, str) else json.dumps(result, default=str)
+    return ToolResultPart(part.id, part.name, text)
+
+
+def _failed(part: ToolCallPart, reason: str) -> ToolResultPart:
+    return ToolResultPart(part.id, part.name, reason, True)
+
+
+def _unknown(tools: Sequence[Any], name: str) -> str:
+    return f"There is no tool {name!r}; there are: {', '.join(map(_name, tools))}."
+
+
+def answer_with_tools(
+    model: TextHandle,
+    prompt: Prompt,
+    tools: Sequence[Callable[..., Any]],
+    params: GenerateParams | None = None,
+    *,
+    instructions: str | None = None,
+    rounds: int = 5,
+) -> tuple[TextReply, tuple[Message, ...]]:
+    """Let a model answer, running the tools that it calls, at most ``rounds`` times over.
+
+    A `Session` with ``tool_rounds`` does the same for a whole conversation.
+
+    Returns:
+        The last reply (it may still hold calls, if the rounds were used up) and the whole conversation.
+
+    Raises:
+        MLXEngineError: what a request ended with.
+    """
+    from ..contract.requests import Request
+    from .messages import as_messages, reply_message
+
+    if isinstance(prompt, Request):
+        raise InvalidParameterError("Give a text or messages, not a request.")
+    messages = as_messages(prompt)
+    for turn in range(rounds + 1):
+        reply = model.generate(messages, params, instructions=instructions, tools=tools)
+        messages = (*messages, reply_message(reply.text, reply.tool_calls))
+        if not reply.tool_calls or turn == rounds:
+            break
+        messages = (*messages, *map(Message.tool, run_calls(tools, reply.tool_calls)))
+    return reply, messages
+
+
+__all__ = ["answer_with_tools", "call", "can_run", "describe", "run_calls", "run_calls_async"]

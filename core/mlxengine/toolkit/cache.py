@@ -1,0 +1,5 @@
+"""mlx's cache of freed buffers; importing this loads a fast BLAS, then mlx."""
+
+from .._machine.backend import clear_cache
+
+__all__ = ["clear_cache"]

@@ -1,0 +1,1 @@
+"""The vocabulary of embedding models and cross-encoders."""

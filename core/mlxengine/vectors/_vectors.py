@@ -1,0 +1,152 @@
+"""Vectors as host memory, gathered from the events of a request in whatever order they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from attrs import field, frozen
+
+from ..contract.events import Array, Finished, Metrics, Usage
+from ..errors import InvalidParameterError
+from .outputs import Embeddings
+from .requests import EmbedRequest
+
+_BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "binary": 1, "ubinary": 1}
+
+
+@frozen(kw_only=True)
+class Vectors(Array):
+    """One vector a text, shape (texts, dimension).
+
+    Args:
+        truncated: positions of the texts that were longer than the model takes.
+        usage: tokens that were read.
+        metrics: times; ``extra`` holds ``texts``, ``batches``, ``truncated`` and ``padding_share``.
+    """
+
+    truncated: tuple[int, ...] = ()
+    usage: Usage = field(factory=Usage)
+    metrics: Metrics = field(factory=Metrics)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+@frozen(kw_only=True)
+class TokenVectors:
+    """One matrix a text, each of shape (tokens, size), special tokens included."""
+
+    arrays: tuple[Array, ...]
+    truncated: tuple[int, ...] = ()
+    usage: Usage = field(factory=Usage)
+    metrics: Metrics = field(factory=Metrics)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter(self.arrays)
+
+    def __getitem__(self, index: int) -> Array:
+        return self.arrays[index]
+
+
+class Gathered:
+    """Collects the vectors of a request into one block, in the order of its texts.
+
+    Args:
+        count: how many texts there are.
+        dimension: length of a vector where no text says it (an empty request).
+        request: what was asked for.
+    """
+
+    def __init__(self, count: int, dimension: int, request: EmbedRequest) -> None:
+        self.count = count
+        self.done = 0
+        self.finished = Finished()
+        size = min(dimension, request.truncate_dim or dimension)
+        self._dimension = (size + 7) // 8 if request.precision.endswith("binary") else size
+        self._width = self._dimension * _BYTES.get(request.precision, 4)
+        names = {"binary": "int8", "ubinary": "uint8"}
+        self._dtype = names.get(request.precision, request.precision)
+        self._block: bytearray | None = None
+        self._tokens: dict[int, Array] = {}
+        self._truncated: list[int] = []
+
+    def add(self, event: Embeddings) -> None:
+        """Put an event's vectors into their places."""
+        self.done += len(event.indices)
+        self._truncated += event.truncated
+        self._tokens.update(zip(event.indices, event.tokens, strict=False))
+        if event.vectors is None:
+            return
+        if self._block is None:
+            self._dimension, self._dtype = event.vectors.shape[-1], event.vectors.dtype
+            self._width = len(event.vectors.data) // max(1, len(event.indices))
+            self._block = bytearray(self.count * self._width)
+        data, width = memoryview(event.vectors.data).cast("B"), self._width
+        for place, index in enumerate(event.indices):
+            self._block[index * width : (index + 1) * width] = data[place * width : (place + 1) * width]
+
+    def vectors(self) -> Vectors:
+        """The whole block."""
+        return Vectors(
+            data=bytes(self._block or b""),
+            shape=(self.count, self._dimension),
+            dtype=self._dtype,
+            truncated=tuple(sorted(self._truncated)),
+            usage=self.finished.usage,
+            metrics=self.finished.metrics,
+        )
+
+    def tokens(self) -> TokenVectors:
+        """The matrices of all texts."""
+        return TokenVectors(
+            arrays=tuple(self._tokens[index] for index in range(self.count)),
+            truncated=tuple(sorted(self._truncated)),
+            usage=self.finished.usage,
+            metrics=self.finished.metrics,
+        )
+
+    def rows(self) -> Iterator[Array]:
+        """One array a text: a vector, or a matrix of token vectors."""
+        if self._tokens:
+            yield from self.tokens()
+            return
+        block, width = bytes(self._block or b""), self._width
+        self._block = None
+        for index in range(self.count):
+            data = block[index * width : (index + 1) * width]
+            yield Array(data=data, shape=(self._dimension,), dtype=self._dtype)
+
+
+def similarity_of(left: Any, right: Any, function: str) -> Array:
+    """Similarity of each row of ``left`` (n, size) with each of ``right`` (m, size): (n, m), float32.
+
+    ``"euclidean"`` and ``"manhattan"`` are negative distances, so that higher is more similar.
+
+    Raises:
+        InvalidParameterError: the shapes do not fit, or the function is not known.
+    """
+    import numpy as np
+
+    a, b = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (left, right))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise InvalidParameterError(f"Vectors of the shapes {a.shape} and {b.shape} cannot be compared.")
+    if function == "cosine":
+        a, b = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (a, b))
+    if function in ("cosine", "dot"):
+        result = a @ b.T
+    elif function == "euclidean":
+        squares = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * (a @ b.T)
+        result = -np.sqrt(np.maximum(squares, 0))
+    elif function == "manhattan":
+        result = -np.stack([np.abs(row - b).sum(axis=1) for row in a])
+    else:
+        raise InvalidParameterError(f"The similarity function {function!r} is not known.")
+    result = np.ascontiguousarray(result, dtype=np.float32)
+    return Array(data=result.tobytes(), shape=result.shape, dtype="float32")
+
+
+__all__ = ["Gathered", "TokenVectors", "Vectors", "similarity_of"]

@@ -1,0 +1,63 @@
+"""What can be asked of an embedding model or a cross-encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import field, frozen
+
+from ..contract._convert import texts
+from ..contract.requests import Request
+
+
+def _ranges(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if value is None:
+        return None
+    lowest, highest = (tuple(map(float, side)) for side in value)
+    return lowest, highest
+
+
+@frozen(kw_only=True)
+class EmbedRequest(Request):
+    """Texts in, one vector each out.
+
+    Args:
+        texts: what to embed.
+        prompt: put before every text, as it is.
+        prompt_name: name of one of the model's own prompts (``"query"``, ``"document"``).
+        normalize: scale vectors to unit length; ``None`` does what the model's repository says.
+        truncate_dim: keep the first dimensions only (and normalise again if normalised).
+        precision: ``"float32"``, ``"float16"``, ``"int8"``, ``"uint8"``, ``"binary"`` or ``"ubinary"``.
+        output: ``"pooled"`` (one vector a text) or ``"tokens"`` (one a token).
+        batch_tokens: most padded tokens in one step; ``None`` lets the plugin choose.
+    """
+
+    texts: tuple[str, ...] = field(converter=texts)
+    prompt: str | None = None
+    prompt_name: str | None = None
+    normalize: bool | None = None
+    truncate_dim: int | None = None
+    precision: str = "float32"
+    output: str = "pooled"
+    batch_tokens: int | None = None
+    ranges: tuple[tuple[float, ...], tuple[float, ...]] | None = field(
+        default=None, converter=_ranges, repr=False
+    )
+
+
+@frozen(kw_only=True)
+class RankRequest(Request):
+    """A query and documents in, one relevance score each out (cross-encoders).
+
+    Args:
+        query: the query.
+        documents: what to score against it.
+        batch_tokens: most padded tokens in one step.
+    """
+
+    query: str
+    documents: tuple[str, ...] = field(converter=texts)
+    batch_tokens: int | None = None
+
+
+__all__ = ["EmbedRequest", "RankRequest"]

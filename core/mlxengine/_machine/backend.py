@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 import weakref
 from contextlib import AbstractContextManager, suppress
+from functools import cache
 from typing import cast
 
 from attrs import frozen
@@ -72,6 +74,25 @@ def probe() -> Probe:
         compute_capability=None if major is None else (major, size("compute_capability_minor") or 0),
         uuid=str(info["uuid"]) if "uuid" in info else None,
     )
+
+
+@cache
+def new_shape_seconds() -> float:
+    """Seconds that mlx takes longer over sizes that it has not met before, measured once in a process.
+
+    On CUDA attention and products are planned for each size, for tens of milliseconds.
+    """
+
+    def timed(size: int) -> float:
+        x = mx.ones((1, 2, size, 64), dtype=mx.bfloat16)
+        mx.eval(x)
+        began = time.perf_counter()
+        mx.eval(mx.fast.scaled_dot_product_attention(x, x, x, scale=1.0, mask="causal") @ x[0, 0, 0])
+        return time.perf_counter() - began
+
+    timed(48)  # what compiles once for all sizes
+    # the least of several: whatever else the machine does only adds
+    return max(0.0, min(timed(size) - timed(size) for size in (77, 83, 91)))
 
 
 def clear_cache() -> None:

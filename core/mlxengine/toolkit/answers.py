@@ -136,7 +136,7 @@ class Answer(Row):
         if params.max_tokens is None and isinstance(voice.defaults.get("max_new_tokens"), int):
             limit = voice.defaults["max_new_tokens"]
         self._limit = limit if voice.context is None else min(limit, voice.context - len(prompt))
-        self._logprobs = params.logprobs or params.top_logprobs > 0
+        self.scored = params.logprobs or params.top_logprobs > 0
         self._top = params.top_logprobs
         self._text: list[str] = []
         self._ids: list[int] = []
@@ -156,14 +156,14 @@ class Answer(Row):
     def ready(self) -> bool:
         return self.grammar is None or self.grammar.ready()
 
-    def take(self, token: int, logprobs: mx.array) -> None:
+    def take(self, token: int, logprobs: mx.array | None) -> None:
         if self._first is None:
             self._first = time.perf_counter()
         if token in self._stop_ids:
             self._finish(FinishReason.STOP, token)
             return
         self._ids.append(token)
-        if self._logprobs:
+        if self.scored and logprobs is not None:
             self._scores.append(self._score(token, logprobs))
         text, stop = self._stops.feed(self._detokenizer.add(token))
         self._say(text)

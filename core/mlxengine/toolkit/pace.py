@@ -5,26 +5,31 @@ from __future__ import annotations
 import statistics
 from collections import deque
 
+from .row import Stepped
+
 
 class Pace:
     """How many prompt tokens fit in a step, told from how long earlier steps took.
 
     While answers run, a step that also reads takes at most ``stall_factor`` times as long as one that only
-    decodes. What is measured is the whole step, because the device works on both at once: a step that came
-    out too long makes the next piece smaller, whatever the reason was.
+    decodes. A device may take far longer over a shape that it has not met before, because it compiles for it;
+    such a pass says only that the device is at least so fast, never that it is slow.
 
     Args:
         stall_factor: see above; more than 1.
+        first: tokens of the first piece, before anything is known.
     """
 
     # Fewer than 64 tokens at once are read at half the speed on a slow CPU, so a budget in milliseconds gives
     # way to them; the pace of running answers does not, down to LEAST.
-    LEAST, SMALLEST, LARGEST, FIRST = 8, 64, 2048, 128
+    LEAST, SMALLEST, LARGEST, FIRST = 8, 64, 4096, 128
 
-    def __init__(self, stall_factor: float = 8.0) -> None:
+    def __init__(self, stall_factor: float = 8.0, first: int = FIRST) -> None:
         self.stall_factor = stall_factor
-        self._rate: float | None = None  # prompt tokens per second
-        self._last = self.FIRST  # tokens of the last piece
+        self._first = min(max(first, self.LEAST), self.LARGEST)
+        self._bound: float | None = None  # seconds a token takes at most, from shapes that were new
+        self._costs: deque[float] = deque(maxlen=3)  # seconds a token took in the last telling steps
+        self._asked = 0  # tokens that the last step was to read
         self._decoding: deque[float] = deque(maxlen=31)  # seconds of steps that read nothing
 
     @property
@@ -32,30 +37,46 @@ class Pace:
         """Median time of the last steps that read nothing; a row that joins makes single ones long."""
         return statistics.median(self._decoding) if self._decoding else None
 
-    def observe(self, tokens: int, seconds: float, *, drawn: int = 0) -> None:
-        """Learn from a step: prompt tokens that it read, the time it took, answer tokens that it drew."""
-        if not tokens and drawn:
-            self._decoding.append(seconds)
-        if tokens < self.LEAST:
-            return  # too few to tell: a row that joins takes time of its own
-        reading = seconds - (self.decode_seconds or 0.0) * (drawn > 0)
-        rate = tokens / max(reading, 0.1 * seconds, 1e-6)
-        # Slower than thought counts at once; faster may be a small difference of two times.
-        self._rate = rate if self._rate is None else min(rate, 0.5 * (self._rate + rate))
-        self._last = tokens
+    @property
+    def token_seconds(self) -> float | None:
+        """Time to read a token of a prompt; one slow step among the last three does not count."""
+        return statistics.median(self._costs) if self._costs else self._bound
 
-    def chunk(self, budget_ms: float, *, running: bool = False) -> int:
+    @property
+    def worth(self) -> int | None:
+        """Tokens that are read in the time that a pass takes for itself, however few it reads."""
+        alone, token = self.decode_seconds, self.token_seconds
+        return None if alone is None or token is None else int(alone / token)
+
+    def observe(self, done: Stepped, seconds: float) -> None:
+        """Learn from a step and the time it took."""
+        tokens, drawn = done.prompt_tokens, bool(done.drawn)
+        if not tokens:
+            if drawn and not done.queued:
+                self._decoding.append(seconds)
+            return
+        reading = seconds - (self.decode_seconds or 0.0) * drawn
+        cost = max(reading, 0.1 * seconds, 1e-6) / tokens
+        known = self.token_seconds
+        if done.new_shape and known is None:
+            self._bound = cost
+        elif known is None or cost <= known or (not done.new_shape and 2 * tokens >= self._asked):
+            self._costs.append(cost)
+
+    def tokens(self, budget_ms: float, *, running: bool = False) -> int:
         """Prompt tokens for one step, of few different sizes; ``running``: answers wait for its end."""
-        if self._rate is None:
-            wanted = float(self.FIRST)
+        cost = self.token_seconds
+        if cost is None:
+            wanted = float(self._first)
         else:
-            wanted = max(self._rate * budget_ms / 1000, self.SMALLEST)
+            wanted = max(budget_ms / 1000 / cost, self.SMALLEST)
             if running and self._decoding:
                 spare = (self.stall_factor - 1) * statistics.median(self._decoding)
-                wanted = min(wanted, self._rate * spare, 2.0 * self._last)
-        tokens = min(max(int(wanted), self.LEAST), self.LARGEST)
-        step = max(1 << (tokens.bit_length() - 2), self.LEAST)  # two sizes between powers of two
-        return tokens // step * step
+                wanted = min(wanted, spare / cost)
+        found = min(max(int(wanted), self.LEAST), self.LARGEST)
+        step = max(1 << (found.bit_length() - 2), self.LEAST)  # two sizes between powers of two
+        self._asked = found // step * step
+        return self._asked
 
 
 __all__ = ["Pace"]

@@ -46,6 +46,7 @@ class Row:
         self.cost = 0  # bytes that its cache may take at most, if its owner says so
         self.seen = -1
         self.reading = True
+        self.scored = False  # whether `take` wants the log-probabilities
 
     def standing(self, now: float, seconds: float = 0.0) -> float:
         """The place in a queue, lower first: the time its reading takes, less what it has waited.
@@ -64,10 +65,10 @@ class Row:
         """Whether it can be decoded; until then it waits outside the batch. May raise: then it fails."""
         return True
 
-    def take(self, token: int, logprobs: mx.array) -> None:
-        """Receive the next token and the log-probabilities, shape (vocabulary,), that it was drawn from.
+    def take(self, token: int, logprobs: mx.array | None) -> None:
+        """Receive the next token and, where the row is ``scored``, what it was drawn from.
 
-        Set ``done`` when it was the last one.
+        That is log-probabilities of shape (vocabulary,). Set ``done`` when it was the last token.
         """
         raise NotImplementedError
 
@@ -78,19 +79,45 @@ class Row:
 
 @frozen
 class Drawn:
-    """A token that a row is given, and the log-probabilities, shape (vocabulary,), it was drawn from."""
+    """A token that a row is given; ``logprobs`` as in `Row.take`."""
 
     row: Row
     token: int
-    logprobs: mx.array
+    logprobs: mx.array | None
+
+
+@frozen(kw_only=True)
+class Plan:
+    """What one step may do. A decoder looks at no clock, so that another one given the same does the same.
+
+    Args:
+        tokens: of the prompts to read, about.
+        now: on the clock of `time.monotonic`.
+        token_seconds: time that reading a token takes; 0 while that is unknown.
+        worth: tokens that are read in the time that a pass takes for itself; ``None`` while unknown.
+    """
+
+    tokens: int
+    now: float = 0.0
+    token_seconds: float = 0.0
+    worth: int | None = None
 
 
 @frozen(kw_only=True)
 class Stepped:
-    """What one step did: a token of each decoding row, and how many tokens of the prompts were read."""
+    """What one step did.
+
+    Args:
+        drawn: a token of each decoding row.
+        prompt_tokens: of the prompts, in the passes that this step waited for.
+        queued: of the prompts, in passes that a later step waits for.
+        new_shape: the device had not met the shape of one of the passes that this step waited for.
+    """
 
     drawn: Sequence[Drawn] = ()
     prompt_tokens: int = 0
+    queued: int = 0
+    new_shape: bool = False
 
 
 class Decoder(Protocol):
@@ -100,8 +127,8 @@ class Decoder(Protocol):
         """Take a row in: ``row.prompt + row.tokens``, or ``row.kept`` of a parked one; may raise."""
         ...
 
-    def step(self, chunk: int) -> Stepped:
-        """A token of every row whose prompt is read; then about ``chunk`` tokens of the prompts, in all.
+    def step(self, plan: Plan) -> Stepped:
+        """A token of every row whose prompt is read, and about ``plan.tokens`` of the prompts, in all.
 
         Raises only what makes the whole batch unusable.
         """
@@ -123,4 +150,4 @@ class Decoder(Protocol):
         ...
 
 
-__all__ = ["PATIENCE", "Decoder", "Drawn", "Row", "Stepped"]
+__all__ = ["PATIENCE", "Decoder", "Drawn", "Plan", "Row", "Stepped"]

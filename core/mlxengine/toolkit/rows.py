@@ -18,7 +18,7 @@ from .._machine.backend import clear_cache
 from ..errors import GenerationError, out_of_memory
 from .pace import Pace
 from .room import Room, ran_out_alone
-from .row import PATIENCE, Decoder, Drawn, Row, Stepped
+from .row import PATIENCE, Decoder, Drawn, Plan, Row, Stepped
 from .sampling import SeededSampler
 
 _log = logging.getLogger("mlxengine.toolkit.rows")
@@ -43,6 +43,7 @@ class SharedBatch:
         relieve: gives back memory that nobody needs now (caches), when it has run out.
         affords: whether there is memory for rows that may take so many bytes together; such that do not
             fit beside others wait. A row alone is let in.
+        first_piece: tokens of a prompt that are read at once before anything is known of the speed.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SharedBatch:
         stall_factor: float = 8.0,
         relieve: Callable[[], None] = lambda: None,
         affords: Callable[[int], bool] = lambda _bytes: True,
+        first_piece: int = Pace.FIRST,
     ) -> None:
         self._open = open_decoder
         self.max_rows = max_rows
@@ -64,7 +66,7 @@ class SharedBatch:
         self._decoder: Decoder | None = None
         self._rows: list[Row] = []
         self._waiting: list[Row] = []
-        self._pace = Pace(stall_factor)
+        self.pace = Pace(stall_factor, first_piece)
         self._steps = 0
         self._stuck = 0
         self._suspect: Row | None = None
@@ -130,9 +132,8 @@ class SharedBatch:
                 return
             began = time.perf_counter()
             running = any(not row.reading for row in self._rows)
-            done = decoder.step(self._pace.chunk(budget_ms, running=running))
-            took = time.perf_counter() - began
-            self._pace.observe(done.prompt_tokens, took, drawn=len(done.drawn))
+            done = decoder.step(self._plan(budget_ms, running=running))
+            self.pace.observe(done, time.perf_counter() - began)
             if done.drawn:
                 self._stuck = 0
                 self.room.calm()
@@ -146,6 +147,14 @@ class SharedBatch:
                 self._park(decoder, row)
         except Exception as error:
             self._recover(error)
+
+    def _plan(self, budget_ms: float, *, running: bool) -> Plan:
+        return Plan(
+            tokens=self.pace.tokens(budget_ms, running=running),
+            now=time.monotonic(),
+            token_seconds=self.pace.token_seconds or 0.0,
+            worth=self.pace.worth,
+        )
 
     def close(self) -> None:
         """Drop all rows and the batch."""
@@ -286,4 +295,4 @@ class SharedBatch:
         clear_cache()
 
 
-__all__ = ["PATIENCE", "STALL", "Decoder", "Drawn", "Row", "SharedBatch", "Stepped"]
+__all__ = ["PATIENCE", "STALL", "Decoder", "Drawn", "Plan", "Row", "SharedBatch", "Stepped"]

@@ -45,7 +45,7 @@ def test_bounded_caches_in_one_batch_answer_as_mlx_lm_does_alone(
         wanted = [of_mlx_lm(model, *pair) for pair in zip(PROMPTS, counts, strict=True)]
     seen = passes(model, plugin)
     if chunk is not None:
-        model.batch._pace.chunk = lambda budget_ms, *, running=False: chunk
+        model.batch.pace.tokens = lambda budget_ms, *, running=False: chunk
     starts = [
         lambda pair=pair: plugin.start(model, asked(*pair)) for pair in zip(PROMPTS, counts, strict=True)
     ]
@@ -99,9 +99,9 @@ def test_a_bounded_cache_takes_no_more_than_its_bound(plugin: Plugin, tiny: Path
         while not all(stream._answer.done for stream in streams):
             for stream in streams:
                 next(stream)
-            batch = model.batch._decoder._generator._generation_batch if model.batch._decoder else None
-            if batch is not None and len(batch) == 3:
-                sizes.append(max(part.shape[2] for layer in batch.prompt_cache[:-1] for part in layer.parts))
+            batch = model.batch._decoder._batch if model.batch._decoder else ()
+            if len(batch) == 3:
+                sizes.append(max(part.shape[2] for layer in batch.layers for part in layer.parts))
         for stream in streams:
             stream.close()
     assert max(sizes) == BOUND

@@ -209,7 +209,7 @@ def test_a_row_decodes_in_a_plain_cache_while_it_is_alone(
     with plugin.backend.stream():
         for _ in range(12):
             next(stream)
-            solo = model.batch._decoder._solo
-            kinds.add(type(solo.layers[0]).__name__ if solo else None)
+            layers = model.batch._decoder._batch.layers
+            kinds.add(type(layers[0]).__name__ if layers else None)
         stream.close()
     assert "KVCache" in kinds

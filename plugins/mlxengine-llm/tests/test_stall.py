@@ -12,7 +12,7 @@ import pytest
 from llm_harness import Plugin, passes, raw, text_of, tokens_of
 from mlxengine import TextRequest
 from mlxengine.toolkit.pace import Pace
-from mlxengine.toolkit.rows import Row
+from mlxengine.toolkit.rows import Drawn, Row, Stepped
 
 
 def pieces(seen: list[tuple[int, int]]) -> list[int]:
@@ -20,21 +20,56 @@ def pieces(seen: list[tuple[int, int]]) -> list[int]:
     return [rows * positions for rows, positions in seen if positions > 1]
 
 
+def read(tokens: int, *, drawn: int = 0, new_shape: bool = False) -> Stepped:
+    """A step that waited for so many tokens of prompts."""
+    return Stepped(drawn=[Drawn(Row([1]), 0, None)] * drawn, prompt_tokens=tokens, new_shape=new_shape)
+
+
 def test_time_for_prompts_follows_the_pace_of_running_answers() -> None:
     pace = Pace(stall_factor=3.0)
-    assert pace.chunk(100, running=True) == 128, "nothing is known yet"
-    pace.observe(1000, 1.0)
-    assert [pace.chunk(ms) for ms in (1, 100, 300, 10_000)] == [64, 96, 256, 2048]
+    assert pace.tokens(100, running=True) == 128, "nothing is known yet"
+    pace.observe(read(1000), 1.0)
+    assert [pace.tokens(ms) for ms in (1, 100, 300, 10_000)] == [64, 96, 256, 4096]
     for seconds in (0.010, 0.010, 0.500):
-        pace.observe(0, seconds, drawn=4)
+        pace.observe(read(0, drawn=4), seconds)
     assert pace.decode_seconds == 0.010, "a row that joined is no measure"
-    assert pace.chunk(300) == 256, "nobody waits"
-    assert pace.chunk(300, running=True) == 16, "20 ms at 1,000 tokens a second"
-    pace.observe(16, 0.170, drawn=4)
-    assert pace.chunk(300, running=True) == 8, "what came out too long makes the next piece smaller"
-    pace.observe(1, 2.0, drawn=4)
-    pace.observe(8, 0.011, drawn=4)
-    assert pace.chunk(300, running=True) == 16, "and what came out short, larger by and by"
+    assert pace.worth == 10, "a pass takes as long for itself as for 10 tokens"
+    assert pace.tokens(300) == 256, "nobody waits"
+    assert pace.tokens(300, running=True) == 16, "20 ms at 1,000 tokens a second"
+    pace.observe(Stepped(drawn=[Drawn(Row([1]), 0, None)], queued=16), 0.5)
+    assert pace.decode_seconds == 0.010, "a step that starts to read is none that only decodes"
+
+
+def test_one_slow_step_changes_nothing_two_do_and_a_fast_one_counts() -> None:
+    pace = Pace(stall_factor=3.0)
+    pace.observe(read(0, drawn=4), 0.010)
+    for _ in range(3):
+        pace.observe(read(1000), 1.0)
+    asked = pace.tokens(300, running=True)
+    pace.observe(read(asked), 1.0)
+    assert pace.tokens(300, running=True) == asked == 16
+    pace.observe(read(asked), 1.0)
+    assert pace.tokens(300, running=True) == 8, "the device has become slow"
+    for _ in range(2):
+        pace.observe(read(8), 0.008)
+    assert pace.tokens(300, running=True) == 16, "and fast again"
+    for _ in range(3):
+        pace.observe(read(1), 2.0)
+    assert pace.tokens(300, running=True) == 16, "the last tokens of a prompt tell nothing"
+
+
+def test_a_shape_that_the_device_meets_for_the_first_time_is_no_measure_of_slowness() -> None:
+    pace = Pace()
+    pace.observe(read(512, new_shape=True), 4.0)
+    assert pace.tokens(100) == 64, "it is at least so fast"
+    pace.observe(read(64), 0.004)
+    assert pace.tokens(100) == 1536
+    for _ in range(4):
+        pace.observe(read(1536, new_shape=True), 11.0)
+    assert pace.tokens(100) == 1536
+    pace.observe(read(1536, new_shape=True), 0.010)
+    pace.observe(read(1536, new_shape=True), 0.010)
+    assert pace.tokens(100) == 4096, "but of speed it is"
 
 
 def test_a_short_prompt_overtakes_a_long_one_that_has_not_waited_for_it_yet() -> None:
@@ -85,7 +120,7 @@ def test_a_prompt_read_in_pieces_is_answered_as_one_that_is_read_whole(plugin: P
     long = raw("some words " * 60, max_tokens=12, ignore_eos=True)
     (alone,) = plugin.run([plugin.start(model, long)])
     seen = passes(model, plugin)
-    model.batch._pace.chunk = lambda budget_ms, *, running=False: 48
+    model.batch.pace.tokens = lambda budget_ms, *, running=False: 48
     running = plugin.start(model, raw("run", max_tokens=60, ignore_eos=True))
     again = plugin.run([running, plugin.start(model, long), plugin.start(model, raw("x", max_tokens=4))])[1]
     assert tokens_of(again) == tokens_of(alone)
@@ -95,7 +130,7 @@ def test_a_prompt_read_in_pieces_is_answered_as_one_that_is_read_whole(plugin: P
 
 def test_a_short_prompt_is_read_before_a_long_one_that_came_first(plugin: Plugin, tiny: Path) -> None:
     model = plugin.load(tiny, flags={"prompt_cache": False})
-    model.batch._pace.chunk = lambda budget_ms, *, running=False: 16
+    model.batch.pace.tokens = lambda budget_ms, *, running=False: 16
     ends: list[str] = []
 
     def noted(name: str, request: TextRequest) -> Any:

@@ -13,6 +13,7 @@ from mlxengine.errors import InvalidParameterError
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.estimate import estimator, text_config
 from mlxengine.toolkit.grammar import Grammars
+from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.rows import Decoder, SharedBatch
 
 from ._adapters import Adapters
@@ -20,6 +21,7 @@ from ._caches import Serving, caches_for
 from ._decoder import BatchDecoder
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder
+from ._shapes import Shapes
 from ._tags import AdaptedAnswer
 
 _STEP = 256  # tokens that caches grow by
@@ -46,6 +48,8 @@ class LanguageModel:
         draft: a smaller model's module that guesses tokens, or ``None``.
         reserved, room: see `mlxengine.LoadContext`, where ``room`` is ``cache_room``.
         backend: see `mlxengine.Device`.
+        shapes: which sizes of passes the device has met.
+        first_piece: see `SharedBatch`.
         adapters: LoRA and DoRA adapters that are loaded.
         batch: the rows of all requests, whatever their adapter.
         answers: to all requests that somebody still holds.
@@ -68,6 +72,8 @@ class LanguageModel:
     reserved: int = 0
     room: Callable[[], int | None] = field(default=lambda: None)
     backend: str | None = None
+    shapes: Shapes = field(factory=Shapes)
+    first_piece: int = Pace.FIRST
     estimate: Callable[[Workload], MemoryEstimate] = field(init=False)
     _costs: dict[int, int] = field(init=False, factory=dict)
     grammars: Grammars | None = field(init=False)
@@ -87,6 +93,7 @@ class LanguageModel:
             stall_factor=self.stall_factor,
             relieve=lambda: self.trim(0),
             affords=self._affords,
+            first_piece=self.first_piece,
         )
         self.voice = Voice(
             decode=lambda tokens: str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
@@ -96,17 +103,17 @@ class LanguageModel:
             grammars=self.grammars,
         )
 
-    def _decoder(self, rows: int) -> Decoder:
+    def _decoder(self, _rows: int) -> Decoder:
         if self.serving.serial:
             return SerialDecoder(self.network, self.serving, self.adapters, self.prefixes_of, self.draft)
         return BatchDecoder(
             self.network,
-            rows,
             self.adapters,
             self.prefixes_of,
             partial(caches_for, self.network, self.serving),
+            self.shapes,
             self.grammars,
-            self.serving.kv_tokens,
+            self.context,
         )
 
     def prefixes_of(self, adapter: str | None) -> PrefixCache | None:

@@ -26,6 +26,12 @@ class PackedKVCache(QuantizedKVCache):  # type: ignore[misc]
         found.keys, found.values, found.offset = layer.keys, layer.values, layer.offset
         return found
 
+    def plain(self) -> QuantizedKVCache:
+        """mlx-lm's cache over the same arrays: what it can write to disk."""
+        found = QuantizedKVCache(group_size=self.group_size, bits=self.bits)
+        found.keys, found.values, found.offset = self.keys, self.values, self.offset
+        return found
+
     @staticmethod
     def merge(rows: Sequence[PackedKVCache]) -> BatchPackedKVCache:
         """A batch of rows, padded on the left to the longest one."""

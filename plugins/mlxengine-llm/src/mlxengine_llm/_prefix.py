@@ -122,7 +122,7 @@ class PrefixCache:
         array = np.asarray(tokens, dtype=np.int64)
         if any(_common(entry.tokens, array) == len(array) and entry.trimmable for entry in self._entries):
             return
-        mx.eval([layer.state for layer in layers])
+        mx.async_eval([layer.state for layer in layers])  # type: ignore[no-untyped-call]
         entry = Entry(tokens=array, layers=layers, nbytes=sum(layer.nbytes for layer in layers))
         if entry.nbytes > self._allowed():
             return

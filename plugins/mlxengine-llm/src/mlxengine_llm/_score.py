@@ -10,8 +10,11 @@ import mlx.core as mx
 from mlxengine import Event, Finished, Metrics, RunContext, ScoreRequest, TextScore, Usage
 from mlxengine.errors import InvalidParameterError, PromptTooLongError
 from mlxengine.toolkit.pace import Pace
+from mlxengine.toolkit.rows import Stepped
 
 from ._model import LanguageModel
+
+_LOGITS = 1 << 28  # bytes that the logits of a piece may take, in fp32
 
 
 def score(model: LanguageModel, request: ScoreRequest, context: RunContext) -> Iterator[Event | None]:
@@ -44,20 +47,20 @@ def _pieces(
 
     start = time.perf_counter()
     cache = make_prompt_cache(model.network)
-    pace = Pace()
+    pace = Pace(first=model.first_piece)
+    most = max(_LOGITS // (4 * model.vocabulary), 1)
     found: list[float] = []
     while len(found) < len(tokens) - 1:
         began = time.perf_counter()
         at = len(found)
-        # the logits of a piece take vocabulary × piece × 4 bytes
-        piece = tokens[at : min(at + min(pace.chunk(budget_ms), 512), len(tokens) - 1)]
+        piece = tokens[at : min(at + min(pace.tokens(budget_ms), most), len(tokens) - 1)]
         model.adapters.use(adapter)
         logits = model.network(mx.array([piece]), cache=cache)[0].astype(mx.float32)
         wanted = mx.array(tokens[at + 1 : at + 1 + len(piece)])
         picked = mx.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
         values: Any = (picked - mx.logsumexp(logits, axis=-1)).tolist()
         found.extend(values)
-        pace.observe(len(piece), time.perf_counter() - began)
+        pace.observe(Stepped(prompt_tokens=len(piece)), time.perf_counter() - began)
         yield None
     yield TextScore(token_ids=tuple(tokens[1:]), logprobs=tuple(found))
     yield Finished(

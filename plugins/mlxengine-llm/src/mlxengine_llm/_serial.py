@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlxengine.toolkit.answers import Answer
-from mlxengine.toolkit.rows import Drawn, Row, Stepped
+from mlxengine.toolkit.rows import Drawn, Plan, Row, Stepped
 from mlxengine.toolkit.sampling import greedy
 
 from ._adapters import Adapters
@@ -67,7 +67,7 @@ class SerialDecoder:
         self._guesser = Lookup() if self._draft is None else Draft(self._draft)
         self._payoff = Payoff()
 
-    def step(self, chunk: int) -> Stepped:
+    def step(self, plan: Plan) -> Stepped:
         row = self._row
         assert row is not None
         self._adapters.use(adapter_of(row))
@@ -75,15 +75,15 @@ class SerialDecoder:
         began = time.perf_counter()
         left = len(tokens) - self._held
         if left > 1:
-            piece = tokens[self._held : self._held + min(chunk, left - 1)]
+            piece = tokens[self._held : self._held + min(plan.tokens, left - 1)]
             self._network(mx.array([piece]), cache=self._cache)
             mx.eval([layer.state for layer in self._cache])
             self._held += len(piece)
             return Stepped(prompt_tokens=len(piece))
         guesses: list[int] = []
         if self._may_guess(row):
-            if self._guesser.behind(tokens) > chunk:
-                read = self._guesser.read(tokens, chunk)
+            if self._guesser.behind(tokens) > plan.tokens:
+                read = self._guesser.read(tokens, plan.tokens)
                 return Stepped(prompt_tokens=read)
             count = min(self._payoff.count(), self._room() - 1)
             guesses = self._guesser.guess(tokens, count) if count else []

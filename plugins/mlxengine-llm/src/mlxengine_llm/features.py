@@ -32,10 +32,10 @@ BATCH = Feature(
     applies_to=("llm",),
     probe=_library,
 )
-MAX_BATCH = Feature(
+MAX_BATCH: Feature[int | None] = Feature(
     name="llm.max_batch",
-    default=32,
-    summary="Most requests of a model that are decoded together; further ones wait.",
+    default=None,
+    summary="Most requests that are decoded together, further ones wait; by default 32, on a GPU 128.",
     applies_to=("llm",),
     probe=_library,
 )

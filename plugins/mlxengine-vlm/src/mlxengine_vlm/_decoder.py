@@ -15,7 +15,7 @@ import mlx.core as mx
 from attrs import define
 from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.grammar import Grammars
-from mlxengine.toolkit.rows import Drawn, Row, Stepped
+from mlxengine.toolkit.rows import Drawn, Plan, Row, Stepped
 
 from ._cache import PrefixCache, trimmable
 from ._prefill import Prefill
@@ -75,11 +75,11 @@ class VisionDecoder:
             (entry.cache, entry.deltas), entry.pending = row.kept, row.tokens[-1:]
         self._reading.append(entry)
 
-    def step(self, chunk: int) -> Stepped:
+    def step(self, plan: Plan) -> Stepped:
         drawn = self._decode() if self._rows else []
         tokens = 0
-        while self._reading and tokens < chunk:  # one prompt after the other
-            tokens += self._read(chunk - tokens)
+        while self._reading and tokens < plan.tokens:  # one prompt after the other
+            tokens += self._read(plan.tokens - tokens)
         return Stepped(drawn=drawn, prompt_tokens=tokens)
 
     def remove(self, rows: Sequence[Row]) -> None:

@@ -1,15 +1,17 @@
 """How much running answers wait while long prompts come in, and what that costs in all.
 
     python benchmarks/llm_stall.py [--length 4096] [--prompts 8] [--factors 4 6 8] [--clock processor]
+        [--shape llama-1B] [--rounds 5] [--seconds 540]
         [--output FILE.json] [--curve FILE.svg] [--merge FILE.json ...]
 
 Four answers run; then the prompts arrive at once. For each stall factor: the running answers' time between
 tokens (median before the prompts arrive, p99 until the last of them has its first token), and the time of
 the whole work over that of a raw ``BatchGenerator`` with mlx-lm's own settings, in alternating runs. The
-model has random weights (``llama-2M`` of shapes.py) unless ``--model`` names a folder. ``--clock processor``
-measures this process's processor time, which other work on the machine hardly changes. Factors can be
-measured in several runs: ``--merge`` adds the rows of their outputs, and with ``--factors`` left empty runs
-nothing.
+model has random weights (``--shape`` of shapes.py) unless ``--model`` names a folder. With ``--rounds``
+there is one more before them, which warms up and is left out, and the rows have the medians. ``--clock
+processor`` measures this process's processor time, which other work on the machine hardly changes. Factors
+can be measured in several runs: ``--merge`` adds the rows of their outputs, and with ``--factors`` left empty
+runs nothing.
 """
 
 from __future__ import annotations
@@ -18,25 +20,14 @@ import argparse
 import itertools
 import json
 import statistics
-import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxengine.toolkit import blas
-
-blas.load()
-
-from mlxengine import GenerateParams, InferenceEngine, TextDelta, TextRequest  # noqa: E402
-from mlxengine.toolkit.loading import descriptor_limit_kept  # noqa: E402
-
-with descriptor_limit_kept():
-    from mlx_lm.generate import BatchGenerator
-    from mlx_lm.utils import load
-
-from shapes import SHAPES, write_checkpoint  # noqa: E402
+from mlxengine import GenerateParams, InferenceEngine, TextDelta, TextRequest
+from sides import TINY, BatchGenerator, checkpoint, load, plugins
 
 RUNNING, QUIET, ANSWER = 4, 150, 32
 P99, WHOLE = 10.0, 1.25  # what is aimed at
@@ -120,6 +111,15 @@ def ours(engine: InferenceEngine, folder: str, factor: float, options: Any) -> d
     }
 
 
+def medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each figure, and the spread of the two that are aimed at."""
+    row = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+    for key in ("p99_ratio", "total_ratio") if len(rounds) > 1 else ():
+        row[f"{key}_least"] = min(one[key] for one in rounds)
+        row[f"{key}_most"] = max(one[key] for one in rounds)
+    return row
+
+
 def draw(rows: list[dict[str, float]], target: Path, caption: str) -> None:
     """The trade-off as a picture: waits across, the whole work upwards; what is aimed at is shaded."""
     width, height, left, low = 640, 400, 70, 330
@@ -161,6 +161,14 @@ def draw(rows: list[dict[str, float]], target: Path, caption: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder; default: random weights")
+    parser.add_argument(
+        "--shape", default=TINY, help="of those weights, from shapes.py; with -4bit, quantized"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="of which the medians are; 0: one, not warmed up"
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so many")
+    parser.add_argument("--tiny", action="store_true", help="short prompts, one factor: does it work?")
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--after", type=int, default=3000, help="tokens of the running answers after that")
@@ -170,21 +178,31 @@ def main() -> None:
     parser.add_argument("--curve", type=Path)
     parser.add_argument("--merge", type=Path, nargs="+", default=[], help="outputs of runs of the same work")
     options = parser.parse_args()
+    if options.tiny:
+        options.length, options.prompts, options.after, options.factors = 512, 2, 100, [8.0]
     work = {key: getattr(options, key) for key in ("model", "length", "prompts", "after", "clock")}
+    work |= {"shape": options.shape} if options.shape != TINY else {}
     rows = []
     for file in options.merge:
         earlier = json.loads(file.read_text())
         if earlier["work"] != work:
             parser.error(f"{file} measured other work: {earlier['work']}, not {work}")
         rows += earlier["rows"]
-    with tempfile.TemporaryDirectory() as scratch, InferenceEngine() as engine:
-        folder = options.model or str(write_checkpoint(Path(scratch) / "m", SHAPES["llama-2M"], "float32"))
+    end = time.monotonic() + options.seconds
+    with InferenceEngine(plugins=plugins()) as engine:
+        folder = options.model or str(checkpoint(options.shape))
         for factor in sorted(options.factors):
-            alone = mlx_lm_alone(folder, options)
-            row = ours(engine, folder, factor, options) | alone
-            row["total_ratio"] = row["seconds"] / row["mlx_lm_seconds"]
-            rows.append(row)
-            print("  ".join(f"{key} {value:.2f}" for key, value in row.items()), flush=True)
+            found = []
+            for number in range(1 + options.rounds):
+                if time.monotonic() > end:
+                    break
+                row = mlx_lm_alone(folder, options) | ours(engine, folder, factor, options)
+                row["total_ratio"] = row["seconds"] / row["mlx_lm_seconds"]
+                print(json.dumps({"round": number, **row}), flush=True)
+                found.append(row)
+            if found:
+                rows.append(medians(found[1:] or found))
+                print("  ".join(f"{key} {value:.2f}" for key, value in rows[-1].items()), flush=True)
     rows.sort(key=lambda row: row["factor"])
     if options.output:
         options.output.write_text(json.dumps({"work": work, "rows": rows}, indent=1) + "\n")

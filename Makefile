@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test lint format types tests test-slow test-parity test-diffusionkit test-mflux docs demo release clean
+.PHONY: help setup test lint format types tests test-slow test-parity test-gpu test-diffusionkit test-mflux docs demo release clean
 
 help:            ## say what there is
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p; s/^\([a-z-]*\): *## /\1\t/p' Makefile | expand -t 14
@@ -45,6 +45,9 @@ test-slow: $(STAMP)  ## the tests that take minutes each
 test-parity: $(STAMP)  ## compute the stored numerical references again, with torch
 	$(PYTHON) scripts/setup_env.py --venv $(VENV)-parity --group parity
 	$(VENV)-parity/bin/python -m pytest -q -m parity
+
+test-gpu:        ## the plugins' tests on this machine's GPU, with the libraries that $(PYTHON) has
+	$(PYTHON) scripts/test_gpu.py $(OPTIONS)
 
 test-diffusionkit:  ## the diffusionkit back end against diffusers, in an environment of its own
 	$(PYTHON) plugins/mlxengine-diffusion/tests/extras/run.py diffusionkit --venv $(VENV)-diffusionkit

@@ -4,7 +4,7 @@
         [--seconds 540] [--output FILE.jsonl] [--tiny]
 
 Each of them alone, then all at once, in each round after one that warms up: the chat's longest gap between
-two tokens over the sum of one step of each as it is alone (of denoising, one request of ``--texts`` texts, one
+two tokens over the sum of one step of each as it is alone (of denoising, a request of ``--texts`` texts, a
 token of its own), and the time of all over the sum of each alone. Random weights: the shape named, BERT base,
 and Stable Diffusion 1.5 at 512 × 512. A model that cannot be loaded here is left out, and that is said.
 """
@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusion_gpu
+from embed_gpu import write_bert
 from mlxengine import (
     EmbedRequest,
     GenerateParams,
@@ -32,7 +34,7 @@ from mlxengine import (
     TextDelta,
     TextRequest,
 )
-from sides import TINY, Report, checkpoint, parser, plugins, prompts
+from sides import TINY, Report, checkpoint, parser, prompts
 
 TEXT = "the quick brown fox jumps over a lazy dog and runs into the wood where it sleeps until night "
 
@@ -48,31 +50,23 @@ def _loaded(load: Callable[[], Any]) -> Any:
 class Work:
     """What each model is asked for; every job returns the moments at which it had something to show."""
 
-    def __init__(self, engine: InferenceEngine, names: set[str], scratch: Path, options: Any) -> None:
+    def __init__(self, engine: InferenceEngine, scratch: Path, options: Any) -> None:
         self.options = options
-        self.chat: Any = engine.load_text(checkpoint(options.shape), features={"llm.prompt_cache": False})
-        self.embed: Any = None
-        self.picture: Any = None
-        if "embed" in names:
-            from embed_gpu import write_bert
-
-            folder = scratch / "bert"
-            folder.mkdir()
-            write_bert(folder, *((2, 128) if options.tiny else (12, 768)))
-            self.embed = _loaded(lambda: engine.load_embeddings(folder))
-        if "diffusion" in names:
-            import diffusion_gpu as sd
-
-            folder = scratch / "sd"
-            folder.mkdir()
-            shape = next(iter(sd.SHAPES.values()))
-            dtype = "float32" if options.tiny else "float16"
-            if options.tiny:
-                shape = {"latents": 8, "unet": {**shape["unet"], "block_out_channels": [32, 32, 32, 32]}}
-            sd.write_repository(folder, shape, dtype)
-            self.side = 8 * int(shape["latents"])
-            flags = {"diffusion.dtype": dtype}
-            self.picture = _loaded(lambda: engine.load_images(folder, features=flags))
+        self.chat: Any = engine.load_text(
+            checkpoint(options.shape), features={"llm.prompt_cache": False, **dict(options.features)}
+        )
+        bert, sd = scratch / "bert", scratch / "sd"
+        bert.mkdir()
+        sd.mkdir()
+        write_bert(bert, *((2, 128) if options.tiny else (12, 768)))
+        self.embed = _loaded(lambda: engine.load_embeddings(bert))
+        shape = next(iter(diffusion_gpu.SHAPES.values()))
+        dtype = "float32" if options.tiny else "float16"
+        if options.tiny:
+            shape = {"latents": 8, "unet": {**shape["unet"], "block_out_channels": [32, 32, 32, 32]}}
+        diffusion_gpu.write_repository(sd, shape, dtype)
+        self.side = 8 * int(shape["latents"])
+        self.picture = _loaded(lambda: engine.load_images(sd, features={"diffusion.dtype": dtype}))
 
     def jobs(self, number: int) -> dict[str, Callable[[], list[float]]]:
         found: dict[str, Callable[[], list[float]]] = {"chat": lambda: self._chat(number)}
@@ -149,9 +143,8 @@ def main() -> None:
     if options.tiny:
         options.shape, options.new, options.batches, options.steps = TINY, 24, 5, 4
     report = Report(options)
-    found = plugins()
-    with tempfile.TemporaryDirectory() as scratch, InferenceEngine(plugins=found) as engine:
-        work = Work(engine, {name for name, _ in found}, Path(scratch), options)
+    with tempfile.TemporaryDirectory() as scratch, InferenceEngine() as engine:
+        work = Work(engine, Path(scratch), options)
         for number in report.rounds(1):
             report.add(what="beside", shape=options.shape, round=number, **one_round(work, number))
     warm = [row for row in report.rows if row["round"]]

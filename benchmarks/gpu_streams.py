@@ -14,7 +14,6 @@ the time that it took.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from typing import Any
 
@@ -96,7 +95,6 @@ def main() -> None:
     made.add_argument("--new", type=int, default=128)
     made.add_argument("--arrivals", type=float, nargs="*", default=[])
     made.add_argument("--requests", type=int, default=96, help="of a round of --arrivals")
-    made.add_argument("--features", nargs="*", default=[], help="of the engine's side: llm.name=JSON")
     options = made.parse_args()
     if options.tiny:
         options.shape, options.length, options.new, options.requests = TINY, 64, 16, 12
@@ -107,8 +105,9 @@ def run(options: argparse.Namespace) -> None:
     report = Report(options)
     limits = Limits.measure(tiny=options.tiny)
     report.add(what="limits", bytes_per_second=limits.bandwidth, flops=limits.flops)
-    flags = {name: json.loads(value) for name, value in (item.split("=", 1) for item in options.features)}
-    with sides(options.shape, streams=max([TOGETHER, *options.streams]), flags=flags) as both:
+    with sides(
+        options.shape, streams=max([TOGETHER, *options.streams]), flags=dict(options.features)
+    ) as both:
         todo = len(options.streams) + len(options.arrivals)
         for n in options.streams:
             at_once(report, both, n, todo, limits, options)

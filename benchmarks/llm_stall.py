@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxengine import GenerateParams, InferenceEngine, TextDelta, TextRequest
-from sides import TINY, BatchGenerator, checkpoint, load, plugins
+from sides import TINY, BatchGenerator, checkpoint, load
 
 RUNNING, QUIET, ANSWER = 4, 150, 32
 P99, WHOLE = 10.0, 1.25  # what is aimed at
@@ -189,7 +189,7 @@ def main() -> None:
             parser.error(f"{file} measured other work: {earlier['work']}, not {work}")
         rows += earlier["rows"]
     end = time.monotonic() + options.seconds
-    with InferenceEngine(plugins=plugins()) as engine:
+    with InferenceEngine() as engine:
         folder = options.model or str(checkpoint(options.shape))
         for factor in sorted(options.factors):
             found = []

@@ -1,20 +1,17 @@
 """What the benchmarks on a GPU share: both sides on the same weights, a budget of time, JSON lines.
 
 Checkpoints have random weights in a shape of shapes.py, ``-4bit`` after its name quantizes them; they are
-written once into the folder for temporary files and kept there. Nothing needs to be installed: the plugins
-are named to the engine, so that their sources on ``PYTHONPATH`` are enough.
+written once into the folder for temporary files and kept there.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
-import importlib
 import itertools
 import json
 import random
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -41,7 +38,6 @@ with descriptor_limit_kept():
 from shapes import BIG, SHAPES, write_checkpoint  # noqa: E402
 
 TINY = "llama-2M"
-KINDS = ("llm", "vlm", "embed", "diffusion")
 ADMITS, TOGETHER = 0.5, 32  # mlx_lm.server: seconds between looks at what came in; --decode-concurrency
 
 
@@ -53,7 +49,13 @@ def parser(text: str) -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=5, help="after one that warms up")
     made.add_argument("--seconds", type=float, default=540.0, help="stop after so many, with what there is")
     made.add_argument("--output", type=Path, help="JSON lines, written as they come")
+    made.add_argument("--features", type=flag, nargs="*", default=[], help="of the engine: llm.name=JSON")
     return made
+
+
+def flag(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return name, json.loads(value)
 
 
 @define
@@ -157,17 +159,6 @@ def checkpoint(name: str) -> Path:
     return packed
 
 
-def plugins() -> list[tuple[str, object]]:
-    """Those of ours whose libraries are here; nothing has to be installed."""
-    found: list[tuple[str, object]] = []
-    for kind in KINDS:
-        try:
-            found.append((kind, importlib.import_module(f"mlxengine_{kind}.plugin")))
-        except ImportError as error:
-            print(f"without {kind}: {error}", file=sys.stderr)
-    return found
-
-
 class Sides:
     """The engine and mlx-lm, each with the weights of one checkpoint.
 
@@ -181,7 +172,7 @@ class Sides:
         self, folder: Path, *, streams: int = TOGETHER, flags: dict[str, object] | None = None
     ) -> None:
         self.streams = max(streams, TOGETHER)
-        self.engine = InferenceEngine(plugins=plugins())
+        self.engine = InferenceEngine()
         wanted: dict[str, object] = {
             "llm.prompt_cache": False,
             "llm.max_batch": self.streams,
@@ -285,22 +276,16 @@ def alternate(
 ) -> dict[str, Any]:
     """Rounds in alternating order (ABBA): for each figure, medians, and the ratio with its spread.
 
-    The first round of each side, which compiles, is left out but for its seconds.
+    The first round of each side, in which the device compiles, is left out.
     """
     pairs: list[tuple[dict[str, float], dict[str, float]]] = []
-    cold: dict[str, float] = {}
     for number in report.rounds(share):
         found: dict[bool, dict[str, float]] = {}
         for mine in (True, False) if number % 2 else (False, True):
             found[mine] = (ours if mine else theirs)(number).figures()
         if number:
             pairs.append((found[True], found[False]))
-        else:
-            cold = {
-                "ours_cold_first_ms": found[True]["first_ms"],
-                "mlx_lm_cold_first_ms": found[False]["first_ms"],
-            }
-    row: dict[str, Any] = {"rounds": len(pairs), **cold}
+    row: dict[str, Any] = {"rounds": len(pairs)}
     for key in pairs[0][0] if pairs else ():
         ratios = sorted(mine[key] / max(theirs[key], 1e-9) for mine, theirs in pairs)
         row[key] = {

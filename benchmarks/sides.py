@@ -293,6 +293,7 @@ def alternate(
             "mlx_lm": statistics.median(theirs[key] for _, theirs in pairs),
             "ratio": statistics.median(ratios),
             "spread": [ratios[0], ratios[-1]],
+            "each": [[round(side[key], 2) for side in pair] for pair in pairs],
         }
     return row
 

@@ -57,22 +57,22 @@ class Pace:
             return
         reading = seconds - (self.decode_seconds or 0.0) * drawn
         cost = max(reading, 0.1 * seconds, 1e-6) / tokens
-        known = self.token_seconds
-        if done.new_shape and known is None:
-            self._bound = cost
-        elif known is None or cost <= known or (not done.new_shape and 2 * tokens >= self._asked):
+        faster = not self._costs or cost <= statistics.median(self._costs)
+        if done.new_shape and not self._costs:
+            self._bound = min(cost, self._bound or cost)
+        elif faster or (not done.new_shape and 2 * tokens >= self._asked):  # a prompt's rest tells too little
             self._costs.append(cost)
 
     def tokens(self, budget_ms: float, *, running: bool = False) -> int:
         """Prompt tokens for one step, of few different sizes; ``running``: answers wait for its end."""
         cost = self.token_seconds
-        if cost is None:
-            wanted = float(self._first)
-        else:
-            wanted = max(budget_ms / 1000 / cost, self.SMALLEST)
-            if running and self._decoding:
-                spare = (self.stall_factor - 1) * statistics.median(self._decoding)
-                wanted = min(wanted, spare / cost)
+        wanted = float(self._first)
+        if cost is not None:
+            seconds = budget_ms / 1000
+            least = float(self.SMALLEST if self._costs else self._first)
+            wanted = max(seconds / cost, least)
+            if running and self._decoding and self._costs:
+                wanted = min(wanted, (self.stall_factor - 1) * statistics.median(self._decoding) / cost)
         found = min(max(int(wanted), self.LEAST), self.LARGEST)
         step = max(1 << (found.bit_length() - 2), self.LEAST)  # two sizes between powers of two
         self._asked = found // step * step

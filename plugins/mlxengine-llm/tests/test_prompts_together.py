@@ -16,6 +16,7 @@ from llm_harness import Plugin, write_tiny
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.utils import load_model
 from mlxengine import GenerateParams, TextRequest
+from mlxengine_llm._shapes import Shapes
 from simulated_device import SimulatedDevice
 
 PROMPTS, LENGTH, NEW = 16, 512, 64
@@ -92,6 +93,17 @@ def by_us(
     at: list[list[float]] = []
     began: list[float] = []
     live: set[int] = set()
+
+    def note(answer: Any, times: list[float]) -> None:
+        """When tokens come, not when their events are read: bytes that are no text yet give none."""
+        take = answer.take
+
+        def noted(token: int, logprobs: Any) -> None:
+            times.append(device.now() - start)
+            take(token, logprobs)
+
+        answer.take = noted
+
     with device.clock():
         while live or coming:
             if coming and (not began or len(at[0]) >= after):
@@ -102,13 +114,11 @@ def by_us(
                     live.add(len(streams))
                     streams.append(plugin.start(model, TextRequest(prompt_tokens=list(one), params=params)))
                     at.append([])
+                    note(streams[-1]._answer, at[-1])
             with plugin.backend.stream():
                 for i in sorted(live):
                     if next(streams[i], self := object()) is self:
                         live.remove(i)
-            # not when their events are read: bytes that are no text yet give none
-            for row, stream in zip(at, streams, strict=True):
-                row += [device.now() - start] * (len(stream._answer.tokens) - len(row))
     return Served(device.now() - start, len(device.passes), at, began)
 
 
@@ -119,6 +129,7 @@ def both(
     mine, theirs = SimulatedDevice(**device), SimulatedDevice(**device)
     model = plugin.load(folder, flags={"prompt_cache": False})
     mine.put(model.network)
+    model.shapes = Shapes(mine.a_shape)  # what is measured of a device when a model is loaded
     network = theirs.put(load_model(folder)[0])
     return [
         (by_us(plugin, model, mine, waves, after), by_mlx_lm(network, theirs, waves, after))
@@ -186,7 +197,8 @@ def test_long_prompts_into_running_answers_stall_nobody_and_cost_what_they_cost_
     def work(seed: int) -> list[Wave]:
         return [wave(RUNNING, 16, QUIET + AFTER, seed=seed), wave(LONG, LONG_LENGTH, LONG_NEW, seed=seed + 7)]
 
-    _, (ours, theirs) = both(plugin, tiniest, work(0), work(1), after=QUIET, a_token=A_TOKEN)
+    rounds = [work(seed) for seed in range(4)]  # the first ones meet new shapes, which take 18 passes each
+    ours, theirs = both(plugin, tiniest, *rounds, after=QUIET, a_token=A_TOKEN)[-1]
     arrived, running, joined = ours.began[1], ours.at[:RUNNING], ours.at[RUNNING:]
     gaps = [(b, b - a) for row in running for a, b in itertools.pairwise(row)]
     quiet = statistics.median(gap for at, gap in gaps if at < arrived)
@@ -194,4 +206,4 @@ def test_long_prompts_into_running_answers_stall_nobody_and_cost_what_they_cost_
     busy = sorted(gap for at, gap in gaps if arrived <= at <= last)
     assert min(row[-1] for row in running) > last, "they run as long as there is something to wait for"
     assert busy[int(0.99 * len(busy))] <= 10 * quiet
-    assert round(ours.seconds / theirs.seconds, 1) <= 1.0
+    assert ours.seconds <= 1.03 * theirs.seconds, "five passes more of 230: what the bound costs"

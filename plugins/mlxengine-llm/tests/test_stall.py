@@ -59,10 +59,13 @@ def test_one_slow_step_changes_nothing_two_do_and_a_fast_one_counts() -> None:
 
 
 def test_a_shape_that_the_device_meets_for_the_first_time_is_no_measure_of_slowness() -> None:
-    pace = Pace()
+    pace = Pace(first=512)
+    pace.observe(read(0, drawn=4), 0.010)
     pace.observe(read(512, new_shape=True), 4.0)
-    assert pace.tokens(100) == 64, "it is at least so fast"
-    pace.observe(read(64), 0.004)
+    assert pace.tokens(100) == pace.tokens(100, running=True) == 512, "as if nothing were known"
+    pace.observe(read(512, new_shape=True), 0.050)
+    assert pace.tokens(100) == 1024, "it is at least so fast"
+    pace.observe(read(512), 0.032)
     assert pace.tokens(100) == 1536
     for _ in range(4):
         pace.observe(read(1536, new_shape=True), 11.0)

@@ -23,7 +23,7 @@ blas.load()
 
 import mlx.core as mx  # noqa: E402
 from mlxengine import Finished, GenerateParams, InferenceEngine, TextDelta, TextRequest  # noqa: E402
-from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu  # noqa: E402
+from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu  # noqa: E402
 from mlxengine.toolkit.loading import descriptor_limit_kept  # noqa: E402
 
 with descriptor_limit_kept():
@@ -40,7 +40,7 @@ class Reference:
     def __init__(self, folder: str) -> None:
         self.network, self.tokenizer = load(folder, lazy=True)[:2]
         if mx.default_device() == mx.cpu:
-            dequantize_for_cpu(self.network, 1 << 40)
+            unpack_where_faster(self.network, 1 << 40)
             upcast_for_cpu(self.network)
         mx.eval(self.network.parameters())
 

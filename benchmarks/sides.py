@@ -28,7 +28,7 @@ import mlx.core as mx  # noqa: E402
 from attrs import define, field, frozen  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
 from mlxengine import GenerateParams, InferenceEngine, TextDelta, TextRequest  # noqa: E402
-from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu  # noqa: E402
+from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu  # noqa: E402
 from mlxengine.toolkit.loading import descriptor_limit_kept  # noqa: E402
 
 with descriptor_limit_kept():
@@ -181,7 +181,7 @@ class Sides:
         self.handle: Any = self.engine.load(folder, features=wanted)
         self.network, self.tokenizer = load(str(folder), lazy=True)[:2]
         if mx.default_device() == mx.cpu:
-            dequantize_for_cpu(self.network, 1 << 40)
+            unpack_where_faster(self.network, 1 << 40)
             upcast_for_cpu(self.network)
         mx.eval(self.network.parameters())
         self.tokenizer.eos_token_ids = set()

@@ -2,6 +2,7 @@
 
 import json
 
+import attrs
 import pytest
 from mlxengine import (
     Claim,
@@ -77,6 +78,11 @@ def test_weights_are_reckoned_as_they_are_kept_on_the_back_end():
     assert loaded_weights(packed, Workload(backend="cuda")) == 5010
     assert loaded_weights(packed, Workload(backend="cpu", free_memory=GB)) == 4000 * 8 + 20
     assert loaded_weights(packed, Workload(backend="cpu", free_memory=40_000)) == 4000 + 2000 + 20
+    cuda = Workload(backend="cuda", free_memory=GB)
+    assert loaded_weights(packed, cuda) == packed.weight_bytes
+    assert loaded_weights(packed, cuda, dense_on=("cpu", "cuda")) == 4000 * 4 + 10
+    assert estimator(packed)(cuda).weights == 4000 * 4 + 10
+    assert estimator(packed)(attrs.evolve(cuda, free_memory=20_000)).weights == packed.weight_bytes
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..contract.configuration import ModelCard
@@ -36,45 +36,48 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def loaded_weights(card: ModelCard, workload: Workload) -> int:
+def loaded_weights(card: ModelCard, workload: Workload, *, dense_on: Sequence[str] = ("cpu",)) -> int:
     """Bytes that a checkpoint's weights take once they are loaded.
 
-    On a CPU half-precision tensors are kept in fp32, and packed ones unpacked to fp32 where that takes at
-    most half of the free memory (`mlxengine.toolkit.dtype`).
+    On a CPU half-precision tensors are kept in fp32. Packed ones are unpacked, to fp32 or on a GPU to 16
+    bits, on the back ends in ``dense_on`` where that takes at most half of the free memory
+    (`mlxengine.toolkit.dtype`).
     """
+    cpu, unpacks = workload.backend == "cpu", workload.backend in dense_on
     if card.gguf and card.tensors:
-        return _from_blocks(card, workload)
-    if workload.backend != "cpu" or not card.tensors:
+        return _from_blocks(card, workload, unpacks)
+    if not (cpu or unpacks) or not card.tensors:
         return card.weight_bytes
+    wider = 2 if cpu else 1
     packed = {item.name.removesuffix(".scales") for item in card.tensors if item.name.endswith(".scales")}
     settings = card.quantization or {}
     dense = other = kept = 0
     for item in card.tensors:
         layer, _, part = item.name.rpartition(".")
         if layer in packed and part in ("weight", "scales", "biases"):
-            kept += item.nbytes * (2 if item.dtype in _HALF else 1)
+            kept += item.nbytes * (wider if item.dtype in _HALF else 1)
             if part == "weight":
-                dense += item.nbytes * 32 // _bits(settings, layer)
+                dense += item.nbytes * 16 * wider // _bits(settings, layer)
         else:
-            other += item.nbytes * (2 if item.dtype in _HALF else 1)
+            other += item.nbytes * (wider if item.dtype in _HALF else 1)
     fits = workload.free_memory is None or dense <= workload.free_memory // 2
-    return other + (dense if fits else kept)
+    return other + (dense if fits and unpacks else kept)
 
 
-def _from_blocks(card: ModelCard, workload: Workload) -> int:
-    """Of a GGUF file: packed as `mlxengine.toolkit.gguf` does it, or in fp32."""
+def _from_blocks(card: ModelCard, workload: Workload, unpacks: bool) -> int:
+    """Of a GGUF file: packed as `mlxengine.toolkit.gguf` does it, or dense."""
     cpu = workload.backend == "cpu"
     dense = packed = 0
     for item in card.tensors:
         numbers = math.prod(item.shape)
-        dense += 4 * numbers
+        dense += (4 if cpu else 2) * numbers
         if item.dtype in _CODE_BITS:
             wide = cpu or item.dtype.endswith("K")  # a scale and a bias of 32 bits, or of 16
             packed += numbers * (_CODE_BITS[item.dtype] + 1 + wide) // 8
         else:
             packed += 4 * numbers if cpu or item.dtype in _UNPACKED else item.nbytes
     fits = workload.free_memory is None or dense <= workload.free_memory // 2
-    return dense if cpu and fits else packed
+    return dense if unpacks and fits else packed
 
 
 def _bits(settings: Mapping[str, Any], layer: str) -> int:
@@ -98,7 +101,7 @@ def estimator(card: ModelCard) -> Callable[[Workload], MemoryEstimate]:
         inner = _number(config, "intermediate_size", "n_inner") or 4 * hidden
         logits = 3 * 4 * vocabulary * workload.batch
         prefill = 4 * min(length, _PREFILL_CHUNK) * (4 * hidden + 2 * inner)
-        weights = loaded_weights(card, workload)
+        weights = loaded_weights(card, workload, dense_on=("cpu", "cuda"))
         return MemoryEstimate(weights=weights, cache=round(cache), workspace=logits + prefill)
 
     return estimate

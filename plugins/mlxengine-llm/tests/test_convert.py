@@ -48,14 +48,14 @@ def test_a_quantized_model_loads_answers_and_its_loss_is_told(
     assert packed["mode"] == settings.get("mode", "affine")
 
 
-@pytest.mark.feature("llm.dense_on_cpu")
+@pytest.mark.feature("llm.unpack")
 @pytest.mark.skipif(mx.default_device().type == mx.DeviceType.gpu, reason="what is unpacked on a CPU only")
 def test_packed_weights_are_unpacked_on_a_cpu_unless_that_is_turned_off(
     plugin: Plugin, wide: Path, tmp_path: Path
 ) -> None:
     convert(card_of(wide), wide, tmp_path / "made", bits=8)
     dense, packed = (
-        plugin.load(tmp_path / "made", flags={"dense_on_cpu": flag, "prompt_cache": False})
+        plugin.load(tmp_path / "made", flags={"unpack": flag, "prompt_cache": False})
         for flag in (True, False)
     )
     kinds = [type(model.network.layers[0].mlp.up_proj).__name__ for model in (dense, packed)]

@@ -123,10 +123,10 @@ def test_real_weights_give_the_tokens_of_mlx_lm(engine: InferenceEngine, smollm2
     """SmolLM2, five questions of 64 tokens, alone and together."""
     from mlx_lm.generate import generate_step
     from mlx_lm.utils import load
-    from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu
+    from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
 
     network, tokenizer = load(str(smollm2.folder), lazy=True)[:2]
-    dequantize_for_cpu(network, 1 << 40)
+    unpack_where_faster(network, 1 << 40)
     upcast_for_cpu(network)
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": item}], add_generation_prompt=True)

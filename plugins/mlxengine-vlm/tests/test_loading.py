@@ -48,7 +48,7 @@ def edited(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.feature("vlm.quantization")
-@pytest.mark.feature("vlm.dense_on_cpu")
+@pytest.mark.feature("vlm.unpack")
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_quantized_checkpoint_still_sees(plugin: Plugin, tiny: Any, tmp_path: Path, dense: bool) -> None:
     folder = tmp_path / "quantized"
@@ -67,7 +67,7 @@ def test_a_quantized_checkpoint_still_sees(plugin: Plugin, tiny: Any, tmp_path: 
     config = json.loads((TINY / "config.json").read_text())
     config["quantization"] = {"group_size": 64, "bits": 8}
     (folder / "config.json").write_text(json.dumps(config))
-    model = plugin.load(folder, flags={"dense_on_cpu": dense})
+    model = plugin.load(folder, flags={"unpack": dense})
     packed = [name for name, _ in tree_flatten(model.network.parameters()) if name.endswith(".scales")]
     assert bool(packed) is not dense
     assert plugin.answer(model, asking("What shape is this?", GREEN)).strip() == "triangle"

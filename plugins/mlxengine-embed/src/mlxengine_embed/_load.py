@@ -33,7 +33,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
             ) from error
     import mlx.core as mx
     from mlxengine.toolkit.checkpoint import normalise_config
-    from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu
+    from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
     from mlxengine.toolkit.loading import warm
 
     from ._blocks import use_cpu_blocks, use_fused_attention
@@ -51,7 +51,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     quantization = config.get("quantization") or config.get("quantization_config")
     fill(encoder.module, weights, encoder.rename, quantization, card.id)
     free = context.device.free_memory
-    dequantize_for_cpu(encoder.module, free // 2 if free else None)
+    unpack_where_faster(encoder.module, free // 2 if free else None, on=("cpu",))
     upcast_for_cpu(encoder.module)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     replaced, kind = "", str(config["model_type"])

@@ -45,7 +45,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     with descriptor_limit_kept():
         import mlx_lm.utils
     from mlxengine.toolkit import backend
-    from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu
+    from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
 
     from ._model import LanguageModel
     from ._shapes import Shapes
@@ -53,8 +53,9 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     _report(context, 1)
     build = _from_gguf if is_gguf(card) else _from_folder
     network, tokenizer, config = build(card, context)
-    if context.features.get(features.DENSE_ON_CPU):
-        dequantize_for_cpu(network, (context.device.free_memory or 0) // 2)
+    unpacked = None
+    if context.features.get(features.UNPACK):
+        unpacked = unpack_where_faster(network, (context.device.free_memory or 0) // 2)
     upcast_for_cpu(network)
     serving = _serving(context, network)
     draft = None if serving.draft_model is None else _draft(card, context, serving.draft_model, tokenizer)
@@ -93,6 +94,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
             "vocabulary": len(tokenizer),
             "context_length": model.context,
             "batch": 1 if model.serving.serial else model.max_rows,
+            **({} if unpacked is None else {"weights": unpacked}),
         },
         state=model.state,
         trim=model.trim,
@@ -133,7 +135,7 @@ def _draft(card: ModelCard, context: LoadContext, source: str, tokenizer: Any) -
     """The smaller model, whose guesses are checked by this one."""
     from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
     from mlx_lm.tokenizer_utils import load as load_wrapper
-    from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu
+    from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
 
     from ._claim import FILES
     from .convert import load_network
@@ -151,8 +153,8 @@ def _draft(card: ModelCard, context: LoadContext, source: str, tokenizer: Any) -
             f"The draft model {source} cannot take guesses back: its caches cannot be cut.",
             hint="Choose a draft model with plain attention.",
         )
-    if context.features.get(features.DENSE_ON_CPU):
-        dequantize_for_cpu(network, (context.device.free_memory or 0) // 4)
+    if context.features.get(features.UNPACK):
+        unpack_where_faster(network, (context.device.free_memory or 0) // 4)
     upcast_for_cpu(network)
     return network
 

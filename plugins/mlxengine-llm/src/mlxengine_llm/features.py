@@ -166,10 +166,10 @@ STRUCTURED_OUTPUT = Feature(
     applies_to=("llm",),
     probe=_llguidance,
 )
-DENSE_ON_CPU = Feature(
-    name="llm.dense_on_cpu",
+UNPACK = Feature(
+    name="llm.unpack",
     default=True,
-    summary="On a CPU, unpack quantized weights to fp32 where they fit in half of the free memory.",
+    summary="On a CPU and on CUDA, unpack quantized weights where they fit in half of the free memory.",
     applies_to=("llm",),
     probe=_library,
 )
@@ -189,5 +189,5 @@ ALL: tuple[Feature[Any], ...] = (
     MAX_BATCH,
     LOGPROBS,
     STRUCTURED_OUTPUT,
-    DENSE_ON_CPU,
+    UNPACK,
 )

@@ -135,7 +135,7 @@ class _Run:
     def __init__(self, source: Path, data: Path, target: Path, params: TrainParams) -> None:
         import mlx.core as mx
         from mlx.optimizers import Adam
-        from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu
+        from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
 
         from .convert import load_network
 
@@ -147,7 +147,7 @@ class _Run:
         from mlx_lm.tokenizer_utils import load as load_tokenizer
         from mlx_lm.tuner.utils import linear_to_lora_layers
 
-        dequantize_for_cpu(self.network, 1 << 40)
+        unpack_where_faster(self.network, 1 << 40)
         upcast_for_cpu(self.network)
         blocks = len(self.network.layers)
         if params.layers > blocks:

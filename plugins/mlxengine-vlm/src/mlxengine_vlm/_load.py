@@ -36,7 +36,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     _report(context, 0)
     with descriptor_limit_kept():
         import mlx_vlm
-    from mlxengine.toolkit.dtype import dequantize_for_cpu, upcast_for_cpu
+    from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
 
     from ._checkpoint import normalise
     from ._claim import library_name
@@ -48,8 +48,8 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     for file in sorted(context.path.glob("*.safetensors")):
         check_safetensors(file)
     network = build(context.path, card.config)
-    if context.features.get(features.DENSE_ON_CPU):
-        dequantize_for_cpu(network, (context.device.free_memory or 0) // 2)
+    if context.features.get(features.UNPACK):
+        unpack_where_faster(network, (context.device.free_memory or 0) // 2)
     upcast_for_cpu(network)
     _report(context, 2)
     config = normalise(card.config)

@@ -86,10 +86,10 @@ STRUCTURED_OUTPUT = Feature(
     applies_to=("vlm",),
     probe=_llguidance,
 )
-DENSE_ON_CPU = Feature(
-    name="vlm.dense_on_cpu",
+UNPACK = Feature(
+    name="vlm.unpack",
     default=True,
-    summary="On a CPU, unpack quantized weights to fp32 where they fit in half of the free memory.",
+    summary="On a CPU and on CUDA, unpack quantized weights where they fit in half of the free memory.",
     applies_to=("vlm",),
     probe=_library,
 )
@@ -146,7 +146,7 @@ ALL: tuple[Feature[Any], ...] = (
     MAX_BATCH,
     LOGPROBS,
     STRUCTURED_OUTPUT,
-    DENSE_ON_CPU,
+    UNPACK,
     PROMPT_CACHE,
     PROMPT_CACHE_MB,
     MAX_PIXELS,

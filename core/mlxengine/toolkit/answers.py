@@ -176,24 +176,30 @@ class Answer(Row):
         self._text.append(text)
         if (text and self._streaming) or (last and (self._ids or any(self._text))):
             text, self._text = "".join(self._text), []
-            spoken: list[Event] = [TextDelta(text=text, index=self.index)]
-            if self.router is not None:
-                spoken = self.router.feed(text)
-                if last:
-                    spoken += self.router.finish()
-                    if self._ids and not any(isinstance(item, TextDelta) for item in spoken):
-                        spoken.append(TextDelta(text="", index=self.index))
+            if self.router is None:
+                self.events.append(self._delta(text))
+                return
+            spoken = self.router.feed(text)
+            if last:
+                spoken += self.router.finish()
+                if self._ids and not any(isinstance(item, TextDelta) for item in spoken):
+                    spoken.append(TextDelta(text="", index=self.index))
             self.events.extend(self._with_tokens(item) for item in spoken)
+
+    def _delta(self, text: str) -> TextDelta:
+        """Text with the tokens since the last piece, and their log-probabilities."""
+        ids, self._ids = tuple(self._ids), []
+        scores, self._scores = tuple(self._scores), []
+        return TextDelta(text=text, token_ids=ids, logprobs=scores, index=self.index)
 
     def _with_tokens(self, event: Event) -> Event:
         """The event with the tokens since the last one; log-probabilities go with text only."""
-        if not isinstance(event, TextDelta | ReasoningDelta):
+        if isinstance(event, TextDelta):
+            return self._delta(event.text)
+        if not isinstance(event, ReasoningDelta):
             return event
         ids, self._ids = tuple(self._ids), []
-        if isinstance(event, ReasoningDelta):
-            return attrs.evolve(event, token_ids=ids)
-        scores, self._scores = tuple(self._scores), []
-        return attrs.evolve(event, token_ids=ids, logprobs=scores)
+        return attrs.evolve(event, token_ids=ids)
 
     def _finish(self, reason: FinishReason, stop: str | int | None = None) -> None:
         if not isinstance(stop, str):  # a stop text cut the answer; otherwise nothing may be held back

@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import TokenBuffer
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.rows import Drawn, Row
+from mlxengine.toolkit.sampling import greedy
 
 from ._adapters import Adapters
 from ._caches import own
@@ -82,9 +83,11 @@ class Batch:
         self._adapters.use(*(adapter_of(row) for row in self.rows))
         self._expect(drawn, places)
         logits, seen = self._processed(inputs, self._network(inputs[:, None], cache=self.layers)[:, -1, :])
-        found = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        self._drawn = self._sampled(found)
-        self._logprobs = found if any(row.scored for row in self.rows) else None
+        scored = any(row.scored for row in self.rows)
+        if scored or any(row.sampler is not greedy for row in self.rows):
+            logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        self._drawn = self._sampled(logits)
+        self._logprobs = logits if scored else None
         self._places = list(range(len(self.rows)))
         mx.async_eval(self._drawn, self._logprobs, seen)  # type: ignore[no-untyped-call]
         values: Any = [] if drawn is None else drawn.tolist()

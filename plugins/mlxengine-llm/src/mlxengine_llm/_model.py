@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,7 +96,7 @@ class LanguageModel:
             first_piece=self.first_piece,
         )
         self.voice = Voice(
-            decode=lambda tokens: str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
+            decode=_decode(self.tokenizer),
             defaults=self.defaults,
             stop_ids=self.stop_ids,
             context=self.context,
@@ -188,6 +188,14 @@ class LanguageModel:
         self.network = self.tokenizer = self.draft = None
         if self.prefixes is not None:
             self.prefixes.clear()
+
+
+def _decode(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    """Token ids to text. transformers' own way around a fast tokenizer takes most of the time of it."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is not None:
+        return lambda tokens: str(fast.decode(tokens, skip_special_tokens=False))
+    return lambda tokens: str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
 
 def _grammars(tokenizer: Any, vocabulary: int, stop_ids: frozenset[int]) -> Grammars | None:

@@ -42,7 +42,7 @@ class HubSettings:
     ``ask_above`` is the size (``"10GB"``) of a download above which the command line asks first.
     """
 
-    endpoint: str | None = None
+    endpoint: str | None = field(default=None, repr=False)
     cache_dir: Path | None = None
     offline: bool | None = None
     ask_above: str | None = None

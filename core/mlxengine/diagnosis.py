@@ -269,13 +269,15 @@ def _cache(settings: Settings) -> list[Check]:
 
 def _network(settings: Settings) -> Check:
     from . import hub
+    from ._hub import redact
 
     try:
         hub.search("smollm", limit=1, endpoint=settings.hub.endpoint)
     except MLXEngineError as error:
         return _failed("hub", error)
     return Check(
-        name="hub", detail=f"{settings.hub.endpoint or os.environ.get('HF_ENDPOINT') or 'the hub'} answers"
+        name="hub",
+        detail=f"{redact(settings.hub.endpoint or os.environ.get('HF_ENDPOINT') or 'the hub')} answers",
     )
 
 

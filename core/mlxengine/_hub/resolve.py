@@ -12,6 +12,7 @@ from attrs import evolve
 
 from ..contract.configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source
 from ..errors import (
+    ConfigurationError,
     CorruptFileError,
     HubUnavailableError,
     InvalidModelRefError,
@@ -26,7 +27,8 @@ from .cache import Listing, RepoCache
 from .download import READ_ONLY, Job, typed_disk_errors
 from .inspection import inspect
 from .local import local_card
-from .names import check_path, is_commit, is_hash, problem_with
+from .names import check_path, is_commit, is_hash, problem_with, text, texts
+from .secrets import redact
 from .transport import get_json
 
 log = logging.getLogger("mlxengine.hub")
@@ -99,7 +101,7 @@ def hub_card(
         return _card_from_cache(access, cache, ref, configuration, cancelled)
     try:
         listing = ask(access, ref.repo_id, revision, quick=ready and not update, cancelled=cancelled)
-    except (ResolutionError, RateLimitedError) as error:
+    except (ResolutionError, RateLimitedError, ConfigurationError) as error:
         passing = isinstance(error, HubUnavailableError | RateLimitedError)
         if not ready and not (passing and is_complete(cache, commit)):
             raise
@@ -146,7 +148,9 @@ def ask(
     found = get_json(access, path, repo=repo, params="?blobs=true", policy=policy, cancelled=cancelled)
     if not isinstance(found, dict) or not is_commit(found.get("sha")):
         raise HubUnavailableError(
-            f"{access.endpoint} did not say which commit of {repo} it describes.", hint="Check the endpoint."
+            f"{redact(access.endpoint)} did not say which commit of {repo} it describes.",
+            hint="Check the endpoint.",
+            recoverable=False,
         )
     siblings = found.get("siblings") or []
     if not isinstance(siblings, list) or len(siblings) > _MOST_FILES:
@@ -161,16 +165,16 @@ def ask(
                 f"The listing of {repo} names {both.pop()!r} as a file and as a folder.", recoverable=False
             )
     card = found.get("cardData")
-    tags = tuple(tag for tag in found.get("tags") or () if isinstance(tag, str))
+    tags = texts(found.get("tags"))
     license_tag = next((tag[8:] for tag in tags if tag.startswith("license:")), None)
     return Listing(
         repo=repo,
         commit=found["sha"],
         files=files,
-        license=_text(card.get("license")) if isinstance(card, Mapping) else license_tag,
+        license=text(card.get("license")) if isinstance(card, Mapping) else license_tag,
         tags=tags,
-        pipeline_tag=_text(found.get("pipeline_tag")),
-        library_name=_text(found.get("library_name")),
+        pipeline_tag=text(found.get("pipeline_tag")),
+        library_name=text(found.get("library_name")),
     )
 
 
@@ -191,10 +195,6 @@ def _file(item: Any, repo: str) -> FileInfo:
             recoverable=False,
         )
     return FileInfo(path=path, size=size, hash=content)
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _card_from_cache(
@@ -218,8 +218,8 @@ def stock_listing(cache: RepoCache, commit: str) -> Listing | None:
     for pointer in sorted(snapshot.rglob("*")) if snapshot.is_dir() else ():
         name = pointer.readlink().name if pointer.is_symlink() else ""
         content = f"{'sha256' if len(name) == 64 else 'git'}:{name}"
-        if is_hash(content) and pointer.is_file():
-            path = check_path(pointer.relative_to(snapshot).as_posix(), cache.repo)
+        path = pointer.relative_to(snapshot).as_posix()
+        if is_hash(content) and pointer.is_file() and problem_with(path) is None:
             found[path] = FileInfo(path=path, size=pointer.stat().st_size, hash=content)
     if not found:
         return None

@@ -37,7 +37,7 @@ LOCAL = settings(
 @pytest.fixture
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One attempt, and little time: here it is told what an answer becomes, not how often it is asked."""
-    quick = Policy(connect=0.5, read=0.5, answer=2.0, body=2.0, attempts=1)
+    quick = Policy(connect=0.5, read=0.5, answer=2.0, attempts=1)
     monkeypatch.setattr(access, "usual_policy", lambda: quick, raising=False)
 
 

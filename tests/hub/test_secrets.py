@@ -195,6 +195,7 @@ def test_a_hub_that_says_the_token_back_is_not_repeated(
     hub.repos.add("org/name", FILES)
     hub.users[CANARY] = User("good")
     echo = {"X-Error-Message": f"bad token {CANARY}", "X-Request-Id": CANARY, "Retry-After": "9999"}
+    echo["X-HF-Warning"] = f"{status}{place}; {CANARY}"
     hub.faults.add("status", place, status=status, headers=echo, times=None)
     with caplog.at_level(logging.INFO), pytest.raises(MLXEngineError) as caught:
         client.fetch("org/name", endpoint=hub.endpoint, cache_dir=tmp_path, token=CANARY)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlxengine import AsyncInferenceEngine, Claim, Finished, Fit, InferenceEngine, Loaded, errors, hookimpl
+from huggingface_hub import close_session
+from mlxengine import (
+    AsyncInferenceEngine,
+    Claim,
+    Finished,
+    Fit,
+    InferenceEngine,
+    Loaded,
+    Request,
+    errors,
+    hookimpl,
+)
 from mlxengine import hub as client
 from mlxengine._hub.access import Policy
 
@@ -29,6 +41,7 @@ WHERE = {
     "the listing": "/api/models/",
     "a document": "/resolve/.*json",
     "a header": "/resolve/.*safetensors",
+    "another origin": "/cdn/",
 }
 HOW: dict[str, tuple[str, dict[str, Any]]] = {
     "asks for a hundred seconds": ("status", {"status": 503, "headers": {"Retry-After": "100"}}),
@@ -45,6 +58,7 @@ SITUATIONS = [(where, how) for where in WHERE for how in HOW]
 def _hold_up(hub: HubServer, where: str, how: str) -> Callable[[], bool]:
     """Make the hub wait for ever; returns whether a request has run into it."""
     hub.repos.add("org/name", FILES)
+    hub.cdn_mode = where == "another origin"
     kind, settings = HOW[how]
     fault = hub.faults.add(kind, WHERE[where], times=None, **settings)
     return lambda: fault.hits > 0
@@ -210,6 +224,124 @@ def test_an_engine_closes_within_two_seconds(
     assert until(lambda: not _lines(), 1), _lines()
 
 
+def _no_answer_from_the_name_server(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> Callable[[], bool]:
+    asked = threading.Event()
+
+    def wait(*arguments: Any, **options: Any) -> Any:
+        asked.set()
+        hub.wait(20)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+    return asked.is_set
+
+
+def _silent_peer() -> tuple[socket.socket, str]:
+    """What accepts connections, and says nothing more: no TLS, no answer."""
+    peer = socket.create_server(("127.0.0.1", 0))
+    return peer, f"127.0.0.1:{peer.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("what", ["no name server", "no TLS", "a proxy that says nothing"])
+def test_a_cancel_and_a_close_are_felt_before_there_is_a_connection(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    peer, place = _silent_peer()
+    endpoint, reached = f"https://{place}", lambda: bool(_lines())
+    if what == "no name server":
+        endpoint, reached = "http://hub.example.org", _no_answer_from_the_name_server(monkeypatch, hub)
+    elif what == "a proxy that says nothing":
+        close_session()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{place}")
+        endpoint = "https://hub.example.org"
+    try:
+        stop = threading.Event()
+        thread, ended = _in_thread(
+            lambda: client.fetch("org/name", endpoint=endpoint, cache_dir=tmp_path, cancelled=stop.is_set)
+        )
+        assert until(reached, 5)
+        time.sleep(0.2)
+        stop.set()
+        _left_within(thread, 1.0)
+        assert isinstance(ended[0], errors.CancelledError)
+        engine = InferenceEngine(plugins=[("words", Words())], endpoint=endpoint, cache_dir=tmp_path)
+        loading, ended = _in_thread(lambda: engine.load("org/name"))
+        time.sleep(0.3)
+        closing, _ = _in_thread(engine.close)
+        _left_within(closing, 2.0)
+        _left_within(loading, 1.0)
+        assert isinstance(ended[0], errors.CancelledError)
+        if what != "no name server":  # which nothing can break off
+            assert until(lambda: not _lines(), 1), _lines()
+    finally:
+        hub.stop()
+        peer.close()
+        close_session()
+
+
+def test_a_refusal_whose_text_never_ends_is_a_refusal(hub: HubServer, tmp_path: Path) -> None:
+    hub.repos.add("org/name", FILES)
+    hub.faults.add("status", "/api/", status=403, times=None)
+    hub.faults.add("drip", "/api/", seconds=0.4, times=None)
+    start = time.monotonic()
+    with pytest.raises(errors.HubAuthError):
+        client.resolve("org/name", endpoint=hub.endpoint, cache_dir=tmp_path)
+    assert time.monotonic() - start < 1.0
+
+
+class Adapters(Words):
+    """Needs another repository, to load or to answer."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    @hookimpl
+    def claim_model(self, card: Any) -> Claim | None:
+        return super().claim_model(card)
+
+    @hookimpl
+    def load_model(self, card: Any, context: Any) -> Loaded:
+        if self.when == "load":
+            context.fetch("org/name", ["*"])
+        return Loaded(model=["a"])
+
+    @hookimpl
+    def generate(self, model: Any, request: Any, context: Any) -> Iterator[Finished]:
+        context.fetch("org/name", ["*"])
+        yield Finished()
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("when", ["load", "generate"])
+def test_an_engine_closes_while_a_plugin_waits_for_an_adapter(
+    hub: HubServer, tmp_path: Path, folder: Path, when: str, how: str
+) -> None:
+    held = _hold_up(hub, "the listing", how)
+    engine = InferenceEngine(
+        plugins=[("adapters", Adapters(when))], endpoint=hub.endpoint, cache_dir=tmp_path / "cache"
+    )
+    work, ended = _in_thread(lambda: engine.load(folder).run(Request()))
+    assert until(held, 5)
+    closing, _ = _in_thread(engine.close)
+    _left_within(closing, 2.0)
+    _left_within(work, 1.0)
+    assert isinstance(ended[0], errors.CancelledError)
+
+
+def test_an_answer_that_waits_for_an_adapter_can_be_given_up(
+    hub: HubServer, engine: InferenceEngine, tmp_path: Path, folder: Path
+) -> None:
+    held = _hold_up(hub, "the listing", "drips its answer")
+    engine.register(Adapters("generate"), "adapters")
+    handle = engine.load(folder, plugin="adapters")
+    stream = handle.stream(Request())
+    assert until(held, 5)
+    stream.close()
+    other, done = _in_thread(lambda: engine.load(folder, plugin="words").run(Request()))
+    _left_within(other, 1.5)
+    assert done == [None]
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_a_switch_to_a_local_model_is_not_held_up(
     hub: HubServer, engine: InferenceEngine, folder: Path, how: str
@@ -314,10 +446,10 @@ def test_ctrl_c_is_obeyed_within_two_seconds(hub: HubServer, tmp_path: Path, wha
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second for an answer, a second for each request of a file."""
+    """Half a second for each request, and for what is slow."""
     from mlxengine._hub import access
 
-    quick = Policy(answer=0.5, body=1.0, attempts=4, base=0.01, cap=0.02)
+    quick = Policy(answer=0.5, slowest=100_000, attempts=4, base=0.01, cap=0.02)
     monkeypatch.setattr(access, "usual_policy", lambda: quick)
 
 
@@ -361,19 +493,19 @@ def test_a_file_that_drips_without_end_is_given_up_and_its_bytes_are_kept(
     assert all(entry.range for entry in hub.log.entries("safetensors"))
 
 
-def test_a_file_that_takes_longer_than_one_request_may_goes_on_without_a_failure(
-    hub: HubServer, tmp_path: Path, impatient: None
-) -> None:
-    files = random_model(32, 2 * MIB)
+def test_what_is_slow_but_comes_is_waited_for(hub: HubServer, tmp_path: Path, impatient: None) -> None:
+    files = {**random_model(32, MIB), **{f"notes/{number:0200}.txt": b"x" for number in range(1500)}}
     hub.repos.add("org/name", files)
-    hub.faults.add("slow", "/resolve/.*safetensors", times=None, rate=MIB)
+    hub.faults.add("slow", "/resolve/.*safetensors|/api/", times=None, rate=600_000)
     events: list[client.HubEvent] = []
+    start = time.monotonic()
     path = client.fetch(
-        "org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path, report=events.append
+        "org/name", files=["*.safetensors"], endpoint=hub.endpoint, cache_dir=tmp_path, report=events.append
     )
-    assert same(path, files)
-    assert len(hub.log.entries("/resolve/.*safetensors")) >= 3  # the header, and more than one piece
-    assert hub.log.bytes() <= 1.25 * sum(map(len, files.values()))
+    assert time.monotonic() - start > 2.0
+    assert (path / "model.safetensors").read_bytes() == files["model.safetensors"]
+    assert len(hub.log.entries("/api/")) == 1
+    assert len(hub.log.entries("/resolve/.*safetensors")) == 2  # the header, and the rest
     assert not [event for event in events if isinstance(event, client.Retry)]
 
 

@@ -25,9 +25,8 @@ class Policy:
     Args:
         connect: longest wait for a connection.
         read: longest silence of the other side.
-        answer: longest time until an answer has begun, and until one of the hub's API is there whole.
-        body: longest time that one request for a file may take; the rest is asked for anew.
-        least: bytes that such a request must have brought, or it counts as a failure.
+        answer: longest time that one request may take,
+        slowest: but for what it has brought already, at so many bytes a second.
         attempts: failures in a row, without a byte of progress between them, after which a call gives up.
         base: upper bound of the first wait; it doubles with each failure in a row (full jitter:
             the wait is drawn between zero and the bound, https://aws.amazon.com/blogs/architecture/
@@ -43,8 +42,7 @@ class Policy:
     connect: float = 10.0
     read: float = 10.0
     answer: float = 30.0
-    body: float = 300.0
-    least: int = 1 << 16
+    slowest: float = 1024.0
     attempts: int = 9
     base: float = 0.2
     cap: float = 30.0
@@ -55,7 +53,7 @@ class Policy:
     corrupt_attempts: int = 3
 
 
-QUICK = Policy(connect=0.4, read=0.6, answer=0.8, attempts=1)
+QUICK = Policy(connect=0.4, read=0.6, answer=0.8, slowest=math.inf, attempts=1)
 """For asking whether a model that is ready has become newer: nobody waits for that."""
 
 

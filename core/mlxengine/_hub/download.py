@@ -208,8 +208,6 @@ class Partial:
             except Trouble as trouble:
                 problem = trouble
             job.check()
-            if isinstance(problem, Late) and self.at - before >= job.access.policy.least:
-                problem = None  # a large file on a slow line
             if self.at > before and not isinstance(problem, Late):
                 patience.progressed()
             elif problem is None:
@@ -226,7 +224,6 @@ class Partial:
         with get(
             job.access, url, repo=job.cache.repo, policy=policy, cancelled=job.cancelled, headers=headers
         ) as answer:
-            answer.line.allow(policy.body)
             skip, left = _skip(answer, begin, file), answer.length
             for chunk in answer.chunks():
                 left -= len(chunk)

@@ -11,7 +11,7 @@ from urllib.parse import urljoin, urlsplit
 
 from attrs import frozen
 
-from .._shown import unshowable
+from .._shown import shown, unshowable
 from .._version import __version__
 from ..errors import (
     CorruptFileError,
@@ -131,7 +131,7 @@ def get(
     if access.offline:
         raise OfflineError(f"{redact(url)} was not asked: the network is off.", hint="Turn offline mode off.")
     home = home_of(access)
-    line: Line[Answer] = Line(cancelled, policy.answer)
+    line: Line[Answer] = Line(cancelled, policy.answer, policy.slowest)
     answer = line.open(
         lambda: _ask(access, home, url, repo, policy, headers or {}, line), lambda late: late.response.close()
     )
@@ -234,6 +234,7 @@ def _no_client(error: Exception, secrets: Sequence[str]) -> MLXEngineError:
 
 def _refusal(answer: Answer, access: Access, repo: str, secrets: Sequence[str]) -> Exception:
     """An answer of 400 or more as an exception; what the server says in it is repeated by no message."""
+    import httpx2
     from huggingface_hub.utils import hf_raise_for_status
 
     status = answer.status
@@ -243,10 +244,16 @@ def _refusal(answer: Answer, access: Access, repo: str, secrets: Sequence[str]) 
         if status == 429:
             final = RateLimitedError(f"{redact(access.endpoint)} limits requests for {repo}.")
         return Trouble(f"status {status}", wait=asked, final=final)
-    answer.response.read()
+    # Only these two are told: a body may be endless, and anything else would be logged as it is.
+    told = {
+        name: shown(answer.headers[name])
+        for name in ("x-error-code", "x-error-message")
+        if name in answer.headers
+    }
+    response = httpx2.Response(status, headers=told, request=answer.response.request)
     found: Exception | None = None
     try:
-        hf_raise_for_status(answer.response)
+        hf_raise_for_status(response)
     except Exception as error:
         found = error
     typed = _typed_refusal(found, status, redact(access.endpoint), repo)

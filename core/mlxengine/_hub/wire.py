@@ -63,23 +63,21 @@ class Line(Generic[T]):
 
     Args:
         cancelled: whether the caller gave up.
-        seconds: how long the request may take.
+        seconds: how long the request may take,
+        slowest: but for what it has brought already, at so many bytes a second.
     """
 
-    def __init__(self, cancelled: Cancelled, seconds: float) -> None:
+    def __init__(self, cancelled: Cancelled, seconds: float, slowest: float) -> None:
         self._cancelled = cancelled
+        self._seconds, self._slowest = seconds, slowest
+        self._deadline = time.monotonic() + seconds
         self._answered, self._over = threading.Event(), threading.Event()
         self._abandoned = False
         self._result: T | None = None
         self._error: BaseException | None = None
         self._stream: Any = None
+        self._fresh: socket.socket | None = None
         self.secrets: Sequence[str] = ()
-        self.allow(seconds)
-
-    def allow(self, seconds: float) -> None:
-        """From now on, the request may take so long."""
-        self._seconds = seconds
-        self._deadline = time.monotonic() + seconds
 
     def check(self) -> None:
         """Go on only if somebody still waits, and has not waited too long.
@@ -90,7 +88,7 @@ class Line(Generic[T]):
         """
         check(self._cancelled)
         if time.monotonic() > self._deadline:
-            raise Late(f"it took longer than {self._seconds:g} s", unreachable=True)
+            raise Late(f"after {self._seconds:g} s it was not there, or too slow", unreachable=True)
 
     def open(self, send: Callable[[], T], close: Callable[[T], None]) -> T:
         """What ``send()`` brings; ``close`` is for a result that comes when nobody waits any more.
@@ -114,7 +112,8 @@ class Line(Generic[T]):
         if error is not None:
             self._over.set()
             raise self.typed(error)
-        return self._result  # type: ignore[return-value]
+        result, self._result = self._result, None
+        return result  # type: ignore[return-value]
 
     def _carry(self, send: Callable[[], T], close: Callable[[T], None]) -> None:
         _here.line = self
@@ -126,12 +125,16 @@ class Line(Generic[T]):
             _here.line = None
         self._answered.set()
         while not self._over.wait(SLICE):
-            if self._cancelled() or time.monotonic() > self._deadline:
+            try:
+                self.check()
+            except BaseException:  # whatever it is: whoever reads finds out for himself
                 self._cut()
                 break
         self._over.wait()
         if self._abandoned and self._result is not None:
             close(self._result)
+        if self._fresh is not None:
+            self._fresh.close()
 
     def hang_up(self) -> None:
         """Nobody reads any more; a connection that still brings something is shut down."""
@@ -139,19 +142,24 @@ class Line(Generic[T]):
         if self._abandoned:
             self._cut()
 
-    def hold(self, stream: Any) -> None:
+    def hold(self, stream: Any, *, new: bool = False) -> None:
         """This connection is the one that the request uses."""
         self._stream = stream
+        fresh, self._fresh = self._fresh, None
+        if fresh is not None:
+            fresh.close()
+        if new and (raw := stream.get_extra_info("socket")) is not None:
+            # While TLS is agreed upon, the connection belongs to an object that is not there yet.
+            self._fresh = raw.dup()
         if self._over.is_set():
             self._cut()
 
     def _cut(self) -> None:
         raw = self._stream.get_extra_info("socket") if self._stream is not None else None
-        if raw is not None:
-            try:
-                raw.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        for connection in (self._fresh, raw):
+            if connection is not None:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def read(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """The chunks of a body, as they come.
@@ -169,6 +177,7 @@ class Line(Generic[T]):
             self.check()
             if chunk is None:
                 return
+            self._deadline += len(chunk) / self._slowest
             yield chunk
         self.check()  # a connection that was shut down fails, but that is not the reason
         raise self.typed(problem)
@@ -219,7 +228,7 @@ def trace(event: str, info: dict[str, Any]) -> None:
     line: Line[Any] | None = getattr(_here, "line", None)
     if stream is None or line is None:
         return
-    line.hold(stream)
+    line.hold(stream, new=event.endswith(".connect_tcp.complete"))
     receive = stream.read
 
     def read(*arguments: Any, **options: Any) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -556,3 +559,31 @@ def test_a_ready_model_needs_no_sound_token_or_endpoint(
     assert same(client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path), FILES)
     monkeypatch.delenv("HF_TOKEN")
     assert same(client.fetch("org/name", files=["*"], endpoint="not a url", cache_dir=tmp_path), FILES)
+
+
+def test_a_storm_of_cancels_leaves_no_thread_no_connection_and_no_lock(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    files = random_model(33, MIB, MIB, MIB)
+    hub.repos.add("org/name", files)
+    hub.cdn_mode = True
+    hub.faults.add("slow", "/cdn/", times=None, rate=4 * MIB)
+    hub.faults.add("delay", times=None, seconds=0.02)
+    source = random.Random(5)
+    opened: list[int] = []
+    for _ in range(30):
+        end = time.monotonic() + source.uniform(0, 0.6)
+        with suppress(errors.CancelledError):
+            client.fetch(
+                "org/name",
+                files=["*"],
+                endpoint=hub.endpoint,
+                cache_dir=tmp_path,
+                cancelled=lambda end=end: time.monotonic() > end,
+            )
+        assert until(lambda: not _lines(), 1), _lines()
+        opened.append(len(list(Path("/dev/fd").iterdir())))
+        if source.random() < 0.3:
+            shutil.rmtree(tmp_path)
+    assert max(opened[10:]) <= max(opened[:10]) + 8
+    assert same(client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path), files)

@@ -235,7 +235,10 @@ class _Reader:
         if value is None:
             return None
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self._wrong(f"{place}{name} must be {_WORDS[kind]}, found {value!r}")
+            found = (
+                type(value).__name__ if isinstance(value, list | dict) else repr(value)
+            )  # it may hold a secret
+            raise self._wrong(f"{place}{name} must be {_WORDS[kind]}, found {found}")
         return value
 
     def _known(self, data: Mapping[str, Any], known: Collection[str], place: str) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -303,6 +306,21 @@ def test_any_certificates_end_in_a_typed_error_or_work(
         assert isinstance(error, HubUnavailableError)
         assert not error.recoverable
         assert "SSL_CERT_FILE" in str(error)
+
+
+@pytest.mark.parametrize("value", ["abc", "", "-5", "0", "1e3", "nan", "²", "10 s"])
+def test_any_time_out_in_the_environment_ends_in_a_typed_error_or_works(value: str) -> None:
+    words = ["search", "x", "--json", "--endpoint", "http://127.0.0.1:1"]
+    environment = os.environ | {"HF_HUB_DOWNLOAD_TIMEOUT": value, "MLXENGINE_CONFIG": os.devnull}
+    done = subprocess.run(
+        [sys.executable, "-m", "mlxengine", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode in (2, 3), done.stdout + done.stderr
+    assert json.loads(done.stdout)["error"]["type"] in ("InvalidParameterError", "HubUnavailableError")
 
 
 # ---- headers

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from types import ModuleType
 
 from attrs import field, frozen
 
-from ..errors import CancelledError
+from ..errors import CancelledError, InvalidParameterError
 from .secrets import checked_token, forms, split_userinfo
 
 
@@ -93,10 +94,9 @@ class Access:
         """What the caller gave, completed from the environment as huggingface_hub reads it.
 
         Raises:
-            InvalidParameterError: the token cannot be one.
+            InvalidParameterError: the token cannot be one, or a variable of huggingface_hub's cannot be read.
         """
-        from huggingface_hub import constants
-
+        constants = _constants()
         address, userinfo = split_userinfo((endpoint or constants.ENDPOINT).strip().rstrip("/"))
         return cls(
             endpoint=address,
@@ -108,11 +108,22 @@ class Access:
         )
 
 
+def _constants() -> ModuleType:
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:  # it reads numbers from the environment while it is imported
+        raise InvalidParameterError(
+            f"huggingface_hub cannot read its variables: {error}.", hint="Look at those that begin with HF_."
+        ) from error
+    found: ModuleType = constants
+    return found
+
+
 def usual_policy() -> Policy:
     """The policy for what somebody waits for; ``HF_HUB_DOWNLOAD_TIMEOUT`` is the longest silence."""
-    from huggingface_hub import constants
-
-    silence = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    silence = float(_constants().HF_HUB_DOWNLOAD_TIMEOUT)
+    if not silence > 0:
+        raise InvalidParameterError(f"HF_HUB_DOWNLOAD_TIMEOUT={silence:g} must be above 0.")
     return Policy(connect=min(10.0, silence), read=silence, answer=max(Policy().answer, 3 * silence))
 
 

@@ -11,8 +11,8 @@ from attrs import frozen
 
 from ..contract.configuration import is_repo_id, parse_size
 from ..contract.device import Device
-from ..errors import InvalidParameterError, OfflineError
 from ..contract.fit import FitVerdict, judge
+from ..errors import InvalidParameterError, OfflineError
 from .access import Access, Cancelled, never
 from .headers import dtype_bits
 from .names import text, texts

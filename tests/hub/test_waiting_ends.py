@@ -515,9 +515,13 @@ def test_what_is_slow_but_comes_is_waited_for(hub: HubServer, tmp_path: Path, im
 # ---- a model that is ready does not wait
 
 
-@pytest.mark.parametrize("how", [*HOW, "is gone", "is a hole in the network"])
+@pytest.mark.parametrize("how", [*HOW, "is gone", "is a hole in the network", "has a name that nobody finds"])
 def test_a_ready_model_is_there_at_once_whatever_the_hub_does(
-    hub: HubServer, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+    hub: HubServer,
+    tmp_path: Path,
+    how: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hub.repos.add("org/name", FILES)
     client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path)
@@ -526,6 +530,9 @@ def test_a_ready_model_is_there_at_once_whatever_the_hub_does(
         _hold_up(hub, "the listing", how)
     elif how == "is gone":
         hub.stop()
+    elif how == "has a name that nobody finds":
+        endpoint = "http://hub.example.org"
+        _no_answer_from_the_name_server(monkeypatch, hub)
     else:
         endpoint = "http://192.0.2.1"  # TEST-NET-1: nobody answers there
     thread, ended = _in_thread(

@@ -160,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
         if drip is not None and drip.part == "headers":
             head = b"".join(self._headers_buffer)  # type: ignore[attr-defined]
             self._headers_buffer = []
-            self._drip(head + b"X-Filler: " + b"x" * 10_000, drip)
+            self._drip(head + b"X-Filler: " + b"x" * 10_000 + b"\r\n", drip)
         self.end_headers()
 
     def _drip(self, data: bytes, drip: Fault, entry: LogEntry | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -39,28 +39,35 @@ _MOST_UNREACHABLE = 4
 _NEXT = re.compile(r"<([^<>]*)>[^<]*;\s*rel=\"?next\b")
 
 
-def _origin(url: str) -> tuple[str, str, int | None]:
+def _origin(url: str) -> tuple[str, str, int]:
     """Scheme, host and port of an address.
 
     Raises:
-        ValueError: it is not one that a request can be made to; the text says why.
+        ValueError: it is not one that a request can be made to; the text says why, and repeats none of it.
     """
-    parts = urlsplit(url)
+    parts = port = None
+    with suppress(ValueError):  # whose texts would
+        parts = urlsplit(url)
+        port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
+    if parts is None:
+        raise ValueError("its host is not written as one")
     host = (parts.hostname or "").lower()
     if parts.scheme not in ("http", "https"):
         raise ValueError("it does not begin with http:// or https://")
     if not host or unshowable(url) or any(character.isspace() for character in url):
         raise ValueError("it names no host, or has a space or a control character")
     if ":" not in host:
-        encoded = host.encode("idna") if not host.isascii() else host.encode()
+        encoded = b""
+        with suppress(UnicodeError):
+            encoded = host.encode() if host.isascii() else host.encode("idna")
         if any(not 0 < len(label) < 64 for label in encoded.rstrip(b".").split(b".")) or len(encoded) > 253:
-            raise ValueError("a part of the host's name is empty or longer than 63 letters")
-    if parts.port == 0:
-        raise ValueError("there is no port 0")
-    return parts.scheme, host, parts.port or {"http": 80, "https": 443}[parts.scheme]
+            raise ValueError("a part of the host's name is empty or too long")
+    if not port:
+        raise ValueError("its port is no number from 1 to 65535")
+    return parts.scheme, host, port
 
 
-def home_of(access: Access) -> tuple[str, str, int | None]:
+def home_of(access: Access) -> tuple[str, str, int]:
     """The origin of the hub.
 
     Raises:
@@ -73,7 +80,7 @@ def home_of(access: Access) -> tuple[str, str, int | None]:
         problem = str(error)
     # Where the address cannot be taken apart, a password may stand anywhere before the last "@".
     raise InvalidParameterError(
-        f"The hub's address {access.endpoint.rpartition('@')[2][:200]!r} cannot be used: {problem[:200]}.",
+        f"The hub's address {access.endpoint.rpartition('@')[2][:200]!r} cannot be used: {problem}.",
         hint="Write it as https://host or https://host:port (endpoint=, HF_ENDPOINT, or the settings file).",
     )
 
@@ -146,7 +153,7 @@ def get(
 
 def _ask(
     access: Access,
-    home: tuple[str, str, int | None],
+    home: tuple[str, str, int],
     url: str,
     repo: str,
     policy: Policy,
@@ -192,7 +199,8 @@ def _ask(
             answer = Answer(response=response, direct=direct, line=line)
             if response.has_redirect_location:
                 if 0 <= answer.length <= _SMALL:
-                    response.read()  # so that the connection can be used again
+                    for _chunk in response.iter_raw():
+                        pass  # so that the connection can be used again
                 url = _next(url, response.headers["location"])
                 response.close()
                 continue

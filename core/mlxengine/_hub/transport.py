@@ -404,6 +404,7 @@ def _limited(answer: Answer) -> Iterator[bytes]:
 
 def gave_up(file: str, problem: Trouble) -> MLXEngineError:
     """The error for a file whose download made no progress for too long."""
-    return DownloadError(
-        f"{file} did not arrive: {problem.reason}.", hint="Call again: what has arrived is kept and resumed."
-    )
+    hint = "Call again: what has arrived is kept and resumed."
+    if not problem.again:
+        hint = "Check the endpoint, and what stands between it and this machine."
+    return DownloadError(f"{file} did not arrive: {problem.reason}.", hint=hint)

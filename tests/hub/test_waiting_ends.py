@@ -479,11 +479,12 @@ def test_one_answer_that_drips_is_asked_for_again(hub: HubServer, tmp_path: Path
     assert ended == [None]
 
 
+@pytest.mark.parametrize(("kind", "settings"), [("drip", {"seconds": 0.2}), ("stall", {"after": 1})])
 def test_a_file_that_drips_without_end_is_given_up_and_its_bytes_are_kept(
-    hub: HubServer, tmp_path: Path, impatient: None
+    hub: HubServer, tmp_path: Path, impatient: None, kind: str, settings: dict[str, Any]
 ) -> None:
     hub.repos.add("org/name", FILES)
-    fault = hub.faults.add("drip", "/resolve/.*safetensors", times=None, seconds=0.2)
+    fault = hub.faults.add(kind, "/resolve/.*safetensors", times=None, **settings)
     thread, ended = _in_thread(
         lambda: client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path)
     )
@@ -544,6 +545,42 @@ def test_a_ready_model_is_there_at_once_whatever_the_hub_does(
 
 
 @pytest.mark.parametrize("how", HOW)
+def test_a_ready_model_is_there_soon_though_a_newer_one_does_not_come(
+    hub: HubServer, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.repos.add("org/name", FILES)
+    client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path)
+    hub.repos["org/name"].commit({"config.json": b'{"model_type": "newer"}'})
+    kind, settings = HOW[how]
+    hub.faults.add(kind, "/resolve/", times=None, **settings)
+    start = time.monotonic()
+    path = client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path)
+    assert time.monotonic() - start < 3.0
+    assert same(path, FILES)
+    assert "Using org/name as it is here" in caplog.text
+    hub.faults.clear()
+    path = client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path)
+    assert (path / "config.json").read_bytes() == b'{"model_type": "newer"}'
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"[]", b"{}", b'{"sha": 7}', b"<html>", b'{"sha": "%s", "siblings": 7}' % (b"a" * 40)]
+)
+def test_a_ready_model_does_not_mind_what_the_hub_says(hub: HubServer, tmp_path: Path, answer: bytes) -> None:
+    hub.repos.add("org/name", FILES)
+    client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path)
+    evil = b'{"sha": "%s", "siblings": [{"rfilename": "../x"}]}' % (b"b" * 40)
+    for body in (answer, evil, b'{"sha": "%s", "siblings": []}' % (b"c" * 40)):
+        hub.faults.clear()
+        hub.faults.add("replace", "/api/models/", body=body, times=None)
+        path = client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path)
+        assert same(path, FILES)
+        if body == evil:
+            with pytest.raises(errors.CorruptFileError):
+                client.fetch("org/name", endpoint=hub.endpoint, cache_dir=tmp_path / "other")
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_an_engine_uses_a_ready_model_at_once_whatever_the_hub_does(
     hub: HubServer, engine: InferenceEngine, how: str
 ) -> None:
@@ -594,3 +631,14 @@ def test_a_storm_of_cancels_leaves_no_thread_no_connection_and_no_lock(
             shutil.rmtree(tmp_path)
     assert max(opened[10:]) <= max(opened[:10]) + 8
     assert same(client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path), files)
+
+
+def test_a_small_file_that_takes_its_time_is_no_failure(hub: HubServer, tmp_path: Path) -> None:
+    hub.repos.add("org/name", FILES)
+    hub.faults.add("delay", "/resolve/", times=None, seconds=0.6)
+    events: list[client.HubEvent] = []
+    path = client.fetch(
+        "org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path, report=events.append
+    )
+    assert same(path, FILES)
+    assert not [event for event in events if isinstance(event, client.Retry)]

@@ -28,7 +28,8 @@ class Policy:
         read: longest silence of the other side.
         answer: longest time that one request may take,
         slowest: but for what it has brought already, at so many bytes a second.
-        attempts: failures in a row, without a byte of progress between them, after which a call gives up.
+        attempts: failures in a row after which a call gives up; one that brought bytes at more than the
+            slowest rate starts the count anew.
         base: upper bound of the first wait; it doubles with each failure in a row (full jitter:
             the wait is drawn between zero and the bound, https://aws.amazon.com/blogs/architecture/
             exponential-backoff-and-jitter/).
@@ -56,6 +57,9 @@ class Policy:
 
 QUICK = Policy(connect=0.4, read=0.6, answer=0.8, slowest=math.inf, attempts=1)
 """For asking whether a model that is ready has become newer: nobody waits for that."""
+
+BRIEF = Policy(connect=0.4, read=0.6, answer=1.0, slowest=1 << 16, attempts=2, longest_retry_after=1.0)
+"""For what the newer one consists of: if that does not come soon, what is ready is used as it is."""
 
 
 @frozen(kw_only=True)

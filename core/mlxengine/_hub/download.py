@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from .content import Digest, hash_file
 from .events import Corrupt, HubEvent, Resumed, Retry, Verifying
 from .secrets import saved_token, scrub, silent
 from .transport import Answer, Patience, gave_up, get
-from .wire import Late, Trouble
+from .wire import Trouble
 
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -202,16 +203,18 @@ class Partial:
         job, file = self._job, self._file
         patience = Patience(job.access.policy, job.cancelled, self._retry)
         while self.at < stop:
-            before, problem = self.at, None
+            before, start, problem = self.at, time.monotonic(), None
             try:
                 self._receive(stop)
             except Trouble as trouble:
                 problem = trouble
             job.check()
-            if self.at > before and not isinstance(problem, Late):
+            if self.at >= stop:
+                return
+            if self.at - before > job.access.policy.slowest * (time.monotonic() - start):
                 patience.progressed()
             elif problem is None:
-                problem = Trouble("the answer had no bytes")
+                problem = Trouble("the answer ended too early")
             if problem is not None:
                 patience.failed(problem, gave_up(f"{file.path} of {job.cache.repo}", problem))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -14,15 +15,17 @@ from ..contract.configuration import FileInfo, ModelCard, ModelConfiguration, Mo
 from ..errors import (
     ConfigurationError,
     CorruptFileError,
+    DownloadError,
     HubUnavailableError,
     InvalidModelRefError,
+    MLXEngineError,
     ModelNotFoundError,
     OfflineError,
     RateLimitedError,
     ResolutionError,
 )
 from ..readonly import freeze
-from .access import QUICK, Access, Cancelled, never
+from .access import BRIEF, QUICK, Access, Cancelled, never
 from .cache import Listing, RepoCache
 from .download import READ_ONLY, Job, typed_disk_errors
 from .inspection import inspect
@@ -99,14 +102,38 @@ def hub_card(
     ready = kept is not None and is_ready(cache, kept)
     if access.offline or (ready and is_commit(revision)):
         return _card_from_cache(access, cache, ref, configuration, cancelled)
+    here = partial(_card_from_cache, access, cache, ref, configuration, cancelled)
     try:
         listing = ask(access, ref.repo_id, revision, quick=ready and not update, cancelled=cancelled)
-    except (ResolutionError, RateLimitedError, ConfigurationError) as error:
+    except (ResolutionError, DownloadError, ConfigurationError) as error:
         passing = isinstance(error, HubUnavailableError | RateLimitedError)
         if not ready and not (passing and is_complete(cache, commit)):
             raise
-        log.warning("%s Using %s as it is here (%s).", error.message, ref.repo_id, str(commit)[:8])
-        return _card_from_cache(access, cache, ref, configuration, cancelled)
+        return _as_it_is(here, ref, commit, error)
+    if not ready or update or listing.commit == commit:
+        return _card_of(access, cache, ref, configuration, listing, cancelled)
+    try:
+        return _card_of(evolve(access, policy=BRIEF), cache, ref, configuration, listing, cancelled)
+    except (ResolutionError, DownloadError) as error:
+        return _as_it_is(here, ref, commit, error)
+
+
+def _as_it_is(
+    here: Callable[[], ModelCard], ref: ModelRef, commit: str | None, error: MLXEngineError
+) -> ModelCard:
+    log.warning("%s Using %s as it is here (%s).", error.message, ref.repo_id, str(commit)[:8])
+    return here()
+
+
+def _card_of(
+    access: Access,
+    cache: RepoCache,
+    ref: ModelRef,
+    configuration: ModelConfiguration,
+    listing: Listing,
+    cancelled: Cancelled,
+) -> ModelCard:
+    """The card of a listing that the hub has just sent; it is kept."""
     try:
         cache.keep_listing(listing)
     except OSError as error:

@@ -54,10 +54,6 @@ class Trouble(Exception):
         self.wait, self.final = wait, final
 
 
-class Late(Trouble):
-    """The request took longer than it may."""
-
-
 class Line(Generic[T]):
     """A thread that makes one request.
 
@@ -84,11 +80,11 @@ class Line(Generic[T]):
 
         Raises:
             CancelledError: the caller gave up.
-            Late: time is up.
+            Trouble: time is up.
         """
         check(self._cancelled)
         if time.monotonic() > self._deadline:
-            raise Late(f"after {self._seconds:g} s it was not there, or too slow", unreachable=True)
+            raise Trouble(f"after {self._seconds:g} s it was not there, or too slow", unreachable=True)
 
     def open(self, send: Callable[[], T], close: Callable[[T], None]) -> T:
         """What ``send()`` brings; ``close`` is for a result that comes when nobody waits any more.

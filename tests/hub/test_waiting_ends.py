@@ -634,11 +634,12 @@ def test_a_storm_of_cancels_leaves_no_thread_no_connection_and_no_lock(
 
 
 def test_a_small_file_that_takes_its_time_is_no_failure(hub: HubServer, tmp_path: Path) -> None:
-    hub.repos.add("org/name", FILES)
+    files = {**FILES, "notes.txt": b"x"}
+    hub.repos.add("org/name", files)
     hub.faults.add("delay", "/resolve/", times=None, seconds=0.6)
     events: list[client.HubEvent] = []
     path = client.fetch(
         "org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path, report=events.append
     )
-    assert same(path, FILES)
+    assert same(path, files)
     assert not [event for event in events if isinstance(event, client.Retry)]

@@ -42,7 +42,7 @@ class HubSettings:
     ``ask_above`` is the size (``"10GB"``) of a download above which the command line asks first.
     """
 
-    endpoint: str | None = None
+    endpoint: str | None = field(default=None, repr=False)
     cache_dir: Path | None = None
     offline: bool | None = None
     ask_above: str | None = None
@@ -235,7 +235,10 @@ class _Reader:
         if value is None:
             return None
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self._wrong(f"{place}{name} must be {_WORDS[kind]}, found {value!r}")
+            found = (
+                type(value).__name__ if isinstance(value, list | dict) else repr(value)
+            )  # it may hold a secret
+            raise self._wrong(f"{place}{name} must be {_WORDS[kind]}, found {found}")
         return value
 
     def _known(self, data: Mapping[str, Any], known: Collection[str], place: str) -> None:

@@ -15,7 +15,7 @@ class HubOptions:
     ``mock`` finds and fetches nothing: the mock plugin serves whatever is named.
     """
 
-    endpoint: str | None = None
+    endpoint: str | None = field(default=None, repr=False)
     cache_dir: Path | None = None
     token: str | None = field(default=None, repr=False)
     offline: bool = False

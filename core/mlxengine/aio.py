@@ -96,8 +96,10 @@ class AsyncInferenceEngine:
         on_progress: Report | None,
     ) -> LiveModel:
         pending = self.sync._start_load(model, wanted, plugin, features, verify, on_progress)
+        loaded = asyncio.wrap_future(pending.future)
+        loaded.add_done_callback(lambda done: done.cancelled() or done.exception())  # told to whoever waits
         try:
-            return await asyncio.shield(asyncio.wrap_future(pending.future))
+            return await asyncio.shield(loaded)
         except BaseException:
             self.sync._pool.give_up(pending)
             raise

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from ._version import __version__
 from .contract._core_features import MOCK
 from .contract.checks import Check, CheckStatus, SelfTestContext
 from .contract.device import Device
-from .errors import MLXEngineError
+from .errors import CancelledError, HubUnavailableError, MLXEngineError
 
 if TYPE_CHECKING:
     from ._machine.blas import Blas
@@ -38,6 +39,7 @@ LIBRARIES = (
     "pluggy",
 )
 _LOW_DISK = 5 * 2**30
+_PATIENCE = 10.0
 
 
 @frozen(kw_only=True)
@@ -269,13 +271,20 @@ def _cache(settings: Settings) -> list[Check]:
 
 def _network(settings: Settings) -> Check:
     from . import hub
+    from ._hub import redact
 
+    end = time.monotonic() + _PATIENCE
     try:
-        hub.search("smollm", limit=1, endpoint=settings.hub.endpoint)
+        hub.search(
+            "smollm", limit=1, endpoint=settings.hub.endpoint, cancelled=lambda: time.monotonic() > end
+        )
+    except CancelledError:
+        return _failed("hub", HubUnavailableError(f"It does not answer within {_PATIENCE:g} s."))
     except MLXEngineError as error:
         return _failed("hub", error)
     return Check(
-        name="hub", detail=f"{settings.hub.endpoint or os.environ.get('HF_ENDPOINT') or 'the hub'} answers"
+        name="hub",
+        detail=f"{redact(settings.hub.endpoint or os.environ.get('HF_ENDPOINT') or 'the hub')} answers",
     )
 
 

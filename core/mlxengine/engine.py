@@ -217,7 +217,7 @@ class InferenceEngine(EngineBase):
                 features=features(),
                 budget_ms=self._budget,
                 cancelled=lambda: current[0].cancelled,
-                fetch=self._loader.fetch_other,
+                fetch=self._loader.fetcher(lambda: self._closed or current[0].cancelled),
             )
             return self._generate(live, request, context)
 

@@ -16,9 +16,12 @@
 
 A message says what was asked and what was found; ``hint`` says what to do next. ``recoverable``
 tells whether trying the same thing again can help. A foreign exception arrives as ``__cause__``.
+Characters of a message that a terminal would obey, or that nobody can see, stand there as their escapes.
 """
 
 from __future__ import annotations
+
+from ._shown import shown
 
 _MEMORY = ("[malloc", "malloc] attempting", "out of memory", "insufficient memory", "unable to allocate")
 
@@ -35,9 +38,9 @@ class MLXEngineError(Exception):
     recoverable: bool = False
 
     def __init__(self, message: str, *, hint: str | None = None, recoverable: bool | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = shown(message)
+        super().__init__(self.message)
+        self.hint = None if hint is None else shown(hint)
         if recoverable is not None:
             self.recoverable = recoverable
 

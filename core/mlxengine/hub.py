@@ -46,6 +46,7 @@ def search(
     device: Device | None = None,
     endpoint: str | None = None,
     token: str | None = None,
+    cancelled: Callable[[], bool] = _never,
 ) -> tuple[SearchResult, ...]:
     """Models on the hub whose names match, best first, each with whether it fits on this machine.
 
@@ -57,6 +58,7 @@ def search(
         fits: leave out what does not fit in this machine's memory.
         sort: ``"downloads"``, ``"likes"``, ``"updated"`` or ``"trending"``.
         device: the machine to compare with; this one by default.
+        cancelled: as in `fetch`.
 
     Raises:
         InvalidParameterError: an unknown kind or order.
@@ -76,6 +78,7 @@ def search(
         sort=sort,
         limit=limit,
         verdict=None if device is None else lambda weight_bytes: memory_verdict(weight_bytes, device),
+        cancelled=cancelled,
     )
 
 
@@ -87,8 +90,11 @@ def resolve(
     token: str | None = None,
     offline: bool = False,
     update: bool = False,
+    cancelled: Callable[[], bool] = _never,
 ) -> ModelCard:
     """What a model is: its files at one pinned commit, its JSON documents and its tensors; no weights.
+
+    ``cancelled`` is as in `fetch`.
 
     Raises:
         ResolutionError: it was not found, is gated, or the hub did not answer.
@@ -102,6 +108,7 @@ def resolve(
         token=token,
         offline=offline,
         update=update,
+        cancelled=cancelled,
     )
 
 
@@ -114,11 +121,13 @@ def plan(
     token: str | None = None,
     offline: bool = False,
     update: bool = False,
+    cancelled: Callable[[], bool] = _never,
 ) -> DownloadPlan:
     """What `fetch` would do: every file with its size and hash, what is here already, and free disk space.
 
     Args:
         files: patterns of the files; by default what a model of its kind needs as a rule.
+        cancelled: as in `fetch`.
 
     Raises:
         ResolutionError, CorruptFileError, IncompatibleWeightsError: as `resolve` and `fetch`.
@@ -126,7 +135,13 @@ def plan(
     card = model
     if not isinstance(card, ModelCard):
         card = resolve(
-            card, endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline, update=update
+            card,
+            endpoint=endpoint,
+            cache_dir=cache_dir,
+            token=token,
+            offline=offline,
+            update=update,
+            cancelled=cancelled,
         )
     access = _Access.of(endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline)
     wanted = _select(card, files or _usual(card))
@@ -156,7 +171,8 @@ def fetch(
     Args:
         files: patterns of the files (``fnmatch``); by default what a model needs as a rule.
         report: takes `HubEvent` values, one at a time, from any thread; keep it quick.
-        cancelled: asked at least once a second; `CancelledError` is raised when it says ``True``.
+        cancelled: asked several times a second, from any thread; when it says ``True``, `CancelledError` is
+            raised within a second, whatever the hub is doing.
         verify: ``"deep"`` reads and hashes every file again, also those that are ready.
 
     Raises:
@@ -167,7 +183,13 @@ def fetch(
     card = model
     if not isinstance(card, ModelCard):
         card = resolve(
-            card, endpoint=endpoint, cache_dir=cache_dir, token=token, offline=offline, update=update
+            card,
+            endpoint=endpoint,
+            cache_dir=cache_dir,
+            token=token,
+            offline=offline,
+            update=update,
+            cancelled=cancelled,
         )
     return _fetch(
         card,

@@ -22,11 +22,13 @@ KINDS = frozenset(
         "stall",  # nothing more after `after` bytes, for `seconds` (None: until the client gives up)
         "delay",  # `seconds` before the answer
         "slow",  # at most `rate` bytes a second
+        "drip",  # one byte each `seconds`, of the headers or the body (`part`), from `after` bytes on
         "corrupt",  # the byte at `offset` of the file (negative: from its end) is xored with `mask`
         "ignore_range",  # 200 and the whole file, whatever was asked
         "wrong_range",  # 206 that begins `shift` bytes later than asked, and says so
         "short_length",  # the last `cut` bytes are missing, and Content-Length agrees
         "oversize",  # `extra` more bytes than the file has, and Content-Length agrees
+        "replace",  # answer with `body` instead
         "drop_header",  # without `header`
         "set_header",  # with `header: value`
     }
@@ -53,11 +55,13 @@ class Fault:
     after: int = 0
     seconds: float | None = None
     rate: float = 1 << 20
+    part: str = "body"
     offset: int = 0
     mask: int = 1
     shift: int = 1
     cut: int = 1
     extra: int = 1
+    body: bytes = b""
     header: str = ""
     value: str = ""
     hits: int = 0

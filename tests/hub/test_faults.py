@@ -129,3 +129,30 @@ def test_slow_keeps_to_its_rate(hub: HubServer, connection: http.client.HTTPConn
     start = time.monotonic()
     assert _get(connection).read() == DATA
     assert 0.4 < time.monotonic() - start < 2.0
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_drip_sends_a_byte_at_a_time(
+    hub: HubServer, connection: http.client.HTTPConnection, part: str
+) -> None:
+    hub.faults.add("drip", PATH, seconds=0.2, part=part, after=100)
+    hub.faults.add("drip", PATH, seconds=0.0, part="headers")
+    connection.request("GET", PATH)
+    assert connection.sock is not None
+    got, times = b"", []
+    while len(times) < 4:
+        got += connection.sock.recv(1 << 16)
+        if part == "headers" or b"\r\n\r\n" in got:
+            times.append(time.monotonic())
+    assert 0.15 < times[3] - times[2] < 1.0
+    connection.close()
+    connection.connect()
+    answer = _get(connection)
+    assert answer.headers["X-Filler"] == "x" * 10_000
+    assert answer.read() == DATA
+
+
+def test_replace_answers_with_something_else(hub: HubServer, connection: http.client.HTTPConnection) -> None:
+    hub.faults.add("replace", PATH, body=b"7")
+    assert _get(connection).read() == b"7"
+    assert _get(connection).read() == DATA

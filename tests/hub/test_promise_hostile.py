@@ -39,6 +39,7 @@ def test_a_hostile_name_is_refused_before_anything_is_fetched(hub: HubServer, ho
         _fetch(hub, home, files=["*"])
     assert caught.value.hint
     assert not caught.value.recoverable
+    assert str(caught.value).isprintable()
     assert hub.log.bytes() == 0
     assert _outside(home) == before
     assert not any(model.ready for model in client.list_local(cache_dir=home / "cache"))

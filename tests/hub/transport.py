@@ -106,6 +106,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = fault.status >= 500
         else:
             answer = (respond if self.server.role == "hub" else respond_cdn)(hub, ask)
+        if replace := faults.get("replace"):
+            answer = Answer(answer.status, answer.headers, replace.body)
         self._send(ask, answer, entry, faults)
 
     def _send(self, ask: Ask, answer: Answer, entry: LogEntry, faults: dict[str, Fault]) -> None:
@@ -148,18 +150,34 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")
-        self.end_headers()
+        self._end_headers(faults.get("drip"))
         if ask.method != "HEAD":
             self._send_body(answer, first, last, extra, entry, faults)
         if entry.end == "open":
             entry.end = "complete"
+
+    def _end_headers(self, drip: Fault | None) -> None:
+        if drip is not None and drip.part == "headers":
+            head = b"".join(self._headers_buffer)  # type: ignore[attr-defined]
+            self._headers_buffer = []
+            self._drip(head + b"X-Filler: " + b"x" * 10_000 + b"\r\n", drip)
+        self.end_headers()
+
+    def _drip(self, data: bytes, drip: Fault, entry: LogEntry | None = None) -> None:
+        for at in range(len(data)):
+            if self.server.hub.stopping:
+                break
+            self.connection.send(data[at : at + 1])
+            if entry is not None:
+                entry.bytes += 1
+            self.server.hub.wait(drip.seconds)
 
     def _send_body(
         self, answer: Answer, first: int, last: int, extra: int, entry: LogEntry, faults: dict[str, Fault]
     ) -> None:
         stops = [faults[kind] for kind in ("reset", "truncate", "stall") if kind in faults]
         stop = min(stops, key=lambda fault: fault.after, default=None)
-        slow, corrupt = faults.get("slow"), faults.get("corrupt")
+        slow, corrupt, drip = faults.get("slow"), faults.get("corrupt"), faults.get("drip")
         size = answer.body.size if isinstance(answer.body, HubFile) else len(answer.body)
         position = first
         for block in _blocks(answer.body, first, last, extra):
@@ -170,7 +188,12 @@ class Handler(BaseHTTPRequestHandler):
             position += len(block)
             if stop is not None and entry.bytes + len(block) > stop.after:
                 block = block[: stop.after - entry.bytes]
-            self._write(block, entry)
+            if drip is not None and drip.part == "body":
+                ahead = max(0, drip.after - entry.bytes)
+                self._write(block[:ahead], entry)
+                self._drip(block[ahead:], drip, entry)
+            else:
+                self._write(block, entry)
             if stop is not None and entry.bytes >= stop.after:
                 self._end(stop, entry)
                 return

@@ -6,8 +6,9 @@ import time
 from email.utils import formatdate
 
 import pytest
-from mlxengine._hub.access import Policy, backoff, pause, redact, retry_after
+from mlxengine._hub.access import Policy, backoff, pause, retry_after
 from mlxengine._hub.names import check_path, problem_with, read_json
+from mlxengine._hub.secrets import redact
 from mlxengine.errors import CancelledError, CorruptFileError, IncompatibleWeightsError
 
 HOSTILE = [

@@ -75,7 +75,7 @@ class EngineBase:
         self._options = HubOptions(
             endpoint=endpoint or hub.endpoint,
             cache_dir=Path(cache_dir) if cache_dir is not None else hub.cache_dir,
-            token=token,
+            token=_hub.checked_token(token, "token="),
             offline=_hub.offline_by_default() if offline is None else offline,
             mock=backend == "mock" or self._host.features.view().get(MOCK),
         )
@@ -151,7 +151,7 @@ class EngineBase:
         Raises:
             ResolutionError, ConfigurationError: it cannot be found or read.
         """
-        return self._loader.resolve(self._configure(model))
+        return self._loader.resolve(self._configure(model), lambda: self._closed)
 
     def explain(self, model: str | Path | ModelConfiguration | ModelCard) -> Owner:
         """Which plugin would serve a model, why, and what the others said.

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
 from .._hub_options import HubOptions
 from .._memory.ledger import Ledger
-from .._memory.live import LiveModel, PendingLoad, free
+from .._memory.live import LiveModel, PendingLoad, Report, free
 from .._scheduling.faults import broken
 from .._scheduling.scheduler import Scheduler
 from .._scheduling.task import FutureSink, Task
@@ -94,7 +94,7 @@ class Loader:
     ) -> LiveModel:
         """Resolve, choose the plugin, check that it can fit, fetch, and bring it into memory."""
         pending.report(Progress(stage="resolve", done=0))
-        card = self.resolve(configuration)
+        card = self.resolve(configuration, pending.cancelled.is_set)
         owner = self._host.owner(card, card.configuration.plugin, kinds)
         claim = owner.claim
         if kinds and claim.kind not in kinds:
@@ -118,20 +118,24 @@ class Loader:
             claim=claim,
             ladder=ladder,
             plan=ladder[0],
-            path=self._fetch(card, claim.files, pending, verify),
+            path=self._fetch(card, claim.files, pending.cancelled.is_set, pending.report, verify),
         )
         self.bring_in(live, pending)
         return live
 
-    def resolve(self, configuration: ModelConfiguration) -> ModelCard:
-        """What can be found out about a model without fetching its weights."""
+    def resolve(self, configuration: ModelConfiguration, cancelled: Callable[[], bool]) -> ModelCard:
+        """What can be found out about a model without fetching its weights.
+
+        Raises:
+            CancelledError: ``cancelled()`` became true; the hub is not waited for.
+        """
         if self._options.mock:
             from ..testing.mock import NAME, mock_card
 
             return mock_card(evolve(configuration, plugin=NAME))
         from .. import _hub
 
-        return _hub.resolve(configuration, **self._options.arguments())
+        return _hub.resolve(configuration, **self._options.arguments(), cancelled=cancelled)
 
     def _within_budget(self) -> Device:
         """The device with no more free memory than the budget: plugins unpack weights by it."""
@@ -269,7 +273,12 @@ class Loader:
                 self._builder.use(lambda: backend)
 
     def _fetch(
-        self, card: ModelCard, patterns: tuple[str, ...], pending: PendingLoad, verify: str | None = None
+        self,
+        card: ModelCard,
+        patterns: tuple[str, ...],
+        cancelled: Callable[[], bool],
+        report: Report | None = None,
+        verify: str | None = None,
     ) -> Path:
         if self._options.mock:
             return Path(card.id)
@@ -279,17 +288,20 @@ class Loader:
             card,
             patterns,
             **self._options.arguments(),
-            report=pending.report,
-            cancelled=pending.cancelled.is_set,
+            report=report,
+            cancelled=cancelled,
             verify=verify,
         )
 
-    def fetch_other(self, ref: str, patterns: Any) -> Path:
-        """Another repository or folder that a model needs (an adapter, a draft model)."""
+    def fetcher(self, cancelled: Callable[[], bool]) -> Callable[[str, Sequence[str]], Path]:
+        """What a plugin gets another repository or folder with (an adapter, a draft model)."""
         from ..contract.configuration import ModelConfiguration
 
-        card = self.resolve(ModelConfiguration(id=ref))
-        return self._fetch(card, tuple(patterns), PendingLoad())
+        def fetch(ref: str, patterns: Sequence[str]) -> Path:
+            card = self.resolve(ModelConfiguration(id=ref), cancelled)
+            return self._fetch(card, tuple(patterns), cancelled)
+
+        return fetch
 
     def _build(self, live: LiveModel, pending: PendingLoad) -> Loaded:
         pending.report(Progress(stage="load", done=0))
@@ -300,7 +312,7 @@ class Loader:
             device=live.plan.device,
             report=pending.report,
             cancelled=pending.cancelled.is_set,
-            fetch=self.fetch_other,
+            fetch=self.fetcher(pending.cancelled.is_set),
             cache_room=self.ledger.cache_room,
             reserved=live.predicted.cache,
         )

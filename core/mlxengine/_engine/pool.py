@@ -125,11 +125,11 @@ class ModelPool:
             live = self._loader.load(key.configuration, key.kinds, key.verify, pending)
         except BaseException as error:
             with self._lock:
-                self._pending.pop(key, None)
+                self._drop(pending)
             pending.future.set_exception(error)
             return
         with self._lock:
-            self._pending.pop(key, None)
+            self._drop(pending)
             keep = pending.waiters > 0 and not self._closed
             if keep:
                 live.holders, pending.counted = pending.waiters, True
@@ -148,9 +148,14 @@ class ModelPool:
             pending.waiters -= 1
             counted = pending.counted
             if pending.waiters <= 0 and not counted:
+                self._drop(pending)  # who asks from now on begins anew
                 pending.cancelled.set()
         if counted:
             self.release(pending.future.result())
+
+    def _drop(self, pending: PendingLoad) -> None:
+        """Nobody joins this load any more; with the lock held."""
+        self._pending = {key: other for key, other in self._pending.items() if other is not pending}
 
     def release(self, live: LiveModel) -> None:
         """One holder less; the last one frees the model."""

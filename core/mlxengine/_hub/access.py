@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -10,10 +11,12 @@ import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from types import ModuleType
 
 from attrs import field, frozen
 
-from ..errors import CancelledError
+from ..errors import CancelledError, InvalidParameterError
+from .secrets import checked_token, forms, split_userinfo
 
 
 @frozen(kw_only=True)
@@ -23,7 +26,10 @@ class Policy:
     Args:
         connect: longest wait for a connection.
         read: longest silence of the other side.
-        attempts: failures in a row, without a byte of progress between them, after which a call gives up.
+        answer: longest time that one request may take,
+        slowest: but for what it has brought already, at so many bytes a second.
+        attempts: failures in a row after which a call gives up; one that brought bytes at more than the
+            slowest rate starts the count anew.
         base: upper bound of the first wait; it doubles with each failure in a row (full jitter:
             the wait is drawn between zero and the bound, https://aws.amazon.com/blogs/architecture/
             exponential-backoff-and-jitter/).
@@ -37,6 +43,8 @@ class Policy:
 
     connect: float = 10.0
     read: float = 10.0
+    answer: float = 30.0
+    slowest: float = 1024.0
     attempts: int = 9
     base: float = 0.2
     cap: float = 30.0
@@ -47,8 +55,11 @@ class Policy:
     corrupt_attempts: int = 3
 
 
-QUICK = Policy(connect=0.4, read=0.6, attempts=1)
+QUICK = Policy(connect=0.4, read=0.6, answer=0.8, slowest=math.inf, attempts=1)
 """For asking whether a model that is ready has become newer: nobody waits for that."""
+
+BRIEF = Policy(connect=0.4, read=0.6, answer=1.0, slowest=1 << 16, attempts=2, longest_retry_after=1.0)
+"""For what the newer one consists of: if that does not come soon, what is ready is used as it is."""
 
 
 @frozen(kw_only=True)
@@ -56,7 +67,8 @@ class Access:
     """One caller's way to a hub and a cache.
 
     Args:
-        endpoint: the hub's address, without a slash at its end.
+        endpoint: the hub's address, without a slash at its end, and without user and password.
+        userinfo: the user and the password that stood in the address; sent to ``endpoint`` alone.
         cache_dir: huggingface_hub's cache folder.
         token: sent to ``endpoint`` alone; ``None`` uses the saved one, if there is one.
         offline: whether no request may be made.
@@ -65,8 +77,14 @@ class Access:
     endpoint: str
     cache_dir: Path
     token: str | None = field(default=None, repr=False)
+    userinfo: str | None = field(default=None, repr=False)
     offline: bool = False
     policy: Policy = field(factory=Policy)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no message may repeat."""
+        return (*filter(None, (self.token,)), *(forms(self.userinfo) if self.userinfo else ()))
 
     @classmethod
     def of(
@@ -77,18 +95,40 @@ class Access:
         token: str | None = None,
         offline: bool = False,
     ) -> Access:
-        """What the caller gave, completed from the environment as huggingface_hub reads it."""
-        from huggingface_hub import constants
+        """What the caller gave, completed from the environment as huggingface_hub reads it.
 
+        Raises:
+            InvalidParameterError: the token cannot be one, or a variable of huggingface_hub's cannot be read.
+        """
+        constants = _constants()
+        address, userinfo = split_userinfo((endpoint or constants.ENDPOINT).strip().rstrip("/"))
         return cls(
-            endpoint=(endpoint or constants.ENDPOINT).rstrip("/"),
+            endpoint=address,
+            userinfo=userinfo,
             cache_dir=Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve(),
-            token=token,
+            token=checked_token(token, "token="),
             offline=offline or offline_by_default() or bool(constants.is_offline_mode()),
-            policy=Policy(
-                connect=min(10.0, constants.HF_HUB_DOWNLOAD_TIMEOUT), read=constants.HF_HUB_DOWNLOAD_TIMEOUT
-            ),
+            policy=usual_policy(),
         )
+
+
+def _constants() -> ModuleType:
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:  # it reads numbers from the environment while it is imported
+        raise InvalidParameterError(
+            f"huggingface_hub cannot read its variables: {error}.", hint="Look at those that begin with HF_."
+        ) from error
+    found: ModuleType = constants
+    return found
+
+
+def usual_policy() -> Policy:
+    """The policy for what somebody waits for; ``HF_HUB_DOWNLOAD_TIMEOUT`` is the longest silence."""
+    silence = float(_constants().HF_HUB_DOWNLOAD_TIMEOUT)
+    if not silence > 0:
+        raise InvalidParameterError(f"HF_HUB_DOWNLOAD_TIMEOUT={silence:g} must be above 0.")
+    return Policy(connect=min(10.0, silence), read=silence, answer=max(Policy().answer, 3 * silence))
 
 
 def offline_by_default() -> bool:
@@ -97,11 +137,23 @@ def offline_by_default() -> bool:
 
 
 Cancelled = Callable[[], bool]
+SLICE = 0.05
+"""Seconds between two looks at whether the caller gave up."""
 
 
 def never() -> bool:
     """Nobody cancels."""
     return False
+
+
+def check(cancelled: Cancelled) -> None:
+    """Let go if the caller gave up.
+
+    Raises:
+        CancelledError: it did.
+    """
+    if cancelled():
+        raise CancelledError("The download was cancelled.", hint="The next call resumes it.")
 
 
 def pause(seconds: float, cancelled: Cancelled) -> None:
@@ -112,12 +164,11 @@ def pause(seconds: float, cancelled: Cancelled) -> None:
     """
     end = time.monotonic() + seconds
     while True:
-        if cancelled():
-            raise CancelledError("The download was cancelled.", hint="The next call resumes it.")
+        check(cancelled)
         left = end - time.monotonic()
         if left <= 0:
             return
-        threading.Event().wait(min(left, 0.05))
+        threading.Event().wait(min(left, SLICE))
 
 
 def backoff(policy: Policy, failures: int) -> float:
@@ -126,17 +177,11 @@ def backoff(policy: Policy, failures: int) -> float:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for (a number or a date), or ``None``."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
+    """Seconds that a ``Retry-After`` header asks for (a number or a date), or ``None`` if it says neither."""
+    text = (value or "").strip()
+    if re.fullmatch(r"[0-9]+", text):
+        return float(text) if len(text) < 10 else math.inf
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, LookupError, OverflowError, OSError):
         return None
-
-
-def redact(url: object) -> str:
-    """An address without user, password and query: signed addresses and tokens stay out of messages."""
-    return re.sub(r"//[^/@]*@", "//", str(url)).partition("?")[0]

@@ -20,8 +20,8 @@ from attrs import field, frozen
 
 from .._version import __version__
 from ..contract.configuration import FileInfo
-from ..errors import CancelledError, MLXEngineError
-from .access import Cancelled, never
+from ..errors import MLXEngineError
+from .access import Cancelled, check, never
 from .names import is_commit, is_hash, problem_with, read_json
 
 FORMAT = 1
@@ -264,8 +264,7 @@ class RepoCache:
                 break
             except TimeoutError:  # filelock's is one
                 pass
-            if cancelled():
-                raise CancelledError("The download was cancelled.", hint="The next call resumes it.")
+            check(cancelled)
             if until():
                 yield False
                 return

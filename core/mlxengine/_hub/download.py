@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +13,14 @@ from urllib.parse import quote
 from attrs import field, frozen
 
 from ..contract.configuration import FileInfo
-from ..errors import CancelledError, CorruptFileError, DownloadError, InsufficientDiskError
-from .access import Access, Cancelled, never
+from ..errors import CorruptFileError, DownloadError, InsufficientDiskError
+from .access import Access, Cancelled, check, never
 from .cache import RepoCache
 from .content import Digest, hash_file
 from .events import Corrupt, HubEvent, Resumed, Retry, Verifying
-from .transport import Answer, Passing, Patience, gave_up, get
+from .secrets import saved_token, scrub, silent
+from .transport import Answer, Patience, gave_up, get
+from .wire import Trouble
 
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -34,7 +36,6 @@ class Job:
         moved: ``moved(path, at)``: the file's first ``at`` bytes are there.
         cancelled: whether to stop.
         known: whether a blob of this hash, looking as this file does, was verified before.
-        answers: responses being read, so that a cancel can wake up their readers.
     """
 
     access: Access
@@ -44,8 +45,6 @@ class Job:
     moved: Callable[[str, int], None] = field(default=lambda _path, _at: None)
     cancelled: Cancelled = never
     known: Callable[[FileInfo, os.stat_result], bool] = field(default=lambda _file, _stat: False)
-    answers: set[Answer] = field(factory=set, eq=False, repr=False)
-    guard: threading.Lock = field(factory=threading.Lock, eq=False, repr=False)
 
     def url(self, path: str) -> str:
         """The address at which the hub offers a file of the pinned commit."""
@@ -53,14 +52,7 @@ class Job:
 
     def check(self) -> None:
         """Raise `CancelledError` if the caller gave up."""
-        if self.cancelled():
-            raise CancelledError("The download was cancelled.", hint="The next call resumes it.")
-
-    def wake(self) -> None:
-        """Break off every body that is being read."""
-        with self.guard:
-            for answer in self.answers:
-                answer.disconnect()
+        check(self.cancelled)
 
 
 @contextmanager
@@ -211,16 +203,18 @@ class Partial:
         job, file = self._job, self._file
         patience = Patience(job.access.policy, job.cancelled, self._retry)
         while self.at < stop:
-            before, problem = self.at, None
+            before, start, problem = self.at, time.monotonic(), None
             try:
                 self._receive(stop)
-            except Passing as passing:
-                problem = passing
+            except Trouble as trouble:
+                problem = trouble
             job.check()
-            if self.at > before:
+            if self.at >= stop:
+                return
+            if self.at - before > job.access.policy.slowest * (time.monotonic() - start):
                 patience.progressed()
             elif problem is None:
-                problem = Passing("the answer had no bytes")
+                problem = Trouble("the answer ended too early")
             if problem is not None:
                 patience.failed(problem, gave_up(f"{file.path} of {job.cache.repo}", problem))
 
@@ -229,22 +223,18 @@ class Partial:
         last = f"{stop - 1}" if stop < file.size else ""
         headers = {"Range": f"bytes={begin}-{last}"} if begin or last else {}
         url = job.url(file.path)
-        with get(job.access, url, repo=job.cache.repo, policy=job.access.policy, headers=headers) as answer:
+        policy = job.access.policy
+        with get(
+            job.access, url, repo=job.cache.repo, policy=policy, cancelled=job.cancelled, headers=headers
+        ) as answer:
             skip, left = _skip(answer, begin, file), answer.length
-            with job.guard:
-                job.answers.add(answer)
-            try:
-                for chunk in answer.response.iter_raw():
-                    job.check()
-                    left -= len(chunk)
-                    data = memoryview(chunk)[skip:]
-                    skip = max(0, skip - len(chunk))
-                    self._write(data[: stop - self.at])
-                    if self.at >= stop and left != 0:
-                        return  # whatever else it sends is not ours; read to its end, a connection lives on
-            finally:
-                with job.guard:
-                    job.answers.discard(answer)
+            for chunk in answer.chunks():
+                left -= len(chunk)
+                data = memoryview(chunk)[skip:]
+                skip = max(0, skip - len(chunk))
+                self._write(data[: stop - self.at])
+                if self.at >= stop and left != 0:
+                    return  # whatever else it sends is not ours; read to its end, a connection lives on
 
     def _write(self, data: memoryview) -> None:
         self.digest.update(data)
@@ -288,36 +278,51 @@ def _skip(answer: Answer, begin: int, file: FileInfo) -> int:
     """How many bytes of a body come before those that were asked for.
 
     Raises:
-        Passing: the body is not the part of the file that was asked for.
+        Trouble: the body is not the part of the file that was asked for.
     """
     encoding = answer.headers.get("content-encoding", "identity")
     if encoding != "identity":
-        raise Passing(f"the answer is encoded as {encoding}")
+        raise Trouble(f"the answer is encoded as {encoding}, which was not asked for", again=False)
     if answer.status == 200:
         return begin  # Range was ignored: the body starts at the file's beginning
     told = answer.headers.get("content-range", "")
     first, _, total = told.removeprefix("bytes ").partition("/")
     if answer.status != 206 or first.partition("-")[0] != str(begin) or total not in (str(file.size), "*"):
-        raise Passing(f"bytes from {begin} were asked for, the answer has {told or answer.status}")
+        raise Trouble(f"bytes from {begin} were asked for, the answer has {told or answer.status}")
     return 0
 
 
 def _through_xet(job: Job, file: FileInfo) -> os.stat_result:
     """A file above the hub's limit for plain HTTP: huggingface_hub's own way, then our own hash.
 
-    It takes the blob's lock itself.
+    It takes the blob's lock itself. A cancel does not wait for it; it goes on until it has its file.
     """
     from huggingface_hub import hf_hub_download
 
-    hf_hub_download(
-        job.cache.repo,
-        file.path,
-        revision=job.commit,
-        cache_dir=job.cache.cache_dir,
-        endpoint=job.access.endpoint,
-        token=job.access.token,
-        library_name="mlxengine",
-    )
+    access = job.access
+    problem: Exception | None = None
+    scheme, _, address = access.endpoint.partition("://")
+    token = access.token if access.token is not None else saved_token()
+    try:
+        hf_hub_download(
+            job.cache.repo,
+            file.path,
+            revision=job.commit,
+            cache_dir=job.cache.cache_dir,
+            endpoint=f"{scheme}://{access.userinfo}@{address}" if access.userinfo else access.endpoint,
+            token=token or False,
+            library_name="mlxengine",
+        )
+    except OSError as error:
+        if error.errno is not None:
+            raise  # the disk's
+        problem = error
+    except Exception as error:
+        problem = error
+    if problem is not None:
+        secrets = (*access.secrets, *filter(None, (token,)))
+        trouble = Trouble(f"{type(problem).__name__}: {scrub(str(problem), secrets)[:500]}")
+        raise gave_up(f"{file.path} of {job.cache.repo}", trouble) from silent(problem, secrets)
     found = good_blob(job, file, discard=True)
     if found is None:
         raise CorruptFileError(

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from .._shown import unshowable
 from ..errors import CorruptFileError, IncompatibleWeightsError
 
 DOCUMENT_BYTES = 1 << 20
@@ -16,7 +17,6 @@ _NAME_BYTES = 255
 _PATH_BYTES = 1024
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
@@ -29,8 +29,8 @@ def problem_with(path: object) -> str | None:
     """Why a file of this name cannot be kept in a folder of ours, or ``None`` if it can."""
     if not isinstance(path, str) or not path:
         return "it is empty"
-    if _CONTROL.search(path):
-        return "it has a control character"
+    if unshowable(path):
+        return "it has a character that nobody can see, or that a terminal obeys"
     if "\\" in path or _DRIVE.match(path):
         return "it has a backslash or a drive"
     try:
@@ -63,6 +63,16 @@ def check_path(path: object, owner: str) -> str:
             recoverable=False,
         )
     return path
+
+
+def text(value: object) -> str | None:
+    """What should be a text, if it is one."""
+    return value if isinstance(value, str) else None
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """The texts in what should be a list of them."""
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
 def is_commit(text: object) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -12,21 +13,25 @@ from attrs import evolve
 
 from ..contract.configuration import FileInfo, ModelCard, ModelConfiguration, ModelRef, Source
 from ..errors import (
+    ConfigurationError,
     CorruptFileError,
+    DownloadError,
     HubUnavailableError,
     InvalidModelRefError,
+    MLXEngineError,
     ModelNotFoundError,
     OfflineError,
     RateLimitedError,
     ResolutionError,
 )
 from ..readonly import freeze
-from .access import QUICK, Access, Cancelled, never
+from .access import BRIEF, QUICK, Access, Cancelled, never
 from .cache import Listing, RepoCache
 from .download import READ_ONLY, Job, typed_disk_errors
 from .inspection import inspect
 from .local import local_card
-from .names import check_path, is_commit, is_hash, problem_with
+from .names import check_path, is_commit, is_hash, problem_with, text, texts
+from .secrets import redact
 from .transport import get_json
 
 log = logging.getLogger("mlxengine.hub")
@@ -97,14 +102,38 @@ def hub_card(
     ready = kept is not None and is_ready(cache, kept)
     if access.offline or (ready and is_commit(revision)):
         return _card_from_cache(access, cache, ref, configuration, cancelled)
+    here = partial(_card_from_cache, access, cache, ref, configuration, cancelled)
     try:
         listing = ask(access, ref.repo_id, revision, quick=ready and not update, cancelled=cancelled)
-    except (ResolutionError, RateLimitedError) as error:
+    except (ResolutionError, DownloadError, ConfigurationError) as error:
         passing = isinstance(error, HubUnavailableError | RateLimitedError)
         if not ready and not (passing and is_complete(cache, commit)):
             raise
-        log.warning("%s Using %s as it is here (%s).", error.message, ref.repo_id, str(commit)[:8])
-        return _card_from_cache(access, cache, ref, configuration, cancelled)
+        return _as_it_is(here, ref, commit, error)
+    if not ready or update or listing.commit == commit:
+        return _card_of(access, cache, ref, configuration, listing, cancelled)
+    try:
+        return _card_of(evolve(access, policy=BRIEF), cache, ref, configuration, listing, cancelled)
+    except (ResolutionError, DownloadError) as error:
+        return _as_it_is(here, ref, commit, error)
+
+
+def _as_it_is(
+    here: Callable[[], ModelCard], ref: ModelRef, commit: str | None, error: MLXEngineError
+) -> ModelCard:
+    log.warning("%s Using %s as it is here (%s).", error.message, ref.repo_id, str(commit)[:8])
+    return here()
+
+
+def _card_of(
+    access: Access,
+    cache: RepoCache,
+    ref: ModelRef,
+    configuration: ModelConfiguration,
+    listing: Listing,
+    cancelled: Cancelled,
+) -> ModelCard:
+    """The card of a listing that the hub has just sent; it is kept."""
     try:
         cache.keep_listing(listing)
     except OSError as error:
@@ -146,7 +175,9 @@ def ask(
     found = get_json(access, path, repo=repo, params="?blobs=true", policy=policy, cancelled=cancelled)
     if not isinstance(found, dict) or not is_commit(found.get("sha")):
         raise HubUnavailableError(
-            f"{access.endpoint} did not say which commit of {repo} it describes.", hint="Check the endpoint."
+            f"{redact(access.endpoint)} did not say which commit of {repo} it describes.",
+            hint="Check the endpoint.",
+            recoverable=False,
         )
     siblings = found.get("siblings") or []
     if not isinstance(siblings, list) or len(siblings) > _MOST_FILES:
@@ -161,16 +192,16 @@ def ask(
                 f"The listing of {repo} names {both.pop()!r} as a file and as a folder.", recoverable=False
             )
     card = found.get("cardData")
-    tags = tuple(tag for tag in found.get("tags") or () if isinstance(tag, str))
+    tags = texts(found.get("tags"))
     license_tag = next((tag[8:] for tag in tags if tag.startswith("license:")), None)
     return Listing(
         repo=repo,
         commit=found["sha"],
         files=files,
-        license=_text(card.get("license")) if isinstance(card, Mapping) else license_tag,
+        license=text(card.get("license")) if isinstance(card, Mapping) else license_tag,
         tags=tags,
-        pipeline_tag=_text(found.get("pipeline_tag")),
-        library_name=_text(found.get("library_name")),
+        pipeline_tag=text(found.get("pipeline_tag")),
+        library_name=text(found.get("library_name")),
     )
 
 
@@ -191,10 +222,6 @@ def _file(item: Any, repo: str) -> FileInfo:
             recoverable=False,
         )
     return FileInfo(path=path, size=size, hash=content)
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _card_from_cache(
@@ -218,8 +245,8 @@ def stock_listing(cache: RepoCache, commit: str) -> Listing | None:
     for pointer in sorted(snapshot.rglob("*")) if snapshot.is_dir() else ():
         name = pointer.readlink().name if pointer.is_symlink() else ""
         content = f"{'sha256' if len(name) == 64 else 'git'}:{name}"
-        if is_hash(content) and pointer.is_file():
-            path = check_path(pointer.relative_to(snapshot).as_posix(), cache.repo)
+        path = pointer.relative_to(snapshot).as_posix()
+        if is_hash(content) and pointer.is_file() and problem_with(path) is None:
             found[path] = FileInfo(path=path, size=pointer.stat().st_size, hash=content)
     if not found:
         return None

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 from attrs import frozen
 
-from ..contract.configuration import parse_size
+from ..contract.configuration import is_repo_id, parse_size
 from ..contract.device import Device
 from ..contract.fit import FitVerdict, judge
 from ..errors import InvalidParameterError, OfflineError
-from .access import Access
+from .access import Access, Cancelled, never
 from .headers import dtype_bits
-from .transport import get_page, same_origin
+from .names import text, texts
+from .transport import get_page
 
 PIPELINES: Mapping[str, tuple[str, ...]] = {
     "llm": ("text-generation",),
@@ -88,6 +89,7 @@ def search(
     sort: str = "downloads",
     limit: int = 20,
     verdict: Callable[[int | None], FitVerdict] | None = None,
+    cancelled: Cancelled = never,
 ) -> tuple[SearchResult, ...]:
     """See `mlxengine.hub.search`."""
     if kind is not None and kind not in PIPELINES:
@@ -106,7 +108,9 @@ def search(
     found: dict[str, SearchResult] = {}
     for pipeline in PIPELINES[kind] if kind is not None else (None,):
         kept = 0
-        for item in _items(access, query, pipeline, author, library, sort, limit):
+        for item in _items(access, query, pipeline, author, library, sort, limit, cancelled):
+            if not is_repo_id(item.get("id")):
+                continue  # nothing that could be asked for
             result = _result(item, verdict)
             large = max_size is not None and (result.weight_bytes or result.storage_bytes or 0) > max_size
             if large or (fits and result.fit is FitVerdict.WONT_FIT):
@@ -135,7 +139,8 @@ def _items(
     library: str | None,
     sort: str,
     limit: int,
-) -> Any:
+    cancelled: Cancelled,
+) -> Iterator[Mapping[str, Any]]:
     params = [("search", query), ("author", author), ("pipeline_tag", pipeline), ("filter", library)]
     params = [(name, value) for name, value in params if value]
     params += [
@@ -143,26 +148,26 @@ def _items(
         ("limit", str(max(limit, 50))),
         *(("expand", name) for name in _FIELDS),
     ]
-    url: str | None = f"{access.endpoint}/api/models?{urlencode(params)}"
+    url = f"{access.endpoint}/api/models?{urlencode(params)}"
     for _ in range(_MOST_PAGES):
-        page, following = get_page(access, url or "", repo="its models")
+        page, following = get_page(access, url, repo="its models", cancelled=cancelled)
         yield from (item for item in page if isinstance(item, dict)) if isinstance(page, list) else ()
-        if following is None or not same_origin(following, access.endpoint):
+        if following is None:
             return
         url = following
 
 
 def _result(item: Mapping[str, Any], verdict: Callable[[int | None], FitVerdict]) -> SearchResult:
-    identity = str(item.get("id", ""))
-    config = item.get("config") if isinstance(item.get("config"), Mapping) else {}
-    assert isinstance(config, Mapping)
-    tags = tuple(tag for tag in item.get("tags") or () if isinstance(tag, str))
+    identity = str(item["id"])
+    found = item.get("config")
+    config = found if isinstance(found, Mapping) else {}
+    tags = texts(item.get("tags"))
     counts, weight_bytes = _weights(item)
     quantization = _quantization(identity, config)
     named = _parameters_in(identity)
     return SearchResult(
         id=identity,
-        commit=item.get("sha"),
+        commit=text(item.get("sha")),
         kind=_KINDS.get(str(item.get("pipeline_tag"))),
         parameters=named if named is not None and quantization is not None else counts or named,
         weight_bytes=weight_bytes,
@@ -172,15 +177,15 @@ def _result(item: Mapping[str, Any], verdict: Callable[[int | None], FitVerdict]
         downloads=_natural(item.get("downloads")) or 0,
         likes=_natural(item.get("likes")) or 0,
         license=next((tag[8:] for tag in tags if tag.startswith("license:")), None),
-        architecture=config.get("model_type") if isinstance(config.get("model_type"), str) else None,
-        last_modified=item.get("lastModified"),
+        architecture=text(config.get("model_type")),
+        last_modified=text(item.get("lastModified")),
         tags=tags,
         fit=verdict(weight_bytes),
     )
 
 
 def _natural(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
 
 
 def _weights(item: Mapping[str, Any]) -> tuple[float | None, int | None]:
@@ -194,8 +199,8 @@ def _weights(item: Mapping[str, Any]) -> tuple[float | None, int | None]:
 
 def _quantization(identity: str, config: Mapping[str, Any]) -> str | None:
     settings = config.get("quantization_config") or config.get("quantization")
-    bits = settings.get("bits") if isinstance(settings, Mapping) else None
-    if isinstance(bits, int):
+    bits = _natural(settings.get("bits")) if isinstance(settings, Mapping) else None
+    if bits is not None:
         return f"{bits}bit"
     match = _BITS.search(identity)
     return f"{match[1]}bit" if match else None

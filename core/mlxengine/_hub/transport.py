@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from attrs import frozen
 
+from .._shown import shown, unshowable
 from .._version import __version__
 from ..errors import (
     CorruptFileError,
@@ -17,47 +19,70 @@ from ..errors import (
     GatedModelError,
     HubAuthError,
     HubUnavailableError,
+    InvalidParameterError,
     MLXEngineError,
     ModelNotFoundError,
     OfflineError,
     RateLimitedError,
 )
-from .access import Access, Cancelled, Policy, backoff, never, pause, redact, retry_after
+from .access import Access, Cancelled, Policy, backoff, never, pause, retry_after
 from .names import read_json
+from .secrets import basic, proxy_secrets, redact, saved_token, scrub, silent
+from .wire import AGAIN, Line, Trouble, trace
 
 log = logging.getLogger("mlxengine.hub")
 
 _MOST_REDIRECTS = 8
 _SMALL = 64 << 10
 _MOST_ANSWER_BYTES = 64 << 20
-_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_MOST_UNREACHABLE = 4
+_NEXT = re.compile(r"<([^<>]*)>[^<]*;\s*rel=\"?next\b")
 
 
-class Passing(Exception):
-    """A failure that may pass: the request is worth making again.
+def _origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of an address.
 
-    Args:
-        reason: what happened, for people.
-        wait: seconds that the server asks us to wait.
-        final: the error to end with when patience is used up.
+    Raises:
+        ValueError: it is not one that a request can be made to; the text says why, and repeats none of it.
     """
+    parts = port = None
+    with suppress(ValueError):  # whose texts would
+        parts = urlsplit(url)
+        port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
+    if parts is None:
+        raise ValueError("its host is not written as one")
+    host = (parts.hostname or "").lower()
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("it does not begin with http:// or https://")
+    if not host or unshowable(url) or any(character.isspace() for character in url):
+        raise ValueError("it names no host, or has a space or a control character")
+    if ":" not in host:
+        encoded = b""
+        with suppress(UnicodeError):
+            encoded = host.encode() if host.isascii() else host.encode("idna")
+        if any(not 0 < len(label) < 64 for label in encoded.rstrip(b".").split(b".")) or len(encoded) > 253:
+            raise ValueError("a part of the host's name is empty or too long")
+    if not port:
+        raise ValueError("its port is no number from 1 to 65535")
+    return parts.scheme, host, port
 
-    def __init__(
-        self, reason: str, *, wait: float | None = None, final: MLXEngineError | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.reason, self.wait, self.final = reason, wait, final
 
+def home_of(access: Access) -> tuple[str, str, int]:
+    """The origin of the hub.
 
-def _origin(url: str) -> tuple[str, str, int | None]:
-    parts = urlsplit(url)
-    default = {"http": 80, "https": 443}.get(parts.scheme)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or default
-
-
-def same_origin(first: str, second: str) -> bool:
-    """Whether two addresses have one scheme, host and port."""
-    return _origin(first) == _origin(second)
+    Raises:
+        InvalidParameterError: the endpoint is no address.
+    """
+    problem = ""
+    try:
+        return _origin(access.endpoint)
+    except ValueError as error:
+        problem = str(error)
+    # Where the address cannot be taken apart, a password may stand anywhere before the last "@".
+    raise InvalidParameterError(
+        f"The hub's address {access.endpoint.rpartition('@')[2][:200]!r} cannot be used: {problem}.",
+        hint="Write it as https://host or https://host:port (endpoint=, HF_ENDPOINT, or the settings file).",
+    )
 
 
 @frozen(kw_only=True, eq=False)
@@ -66,6 +91,7 @@ class Answer:
 
     response: Any
     direct: bool
+    line: Line[Answer]
 
     @property
     def status(self) -> int:
@@ -80,134 +106,200 @@ class Answer:
     def length(self) -> int:
         """Bytes of the body; -1 where the answer does not say."""
         text = self.headers.get("content-length", "")
-        return int(text) if text.isascii() and text.isdigit() else -1
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
 
-    def disconnect(self) -> None:
-        """Wake up a thread that is waiting for this body, from another thread."""
-        import socket
+    def chunks(self) -> Iterator[bytes]:
+        """The body as it comes.
 
-        stream = self.response.extensions.get("network_stream")
-        raw = stream.get_extra_info("socket") if stream is not None else None
-        if raw is not None:
-            try:
-                raw.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        Raises:
+            CancelledError, Trouble: see `Line.read`.
+        """
+        return self.line.read(self.response.iter_raw())
 
 
 @contextmanager
 def get(
-    access: Access, url: str, *, repo: str, policy: Policy, headers: Mapping[str, str] | None = None
+    access: Access,
+    url: str,
+    *,
+    repo: str,
+    policy: Policy,
+    cancelled: Cancelled = never,
+    headers: Mapping[str, str] | None = None,
 ) -> Iterator[Answer]:
     """Make one GET request and follow its redirects; the token goes to the endpoint's origin alone.
 
     Raises:
-        Passing: a transport error, or 408, 429 or 5xx, or a refusal by another origin than the hub's
+        Trouble: a transport error, or 408, 429 or 5xx, or a refusal by another origin than the hub's
             (an expired signed address: asking the hub again brings a new one).
+        CancelledError: the caller gave up.
         MLXEngineError: what will not pass, with its type.
     """
-    import httpx2
+    if access.offline:
+        raise OfflineError(f"{redact(url)} was not asked: the network is off.", hint="Turn offline mode off.")
+    home = home_of(access)
+    line: Line[Answer] = Line(cancelled, policy.answer, policy.slowest)
+    answer = line.open(
+        lambda: _ask(access, home, url, repo, policy, headers or {}, line), lambda late: late.response.close()
+    )
+    try:
+        yield answer
+    finally:
+        try:
+            answer.response.close()
+        finally:
+            line.hang_up()
+
+
+def _ask(
+    access: Access,
+    home: tuple[str, str, int],
+    url: str,
+    repo: str,
+    policy: Policy,
+    headers: Mapping[str, str],
+    line: Line[Answer],
+) -> Answer:
+    """Send, and follow redirects, until there is an answer; on the line's own thread."""
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils import get_session
 
-    if access.offline:
-        raise OfflineError(f"{redact(url)} was not asked: the network is off.", hint="Turn offline mode off.")
-    home = _origin(access.endpoint)
-    plain = {"Accept-Encoding": "identity", "User-Agent": f"mlxengine/{__version__}", **(headers or {})}
-    token = _token(access)
-    signed = {**plain, "Authorization": f"Bearer {token}"} if token else plain
+    line.secrets = (*access.secrets, *proxy_secrets())
+    token = access.token if access.token is not None else saved_token()
+    line.secrets = (*line.secrets, *filter(None, (token,)))
+    plain = {"Accept-Encoding": "identity", "User-Agent": f"mlxengine/{__version__}", **headers}
+    proof = basic(access.userinfo) if access.userinfo else f"Bearer {token}" if token else None
+    signed = {**plain, "Authorization": proof} if proof else plain
+    problem: Exception | None = None
     try:
-        for _ in range(_MOST_REDIRECTS):
-            direct = _origin(url) == home
-            session = get_session()
-            request = session.build_request(
-                "GET",
-                url,
-                headers=signed if direct else plain,
-                timeout=(policy.connect, policy.read, policy.read, policy.connect),
-            )
-            if not direct:
-                request.headers.pop("authorization", None)
-                request.headers.pop("cookie", None)
+        session = get_session()
+    except Exception as error:
+        problem = error
+    if problem is not None:
+        raise _no_client(problem, line.secrets)
+    for _ in range(_MOST_REDIRECTS):
+        direct = _origin(url) == home
+        request = session.build_request(
+            "GET",
+            url,
+            headers=signed if direct else plain,
+            timeout=(policy.connect, policy.read, policy.read, policy.connect),
+            extensions={"trace": trace},
+        )
+        if not direct:
+            request.headers.pop("authorization", None)
+            request.headers.pop("cookie", None)
+        try:
             response = session.send(request, stream=True, follow_redirects=False)
-            try:
-                answer = Answer(response=response, direct=direct)
-                if response.has_redirect_location:
-                    if 0 <= answer.length <= _SMALL:
-                        response.read()  # so that the connection can be used again
-                    url = urljoin(url, response.headers["location"])
-                    if urlsplit(url).scheme not in ("http", "https"):
-                        raise Passing(f"it was sent on to {redact(url)}")
-                    continue
-                if answer.status >= 400:
-                    _refuse(answer, access, repo)
-                yield answer
-                return
-            finally:
+        except OfflineModeIsEnabled:
+            raise OfflineError(
+                f"{repo} was not asked for: HF_HUB_OFFLINE is set.", hint="Unset it."
+            ) from None
+        try:
+            answer = Answer(response=response, direct=direct, line=line)
+            if response.has_redirect_location:
+                if 0 <= answer.length <= _SMALL:
+                    for _chunk in response.iter_raw():
+                        pass  # so that the connection can be used again
+                url = _next(url, response.headers["location"])
                 response.close()
-        raise Passing(f"more than {_MOST_REDIRECTS} redirects from {redact(access.endpoint)}")
-    except OfflineModeIsEnabled as error:
-        raise OfflineError(f"{repo} was not asked for: HF_HUB_OFFLINE is set.", hint="Unset it.") from error
-    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-        raise Passing(f"{type(error).__name__}: {error or 'the connection failed'}") from error
+                continue
+            if answer.status >= 400:
+                raise _refusal(answer, access, repo, line.secrets)
+        except BaseException:
+            response.close()
+            raise
+        return answer
+    raise Trouble(f"more than {_MOST_REDIRECTS} redirects from {redact(access.endpoint)}", again=False)
 
 
-def _token(access: Access) -> str | None:
-    """The token to send: the caller's, else the saved one unless the user forbade that.
+def _next(url: str, location: str) -> str:
+    """Where a redirect leads.
 
-    huggingface_hub's ``build_hf_headers`` would do, but makes a request of its own to another address.
+    Raises:
+        Trouble: nowhere.
     """
-    from huggingface_hub import constants, get_token
+    try:
+        found = urljoin(url, location)
+        _origin(found)
+    except ValueError as error:
+        raise Trouble(f"it was sent on to {redact(location)[:200]!r}: {error}", again=False) from None
+    return found
 
-    if access.token is not None:
-        return access.token
-    return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+
+def _no_client(error: Exception, secrets: Sequence[str]) -> MLXEngineError:
+    """Why no request at all can be made: the client reads proxies and certificates when it is made."""
+    what = scrub(f"{type(error).__name__}: {error}", secrets)
+    typed = HubUnavailableError(
+        f"No request can be made: {what[:500]}.",
+        hint="Check the proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY; SOCKS needs the package "
+        "socksio) and the certificates (SSL_CERT_FILE, SSL_CERT_DIR).",
+        recoverable=False,
+    )
+    typed.__cause__ = silent(error, secrets)
+    return typed
 
 
-def _refuse(answer: Answer, access: Access, repo: str) -> None:
-    """Turn an answer of 400 or more into an exception."""
+def _refusal(answer: Answer, access: Access, repo: str, secrets: Sequence[str]) -> Exception:
+    """An answer of 400 or more as an exception; what the server says in it is repeated by no message."""
+    import httpx2
+    from huggingface_hub.utils import hf_raise_for_status
+
+    status = answer.status
+    if status in AGAIN or not answer.direct:
+        asked = retry_after(answer.headers.get("retry-after"))
+        final = None
+        if status == 429:
+            final = RateLimitedError(f"{redact(access.endpoint)} limits requests for {repo}.")
+        return Trouble(f"status {status}", wait=asked, final=final)
+    # Only these two are told: a body may be endless, and anything else would be logged as it is.
+    told = {
+        name: shown(answer.headers[name])
+        for name in ("x-error-code", "x-error-message")
+        if name in answer.headers
+    }
+    response = httpx2.Response(status, headers=told, request=answer.response.request)
+    found: Exception | None = None
+    try:
+        hf_raise_for_status(response)
+    except Exception as error:
+        found = error
+    typed = _typed_refusal(found, status, redact(access.endpoint), repo)
+    typed.__cause__ = silent(found, secrets)
+    return typed
+
+
+def _typed_refusal(found: Exception | None, status: int, where: str, repo: str) -> MLXEngineError:
     from huggingface_hub.errors import (
         DisabledRepoError,
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import hf_raise_for_status
 
-    status, where = answer.status, redact(access.endpoint)
-    if status in _AGAIN or not answer.direct:
-        asked = retry_after(answer.headers.get("retry-after"))
-        final = RateLimitedError(f"{where} limits requests for {repo}.") if status == 429 else None
-        raise Passing(f"status {status}", wait=asked, final=final)
-    answer.response.read()
-    try:
-        hf_raise_for_status(answer.response)
-    except GatedRepoError as error:  # a subclass of RepositoryNotFoundError, so it comes first
-        raise GatedModelError(
+    if isinstance(found, GatedRepoError):  # a subclass of RepositoryNotFoundError, so it comes first
+        return GatedModelError(
             f"{repo} is gated: its terms must be accepted by the owner of the token.",
             hint=f"Accept them at {where}/{repo}, then pass the token (token=, HF_TOKEN or `hf auth login`).",
-        ) from error
-    except (RepositoryNotFoundError, DisabledRepoError) as error:
-        raise ModelNotFoundError(
+        )
+    if isinstance(found, RepositoryNotFoundError | DisabledRepoError):
+        return ModelNotFoundError(
             f"{where} has no repository {repo} that this token may see.",
             hint="Check the spelling; a private repository needs a token.",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelNotFoundError(f"{repo} has no such revision.", hint="Check the part after '@'.") from error
-    except EntryNotFoundError as error:
-        raise ModelNotFoundError(f"{repo} lacks a file that its own listing names.") from error
-    except HfHubHTTPError as error:
-        if status in (401, 403):
-            raise HubAuthError(
-                f"{where} refused the request for {repo} (status {status}).",
-                hint="Check the token: it may be wrong, expired, or not allowed to read this repository.",
-            ) from error
-        if status == 416:
-            raise CorruptFileError(f"{where} has fewer bytes of a file of {repo} than it says.") from error
-        raise HubUnavailableError(f"{where} answered {status} for {repo}.", recoverable=False) from error
-    raise HubUnavailableError(f"{where} answered {status} for {repo}.", recoverable=False)
+        )
+    if isinstance(found, RevisionNotFoundError):
+        return ModelNotFoundError(f"{repo} has no such revision.", hint="Check the part after '@'.")
+    if isinstance(found, EntryNotFoundError):
+        return ModelNotFoundError(f"{repo} lacks a file that its own listing names.")
+    if status in (401, 403):
+        return HubAuthError(
+            f"{where} refused the request for {repo} (status {status}).",
+            hint="Check the token: it may be wrong, expired, or not allowed to read this repository.",
+        )
+    if status == 416:
+        return CorruptFileError(f"{where} has fewer bytes of a file of {repo} than it says.")
+    return HubUnavailableError(f"{where} answered {status} for {repo}.", recoverable=False)
 
 
 class Patience:
@@ -220,9 +312,12 @@ class Patience:
     def progressed(self) -> None:
         self._failures = 0
 
-    def failed(self, problem: Passing, final: MLXEngineError) -> None:
+    def failed(self, problem: Trouble, final: MLXEngineError) -> None:
         """Wait for the next attempt, or raise ``final`` when there is none."""
         self._failures += 1
+        if not problem.again:
+            final.recoverable = False
+            raise final from (problem.__cause__ or problem)
         wait = problem.wait
         if self._failures >= self._policy.attempts or (wait or 0) > self._policy.longest_retry_after:
             if wait and problem.final is not None:
@@ -260,45 +355,56 @@ def get_json(
 def get_page(
     access: Access, url: str, *, repo: str, policy: Policy | None = None, cancelled: Cancelled = never
 ) -> tuple[Any, str | None]:
-    """Like `get_json` for a whole address; also returns the address of the next page, if there is one."""
+    """Like `get_json` for a whole address; also returns the address of the next page, if the hub has one."""
     policy = policy or access.policy
     patience = Patience(policy, cancelled)
     unreachable = 0
     while True:
         try:
-            with get(access, url, repo=repo, policy=policy) as answer:
+            with get(access, url, repo=repo, policy=policy, cancelled=cancelled) as answer:
                 data = b"".join(_limited(answer))
-                link = answer.response.links.get("next", {}).get("url")
+                following = _following(access, answer.headers.get("link", ""))
             break
-        except Passing as problem:
-            unreachable += type(problem.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
+        except Trouble as problem:
+            unreachable += problem.unreachable
             final = HubUnavailableError(
                 f"{redact(access.endpoint)} could not be asked about {repo}: {problem.reason}.",
                 hint="Check the network and the endpoint; a model that is ready loads with offline=True.",
             )
-            if unreachable >= 4:
+            if unreachable >= _MOST_UNREACHABLE:
                 raise final from problem.__cause__
             patience.failed(problem, final)
     try:
-        return read_json(data, f"The answer of {redact(url)}"), link
+        return read_json(data, f"The answer of {redact(url)}"), following
     except MLXEngineError as error:
         raise HubUnavailableError(
             f"{redact(access.endpoint)} did not answer as a hub does: {error.message}",
             hint="Check the endpoint.",
+            recoverable=False,
         ) from error
+
+
+def _following(access: Access, link: str) -> str | None:
+    """The address of the next page, by a ``Link`` header (RFC 8288); only on the hub itself."""
+    match = _NEXT.search(link)
+    try:
+        return match[1] if match is not None and _origin(match[1]) == home_of(access) else None
+    except ValueError:
+        return None
 
 
 def _limited(answer: Answer) -> Iterator[bytes]:
     count = 0
-    for chunk in answer.response.iter_raw():
+    for chunk in answer.chunks():
         count += len(chunk)
         if count > _MOST_ANSWER_BYTES:
             raise HubUnavailableError(f"The hub's answer is longer than {_MOST_ANSWER_BYTES} bytes.")
         yield chunk
 
 
-def gave_up(file: str, problem: Passing) -> MLXEngineError:
+def gave_up(file: str, problem: Trouble) -> MLXEngineError:
     """The error for a file whose download made no progress for too long."""
-    return DownloadError(
-        f"{file} did not arrive: {problem.reason}.", hint="Call again: what has arrived is kept and resumed."
-    )
+    hint = "Call again: what has arrived is kept and resumed."
+    if not problem.again:
+        hint = "Check the endpoint, and what stands between it and this machine."
+    return DownloadError(f"{file} did not arrive: {problem.reason}.", hint=hint)

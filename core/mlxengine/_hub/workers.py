@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from attrs import evolve
 
-from ..errors import CancelledError
 from .download import Job
 
 T = TypeVar("T")
@@ -31,7 +30,7 @@ def each(job: Job, items: Iterable[T], act: Callable[[Job, T], R]) -> list[R]:
     """``act(job, item)`` for every item, on as many threads as the policy says; results in order.
 
     The first failure stops the others and is raised. A cancel, or an exception such as
-    ``KeyboardInterrupt`` in the calling thread, breaks off bodies that are being read and returns at once.
+    ``KeyboardInterrupt`` in the calling thread, stops all of them and returns at once.
     """
     todo: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, R | None, BaseException | None]] = queue.SimpleQueue()
@@ -64,10 +63,7 @@ def each(job: Job, items: Iterable[T], act: Callable[[Job, T], R]) -> list[R]:
                 try:
                     index, result, error = done.get(timeout=0.1)
                 except queue.Empty:
-                    if job.cancelled():
-                        raise CancelledError(
-                            "The download was cancelled.", hint="The next call resumes it."
-                        ) from None
+                    job.check()
                     continue
                 if error is not None:
                     raise error
@@ -76,8 +72,6 @@ def each(job: Job, items: Iterable[T], act: Callable[[Job, T], R]) -> list[R]:
             stop.set()
             if len(results) < count:
                 end = time.monotonic() + _GRACE
-                while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
-                    job.wake()
-                    threads[0].join(0.02)
-                    time.sleep(0.01)
+                for thread in threads:
+                    thread.join(max(0.0, end - time.monotonic()))
     return [results[index] for index in range(count)]

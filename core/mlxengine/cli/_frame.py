@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn, cast
 
+from .._shown import shown
 from ..errors import (
     ConfigurationError,
     DownloadError,
@@ -209,11 +210,18 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-v", "--verbose", action="count", default=0, help="log to stderr; twice for more")
 
 
+class _Formatter(logging.Formatter):
+    """A line of the log in which no name can move the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 def _log_to_stderr(verbosity: int) -> None:
     if not verbosity:
         return
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("mlxengine")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)

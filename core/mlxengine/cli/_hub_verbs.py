@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from .. import hub
 from .._config import load_settings
 from .._engine.host import Host
+from .._shown import shown
 from .._units import human
 from ..contract.configuration import ModelCard, ModelRef
 from ..contract.device import Device
@@ -29,7 +30,7 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 class Options:
     """Where the hub and the cache are, by the command line, else by the configuration file."""
 
-    endpoint: str | None = None
+    endpoint: str | None = field(default=None, repr=False)
     cache_dir: Path | None = None
     ask_above: int
     offline: bool = False
@@ -94,7 +95,7 @@ def confirm(question: str, out: Output, *, yes: bool) -> bool:
         return True
     if out.json or not sys.stdin.isatty():
         raise ConfigurationError(f"{question} Nobody is there to answer.", hint="Add --yes.")
-    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.write(f"{shown(question)} [y/N] ")
     sys.stderr.flush()
     answer = sys.stdin.readline().strip().lower() in ("y", "yes")
     if not answer:

@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 import attrs
 
+from .._shown import in_json, shown, spoken
+
 
 def plain(value: Any) -> Any:
     """A value of ours as what JSON knows: attrs values become objects, paths and enums texts."""
@@ -70,15 +72,18 @@ class Output:
 
     def value(self, value: object) -> None:
         """One JSON value on a line of its own."""
-        sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+        sys.stdout.write(in_json(json.dumps(plain(value), ensure_ascii=False)) + "\n")
         sys.stdout.flush()
 
     def line(self, text: str = "") -> None:
-        """One line of the result."""
-        self.write(f"{text}\n")
+        """One line of the result; names in it cannot move the terminal."""
+        self._put(f"{text if isinstance(text, _Bold) else shown(text)}\n")
 
     def write(self, text: str) -> None:
-        """A piece of the result, shown at once."""
+        """A piece of running text, shown at once."""
+        self._put(spoken(text))
+
+    def _put(self, text: str) -> None:
         if text:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -87,11 +92,11 @@ class Output:
     def end_line(self) -> None:
         """Begin a new line where the last one is not ended; stands where a person's ^C is echoed."""
         if not self._at_line_start and not self.json:
-            self.write("\n")
+            self._put("\n")
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Columns for people. In a terminal the widest columns give way to the width."""
-        texts = [[str(cell if cell is not None else "–") for cell in row] for row in rows]
+        texts = [[_cell(cell) for cell in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(headers, *texts, strict=True)]
         while self.interactive and sum(widths) + 2 * len(widths) > self.width and max(widths) > 8:
             excess = sum(widths) + 2 * len(widths) - self.width
@@ -109,7 +114,7 @@ class Output:
     def wrapped(self, text: str, indent: str = "", hang: str | None = None) -> str:
         """The same without printing it."""
         return textwrap.fill(
-            text,
+            shown(text),
             self.width - 1,
             initial_indent=indent,
             subsequent_indent=indent if hang is None else hang,
@@ -118,7 +123,7 @@ class Output:
 
     def bold(self, text: str) -> str:
         """Text that stands out, where the terminal can and the user did not forbid it."""
-        return f"\x1b[1m{text}\x1b[0m" if colours(sys.stdout) else text
+        return _Bold(f"\x1b[1m{shown(text)}\x1b[0m") if colours(sys.stdout) else text
 
     def note(self, text: str) -> None:
         """A remark for people, on stderr; not with ``--quiet``."""
@@ -146,15 +151,15 @@ class Output:
         self.end_line()
         label = "\x1b[31merror:\x1b[0m" if colours(sys.stderr) else "error:"
         width = shutil.get_terminal_size((80, 24)).columns - 1
-        lines = textwrap.wrap(message, width, initial_indent="error: ", break_on_hyphens=False)
+        lines = textwrap.wrap(shown(message), width, initial_indent="error: ", break_on_hyphens=False)
         text = "\n".join(lines).replace("error:", label, 1)
         if hint:
-            text += "\n" + textwrap.fill(hint, width, initial_indent="  ", subsequent_indent="  ")
-        tell(text)
+            text += "\n" + textwrap.fill(shown(hint), width, initial_indent="  ", subsequent_indent="  ")
+        tell(_Bold(text))
         if logging.getLogger("mlxengine").isEnabledFor(logging.DEBUG):
             import traceback
 
-            traceback.print_exception(error)
+            tell("".join(traceback.format_exception(error)).rstrip())
         return code
 
     def flush(self) -> None:
@@ -162,13 +167,23 @@ class Output:
         sys.stdout.flush()
 
 
+class _Bold(str):
+    """Text with sequences of our own for the terminal; what strangers wrote in it is escaped already."""
+
+    __slots__ = ()
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else shown(str(value)).replace("\n", "\\n")
+
+
 def _fit(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def tell(text: str) -> None:
-    """One line on stderr."""
-    sys.stderr.write(f"{text}\n")
+    """One line on stderr; names in it cannot move the terminal."""
+    sys.stderr.write(f"{text if isinstance(text, _Bold) else shown(text)}\n")
     sys.stderr.flush()
 
 

@@ -9,6 +9,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from .._shown import shown
 from .._units import human
 from ..contract.events import Event, Progress
 from ._output import Output, tell
@@ -76,7 +77,7 @@ class ProgressLine:
         return text
 
     def _rewrite(self, text: str) -> None:
-        self._shown = text[: self._out.width - 1]
+        self._shown = shown(text)[: self._out.width - 1]
         sys.stderr.write(f"\r\x1b[K{self._shown}")
         sys.stderr.flush()
 

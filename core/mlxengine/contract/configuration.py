@@ -21,6 +21,13 @@ _SIZE = r"(\d+(?:\.\d+)?)\s*([KMBT])?"
 _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
+def is_repo_id(value: object) -> bool:
+    """Whether this names a repository on a hub: ``"org/name"``, or ``"name"``."""
+    if not isinstance(value, str) or not re.fullmatch(_REPO, value):
+        return False
+    return ".." not in value and "--" not in value
+
+
 @functools.lru_cache(maxsize=512)  # each entry of the registry is read with one
 def parse_size(text: str) -> float:
     """Number of parameters that a size such as ``"135M"``, ``"1.7B"`` or ``"8x7B"`` names.
@@ -74,7 +81,7 @@ class ModelRef:
         name, _, pinned = text.partition("@")
         revision = pinned or revision
         bad_revision = revision is not None and (not re.fullmatch(_REVISION, revision) or ".." in revision)
-        if not re.fullmatch(_REPO, name) or ".." in name or "--" in name or bad_revision:
+        if not is_repo_id(name) or bad_revision:
             return cls._refuse(text)
         return cls(repo_id=name, revision=revision)
 

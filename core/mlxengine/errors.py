@@ -20,6 +20,9 @@ tells whether trying the same thing again can help. A foreign exception arrives 
 
 from __future__ import annotations
 
+import signal
+import threading
+
 _MEMORY = ("[malloc", "malloc] attempting", "out of memory", "insufficient memory", "unable to allocate")
 
 
@@ -210,6 +213,32 @@ class ModelClosedError(MisuseError):
 
 class EngineClosedError(MisuseError):
     """The engine was closed."""
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether it is the user's own interrupt, and not a KeyboardInterrupt that some code raised by itself.
+
+    Python delivers signals on the main thread alone, between two instructions: there is no ``raise`` where
+    the traceback ends, or it is that of a handler that the program installed.
+    """
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    if error.__context__ is not None and is_ctrl_c(error.__context__):
+        return True  # caught, and said again
+    trace = error.__traceback__
+    if trace is None:
+        return True
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    from opcode import opmap
+
+    code = trace.tb_frame.f_code
+    handler = signal.getsignal(signal.SIGINT)
+    handler = getattr(handler, "func", handler)  # asyncio's is a partial
+    said = code.co_code[trace.tb_lasti] == opmap["RAISE_VARARGS"]
+    return not said or getattr(handler, "__code__", None) is code
 
 
 def out_of_memory(error: BaseException | None) -> bool:

@@ -16,14 +16,20 @@ from attrs import evolve, frozen
 from .._hub_options import HubOptions
 from .._memory.ledger import Ledger
 from .._memory.live import LiveModel, PendingLoad, free
-from .._scheduling.faults import broken
 from .._scheduling.scheduler import Scheduler
 from .._scheduling.task import FutureSink, Task
 from .._scheduling.threads import collect
 from ..contract.events import Progress
 from ..contract.features import Layer, Level
 from ..contract.hookspecs import LoadContext, Loaded
-from ..errors import CancelledError, FeatureUnavailableError, InsufficientMemoryError, InvalidParameterError
+from ..errors import (
+    CancelledError,
+    FeatureUnavailableError,
+    InsufficientMemoryError,
+    InvalidParameterError,
+    MLXEngineError,
+)
+from . import border
 from .host import Host
 
 if TYPE_CHECKING:
@@ -235,7 +241,10 @@ class Loader:
 
         def drop() -> None:
             if live.loaded is not None:
-                live.loaded.trim(most)
+                try:
+                    live.loaded.trim(most)
+                except MLXEngineError as error:  # then an idle model goes instead
+                    log.warning("The caches of %s stay: %s", live.card.id, error)
                 if self._backend is not None:
                     self._backend.clear_cache()
 
@@ -311,11 +320,7 @@ class Loader:
                     stack.enter_context(self._backend.loader_stream())
                 return self._host.call(live.record, "load_model", card=live.card, context=context)
 
-        loaded = self._builder.run(build)
-        if not isinstance(loaded, Loaded):
-            what = f"returned {type(loaded).__name__} for a model that it claimed"
-            raise broken(live.record, "load_model", what)
-        return loaded
+        return border.loaded(live.record, self._builder.run(build))
 
     def _warm(self, live: LiveModel, loaded: Loaded, cancelled: Callable[[], bool]) -> None:
         sink = FutureSink()

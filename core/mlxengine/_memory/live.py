@@ -18,6 +18,7 @@ from ..contract.events import Event
 from ..contract.features import Features
 from ..contract.hookspecs import Claim, Loaded, MemoryEstimate, ModelState
 from ..contract.plugins import PluginRecord
+from ..errors import MLXEngineError, PluginError
 
 if TYPE_CHECKING:
     from ..contract.configuration import ModelCard, ModelConfiguration
@@ -73,9 +74,8 @@ class LiveModel:
         loaded = self.loaded
         try:
             return ModelState() if loaded is None else loaded.state()
-        except Exception as error:
-            log.debug("The state of %s cannot be told: %r", self.card.id, error)
-            return ModelState()
+        except PluginError as error:
+            return ModelState(degraded=str(error))
 
     @property
     def degraded(self) -> str | None:
@@ -133,8 +133,8 @@ def free(live: LiveModel, backend: DeviceBackend | None) -> int | None:
     if loaded is not None and loaded.close is not None:
         try:
             loaded.close()
-        except Exception as error:
-            log.warning("Closing %s (plugin %s) raised %r", live.card.id, live.record.name, error)
+        except MLXEngineError as error:
+            log.warning("Closing %s: %s", live.card.id, error)
     del loaded
     if backend is None:
         return None

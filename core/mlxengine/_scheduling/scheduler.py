@@ -21,8 +21,13 @@ from typing import TYPE_CHECKING, TypeVar
 from attrs import frozen
 
 from ..contract.events import Event, Finished, Progress
-from ..errors import CancelledError, EngineClosedError, GenerationError
-from .faults import broken, translate
+from ..errors import (
+    CancelledError,
+    EngineClosedError,
+    GenerationError,
+    MLXEngineError,
+)
+from .faults import broken, calling, running, translate
 from .task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, SchedulerStatus, Task
 from .threads import give_up_streams, wait_until_gone
 
@@ -45,7 +50,6 @@ class Scheduler:
         self._closed = False
         self._backend: DeviceBackend | None = None
         self._floor = 0.0
-        self._running: tuple[str, float] | None = None
         self._died: BaseException | None = None
         self._died_at: float | None = None
 
@@ -103,11 +107,12 @@ class Scheduler:
 
     def status(self) -> SchedulerStatus:
         """What the loop is doing now; safe from any thread, never waits."""
-        running, thread = self._running, self._thread
+        thread = self._thread
+        now = running(thread)
         return SchedulerStatus(
             alive=thread is not None and thread.is_alive(),
-            running=running[0] if running else None,
-            running_seconds=time.perf_counter() - running[1] if running else 0.0,
+            running=now.record.name if now else None,
+            running_seconds=now.seconds if now else 0.0,
             tasks=sum(len(group.tasks) for group in list(self._groups.values())),
             died=None if self._died is None else f"{type(self._died).__name__}: {self._died}",
             died_at=self._died_at,
@@ -265,13 +270,11 @@ class Scheduler:
         began = time.perf_counter()
         if task.first_step is None:
             task.first_step = began
-        self._running = (task.record.name, began)
         try:
-            function()
+            with calling(task.record, task.hook, typed=True):
+                function()
         except BaseException as error:
-            self._end(task, translate(task.record, task.hook, error))
-        finally:
-            self._running = None
+            self._end(task, error)
         spent = time.perf_counter() - began
         task.device_seconds += spent
         task.predicted += 0.5 * (spent - task.predicted)
@@ -294,9 +297,10 @@ class Scheduler:
         close = getattr(iterator, "close", None)
         if close is not None:
             try:
-                close()
-            except BaseException as problem:
-                log.warning("Closing a request of %s raised %r", task.record.where, problem)
+                with calling(task.record, task.hook):
+                    close()
+            except MLXEngineError as problem:
+                log.warning("Closing a request: %s", problem)
 
     def end_group(self, key: Hashable, error: BaseException) -> None:
         """End every task of a model; on the scheduler's thread."""

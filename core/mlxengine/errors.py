@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from typing import Any
 
 _MEMORY = ("[malloc", "malloc] attempting", "out of memory", "insufficient memory", "unable to allocate")
 
@@ -46,6 +47,14 @@ class MLXEngineError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is made again from its positional arguments alone; what is named is in its state.
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[MLXEngineError], arguments: tuple[object, ...]) -> MLXEngineError:
+    return kind.__new__(kind, *arguments)
 
 
 class ConfigurationError(MLXEngineError):
@@ -250,4 +259,8 @@ def out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _MEMORY)
 
 
-__all__ = [name for name, value in list(globals().items()) if isinstance(value, type)]
+__all__ = [
+    name
+    for name, value in list(globals().items())
+    if isinstance(value, type) and issubclass(value, Exception)
+]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -14,6 +16,7 @@ from .._memory.caretaker import Caretaker
 from .._memory.live import LiveModel, PendingLoad, Report
 from .._scheduling.scheduler import Scheduler
 from .._scheduling.task import Task
+from .._scheduling.threads import forked, refuse_fork
 from ..errors import CancelledError, EngineClosedError, PluginCrashedError
 from .loader import Loader
 from .outcomes import Outcomes
@@ -51,6 +54,7 @@ class ModelPool:
     def __init__(self, loader: Loader, scheduler: Scheduler, idle_ttl: float | None = None) -> None:
         self._loader = loader
         self._scheduler = scheduler
+        self._process = os.getpid()
         self.ledger = loader.ledger
         self.outcomes = Outcomes()
         self.statistics = Statistics()
@@ -75,6 +79,7 @@ class ModelPool:
         Raises:
             EngineClosedError: the pool was closed.
         """
+        refuse_fork(self._process)
         with self._lock:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")
@@ -126,7 +131,7 @@ class ModelPool:
         except BaseException as error:
             with self._lock:
                 self._pending.pop(key, None)
-            pending.future.set_exception(error)
+            pending.end(error)
             return
         with self._lock:
             self._pending.pop(key, None)
@@ -137,10 +142,11 @@ class ModelPool:
                 self._by_configuration[key.configuration] = live
         self.changed()
         if keep:
-            pending.future.set_result(live)
+            pending.end(live)
         else:
-            self._free(live)
-            pending.future.set_exception(CancelledError("Loading was cancelled."))
+            with suppress(EngineClosedError):
+                self._free(live)
+            pending.end(CancelledError("Loading was cancelled."))
 
     def give_up(self, pending: PendingLoad) -> None:
         """One caller stops waiting: nobody left cancels the load, a finished one is released."""
@@ -154,6 +160,8 @@ class ModelPool:
 
     def release(self, live: LiveModel) -> None:
         """One holder less; the last one frees the model."""
+        if forked(self._process):
+            return
         with self._lock:
             live.holders -= 1
             if live.holders > 0 or live not in self._live:
@@ -176,9 +184,9 @@ class ModelPool:
         kept = {key: value for key, value in self._by_configuration.items() if value is not live}
         self._by_configuration = kept
 
-    def _free(self, live: LiveModel) -> None:
+    def _free(self, live: LiveModel, timeout: float | None = None) -> None:
         live.closed = True
-        self._loader.take_out(live)
+        self._loader.take_out(live, timeout)
         self.ledger.release(live)
         self.changed()
 
@@ -194,16 +202,19 @@ class ModelPool:
         if live.crashes >= _CRASHES:
             self.ledger.evict(live, f"after {live.crashes} crashes in a row")
         self.changed()
-        if not self.ledger.use(live, task):
-            self._scheduler.submit(task)
-            return
+        self.ledger.use(live, task)
         with self._lock:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")
-            waiting = self._waiting.setdefault(live, [])
-            waiting.append(task)
-            if len(waiting) == 1:
+            # Whoever comes while it is brought back waits too: what requests set up is not there yet.
+            if live in self._waiting:
+                self._waiting[live].append(task)
+                return
+            if live.evicted:
+                self._waiting[live] = [task]
                 self._spawn(self._revive, live)
+                return
+        self._scheduler.submit(task)
 
     def _done(self, live: LiveModel, task: Task, error: BaseException | None) -> None:
         live.tasks.discard(task)
@@ -287,22 +298,49 @@ class ModelPool:
             evictions=tuple(self.ledger.evictions),
         )
 
-    def close(self) -> None:
-        """Cancel every load and free every model."""
+    def close(self, timeout: float) -> list[threading.Thread]:
+        """Cancel every load and free every model.
+
+        Returns:
+            The threads that a plugin has kept for longer than ``timeout`` seconds; empty if all is well.
+        """
+        deadline = time.monotonic() + timeout
         with self._lock:
             self._closed = True
             pending, threads = list(self._pending.values()), list(self._threads)
         self._caretaker.stop()
         for item in pending:
             item.cancelled.set()
-        for thread in threads:
-            thread.join()
+        others = [thread for thread in threads if thread is not threading.current_thread()]
+        for thread in others:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        left = [thread for thread in others if thread.is_alive()]
+        if left:
+            return left
         with self._lock:
-            lives = list(self._live)
-            self._live.clear()
             self._by_configuration.clear()
-        for live in lives:
-            self._free(live)
+        for live in self.live():
+            try:
+                self._free(live, max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                return [thread for thread in (self._scheduler.thread,) if thread is not None]
+            with self._lock:
+                self._live.discard(live)
+        return []
+
+    def leave(self, error: BaseException) -> None:
+        """Tell whoever waits, now that `close` could not; what is in memory goes if the plugin comes back."""
+        self._scheduler.tell_all(error)
+        with self._lock:
+            pending, waiting = list(self._pending.values()), list(self._waiting.values())
+        for item in pending:
+            item.end(error)
+        for task in [task for tasks in waiting for task in list(tasks)]:
+            task.finish(error)
+        for live in self.live():
+            live.closed = True
+            with suppress(TimeoutError):
+                self._loader.take_out(live, 0)
 
     def abandon(self) -> None:
         """The same without waiting for threads, when the interpreter exits."""

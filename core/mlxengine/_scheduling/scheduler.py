@@ -10,6 +10,7 @@ measured costs; Waldspurger and Weihl, 1995). Idle models do not save up time.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -29,7 +30,7 @@ from ..errors import (
 )
 from .faults import broken, calling, running, translate
 from .task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, SchedulerStatus, Task
-from .threads import give_up_streams, wait_until_gone
+from .threads import forked, give_up_streams, refuse_fork, wait_until_gone
 
 if TYPE_CHECKING:
     from ..contract.device import DeviceBackend
@@ -43,6 +44,7 @@ class Scheduler:
 
     def __init__(self, name: str = "mlxengine-scheduler") -> None:
         self._name = name
+        self._process = os.getpid()
         self._wake = threading.Condition()
         self._inbox: deque[_Posted] = deque()
         self._groups: dict[Hashable, Group] = {}
@@ -66,7 +68,7 @@ class Scheduler:
     def cancel(self, task: Task) -> None:
         """Close a task's iterator before any further step of it; harmless when it is over."""
         task.cancelled = True
-        if not task.done and not self._closed:
+        if not task.done and not self._closed and not forked(self._process):
             self._post(lambda: self._cancel(task), lambda _error: None)
 
     def call(self, function: Callable[[], T]) -> Future[T]:
@@ -84,11 +86,15 @@ class Scheduler:
         self._post(run, future.set_exception)
         return future
 
-    def run(self, function: Callable[[], T]) -> T:
-        """Run a function on the scheduler's thread and wait for it; from that thread, at once."""
+    def run(self, function: Callable[[], T], timeout: float | None = None) -> T:
+        """Run a function on the scheduler's thread and wait for it; from that thread, at once.
+
+        Raises:
+            TimeoutError: it has not come to its end within so many seconds; it still will.
+        """
         if threading.current_thread() is self._thread:
             return function()
-        return self.call(function).result()
+        return self.call(function).result(timeout)
 
     def use(self, make: Callable[[], DeviceBackend]) -> DeviceBackend:
         """Make a back end on the scheduler's thread and evaluate under its stream from now on."""
@@ -100,8 +106,15 @@ class Scheduler:
 
         return self.run(enter)
 
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread, once there was work for it."""
+        return self._thread
+
     def nudge(self) -> None:
         """A reader has room again."""
+        if forked(self._process):
+            return
         with self._wake:
             self._wake.notify()
 
@@ -120,17 +133,32 @@ class Scheduler:
 
     def close(self, timeout: float | None = 30.0) -> None:
         """Cancel everything, run what is queued, and end the thread. May be called twice."""
+        if forked(self._process):
+            return
         with self._wake:
             self._closed = True
             thread = self._thread
             self._wake.notify()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
-            wait_until_gone(thread)
+            if not thread.is_alive():
+                wait_until_gone(thread)
+
+    def tell_all(self, error: BaseException) -> None:
+        """End every request and refuse what is queued, while a step that does not return has the thread."""
+        with self._wake:
+            posted = list(self._inbox)
+            self._inbox.clear()
+        for item in posted:
+            item.fail(error)
+        for group in list(self._groups.values()):
+            for task in list(group.tasks):
+                task.finish(error)
 
     # -- the loop ------------------------------------------------------------------------------------
 
     def _post(self, action: Callable[[], None], fail: Callable[[BaseException], object]) -> None:
+        refuse_fork(self._process)
         with self._wake:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")

@@ -16,8 +16,8 @@ from .._memory.caretaker import Caretaker
 from .._memory.live import LiveModel, PendingLoad, Report
 from .._scheduling.scheduler import Scheduler
 from .._scheduling.task import Task
-from .._scheduling.threads import forked, refuse_fork
-from ..errors import CancelledError, EngineClosedError, PluginCrashedError
+from .._scheduling.threads import forked, refuse_fork, start
+from ..errors import CancelledError, EngineClosedError, InsufficientMemoryError, PluginCrashedError
 from .loader import Loader
 from .outcomes import Outcomes
 from .statistics import Statistics
@@ -84,8 +84,8 @@ class ModelPool:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")
             if not self._cared_for:
-                self._cared_for = True
                 self._spawn(self._caretaker.run)
+                self._cared_for = True
             pending = self._pending.get(key)
             if pending is None:
                 pending = PendingLoad()
@@ -99,8 +99,8 @@ class ModelPool:
                     pending.counted = True
                     pending.future.set_result(live)
                     return pending
-                self._pending[key] = pending
                 self._spawn(self._load, key, pending)
+                self._pending[key] = pending
             pending.waiters += 1
             if report is not None:
                 pending.reports.append(report)
@@ -115,8 +115,8 @@ class ModelPool:
         thread = threading.Thread(
             target=self._work, args=(work, arguments), name="mlxengine-loader", daemon=True
         )
+        start(thread)
         self._threads.add(thread)
-        thread.start()
 
     def _work(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
         try:
@@ -211,8 +211,12 @@ class ModelPool:
                 self._waiting[live].append(task)
                 return
             if live.evicted:
+                try:
+                    self._spawn(self._revive, live)
+                except InsufficientMemoryError:
+                    live.tasks.discard(task)
+                    raise
                 self._waiting[live] = [task]
-                self._spawn(self._revive, live)
                 return
         self._scheduler.submit(task)
 

@@ -30,7 +30,7 @@ from ..errors import (
 )
 from .faults import broken, calling, running, translate
 from .task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, SchedulerStatus, Task
-from .threads import forked, give_up_streams, refuse_fork, wait_until_gone
+from .threads import forked, give_up_streams, refuse_fork, start, wait_until_gone
 
 if TYPE_CHECKING:
     from ..contract.device import DeviceBackend
@@ -162,10 +162,11 @@ class Scheduler:
         with self._wake:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")
-            self._inbox.append(_Posted(action, fail))
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._main, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+                start(thread)
+                self._thread = thread
+            self._inbox.append(_Posted(action, fail))
             self._wake.notify()
 
     def _main(self) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import EngineClosedError
+from ..errors import EngineClosedError, InsufficientMemoryError
 
 if TYPE_CHECKING:
     from ..contract.device import DeviceBackend
@@ -33,6 +33,21 @@ def refuse_fork(process: int) -> None:
             f"This engine belongs to process {process}, of which process {os.getpid()} is a fork: make an "
             'engine of its own there, best in a new process (multiprocessing.set_start_method("spawn")).'
         )
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread.
+
+    Raises:
+        InsufficientMemoryError: the system gives no more: no memory for its stack, or too many.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise InsufficientMemoryError(
+            f"The system starts no more threads: {error}.",
+            hint="Close other programs, or raise the limits of memory and processes (ulimit -v, ulimit -u).",
+        ) from error
 
 
 def collect() -> None:

@@ -270,6 +270,8 @@ def test_closing_comes_back_from_a_step_that_never_returns_and_names_it(talk, ma
     talk.gate.set()  # where it does return in the end, its thread ends and the model is freed
     until(lambda: not engine_threads())
     assert talk.closes == (where == "generate")  # elsewhere there was no handle yet: garbage took it
+    with InferenceEngine(plugins=[("talk", talk)]) as after:
+        assert after.memory().others == 0
 
 
 def test_why_a_with_block_was_left_is_not_hidden_by_what_closing_says(talk, make):

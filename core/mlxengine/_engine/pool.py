@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -144,8 +144,10 @@ class ModelPool:
         if keep:
             pending.end(live)
         else:
-            with suppress(EngineClosedError):
+            try:
                 self._free(live)
+            except EngineClosedError:  # `close` could not wait; garbage takes the model
+                self.ledger.release(live)
             pending.end(CancelledError("Loading was cancelled."))
 
     def give_up(self, pending: PendingLoad) -> None:
@@ -343,8 +345,7 @@ class ModelPool:
             task.finish(error)
         for live in self.live():
             live.closed = True
-            with suppress(TimeoutError):
-                self._loader.take_out(live, 0)
+            self._scheduler.call(partial(self._free, live))
 
     def abandon(self) -> None:
         """The same without waiting for threads, when the interpreter exits."""

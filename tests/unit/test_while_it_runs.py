@@ -11,6 +11,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import attrs
+import mlxengine
 import pytest
 from attrs import frozen
 from mlxengine import (
@@ -457,3 +459,55 @@ def test_every_error_survives_pickling(name):
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
     assert (again.args, again.__dict__, str(again)) == (error.args, error.__dict__, str(error))
+
+
+def _kinds(base):
+    public = (getattr(mlxengine, name) for name in dir(mlxengine))
+    found = [value for value in public if isinstance(value, type) and issubclass(value, base)]
+    return sorted(found, key=lambda kind: kind.__name__)
+
+
+SAMPLES = {
+    "str": "text",
+    "int": 3,
+    "float": 0.5,
+    "bool": True,
+    "bytes": b"\x00\x01",
+    "FinishReason": mlxengine.FinishReason.STOP,
+}
+
+
+def _sample(kind):
+    """One of a kind, with a value for each field that has no default."""
+    asked = [mlxengine.Message.user("Hi")]
+    own = {
+        "TextRequest": {"messages": asked, "params": mlxengine.GenerateParams(seed=0)},
+        "ScoreRequest": {"text": "Hi"},
+    }.get(kind.__name__, {})
+    values = {
+        item.name: SAMPLES[str(item.type)] if str(item.type) in SAMPLES else _other(str(item.type))
+        for item in kind.__attrs_attrs__
+        if item.default is attrs.NOTHING and item.name not in own
+    }
+    return kind(**values, **own)
+
+
+def _other(wanted):
+    array = mlxengine.Array(data=bytes(8), shape=(1, 2), dtype="float32")
+    if "Array" in wanted:
+        return (array,) if "tuple" in wanted else array
+    if "tuple[float" in wanted:
+        return (0.25, 0.5)
+    if "tuple[str" in wanted:
+        return ("a", "b")
+    if "Mapping" in wanted:
+        return {"a": 1}
+    return "text"
+
+
+@pytest.mark.parametrize("kind", [*_kinds(Event), *_kinds(Request)], ids=lambda kind: kind.__name__)
+def test_every_event_and_request_survives_pickling(kind):
+    value = _sample(kind)
+    again = pickle.loads(pickle.dumps(value))
+    assert type(again) is kind
+    assert again == value

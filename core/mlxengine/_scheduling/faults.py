@@ -42,12 +42,30 @@ class Running:
         return time.perf_counter() - self.since
 
 
-_running: dict[int, Running] = {}  # by thread; each thread touches its own entry only
+_Entry = tuple["PluginRecord", str, float]
+_running: dict[int, _Entry] = {}  # by thread; each thread touches its own entry only
 
 
 def running(thread: threading.Thread | None) -> Running | None:
     """The plugin's hook that runs on a thread now."""
-    return None if thread is None else _running.get(thread.ident or 0)
+    found = None if thread is None else _running.get(thread.ident or 0)
+    return None if found is None else Running(*found)
+
+
+def enter(record: PluginRecord, hook: str, now: float) -> _Entry | None:
+    """A hook begins on this thread; what it interrupts, for `leave`. Steps are many: `calling` costs more."""
+    thread = threading.get_ident()
+    before = _running.get(thread)
+    _running[thread] = (record, hook, now)
+    return before
+
+
+def leave(before: _Entry | None) -> None:
+    """The hook has returned."""
+    if before is None:
+        _running.pop(threading.get_ident(), None)
+    else:
+        _running[threading.get_ident()] = before
 
 
 class calling:  # noqa: N801 - read as a statement: with calling(record, "generate"): ...
@@ -65,27 +83,23 @@ class calling:  # noqa: N801 - read as a statement: with calling(record, "genera
         InsufficientMemoryError: memory ran out in it.
     """
 
-    __slots__ = ("_before", "_now", "_thread", "_typed")
+    __slots__ = ("_before", "_hook", "_record", "_typed")
 
     def __init__(self, record: PluginRecord, hook: str, *, typed: bool = False) -> None:
         self._typed = typed
-        self._thread = threading.get_ident()
-        self._now = Running(record, hook, time.perf_counter())
+        self._record = record
+        self._hook = hook
 
     def __enter__(self) -> None:
-        self._before = _running.get(self._thread)
-        _running[self._thread] = self._now
+        self._before = enter(self._record, self._hook, time.perf_counter())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before is None:
-            _running.pop(self._thread, None)
-        else:
-            _running[self._thread] = self._before
+        leave(self._before)
         if error is None or is_ctrl_c(error):
             return
-        record, hook = self._now.record, self._now.hook
+        record, hook = self._record, self._hook
         typed = translate(record, hook, error)
         if typed is error and not (self._typed or isinstance(error, PluginError)):
             typed = broken(record, hook, f"raised {type(error).__name__}: {error}")

@@ -28,7 +28,7 @@ from ..errors import (
     GenerationError,
     MLXEngineError,
 )
-from .faults import broken, calling, running, translate
+from .faults import broken, calling, enter, leave, running, translate
 from .task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, SchedulerStatus, Task
 from .threads import forked, give_up_streams, refuse_fork, start, wait_until_gone
 
@@ -299,11 +299,13 @@ class Scheduler:
         began = time.perf_counter()
         if task.first_step is None:
             task.first_step = began
+        before = enter(task.record, task.hook, began)
         try:
-            with calling(task.record, task.hook, typed=True):
-                function()
+            function()
         except BaseException as error:
-            self._end(task, error)
+            self._end(task, translate(task.record, task.hook, error))
+        finally:
+            leave(before)
         spent = time.perf_counter() - began
         task.device_seconds += spent
         task.predicted += 0.5 * (spent - task.predicted)

@@ -12,7 +12,7 @@ from ._memory.live import LiveModel, Report
 from .contract import kinds
 from .contract.configuration import ModelConfiguration
 from .contract.kinds import async_handle_type
-from .engine import InferenceEngine
+from .engine import InferenceEngine, closing_beside
 from .handle import AsyncModelHandle
 from .text.handle import AsyncTextHandle
 
@@ -96,10 +96,10 @@ class AsyncInferenceEngine:
         on_progress: Report | None,
     ) -> LiveModel:
         pending = self.sync._start_load(model, wanted, plugin, features, verify, on_progress)
-        loaded = asyncio.wrap_future(pending.future)
-        loaded.add_done_callback(lambda done: done.cancelled() or done.exception())  # told to whoever waits
         try:
-            return await asyncio.shield(loaded)
+            loading = asyncio.wrap_future(pending.future)
+            loading.add_done_callback(_looked_at)
+            return await asyncio.shield(loading)
         except BaseException:
             self.sync._pool.give_up(pending)
             raise
@@ -114,7 +114,14 @@ class AsyncInferenceEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        with closing_beside(error):
+            await self.close()
+
+
+def _looked_at(loading: asyncio.Future[LiveModel]) -> None:
+    """Nobody waits for a load that was cancelled; asyncio would complain that nobody asked how it ended."""
+    if not loading.cancelled():
+        loading.exception()
 
 
 __all__ = ["AsyncInferenceEngine"]

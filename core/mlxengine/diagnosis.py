@@ -295,7 +295,7 @@ def _self_tests(host: Host, device: Device) -> Iterator[Check]:
         with tempfile.TemporaryDirectory(prefix="mlxengine-doctor-") as folder:
             context = SelfTestContext(folder=Path(folder), device=device)
             try:
-                results = host.call(record, "self_test", default=(), context=context)
+                results = host.listed(record, "self_test", Check, context=context)
                 yield from (evolve(check, name=f"{record.name}: {check.name}") for check in results)
             except MLXEngineError as error:
                 yield _failed(f"{record.name}: self test", error)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,8 +14,10 @@ from ._engine.base import EngineBase
 from ._engine.pool import LoadKey
 from ._memory.live import LiveModel, PendingLoad, Report
 from ._scheduling.channel import Channel
+from ._scheduling.faults import running, stuck
 from ._scheduling.recovery import RecoveringSink
 from ._scheduling.task import Task
+from ._scheduling.threads import forked, refuse_fork
 from .contract import kinds
 from .contract._core_features import DEGRADE
 from .contract.features import Features, Layer, Level
@@ -23,6 +26,7 @@ from .errors import (
     CancelledError,
     EngineClosedError,
     InvalidParameterError,
+    MLXEngineError,
     ModelClosedError,
     UnsupportedInputError,
 )
@@ -55,6 +59,7 @@ class InferenceEngine(EngineBase):
         queue_size: events that may wait for one reader before its request pauses.
         step_budget_ms: how long one step of a request should take at most; what cannot be cut
             (a denoising step) may take longer.
+        close_timeout: seconds that `close`, and leaving the ``with`` block, wait for a step that has begun.
 
     Raises:
         InvalidParameterError, UnknownFeatureError, FeatureUnavailableError: a bad argument or flag.
@@ -81,7 +86,8 @@ class InferenceEngine(EngineBase):
             plugin: the plugin that must serve it.
             features: feature flags for this model.
             verify: ``"deep"`` hashes every file again before it is loaded.
-            on_progress: called with events of the download and the load, on another thread.
+            on_progress: called with events of the download and the load, on another thread. If it raises,
+                that is logged and it is not called again; the load goes on.
 
         Raises:
             ConfigurationError, ResolutionError, DownloadError, PluginError, LoadError: as they say.
@@ -198,6 +204,7 @@ class InferenceEngine(EngineBase):
 
     def _open(self, live: LiveModel, request: Request, closed: bool) -> tuple[Channel, Callable[[], None]]:
         """Put a request on the scheduler; the channel it is read from, and the way to cancel it."""
+        refuse_fork(self._process)
         if self._closed:
             raise EngineClosedError("The engine is closed.")
         if closed or live.closed:
@@ -265,12 +272,30 @@ class InferenceEngine(EngineBase):
             self._pool.release(live)
 
     def close(self) -> None:
-        """Cancel every request and load, free every model, end every thread. May be called twice."""
+        """Cancel every request and load, free every model, end every thread. May be called twice.
+
+        Raises:
+            PluginContractError: a plugin's step has not returned within ``close_timeout`` seconds; whoever
+                waited for anything got the same error, and its thread is left behind.
+        """
         if self._closed:
             return
         self._closed = True
-        self._pool.close()
-        self._finalizer()
+        if forked(self._process):
+            self._finalizer.detach()  # threads and models are the parent's
+            return
+        left = self._pool.close(self._close_timeout)
+        if not left:
+            self._finalizer()
+            return
+        self._finalizer.detach()
+        found = [running(thread) for thread in (*left, self._scheduler.thread, self._loader.builder)]
+        longest = max((item for item in found if item), key=lambda item: item.seconds, default=None)
+        error = stuck(longest, self._close_timeout)
+        self._pool.leave(error)
+        self._scheduler.close(0)
+        self._loader.close(0)
+        raise error
 
     def __enter__(self) -> Self:
         return self
@@ -278,7 +303,19 @@ class InferenceEngine(EngineBase):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with closing_beside(error):
+            self.close()
+
+
+@contextmanager
+def closing_beside(error: BaseException | None) -> Iterator[None]:
+    """What closing has to say must not hide why the ``with`` block was left: it becomes a note on that."""
+    try:
+        yield
+    except MLXEngineError as problem:
+        if error is None:
+            raise
+        error.add_note(str(problem))
 
 
 __all__ = ["InferenceEngine"]

@@ -21,6 +21,10 @@ Characters of a message that a terminal would obey, or that nobody can see, stan
 
 from __future__ import annotations
 
+import signal
+import threading
+from typing import Any
+
 from ._shown import shown
 
 _MEMORY = ("[malloc", "malloc] attempting", "out of memory", "insufficient memory", "unable to allocate")
@@ -46,6 +50,14 @@ class MLXEngineError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is made again from its positional arguments alone; what is named is in its state.
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[MLXEngineError], arguments: tuple[object, ...]) -> MLXEngineError:
+    return kind.__new__(kind, *arguments)
 
 
 class ConfigurationError(MLXEngineError):
@@ -215,6 +227,32 @@ class EngineClosedError(MisuseError):
     """The engine was closed."""
 
 
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether it is the user's own interrupt, and not a KeyboardInterrupt that some code raised by itself.
+
+    Python delivers signals on the main thread alone, between two instructions: there is no ``raise`` where
+    the traceback ends, or it is that of a handler that the program installed.
+    """
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    if error.__context__ is not None and is_ctrl_c(error.__context__):
+        return True  # caught, and said again
+    trace = error.__traceback__
+    if trace is None:
+        return True
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    from opcode import opmap
+
+    code = trace.tb_frame.f_code
+    handler = signal.getsignal(signal.SIGINT)
+    handler = getattr(handler, "func", handler)  # asyncio's is a partial
+    said = code.co_code[trace.tb_lasti] == opmap["RAISE_VARARGS"]
+    return not said or getattr(handler, "__code__", None) is code
+
+
 def out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception says that memory could not be had: Python's, mlx's, or ours about one of them."""
     if isinstance(error, InsufficientMemoryError):
@@ -224,4 +262,8 @@ def out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _MEMORY)
 
 
-__all__ = [name for name, value in list(globals().items()) if isinstance(value, type)]
+__all__ = [
+    name
+    for name, value in list(globals().items())
+    if isinstance(value, type) and issubclass(value, Exception)
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ class EngineBase:
         idle_ttl: float | None = None,
         queue_size: int = 64,
         step_budget_ms: float = 100.0,
+        close_timeout: float = 10.0,
     ) -> None:
         # Imported here, or they would double what `from mlxengine import InferenceEngine` takes.
         from .. import _hub
@@ -61,6 +63,10 @@ class EngineBase:
 
         if queue_size < 1 or step_budget_ms <= 0:
             raise InvalidParameterError("queue_size must be at least 1 and step_budget_ms positive.")
+        if not close_timeout > 0:
+            raise InvalidParameterError(
+                f"close_timeout={close_timeout!r} must be a positive number of seconds."
+            )
         if idle_ttl is not None and not idle_ttl > 0:
             raise InvalidParameterError(f"idle_ttl={idle_ttl!r} must be a positive number of seconds.")
         if backend not in ("mlx", "mock"):
@@ -90,9 +96,13 @@ class EngineBase:
         self._pool = ModelPool(self._loader, self._scheduler, idle_ttl)
         self._switch = Switch(self._pool)
         self._registry: ModelRegistry | None = None
+        self._process = os.getpid()
+        self._close_timeout = close_timeout
         self._closed = False
         # Ends the scheduler's thread in order when the interpreter exits or nobody holds the engine.
-        self._finalizer = weakref.finalize(self, _shut_down, self._scheduler, self._loader, self._pool)
+        self._finalizer = weakref.finalize(
+            self, _shut_down, self._scheduler, self._loader, self._pool, close_timeout
+        )
 
     # -- what there is -------------------------------------------------------------------------------
 
@@ -245,9 +255,9 @@ class EngineBase:
         return known
 
 
-def _shut_down(scheduler: Scheduler, loader: Loader, pool: ModelPool) -> None:
+def _shut_down(scheduler: Scheduler, loader: Loader, pool: ModelPool, timeout: float) -> None:
     pool.abandon()
-    scheduler.close()
+    scheduler.close(timeout)
     loader.close()
 
 

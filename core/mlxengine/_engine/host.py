@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
-from .._scheduling.faults import crash
-from ..contract.features import FeatureRegistry, Layer
+from .._scheduling.faults import calling
+from ..contract.features import Feature, FeatureRegistry, Layer
 from ..contract.hookspecs import ENTRY_POINT_GROUP, PROJECT, REQUIRED_HOOKS, Claim, Command, HookSpecs
 from ..contract.plugins import Owner, PluginRecord
 from ..errors import (
     AmbiguousModelError,
-    MLXEngineError,
     NoPluginForModelError,
     PluginContractError,
     PluginError,
     PluginLoadError,
+    is_ctrl_c,
 )
+from . import border
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ..contract.configuration import ModelCard, ModelConfiguration
 
 T = TypeVar("T")
+_REFUSING = ("load_model", "generate", "self_test")
 log = logging.getLogger("mlxengine.plugins")
 
 
@@ -90,7 +92,7 @@ class Host:
         try:
             plugin = point.load()
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
+            if is_ctrl_c(error):
                 raise
             self._set_aside(
                 point,
@@ -138,12 +140,14 @@ class Host:
             )
         try:
             self._manager.register(record.plugin, record.name)
-        except Exception as error:
+        except BaseException as error:  # it looks at the plugin's attributes, which may run code
+            if is_ctrl_c(error):
+                raise
             raise PluginContractError(
                 f"The plugin {record.where} does not match the hook specs: {error}.", plugin=record.name
             ) from error
         record.hooks = MappingProxyType(self._implementations(record))
-        for feature in self.call(record, "list_features", default=()):
+        for feature in self.listed(record, "list_features", Feature):
             self.features.add(feature, record.name)
 
     def _implementations(self, record: PluginRecord) -> dict[str, Callable[..., Any]]:
@@ -182,16 +186,22 @@ class Host:
 
         Raises:
             PluginCrashedError: it raised something that is not one of our errors.
+            PluginContractError: it raised one of ours where there is nothing to refuse.
         """
         function = record.hooks.get(hook)
         if function is None:
             return default
-        try:
+        with calling(record, hook, typed=hook in _REFUSING):
             return function(arguments)
-        except MLXEngineError:
-            raise
-        except Exception as error:
-            raise crash(record, hook, error) from error
+
+    def listed(self, record: PluginRecord, hook: str, wanted: type[T], **arguments: Any) -> Sequence[T]:
+        """What one plugin's own implementation of a hook lists.
+
+        Raises:
+            PluginCrashedError, PluginContractError: it raised, or lists something else.
+        """
+        function = record.hooks.get(hook)
+        return () if function is None else border.listed(record, hook, lambda: function(arguments), wanted)
 
     def active(self) -> list[PluginRecord]:
         """The plugins that were not set aside."""
@@ -212,14 +222,7 @@ class Host:
             if plugin is not None and record.name != plugin:
                 continue
             try:
-                claim = self.call(record, "claim_model", card=card)
-                if claim is not None and not isinstance(claim, Claim):
-                    raise PluginContractError(
-                        f"claim_model of {record.where} returned {type(claim).__name__}, not a Claim.",
-                        plugin=record.name,
-                        distribution=record.distribution,
-                        hook="claim_model",
-                    )
+                claim = border.claim(record, self.call(record, "claim_model", card=card))
             except PluginError as error:
                 log.warning("%s", error)
                 broken.append(error)
@@ -264,28 +267,19 @@ class Host:
         from ..contract.configuration import ModelConfiguration
 
         return {
-            record.name: self._list(record, "list_models", ModelConfiguration) for record in self.active()
+            record.name: self._or_none(record, "list_models", ModelConfiguration) for record in self.active()
         }
 
     def commands(self) -> dict[str, list[Command]]:
         """The command-line verbs of all plugins by provider; a list that is broken is left out."""
-        return {record.name: self._list(record, "list_commands", Command) for record in self.active()}
+        return {record.name: self._or_none(record, "list_commands", Command) for record in self.active()}
 
-    def _list(self, record: PluginRecord, hook: str, wanted: type[T]) -> list[T]:
+    def _or_none(self, record: PluginRecord, hook: str, wanted: type[T]) -> list[T]:
         try:
-            items = list(self.call(record, hook, default=()))
-            wrong = next((item for item in items if not isinstance(item, wanted)), None)
-            if wrong is not None:
-                raise PluginContractError(
-                    f"{hook} of {record.where} lists a {type(wrong).__name__}, not a {wanted.__name__}.",
-                    plugin=record.name,
-                    distribution=record.distribution,
-                    hook=hook,
-                )
-        except (PluginError, TypeError) as error:
+            return [*self.listed(record, hook, wanted)]
+        except PluginError as error:
             log.warning("%s of the plugin %s is left out: %s", hook, record.where, error)
             return []
-        return items
 
 
 def guess_kind(card: ModelCard) -> str:

@@ -16,19 +16,27 @@ from attrs import evolve, frozen
 from .._hub_options import HubOptions
 from .._memory.ledger import Ledger
 from .._memory.live import LiveModel, PendingLoad, Report, free
-from .._scheduling.faults import broken
 from .._scheduling.scheduler import Scheduler
 from .._scheduling.task import FutureSink, Task
 from .._scheduling.threads import collect
 from ..contract.events import Progress
 from ..contract.features import Layer, Level
-from ..contract.hookspecs import LoadContext, Loaded
-from ..errors import CancelledError, FeatureUnavailableError, InsufficientMemoryError, InvalidParameterError
+from ..contract.hookspecs import LoadContext, Loaded, RunContext
+from ..errors import (
+    CancelledError,
+    FeatureUnavailableError,
+    InsufficientMemoryError,
+    InvalidParameterError,
+    MLXEngineError,
+    PluginError,
+)
+from . import border
 from .host import Host
 
 if TYPE_CHECKING:
     from ..contract.configuration import ModelCard, ModelConfiguration
     from ..contract.device import Device, DeviceBackend
+    from ..contract.requests import Request
 
 log = logging.getLogger("mlxengine.loader")
 
@@ -156,6 +164,7 @@ class Loader:
                 live.loaded = loaded = self._build(live, pending)
                 try:
                     self._warm(live, loaded, pending.cancelled.is_set)
+                    self._set_up(live, loaded, pending.cancelled.is_set)
                 except BaseException:
                     self._scheduler.run(lambda: free(live, self._backend))
                     raise
@@ -224,22 +233,34 @@ class Loader:
             peak=peak,
         )
 
-    def take_out(self, live: LiveModel) -> int | None:
-        """End a model's requests and take it out of memory; the bytes that came back, if known."""
+    def take_out(self, live: LiveModel, timeout: float | None = None) -> int | None:
+        """End a model's requests and take it out of memory; the bytes that came back, if known.
+
+        Raises:
+            TimeoutError: a step went on for longer than ``timeout`` seconds; it is done after that step.
+        """
 
         def end() -> int | None:
             ended = CancelledError(f"{live.card.id} was closed while the request was running.")
             self._scheduler.end_group(live, ended)
+            if live.loaded is not None and not live.closed:
+                try:
+                    live.setup = tuple(live.loaded.setup())
+                except PluginError as error:
+                    live.setup = error
             return free(live, self._backend)
 
-        return self._scheduler.run(end)
+        return self._scheduler.run(end, timeout)
 
     def trim(self, live: LiveModel, most: int) -> None:
         """Let a model drop caches until they hold at most so many bytes."""
 
         def drop() -> None:
             if live.loaded is not None:
-                live.loaded.trim(most)
+                try:
+                    live.loaded.trim(most)
+                except MLXEngineError as error:  # then an idle model goes instead
+                    log.warning("The caches of %s stay: %s", live.card.id, error)
                 if self._backend is not None:
                     self._backend.clear_cache()
 
@@ -260,9 +281,14 @@ class Loader:
 
         return self._scheduler.run(read)
 
-    def close(self) -> None:
+    @property
+    def builder(self) -> threading.Thread | None:
+        """The thread that builds models."""
+        return self._builder.thread
+
+    def close(self, timeout: float = 1.0) -> None:
         """End the thread that builds models; a model that is still being built at exit is not waited for."""
-        self._builder.close(timeout=1.0)
+        self._builder.close(timeout)
 
     def _need_mlx(self) -> None:
         from .._machine import mlx_backend
@@ -323,22 +349,37 @@ class Loader:
                     stack.enter_context(self._backend.loader_stream())
                 return self._host.call(live.record, "load_model", card=live.card, context=context)
 
-        loaded = self._builder.run(build)
-        if not isinstance(loaded, Loaded):
-            what = f"returned {type(loaded).__name__} for a model that it claimed"
-            raise broken(live.record, "load_model", what)
-        return loaded
+        return border.loaded(live.record, self._builder.run(build))
 
     def _warm(self, live: LiveModel, loaded: Loaded, cancelled: Callable[[], bool]) -> None:
-        sink = FutureSink()
         task = Task(
             group=live,
             record=live.record,
             start=lambda: iter(loaded.warm),
-            sink=sink,
+            sink=FutureSink(),
             answers=False,
             hook="load_model",
         )
+        self._finish(task, cancelled)
+
+    def _set_up(self, live: LiveModel, loaded: Loaded, cancelled: Callable[[], bool]) -> None:
+        """Run again what requests had set up when the model was evicted; a request must not miss it."""
+        if isinstance(live.setup, PluginError):
+            raise live.setup
+        context = RunContext(features=live.features, cancelled=cancelled, fetch=self.fetcher(cancelled))
+        for request in live.setup:
+
+            def start(request: Request = request) -> Any:
+                return self._host.call(
+                    live.record, "generate", model=loaded.model, request=request, context=context
+                )
+
+            self._finish(Task(group=live, record=live.record, start=start, sink=FutureSink()), cancelled)
+
+    def _finish(self, task: Task, cancelled: Callable[[], bool]) -> None:
+        """Run a task to its end on the scheduler."""
+        sink = task.sink
+        assert isinstance(sink, FutureSink)
         self._scheduler.submit(task)
         while True:
             try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -14,7 +16,8 @@ from .._memory.caretaker import Caretaker
 from .._memory.live import LiveModel, PendingLoad, Report
 from .._scheduling.scheduler import Scheduler
 from .._scheduling.task import Task
-from ..errors import CancelledError, EngineClosedError, PluginCrashedError
+from .._scheduling.threads import forked, refuse_fork, start
+from ..errors import CancelledError, EngineClosedError, InsufficientMemoryError, PluginCrashedError
 from .loader import Loader
 from .outcomes import Outcomes
 from .statistics import Statistics
@@ -51,6 +54,7 @@ class ModelPool:
     def __init__(self, loader: Loader, scheduler: Scheduler, idle_ttl: float | None = None) -> None:
         self._loader = loader
         self._scheduler = scheduler
+        self._process = os.getpid()
         self.ledger = loader.ledger
         self.outcomes = Outcomes()
         self.statistics = Statistics()
@@ -75,12 +79,13 @@ class ModelPool:
         Raises:
             EngineClosedError: the pool was closed.
         """
+        refuse_fork(self._process)
         with self._lock:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")
             if not self._cared_for:
-                self._cared_for = True
                 self._spawn(self._caretaker.run)
+                self._cared_for = True
             pending = self._pending.get(key)
             if pending is None:
                 pending = PendingLoad()
@@ -94,8 +99,8 @@ class ModelPool:
                     pending.counted = True
                     pending.future.set_result(live)
                     return pending
-                self._pending[key] = pending
                 self._spawn(self._load, key, pending)
+                self._pending[key] = pending
             pending.waiters += 1
             if report is not None:
                 pending.reports.append(report)
@@ -110,8 +115,8 @@ class ModelPool:
         thread = threading.Thread(
             target=self._work, args=(work, arguments), name="mlxengine-loader", daemon=True
         )
+        start(thread)
         self._threads.add(thread)
-        thread.start()
 
     def _work(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
         try:
@@ -126,7 +131,7 @@ class ModelPool:
         except BaseException as error:
             with self._lock:
                 self._drop(pending)
-            pending.future.set_exception(error)
+            pending.end(error)
             return
         with self._lock:
             self._drop(pending)
@@ -137,10 +142,13 @@ class ModelPool:
                 self._by_configuration[key.configuration] = live
         self.changed()
         if keep:
-            pending.future.set_result(live)
+            pending.end(live)
         else:
-            self._free(live)
-            pending.future.set_exception(CancelledError("Loading was cancelled."))
+            try:
+                self._free(live)
+            except EngineClosedError:  # `close` could not wait; garbage takes the model
+                self.ledger.release(live)
+            pending.end(CancelledError("Loading was cancelled."))
 
     def give_up(self, pending: PendingLoad) -> None:
         """One caller stops waiting: nobody left cancels the load, a finished one is released."""
@@ -159,6 +167,8 @@ class ModelPool:
 
     def release(self, live: LiveModel) -> None:
         """One holder less; the last one frees the model."""
+        if forked(self._process):
+            return
         with self._lock:
             live.holders -= 1
             if live.holders > 0 or live not in self._live:
@@ -181,9 +191,9 @@ class ModelPool:
         kept = {key: value for key, value in self._by_configuration.items() if value is not live}
         self._by_configuration = kept
 
-    def _free(self, live: LiveModel) -> None:
+    def _free(self, live: LiveModel, timeout: float | None = None) -> None:
         live.closed = True
-        self._loader.take_out(live)
+        self._loader.take_out(live, timeout)
         self.ledger.release(live)
         self.changed()
 
@@ -199,16 +209,23 @@ class ModelPool:
         if live.crashes >= _CRASHES:
             self.ledger.evict(live, f"after {live.crashes} crashes in a row")
         self.changed()
-        if not self.ledger.use(live, task):
-            self._scheduler.submit(task)
-            return
+        self.ledger.use(live, task)
         with self._lock:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")
-            waiting = self._waiting.setdefault(live, [])
-            waiting.append(task)
-            if len(waiting) == 1:
-                self._spawn(self._revive, live)
+            # Whoever comes while it is brought back waits too: what requests set up is not there yet.
+            if live in self._waiting:
+                self._waiting[live].append(task)
+                return
+            if live.evicted:
+                try:
+                    self._spawn(self._revive, live)
+                except InsufficientMemoryError:
+                    live.tasks.discard(task)
+                    raise
+                self._waiting[live] = [task]
+                return
+        self._scheduler.submit(task)
 
     def _done(self, live: LiveModel, task: Task, error: BaseException | None) -> None:
         live.tasks.discard(task)
@@ -292,22 +309,48 @@ class ModelPool:
             evictions=tuple(self.ledger.evictions),
         )
 
-    def close(self) -> None:
-        """Cancel every load and free every model."""
+    def close(self, timeout: float) -> list[threading.Thread]:
+        """Cancel every load and free every model.
+
+        Returns:
+            The threads that a plugin has kept for longer than ``timeout`` seconds; empty if all is well.
+        """
+        deadline = time.monotonic() + timeout
         with self._lock:
             self._closed = True
             pending, threads = list(self._pending.values()), list(self._threads)
         self._caretaker.stop()
         for item in pending:
             item.cancelled.set()
-        for thread in threads:
-            thread.join()
+        others = [thread for thread in threads if thread is not threading.current_thread()]
+        for thread in others:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        left = [thread for thread in others if thread.is_alive()]
+        if left:
+            return left
         with self._lock:
-            lives = list(self._live)
-            self._live.clear()
             self._by_configuration.clear()
-        for live in lives:
-            self._free(live)
+        for live in self.live():
+            try:
+                self._free(live, max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                return [thread for thread in (self._scheduler.thread,) if thread is not None]
+            with self._lock:
+                self._live.discard(live)
+        return []
+
+    def leave(self, error: BaseException) -> None:
+        """Tell whoever waits, now that `close` could not; what is in memory goes if the plugin comes back."""
+        self._scheduler.tell_all(error)
+        with self._lock:
+            pending, waiting = list(self._pending.values()), list(self._waiting.values())
+        for item in pending:
+            item.end(error)
+        for task in [task for tasks in waiting for task in list(tasks)]:
+            task.finish(error)
+        for live in self.live():
+            live.closed = True
+            self._scheduler.call(partial(self._free, live))
 
     def abandon(self) -> None:
         """The same without waiting for threads, when the interpreter exits."""

@@ -101,7 +101,7 @@ class Ledger:
         with self._lock:
             while True:
                 short = self._short_by(need)
-                if short <= 0:
+                if short <= 0 or not need:
                     self._charged[owner] = need
                     return
                 idle = sorted((item for item in self._models if item.idle), key=lambda item: item.last_used)
@@ -197,11 +197,10 @@ class Ledger:
             level, "Evicted %s %s: expected %d bytes back, got %s", event.id, reason, expected, event.freed
         )
 
-    def use(self, live: LiveModel, task: Task) -> bool:
-        """Count a request on a model, which keeps it; whether the model has to be loaded first."""
+    def use(self, live: LiveModel, task: Task) -> None:
+        """Count a request on a model, which keeps it from now on as it is: in memory, or out of it."""
         with self._lock:
             live.tasks.add(task)
-            return live.evicted
 
     def evict(self, live: LiveModel, reason: str) -> bool:
         """Take an idle model out of memory; ``False`` if it is in use, kept, or out already."""

@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,12 @@ from ..contract.events import Event
 from ..contract.features import Features
 from ..contract.hookspecs import Claim, Loaded, MemoryEstimate, ModelState
 from ..contract.plugins import PluginRecord
+from ..errors import MLXEngineError, PluginError
 
 if TYPE_CHECKING:
     from ..contract.configuration import ModelCard, ModelConfiguration
     from ..contract.device import DeviceBackend
+    from ..contract.requests import Request
     from .plan import Plan
 
 log = logging.getLogger("mlxengine.memory")
@@ -34,7 +37,7 @@ class LiveModel:
 
     ``ladder`` are the ways to load it, from what was asked for to what takes the least; ``plan`` is the one
     in use. ``loaded`` is ``None`` before it is loaded and while it is evicted; its next request loads it
-    again.
+    again, and ``setup`` brings it to where requests had brought it, or says why that cannot be done.
     Sizes are in bytes, ``last_used`` is a ``time.monotonic`` reading.
     """
 
@@ -48,6 +51,7 @@ class LiveModel:
     loaded: Loaded | None = None
     capabilities: frozenset[str] = frozenset()
     info: Mapping[str, Any] = field(factory=dict)
+    setup: tuple[Request, ...] | PluginError = ()
     holders: int = 0
     closed: bool = False
     weights: int | None = None
@@ -73,9 +77,8 @@ class LiveModel:
         loaded = self.loaded
         try:
             return ModelState() if loaded is None else loaded.state()
-        except Exception as error:
-            log.debug("The state of %s cannot be told: %r", self.card.id, error)
-            return ModelState()
+        except PluginError as error:
+            return ModelState(degraded=str(error))
 
     @property
     def degraded(self) -> str | None:
@@ -123,7 +126,20 @@ class PendingLoad:
 
     def report(self, event: Event) -> None:
         for report in list(self.reports):
-            report(event)
+            try:
+                report(event)
+            except BaseException:  # the load may be others' too, and this thread is the engine's
+                log.exception("A callback for progress raised; it is not called again")
+                with suppress(ValueError):
+                    self.reports.remove(report)
+
+    def end(self, result: LiveModel | BaseException) -> None:
+        """Tell whoever waits, unless closing did."""
+        with suppress(InvalidStateError):
+            if isinstance(result, BaseException):
+                self.future.set_exception(result)
+            else:
+                self.future.set_result(result)
 
 
 def free(live: LiveModel, backend: DeviceBackend | None) -> int | None:
@@ -133,8 +149,8 @@ def free(live: LiveModel, backend: DeviceBackend | None) -> int | None:
     if loaded is not None and loaded.close is not None:
         try:
             loaded.close()
-        except Exception as error:
-            log.warning("Closing %s (plugin %s) raised %r", live.card.id, live.record.name, error)
+        except MLXEngineError as error:
+            log.warning("Closing %s: %s", live.card.id, error)
     del loaded
     if backend is None:
         return None

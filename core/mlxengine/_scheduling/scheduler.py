@@ -10,6 +10,7 @@ measured costs; Waldspurger and Weihl, 1995). Idle models do not save up time.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -21,10 +22,15 @@ from typing import TYPE_CHECKING, TypeVar
 from attrs import frozen
 
 from ..contract.events import Event, Finished, Progress
-from ..errors import CancelledError, EngineClosedError, GenerationError
-from .faults import broken, translate
+from ..errors import (
+    CancelledError,
+    EngineClosedError,
+    GenerationError,
+    MLXEngineError,
+)
+from .faults import broken, calling, enter, leave, running, translate
 from .task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, SchedulerStatus, Task
-from .threads import give_up_streams, wait_until_gone
+from .threads import forked, give_up_streams, refuse_fork, start, wait_until_gone
 
 if TYPE_CHECKING:
     from ..contract.device import DeviceBackend
@@ -38,6 +44,7 @@ class Scheduler:
 
     def __init__(self, name: str = "mlxengine-scheduler") -> None:
         self._name = name
+        self._process = os.getpid()
         self._wake = threading.Condition()
         self._inbox: deque[_Posted] = deque()
         self._groups: dict[Hashable, Group] = {}
@@ -45,7 +52,6 @@ class Scheduler:
         self._closed = False
         self._backend: DeviceBackend | None = None
         self._floor = 0.0
-        self._running: tuple[str, float] | None = None
         self._died: BaseException | None = None
         self._died_at: float | None = None
 
@@ -62,7 +68,7 @@ class Scheduler:
     def cancel(self, task: Task) -> None:
         """Close a task's iterator before any further step of it; harmless when it is over."""
         task.cancelled = True
-        if not task.done and not self._closed:
+        if not task.done and not self._closed and not forked(self._process):
             self._post(lambda: self._cancel(task), lambda _error: None)
 
     def call(self, function: Callable[[], T]) -> Future[T]:
@@ -80,11 +86,15 @@ class Scheduler:
         self._post(run, future.set_exception)
         return future
 
-    def run(self, function: Callable[[], T]) -> T:
-        """Run a function on the scheduler's thread and wait for it; from that thread, at once."""
+    def run(self, function: Callable[[], T], timeout: float | None = None) -> T:
+        """Run a function on the scheduler's thread and wait for it; from that thread, at once.
+
+        Raises:
+            TimeoutError: it has not come to its end within so many seconds; it still will.
+        """
         if threading.current_thread() is self._thread:
             return function()
-        return self.call(function).result()
+        return self.call(function).result(timeout)
 
     def use(self, make: Callable[[], DeviceBackend]) -> DeviceBackend:
         """Make a back end on the scheduler's thread and evaluate under its stream from now on."""
@@ -96,18 +106,26 @@ class Scheduler:
 
         return self.run(enter)
 
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread, once there was work for it."""
+        return self._thread
+
     def nudge(self) -> None:
         """A reader has room again."""
+        if forked(self._process):
+            return
         with self._wake:
             self._wake.notify()
 
     def status(self) -> SchedulerStatus:
         """What the loop is doing now; safe from any thread, never waits."""
-        running, thread = self._running, self._thread
+        thread = self._thread
+        now = running(thread)
         return SchedulerStatus(
             alive=thread is not None and thread.is_alive(),
-            running=running[0] if running else None,
-            running_seconds=time.perf_counter() - running[1] if running else 0.0,
+            running=now.record.name if now else None,
+            running_seconds=now.seconds if now else 0.0,
             tasks=sum(len(group.tasks) for group in list(self._groups.values())),
             died=None if self._died is None else f"{type(self._died).__name__}: {self._died}",
             died_at=self._died_at,
@@ -115,24 +133,40 @@ class Scheduler:
 
     def close(self, timeout: float | None = 30.0) -> None:
         """Cancel everything, run what is queued, and end the thread. May be called twice."""
+        if forked(self._process):
+            return
         with self._wake:
             self._closed = True
             thread = self._thread
             self._wake.notify()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
-            wait_until_gone(thread)
+            if not thread.is_alive():
+                wait_until_gone(thread)
+
+    def tell_all(self, error: BaseException) -> None:
+        """End every request and refuse what is queued, while a step that does not return has the thread."""
+        with self._wake:
+            posted = list(self._inbox)
+            self._inbox.clear()
+        for item in posted:
+            item.fail(error)
+        for group in list(self._groups.values()):
+            for task in list(group.tasks):
+                task.finish(error)
 
     # -- the loop ------------------------------------------------------------------------------------
 
     def _post(self, action: Callable[[], None], fail: Callable[[BaseException], object]) -> None:
+        refuse_fork(self._process)
         with self._wake:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")
-            self._inbox.append(_Posted(action, fail))
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._main, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+                start(thread)
+                self._thread = thread
+            self._inbox.append(_Posted(action, fail))
             self._wake.notify()
 
     def _main(self) -> None:
@@ -265,13 +299,13 @@ class Scheduler:
         began = time.perf_counter()
         if task.first_step is None:
             task.first_step = began
-        self._running = (task.record.name, began)
+        before = enter(task.record, task.hook, began)
         try:
             function()
         except BaseException as error:
             self._end(task, translate(task.record, task.hook, error))
         finally:
-            self._running = None
+            leave(before)
         spent = time.perf_counter() - began
         task.device_seconds += spent
         task.predicted += 0.5 * (spent - task.predicted)
@@ -294,9 +328,10 @@ class Scheduler:
         close = getattr(iterator, "close", None)
         if close is not None:
             try:
-                close()
-            except BaseException as problem:
-                log.warning("Closing a request of %s raised %r", task.record.where, problem)
+                with calling(task.record, task.hook):
+                    close()
+            except MLXEngineError as problem:
+                log.warning("Closing a request: %s", problem)
 
     def end_group(self, key: Hashable, error: BaseException) -> None:
         """End every task of a model; on the scheduler's thread."""

@@ -3,15 +3,51 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import EngineClosedError, InsufficientMemoryError
+
 if TYPE_CHECKING:
     from ..contract.device import DeviceBackend
 
 _quiet = threading.Lock()
+
+
+def forked(process: int) -> bool:
+    """Whether this process is a copy, made by fork, of the one in which an engine was made."""
+    return os.getpid() != process
+
+
+def refuse_fork(process: int) -> None:
+    """Neither threads nor the device's state survive a fork, and a lock may be held for ever.
+
+    Raises:
+        EngineClosedError: this is not the process in which the engine was made.
+    """
+    if forked(process):
+        raise EngineClosedError(
+            f"This engine belongs to process {process}, of which process {os.getpid()} is a fork: make an "
+            'engine of its own there, best in a new process (multiprocessing.set_start_method("spawn")).'
+        )
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread.
+
+    Raises:
+        InsufficientMemoryError: the system gives no more: no memory for its stack, or too many.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise InsufficientMemoryError(
+            f"The system starts no more threads: {error}.",
+            hint="Close other programs, or raise the limits of memory and processes (ulimit -v, ulimit -u).",
+        ) from error
 
 
 def collect() -> None:

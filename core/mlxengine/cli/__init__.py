@@ -19,4 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-__all__ = ["main"]
+def entry() -> int:
+    """`main` for a process that does nothing else: a Ctrl-C after its end changes its exit code no more."""
+    try:
+        return main()
+    finally:
+        import signal
+
+        # Ending the threads and the interpreter takes a moment, in which the answer is already there.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+__all__ = ["entry", "main"]

@@ -24,6 +24,7 @@ from ..errors import (
     ConfigurationError,
     DownloadError,
     GenerationError,
+    InsufficientMemoryError,
     LoadError,
     MisuseError,
     MLXEngineError,
@@ -95,7 +96,10 @@ def _run(words: list[str]) -> int:
         code = _dispatch(words, out)
         out.flush()
     except SystemExit as end:  # argparse, after --help
-        return end.code if isinstance(end.code, int) else 0
+        if isinstance(end.code, int | None):
+            return end.code or 0
+        sys.stderr.write(f"{end.code}\n")  # what a plugin's verb left with, as Python itself would say it
+        return 1
     except KeyboardInterrupt:
         out.end_line()
         return INTERRUPTED
@@ -105,6 +109,9 @@ def _run(words: list[str]) -> int:
         return PIPE_CLOSED
     except (MLXEngineError, MisuseError) as error:
         return out.fail(error, exit_code(error))
+    except MemoryError:
+        code = exit_code(InsufficientMemoryError(""))
+        return out.fail(InsufficientMemoryError("The system gives this process no more memory."), code)
     except Exception as error:
         logging.getLogger("mlxengine.cli").debug("unexpected", exc_info=True)
         return out.fail(error, 1)

@@ -15,7 +15,13 @@ from typing import Any, Generic, TypeVar, cast
 
 from attrs import field, frozen
 
-from ..errors import FeatureUnavailableError, InvalidParameterError, PluginContractError, UnknownFeatureError
+from ..errors import (
+    FeatureUnavailableError,
+    InvalidParameterError,
+    PluginContractError,
+    UnknownFeatureError,
+    is_ctrl_c,
+)
 from ._convert import anything, texts
 from ._well_known import LLMEngineFeatures as LLMEngineFeatures
 
@@ -337,9 +343,13 @@ def _run_probe(feature: Feature[Any]) -> str | None:
         return None
     try:
         reason = feature.probe()
-    except Exception as error:
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
         return f"its probe failed with {type(error).__name__}: {error}"
-    return reason
+    if reason is None or isinstance(reason, str):
+        return reason
+    return f"its probe answered {reason!r}, neither None nor the reason why not"
 
 
 __all__ = [

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 from attrs import field, frozen
+from attrs.validators import instance_of
 
 from ._convert import names, texts
 from .features import Feature, Features
@@ -89,7 +90,7 @@ class Claim:
         estimate: bytes needed for a workload; pure.
         uses_mlx: whether loading and running it needs mlx.
         problem: an error that loading would end with for sure, found from the card alone (for example
-            `UnsupportedArchitectureError`); it is raised before any weight is fetched.
+            `UnsupportedArchitectureError`); it is raised before any weight is fetched. One of ours.
         reason: a few words on why, for ``explain``.
     """
 
@@ -133,6 +134,9 @@ class Loaded:
         info: what ``handle.info`` shows, for example the tokenizer's size or the library used.
         state: what the model holds and how it does, asked at any time on any thread; quick.
         trim: lets go of caches until they hold at most so many bytes; called on the scheduler's thread.
+        setup: the requests that bring a model that was just loaded to where earlier requests brought this
+            one (adapters, voices). Asked before it is evicted, on the scheduler's thread; they run, in
+            order, when its next request has loaded it again.
     """
 
     model: object
@@ -142,6 +146,7 @@ class Loaded:
     info: Mapping[str, Any] = field(factory=dict)
     state: Callable[[], ModelState] = field(default=ModelState)
     trim: Callable[[int], None] = field(default=lambda _most: None)
+    setup: Callable[[], Sequence[Request]] = field(default=tuple)
 
 
 @frozen(kw_only=True)
@@ -198,9 +203,9 @@ class Command:
     The function is called with the remaining arguments (``list[str]``) and returns an exit code.
     """
 
-    name: str
-    summary: str
-    target: str
+    name: str = field(validator=instance_of(str))
+    summary: str = field(validator=instance_of(str))
+    target: str = field(validator=instance_of(str))
 
 
 class HookSpecs:

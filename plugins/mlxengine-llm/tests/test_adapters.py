@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlxengine_llm.plugin
 import pytest
 from llm_harness import Plugin, passes, raw, tokens_of, write_adapter
-from mlxengine import LoadAdapterRequest, UnloadAdapterRequest
+from mlxengine import GenerateParams, InferenceEngine, LoadAdapterRequest, UnloadAdapterRequest
 from mlxengine.errors import (
     CorruptFileError,
     IncompatibleWeightsError,
@@ -155,3 +156,40 @@ def test_an_adapter_in_use_is_not_unloaded(plugin: Plugin, tiny: Path, tmp_path:
         change(plugin, model, UnloadAdapterRequest(name="a"))
     stream.close()
     change(plugin, model, UnloadAdapterRequest(name="a"))
+
+
+def test_what_was_loaded_beside_the_weights_is_there_again_after_an_eviction(
+    tiny: Path, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path / "a", tiny)
+    write_adapter(tmp_path / "b", tiny, seed=7)
+    said = GenerateParams(max_tokens=8, temperature=0.0)
+    with InferenceEngine(plugins=[("llm", mlxengine_llm.plugin)]) as engine:
+        chat = engine.load_text(tiny)
+        plain = chat.generate(PROMPT, said).text
+
+        def evicted() -> str:
+            [live] = engine._pool.live()
+            assert engine._pool.ledger.evict(live, "for this test")
+            return chat.generate(PROMPT, said).text
+
+        chat.load_adapter(str(tmp_path / "a"), "a", default=True)
+        chat.load_adapter(str(tmp_path / "b"), "b", scale=0.5)
+        adapted = chat.generate(PROMPT, said).text
+        assert adapted != plain
+        assert evicted() == adapted
+        chat.unload_adapter("a")
+        assert evicted() == plain
+        (tmp_path / "b" / "adapters.safetensors").unlink()
+        with pytest.raises(LoadError):  # refused, and not silently without it
+            evicted()
+
+
+def test_an_adapter_of_the_configuration_is_not_loaded_twice(
+    plugin: Plugin, tiny: Path, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path / "a", tiny)
+    model = plugin.load(tiny, adapter=str(tmp_path / "a"))
+    assert model.adapters.setup() == ()
+    change(plugin, model, UnloadAdapterRequest(name="default"))
+    assert model.adapters.setup() == (UnloadAdapterRequest(name="default"),)

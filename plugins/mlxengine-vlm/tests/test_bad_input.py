@@ -144,6 +144,7 @@ def test_pixels_beyond_the_limit_are_refused_and_the_limit_is_a_flag(plugin: Plu
 
 
 @pytest.mark.feature("vlm.urls")
+@pytest.mark.feature("vlm.url_hosts")
 def test_a_url_is_fetched_only_where_that_was_allowed(plugin: Plugin, tiny: Any) -> None:
     import http.server
     import threading
@@ -164,9 +165,12 @@ def test_a_url_is_fetched_only_where_that_was_allowed(plugin: Plugin, tiny: Any)
         where = f"http://127.0.0.1:{server.server_port}"
         with pytest.raises(UnsupportedInputError, match=r"vlm\.urls"):
             plugin.start(tiny, asking(SHAPE, f"{where}/a.png"))
-        stream = plugin.start(tiny, asking(SHAPE, f"{where}/a.png"), urls=True)
+        (events,) = plugin.run([plugin.start(tiny, asking(SHAPE, f"{where}/a.png"), urls=True)])
+        assert "not a public address" in str(events[-1])
+        near = {"urls": True, "url_hosts": "intranet.example 127.0.0.1"}
+        stream = plugin.start(tiny, asking(SHAPE, f"{where}/a.png"), **near)
         assert "triangle" in str(plugin.run([stream]))
-        (events,) = plugin.run([plugin.start(tiny, asking(SHAPE, f"{where}/b.png"), urls=True)])
+        (events,) = plugin.run([plugin.start(tiny, asking(SHAPE, f"{where}/b.png"), **near)])
         assert isinstance(events[-1], UnsupportedInputError)
         assert "cannot be fetched" in str(events[-1])
         server.shutdown()

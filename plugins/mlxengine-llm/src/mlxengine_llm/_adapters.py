@@ -17,6 +17,7 @@ import attrs
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
+from mlxengine import LoadAdapterRequest, Request, UnloadAdapterRequest
 from mlxengine.errors import CorruptFileError, IncompatibleWeightsError, InvalidParameterError, LoadError
 
 from ._adapted import Adapted, Delta, Ready, Rows
@@ -37,6 +38,8 @@ class Adapters:
         self._rows = Rows()
         self._layers: dict[str, Adapted] = {}
         self._names: dict[str, tuple[str, ...]] = {}
+        self._sources: dict[str, tuple[Path, float]] = {}
+        self._configured: dict[str, tuple[Path, float]] = {}
         self.default: str | None = None
 
     @property
@@ -60,6 +63,24 @@ class Adapters:
                 f"No adapter {name!r} is loaded; there are: {known}.", hint="Load it with load_adapter first."
             )
         return name
+
+    def configured(self, name: str, folder: Path) -> None:
+        """Read the adapter that the model's configuration names; it is there after each load."""
+        self.load(name, folder)
+        self.default = name
+        self._configured = dict(self._sources)
+
+    def setup(self) -> tuple[Request, ...]:
+        """The requests that bring a model that was just loaded to the adapters that there are now."""
+        if self._sources == self._configured and self.default == next(iter(self._configured), None):
+            return ()
+        return (
+            *(UnloadAdapterRequest(name=name) for name in self._configured),
+            *(
+                LoadAdapterRequest(name=name, source=str(folder), scale=scale, default=name == self.default)
+                for name, (folder, scale) in self._sources.items()
+            ),
+        )
 
     def use(self, *names: str | None) -> None:
         """The adapter of each row of the following forward passes; one name is that of all rows."""
@@ -89,6 +110,7 @@ class Adapters:
             mx.eval([delta.a, delta.b, *([] if ratio is None else [ratio])])
             layer.deltas.put(name, Ready(delta, ratio))
         self._names[name] = tuple(deltas)
+        self._sources[name] = (folder, scale)
 
     def unload(self, name: str) -> None:
         """Forget an adapter; layers that no other one touches are the base's own again.
@@ -99,6 +121,7 @@ class Adapters:
         if name not in self._names:
             self.resolve(name)
             raise InvalidParameterError(f"{name!r} is not an adapter that can be unloaded.")
+        del self._sources[name]
         for path in self._names.pop(name):
             layer = self._layers[path]
             layer.deltas.put(name, None)

@@ -82,8 +82,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     )
     if context.configuration.adapter is not None:
         folder = adapter_folder(context.configuration.adapter, context.fetch)
-        model.adapters.load("default", folder)
-        model.adapters.default = "default"
+        model.adapters.configured("default", folder)
     return Loaded(
         model=model,
         warm=itertools.chain(warm(network), () if draft is None else warm(draft)),
@@ -98,6 +97,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         },
         state=model.state,
         trim=model.trim,
+        setup=model.adapters.setup,
     )
 
 

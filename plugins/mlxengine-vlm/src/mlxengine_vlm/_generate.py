@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from attrs import evolve
 from mlxengine import Event, Request, RunContext, TextRequest
-from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
 from mlxengine.toolkit.answers import AnswerStream
 from mlxengine.toolkit.choices import ChoicesStream, choices
 
@@ -18,6 +17,7 @@ from ._media import WEB, MediaLimits
 from ._model import VisionModel
 from ._prefill import Prefill, embed
 from ._prompt import Prompt, make_prompt
+from ._web import fetch
 
 
 def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
@@ -107,26 +107,14 @@ def _once_fetched(
     """Fetch on other threads, while the scheduler's serves others; then go on as usual."""
     pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="mlxengine-vlm-fetch")
     try:
-        waiting = {url: pool.submit(_fetch, url, limits.size) for url in dict.fromkeys(urls)}
+        hosts = context.features.get(features.URL_HOSTS).split()
+        waiting = {url: pool.submit(fetch, url, limits.size, hosts) for url in dict.fromkeys(urls)}
         while wait(waiting.values(), timeout=0.002).not_done:
             yield None
         found = {url: future.result() for url, future in waiting.items()}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     yield from _admit(model, request, context, evolve(limits, url=lambda url, _limit: found[url]))
-
-
-def _fetch(url: str, limit: int) -> bytes:
-    """The bytes behind an http(s) URL, at most ``limit``."""
-    try:
-        with urllib.request.urlopen(url, timeout=20) as answer:
-            data: bytes = answer.read(limit + 1)
-    except (OSError, ValueError) as error:
-        raise UnsupportedInputError(
-            f"The picture at {url!r} cannot be fetched: {error}.",
-            hint="Fetch it yourself and pass the bytes.",
-        ) from error
-    return data
 
 
 __all__ = ["serve"]

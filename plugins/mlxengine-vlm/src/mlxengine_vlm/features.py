@@ -121,6 +121,13 @@ URLS = Feature(
     stage=Stage.EXPERIMENTAL,
     applies_to=("vlm",),
 )
+URL_HOSTS = Feature(
+    name="vlm.url_hosts",
+    default="",
+    summary="Hosts, with spaces between, that such a URL may name although their address is private.",
+    stage=Stage.EXPERIMENTAL,
+    applies_to=("vlm",),
+)
 QUANTIZATION = Feature(
     name="vlm.quantization",
     default=True,
@@ -151,6 +158,7 @@ ALL: tuple[Feature[Any], ...] = (
     PROMPT_CACHE_MB,
     MAX_PIXELS,
     URLS,
+    URL_HOSTS,
     QUANTIZATION,
     CUSTOM_TOKENIZERS,
 )

@@ -55,6 +55,13 @@ def read(channel):
     return events
 
 
+def hold(scheduler, gate):
+    """Keep the scheduler's thread until the gate opens; what is submitted meanwhile is taken in together."""
+    held = threading.Event()
+    scheduler.call(lambda: (held.set(), gate.wait()))
+    assert held.wait(10)
+
+
 def test_events_arrive_in_order_and_end_with_one_timed_finished(scheduler):
     _, channel = start(scheduler, words(3, 0.001))
     *deltas, last = read(channel)
@@ -67,7 +74,7 @@ def test_events_arrive_in_order_and_end_with_one_timed_finished(scheduler):
 
 def test_device_time_is_shared_between_models_not_steps(scheduler):
     trace, gate = [], threading.Event()
-    scheduler.call(gate.wait)
+    hold(scheduler, gate)
     _, slow = start(scheduler, words(10, 0.02, trace, "slow"))
     _, fast = start(scheduler, words(300, 0.001, trace, "fast"), limit=400)
     gate.set()
@@ -80,7 +87,7 @@ def test_device_time_is_shared_between_models_not_steps(scheduler):
 
 def test_a_long_step_delays_another_model_by_that_step_only(scheduler):
     trace, gate = [], threading.Event()
-    scheduler.call(gate.wait)
+    hold(scheduler, gate)
     _, slow = start(scheduler, words(3, 0.05, trace, "slow"))
     _, fast = start(scheduler, words(100, 0.001, trace, "fast"), limit=200)
     gate.set()
@@ -90,7 +97,7 @@ def test_a_long_step_delays_another_model_by_that_step_only(scheduler):
 
 def test_requests_of_one_model_take_turns(scheduler):
     trace, gate, group = [], threading.Event(), object()
-    scheduler.call(gate.wait)
+    hold(scheduler, gate)
     channels = [start(scheduler, words(3, 0.012, trace, name), group)[1] for name in "abc"]
     gate.set()
     for channel in channels:
@@ -102,7 +109,7 @@ def test_an_idle_model_saves_up_no_time(scheduler):
     trace, first, second = [], object(), object()
     read(start(scheduler, words(20, 0.005, trace, "early"), first)[1])
     gate = threading.Event()
-    scheduler.call(gate.wait)
+    hold(scheduler, gate)
     one = start(scheduler, words(10, 0.005, trace, "x"), first)[1]
     two = start(scheduler, words(10, 0.005, trace, "y"), second)[1]
     gate.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from ..errors import InvalidParameterError
@@ -16,7 +16,48 @@ def texts(value: Iterable[str]) -> tuple[str, ...]:
         raise InvalidParameterError(
             f"Expected several texts, found one: {value[:40]!r}.", hint="Put it in a list."
         )
-    return tuple(value)
+    return document(tuple(value))
+
+
+def text(value: str) -> str:
+    """A text that can be written as UTF-8: without half of a surrogate pair."""
+    if not isinstance(value, str):
+        raise InvalidParameterError(f"Expected a text, found {type(value).__name__}.")
+    _check(value)
+    return value
+
+
+def optional_text(value: str | None) -> str | None:
+    """The same, or ``None``."""
+    return None if value is None else text(value)
+
+
+def document(value: T) -> T:
+    """A value nested as JSON is, all of whose texts can be written as UTF-8."""
+    try:
+        _check(value)
+    except RecursionError as error:
+        raise InvalidParameterError("The value is nested too deeply.") from error
+    return value
+
+
+def _check(value: Any) -> None:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidParameterError(
+                f"The text {value[max(0, error.start - 20) : error.start + 1]!r}… holds half of a surrogate "
+                f"pair (U+{ord(value[error.start]):04X}) at {error.start}, which is no character.",
+                hint="Text that was decoded with surrogateescape must be decoded otherwise.",
+            ) from error
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check(key)
+            _check(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check(item)
 
 
 def names(value: Iterable[str]) -> frozenset[str]:

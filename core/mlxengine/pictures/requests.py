@@ -6,6 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from ..contract._convert import optional_text, text
 from ..contract.requests import Request
 
 
@@ -33,8 +34,8 @@ class ImageRequest(Request):
         preview_every: emit an `ImagePreview` every so many steps; 0 never does.
     """
 
-    prompt: str
-    negative: str | None = None
+    prompt: str = field(converter=text)
+    negative: str | None = field(default=None, converter=optional_text)
     size: tuple[int, int] | None = None
     steps: int | None = None
     guidance: float | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from ..contract._convert import document, text
 from ..errors import InvalidParameterError
 from ..readonly import thaw
 
@@ -55,7 +56,7 @@ class Grammar:
                 f"A JSON schema is a mapping, its text or a pydantic model, found {type(schema).__name__}."
             )
         try:
-            return cls(GrammarKind.JSON_SCHEMA, json.dumps(thaw(schema)))
+            return cls(GrammarKind.JSON_SCHEMA, json.dumps(thaw(document(schema))))
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidParameterError(f"The JSON schema cannot be written as JSON: {error}.") from error
 
@@ -84,7 +85,7 @@ class Grammar:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidParameterError(f"A grammar is a non-empty text, found {value!r}.")
-    return value
+    return text(value)
 
 
 __all__ = ["Grammar", "GrammarKind"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
-from ..contract._convert import anything
+from ..contract._convert import anything, document, text
 from ..errors import InvalidParameterError
 from ..readonly import freeze
 
@@ -29,7 +29,7 @@ class Role(enum.StrEnum):
 class TextPart:
     """Plain text."""
 
-    text: str
+    text: str = field(converter=text)
 
 
 @frozen
@@ -58,22 +58,26 @@ class AudioPart:
     sampling_rate: int | None = None
 
 
+def _frozen(value: Mapping[str, Any]) -> Any:
+    return freeze(document(value))
+
+
 @frozen
 class ToolCallPart:
     """A call that the model made: ``arguments`` is the decoded JSON object."""
 
-    id: str
-    name: str
-    arguments: Mapping[str, Any] = field(converter=freeze)
+    id: str = field(converter=text)
+    name: str = field(converter=text)
+    arguments: Mapping[str, Any] = field(converter=_frozen)
 
 
 @frozen
 class ToolResultPart:
     """What a tool answered to the call ``id``; ``error`` marks a failure that the model should see."""
 
-    id: str
-    name: str
-    content: str
+    id: str = field(converter=text)
+    name: str = field(converter=text)
+    content: str = field(converter=text)
     error: bool = False
 
 

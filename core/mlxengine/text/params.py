@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from ..contract._convert import integers
+from ..contract._convert import integers, text
 from ..errors import InvalidParameterError
 from .grammar import Grammar
 
@@ -35,6 +35,7 @@ def _strings(_instance: object, attribute: Attribute[Any], value: tuple[Any, ...
     for item in value:
         if not isinstance(item, str) or not item:
             raise InvalidParameterError(f"{attribute.name} must hold non-empty texts, found {item!r}.")
+        text(item)
 
 
 def _grammar(_instance: object, attribute: Attribute[Any], value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ..contract._convert import anything
+from ..contract._convert import anything, optional_text
 from ..contract.requests import Request
 from ..errors import InvalidParameterError
 from .messages import Message
@@ -37,10 +37,10 @@ class TextRequest(Request):
     """
 
     messages: tuple[Message, ...] = field(default=(), converter=_messages)
-    prompt: str | None = None
+    prompt: str | None = field(default=None, converter=optional_text)
     prompt_tokens: tuple[int, ...] | None = field(default=None, converter=_optional_tuple)
     params: GenerateParams = field(factory=GenerateParams)
-    instructions: str | None = None
+    instructions: str | None = field(default=None, converter=optional_text)
     tools: tuple[Any, ...] = field(default=(), converter=anything)
     add_generation_prompt: bool = True
 
@@ -64,7 +64,7 @@ class ScoreRequest(Request):
         adapter: as in `GenerateParams`.
     """
 
-    text: str | None = None
+    text: str | None = field(default=None, converter=optional_text)
     tokens: tuple[int, ...] | None = field(default=None, converter=_optional_tuple)
     adapter: str | None = None
 

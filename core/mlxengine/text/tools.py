@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..contract._convert import document
 from ..errors import InvalidParameterError
 from .messages import Message, ToolCallPart, ToolResultPart
 
@@ -32,7 +33,7 @@ def describe(tool: Callable[..., Any] | Mapping[str, Any]) -> Mapping[str, Any]:
         InvalidParameterError: it is neither, or a parameter cannot be described.
     """
     if isinstance(tool, Mapping):
-        return tool
+        return document(tool)
     if not callable(tool):
         raise InvalidParameterError(
             f"A tool is a function or a description, found {type(tool).__name__}.",
@@ -60,7 +61,7 @@ def describe(tool: Callable[..., Any] | Mapping[str, Any]) -> Mapping[str, Any]:
     schema = {"type": "object", "properties": properties, "required": required}
     summary = " ".join(text.split("\n\n")[0].split())
     function = {"name": _name(tool), "description": summary, "parameters": schema}
-    return {"type": "function", "function": function}
+    return document({"type": "function", "function": function})
 
 
 def _name(tool: Any) -> str:
@@ -150,11 +151,16 @@ def _run(tools: Sequence[Callable[..., Any]], item: ToolCall) -> ToolResultPart:
 
 def _said(part: ToolCallPart, result: Any) -> ToolResultPart:
     text = result if isinstance(result, str) else json.dumps(result, default=str)
-    return ToolResultPart(part.id, part.name, text)
+    return ToolResultPart(part.id, part.name, _shown(text))
 
 
 def _failed(part: ToolCallPart, reason: str) -> ToolResultPart:
-    return ToolResultPart(part.id, part.name, reason, True)
+    return ToolResultPart(part.id, part.name, _shown(reason), True)
+
+
+def _shown(text: str) -> str:
+    """What a tool said as a model can read it: names of files, for one, may hold bytes that are no text."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _unknown(tools: Sequence[Any], name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ..contract._convert import texts
+from ..contract._convert import optional_text, text, texts
 from ..contract.requests import Request
 
 
@@ -33,8 +33,8 @@ class EmbedRequest(Request):
     """
 
     texts: tuple[str, ...] = field(converter=texts)
-    prompt: str | None = None
-    prompt_name: str | None = None
+    prompt: str | None = field(default=None, converter=optional_text)
+    prompt_name: str | None = field(default=None, converter=optional_text)
     normalize: bool | None = None
     truncate_dim: int | None = None
     precision: str = "float32"
@@ -55,7 +55,7 @@ class RankRequest(Request):
         batch_tokens: most padded tokens in one step.
     """
 
-    query: str
+    query: str = field(converter=text)
     documents: tuple[str, ...] = field(converter=texts)
     batch_tokens: int | None = None
 

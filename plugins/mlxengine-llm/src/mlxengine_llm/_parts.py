@@ -83,6 +83,7 @@ class Router:
         try:
             parsed = self._tokenizer.tool_parser(raw, self._tools)
             found = parsed if isinstance(parsed, list) else [parsed]
+            json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair, written as an escape
             return [self._one(raw, item["name"], _arguments(item)) for item in found]
         except Exception as error:  # parsers raise what they like on what a model may write
             reason = "the answer ended within the call" if broken else f"{type(error).__name__}: {error}"

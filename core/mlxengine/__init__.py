@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .contract.events import Metrics as Metrics
     from .contract.events import Progress as Progress
     from .contract.events import Usage as Usage
+    from .contract.events import Waiting as Waiting
     from .contract.features import Explanation as Explanation
     from .contract.features import Feature as Feature
     from .contract.features import Features as Features
@@ -123,7 +124,7 @@ _HOMES = {
     "contract.checks": "Check CheckStatus SelfTestContext",
     "contract.configuration": "FileInfo ModelCard ModelConfiguration ModelRef Provenance Source TensorInfo",
     "contract.device": "Device",
-    "contract.events": "Array Event Finished FinishReason Metrics Progress Usage",
+    "contract.events": "Array Event Finished FinishReason Metrics Progress Usage Waiting",
     "contract.features": "Explanation Feature Features LLMEngineFeatures Stage",
     "contract.fit": "FitReport FitVerdict",
     "contract.hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate ModelState RunContext "

@@ -3,12 +3,13 @@
 import contextlib
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 from mlxengine._scheduling.channel import Channel
 from mlxengine._scheduling.scheduler import Scheduler
 from mlxengine._scheduling.task import FutureSink, Task
-from mlxengine.contract.events import Finished
+from mlxengine.contract.events import Finished, Waiting
 from mlxengine.contract.plugins import PluginRecord
 from mlxengine.errors import (
     CancelledError,
@@ -286,3 +287,40 @@ def test_the_host_costs_microseconds_a_step(scheduler):
     assert len(read(start(scheduler, words(count), limit=count + 1)[1])) == count + 1
     per_step = (time.process_time() - began) / count * 1e6
     assert per_step < 200, f"{per_step:.0f} µs"
+
+
+def test_a_task_that_waits_for_a_future_takes_no_step_and_the_caller_never_sees_it(scheduler):
+    until = Future()
+    steps = []
+
+    def waits():
+        steps.append("asked")
+        yield Waiting(until=until)
+        steps.append("resumed")
+        yield TextDelta(text="late")
+        yield Finished()
+
+    waiting, channel = start(scheduler, waits())
+    _, other = start(scheduler, words(50, 0.001), limit=100)
+    assert len(read(other)) == 51
+    assert steps == ["asked"]
+    until.set_exception(ValueError("however it ended"))
+    assert [type(event) for event in read(channel)] == [TextDelta, Finished]
+    assert waiting.device_seconds < 0.05
+
+
+def test_a_task_that_waits_is_cancelled_and_closed_at_once(scheduler):
+    closed = threading.Event()
+
+    def waits():
+        try:
+            yield Waiting(until=Future())
+        finally:
+            closed.set()
+
+    task, channel = start(scheduler, waits())
+    scheduler.run(lambda: None)
+    scheduler.cancel(task)
+    assert closed.wait(5)
+    with pytest.raises(CancelledError):
+        read(channel)

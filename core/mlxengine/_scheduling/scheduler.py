@@ -17,11 +17,11 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import frozen
 
-from ..contract.events import Event, Finished, Progress
+from ..contract.events import Event, Finished, Progress, Waiting
 from ..errors import (
     CancelledError,
     EngineClosedError,
@@ -215,7 +215,7 @@ class Scheduler:
     def _runnable(self) -> list[Group]:
         ready = []
         for group in self._groups.values():
-            active = any(not task.sink.full for task in group.tasks)
+            active = any(task.ready for task in group.tasks)
             if active and not group.active:
                 group.clock = max(group.clock, self._floor)
             group.active = active
@@ -237,7 +237,7 @@ class Scheduler:
             if last is not None and task.predicted > max(CHEAP_SECONDS, QUANTUM_SECONDS - spent):
                 break
             group.tasks.rotate(-1)
-            if task.sink.full:
+            if not task.ready:
                 continue
             last = task
             self._step(task)
@@ -283,6 +283,9 @@ class Scheduler:
             return
         if event is None:
             return
+        if isinstance(event, Waiting):
+            self._set_aside(task, event.until)
+            return
         if not isinstance(event, Event):
             raise broken(task.record, task.hook, f"yielded {type(event).__name__}, not an Event")
         now = time.perf_counter()
@@ -294,6 +297,14 @@ class Scheduler:
             self._end(task)
         else:
             task.sink.put(event)
+
+    def _set_aside(self, task: Task, until: Future[Any]) -> None:
+        def resume(_future: Future[Any]) -> None:
+            task.waiting = False
+            self.nudge()
+
+        task.waiting = True
+        until.add_done_callback(resume)
 
     def _measure(self, task: Task, function: Callable[[], None]) -> None:
         began = time.perf_counter()

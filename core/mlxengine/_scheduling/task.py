@@ -78,8 +78,14 @@ class Task:
     device_seconds: float = 0.0
     predicted: float = QUANTUM_SECONDS
     done: bool = False
+    waiting: bool = False
     finished: Finished | None = None
     on_done: Callable[[BaseException | None], None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to do for it, and room for what it says."""
+        return not self.waiting and not self.sink.full
 
     def finish(self, error: BaseException | None = None) -> None:
         """The task is over; counted once."""

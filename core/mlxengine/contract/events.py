@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import numpy as np
 
 
@@ -25,6 +27,17 @@ class Event:
 
     index: int = 0
     mock: bool = False
+
+
+@frozen(kw_only=True)
+class Waiting(Event):
+    """What a plugin's iterator yields when it can do nothing before ``until`` is done.
+
+    It is for the scheduler alone: the iterator is set aside, at no cost to others, and asked again once the
+    future is done, however that ended. The caller never sees it.
+    """
+
+    until: Future[Any]
 
 
 @frozen(kw_only=True)
@@ -117,4 +130,5 @@ __all__ = [
     "Metrics",
     "Progress",
     "Usage",
+    "Waiting",
 ]

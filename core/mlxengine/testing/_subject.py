@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from fnmatch import fnmatch
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -25,7 +26,7 @@ from attrs import frozen
 from .._hub import resolve
 from ..contract.configuration import ModelCard, ModelConfiguration
 from ..contract.device import Device
-from ..contract.events import Event
+from ..contract.events import Event, Waiting
 from ..contract.features import FeatureRegistry, Layer, Level
 from ..contract.hookspecs import ENTRY_POINT_GROUP, Claim, LoadContext, Loaded, RunContext
 from ..contract.requests import Request
@@ -200,7 +201,11 @@ class Subject:
         """One step: what it yielded (``self`` at the end) and the seconds that it took."""
         begun = time.perf_counter()
         found = self.lane.step(lambda: next(iterator, self))
-        return found, time.perf_counter() - begun
+        took = time.perf_counter() - begun
+        if isinstance(found, Waiting):
+            wait([found.until], timeout=0.1)
+            found = None
+        return found, took
 
     def run(self, model: object, requests: Sequence[Request]) -> list[Run]:
         """Run requests side by side, one step of each in turn."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mlxengine import (
     Source,
     TextDelta,
     TextRequest,
+    Waiting,
 )
 from mlxengine.contract.features import FeatureRegistry, Layer, Level
 from mlxengine.toolkit import backend
@@ -207,13 +209,20 @@ class Plugin:
                         found[i].append(error)
                         live.discard(i)
                     else:
-                        if event is not None:
+                        if isinstance(event, Waiting):
+                            wait([event.until])
+                        elif event is not None:
                             found[i].append(event)
         return found
 
     def text(self, model: Any, prompt: str, **params: Any) -> str:
         """The whole answer to a raw prompt, served alone."""
         (events,) = self.run([self.start(model, raw(prompt, **params))])
+        return text_of(events)
+
+    def answer(self, model: Any, request: Request, **flags: object) -> str:
+        """The whole answer to a request that is served alone; what it fails with is raised."""
+        (events,) = self.run([self.start(model, request, **flags)])
         return text_of(events)
 
     def close(self) -> None:

@@ -171,7 +171,7 @@ def test_an_end_token_that_does_not_exist_is_refused(plugin: Plugin, tiny: Path)
 def test_a_prompt_longer_than_the_context_is_refused(plugin: Plugin, tiny: Path) -> None:
     model = plugin.load(tiny, context_length=50)
     with pytest.raises(PromptTooLongError, match=r"50"):
-        plugin.start(model, raw("x" * 50))
+        plugin.answer(model, raw("x" * 50))
     (events,) = plugin.run([plugin.start(model, raw("x" * 47, max_tokens=100, ignore_eos=True))])
     assert events[-1].usage.total_tokens == 50
     assert events[-1].reason == "length"
@@ -180,24 +180,24 @@ def test_a_prompt_longer_than_the_context_is_refused(plugin: Plugin, tiny: Path)
 def test_an_empty_prompt_is_refused(plugin: Plugin, tiny: Path) -> None:
     model = plugin.load(tiny)
     with pytest.raises(InvalidParameterError, match="empty"):
-        plugin.start(model, raw(""))
+        plugin.answer(model, raw(""))
     with pytest.raises(InvalidParameterError, match="empty"):
-        plugin.start(model, TextRequest(prompt_tokens=[]))
+        plugin.answer(model, TextRequest(prompt_tokens=[]))
     with pytest.raises(InvalidParameterError, match="empty"):
-        plugin.start(model, TextRequest(messages=(Message.user(""),)))
+        plugin.answer(model, TextRequest(messages=(Message.user(""),)))
 
 
 def test_a_picture_is_refused(plugin: Plugin, tiny: Path) -> None:
     model = plugin.load(tiny)
     with pytest.raises(UnsupportedInputError, match="image"):
-        plugin.start(model, TextRequest(messages=(Message.user([ImagePart("a.png"), "What?"]),)))
+        plugin.answer(model, TextRequest(messages=(Message.user([ImagePart("a.png"), "What?"]),)))
 
 
 def test_messages_need_a_chat_template_and_a_given_one_is_used(plugin: Plugin, edited: Edit) -> None:
     folder = edited(tokenizer_config={"chat_template": None})
     request = TextRequest(messages=(Message.user("Hi"),), params=GenerateParams(max_tokens=2))
     with pytest.raises(UnsupportedInputError, match="chat template"):
-        plugin.start(plugin.load(folder), request)
+        plugin.answer(plugin.load(folder), request)
     model = plugin.load(folder, chat_template="{% for m in messages %}{{ m.content }}!{% endfor %}")
     (events,) = plugin.run([plugin.start(model, request)])
     assert events[-1].usage.prompt_tokens == len("Hi!")
@@ -219,7 +219,7 @@ def test_a_tokenizer_of_the_callers_own_is_used(plugin: Plugin, tiny: Path, tmp_
     (events,) = plugin.run([plugin.start(model, request)])
     assert events[-1].usage.prompt_tokens == len("<Hi>")
     with pytest.raises(FeatureUnavailableError, match="Load the model"):
-        plugin.start(plain, raw("x"), tokenizer=str(other))
+        plugin.answer(plain, raw("x"), tokenizer=str(other))
     larger = write_tiny(tmp_path / "larger", extra=["<more>"])
     with pytest.raises(IncompatibleWeightsError, match="260 tokens"):
         plugin.load(tiny, flags={"tokenizer": str(larger)})
@@ -231,16 +231,16 @@ def test_a_template_that_reaches_for_the_system_is_stopped(plugin: Plugin, edite
     evil = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     folder = edited(tokenizer_config={"chat_template": evil})
     with pytest.raises(UnsupportedInputError, match="template"):
-        plugin.start(plugin.load(folder), TextRequest(messages=(Message.user("Hi"),)))
+        plugin.answer(plugin.load(folder), TextRequest(messages=(Message.user("Hi"),)))
 
 
 def test_a_token_id_outside_the_vocabulary_is_refused(plugin: Plugin, tiny: Path) -> None:
     model = plugin.load(tiny)
     for wrong in (-1, 10**6):
         with pytest.raises(InvalidParameterError, match="token id"):
-            plugin.start(model, TextRequest(prompt_tokens=[3, wrong]))
+            plugin.answer(model, TextRequest(prompt_tokens=[3, wrong]))
     with pytest.raises(InvalidParameterError, match="logit_bias"):
-        plugin.start(model, raw("x", logit_bias={10**6: 1.0}))
+        plugin.answer(model, raw("x", logit_bias={10**6: 1.0}))
 
 
 def test_loading_keeps_the_limit_of_open_files(plugin: Plugin, tiny: Path) -> None:

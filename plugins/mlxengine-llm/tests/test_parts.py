@@ -42,7 +42,7 @@ def say(plugin: Plugin, model: Any, text: str, *, end: bool = True, **more: Any)
     request = TextRequest(messages=(Message.user("x"),), tools=tools, params=params)
     stream = plugin.start(model, request, **flags)
     script = [*model.tokenizer.encode(text, add_special_tokens=False), *([2] if end else [])]
-    answer = stream._answer
+    answer = stream.answers()._answer
 
     def force(tokens: mx.array, logits: mx.array) -> mx.array:
         at = min(tokens.size - len(answer.prompt), len(script) - 1)

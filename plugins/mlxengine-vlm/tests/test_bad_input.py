@@ -74,7 +74,7 @@ def _file(folder: Path, data: bytes) -> Path:
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_is_refused_with_what_to_do_next(name: str, plugin: Plugin, tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedInputError) as caught:
-        plugin.start(tiny, asking(SHAPE, REFUSED[name](tmp_path)))
+        plugin.answer(tiny, asking(SHAPE, REFUSED[name](tmp_path)))
     assert caught.value.hint
     assert len(tiny.batch) == 0
 
@@ -136,7 +136,7 @@ def test_cmyk_keeps_its_colours_and_16_bits_their_brightness() -> None:
 @pytest.mark.feature("vlm.max_pixels")
 def test_pixels_beyond_the_limit_are_refused_and_the_limit_is_a_flag(plugin: Plugin, tiny: Any) -> None:
     with pytest.raises(UnsupportedInputError, match="pixels"):
-        plugin.start(tiny, asking(SHAPE, GREEN), max_pixels=4000)
+        plugin.answer(tiny, asking(SHAPE, GREEN), max_pixels=4000)
     with pytest.raises(UnsupportedInputError, match="1000 pixels"):
         picture(GREEN, MediaLimits(pixels=1000))
     with pytest.raises(UnsupportedInputError, match="bytes"):
@@ -164,7 +164,7 @@ def test_a_url_is_fetched_only_where_that_was_allowed(plugin: Plugin, tiny: Any)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         where = f"http://127.0.0.1:{server.server_port}"
         with pytest.raises(UnsupportedInputError, match=r"vlm\.urls"):
-            plugin.start(tiny, asking(SHAPE, f"{where}/a.png"))
+            plugin.answer(tiny, asking(SHAPE, f"{where}/a.png"))
         (events,) = plugin.run([plugin.start(tiny, asking(SHAPE, f"{where}/a.png"), urls=True)])
         assert "not a public address" in str(events[-1])
         near = {"urls": True, "url_hosts": "intranet.example 127.0.0.1"}
@@ -184,25 +184,25 @@ def test_tags_are_counted_against_pictures(plugin: Plugin, tiny: Any) -> None:
         TextRequest(prompt_tokens=[0, 4, 20, 21]),
     ):
         with pytest.raises(UnsupportedInputError, match=r"tag|stands for"):
-            plugin.start(tiny, request)
+            plugin.answer(tiny, request, special_tokens_in_text=True)
 
 
 def test_sound_and_too_many_pictures_are_refused_by_name(plugin: Plugin, tiny: Any) -> None:
     noise = AudioPart(np.zeros(1600, np.float32), 16_000)
     with pytest.raises(UnsupportedInputError, match="takes no sound"):
-        plugin.start(tiny, TextRequest(messages=[Message.user([noise, TextPart("What?")])]))
+        plugin.answer(tiny, TextRequest(messages=[Message.user([noise, TextPart("What?")])]))
     with pytest.raises(UnsupportedInputError, match="no frames"):
-        plugin.start(tiny, TextRequest(messages=[Message.user([VideoPart([]), TextPart("What?")])]))
+        plugin.answer(tiny, TextRequest(messages=[Message.user([VideoPart([]), TextPart("What?")])]))
     with pytest.raises(UnsupportedInputError, match="more than 256"):
-        plugin.start(tiny, asking("Which?", *[GREEN] * 257))
+        plugin.answer(tiny, asking("Which?", *[GREEN] * 257))
     with pytest.raises(PromptTooLongError):
-        plugin.start(tiny, asking("Which?", *[GREEN] * 60))
+        plugin.answer(tiny, asking("Which?", *[GREEN] * 60))
 
 
 def test_a_model_without_eyes_takes_no_pictures(plugin: Plugin, tiny_blind: Any) -> None:
     assert plugin.answer(tiny_blind, asking("What is 2 plus 3?")).strip() == "5"
     with pytest.raises(UnsupportedInputError, match="takes no pictures"):
-        plugin.start(tiny_blind, asking(SHAPE, GREEN))
+        plugin.answer(tiny_blind, asking(SHAPE, GREEN))
 
 
 def test_an_empty_conversation_is_refused(plugin: Plugin, tiny: Any) -> None:
@@ -211,7 +211,7 @@ def test_an_empty_conversation_is_refused(plugin: Plugin, tiny: Any) -> None:
         TextRequest(messages=[Message.user([])]),
     ):
         with pytest.raises((InvalidParameterError, UnsupportedInputError)):
-            plugin.start(tiny, request)
+            plugin.answer(tiny, request)
 
 
 def test_sound_is_decoded_and_nonsense_refused(tmp_path: Path) -> None:

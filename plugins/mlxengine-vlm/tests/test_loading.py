@@ -86,7 +86,7 @@ def test_a_chat_template_and_end_tokens_of_the_callers_own_are_used(plugin: Plug
         plugin.load(TINY, extra_eos_tokens=("<|never|>",))
     with pytest.raises(UnsupportedInputError, match="tags"):
         forgetful = plugin.load(TINY, chat_template="<image>{{ messages[0].content[-1].text }}")
-        plugin.start(forgetful, asking("Which?", GREEN, GREEN))
+        plugin.answer(forgetful, asking("Which?", GREEN, GREEN))
 
 
 def test_a_claim_is_made_from_the_card_alone(plugin: Plugin, edited: Callable[..., Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mlxengine import (
     TextDelta,
     TextPart,
     TextRequest,
+    Waiting,
 )
 from mlxengine.contract.features import FeatureRegistry, Layer, Level
 from mlxengine.toolkit import backend
@@ -142,7 +144,9 @@ class Plugin:
                         found[i].append(error)
                         live.discard(i)
                     else:
-                        if event is not None:
+                        if isinstance(event, Waiting):
+                            wait([event.until])
+                        elif event is not None:
                             found[i].append(event)
         return found
 

@@ -20,7 +20,7 @@ from mlxengine.toolkit.choices import ChoicesStream, choices
 from mlxengine.toolkit.sampling import guarded
 
 from . import features
-from ._chat import prompt_tokens, tools_of
+from ._chat import tools_of
 from ._load import adapter_folder
 from ._model import LanguageModel
 from ._parts import Router, thinking_budget
@@ -44,12 +44,19 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         context.features.require(features.STRUCTURED_OUTPUT)
     if request.params.adapter is not None:
         context.features.require(features.LORA)
-    adapter = model.adapters.resolve(request.params.adapter)
+    model.adapters.resolve(request.params.adapter)
     _check_tokens(model, request)
     _check_serving(model, context)
     if request.tools:
         _check_tools(model, request, context)
-    prompt = prompt_tokens(model, request)
+    plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
+    return model.prompts.serve(request, plain, lambda prompt: _admit(model, request, context, prompt))
+
+
+def _admit(
+    model: LanguageModel, request: TextRequest, context: RunContext, prompt: list[int]
+) -> Iterator[Event | None]:
+    adapter = model.adapters.resolve(request.params.adapter)  # what was loaded before may be gone
     answers = choices(
         model.voice,
         prompt,

@@ -18,6 +18,7 @@ from mlxengine.toolkit.rows import Decoder, SharedBatch
 
 from ._adapters import Adapters
 from ._caches import Serving, caches_for
+from ._chat import Prompts
 from ._decoder import BatchDecoder
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder
@@ -55,6 +56,7 @@ class LanguageModel:
         answers: to all requests that somebody still holds.
         adapted: like ``prefixes``, for each adapter in use.
         voice: what their answers have in common.
+        prompts: makes tokens of requests.
     """
 
     card: ModelCard
@@ -82,11 +84,13 @@ class LanguageModel:
     answers: weakref.WeakSet[AdaptedAnswer] = field(init=False, factory=weakref.WeakSet)
     adapted: dict[str, PrefixCache] = field(init=False, factory=dict)
     voice: Voice = field(init=False)
+    prompts: Prompts = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.estimate = estimator(self.card)
         self.grammars = _grammars(self.tokenizer, self.vocabulary, self.stop_ids)
         self.adapters = Adapters(self.network)
+        self.prompts = Prompts(self.tokenizer, self.card, self.context)
         self.batch = SharedBatch(
             self._decoder,
             max_rows=1 if self.serving.serial else self.max_rows,
@@ -185,6 +189,7 @@ class LanguageModel:
         """Let go of the weights and of every cache."""
         self.batch.close()
         self.adapted.clear()
+        self.prompts.close()
         self.network = self.tokenizer = self.draft = None
         if self.prefixes is not None:
             self.prefixes.clear()

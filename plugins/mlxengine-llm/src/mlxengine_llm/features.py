@@ -166,6 +166,13 @@ STRUCTURED_OUTPUT = Feature(
     applies_to=("llm",),
     probe=_llguidance,
 )
+SPECIAL_TOKENS_IN_TEXT = Feature(
+    name="llm.special_tokens_in_text",
+    default=False,
+    summary="Let what messages and tools say become special tokens, which can end a turn and begin another.",
+    applies_to=("llm",),
+    probe=_library,
+)
 UNPACK = Feature(
     name="llm.unpack",
     default=True,
@@ -190,4 +197,5 @@ ALL: tuple[Feature[Any], ...] = (
     LOGPROBS,
     STRUCTURED_OUTPUT,
     UNPACK,
+    SPECIAL_TOKENS_IN_TEXT,
 )

@@ -16,7 +16,7 @@ from ._decoder import VisionAnswer
 from ._media import WEB, MediaLimits
 from ._model import VisionModel
 from ._prefill import Prefill, embed
-from ._prompt import Prompt, make_prompt
+from ._prompt import Prompt, make_prompt, write
 from ._web import fetch
 
 
@@ -60,7 +60,16 @@ def _check(model: VisionModel, request: TextRequest, context: RunContext) -> Non
 def _admit(
     model: VisionModel, request: TextRequest, context: RunContext, limits: MediaLimits
 ) -> Iterator[Event | None]:
-    prompt = make_prompt(model, request, limits)
+    plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
+    return model.aside.prepared(
+        lambda: write(model, request, limits, plain),
+        lambda written: _answer(model, request, context, make_prompt(model, written)),
+    )
+
+
+def _answer(
+    model: VisionModel, request: TextRequest, context: RunContext, prompt: Prompt
+) -> Iterator[Event | None]:
     remember = context.features.get(features.PROMPT_CACHE)
     answers = choices(
         model.voice,

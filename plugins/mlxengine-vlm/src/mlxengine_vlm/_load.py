@@ -9,6 +9,7 @@ from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import CancelledError, FeatureUnavailableError, LoadError
 from mlxengine.toolkit.estimate import context_length
 from mlxengine.toolkit.loading import check_safetensors, descriptor_limit_kept, warm
+from mlxengine.toolkit.templates import TemplateBoundError
 
 from . import features
 
@@ -42,7 +43,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     from ._claim import library_name
     from ._model import VisionModel
     from ._network import build
-    from ._processor import load_processor, tokenizer_of
+    from ._processor import bound, load_processor, tokenizer_of
 
     _report(context, 1)
     for file in sorted(context.path.glob("*.safetensors")):
@@ -59,6 +60,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         chat_template=context.configuration.chat_template,
     )
     tokenizer = tokenizer_of(processor)
+    end_templates = bound(processor)
     tags = _tags(processor, tokenizer, config)
     takes = _takes(network, processor, context, config)
     together = context.features.get(features.BATCH)
@@ -82,6 +84,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         cache_bytes=context.features.get(features.PROMPT_CACHE_MB) * 2**20 if cached else 0,
         max_rows=context.features.get(features.MAX_BATCH) if together else 1,
         cache_room=context.cache_room,
+        end_templates=end_templates,
     )
     names = {"image": "vision", "video": "video", "audio": "audio"}
     return Loaded(
@@ -146,6 +149,8 @@ def _tags(processor: Any, tokenizer: Any, config: Mapping[str, Any]) -> dict[str
                 chat_template=template if isinstance(template, str) else None,
                 tokenize=False,
             )
+        except TemplateBoundError:  # it would take as long for each of them
+            return dict.fromkeys(("image", "video", "audio"))
         except Exception:  # a template may refuse what its model does not take
             continue
         tags = [tag for tag in candidates if isinstance(tag, str) and text.count(tag) == 1]

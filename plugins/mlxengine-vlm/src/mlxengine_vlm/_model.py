@@ -8,13 +8,15 @@ from typing import Any
 from attrs import define, field
 from mlxengine import ModelCard, ModelState
 from mlxengine.toolkit.answers import Voice
+from mlxengine.toolkit.aside import Aside
 from mlxengine.toolkit.estimate import text_config
 from mlxengine.toolkit.grammar import Grammars
+from mlxengine.toolkit.plain_text import Markers, most_characters
 from mlxengine.toolkit.rows import SharedBatch
 
 from ._cache import FeatureCache, PrefixCache
 from ._decoder import VisionDecoder
-from ._processor import tokenizer_of
+from ._processor import media_words, template_of, tokenizer_of
 
 
 @define(eq=False, kw_only=True)
@@ -36,6 +38,10 @@ class VisionModel:
         takes: ``"image"``, ``"video"``, ``"audio"``: what a request may bring.
         template_takes_parts: whether the chat template writes the tags itself.
         cache_bytes: most memory for caches of prompts; a quarter more goes to media features. 0: none.
+        end_templates: ends what renders chat templates.
+        markers: keeps the texts of messages plain.
+        most_characters: a longer text cannot fit the context; ``None`` where any may.
+        aside: threads that prepare prompts.
         cache_room: see `mlxengine.LoadContext`.
         max_rows: most requests that are decoded together.
     """
@@ -58,6 +64,10 @@ class VisionModel:
     cache_bytes: int
     max_rows: int
     cache_room: Callable[[], int | None] = field(default=lambda: None)
+    end_templates: Callable[[], None] = field(default=lambda: None)
+    markers: Markers = field(init=False)
+    most_characters: int | None = field(init=False)
+    aside: Aside = field(init=False, factory=Aside)
     batch: SharedBatch = field(init=False)
     voice: Voice = field(init=False)
     prefixes: PrefixCache | None = field(init=False)
@@ -68,6 +78,8 @@ class VisionModel:
         share = self.cache_bytes // 4
         self.features = FeatureCache(share, self.cache_room) if self.cache_bytes else None
         tokenizer = tokenizer_of(self.processor)
+        self.markers = Markers(tokenizer, template_of(self.processor), media_words(self.processor, self.tags))
+        self.most_characters = None if self.context is None else most_characters(tokenizer, self.context)
         fast = getattr(tokenizer, "backend_tokenizer", None)
         if fast is not None and self.stop_ids:
             grammars = Grammars(fast.to_str, self.vocabulary, self.stop_ids)
@@ -85,6 +97,11 @@ class VisionModel:
             context=self.context,
             grammars=grammars,
         )
+
+    @property
+    def tags(self) -> tuple[str | None, ...]:
+        """The texts that stand for media in a prompt."""
+        return (self.image_tag, self.video_tag, self.audio_tag)
 
     @property
     def vocabulary(self) -> int:
@@ -109,6 +126,8 @@ class VisionModel:
     def close(self) -> None:
         """Let go of the weights and of every cache."""
         self.batch.close()
+        self.aside.close()
+        self.end_templates()
         for kept in (self.prefixes, self.features):
             if kept is not None:
                 kept.clear()

@@ -7,13 +7,14 @@ default and every failure swallowed; so the flag is always given here, and what 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from attrs import frozen
 from mlxengine.errors import LoadError, MLXEngineError, RemoteCodeRefusedError, UnsupportedInputError
+from mlxengine.toolkit.templates import bind
 
 from ._media import Picture, Sound
 
@@ -62,6 +63,33 @@ def load_processor(folder: Path, *, trust_remote_code: bool, chat_template: str 
 def tokenizer_of(processor: Any) -> Any:
     """The tokenizer inside a processor, or the processor itself where it is one."""
     return getattr(processor, "tokenizer", processor)
+
+
+def template_of(processor: Any) -> str | None:
+    """The source of the chat template, or ``None``."""
+    found = getattr(processor, "chat_template", None) or tokenizer_of(processor).chat_template
+    return found if found is None or isinstance(found, str) else str(found)
+
+
+def media_words(processor: Any, tags: Iterable[str | None]) -> list[str]:
+    """The texts that a processor reads as the place of media: its own, and the template's tags."""
+    names = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token", "boa_token", "eoa_token")
+    found = [*tags, *(getattr(processor, name, None) for name in names)]
+    return [word for word in found if isinstance(word, str)]
+
+
+def bound(processor: Any) -> Callable[[], None]:
+    """Let a processor and its tokenizer render chat templates within bounds; returns what ends that."""
+    tokenizer = tokenizer_of(processor)
+    ends = [bind(tokenizer)]
+    if processor is not tokenizer:
+        ends.append(bind(processor, lambda _tools: template_of(processor)))
+
+    def end() -> None:
+        for one in ends:
+            one()
+
+    return end
 
 
 def takes(processor: Any, what: str) -> bool:
@@ -165,4 +193,15 @@ def token_ids(made: Mapping[str, Any]) -> list[int]:
     return [int(token) for token in ids.reshape(-1)]
 
 
-__all__ = ["Clip", "arrays", "load_processor", "prepare", "takes", "token_ids", "tokenizer_of"]
+__all__ = [
+    "Clip",
+    "arrays",
+    "bound",
+    "load_processor",
+    "media_words",
+    "prepare",
+    "takes",
+    "template_of",
+    "token_ids",
+    "tokenizer_of",
+]

@@ -18,6 +18,8 @@ from mlxengine import (
 )
 from mlxengine.errors import InvalidParameterError, PromptTooLongError, UnsupportedInputError
 from mlxengine.readonly import thaw
+from mlxengine.toolkit.plain_text import with_marks
+from mlxengine.toolkit.templates import TemplateBoundError
 
 from ._media import MediaLimits, Picture, Sound, picture, sound
 from ._model import VisionModel
@@ -43,56 +45,106 @@ class _Media:
     digests: list[str] = Factory(list)
 
 
-def make_prompt(model: VisionModel, request: TextRequest, limits: MediaLimits) -> Prompt:
-    """Tokens and media of a request.
+@frozen(kw_only=True)
+class Written:
+    """A request as text with its media, made beside the device; ``mark``: see `Markers`."""
+
+    text: str = field(repr=False)
+    mark: str
+    ids: list[int] | None
+    media: _Media
+
+
+def write(model: VisionModel, request: TextRequest, limits: MediaLimits, plain: bool) -> Written:
+    """The text and the decoded media of a request; touches no array of mlx, so any thread may do it.
+
+    ``plain``: what the messages say never becomes a special token.
 
     Raises:
         UnsupportedInputError: media that the model does not take, cannot be decoded, or do not match
             their tags in the text.
         InvalidParameterError: the prompt is empty, or a token id is not in the vocabulary.
-        PromptTooLongError: the prompt leaves no room for an answer.
+        PromptTooLongError: the text alone leaves no room for an answer.
     """
     tokenizer = tokenizer_of(model.processor)
     media = _Media()
-    given: dict[str, Any] = {}
     if request.prompt_tokens is not None:
         ids = list(request.prompt_tokens)
         _check_tokens(model, ids, len(tokenizer))
-    else:
-        text = request.prompt if request.prompt is not None else _render(model, request, media, limits)
-        _check_tags(model, text, media)
-        text = _without_second_start(tokenizer, text)
-        if media.digests:
-            made = prepare(
-                model.processor,
-                text,
-                image_token=model.image_token,
-                pictures=media.pictures,
-                clips=media.clips,
-                sounds=media.sounds,
+        return Written(text="", mark="", ids=ids, media=media)
+    text, mark = request.prompt or "", ""
+    if request.prompt is None:
+        text, mark = _render(model, request, media, limits, plain)
+    if model.most_characters is not None and len(text) > model.most_characters:
+        raise _too_long(model, f"{len(text)} characters")
+    _check_tags(model, text, media)
+    text = _without_second_start(tokenizer, text)
+    if media.digests and (model.context is None or len(text) < model.context):
+        return Written(text=text, mark=mark, ids=None, media=media)
+    ids = model.markers.encode(text, mark, add_special_tokens=True) if text else []
+    if media.digests:  # a text that fits is encoded again, by the processor, which must not meet a longer one
+        _check_room(model, ids)
+        return Written(text=text, mark=mark, ids=None, media=media)
+    if model.media_tokens.intersection(ids):
+        raise UnsupportedInputError(
+            "The prompt has tags for pictures or sound, and brings none.",
+            hint="Give them as message parts, and leave the model's own tags out of the texts.",
+        )
+    return Written(text=text, mark=mark, ids=ids, media=media)
+
+
+def make_prompt(model: VisionModel, written: Written) -> Prompt:
+    """Tokens and media of a request; on the scheduler's thread, since processors make arrays of mlx.
+
+    Raises:
+        UnsupportedInputError: the processor refuses the media, or the template left them out.
+        InvalidParameterError: the prompt is empty.
+        PromptTooLongError: the prompt leaves no room for an answer.
+    """
+    media, ids, given = written.media, written.ids, dict[str, Any]()
+    if ids is None:
+        made = prepare(
+            model.processor,
+            written.text,
+            image_token=model.image_token,
+            pictures=media.pictures,
+            clips=media.clips,
+            sounds=media.sounds,
+        )
+        ids, given = token_ids(made), arrays(made)
+        if written.mark and written.mark in written.text:
+            kept = model.markers.kept(ids, written.text, written.mark)
+            given = {name: _only(value, kept, len(ids)) for name, value in given.items()}
+            ids = [ids[at] for at in kept]
+        if model.media_tokens and not model.media_tokens.intersection(ids):
+            raise UnsupportedInputError(
+                "The model's chat template left the media out of the prompt.",
+                hint="Give the model's own template with ModelConfiguration(chat_template=…).",
             )
-            ids, given = token_ids(made), arrays(made)
-            if model.media_tokens and not model.media_tokens.intersection(ids):
-                raise UnsupportedInputError(
-                    "The model's chat template left the media out of the prompt.",
-                    hint="Give the model's own template with ModelConfiguration(chat_template=…).",
-                )
-        else:
-            ids = list(tokenizer.encode(text)) if text else []
-            if model.media_tokens.intersection(ids):
-                raise UnsupportedInputError(
-                    "The prompt has tags for pictures or sound, and brings none.",
-                    hint="Give them as message parts, and leave the model's own tags out of the texts.",
-                )
     if not ids:
         raise InvalidParameterError("The prompt is empty.", hint="Give at least one token of prompt.")
-    if model.context is not None and len(ids) >= model.context:
-        raise PromptTooLongError(
-            f"The prompt has {len(ids)} tokens with its media; {model.card.id} takes {model.context}, "
-            "answer included.",
-            hint="Use fewer or smaller pictures, or a shorter text.",
-        )
+    _check_room(model, ids)
     return Prompt(ids=ids, given=given, media=tuple(media.digests))
+
+
+def _only(value: Any, kept: list[int], length: int) -> Any:
+    """Of an array with a value for each token, shape (1, length), those of the kept ones."""
+    import mlx.core as mx
+
+    fits = getattr(value, "ndim", 0) >= 2 and tuple(value.shape[:2]) == (1, length)
+    return value[:, mx.array(kept)] if fits else value
+
+
+def _check_room(model: VisionModel, ids: list[int]) -> None:
+    if model.context is not None and len(ids) >= model.context:
+        raise _too_long(model, f"{len(ids)} tokens with its media")
+
+
+def _too_long(model: VisionModel, what: str) -> PromptTooLongError:
+    return PromptTooLongError(
+        f"The prompt has {what}; {model.card.id} takes {model.context} tokens, answer included.",
+        hint="Use fewer or smaller pictures, or a shorter text.",
+    )
 
 
 def _check_tokens(model: VisionModel, ids: list[int], size: int) -> None:
@@ -130,12 +182,23 @@ def _without_second_start(tokenizer: Any, text: str) -> str:
     return text
 
 
-def _render(model: VisionModel, request: TextRequest, media: _Media, limits: MediaLimits) -> str:
+def _render(
+    model: VisionModel, request: TextRequest, media: _Media, limits: MediaLimits, plain: bool
+) -> tuple[str, str]:
+    """The conversation as the template writes it, and the mark in it."""
     messages = [_message(model, item, media, limits) for item in request.messages]
     if len(media.digests) and not any(item["content"] for item in messages):
         raise InvalidParameterError("The conversation is empty.")
     if request.instructions is not None:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": request.instructions}]})
+    mark = ""
+    if plain:
+        mark = model.markers.mark_for(messages)
+        messages = [model.markers.hide_message(item, mark) for item in messages]
+    return with_marks(_written(model, messages, media, request), mark), mark
+
+
+def _written(model: VisionModel, messages: list[dict[str, Any]], media: _Media, request: TextRequest) -> str:
     template = getattr(model.processor, "chat_template", None) or tokenizer_of(model.processor).chat_template
     if template is None or not model.template_takes_parts:
         return _library_template(model, messages, media, request)
@@ -148,6 +211,8 @@ def _render(model: VisionModel, request: TextRequest, media: _Media, limits: Med
                 tokenize=False,
             )
         )
+    except TemplateBoundError:
+        raise
     except Exception as error:  # templates are programs of the model's publisher
         raise UnsupportedInputError(
             f"The chat template of {model.card.id} refused the conversation: {error}.",
@@ -174,6 +239,8 @@ def _library_template(
             num_images=len(media.pictures),
             num_audios=len(media.sounds),
         )
+    except TemplateBoundError:
+        raise
     except Exception as error:
         raise UnsupportedInputError(
             f"{model.card.id} has no chat template that can be used: {error}.",
@@ -246,4 +313,4 @@ def _need(model: VisionModel, what: str, name: str) -> None:
         )
 
 
-__all__ = ["Prompt", "make_prompt"]
+__all__ = ["Prompt", "Written", "make_prompt", "write"]

@@ -86,6 +86,13 @@ STRUCTURED_OUTPUT = Feature(
     applies_to=("vlm",),
     probe=_llguidance,
 )
+SPECIAL_TOKENS_IN_TEXT = Feature(
+    name="vlm.special_tokens_in_text",
+    default=False,
+    summary="Let what messages and tools say become special tokens, which can end a turn and begin another.",
+    applies_to=("vlm",),
+    probe=_library,
+)
 UNPACK = Feature(
     name="vlm.unpack",
     default=True,
@@ -154,6 +161,7 @@ ALL: tuple[Feature[Any], ...] = (
     LOGPROBS,
     STRUCTURED_OUTPUT,
     UNPACK,
+    SPECIAL_TOKENS_IN_TEXT,
     PROMPT_CACHE,
     PROMPT_CACHE_MB,
     MAX_PIXELS,

@@ -16,7 +16,8 @@ from .headers import Reader
 MOST_DIRECTORY_BYTES = 128 << 20
 _LONGEST_TEXT = 64 << 10
 _LONGEST_ARRAY = 64
-_MOST_ITEMS = 1 << 20
+_MOST_ITEMS = 1 << 17  # tensors, or entries of metadata
+_MOST_VALUES = 1 << 21  # of an array: twice the words of the largest vocabularies
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
@@ -85,6 +86,8 @@ def gguf_contents(
     for _ in range(pair_count):
         key = cursor.text()
         value = cursor.value(cursor.number("I"))
+        if key in metadata:
+            raise _lie(file, f"its metadata names {key!r} twice")
         if value is not None:
             metadata[key] = value
     entries = [_entry(cursor, file) for _ in range(tensor_count)]
@@ -92,6 +95,8 @@ def gguf_contents(
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
         raise _lie(file, f"its alignment is {alignment!r}")
     begin = -(-cursor.at // alignment) * alignment
+    if len({tensor.name for _, tensor in entries}) < len(entries):
+        raise _lie(file, "it names a tensor twice")
     _check_ranges(entries, size - begin, file)
     return metadata, [(begin + offset, tensor) for offset, tensor in entries]
 
@@ -173,10 +178,10 @@ class _Cursor:
             width = struct.calcsize("<" + _NUMBERS[item])
             if length > _LONGEST_ARRAY and not self._whole:
                 return self.skip(width * length)
-            if length > self._limit:
+            if length > min(self._limit, _MOST_VALUES):
                 raise _lie(self._file, f"it has an array of {length} numbers")
             return struct.unpack(f"<{length}{_NUMBERS[item]}", self.take(width * length))
-        if item != _TEXT or length > self._limit:
+        if item != _TEXT or length > min(self._limit, _MOST_VALUES):
             raise _lie(self._file, f"it has an array of {length} values of type {item}")
         if self._whole:
             return tuple(self.text() for _ in range(length))

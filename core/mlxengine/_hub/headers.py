@@ -17,7 +17,8 @@ from .names import read_json
 Reader = Callable[[int, int], bytes]
 """``read(start, stop)`` returns the bytes of a file in that range; shorter only at the file's end."""
 
-MOST_HEADER_BYTES = 32 << 20
+MOST_HEADER_BYTES = 16 << 20
+_MOST_TENSORS = 1 << 18
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
@@ -44,11 +45,13 @@ def safetensors_tensors(read: Reader, size: int, file: str) -> tuple[TensorInfo,
     if len(data) != length:
         raise _lie(file, f"its header ends after {len(data)} of {length} bytes")
     try:
-        entries = read_json(data, f"The header of {file}")
+        entries = read_json(data, f"The header of {file}", unique=True)
     except IncompatibleWeightsError as error:
         raise _lie(file, str(error.__cause__)) from error
     if not isinstance(entries, dict):
         raise _lie(file, "its header is not an object")
+    if len(entries) > _MOST_TENSORS:
+        raise _lie(file, f"its header describes {len(entries)} tensors")
     entries.pop("__metadata__", None)
     found = sorted((_tensor(name, entry, file) for name, entry in entries.items()), key=lambda pair: pair[0])
     end = 0

@@ -19,7 +19,6 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com\d|lpt\d)(\..*)?", r
 _DRIVE = re.compile(r"[A-Za-z]:")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"})
 """Suffixes under which weights are kept as pickles, which run code when they are read."""
@@ -85,30 +84,40 @@ def is_hash(text: object) -> bool:
     return isinstance(text, str) and _HASH.fullmatch(text) is not None
 
 
-def read_json(data: bytes, what: str) -> Any:
+def read_json(data: bytes, what: str, *, unique: bool = False) -> Any:
     """Decode a JSON document that a stranger wrote.
+
+    ``unique``: no object may name a key twice, which readers understand differently.
 
     Raises:
         IncompatibleWeightsError: it is not JSON, not UTF-8, or nested more than 100 deep.
     """
     try:
-        text = data.decode("utf-8-sig")
-        depth = deepest = 0
-        for match in _BRACKETS.finditer(text):
-            token = match[0]
-            if token in "[{":
-                depth += 1
-                deepest = max(deepest, depth)
-            elif token in "]}":
-                depth -= 1
-        if deepest > _DEPTH:
-            raise ValueError(f"it is nested {deepest} deep, at most {_DEPTH} is read")
-        return json.loads(text)
+        hook = _once if unique else None
+        found = json.loads(data.decode("utf-8-sig"), object_pairs_hook=hook)
+        level, depth = [found], 0
+        while level := [item for value in level for item in _inside(value)]:
+            depth += 1
+            if depth > _DEPTH:
+                raise ValueError(f"it is nested more than {_DEPTH} deep")
+        return found
     except (ValueError, RecursionError) as error:
         raise IncompatibleWeightsError(
             f"{what} is not a JSON document that can be read: {error}.",
             hint="Look at the file: a web page or a Git LFS pointer saved in its place is the usual reason.",
         ) from error
+
+
+def _inside(value: Any) -> list[Any]:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [item for item in inner if isinstance(item, dict | list)]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object names a key twice")
+    return found
 
 
 def is_document(path: str, size: int) -> bool:

@@ -9,9 +9,11 @@ from typing import Any
 from ..contract.configuration import ModelCard
 from ..contract.fit import USUAL_CONTEXT as USUAL_CONTEXT
 from ..contract.hookspecs import MemoryEstimate, Workload
+from .counts import MOST_LAYERS
 
 _PREFILL_CHUNK = 2048
 _HALF = ("F16", "BF16", "float16", "bfloat16")
+_LARGEST = 1 << 31
 _CACHE_STEP = 256  # mlx-lm's caches grow by so many tokens
 
 
@@ -31,7 +33,7 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     for part in (text_config(config), config):
         for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
             found = part.get(key)
-            if isinstance(found, int) and found > 0:
+            if isinstance(found, int) and not isinstance(found, bool) and 0 < found <= _LARGEST:
                 return found
     return None
 
@@ -88,7 +90,7 @@ def _bits(settings: Mapping[str, Any], layer: str) -> int:
 
 def estimator(card: ModelCard) -> Callable[[Workload], MemoryEstimate]:
     """A pure function from a workload to the bytes that it needs."""
-    config = text_config(card.config) if card.config else _from_gguf(card.gguf)
+    config = text_config(card.config) if card.config else from_gguf(card.gguf)
     usual = min(USUAL_CONTEXT, context_length(config) or USUAL_CONTEXT)
 
     def estimate(workload: Workload) -> MemoryEstimate:
@@ -97,8 +99,8 @@ def estimator(card: ModelCard) -> Callable[[Workload], MemoryEstimate]:
         full = 32.0 if workload.backend == "cpu" else 16.0
         bits = full if workload.kv_bits is None else workload.kv_bits + full / 32
         cache = sum(_kv_values(config, -(-length // _CACHE_STEP) * _CACHE_STEP)) * bits / 8 * workload.batch
-        vocabulary, hidden = _number(config, "vocab_size"), _number(config, "hidden_size", "n_embd")
-        inner = _number(config, "intermediate_size", "n_inner") or 4 * hidden
+        vocabulary, hidden = number(config, "vocab_size"), number(config, "hidden_size", "n_embd")
+        inner = number(config, "intermediate_size", "n_inner") or 4 * hidden
         logits = 3 * 4 * vocabulary * workload.batch
         prefill = 4 * min(length, _PREFILL_CHUNK) * (4 * hidden + 2 * inner)
         weights = loaded_weights(card, workload, dense_on=("cpu", "cuda"))
@@ -107,26 +109,36 @@ def estimator(card: ModelCard) -> Callable[[Workload], MemoryEstimate]:
     return estimate
 
 
-def _number(config: Mapping[str, Any], *keys: str) -> int:
+def architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of classes under ``architectures``, whatever stands there."""
+    found = config.get("architectures") or ()
+    if isinstance(found, str):
+        return (found,)
+    return tuple(str(item) for item in found) if isinstance(found, list | tuple) else ()
+
+
+def number(config: Mapping[str, Any], *keys: str) -> int:
+    """The first of the keys that holds a whole number, 0 without one; never more than any model has."""
     for key in keys:
         found = config.get(key)
         if isinstance(found, int) and not isinstance(found, bool):
-            return found
+            return max(0, min(found, _LARGEST))
     return 0
 
 
 def _kv_values(config: Mapping[str, Any], length: int) -> list[int]:
     """Numbers that each layer's cache holds for ``length`` tokens: keys and values of the KV heads."""
-    layers = _number(config, "num_hidden_layers", "n_layer", "n_layers")
-    heads = _number(config, "num_attention_heads", "n_head")
-    if latent := _number(config, "kv_lora_rank"):  # multi-head latent attention keeps one vector a token
-        per_token = latent + _number(config, "qk_rope_head_dim")
+    layers = min(number(config, "num_hidden_layers", "n_layer", "n_layers"), MOST_LAYERS)
+    heads = number(config, "num_attention_heads", "n_head")
+    if latent := number(config, "kv_lora_rank"):  # multi-head latent attention keeps one vector a token
+        per_token = latent + number(config, "qk_rope_head_dim")
     else:
-        hidden = _number(config, "hidden_size", "n_embd")
-        dimension = _number(config, "head_dim") or (hidden // heads if heads else 0)
-        per_token = 2 * (_number(config, "num_key_value_heads") or heads) * dimension
-    window = _number(config, "sliding_window")
-    kinds = config.get("layer_types") or ()
+        hidden = number(config, "hidden_size", "n_embd")
+        dimension = number(config, "head_dim") or (hidden // heads if heads else 0)
+        per_token = 2 * (number(config, "num_key_value_heads") or heads) * dimension
+    window = number(config, "sliding_window")
+    given = config.get("layer_types")
+    kinds = given if isinstance(given, list | tuple) else ()
     found = []
     for layer in range(layers):
         kind = str(kinds[layer]) if layer < len(kinds) else "full_attention"
@@ -137,7 +149,8 @@ def _kv_values(config: Mapping[str, Any], length: int) -> list[int]:
     return found
 
 
-def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a GGUF file's metadata say of sizes, under the names of a ``config.json``."""
     name = metadata.get("general.architecture", "")
     keys = {
         "block_count": "num_hidden_layers",
@@ -153,4 +166,13 @@ def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {ours: metadata[f"{name}.{key}"] for key, ours in keys.items() if f"{name}.{key}" in metadata}
 
 
-__all__ = ["USUAL_CONTEXT", "context_length", "estimator", "loaded_weights", "text_config"]
+__all__ = [
+    "USUAL_CONTEXT",
+    "architectures",
+    "context_length",
+    "estimator",
+    "from_gguf",
+    "loaded_weights",
+    "number",
+    "text_config",
+]

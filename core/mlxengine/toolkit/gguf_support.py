@@ -8,6 +8,8 @@ from typing import Any
 
 from ..contract.configuration import TensorInfo
 from ..errors import IncompatibleWeightsError, LoadError, UnsupportedArchitectureError
+from .counts import config_problem
+from .estimate import from_gguf
 
 ARCHITECTURES = frozenset({"llama"})
 TENSOR_TYPES = ("Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q8_0", "F16", "BF16", "F32")
@@ -58,7 +60,7 @@ def gguf_problem(metadata: Mapping[str, Any], tensors: Sequence[TensorInfo], nam
             f"{name} has the tokenizer {tokenizer!r}; byte-level BPE ({', '.join(TOKENIZERS)}) can be read.",
             hint="Use the model's MLX conversion.",
         )
-    return None
+    return config_problem(name, from_gguf(metadata), tensors)
 
 
 def no_readable_file(names: Sequence[str], name: str) -> LoadError:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptFileError
+from .._hub.headers import safetensors_tensors
+from ..errors import IncompatibleWeightsError, MLXEngineError, out_of_memory
 
 _SLICE = 32 << 20
 
@@ -35,29 +34,44 @@ def descriptor_limit_kept() -> Iterator[None]:
                 resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def check_safetensors(file: Path) -> None:
-    """Compare a file's size with what its header says, without reading the tensors.
+@contextlib.contextmanager
+def building(name: str) -> Iterator[None]:
+    """What a library raises on a model's files becomes a typed error: it may be anything.
+
+    Args:
+        name: of the model, for the error.
 
     Raises:
-        CorruptFileError: the header cannot be read, or the file is shorter or longer than it says.
+        IncompatibleWeightsError: something that is no error of ours was raised within, and memory was not
+            the reason.
     """
-    size = file.stat().st_size
     try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size:
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(stream.read(length))
-        ends = [item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise CorruptFileError(
-            f"{file.name} is not a safetensors file: {error}.", hint="Fetch the model again."
+        yield
+    except (MLXEngineError, ImportError):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        raise IncompatibleWeightsError(
+            f"{name} cannot be built: {type(error).__name__}: {text[:300]}.",
+            hint="Its configuration or its files are damaged, or made for another library.",
         ) from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise CorruptFileError(
-            f"{file.name} has {size} bytes, its header says {expected}.", hint="Fetch the model again."
-        )
+
+
+def check_safetensors(file: Path) -> None:
+    """Compare a file's size and header with each other, without reading the tensors.
+
+    Raises:
+        CorruptFileError: the header cannot be read, or does not describe exactly this file.
+    """
+    with file.open("rb") as stream:
+
+        def read(start: int, stop: int) -> bytes:
+            stream.seek(start)
+            return stream.read(stop - start)
+
+        safetensors_tensors(read, file.stat().st_size, file.name)
 
 
 def warm(network: Any) -> Iterator[None]:
@@ -77,4 +91,4 @@ def warm(network: Any) -> Iterator[None]:
     mx.eval(piece)
 
 
-__all__ = ["check_safetensors", "descriptor_limit_kept", "warm"]
+__all__ = ["building", "check_safetensors", "descriptor_limit_kept", "warm"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, Workload
-from mlxengine.errors import UnsupportedArchitectureError
+from mlxengine.errors import IncompatibleWeightsError, UnsupportedArchitectureError
+from mlxengine.toolkit.counts import config_problem
+from mlxengine.toolkit.loading import building
 
 from . import models
 from .backends import Defaults, Offer, choose
@@ -17,7 +19,12 @@ _OWN = Defaults()
 
 def claim(card: ModelCard, backend: str | None) -> Claim | None:
     """The plugin's offer for a model; ``backend`` is the one that the caller named."""
-    found = choose(card, backend)
+    try:
+        with building(card.id):
+            _check(card)
+            found = choose(card, backend)
+    except IncompatibleWeightsError as problem:
+        return Claim(kind="diffusion", fit=Fit.FALLBACK, problem=problem, reason="damaged configurations")
     if found is not None:
         return Claim(
             kind="diffusion",
@@ -40,6 +47,16 @@ def claim(card: ModelCard, backend: str | None) -> Claim | None:
         ),
         reason=f"a diffusers pipeline of an unknown kind, {name}",
     )
+
+
+def _check(card: ModelCard) -> None:
+    """Refuse a part's configuration that nothing should be built from."""
+    for path, config in card.documents.items():
+        folder, _, name = path.rpartition("/")
+        if name == "config.json" and isinstance(config, Mapping):
+            own = [item for item in card.tensors if item.file.startswith(f"{folder}/")]
+            if (problem := config_problem(card.id, config, own or card.tensors)) is not None:
+                raise problem
 
 
 def _estimate(offer: Offer, size: tuple[int, int]) -> Callable[[Workload], MemoryEstimate] | None:

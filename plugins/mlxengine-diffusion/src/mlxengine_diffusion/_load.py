@@ -21,8 +21,14 @@ def load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
     """
     # Before a back end imports mlx: its products are 30 times slower without.
     from mlxengine.toolkit import blas
+    from mlxengine.toolkit.loading import building
 
     blas.load()
+    with building(card.id):
+        return _load(card, context, wanted)
+
+
+def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
     choice = choose(card, wanted)
     if choice is None:
         raise UnsupportedArchitectureError(

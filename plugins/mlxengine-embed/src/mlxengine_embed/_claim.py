@@ -12,7 +12,8 @@ from mlxengine.errors import (
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
-from mlxengine.toolkit.estimate import loaded_weights
+from mlxengine.toolkit.counts import config_problem
+from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 
 from ._architectures import DECODERS, ENCODERS, LIBRARIES
 from ._families import family_of
@@ -48,19 +49,15 @@ def claim(card: ModelCard) -> Claim | None:
     )
 
 
-def _names(card: ModelCard) -> tuple[str, ...]:
-    return tuple(map(str, card.config.get("architectures") or ()))
-
-
 def _scores(card: ModelCard) -> bool:
     labels = card.config.get("id2label")
     single = not isinstance(labels, Mapping) or len(labels) == 1
-    return single and any(name.endswith("ForSequenceClassification") for name in _names(card))
+    return single and any(name.endswith("ForSequenceClassification") for name in architectures(card.config))
 
 
 def _is_classifier(card: ModelCard) -> bool:
     others = ("Classification", "QuestionAnswering", "MultipleChoice", "ForCausalLM")
-    return any(name.endswith(others) for name in _names(card))
+    return any(name.endswith(others) for name in architectures(card.config))
 
 
 def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
@@ -73,6 +70,8 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
     folder = recipe.folder if recipe else ""
     config = card.documents.get(f"{folder}/config.json") if folder else card.config
     kind = config.get("model_type") if isinstance(config, Mapping) else None
+    if isinstance(config, Mapping) and (problem := config_problem(card.id, config, card.tensors)) is not None:
+        return problem
     if kind not in LIBRARIES:
         if isinstance(config, Mapping) and config.get("auto_map"):
             return RemoteCodeRefusedError(
@@ -94,9 +93,9 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
 def _estimate(card: ModelCard, workload: Workload) -> MemoryEstimate:
     """Weights as they are kept, and the working space of one step: hidden states and attention scores."""
     config: Mapping[str, Any] = card.config
-    hidden = int(config.get("hidden_size", 768))
-    inner = int(config.get("intermediate_size", 4 * hidden))
-    heads = int(config.get("num_attention_heads", 12))
+    hidden = number(config, "hidden_size") or 768
+    inner = number(config, "intermediate_size") or 4 * hidden
+    heads = number(config, "num_attention_heads") or 12
     length = workload.context_length or 512
     tokens = min(length * workload.batch, CPU_TOKENS if workload.backend == "cpu" else GPU_TOKENS)
     # Numbers that live at once for each token, found by measuring: they follow the peak within 5 %.

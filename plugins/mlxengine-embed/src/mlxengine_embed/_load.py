@@ -21,6 +21,13 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     Raises:
         LoadError: the architecture, the recipe or the weights cannot be used.
     """
+    from mlxengine.toolkit.loading import building
+
+    with building(card.id):
+        return _load(card, context)
+
+
+def _load(card: ModelCard, context: LoadContext) -> Loaded:
     _report(context, 0)
     from mlxengine.toolkit.loading import descriptor_limit_kept
 

@@ -18,7 +18,8 @@ from mlxengine.errors import (
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
-from mlxengine.toolkit.estimate import context_length, estimator, text_config
+from mlxengine.toolkit.counts import config_problem
+from mlxengine.toolkit.estimate import architectures, context_length, estimator, text_config
 from mlxengine.toolkit.gguf_support import choose_file, gguf_problem, no_readable_file
 
 FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
@@ -81,7 +82,7 @@ def module_of(config: Mapping[str, Any]) -> str | None:
     if folder is None or not isinstance(kind, str):
         return None
     plain, special = _remapping()
-    for architecture in config.get("architectures") or ():
+    for architecture in architectures(config):
         if (kind, architecture) in special:
             kind = special[kind, architecture]
             break
@@ -118,26 +119,21 @@ def _remapping() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
     return found.get("MODEL_REMAPPING", {}), found.get("MODEL_ARCHITECTURE_REMAPPING", {})
 
 
-def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
-    found = config.get("architectures") or ()
-    return (found,) if isinstance(found, str) else tuple(str(item) for item in found)
-
-
 def _fit(config: Mapping[str, Any]) -> Fit:
     if _sees(config):
         return Fit.FALLBACK
     # A backbone without a head (Qwen3Model, Gemma3TextModel) is more often an encoder than not.
-    names = _architectures(config)
+    names = architectures(config)
     headless = bool(names) and all(n.endswith("Model") and not n.endswith("LMHeadModel") for n in names)
     return Fit.PARTIAL if headless else Fit.NATIVE
 
 
 def _claims_to_generate(config: Mapping[str, Any]) -> bool:
-    return any(name.endswith(_GENERATORS) for name in _architectures(config))
+    return any(name.endswith(_GENERATORS) for name in architectures(config))
 
 
 def _embeds(card: ModelCard) -> bool:
-    names = _architectures(card.config)
+    names = architectures(card.config)
     return "modules.json" in card.documents or any(name.endswith(_NOT_GENERATORS) for name in names)
 
 
@@ -156,6 +152,8 @@ def _capabilities(card: ModelCard) -> frozenset[str]:
 
 def _problem(card: ModelCard, module: str | None) -> LoadError | None:
     config, name = card.config, card.id
+    if (problem := config_problem(name, config, card.tensors)) is not None:
+        return problem
     custom = config.get("model_file")
     if custom and not card.configuration.trust_remote_code:
         return RemoteCodeRefusedError(

@@ -23,7 +23,7 @@ from mlxengine.errors import (
     UnsupportedArchitectureError,
 )
 from mlxengine.toolkit.estimate import context_length, text_config
-from mlxengine.toolkit.loading import check_safetensors, descriptor_limit_kept, warm
+from mlxengine.toolkit.loading import building, check_safetensors, descriptor_limit_kept, warm
 
 from . import features
 from ._caches import Serving, caches_for
@@ -39,6 +39,11 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     Raises:
         LoadError, CorruptFileError: as `mlxengine.contract.hookspecs.HookSpecs.load_model` says.
     """
+    with building(card.id):
+        return _load(card, context)
+
+
+def _load(card: ModelCard, context: LoadContext) -> Loaded:
     if context.configuration.adapter is not None:
         context.features.require(features.LORA)
     _report(context, 0)

@@ -16,7 +16,8 @@ from mlxengine.errors import (
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
-from mlxengine.toolkit.estimate import estimator
+from mlxengine.toolkit.counts import config_problem
+from mlxengine.toolkit.estimate import architectures, estimator, number
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.jsonl")
 _GENERATORS = (
@@ -99,9 +100,8 @@ def _remapping() -> dict[str, str]:
 
 
 def _generates(config: Mapping[str, Any]) -> bool:
-    names = config.get("architectures") or ()
-    names = (names,) if isinstance(names, str) else names
-    return not names or any(str(name).endswith(_GENERATORS) for name in names)
+    names = architectures(config)
+    return not names or any(name.endswith(_GENERATORS) for name in names)
 
 
 def _embeds(card: ModelCard) -> bool:
@@ -127,16 +127,15 @@ def _capabilities(card: ModelCard) -> frozenset[str]:
 def _estimator(card: ModelCard) -> Any:
     text = estimator(card)
     vision = card.config.get("vision_config")
-    width = vision.get("hidden_size", 0) if isinstance(vision, Mapping) else 0
-    patch = (vision.get("patch_size") if isinstance(vision, Mapping) else None) or 14
+    vision = vision if isinstance(vision, Mapping) else {}
+    width, side = number(vision, "hidden_size"), number(vision, "patch_size") or 14
 
     def estimate(workload: Workload) -> MemoryEstimate:
         base = text(workload)
         across, down = workload.size or (1024, 1024)
-        side = patch if isinstance(patch, int) else 14
         patches = (across // side) * (down // side)
         # Activations of one encoder layer in fp32, about eight widths a patch; pictures go one by one.
-        encoder = 4 * 8 * patches * (width if isinstance(width, int) else 0)
+        encoder = 4 * 8 * patches * width
         return MemoryEstimate(weights=base.weights, cache=base.cache, workspace=base.workspace + encoder)
 
     return estimate
@@ -144,6 +143,8 @@ def _estimator(card: ModelCard) -> Any:
 
 def _problem(card: ModelCard, found: str | None) -> LoadError | None:
     config, name = card.config, card.id
+    if (problem := config_problem(name, config, card.tensors)) is not None:
+        return problem
     if config.get("model_file"):
         return RemoteCodeRefusedError(
             f"{name} wants to run its own code ({config['model_file']}).",

@@ -8,7 +8,7 @@ from typing import Any
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import CancelledError, FeatureUnavailableError, LoadError
 from mlxengine.toolkit.estimate import context_length
-from mlxengine.toolkit.loading import check_safetensors, descriptor_limit_kept, warm
+from mlxengine.toolkit.loading import building, check_safetensors, descriptor_limit_kept, warm
 from mlxengine.toolkit.templates import TemplateBoundError
 
 from . import features
@@ -29,6 +29,11 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     Raises:
         LoadError, CorruptFileError: as `mlxengine.contract.hookspecs.HookSpecs.load_model` says.
     """
+    with building(card.id):
+        return _load(card, context)
+
+
+def _load(card: ModelCard, context: LoadContext) -> Loaded:
     if context.configuration.adapter is not None:
         raise FeatureUnavailableError(
             "Adapters are not available for vision-language models.",

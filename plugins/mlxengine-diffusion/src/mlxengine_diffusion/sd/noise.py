@@ -21,6 +21,7 @@ _OTHER_SOLVERS = frozenset(
     for name in ("PNDM", "LMSDiscrete", "UniPCMultistep", "HeunDiscrete", "DDPM", "DEISMultistep", "LCM")
 )
 _UNUSUAL = ("rescale_betas_zero_snr", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_MOST_STEPS = 100_000
 
 
 @frozen(kw_only=True)
@@ -76,6 +77,10 @@ class NoiseSettings:
         wrong += ["trained_betas"] if config.get("trained_betas") is not None else []
         if asked not in _CLASSES and asked not in _OTHER_SOLVERS:
             wrong.append(f"_class_name={asked!r}")
+        if not 0 < found.beta_start <= found.beta_end < 1:
+            wrong.append(f"noise from {found.beta_start} to {found.beta_end}")
+        if not 0 <= found.steps_offset < found.train_steps <= _MOST_STEPS:
+            wrong.append(f"num_train_timesteps={found.train_steps}, steps_offset={found.steps_offset}")
         if found.betas not in ("linear", "scaled_linear"):
             wrong.append(f"beta_schedule={found.betas!r}")
         if found.prediction not in ("epsilon", "v_prediction"):

@@ -22,9 +22,14 @@ from typing import Any
 
 from attrs import frozen
 
+from .files import tokenizer_case
+
 SECONDS = 10.0
 BYTES = 4 << 30
 KINDS = ("llm", "vlm", "embed", "diffusion")
+TOKENIZER = "tokenizer"
+"""Not the configuration but the ``tokenizer.json`` of a language model is changed."""
+
 ROOT = Path(__file__).parents[2]
 _VALUES: tuple[Any, ...] = (
     None,
@@ -103,7 +108,7 @@ def bases(folder: Path, kinds: tuple[str, ...] = KINDS) -> dict[str, Path]:
     found = {}
     for kind in kinds:
         found[kind] = folder / kind
-        if kind == "llm":
+        if kind in ("llm", TOKENIZER):
             sys.path.insert(0, str(ROOT / "plugins/mlxengine-llm/tests"))
             from llm_harness import write_tiny
 
@@ -129,8 +134,7 @@ def bases(folder: Path, kinds: tuple[str, ...] = KINDS) -> dict[str, Path]:
 
 def documents(folder: Path) -> list[Path]:
     """The configurations of a model that are changed in turn."""
-    found = sorted([*folder.rglob("config.json"), *folder.rglob("scheduler_config.json")])
-    return [path for path in found if path.name != "tokenizer_config.json"]
+    return sorted([*folder.rglob("config.json"), *folder.rglob("scheduler_config.json")])
 
 
 def campaign(kind: str, base: Path, seeds: range) -> list[Outcome]:
@@ -160,7 +164,7 @@ def campaign(kind: str, base: Path, seeds: range) -> list[Outcome]:
                 took = time.perf_counter() - began
                 if not line:
                     how = f"more than {SECONDS:g} s" if not ready else f"the process ended: {worker.wait()}"
-                    outcomes.append(Outcome(seed, described(kind, base, seed), how, took, True))
+                    outcomes.append(Outcome(seed, changed(kind, base, seed)[2], how, took, True))
                     break
                 said, how, fault = json.loads(line)
                 outcomes.append(Outcome(seed, said, how, took, fault))
@@ -172,11 +176,17 @@ def campaign(kind: str, base: Path, seeds: range) -> list[Outcome]:
     return outcomes
 
 
-def described(kind: str, base: Path, seed: int) -> str:
-    """What a seed changes."""
+def changed(kind: str, base: Path, seed: int) -> tuple[str, str, str]:
+    """Of a seed: which file is changed, its text then, and how it was changed."""
+    if kind == TOKENIZER:
+        text = tokenizer_case(base.joinpath("tokenizer.json").read_text(), seed)
+        return "tokenizer.json", text, f"tokenizer {seed}"
     places = documents(base)
     path = places[seed % len(places)]
-    return f"{path.relative_to(base)}: {change(json.loads(path.read_text()), seed)}"
+    config = json.loads(path.read_text())
+    said = change(config, seed)
+    name = path.relative_to(base).as_posix()
+    return name, json.dumps(config), f"{name}: {said}"
 
 
 def _work(kind: str, base: Path) -> None:
@@ -192,16 +202,12 @@ def _work(kind: str, base: Path) -> None:
         print('"ready"', file=answer, flush=True)
         for line in sys.stdin:
             seed = int(line)
-            places = documents(base)
-            path = places[seed % len(places)]
+            name, text, said = changed(kind, base, seed)
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch) / "model"
                 shutil.copytree(base, folder, copy_function=_linked)
-                target = folder / path.relative_to(base)
-                config = json.loads(path.read_text())
-                said = f"{path.relative_to(base)}: {change(config, seed)}"
-                target.unlink()
-                target.write_text(json.dumps(config))
+                folder.joinpath(name).unlink()
+                folder.joinpath(name).write_text(text)
                 how, fault = _outcome(engine, kind, folder)
             print(json.dumps([said, how, fault]), file=answer, flush=True)
 
@@ -228,7 +234,7 @@ def _try(engine: Any, kind: str, folder: Path) -> None:
     from mlxengine import GenerateParams
 
     with engine.load(str(folder)) as model:
-        if kind == "llm" or kind == "vlm":
+        if kind in ("llm", "vlm", TOKENIZER):
             model.generate("Hi", GenerateParams(max_tokens=2))
         elif kind == "embed":
             model.embed(["w1 w2"]).numpy()

@@ -95,7 +95,7 @@ def read_json(data: bytes, what: str, *, unique: bool = False) -> Any:
     try:
         hook = _once if unique else None
         found = json.loads(data.decode("utf-8-sig"), object_pairs_hook=hook)
-        level, depth = [found], 0
+        level, depth = [found], 1
         while level := [item for value in level for item in _inside(value)]:
             depth += 1
             if depth > _DEPTH:

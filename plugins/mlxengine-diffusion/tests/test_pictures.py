@@ -259,3 +259,27 @@ def test_a_preview_of_a_wide_picture_is_small(model: ImageHandle) -> None:
     request = ImageRequest(prompt="a ring", size=(272, 64), steps=2, guidance=1.0, seed=0, preview_every=1)
     previews = [event for event in model.stream(request) if isinstance(event, ImagePreview)]
     assert [event.pixels.shape for event in previews] == [(20, 88, 3)]
+
+
+def test_a_picture_that_swells_or_is_damaged_is_refused() -> None:
+    import io
+    import random
+
+    from PIL import Image
+
+    kept = io.BytesIO()
+    Image.new("RGB", (48, 32), "red").save(kept, "PNG")
+    data = kept.getvalue()
+    for seed in range(200):
+        chance = random.Random(seed)
+        made = bytearray(data)
+        for _ in range(8):
+            made[chance.randrange(len(made))] = chance.randrange(256)
+        try:
+            assert open_picture(bytes(made)).mode == "RGB"
+        except UnsupportedInputError:
+            continue
+    with pytest.raises(UnsupportedInputError, match="pixels"):
+        open_picture(Image.new("1", (10_000, 10_000)))
+    with pytest.raises(UnsupportedInputError, match="cannot be read"):
+        open_picture(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")

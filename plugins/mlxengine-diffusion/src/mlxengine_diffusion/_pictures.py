@@ -11,6 +11,9 @@ from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 if TYPE_CHECKING:
     from .backends import Pixels
 
+# What PIL decodes itself: others are programs, or are given to one.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+_MOST_PIXELS = 40_000_000
 _HINT = "Give a path, the bytes of a picture file, a PIL image, or an array (height, width, 3) of uint8."
 
 
@@ -33,19 +36,22 @@ def open_picture(source: Any) -> Any:
                 raise ValueError(f"an array of shape {source.shape} and dtype {source.dtype}")
             picture: Any = Image.fromarray(source)
         elif isinstance(source, str | Path):
-            picture = Image.open(Path(source).expanduser())
+            picture = Image.open(Path(source).expanduser(), formats=_FORMATS)
         elif isinstance(source, bytes | bytearray | memoryview):
-            picture = Image.open(io.BytesIO(source))
+            picture = Image.open(io.BytesIO(source), formats=_FORMATS)
         elif isinstance(source, Image.Image):
             picture = source
         else:
             raise ValueError(f"a {type(source).__name__}")
+        width, height = picture.size
+        if width * height > _MOST_PIXELS:
+            raise ValueError(f"it has {width} × {height} pixels, at most {_MOST_PIXELS} may be")
         picture = ImageOps.exif_transpose(picture)
         if "A" in picture.getbands() or "transparency" in picture.info:
             layer = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a decoder raises whatever it likes on damaged data
         raise UnsupportedInputError(f"init_image cannot be read: {error}.", hint=_HINT) from error
 
 

@@ -18,8 +18,13 @@ from attrs import field, frozen
 from mlxengine.errors import UnsupportedInputError
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+# Our own limit decides, on the size in the header. For all at once: filters are not a thread's own.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
 # What PIL decodes in pure raster form; SVG, PDF and PostScript are programs, not pictures.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "ICO", "AVIF", "JPEG2000")
+_SLOWEST, _FASTEST = 1_000, 768_000  # samples a second
+_PIECE = 1 << 16  # samples
 WEB = ("http://", "https://")
 _SPREAD = 200
 """Widest ratio of a picture's sides: the processors' own limit (Qwen-VL), applied to all alike."""
@@ -33,12 +38,16 @@ class MediaLimits:
         pixels: most pixels of one picture.
         size: most bytes of one encoded picture or sound.
         count: most pictures and frames in one request.
+        samples: most samples of one sound, decoded.
+        seconds: longest sound.
         url: fetches ``http(s)://`` sources; ``None`` refuses them.
     """
 
     pixels: int = 40_000_000
     size: int = 64 * 2**20
     count: int = 256
+    samples: int = 100_000_000
+    seconds: float = 7200.0
     url: Callable[[str, int], bytes] | None = None
 
 
@@ -101,7 +110,11 @@ def sound(source: Any, rate: int | None, limits: MediaLimits = MediaLimits()) ->
         samples = np.asarray(source, dtype=np.float32)
         samples = samples.mean(axis=tuple(range(1, samples.ndim))) if samples.ndim > 1 else samples
     else:
-        samples, rate = _decode_sound(_encoded(source, limits, "sound"))
+        samples, rate = _decode_sound(_encoded(source, limits, "sound"), limits)
+    if not isinstance(rate, int) or not _SLOWEST <= rate <= _FASTEST:
+        _refuse(f"A sampling rate of {rate!r} Hz is no sound's.", f"Give {_SLOWEST} to {_FASTEST} Hz.")
+    if samples.size > limits.samples or samples.size > limits.seconds * rate:
+        raise _too_long(limits)
     if samples.size == 0 or not np.isfinite(samples).all():
         _refuse("The sound is empty or holds values that are not finite.", "Give at least one sample.")
     digest = hashlib.sha256(repr(rate).encode() + np.ascontiguousarray(samples).tobytes()).hexdigest()
@@ -168,12 +181,9 @@ def _decode(data: bytes, limits: MediaLimits) -> Image.Image:
     if head.startswith((b"<svg", b"<?xml", b"%pdf", b"%!ps")):
         _refuse("The picture is a vector graphic (SVG, PDF or PostScript).", "Render it to PNG first.")
     try:
-        with warnings.catch_warnings():
-            # Our own limit decides, on the size in the header; PIL's warning would only be noise.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            found = _checked(Image.open(io.BytesIO(data), formats=_formats()), limits)
-            found.load()
-        return found
+        found = _checked(Image.open(io.BytesIO(data), formats=_formats()), limits)
+        found.load()
+        return _checked(found, limits)  # what an icon holds may be larger than its directory says
     except UnsupportedInputError:
         raise
     except Image.DecompressionBombError as error:
@@ -255,7 +265,13 @@ def _rgb(found: Image.Image) -> Image.Image:
         ) from error
 
 
-def _decode_sound(data: bytes) -> tuple[np.ndarray[Any, Any], int]:
+def _too_long(limits: MediaLimits) -> UnsupportedInputError:
+    return UnsupportedInputError(
+        f"The sound has more than {limits.samples} samples or {limits.seconds:g} s.", hint="Cut it first."
+    )
+
+
+def _decode_sound(data: bytes, limits: MediaLimits) -> tuple[np.ndarray[Any, Any], int]:
     try:
         import miniaudio  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:  # mlx-vlm brings it
@@ -263,27 +279,39 @@ def _decode_sound(data: bytes) -> tuple[np.ndarray[Any, Any], int]:
             "Encoded sound cannot be decoded here: miniaudio is not installed.",
             hint="pip install miniaudio, or pass an array of samples.",
         ) from error
+    pieces, count = [], 0
     try:
-        decoded = miniaudio.decode(
+        rate = _sound_rate(miniaudio, data)
+        # In pieces: a few bytes of silence can stand for hours of it.
+        for piece in miniaudio.stream_memory(
             data,
             output_format=miniaudio.SampleFormat.FLOAT32,
             nchannels=1,
-            sample_rate=_sound_rate(miniaudio, data),
-        )
-    except miniaudio.MiniaudioError as error:
+            sample_rate=rate,
+            frames_to_read=_PIECE,
+        ):
+            pieces.append(np.asarray(piece, dtype=np.float32))
+            count += len(piece)
+            if count > min(limits.samples, limits.seconds * rate):
+                raise _too_long(limits)
+    except UnsupportedInputError:
+        raise
+    except Exception as error:  # a decoder raises whatever it likes on damaged data
         raise UnsupportedInputError(
             f"The sound cannot be decoded: {error}.", hint="Give wav, flac, mp3 or ogg."
         ) from error
-    return np.asarray(decoded.samples, dtype=np.float32), int(decoded.sample_rate)
+    return np.concatenate([np.zeros(0, np.float32), *pieces]), rate
 
 
 def _sound_rate(miniaudio: Any, data: bytes) -> int:
     """The rate that the sound was recorded at; decoding would change it otherwise."""
     for name in ("wav", "flac", "mp3", "vorbis"):
         try:
-            return int(getattr(miniaudio, f"{name}_get_info")(data).sample_rate)
+            found = int(getattr(miniaudio, f"{name}_get_info")(data).sample_rate)
         except miniaudio.MiniaudioError:
             continue
+        if _SLOWEST <= found <= _FASTEST:
+            return found
     raise miniaudio.DecodeError("the format is not known")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mlxengine.toolkit.templates import bind
+
 from . import Job, PromptReport
 from ._flow import Flow
 
@@ -35,6 +37,7 @@ class ChatFlow(Flow):
     def __init__(self, *arguments: Any, tokenizer: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._tokenizer = tokenizer
+        bind(tokenizer)
 
     def _text(self, prompt: str) -> str:
         text: str = self._tokenizer.apply_chat_template(

@@ -250,9 +250,10 @@ class HookSpecs:
 
         Validate the request and return an iterator of events; raise a `GenerationError` or a
         `ConfigurationError` for a request that cannot be served. The scheduler's thread calls ``next``
-        once a turn: do one short step and yield an event, or ``None`` if there is nothing to say this
-        turn. The last event is exactly one `Finished`. ``close()`` cancels: free what the request
-        holds, and do not yield again. Return ``None`` for a request type that this plugin does not know.
+        once a turn: do one short step and yield an event, ``None`` if there is nothing to say this turn, or
+        `Waiting` if there is nothing to do before a future is done. The last event is exactly one
+        `Finished`. ``close()`` cancels: free what the request holds, and do not yield again. Return
+        ``None`` for a request type that this plugin does not know.
 
         Every call (this hook, each step, ``close``) comes on the same thread, never two at once.
         """

@@ -82,9 +82,3 @@ def test_a_value_that_nests_without_end_is_refused() -> None:
         deep = [deep]
     with pytest.raises(InvalidParameterError, match="nested"):
         describe({"function": {"name": "f", "parameters": deep}})
-
-
-def test_what_is_no_text_is_refused() -> None:
-    for wrong in (5, b"bytes", ["a"]):
-        with pytest.raises(InvalidParameterError, match="Expected a text"):
-            TextPart(wrong)  # type: ignore[arg-type]

@@ -20,9 +20,7 @@ def texts(value: Iterable[str]) -> tuple[str, ...]:
 
 
 def text(value: str) -> str:
-    """A text that can be written as UTF-8: without half of a surrogate pair."""
-    if not isinstance(value, str):
-        raise InvalidParameterError(f"Expected a text, found {type(value).__name__}.")
+    """A text that can be written as UTF-8: without half of a surrogate pair. What is no text passes."""
     _check(value)
     return value
 

@@ -24,6 +24,8 @@ def claim(card: ModelCard, backend: str | None) -> Claim | None:
             _check(card)
             found = choose(card, backend)
     except IncompatibleWeightsError as problem:
+        if "model_index.json" not in card.documents:
+            return None
         return Claim(kind="diffusion", fit=Fit.FALLBACK, problem=problem, reason="damaged configurations")
     if found is not None:
         return Claim(

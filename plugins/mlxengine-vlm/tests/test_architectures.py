@@ -86,7 +86,7 @@ def test_a_row_that_was_parked_goes_on_as_if_nothing_had_been(
     request = asking("w20 w31 w44", RED, BLUE, ignore_eos=True, max_tokens=30, temperature=1.0, seed=5)
     wanted = plugin.answer(model, request)
     monkeypatch.setattr(rows, "STALL", 3)
-    stalled = plugin.start(model, request)
+    stalled = plugin.admitted(model, request)
     with plugin.backend.stream():
         first = [next(stalled) for _ in range(4)]
     plugin.run([plugin.start(model, asking("w20", GREEN, ignore_eos=True, max_tokens=30))])

@@ -98,7 +98,7 @@ def test_stop_texts_and_end_tokens_belong_to_one_request(plugin: Plugin, tiny: A
 
 def test_a_request_that_fails_ends_alone(plugin: Plugin, tiny: Any) -> None:
     wanted = plugin.answer(tiny, asking(DESCRIBE, BLUE))
-    bad = plugin.start(tiny, asking(DESCRIBE, RED))
+    bad = plugin.admitted(tiny, asking(DESCRIBE, RED))
 
     def plan() -> Any:
         raise ValueError("this picture cannot be encoded")
@@ -138,7 +138,7 @@ def test_a_reader_that_stalls_keeps_its_place_and_delays_nobody(
     monkeypatch.setattr(rows, "STALL", 4)
     slow = asking(DESCRIBE, RED, ignore_eos=True, max_tokens=40, temperature=1.0, seed=3)
     wanted = plugin.answer(tiny, slow)
-    stalled = plugin.start(tiny, slow)
+    stalled = plugin.admitted(tiny, slow)
     with plugin.backend.stream():
         first = [next(stalled) for _ in range(3)]
     quick = plugin.run([plugin.start(tiny, asking(DESCRIBE, BLUE, ignore_eos=True, max_tokens=60))])
@@ -149,7 +149,7 @@ def test_a_reader_that_stalls_keeps_its_place_and_delays_nobody(
 
 
 def test_a_cancelled_request_leaves_the_batch_before_the_next_step(plugin: Plugin, tiny: Any) -> None:
-    stream = plugin.start(tiny, asking(DESCRIBE, RED, ignore_eos=True, max_tokens=500))
+    stream = plugin.admitted(tiny, asking(DESCRIBE, RED, ignore_eos=True, max_tokens=500))
     with plugin.backend.stream():
         for _ in range(6):
             next(stream)
@@ -187,7 +187,7 @@ def test_text_alone_needs_no_picture_and_raw_prompts_and_tokens_work(plugin: Plu
     tokens = tiny.processor.tokenizer.encode(raw)
     assert plugin.answer(tiny, TextRequest(prompt_tokens=tokens)).strip() == "5"
     with pytest.raises(InvalidParameterError):
-        plugin.start(tiny, TextRequest(prompt_tokens=[99_999]))
+        plugin.answer(tiny, TextRequest(prompt_tokens=[99_999]))
 
 
 def test_n_answers_to_one_picture_are_told_apart_and_follow_their_seeds(plugin: Plugin, fresh: Any) -> None:

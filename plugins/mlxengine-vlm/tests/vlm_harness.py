@@ -30,6 +30,7 @@ from mlxengine import (
 )
 from mlxengine.contract.features import FeatureRegistry, Layer, Level
 from mlxengine.toolkit import backend
+from mlxengine.toolkit.aside import Prepared
 from mlxengine_vlm import plugin
 
 
@@ -107,6 +108,12 @@ class Plugin:
             )
         assert found is not None
         return found
+
+    def admitted(self, model: Any, request: Any) -> Any:
+        """The iterator of a request whose prompt is made, and whose row waits for the next step."""
+        stream = self.start(model, request)
+        with self.backend.stream():
+            return stream.answers() if isinstance(stream, Prepared) else stream
 
     def run(
         self,

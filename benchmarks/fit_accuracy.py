@@ -31,7 +31,10 @@ def measure(path: str, context: int) -> dict[str, object]:
         ImageRequest,
         InferenceEngine,
         Message,
+        PictureWorkload,
         TextRequest,
+        TextWorkload,
+        VectorWorkload,
     )
 
     with InferenceEngine() as engine:
@@ -42,23 +45,24 @@ def measure(path: str, context: int) -> dict[str, object]:
         if handle.kind == "embed":
             request = EmbedRequest(texts=("word " * 4000,) * 8)
             longest = handle.info.get("max_length")
-            report = engine.fit(path, batch=8, context_length=longest if isinstance(longest, int) else 512)
+            length = longest if isinstance(longest, int) else 512
+            report = engine.fit(path, VectorWorkload(batch=8, context_length=length))
         elif handle.kind == "diffusion":
             size = (64, 64)
             request = ImageRequest(prompt="a red circle", size=size, steps=2, seed=0)
-            report = engine.fit(path, size=size)
+            report = engine.fit(path, PictureWorkload(size=size))
         elif handle.kind == "vlm":
             from PIL import Image
 
             size = (64, 64)
             picture = ImagePart(Image.new("RGB", size, "red"))
             request = TextRequest(messages=(Message.user([picture, "What shape is it?"]),))
-            report = engine.fit(path, size=size, context_length=256)
+            report = engine.fit(path, TextWorkload(size=size, context_length=256))
         else:
             tokens = tuple(2 + index % 250 for index in range(context - 16))
             params = GenerateParams(max_tokens=16, ignore_eos=True)
             request = TextRequest(prompt_tokens=tokens, params=params)
-            report = engine.fit(path, context_length=context)
+            report = engine.fit(path, TextWorkload(context_length=context))
         mx.reset_peak_memory()
         handle.run(request)
         measured = mx.get_peak_memory()

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .contract.events import FinishReason as FinishReason
     from .contract.events import Metrics as Metrics
     from .contract.events import Progress as Progress
+    from .contract.events import TokenUsage as TokenUsage
     from .contract.events import Usage as Usage
     from .contract.events import Waiting as Waiting
     from .contract.features import Explanation as Explanation
@@ -53,6 +54,15 @@ if TYPE_CHECKING:
     from .contract.hookspecs import RunContext as RunContext
     from .contract.hookspecs import Workload as Workload
     from .contract.hookspecs import hookimpl as hookimpl
+    from .contract.kinds import Answer as Answer
+    from .contract.kinds import Asking as Asking
+    from .contract.kinds import Kind as Kind
+    from .contract.kinds import Lesser as Lesser
+    from .contract.kinds import Measuring as Measuring
+    from .contract.kinds import Mock as Mock
+    from .contract.kinds import Option as Option
+    from .contract.kinds import Task as Task
+    from .contract.kinds import Wanted as Wanted
     from .contract.plugins import Owner as Owner
     from .contract.plugins import PluginRecord as PluginRecord
     from .contract.requests import Request as Request
@@ -79,6 +89,7 @@ if TYPE_CHECKING:
     from .pictures.outputs import ImagePreview as ImagePreview
     from .pictures.outputs import ImageReady as ImageReady
     from .pictures.requests import ImageRequest as ImageRequest
+    from .pictures.workload import PictureWorkload as PictureWorkload
     from .protocol import LLMEngine as LLMEngine
     from .registry import ModelRegistry as ModelRegistry
     from .streams import AsyncEventStream as AsyncEventStream
@@ -111,12 +122,14 @@ if TYPE_CHECKING:
     from .text.requests import UnloadAdapterRequest as UnloadAdapterRequest
     from .text.session import AsyncSession as AsyncSession
     from .text.session import Session as Session
+    from .text.workload import TextWorkload as TextWorkload
     from .vectors.handle import AsyncEmbeddingHandle as AsyncEmbeddingHandle
     from .vectors.handle import EmbeddingHandle as EmbeddingHandle
     from .vectors.outputs import Embeddings as Embeddings
     from .vectors.outputs import Scores as Scores
     from .vectors.requests import EmbedRequest as EmbedRequest
     from .vectors.requests import RankRequest as RankRequest
+    from .vectors.workload import VectorWorkload as VectorWorkload
 
 _MODULES = ("errors", "hub")
 _HOMES = {
@@ -124,11 +137,12 @@ _HOMES = {
     "contract.checks": "Check CheckStatus SelfTestContext",
     "contract.configuration": "FileInfo ModelCard ModelConfiguration ModelRef Provenance Source TensorInfo",
     "contract.device": "Device",
-    "contract.events": "Array Event Finished FinishReason Metrics Progress Usage Waiting",
+    "contract.events": "Array Event Finished FinishReason Metrics Progress TokenUsage Usage Waiting",
     "contract.features": "Explanation Feature Features LLMEngineFeatures Stage",
     "contract.fit": "FitReport FitVerdict",
     "contract.hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate ModelState RunContext "
     "Workload hookimpl",
+    "contract.kinds": "Answer Asking Kind Lesser Measuring Mock Option Task Wanted",
     "contract.plugins": "Owner PluginRecord",
     "contract.requests": "Request",
     "diagnosis": "Diagnosis diagnose",
@@ -140,6 +154,7 @@ _HOMES = {
     "metrics": "EngineCollector Histogram ModelMetrics openmetrics",
     "pictures.handle": "AsyncImageHandle ImageHandle Picture",
     "pictures.outputs": "ImagePreview ImageReady",
+    "pictures.workload": "PictureWorkload",
     "pictures.requests": "ImageRequest",
     "protocol": "LLMEngine",
     "registry": "ModelRegistry",
@@ -152,10 +167,12 @@ _HOMES = {
     "text.params": "GenerateParams",
     "text.partial_json": "PartialJSON",
     "text.replies": "TextReply",
+    "text.workload": "TextWorkload",
     "text.requests": "LoadAdapterRequest ScoreRequest TextRequest UnloadAdapterRequest",
     "text.session": "AsyncSession Session",
     "vectors.handle": "AsyncEmbeddingHandle EmbeddingHandle",
     "vectors.outputs": "Embeddings Scores",
+    "vectors.workload": "VectorWorkload",
     "vectors.requests": "EmbedRequest RankRequest",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -4,11 +4,11 @@ The file is ``mlxengine.toml`` in the user's configuration folder, or what ``MLX
 
     model = "org/name"                # what `mlxengine run` and `chat` use
     [features]
-    llm.kv_bits = 4
+    audio.threshold = 4
     [hub]
     cache_dir = "~/models"
     [plugins]
-    llm = "mlxengine-llm"             # which distribution provides a name that several claim
+    audio = "mlxengine-audio"         # which distribution provides a name that several claim
     [[models]]
     id = "org/name"
     size = "135M"
@@ -212,7 +212,7 @@ class _Reader:
         )
 
     def _flags(self, table: Mapping[str, Any], place: str) -> dict[str, object]:
-        """Flags written as ``llm.kv_bits = 4``, ``"llm.kv_bits" = 4`` or in a table ``[features.llm]``."""
+        """Flags written as ``audio.gain = 4``, ``"audio.gain" = 4`` or in a table ``[features.audio]``."""
         found: dict[str, object] = {}
         for name, value in table.items():
             inner = (

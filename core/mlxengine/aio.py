@@ -6,19 +6,19 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from ._memory.live import LiveModel, Report
-from .contract import kinds
 from .contract.configuration import ModelConfiguration
-from .contract.kinds import async_handle_type
-from .engine import InferenceEngine, closing_beside
+from .engine import InferenceEngine, LoadOptions, closing_beside
 from .handle import AsyncModelHandle
-from .text.handle import AsyncTextHandle
 
 if TYPE_CHECKING:
     from .pictures.handle import AsyncImageHandle
+    from .text.handle import AsyncTextHandle
     from .vectors.handle import AsyncEmbeddingHandle
+
+H = TypeVar("H", bound=AsyncModelHandle)
 
 
 class AsyncInferenceEngine:
@@ -40,69 +40,59 @@ class AsyncInferenceEngine:
         on_progress: Report | None = None,
     ) -> AsyncModelHandle:
         """See `InferenceEngine.load`. Cancelling the task cancels the load."""
-        live = await self._load(model, (), plugin, features, verify, on_progress)
-        return async_handle_type(live.claim.kind)(self.sync, live)
+        found: AsyncModelHandle = await self._load(None, model, plugin, features, verify, on_progress)
+        return found
+
+    async def load_as(
+        self, handle: type[H], model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
+    ) -> H:
+        """See `InferenceEngine.load_as`; ``handle`` is the kind's handle for asyncio."""
+        found = await self._load(handle, model, **options)
+        assert isinstance(found, handle)
+        return found
 
     async def load_text(
-        self,
-        model: str | Path | ModelConfiguration,
-        *,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        verify: str | None = None,
-        on_progress: Report | None = None,
+        self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
     ) -> AsyncTextHandle:
         """See `InferenceEngine.load_text`."""
-        live = await self._load(model, kinds.TEXT, plugin, features, verify, on_progress)
-        return AsyncTextHandle(self.sync, live)
+        from .text.handle import AsyncTextHandle
+
+        return await self.load_as(AsyncTextHandle, model, **options)
 
     async def load_embeddings(
-        self,
-        model: str | Path | ModelConfiguration,
-        *,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        verify: str | None = None,
-        on_progress: Report | None = None,
+        self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
     ) -> AsyncEmbeddingHandle:
         """See `InferenceEngine.load_embeddings`."""
         from .vectors.handle import AsyncEmbeddingHandle
 
-        live = await self._load(model, kinds.EMBED, plugin, features, verify, on_progress)
-        return AsyncEmbeddingHandle(self.sync, live)
+        return await self.load_as(AsyncEmbeddingHandle, model, **options)
 
     async def load_images(
-        self,
-        model: str | Path | ModelConfiguration,
-        *,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        verify: str | None = None,
-        on_progress: Report | None = None,
+        self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
     ) -> AsyncImageHandle:
         """See `InferenceEngine.load_images`."""
         from .pictures.handle import AsyncImageHandle
 
-        live = await self._load(model, kinds.IMAGE, plugin, features, verify, on_progress)
-        return AsyncImageHandle(self.sync, live)
+        return await self.load_as(AsyncImageHandle, model, **options)
 
     async def _load(
         self,
+        handle: type | None,
         model: str | Path | ModelConfiguration,
-        wanted: tuple[str, ...],
-        plugin: str | None,
-        features: Mapping[str, object] | None,
-        verify: str | None,
-        on_progress: Report | None,
-    ) -> LiveModel:
-        pending = self.sync._start_load(model, wanted, plugin, features, verify, on_progress)
+        plugin: str | None = None,
+        features: Mapping[str, object] | None = None,
+        verify: str | None = None,
+        on_progress: Report | None = None,
+    ) -> Any:
+        pending = self.sync._start_load(handle, model, plugin, features, verify, on_progress)
         try:
             loading = asyncio.wrap_future(pending.future)
             loading.add_done_callback(_looked_at)
-            return await asyncio.shield(loading)
+            live = await asyncio.shield(loading)
         except BaseException:
             self.sync._pool.give_up(pending)
             raise
+        return self.sync._handle(live, "async_handle")
 
     async def close(self) -> None:
         """See `InferenceEngine.close`."""

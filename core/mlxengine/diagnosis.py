@@ -21,23 +21,14 @@ from ._version import __version__
 from .contract._core_features import MOCK
 from .contract.checks import Check, CheckStatus, SelfTestContext
 from .contract.device import Device
+from .contract.kinds import own_kinds
 from .errors import CancelledError, HubUnavailableError, MLXEngineError
 
 if TYPE_CHECKING:
     from ._machine.blas import Blas
     from ._machine.gaps import Gap
 
-LIBRARIES = (
-    "mlx",
-    "mlx-lm",
-    "mlx-vlm",
-    "mlx-embeddings",
-    "diffuse-mlx",
-    "transformers",
-    "huggingface-hub",
-    "attrs",
-    "pluggy",
-)
+LIBRARIES = ("mlx", "huggingface-hub", "attrs", "pluggy")
 _LOW_DISK = 5 * 2**30
 _PATIENCE = 10.0
 
@@ -99,11 +90,17 @@ def diagnose(*, self_test: bool = False, network: bool = False) -> Diagnosis:
     return Diagnosis(
         checks=tuple(checks),
         device=device,
-        versions=tuple((name, _version(name)) for name in LIBRARIES),
+        versions=tuple((name, _version(name)) for name in _libraries(host)),
         blas=blas,
         gflops=gflops,
         gaps=gaps,
     )
+
+
+def _libraries(host: Host | None) -> tuple[str, ...]:
+    """The packages that matter: core's own, and those that the kinds name."""
+    kinds = own_kinds() if host is None else host.kinds.values()
+    return tuple(dict.fromkeys([*LIBRARIES, *(name for kind in kinds for name in kind.libraries)]))
 
 
 def _device(device: Device) -> Check:
@@ -185,11 +182,13 @@ def _plugins(settings: Settings) -> tuple[Host | None, list[Check]]:
             remedy = record.error.hint or f"Reinstall or uninstall {record.distribution or record.name}."
             checks.append(Check(name=name, status="failed", detail=record.error.message, remedy=remedy))
         else:
-            checks.append(
-                Check(name=name, detail=f"{record.distribution or 'an object'} {record.version or ''}")
-            )
+            detail = f"{record.distribution or 'an object'} {record.version or ''}".strip()
+            if record.kinds:
+                detail += f", brings {', '.join(kind.name for kind in record.kinds)}"
+            checks.append(Check(name=name, detail=detail))
     if not host.active():
-        remedy = 'Install the kinds you need: pip install "mlxengine[llm]" (or vlm, embed, diffusion, all).'
+        first, *others = (f'"{kind.install}"' for kind in own_kinds())
+        remedy = f"Install the kinds you need: pip install {first} (or {', '.join(others)})."
         checks.append(
             Check(name="plugins", status="failed", detail="no kind of model can run", remedy=remedy)
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
 
 import attrs
 
@@ -18,7 +18,6 @@ from ._scheduling.faults import running, stuck
 from ._scheduling.recovery import RecoveringSink
 from ._scheduling.task import Task
 from ._scheduling.threads import forked, refuse_fork
-from .contract import kinds
 from .contract._core_features import DEGRADE
 from .contract.features import Features, Layer, Level
 from .contract.hookspecs import RunContext
@@ -39,6 +38,17 @@ if TYPE_CHECKING:
     from .text.handle import TextHandle
     from .vectors.handle import EmbeddingHandle
 
+H = TypeVar("H", bound="ModelHandle")
+
+
+class LoadOptions(TypedDict, total=False):
+    """What a load may say beside the model; `InferenceEngine.load` says what each means."""
+
+    plugin: str | None
+    features: Mapping[str, object] | None
+    verify: str | None
+    on_progress: Report | None
+
 
 class InferenceEngine(EngineBase):
     """Loads models and runs their requests. Use it as a context manager, or call `close`.
@@ -46,7 +56,7 @@ class InferenceEngine(EngineBase):
     What is left out comes from the environment and the configuration file.
 
     Args:
-        backend: ``"mlx"``, or ``"mock"`` for the mock back end (`mlxengine.testing.mock`).
+        backend: ``"mlx"``, or ``"mock"`` for the mock back end, which `Kind.mock` says what to make for.
         plugins: plugin objects, or ``(name, object)`` pairs, instead of the installed entry points.
         distributions: which distribution provides an entry-point name that several claim.
         features: feature flags for everything that this engine loads.
@@ -93,8 +103,20 @@ class InferenceEngine(EngineBase):
             ConfigurationError, ResolutionError, DownloadError, PluginError, LoadError: as they say.
             EngineClosedError: the engine was closed.
         """
-        live = self._load(model, (), plugin, features, verify, on_progress)
-        return kinds.handle_type(live.claim.kind)(self, live)
+        found: ModelHandle = self._handle(self._load(None, model, plugin, features, verify, on_progress))
+        return found
+
+    def load_as(
+        self, handle: type[H], model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
+    ) -> H:
+        """Like `load`, for a model whose kind has this handle: ``engine.load_as(SpeechHandle, "org/name")``.
+
+        Raises:
+            InvalidParameterError: the model is of a kind that has another one, found before it is fetched.
+        """
+        found = self._handle(self._load(handle, model, **options))
+        assert isinstance(found, handle)
+        return found
 
     def switch(
         self,
@@ -108,73 +130,51 @@ class InferenceEngine(EngineBase):
 
         Of several calls at once the last wins; the others end with `CancelledError`.
         """
-        live = self._switch.to(lambda: self._start_load(model, (), plugin, features, None, on_progress))
-        return kinds.handle_type(live.claim.kind)(self, live)
+        start = self._start_load
+        live = self._switch.to(lambda: start(None, model, plugin, features, None, on_progress))
+        found: ModelHandle = self._handle(live)
+        return found
 
-    def load_text(
-        self,
-        model: str | Path | ModelConfiguration,
-        *,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        verify: str | None = None,
-        on_progress: Report | None = None,
-    ) -> TextHandle:
-        """Like `load`, for a language or vision-language model.
-
-        Raises:
-            InvalidParameterError: the model is of another kind.
-        """
+    def load_text(self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]) -> TextHandle:
+        """`load_as` for a model that answers in text."""
         from .text.handle import TextHandle
 
-        return TextHandle(self, self._load(model, kinds.TEXT, plugin, features, verify, on_progress))
+        return self.load_as(TextHandle, model, **options)
 
     def load_embeddings(
-        self,
-        model: str | Path | ModelConfiguration,
-        *,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        verify: str | None = None,
-        on_progress: Report | None = None,
+        self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
     ) -> EmbeddingHandle:
-        """Like `load`, for an embedding model.
-
-        Raises:
-            InvalidParameterError: the model is of another kind.
-        """
+        """`load_as` for a model that makes vectors."""
         from .vectors.handle import EmbeddingHandle
 
-        return EmbeddingHandle(self, self._load(model, kinds.EMBED, plugin, features, verify, on_progress))
+        return self.load_as(EmbeddingHandle, model, **options)
 
     def load_images(
-        self,
-        model: str | Path | ModelConfiguration,
-        *,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        verify: str | None = None,
-        on_progress: Report | None = None,
+        self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
     ) -> ImageHandle:
-        """Like `load`, for an image-generation model.
-
-        Raises:
-            InvalidParameterError: the model is of another kind.
-        """
+        """`load_as` for a model that makes pictures."""
         from .pictures.handle import ImageHandle
 
-        return ImageHandle(self, self._load(model, kinds.IMAGE, plugin, features, verify, on_progress))
+        return self.load_as(ImageHandle, model, **options)
+
+    def _handle(self, live: LiveModel, which: str = "handle") -> Any:
+        """What the caller gets for a model that it holds; one that has no handle is given up."""
+        try:
+            return self._host.kind(live.claim.kind).find(which)(self, live)
+        except BaseException:
+            self._release(live)
+            raise
 
     def _load(
         self,
+        handle: type | None,
         model: str | Path | ModelConfiguration,
-        wanted: tuple[str, ...],
-        plugin: str | None,
-        features: Mapping[str, object] | None,
-        verify: str | None,
-        on_progress: Report | None,
+        plugin: str | None = None,
+        features: Mapping[str, object] | None = None,
+        verify: str | None = None,
+        on_progress: Report | None = None,
     ) -> LiveModel:
-        pending = self._start_load(model, wanted, plugin, features, verify, on_progress)
+        pending = self._start_load(handle, model, plugin, features, verify, on_progress)
         try:
             return pending.future.result()
         except BaseException:
@@ -183,12 +183,12 @@ class InferenceEngine(EngineBase):
 
     def _start_load(
         self,
+        handle: type | None,
         model: str | Path | ModelConfiguration,
-        wanted: tuple[str, ...],
-        plugin: str | None,
-        features: Mapping[str, object] | None,
-        verify: str | None,
-        on_progress: Report | None,
+        plugin: str | None = None,
+        features: Mapping[str, object] | None = None,
+        verify: str | None = None,
+        on_progress: Report | None = None,
     ) -> PendingLoad:
         if verify not in (None, "deep"):
             raise InvalidParameterError(f"verify={verify!r} is not known.", hint='Write verify="deep".')
@@ -198,7 +198,7 @@ class InferenceEngine(EngineBase):
         if features:
             merged = {**dict(configuration.features), **features}
             configuration = attrs.evolve(configuration, features=tuple(sorted(merged.items())))
-        return self._pool.start(LoadKey(configuration, wanted, verify), on_progress)
+        return self._pool.start(LoadKey(configuration, handle, verify), on_progress)
 
     # -- running -------------------------------------------------------------------------------------
 
@@ -318,4 +318,4 @@ def closing_beside(error: BaseException | None) -> Iterator[None]:
         error.add_note(str(problem))
 
 
-__all__ = ["InferenceEngine"]
+__all__ = ["InferenceEngine", "LoadOptions"]

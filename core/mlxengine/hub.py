@@ -51,7 +51,7 @@ def search(
     """Models on the hub whose names match, best first, each with whether it fits on this machine.
 
     Args:
-        kind: ``"llm"``, ``"vlm"``, ``"embed"`` or ``"diffusion"``.
+        kind: a kind that core or an installed plugin lists, and that the hub has a tag for.
         author: only this user's or organization's.
         library: only those with this tag; ``None`` for any.
         max_size: most bytes of weights.
@@ -64,7 +64,8 @@ def search(
         InvalidParameterError: an unknown kind or order.
         HubUnavailableError, HubAuthError, OfflineError: the hub did not answer.
     """
-    from ._hub.search import memory_verdict
+    from ._config import load_settings
+    from ._engine.host import Host
 
     access = _Access.of(endpoint=endpoint, token=token)
     return _search(
@@ -77,7 +78,8 @@ def search(
         fits=fits,
         sort=sort,
         limit=limit,
-        verdict=None if device is None else lambda weight_bytes: memory_verdict(weight_bytes, device),
+        device=device,
+        kinds=Host(distributions=load_settings().distributions).kinds,
         cancelled=cancelled,
     )
 

@@ -54,7 +54,7 @@ class ModelMetrics:
     Args:
         id, kind: which model.
         requests: how many, by how they ended: a finish reason, or the error's class.
-        prompt_tokens, completion_tokens, cached_tokens: sums over those that finished.
+        usage: sums over those that finished, by the kind's own units (``"prompt_tokens"`` …).
         device_seconds: what all of them had of the device.
         queue_seconds, first_event_seconds, total_seconds: times from submission, of those that finished.
         peak_memory_bytes: the largest that a request reported, ``None`` where none did.
@@ -63,9 +63,7 @@ class ModelMetrics:
     id: str
     kind: str
     requests: Mapping[str, int] = field(converter=freeze)
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
+    usage: Mapping[str, float] = field(converter=freeze)
     device_seconds: float
     queue_seconds: Histogram
     first_event_seconds: Histogram
@@ -109,10 +107,8 @@ class EngineCollector:
         requests = core.CounterMetricFamily(
             "mlxengine_requests", "Requests that are over, by how they ended.", labels=[*labels, "outcome"]
         )
-        tokens = core.CounterMetricFamily(
-            "mlxengine_tokens",
-            "Tokens: of prompts, of answers, and cached.",
-            labels=[*labels, "of"],
+        usage = core.CounterMetricFamily(
+            "mlxengine_usage", "What requests used, in the units of their kind.", labels=[*labels, "unit"]
         )
         device = core.CounterMetricFamily(
             "mlxengine_device_seconds", "Time that requests had of the device.", labels=labels
@@ -130,9 +126,8 @@ class EngineCollector:
             which = [item.id, item.kind]
             for outcome, count in item.requests.items():
                 requests.add_metric([*which, outcome], count)
-            tokens.add_metric([*which, "prompt"], item.prompt_tokens)
-            tokens.add_metric([*which, "completion"], item.completion_tokens)
-            tokens.add_metric([*which, "cached"], item.cached_tokens)
+            for unit, number in item.usage.items():
+                usage.add_metric([*which, unit], number)
             device.add_metric(which, item.device_seconds)
             for name, family in families.items():
                 histogram: Histogram = getattr(item, name)
@@ -141,7 +136,7 @@ class EngineCollector:
                     below += count
                     buckets.append((str(bound), below))
                 family.add_metric(which, buckets, sum_value=histogram.total)
-        yield from (requests, tokens, device, *families.values())
+        yield from (requests, usage, device, *families.values())
 
     def _memory(self) -> Iterator[Any]:
         report = self._engine.memory()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import enum
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from attrs import evolve, fields_dict, frozen
 
@@ -18,6 +18,7 @@ from ._registry.selection import Prefer, Recommendation, base_name, bits_of, rec
 from ._registry.tasks import for_task
 from .contract.configuration import ModelConfiguration, Provenance, parse_size
 from .contract.device import Device
+from .contract.kinds import Kind, named, own_kinds
 from .errors import (
     ConfigurationError,
     InvalidModelRefError,
@@ -49,11 +50,15 @@ class Entry:
 class ModelRegistry:
     """The single source of truth for configurations that are known without asking a hub.
 
-    Iterating gives the configurations, smallest first, unknown sizes last.
+    Iterating gives the configurations, smallest first, unknown sizes last. ``kinds`` say which tasks there
+    are; core's own by default.
     """
 
-    def __init__(self, entries: Iterable[ModelConfiguration] = ()) -> None:
+    def __init__(
+        self, entries: Iterable[ModelConfiguration] = (), kinds: Mapping[str, Kind] | None = None
+    ) -> None:
         self._entries: dict[str, Entry] = {}
+        self._kinds = named(own_kinds()) if kinds is None else kinds
         for item in entries:
             self.register(item)
 
@@ -241,11 +246,12 @@ class ModelRegistry:
         budget: int | None = None,
         among: Collection[str] | None = None,
         checked_only: bool = False,
+        reckon: Callable[[ModelConfiguration], int | None] | None = None,
     ) -> Recommendation:
         """The entry of a kind that suits a device best, and why, in words.
 
         Args:
-            kind: ``"llm"``, ``"vlm"`` …
+            kind: one of ``kinds``.
             device: the machine; detected if left out.
             task: only entries that are for it by what they say themselves: ``"chat"``, ``"code"``,
                 ``"reasoning"``, ``"tools"``, ``"multilingual"``, ``"rerank"``, ``"turbo"`` …
@@ -254,6 +260,8 @@ class ModelRegistry:
             budget: bytes to stay within instead of the device's working set.
             among: consider only these ids (what is on disk, for example).
             checked_only: consider only entries that were checked, as ``auto:`` does.
+            reckon: bytes that an entry needs, where somebody knows better than its weights (an engine's
+                ``reckon``).
 
         Raises:
             InvalidParameterError: no entry is of such a kind or for such a task (near ones are named), or
@@ -272,8 +280,8 @@ class ModelRegistry:
         if checked_only:
             entries = [item for item in entries if item.provenance is not None]
         if task is not None:
-            entries = for_task(entries, kind, task)
-        return recommend(entries, kind, device or Device.detect(), Prefer(prefer), budget, task)
+            entries = for_task(entries, kind, task, self._kinds.get(kind))
+        return recommend(entries, kind, device or Device.detect(), Prefer(prefer), budget, task, reckon)
 
     def provenance(self, model: str, field: str) -> Provenance | None:
         """Where one fact of an entry comes from, or when it was checked; ``None`` if nobody did.
@@ -292,13 +300,15 @@ class ModelRegistry:
 
 
 def build_registry(
-    listed: Mapping[str, Iterable[ModelConfiguration]], own: Iterable[ModelConfiguration] = ()
+    listed: Mapping[str, Iterable[ModelConfiguration]],
+    own: Iterable[ModelConfiguration] = (),
+    kinds: Mapping[str, Kind] | None = None,
 ) -> ModelRegistry:
     """The registry of the plugins' entries, by provider, and the configuration file's.
 
     An entry that cannot be taken over is left out with a warning: one bad entry does not cost the rest.
     """
-    found = ModelRegistry()
+    found = ModelRegistry(kinds=kinds)
     for provider, items in listed.items():
         for item in items:
             try:

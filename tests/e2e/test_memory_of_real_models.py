@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mlxengine import GenerateParams, InferenceEngine, TextDelta, TextRequest, errors
+from mlxengine import GenerateParams, InferenceEngine, TextDelta, TextRequest, TextWorkload, errors
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import itertools
@@ -150,8 +150,10 @@ def test_with_warm_caches_the_ledger_is_what_mlx_reports(models):
 @pytest.mark.feature("core.degrade")
 def test_a_real_model_is_loaded_with_less_where_less_fits(models):
     with InferenceEngine() as engine:
-        asked, half = (engine.fit(models[0], context_length=tokens).needed for tokens in (4096, 2048))
-        packed = engine.fit(models[0], context_length=2048, kv_bits=8).needed
+        asked, half = (
+            engine.fit(models[0], TextWorkload(context_length=tokens)).needed for tokens in (4096, 2048)
+        )
+        packed = engine.fit(models[0], TextWorkload(context_length=2048, kv_bits=8)).needed
     prompt = TextRequest(prompt_tokens=tuple(2 + index % 250 for index in range(600)), params=PARAMS)
     for budget, info, bits in ((asked, None, None), (half, 2048, None), (packed, 2048, 8)):
         with InferenceEngine(memory_budget=budget) as engine:
@@ -169,7 +171,7 @@ def test_a_real_model_is_loaded_with_less_where_less_fits(models):
 def test_requests_that_would_exceed_the_budget_together_wait_and_the_report_says_so(models):
     params = GenerateParams(max_tokens=3000, ignore_eos=True)
     with InferenceEngine() as engine:
-        fit = engine.fit(models[0], context_length=4096)
+        fit = engine.fit(models[0], TextWorkload(context_length=4096))
     with InferenceEngine(memory_budget=fit.needed + fit.estimate.cache) as engine:
         model = engine.load(models[0])
         assert engine.health().ok

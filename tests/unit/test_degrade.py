@@ -16,6 +16,7 @@ from mlxengine import (
     Finished,
     Fit,
     InferenceEngine,
+    Kind,
     LLMEngineFeatures,
     Loaded,
     MemoryEstimate,
@@ -61,6 +62,11 @@ class Talk:
     @hookimpl
     def list_features(self):
         return (BITS,)
+
+    @hookimpl
+    def list_kinds(self):
+        workload, degrade = "mlxengine.text.workload:TextWorkload", "mlxengine.text.degrade:degrade"
+        return [Kind(name="talk", workload=workload, degrade=degrade)]
 
     @hookimpl
     def claim_model(self, card):

@@ -10,13 +10,14 @@ from mlxengine import (
     FileInfo,
     Fit,
     FitVerdict,
+    Kind,
     MemoryEstimate,
     ModelCard,
     ModelConfiguration,
     ModelRef,
     Source,
     TensorInfo,
-    Workload,
+    TextWorkload,
 )
 from mlxengine._memory import history
 from mlxengine.cli import main
@@ -51,21 +52,25 @@ def card(tensors=(), **config):
 
 
 def test_a_key_value_cache_counts_its_heads_windows_and_bits():
-    plain = estimator(card())(Workload(context_length=512, batch=3))
+    plain = estimator(card())(TextWorkload(context_length=512, batch=3))
     # 2 layers × keys and values × 2 heads of 16 × 512 tokens × 3 requests × 2 bytes
     assert plain.cache == 2 * 2 * 2 * 16 * 512 * 3 * 2
-    assert estimator(card())(Workload(context_length=512, batch=3, backend="cpu")).cache == 2 * plain.cache
-    quantized = estimator(card())(Workload(context_length=512, batch=3, kv_bits=4))
+    assert (
+        estimator(card())(TextWorkload(context_length=512, batch=3, backend="cpu")).cache == 2 * plain.cache
+    )
+    quantized = estimator(card())(TextWorkload(context_length=512, batch=3, kv_bits=4))
     assert quantized.cache == pytest.approx(plain.cache * 4.5 / 16)
     kinds = ["sliding_attention", "full_attention"]
-    sliding = estimator(card(sliding_window=256, layer_types=kinds))(Workload(context_length=512, batch=3))
+    sliding = estimator(card(sliding_window=256, layer_types=kinds))(
+        TextWorkload(context_length=512, batch=3)
+    )
     assert sliding.cache == plain.cache * 3 // 4
 
 
 def test_weights_are_reckoned_as_they_are_kept_on_the_back_end():
     half = card([("a.weight", "F16", 1000), ("b.weight", "F32", 500)])
-    assert loaded_weights(half, Workload(backend="metal")) == 1500
-    assert loaded_weights(half, Workload(backend="cpu")) == 2500
+    assert loaded_weights(half, TextWorkload(backend="metal")) == 1500
+    assert loaded_weights(half, TextWorkload(backend="cpu")) == 2500
     packed = card(
         [
             ("a.weight", "U32", 4000),
@@ -75,10 +80,10 @@ def test_weights_are_reckoned_as_they_are_kept_on_the_back_end():
         ],
         quantization={"group_size": 32, "bits": 4},
     )
-    assert loaded_weights(packed, Workload(backend="cuda")) == 5010
-    assert loaded_weights(packed, Workload(backend="cpu", free_memory=GB)) == 4000 * 8 + 20
-    assert loaded_weights(packed, Workload(backend="cpu", free_memory=40_000)) == 4000 + 2000 + 20
-    cuda = Workload(backend="cuda", free_memory=GB)
+    assert loaded_weights(packed, TextWorkload(backend="cuda")) == 5010
+    assert loaded_weights(packed, TextWorkload(backend="cpu", free_memory=GB)) == 4000 * 8 + 20
+    assert loaded_weights(packed, TextWorkload(backend="cpu", free_memory=40_000)) == 4000 + 2000 + 20
+    cuda = TextWorkload(backend="cuda", free_memory=GB)
     assert loaded_weights(packed, cuda) == packed.weight_bytes
     assert loaded_weights(packed, cuda, dense_on=("cpu", "cuda")) == 4000 * 4 + 10
     assert estimator(packed)(cuda).weights == 4000 * 4 + 10
@@ -96,7 +101,7 @@ def test_weights_are_reckoned_as_they_are_kept_on_the_back_end():
 )
 def test_the_verdict_comes_with_its_arithmetic_in_three_lines(weights, budget, verdict, words):
     claim = Claim(kind="llm", fit=Fit.NATIVE, estimate=lambda _: MemoryEstimate(weights=weights))
-    report = fit(card(), claim, Device(backend="metal", name="M9", working_set=budget))
+    report = fit(card(), claim, Kind(name="llm"), Device(backend="metal", name="M9", working_set=budget))
     assert report.verdict is verdict
     assert report.margin == (None if budget is None else budget - weights)
     first, second, third = report.explanation

@@ -18,12 +18,12 @@ LAYERS = (
     "contract",
     "_config _hub_options memory health",
     "_scheduling _machine _hub _registry",
-    "hub registry metrics streams",
+    "registry metrics streams",
     "_memory",
     "_engine",
     "handle",
     "text vectors pictures",
-    "engine protocol diagnosis",
+    "engine protocol hub diagnosis",
     "aio",
     "cli testing toolkit",
     "__main__",
@@ -31,15 +31,9 @@ LAYERS = (
 FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms.split()}
 BESIDE = {"text", "vectors", "pictures"}
 
-# Arrows that still run upward. A kind that is listed like a stranger's empties most of them.
+# Arrows that still run upward.
 EXCEPTIONS = {
     ("contract.device", "_machine.detect"),  # `Device.detect`
-    ("contract.kinds", "handle"),
-    ("contract.kinds", "text.handle"),
-    ("contract.kinds", "vectors.handle"),
-    ("contract.kinds", "pictures.handle"),
-    ("_engine.base", "testing.mock"),  # the mock back end lives in the kit
-    ("_engine.loader", "testing.mock"),
     ("handle", "engine"),  # for the type alone
     ("metrics", "engine"),  # for the type alone
 }

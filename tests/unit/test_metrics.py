@@ -35,7 +35,7 @@ def test_what_ended_is_counted_by_model_and_by_how_it_ended(engine):
     assert (found.id, found.kind) == ("some/model", "llm")
     finished = sum(count for name, count in found.requests.items() if name != "CancelledError")
     assert (finished, found.requests["CancelledError"]) == (3, 1)
-    assert found.completion_tokens >= sum(reply.usage.completion_tokens for reply in replies)
+    assert found.usage["completion_tokens"] >= sum(reply.usage.completion_tokens for reply in replies)
     assert found.total_seconds.count == found.queue_seconds.count == 3
     slowest = max(reply.metrics.total_seconds for reply in replies)
     assert found.total_seconds.total >= slowest
@@ -51,7 +51,10 @@ def test_the_openmetrics_text_says_the_same_to_prometheus_own_parser(engine):
     assert text.endswith("# EOF\n")
     for outcome, count in values.requests.items():
         assert sample(text, "mlxengine_requests_total", outcome=outcome, **which) == count
-    assert sample(text, "mlxengine_tokens_total", of="completion", **which) == values.completion_tokens
+    assert (
+        sample(text, "mlxengine_usage_total", unit="completion_tokens", **which)
+        == values.usage["completion_tokens"]
+    )
     assert sample(text, "mlxengine_request_total_seconds_count", **which) == 1
     assert sample(text, "mlxengine_request_total_seconds_bucket", le="+Inf", **which) == 1
     assert sample(text, "mlxengine_health", mlxengine_health="healthy") == 1

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from mlxengine import Device, ModelConfiguration, ModelRegistry, Provenance
 from mlxengine._registry.tasks import tasks_of
+from mlxengine.contract.kinds import named, own_kinds
 from mlxengine.errors import (
     ConfigurationError,
     InvalidModelRefError,
@@ -208,7 +209,8 @@ def test_the_largest_variant_that_fits_is_recommended_with_a_reason(registry: Mo
     ],
 )
 def test_an_entry_s_tasks_are_what_it_says_itself(facts: dict[str, Any], tasks: set[str]) -> None:
-    assert tasks_of(ModelConfiguration(**{"kind": "llm", **facts})) == tasks
+    item = ModelConfiguration(**{"kind": "llm", **facts})
+    assert tasks_of(item, named(own_kinds())[item.kind]) == tasks
 
 
 def test_only_models_for_the_task_are_recommended(registry: ModelRegistry) -> None:

@@ -22,11 +22,11 @@ from mlxengine import (
     Message,
     Request,
     TextDelta,
+    TokenUsage,
     ToolCall,
     ToolCallPart,
     ToolResult,
     ToolResultPart,
-    Usage,
     hookimpl,
 )
 from mlxengine.errors import CancelledError, InvalidParameterError
@@ -63,7 +63,7 @@ class Script:
         else:
             yield from line
         reason = FinishReason.STOP if isinstance(line, str) else FinishReason.TOOL_CALLS
-        yield Finished(reason=reason, usage=Usage(prompt_tokens=10, completion_tokens=3))
+        yield Finished(reason=reason, usage=TokenUsage(prompt_tokens=10, completion_tokens=3))
 
 
 def clock(zone: str) -> str:
@@ -109,7 +109,7 @@ def test_calls_are_run_their_results_shown_and_the_whole_turn_kept(session: Any)
         "TextDelta",
         "Finished",
     ]
-    assert events[-1].usage == Usage(prompt_tokens=20, completion_tokens=6)
+    assert events[-1].usage == TokenUsage(prompt_tokens=20, completion_tokens=6)
     assert events[-1].reason == "stop"
     assert [message.role.value for message in talk.messages] == ["user", "assistant", "tool", "assistant"]
     assert script.seen[1].messages == talk.messages[:3]

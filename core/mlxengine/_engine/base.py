@@ -18,7 +18,7 @@ from .._units import parse_bytes
 from ..contract._core_features import MOCK
 from ..contract.features import FeatureRegistry, Layer, Level
 from ..contract.plugins import Owner, PluginRecord
-from ..errors import InvalidParameterError
+from ..errors import InvalidParameterError, MLXEngineError
 from .host import Host
 from .loader import Loader
 from .pool import ModelPool
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ..contract.configuration import ModelCard, ModelConfiguration
     from ..contract.device import Device
     from ..contract.fit import FitReport
+    from ..contract.hookspecs import Workload
+    from ..contract.kinds import Kind
     from ..health import Health
     from ..memory import MemoryReport
     from ..metrics import ModelMetrics
@@ -86,9 +88,9 @@ class EngineBase:
             mock=backend == "mock" or self._host.features.view().get(MOCK),
         )
         if self._options.mock:
-            from ..testing import mock
+            from . import mock
 
-            self.register(mock.MockPlugin(), mock.NAME)
+            self.register(mock.MockPlugin(lambda: self.kinds), mock.NAME)
         self._queue_size = queue_size
         self._budget = step_budget_ms
         self._scheduler = Scheduler()
@@ -117,12 +119,17 @@ class EngineBase:
         return self._host.features
 
     @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """The kinds of model by name: core's own first, then those that the plugins list."""
+        return self._host.kinds
+
+    @property
     def registry(self) -> ModelRegistry:
         """The known models: the plugins' and the configuration file's, and those registered at run time."""
         if self._registry is None:
             from ..registry import build_registry
 
-            self._registry = build_registry(self._host.models(), self._settings.models)
+            self._registry = build_registry(self._host.models(), self._settings.models, self.kinds)
         return self._registry
 
     @property
@@ -173,32 +180,38 @@ class EngineBase:
         return self._host.owner(card, card.configuration.plugin)
 
     def fit(
-        self,
-        model: str | Path | ModelConfiguration | ModelCard,
-        *,
-        context_length: int | None = None,
-        batch: int = 1,
-        size: tuple[int, int] | None = None,
-        kv_bits: int | None = None,
+        self, model: str | Path | ModelConfiguration | ModelCard, workload: Workload | None = None
     ) -> FitReport:
         """Whether a model fits this device, with the arithmetic; nothing but its description is fetched.
 
+        Args:
+            model: which one.
+            workload: what it is to do, a value of its kind's own class (`TextWorkload` …); ``None`` is the
+                usual. The back end and the free memory are filled in.
+
         Raises:
             ResolutionError: the model cannot be found, or no plugin serves it.
+            InvalidParameterError: the workload is one of another kind.
         """
         from ..contract.fit import fit
 
         card = self._card(model)
-        return fit(
-            card,
-            self.explain(card).claim,
-            self.device,
-            context_length=context_length,
-            batch=batch,
-            size=size,
-            kv_bits=kv_bits,
-            budget=self._pool.ledger.budget,
-        )
+        claim = self.explain(card).claim
+        kind = self._host.kind(claim.kind)
+        return fit(card, claim, kind, self.device, workload, budget=self._pool.ledger.budget)
+
+    def reckon(self, model: str | Path | ModelConfiguration | ModelCard) -> int | None:
+        """Bytes that a model would need, by its plugin; ``None`` where it is not on this machine."""
+        from .. import _hub
+        from ..contract.configuration import ModelCard
+
+        try:
+            if not isinstance(model, ModelCard):
+                options = {**self._options.arguments(), "offline": True}
+                model = _hub.resolve(self._configure(model), **options)
+            return self.fit(model).needed
+        except MLXEngineError:
+            return None
 
     def status(self) -> SchedulerStatus:
         """What the scheduler is doing now; never waits."""
@@ -241,7 +254,7 @@ class EngineBase:
         kind = configuration.ref.auto
         if kind is None:
             return configuration
-        found = self.registry.recommend(kind, self.device, checked_only=True)
+        found = self.registry.recommend(kind, self.device, checked_only=True, reckon=self.reckon)
         log.info("auto:%s is %s: %s", kind, found.model.id, found.reason)
         return self._asked(found.model)
 

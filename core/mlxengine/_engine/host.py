@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from ..contract.configuration import ModelCard, ModelConfiguration
+    from ..contract.kinds import Kind
 
 T = TypeVar("T")
 _REFUSING = ("load_model", "generate", "self_test")
@@ -59,12 +60,16 @@ class Host:
         self._manager.add_hookspecs(HookSpecs)
         self.records: list[PluginRecord] = []
         self.features = FeatureRegistry(layers)
+        self._kinds: dict[str, Kind] | None = None
         if plugins is None:
             self._discover(distributions or {})
         else:
             for item in plugins:
                 name, plugin = item if isinstance(item, tuple) else (_name_of(item), item)
-                self.register(plugin, name)
+                self._add(PluginRecord(name=name, plugin=plugin))
+        for records in self._listed().values():
+            for record in records if len(records) > 1 else ():  # core itself is no plugin
+                self._refuse(record, _listed_twice(record, records))
 
     # -- finding ------------------------------------------------------------------------------------
 
@@ -102,7 +107,7 @@ class Host:
             )
             return
         distribution, version = _distribution(point)
-        self.register(plugin, point.name, distribution=distribution, version=version)
+        self._add(PluginRecord(name=point.name, distribution=distribution, version=version, plugin=plugin))
 
     def _set_aside(
         self, point: EntryPoint, message: str, hint: str, cause: BaseException | None = None
@@ -115,22 +120,47 @@ class Host:
             PluginRecord(name=point.name, distribution=distribution, version=version, error=error)
         )
 
-    def register(
-        self, plugin: object, name: str, *, distribution: str | None = None, version: str | None = None
-    ) -> PluginRecord:
+    def register(self, plugin: object, name: str) -> PluginRecord:
         """Register a plugin, or set it aside with the reason in the returned record's ``error``."""
-        record = PluginRecord(name=name, distribution=distribution, version=version, plugin=plugin)
+        record = PluginRecord(name=name, plugin=plugin)
+        self._add(record)
+        for records in self._listed().values():
+            if len(records) > 1 and record in records:  # the others are in use
+                self._refuse(record, _listed_twice(record, records))
+        return record
+
+    def _add(self, record: PluginRecord) -> None:
         self.records.append(record)
         try:
             self._register(record)
         except PluginError as error:
-            error.distribution = distribution
-            record.error = error
-            self.features.remove(name)
-            if self._manager.is_registered(plugin):
-                self._manager.unregister(plugin)
-            log.warning("The plugin %s is set aside: %s", record.where, error)
-        return record
+            self._refuse(record, error)
+
+    def _refuse(self, record: PluginRecord, error: PluginError) -> None:
+        """Set a plugin aside that was found, and say why."""
+        if record.error is not None or record not in self.records:
+            return
+        error.distribution = record.distribution
+        record.error = error
+        self._kinds = None
+        self.features.remove(record.name)
+        if self._manager.is_registered(record.plugin):
+            self._manager.unregister(record.plugin)
+        log.warning("The plugin %s is set aside: %s", record.where, error)
+
+    def _listed(self) -> dict[str, list[PluginRecord]]:
+        """The plugins that list each kind; ``"core"`` stands beside them for a kind of core's own."""
+        found: dict[str, list[PluginRecord]] = {}
+        for record in self.active():
+            for kind in record.kinds:
+                found.setdefault(kind.name, []).append(record)
+        if found:
+            from ..contract.kinds import own_kinds
+
+            for kind in own_kinds():
+                if kind.name in found:
+                    found[kind.name].append(PluginRecord(name="core", distribution=PROJECT))
+        return found
 
     def _register(self, record: PluginRecord) -> None:
         taken = [other.name for other in self.records if other is not record and other.error is None]
@@ -149,6 +179,11 @@ class Host:
         record.hooks = MappingProxyType(self._implementations(record))
         for feature in self.listed(record, "list_features", Feature):
             self.features.add(feature, record.name)
+        if "list_kinds" in record.hooks:
+            from ..contract.kinds import Kind
+
+            record.kinds = tuple(self.listed(record, "list_kinds", Kind))
+            self._kinds = None
 
     def _implementations(self, record: PluginRecord) -> dict[str, Callable[..., Any]]:
         found: dict[str, Callable[..., Any]] = {}
@@ -207,17 +242,17 @@ class Host:
         """The plugins that were not set aside."""
         return [record for record in self.records if record.error is None]
 
-    def owner(self, card: ModelCard, plugin: str | None = None, kinds: tuple[str, ...] = ()) -> Owner:
+    def owner(self, card: ModelCard, plugin: str | None = None, handle: type | None = None) -> Owner:
         """Who serves the model: the best claim, or the named plugin's.
 
-        Where a kind is asked for and somebody offers it, only those offers count.
+        Where a class of handles is asked for and somebody offers a kind with such, only those offers count.
 
         Raises:
             NoPluginForModelError, AmbiguousModelError, PluginCrashedError, PluginContractError: nobody
                 claims it, two do so equally well, or the only one that could have broke.
         """
         claims: list[tuple[PluginRecord, Claim]] = []
-        broken: list[PluginError] = []
+        faults: list[PluginError] = []
         for record in self.active():
             if plugin is not None and record.name != plugin:
                 continue
@@ -225,15 +260,16 @@ class Host:
                 claim = border.claim(record, self.call(record, "claim_model", card=card))
             except PluginError as error:
                 log.warning("%s", error)
-                broken.append(error)
+                faults.append(error)
                 continue
             if claim is not None:
                 claims.append((record, claim))
         if not claims:
-            if broken:
-                raise broken[0]
+            if faults:
+                raise faults[0]
             raise self._nobody(card, plugin)
-        claims = [item for item in claims if item[1].kind in kinds] or claims
+        if handle is not None:
+            claims = [item for item in claims if self.gives(item[1].kind, handle)] or claims
         best = max(claim.fit for _, claim in claims)
         top = [(record, claim) for record, claim in claims if claim.fit == best]
         if len(top) > 1:
@@ -247,20 +283,63 @@ class Host:
         return Owner(record=record, claim=claim, others=others)
 
     def _nobody(self, card: ModelCard, plugin: str | None) -> NoPluginForModelError:
-        kind = guess_kind(card)
         installed = ", ".join(record.name for record in self.active()) or "none"
+        aside = [record.where for record in self.records if record.error is not None]
+        also = f" Set aside: {', '.join(aside)}; `mlxengine plugins` says why." if aside else ""
         if plugin is not None and plugin not in installed.split(", "):
             return NoPluginForModelError(
                 f"There is no plugin {plugin!r}; installed: {installed}.",
-                hint="`mlxengine plugins` lists those set aside, and why.",
+                hint=also.strip() or "`mlxengine plugins` lists them.",
             )
+        kind = self.guess(card)
         asked = f"the plugin {plugin!r}" if plugin else f"none of the installed plugins ({installed})"
         return NoPluginForModelError(
             f"{card.id} (architecture {card.architecture or 'unknown'}) is served by {asked}."
             if plugin is None
             else f"{card.id} (architecture {card.architecture or 'unknown'}) is declined by {asked}.",
-            hint=f'It looks like kind {kind!r}: install "mlxengine[{kind}]".',
+            hint=f"It looks like kind {kind.name!r}"
+            + (f': install "{kind.install}".' if kind.install else ".")
+            + also,
         )
+
+    # -- kinds --------------------------------------------------------------------------------------
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """The kinds of model by name: core's own first, then those that the plugins list."""
+        if self._kinds is None:
+            from ..contract.kinds import named, own_kinds
+
+            self._kinds = named(own_kinds()) | named(
+                kind for record in self.active() for kind in record.kinds
+            )
+        return MappingProxyType(self._kinds)
+
+    def kind(self, name: str) -> Kind:
+        """The kind of this name; one that nobody lists has nothing of its own."""
+        from ..contract.kinds import Kind
+
+        return self.kinds.get(name) or Kind(name=name)
+
+    def gives(self, kind: str, handle: type) -> bool:
+        """Whether models of a kind are loaded as such a handle, for asyncio or not.
+
+        Raises:
+            PluginContractError: the kind names a class that is not there.
+        """
+        found = self.kind(kind)
+        return any(issubclass(found.find(what), handle) for what in ("handle", "async_handle"))
+
+    def guess(self, card: ModelCard) -> Kind:
+        """Which kind a model that nobody serves looks like, for the hint that names what to install."""
+        for kind in self.kinds.values():
+            try:
+                if kind.looks is not None and kind.find("looks")(card):
+                    return kind
+            except Exception as error:  # this is only for a hint
+                log.warning("Whether %s looks like %s cannot be told: %r", card.id, kind.name, error)
+        tagged = (kind for kind in self.kinds.values() if card.pipeline_tag in kind.pipelines)
+        return next(tagged, next(iter(self.kinds.values())))
 
     def models(self) -> dict[str, list[ModelConfiguration]]:
         """The registry entries of all plugins by provider; a list that is broken is left out."""
@@ -282,18 +361,14 @@ class Host:
             return []
 
 
-def guess_kind(card: ModelCard) -> str:
-    """Which of the well-known kinds a model looks like, for the error that names the extra."""
-    names = {item.path for item in card.files}
-    if "model_index.json" in names:
-        return "diffusion"
-    if "modules.json" in names or any(name.startswith("1_Pooling/") for name in names):
-        return "embed"
-    if "vision_config" in card.config or "preprocessor_config.json" in names:
-        return "vlm"
-    if card.pipeline_tag in ("feature-extraction", "sentence-similarity"):
-        return "embed"
-    return "llm"
+def _listed_twice(record: PluginRecord, records: Sequence[PluginRecord]) -> PluginContractError:
+    names = " and ".join(record.where for record in records)
+    return PluginContractError(
+        f"The same kind of model is listed by {names}.",
+        plugin=record.name,
+        hook="list_kinds",
+        hint="Uninstall all but one. A plugin that serves another's kind does not list it.",
+    )
 
 
 def _by_name(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from .._scheduling.task import FutureSink, Task
 from .._scheduling.threads import collect
 from ..contract.events import Progress
 from ..contract.features import Layer, Level
+from ..contract.fit import allowed
 from ..contract.hookspecs import LoadContext, Loaded, RunContext
 from ..errors import (
     CancelledError,
@@ -63,7 +64,7 @@ class Loader:
         self, host: Host, scheduler: Scheduler, options: HubOptions, budget: int | None = None
     ) -> None:
         self._host = host
-        self.ledger = Ledger(lambda: budget or self.device.working_set, self.take_out, self.trim)
+        self.ledger = Ledger(lambda: allowed(self.device, budget), self.take_out, self.trim)
         self._scheduler = scheduler
         # mlx keeps something for every thread that ever computed, and that such a thread ends while others
         # free what it compiled is a deadlock: one thread builds all models and lasts as long as the engine.
@@ -96,18 +97,19 @@ class Loader:
     def load(
         self,
         configuration: ModelConfiguration,
-        kinds: tuple[str, ...],
+        handle: type | None,
         verify: str | None,
         pending: PendingLoad,
     ) -> LiveModel:
         """Resolve, choose the plugin, check that it can fit, fetch, and bring it into memory."""
         pending.report(Progress(stage="resolve", done=0))
         card = self.resolve(configuration, pending.cancelled.is_set)
-        owner = self._host.owner(card, card.configuration.plugin, kinds)
+        owner = self._host.owner(card, card.configuration.plugin, handle)
         claim = owner.claim
-        if kinds and claim.kind not in kinds:
+        if not self.gives(claim.kind, handle):
+            assert handle is not None
             raise InvalidParameterError(
-                f"{card.id} is a model of kind {claim.kind!r}, not {' or '.join(kinds)}.",
+                f"{card.id} is a model of kind {claim.kind!r}, which has no {handle.__name__}.",
                 hint="Use load(), which returns the handle for the model's kind.",
             )
         if claim.problem is not None:
@@ -117,7 +119,8 @@ class Loader:
         features = self._host.features.view(Layer(Level.LOAD, dict(configuration.features)))
         from .._memory.plan import plans
 
-        ladder = plans(card, claim, owner.record, configuration, features, self._within_budget())
+        kind = self._host.kind(claim.kind)
+        ladder = plans(card, claim, kind, owner.record, configuration, features, self._within_budget())
         self.ledger.refuse_hopeless(card.id, ladder[-1].estimate.total)
         live = LiveModel(
             card=card,
@@ -131,6 +134,10 @@ class Loader:
         self.bring_in(live, pending)
         return live
 
+    def gives(self, kind: str, handle: type | None) -> bool:
+        """Whether models of a kind are loaded as such a handle; ``None`` stands for any."""
+        return handle is None or self._host.gives(kind, handle)
+
     def resolve(self, configuration: ModelConfiguration, cancelled: Callable[[], bool]) -> ModelCard:
         """What can be found out about a model without fetching its weights.
 
@@ -138,7 +145,7 @@ class Loader:
             CancelledError: ``cancelled()`` became true; the hub is not waited for.
         """
         if self._options.mock:
-            from ..testing.mock import NAME, mock_card
+            from .mock import NAME, mock_card
 
             return mock_card(evolve(configuration, plugin=NAME))
         from .. import _hub
@@ -171,20 +178,21 @@ class Loader:
                 after = self._held()
         except BaseException as error:
             self.ledger.release(pending)
-            if not (live.plan.packed and isinstance(error, FeatureUnavailableError)):
+            if not (live.plan.refusable and isinstance(error, FeatureUnavailableError)):
                 raise
-            log.info("%s has caches that cannot be packed: %s", live.card.id, error)
+            log.info("%s cannot be loaded with less in this way: %s", live.card.id, error)
             from .._memory.plan import plans
 
             asked = live.ladder[0]
             live.ladder = plans(
                 live.card,
                 live.claim,
+                self._host.kind(live.claim.kind),
                 live.record,
                 live.configuration,
                 asked.features,
                 asked.device,
-                pack=False,
+                refused=True,
             )
             self.bring_in(live, pending)
             return

@@ -38,7 +38,7 @@ class LoadKey:
     """What makes two loads the same one."""
 
     configuration: ModelConfiguration
-    kinds: tuple[str, ...]
+    handle: type | None
     verify: str | None
 
 
@@ -93,7 +93,7 @@ class ModelPool:
                 if (
                     live is not None
                     and key.verify is None
-                    and live.claim.kind in (key.kinds or live.claim.kind)
+                    and self._loader.gives(live.claim.kind, key.handle)
                 ):
                     live.holders += 1
                     pending.counted = True
@@ -127,7 +127,7 @@ class ModelPool:
 
     def _load(self, key: LoadKey, pending: PendingLoad) -> None:
         try:
-            live = self._loader.load(key.configuration, key.kinds, key.verify, pending)
+            live = self._loader.load(key.configuration, key.handle, key.verify, pending)
         except BaseException as error:
             with self._lock:
                 self._drop(pending)

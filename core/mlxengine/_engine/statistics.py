@@ -33,7 +33,7 @@ class Times:
 class _Counted:
     def __init__(self) -> None:
         self.requests: dict[str, int] = {}
-        self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
+        self.usage: dict[str, float] = {}
         self.device_seconds = 0.0
         self.queue, self.first_event, self.whole = Times(), Times(), Times()
         self.peak_memory: int | None = None
@@ -55,10 +55,9 @@ class Statistics:
             counted.requests[outcome] = counted.requests.get(outcome, 0) + 1
             counted.device_seconds += task.device_seconds
             if finished is not None:
-                usage, metrics = finished.usage, finished.metrics
-                counted.prompt_tokens += usage.prompt_tokens
-                counted.completion_tokens += usage.completion_tokens
-                counted.cached_tokens += usage.cached_tokens
+                metrics = finished.metrics
+                for unit, number in finished.usage.counts.items():
+                    counted.usage[unit] = counted.usage.get(unit, 0) + number
                 counted.queue.add(metrics.queue_seconds)
                 counted.whole.add(metrics.total_seconds)
                 if metrics.first_event_seconds is not None:
@@ -81,9 +80,7 @@ class Statistics:
                     id=id,
                     kind=kind,
                     requests=dict(counted.requests),
-                    prompt_tokens=counted.prompt_tokens,
-                    completion_tokens=counted.completion_tokens,
-                    cached_tokens=counted.cached_tokens,
+                    usage=dict(counted.usage),
                     device_seconds=counted.device_seconds,
                     queue_seconds=histogram(counted.queue),
                     first_event_seconds=histogram(counted.first_event),
@@ -104,11 +101,9 @@ def _say(live: LiveModel, task: Task, outcome: str) -> None:
         "device_seconds": round(task.device_seconds, 6),
     }
     if task.finished is not None:
-        usage, metrics = task.finished.usage, task.finished.metrics
+        metrics = task.finished.metrics
+        fields |= task.finished.usage.counts
         fields |= {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "cached_tokens": usage.cached_tokens,
             "queue_seconds": round(metrics.queue_seconds, 6),
             "first_event_seconds": metrics.first_event_seconds,
             "total_seconds": round(metrics.total_seconds, 6),

@@ -11,20 +11,14 @@ from attrs import frozen
 
 from ..contract.configuration import is_repo_id, parse_size
 from ..contract.device import Device
-from ..contract.fit import FitVerdict, judge
+from ..contract.fit import FitVerdict, allowed, judge, rough
+from ..contract.kinds import Kind
 from ..errors import InvalidParameterError, OfflineError
 from .access import Access, Cancelled, never
 from .headers import dtype_bits
 from .names import text, texts
 from .transport import get_page
 
-PIPELINES: Mapping[str, tuple[str, ...]] = {
-    "llm": ("text-generation",),
-    "vlm": ("image-text-to-text",),
-    "embed": ("sentence-similarity", "feature-extraction"),
-    "diffusion": ("text-to-image",),
-}
-_KINDS = {pipeline: kind for kind, pipelines in PIPELINES.items() for pipeline in pipelines}
 _SORTS = {"downloads": "downloads", "likes": "likes", "updated": "lastModified", "trending": "trendingScore"}
 _FIELDS = (
     *("safetensors", "usedStorage", "gated", "downloads", "likes", "tags", "config", "siblings"),
@@ -41,7 +35,7 @@ class SearchResult:
 
     Args:
         id: the repository's id.
-        kind: ``"llm"``, ``"vlm"``, ``"embed"``, ``"diffusion"``, or ``None``: by its pipeline tag.
+        kind: the one that its pipeline tag belongs to, or ``None``.
         parameters: number of parameters, by its weights or, for packed weights, by its name.
         weight_bytes: bytes of its weights in memory.
         storage_bytes: bytes of the whole repository on the hub, all revisions together.
@@ -67,14 +61,13 @@ class SearchResult:
     fit: FitVerdict
 
 
-def memory_verdict(weight_bytes: int | None, device: Device | None = None) -> FitVerdict:
-    """Compare weights with the memory that models may use here.
-
-    A fifth is added for caches and working space; ``fits`` leaves another fifth of the budget free.
-    """
+def memory_verdict(
+    weight_bytes: int | None, parameters: float | None = None, device: Device | None = None
+) -> FitVerdict:
+    """Compare weights, and a fifth for the rest, with the memory that models may use here."""
     device = device or Device.detect()
-    budget = device.working_set or device.total_memory
-    return judge(None if weight_bytes is None else weight_bytes * 1.2, budget)
+    needed = None if weight_bytes is None else rough(weight_bytes, parameters, device).total
+    return judge(needed, allowed(device))
 
 
 def search(
@@ -88,12 +81,14 @@ def search(
     fits: bool = False,
     sort: str = "downloads",
     limit: int = 20,
-    verdict: Callable[[int | None], FitVerdict] | None = None,
+    device: Device | None = None,
+    kinds: Mapping[str, Kind],
     cancelled: Cancelled = never,
 ) -> tuple[SearchResult, ...]:
     """See `mlxengine.hub.search`."""
-    if kind is not None and kind not in PIPELINES:
-        raise InvalidParameterError(f"kind={kind!r} is unknown.", hint=f"One of: {', '.join(PIPELINES)}.")
+    pipelines = {item.name: item.pipelines for item in kinds.values() if item.pipelines}
+    if kind is not None and kind not in pipelines:
+        raise InvalidParameterError(f"kind={kind!r} is unknown.", hint=f"One of: {', '.join(pipelines)}.")
     if sort not in _SORTS:
         raise InvalidParameterError(f"sort={sort!r} is unknown.", hint=f"One of: {', '.join(_SORTS)}.")
     if limit < 1:
@@ -102,16 +97,15 @@ def search(
         raise OfflineError(
             "Searching needs the hub, and the network is off.", hint="`mlxengine ls` lists what is here."
         )
-    if verdict is None:
-        device = Device.detect()
-        verdict = lambda weight_bytes: memory_verdict(weight_bytes, device)  # noqa: E731
+    machine = device or Device.detect()
+    tags = {tag: name for name, found_tags in pipelines.items() for tag in found_tags}
     found: dict[str, SearchResult] = {}
-    for pipeline in PIPELINES[kind] if kind is not None else (None,):
+    for pipeline in pipelines[kind] if kind is not None else (None,):
         kept = 0
         for item in _items(access, query, pipeline, author, library, sort, limit, cancelled):
             if not is_repo_id(item.get("id")):
                 continue  # nothing that could be asked for
-            result = _result(item, verdict)
+            result = _result(item, tags, machine)
             large = max_size is not None and (result.weight_bytes or result.storage_bytes or 0) > max_size
             if large or (fits and result.fit is FitVerdict.WONT_FIT):
                 continue
@@ -120,7 +114,7 @@ def search(
             if kept >= limit:
                 break
     results = list(found.values())
-    if kind is not None and len(PIPELINES[kind]) > 1:
+    if kind is not None and len(pipelines[kind]) > 1:
         results.sort(key=_order(sort), reverse=True)
     return tuple(results[:limit])
 
@@ -157,7 +151,7 @@ def _items(
         url = following
 
 
-def _result(item: Mapping[str, Any], verdict: Callable[[int | None], FitVerdict]) -> SearchResult:
+def _result(item: Mapping[str, Any], kinds: Mapping[str, str], device: Device) -> SearchResult:
     identity = str(item["id"])
     found = item.get("config")
     config = found if isinstance(found, Mapping) else {}
@@ -165,11 +159,12 @@ def _result(item: Mapping[str, Any], verdict: Callable[[int | None], FitVerdict]
     counts, weight_bytes = _weights(item)
     quantization = _quantization(identity, config)
     named = _parameters_in(identity)
+    parameters = named if named is not None and quantization is not None else counts or named
     return SearchResult(
         id=identity,
         commit=text(item.get("sha")),
-        kind=_KINDS.get(str(item.get("pipeline_tag"))),
-        parameters=named if named is not None and quantization is not None else counts or named,
+        kind=kinds.get(str(item.get("pipeline_tag"))),
+        parameters=parameters,
         weight_bytes=weight_bytes,
         storage_bytes=_natural(item.get("usedStorage")),
         quantization=quantization,
@@ -180,7 +175,7 @@ def _result(item: Mapping[str, Any], verdict: Callable[[int | None], FitVerdict]
         architecture=text(config.get("model_type")),
         last_modified=text(item.get("lastModified")),
         tags=tags,
-        fit=verdict(weight_bytes),
+        fit=memory_verdict(weight_bytes, parameters, device),
     )
 
 
@@ -211,4 +206,4 @@ def _parameters_in(identity: str) -> float | None:
     return parse_size(f"{match[1] or ''}{match[2]}{match[3]}") if match else None
 
 
-__all__ = ["PIPELINES", "FitVerdict", "SearchResult", "memory_verdict", "search"]
+__all__ = ["FitVerdict", "SearchResult", "memory_verdict", "search"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
 from .._units import GIB, human
 from ..contract.configuration import ModelConfiguration
 from ..contract.device import Device
+from ..contract.fit import allowed, rough
 from ..errors import InvalidParameterError, ModelNotFoundError
 
 _BITS = re.compile(r"(\d+(?:\.\d+)?)-?bits?|mxfp(\d)|nvfp(\d)|(?:q|int|iq)(\d)\w*")
@@ -18,7 +19,6 @@ _HALF = ("bf16", "fp16", "f16", "float16", "bfloat16", "none")
 _SUFFIX = re.compile(
     r"[-_.](?:mlx|gguf|dwq|awq|gptq|qat|\d+(?:\.\d+)?-?bits?|mxfp\d|nvfp\d|b?fp?16|fp32|i?q\d\w*|int\d)(?=[-_.]|$)"
 )
-_OVERHEAD, _WORKSPACE = 1.1, 300 * 2**20  # caches and temporary arrays of a modest request
 _CPU_BYTES = 6 * GIB  # a CPU reads every weight for every token: beyond this it is no conversation
 
 
@@ -37,7 +37,7 @@ class Recommendation:
     Args:
         model: the entry.
         reason: one or two sentences for people.
-        needed_bytes: weights and a modest request's caches.
+        needed_bytes: what its plugin reckons for a model that is here, else what its weights tell.
         budget_bytes: what it was held against.
         checked: whether the entry's facts were ever compared with the hub.
         alternatives: the other entries that fit, best first.
@@ -83,11 +83,11 @@ def base_name(item: ModelConfiguration) -> str:
 
 
 def needed_bytes(item: ModelConfiguration, device: Device) -> int | None:
-    """Bytes to run an entry on a device: on a CPU all weights become dense fp32 ones."""
-    weights: float | None = weight_bytes(item)
-    if device.backend == "cpu" and (count := item.parameter_count or item.parameters) is not None:
-        weights = 4 * count
-    return None if weights is None else int(weights * _OVERHEAD) + _WORKSPACE
+    """Bytes to run an entry on a device, as far as its weights tell."""
+    weights = weight_bytes(item)
+    if weights is None:
+        return None
+    return rough(weights, item.parameter_count or item.parameters, device).total
 
 
 def recommend(
@@ -97,11 +97,12 @@ def recommend(
     prefer: Prefer,
     budget: int | None,
     task: str | None = None,
+    reckon: Callable[[ModelConfiguration], int | None] | None = None,
 ) -> Recommendation:
     """See `ModelRegistry.recommend`."""
     if budget is not None and (isinstance(budget, bool) or budget <= 0):
         raise InvalidParameterError(f"budget={budget!r} must be a positive number of bytes.")
-    room = budget or device.working_set or device.total_memory
+    room = allowed(device, budget)
     if room is None:
         raise InvalidParameterError(
             "The memory of this machine could not be found out.", hint="Pass budget=… in bytes."
@@ -114,9 +115,16 @@ def recommend(
     limit = min(limits)
     needs = [(need, item) for item in entries if (need := needed_bytes(item, device)) is not None]
     fitting = [(need, item) for need, item in needs if need <= limit]
-    if not fitting:
-        raise _nothing_fits(entries, needs, kind, limit, device)
     best = sorted(fitting, key=_by_need if prefer is Prefer.SMALL else _by_quality)
+    if reckon is not None:
+        # The plugin knows better than the weights, but only of a model that is here: the best are asked.
+        while best and (exact := reckon(best[0][1])) is not None:
+            best[0] = (exact, best[0][1])
+            if exact <= limit:
+                break
+            needs.append(best.pop(0))
+    if not best:
+        raise _nothing_fits(entries, needs, kind, limit, device)
     need, chosen = best[0]
     return Recommendation(
         model=chosen,

@@ -121,7 +121,10 @@ def claim_on(card: ModelCard, out: Output) -> Claim | None:
 
 def verdict_on(card: ModelCard, claim: Claim | None) -> FitVerdict:
     """Whether the model fits in this machine's memory, as far as its plugin can tell."""
-    return FitVerdict.UNKNOWN if claim is None else fit(card, claim, Device.detect()).verdict
+    if claim is None:
+        return FitVerdict.UNKNOWN
+    kind = Host(distributions=load_settings().distributions).kind(claim.kind)
+    return fit(card, claim, kind, Device.detect()).verdict
 
 
 def consent(plan: hub.DownloadPlan, verdict: FitVerdict, chosen: Options, out: Output, *, yes: bool) -> bool:

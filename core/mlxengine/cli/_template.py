@@ -120,7 +120,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlxengine import Event, Finished, FinishReason, RunContext, TextDelta, Usage
+from mlxengine import Event, Finished, FinishReason, RunContext, TextDelta, TokenUsage
 from mlxengine.errors import UnsupportedInputError
 
 from ._load import Model
@@ -138,7 +138,7 @@ def generate(model: Model, request: ${title}Request, context: RunContext) -> Ite
 def _steps(model: Model, request: ${title}Request, end: str) -> Iterator[Event]:
     for _ in range(request.times):
         yield TextDelta(text=f"{request.text}: {model.answer}{end} ")
-    yield Finished(reason=FinishReason.DONE, usage=Usage(completion_tokens=request.times))
+    yield Finished(reason=FinishReason.DONE, usage=TokenUsage(completion_tokens=request.times))
 ''',
     "src/mlxengine_$name/plugin.py": '''\
 """The hooks. The entry point names this module, so it imports no model library."""

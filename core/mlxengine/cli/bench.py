@@ -1,4 +1,4 @@
-"""Measure a model on this machine: prefill, decode, a batch; vectors; or pictures.
+"""Measure a model on this machine; what is measured depends on its kind (for text: prefill, decode, a batch).
 
 Each measurement is repeated; the table gives mean ± deviation. --compare reads a result that was written
 with --output before, and says how each figure changed.
@@ -10,52 +10,38 @@ import argparse
 import json
 import platform
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from .._units import human
 from .._version import __version__
+from ..contract.kinds import Measuring
 from ..engine import InferenceEngine
-from ..errors import ConfigurationError, UnsupportedInputError
+from ..errors import ConfigurationError
 from ..handle import ModelHandle
-from ..pictures.handle import ImageHandle
-from ..pictures.requests import ImageRequest
-from ..text.handle import TextHandle
-from ..text.params import GenerateParams
-from ..text.replies import TextReply
-from ..vectors.handle import EmbeddingHandle
-from . import _engine
+from . import _engine, _kinds
 from ._output import Output
-
-_WORDS = "The quick brown fox jumps over the lazy dog while seven wizards mix nine bright potions. "
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     _engine.add_model(parser)
     parser.add_argument("--repeats", type=_engine.positive, default=3, metavar="N")
-    parser.add_argument("--prompt-words", type=_engine.positive, default=128, metavar="N")
-    parser.add_argument(
-        "--max-tokens", type=_engine.positive, default=32, metavar="N", help="tokens to decode"
-    )
-    parser.add_argument(
-        "--batch", type=_engine.positive, default=4, metavar="N", help="requests or texts at once"
-    )
-    parser.add_argument("--steps", type=_engine.positive, default=4, metavar="N", help="of a picture")
-    parser.add_argument("--size", type=_engine.size, default=None, metavar="WxH", help="of a picture")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="an earlier result to compare with")
+    _kinds.add_options(parser, "bench")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     before = _read(arguments.compare) if arguments.compare else None
     with _engine.engine(arguments, out) as engine:
-        handle = _engine.load(engine, arguments, out)
-        measure = _measurement(handle, arguments)
-        measure()  # kernels are compiled and caches filled by the first run
+        model = _engine.choose(engine, arguments, out)
+        kind = _engine.kind_of(engine, engine.resolve(model), arguments)
+        measuring: Measuring = _kinds.asked(kind, "bench")
+        options = _kinds.values(arguments, measuring.options, kind.name)
+        handle = _engine.load_named(model, engine, arguments, out, ModelHandle)
+        measuring.measure(handle, options)  # kernels are compiled and caches filled by the first run
         runs: list[dict[str, float]] = []
         for number in range(arguments.repeats):
-            runs.append(measure())
+            runs.append(dict(measuring.measure(handle, options)))
             out.note(f"run {number + 1} of {arguments.repeats}")
         result = _result(engine, handle, runs)
     if arguments.output:
@@ -82,65 +68,6 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
     out.emit({**result, "before": before}, text)
     return 0
-
-
-def _measurement(handle: ModelHandle, arguments: argparse.Namespace) -> Callable[[], dict[str, float]]:
-    if isinstance(handle, TextHandle):
-        return lambda: _text(handle, arguments)
-    if isinstance(handle, EmbeddingHandle):
-        return lambda: _embed(handle, arguments)
-    if isinstance(handle, ImageHandle):
-        return lambda: _image(handle, arguments)
-    raise UnsupportedInputError(f"`mlxengine bench` does not know how to measure the kind {handle.kind!r}.")
-
-
-def _prompt(words: int, salt: object) -> str:
-    """Words that no cache has seen yet, since the first one differs."""
-    return f"{salt} {(_WORDS * (words // 15 + 1))}"[: words * 6]
-
-
-def _text(handle: TextHandle, arguments: argparse.Namespace) -> dict[str, float]:
-    params = GenerateParams(max_tokens=arguments.max_tokens, temperature=0, ignore_eos=True)
-    salt = time.monotonic_ns()
-    alone = handle.generate(_prompt(arguments.prompt_words, salt), params)
-    first = alone.metrics.first_event_seconds or alone.metrics.total_seconds
-    rest = alone.metrics.total_seconds - first
-    figures = {
-        "first token, s": first,
-        "prefill, tokens/s": (alone.usage.prompt_tokens - alone.usage.cached_tokens) / first,
-    }
-    if alone.usage.completion_tokens > 1 and rest > 0:
-        figures["decode, tokens/s"] = (alone.usage.completion_tokens - 1) / rest
-    start = time.perf_counter()
-    streams = [
-        handle.stream(_prompt(arguments.prompt_words, f"{salt} {number}"), params)
-        for number in range(arguments.batch)
-    ]
-    replies = [TextReply.of(stream) for stream in streams]
-    seconds = time.perf_counter() - start
-    total = sum(reply.usage.completion_tokens for reply in replies)
-    figures[f"batch of {arguments.batch}, tokens/s"] = total / seconds
-    figures["peak memory, bytes"] = max(
-        float(reply.metrics.peak_memory_bytes or 0) for reply in (alone, *replies)
-    )
-    return figures
-
-
-def _embed(handle: EmbeddingHandle, arguments: argparse.Namespace) -> dict[str, float]:
-    texts = [_prompt(arguments.prompt_words, number) for number in range(arguments.batch)]
-    start = time.perf_counter()
-    vectors = handle.embed(texts)
-    seconds = time.perf_counter() - start
-    return {"texts/s": len(texts) / seconds, "tokens/s": vectors.usage.prompt_tokens / seconds}
-
-
-def _image(handle: ImageHandle, arguments: argparse.Namespace) -> dict[str, float]:
-    request = ImageRequest(prompt="a red circle", steps=arguments.steps, size=arguments.size, seed=0)
-    start = time.perf_counter()
-    result = handle.run(request)
-    seconds = time.perf_counter() - start
-    peak = float(result.metrics.peak_memory_bytes or 0)
-    return {"picture, s": seconds, "steps/s": arguments.steps / seconds, "peak memory, bytes": peak}
 
 
 def _result(engine: InferenceEngine, handle: ModelHandle, runs: list[dict[str, float]]) -> dict[str, object]:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import InvalidParameterError, MLXEngineError
+from ..text import verbs
 from ..text.handle import TextHandle
 from ..text.messages import ImagePart, Message, Part, TextPart
 from ..text.outputs import TextDelta
 from ..text.replies import TextReply
 from ..text.session import Session
-from . import _engine
+from . import _engine, _kinds
 from ._frame import exit_code
 from ._output import Output, tell
 
@@ -37,23 +38,20 @@ HELP = """\
 
 def configure(parser: argparse.ArgumentParser) -> None:
     _engine.add_model(parser)
-    _engine.add_params(parser)
+    _kinds.add(parser, verbs.OPTIONS, "text")
     parser.add_argument("--load", type=Path, metavar="FILE", help="go on with a saved conversation")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    chosen = _engine.params(arguments)
+    options = _kinds.values(arguments, verbs.OPTIONS, "text")
+    chosen = verbs.params(options)
     with _engine.engine(arguments, out) as engine:
-        handle = _engine.load(engine, arguments, out)
-        if not isinstance(handle, TextHandle):
-            raise InvalidParameterError(
-                f"{handle.id} is a model of kind {handle.kind!r}: one cannot talk with it.",
-                hint="Use `mlxengine run`.",
-            )
+        model = _engine.choose(engine, arguments, out)
+        handle = _engine.load_named(model, engine, arguments, out, TextHandle)
         if arguments.load:
             session = Session.restore(handle, arguments.load)
         else:
-            session = handle.session(instructions=arguments.system, params=chosen)
+            session = handle.session(instructions=options["system"], params=chosen)
         return Chat(session, out).loop()
 
 
@@ -177,7 +175,7 @@ class Chat:
 
     def _stats(self) -> None:
         last = self._last
-        self._out.note(_engine.stats(last.usage, last.metrics) if last else "(there is no answer yet)")
+        self._out.note(verbs.stats(last.usage, last.metrics) if last else "(there is no answer yet)")
 
 
 def _needed(rest: str) -> str:

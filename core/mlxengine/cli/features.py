@@ -10,7 +10,7 @@ from ._output import Output
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help="a feature, for example llm.kv_bits")
+    parser.add_argument("name", nargs="?", help="a feature, for example core.degrade")
     parser.add_argument("--plugin", help="only this plugin's")
 
 

@@ -7,20 +7,19 @@ from datetime import datetime
 
 from .._memory import history
 from .._units import human
+from ..contract.kinds import Kind
 from ..engine import InferenceEngine
 from ..errors import InvalidParameterError
+from . import _kinds
 from ._hub_verbs import add_hub, options
 from ._output import Output
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="org/name, org/name@revision, a folder or a GGUF file")
-    parser.add_argument("--context", type=int, metavar="TOKENS", help="prompt and answer together")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="requests at once")
-    parser.add_argument("--size", metavar="WxH", help="of a picture, in pixels")
-    parser.add_argument("--kv-bits", type=int, metavar="BITS", help="bits of the key-value cache")
     parser.add_argument("--history", action="store_true", help="what loads were predicted to take and took")
     add_hub(parser)
+    _kinds.add_options(parser, "workload")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
@@ -28,17 +27,12 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         return _history_of(arguments.model, out)
     if arguments.model is None:
         raise InvalidParameterError("No model was given.", hint="`mlxengine fit org/name`.")
-    if arguments.batch < 1 or (arguments.context is not None and arguments.context < 1):
-        raise InvalidParameterError("--batch and --context must be at least 1.")
     chosen = options(arguments)
     with InferenceEngine(**chosen.remote, offline=chosen.offline) as engine:
-        report = engine.fit(
-            arguments.model,
-            context_length=arguments.context,
-            batch=arguments.batch,
-            size=_size(arguments.size),
-            kv_bits=arguments.kv_bits,
-        )
+        card = engine.resolve(arguments.model)
+        name = engine.explain(card).claim.kind
+        workload = (engine.kinds.get(name) or Kind(name=name)).find("workload")
+        report = engine.fit(card, workload(**_kinds.values(arguments, workload.options(), name)))
     value = {"fit": report, "margin": report.margin, "explanation": report.explanation}
 
     def text() -> None:
@@ -47,15 +41,6 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
     out.emit(value, text)
     return 0
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise InvalidParameterError(f"--size {text!r} is not a size.", hint="Write it as 512x512.")
-    return int(width), int(height)
 
 
 def _history_of(model: str | None, out: Output) -> int:

@@ -17,6 +17,7 @@ from .._units import human
 from ..contract.configuration import ModelConfiguration, Provenance
 from ..errors import InvalidParameterError
 from ..registry import ModelRegistry, build_registry
+from . import _kinds
 from ._output import Output, plain
 
 _LABELS = {"memory_bytes": "weights", "base_model": "converted from", "template_notes": "chat template"}
@@ -26,7 +27,7 @@ _APART = ("id", "summary", "provenance", "sources")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", nargs="*", help="words to look for, or the id of one model")
-    parser.add_argument("--kind", help="llm, vlm, embed, diffusion …")
+    parser.add_argument("--kind", help=", ".join(_kinds.known()))
     parser.add_argument("--family", help="for example smollm2")
     parser.add_argument("--quantization", help="for example 4bit")
     parser.add_argument("--license", help="SPDX identifier")
@@ -39,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     settings = load_settings()
     host = Host(distributions=settings.distributions)
-    registry = build_registry(host.models(), settings.models)
+    registry = build_registry(host.models(), settings.models, host.kinds)
     text = " ".join(arguments.text)
     if text in registry:
         return _show(registry, text, out)

@@ -114,6 +114,7 @@ def _list(name: str | None, out: Output) -> int:
             "version": record.version,
             "state": "set aside" if record.error else "active",
             "hooks": sorted(record.hooks),
+            "kinds": [kind.name for kind in record.kinds],
             "features": provided[record.name],
             "error": record.error.message if record.error else None,
             "hint": record.error.hint if record.error else None,
@@ -123,7 +124,8 @@ def _list(name: str | None, out: Output) -> int:
 
     def text() -> None:
         if not records:
-            out.paragraph('No plugin is installed. Install a kind: pip install "mlxengine[llm]".')
+            first = next(iter(host.kinds.values()))
+            out.paragraph(f'No plugin is installed. Install a kind: pip install "{first.install}".')
             return
         rows = [(item["name"], item["distribution"], item["version"], item["state"]) for item in value]
         out.table(("plugin", "distribution", "version", "state"), rows)

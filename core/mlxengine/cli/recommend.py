@@ -10,12 +10,13 @@ import argparse
 from .._registry.selection import Prefer
 from .._units import human, parse_bytes
 from ..errors import InvalidParameterError
-from . import _engine
+from . import _engine, _kinds
 from ._output import Output, plain
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", nargs="?", default="llm", help="llm (the default), vlm, embed, diffusion …")
+    first, *others = _kinds.known()
+    parser.add_argument("kind", nargs="?", default=first, help=f"{first} (the default), {', '.join(others)}")
     parser.add_argument("--task", help="chat, code, reasoning, tools, multilingual, rerank, turbo …")
     parser.add_argument("--prefer", choices=tuple(Prefer), default=Prefer.QUALITY)
     parser.add_argument("--memory-budget", metavar="SIZE", help="instead of this device's, for example 8GB")
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
             prefer=arguments.prefer,
             budget=budget,
             checked_only=arguments.checked,
+            reckon=engine.reckon,
         )
 
     def text() -> None:

@@ -9,13 +9,15 @@ import argparse
 
 from .. import hub
 from .._units import human
+from . import _kinds
 from ._hub_verbs import add_hub, options, parse_bytes
 from ._output import Output
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", nargs="?", default="", help="a part of the name")
-    parser.add_argument("--kind", choices=("llm", "vlm", "embed", "diffusion"))
+    kinds = [kind.name for kind in _kinds.known().values() if kind.pipelines]
+    parser.add_argument("--kind", choices=kinds)
     parser.add_argument("--author", help="only this user or organization")
     parser.add_argument("--max-size", metavar="SIZE", help="most bytes of weights, for example 4GB")
     parser.add_argument("--fits", action="store_true", help="leave out what does not fit on this machine")

@@ -12,20 +12,23 @@ from .._registry.selection import needed_bytes
 from .._units import human
 from ..contract.checks import CheckStatus
 from ..contract.configuration import ModelConfiguration
+from ..contract.kinds import Asking
 from ..diagnosis import Diagnosis, diagnose
 from ..engine import InferenceEngine
 from ..errors import ConfigurationError, MLXEngineError
-from ..text.handle import TextHandle
-from ..text.outputs import TextDelta
-from . import _engine
+from ..handle import ModelHandle
+from . import _engine, _kinds
 from ._output import Output
-
-_PROMPT = "Say hello in one short sentence."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     _engine.add_model(parser)
-    parser.add_argument("--kind", default="llm", help="the kind of model to begin with; llm by default")
+    first, *others = _kinds.known()
+    parser.add_argument(
+        "--kind",
+        default=first,
+        help=f"the kind of model to begin with: {first} (the default), {', '.join(others)}",
+    )
     parser.add_argument("--no-pull", action="store_true", help="fetch nothing; the answer is skipped too")
     parser.add_argument("--no-answer", action="store_true", help="skip the first answer")
 
@@ -43,9 +46,10 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         model = arguments.model or _choose(engine, arguments, out, value)
         value["model"] = model
         if model is not None and not arguments.no_pull:
-            handle = _engine.load_named(model, engine, arguments, out)
-            if isinstance(handle, TextHandle) and not arguments.no_answer:
-                value["answer"] = _answer(handle, out)
+            handle = _engine.load_named(model, engine, arguments, out, ModelHandle)
+            kind = engine.kinds.get(handle.kind)
+            if kind is not None and kind.run is not None and not arguments.no_answer:
+                value["answer"] = _answer(handle, kind.find("run"), out)
     if out.json:
         out.value(value)
     elif model is not None:
@@ -67,7 +71,7 @@ def _choose(
 ) -> str | None:
     """The model to begin with, of three that fit; ``None`` if the person skips."""
     try:
-        best = engine.registry.recommend(arguments.kind, engine.device)
+        best = engine.registry.recommend(arguments.kind, engine.device, reckon=engine.reckon)
     except MLXEngineError as error:
         raise ConfigurationError(
             f"No model can be recommended: {error.message}", hint="Name one with --model."
@@ -96,17 +100,21 @@ def _choose(
             return offers[int(word) - 1].id
 
 
-def _answer(handle: TextHandle, out: Output) -> str:
-    prompt = handle.configuration.default_prompt or _PROMPT
+def _answer(handle: ModelHandle, asking: Asking, out: Output) -> str | None:
+    """What the model says to a first question, if its kind has one."""
+    if asking.first is None:
+        return None
+    prompt = handle.configuration.default_prompt or asking.first
     text = ""
     if not out.json:
         out.line(out.bold("A first answer"))
         out.paragraph(f"> {prompt}", indent="  ")
-    with handle.stream(prompt) as stream:
+    request = asking.request([prompt], {option.name: option.default for option in asking.options})
+    with ModelHandle.stream(handle, request) as stream:
         for event in stream:
-            if isinstance(event, TextDelta):
-                text += event.text
-                if not out.json:
-                    out.write(event.text)
+            shown = asking.show(event)
+            text += shown
+            if not out.json:
+                out.write(shown)
     out.end_line()
     return text

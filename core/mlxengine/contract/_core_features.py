@@ -15,7 +15,7 @@ MOCK: Feature[bool] = Feature(
 DEGRADE: Feature[bool] = Feature(
     name="core.degrade",
     default=True,
-    summary="Where memory is short, load with a shorter context or packed caches, and try a request that ran "
+    summary="Where memory is short, load with less, as the model's kind allows, and try a request that ran "
     "out of it once more when others have made room; off: refuse.",
 )
 

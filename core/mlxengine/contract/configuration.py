@@ -60,7 +60,7 @@ class ModelRef:
 
     @classmethod
     def parse(cls, text: str | Path, revision: str | None = None) -> ModelRef:
-        """Read ``"org/name"``, ``"org/name@revision"``, a folder, a ``.gguf`` file, or ``"auto:llm"``.
+        """Read ``"org/name"``, ``"org/name@revision"``, a folder, a ``.gguf`` file, or ``"auto:kind"``.
 
         A text that starts with ``/``, ``./``, ``../`` or ``~``, or names something that exists, is a path.
 
@@ -89,7 +89,7 @@ class ModelRef:
     def _refuse(cls, text: str) -> ModelRef:
         raise InvalidModelRefError(
             f"{text!r} is neither a repository id nor an existing path.",
-            hint='Give "org/name", "org/name@revision", "auto:llm", or the path of a folder or GGUF file.',
+            hint='Give "org/name", "org/name@revision", "auto:kind", or the path of a folder or GGUF file.',
         )
 
     def __str__(self) -> str:
@@ -126,7 +126,7 @@ class ModelConfiguration:
     Args:
         id: ``"org/name"``, ``"org/name@revision"``, a path, or ``"auto:kind"``.
         revision: branch, tag or commit; overrides none, the id's own wins.
-        kind: ``"llm"``, ``"vlm"``, ``"embed"``, ``"diffusion"`` or a third party's kind.
+        kind: the name of one (`InferenceEngine.kinds`).
         family: for example ``"smollm2"``.
         size: number of parameters as people write it, for example ``"135M"``.
         quantization: for example ``"4bit"``; ``None`` is unknown, ``"none"`` is full precision.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -77,6 +77,16 @@ class FinishReason(enum.StrEnum):
 
 @frozen(kw_only=True)
 class Usage:
+    """What a request used, in its kind's own units; a kind subclasses it, one number for each unit."""
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """The numbers by unit."""
+        return {item.name: getattr(self, item.name) for item in fields(type(self))}
+
+
+@frozen(kw_only=True)
+class TokenUsage(Usage):
     """What was counted by the model's own tokenizer.
 
     ``cached_tokens`` are those of the prompt that did not have to be computed again.
@@ -85,6 +95,11 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+
+    @classmethod
+    def of(cls, usage: Usage) -> TokenUsage:
+        """The tokens of a usage; none where something else was counted."""
+        return usage if isinstance(usage, cls) else cls()
 
     @property
     def total_tokens(self) -> int:
@@ -129,6 +144,7 @@ __all__ = [
     "Finished",
     "Metrics",
     "Progress",
+    "TokenUsage",
     "Usage",
     "Waiting",
 ]

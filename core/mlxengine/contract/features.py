@@ -1,6 +1,6 @@
 """Feature flags and capabilities: what there is, what is on, where that was decided, and why not.
 
-A *feature flag* is a choice of the user's (``llm.kv_bits``); a *capability* is a fact about a loaded
+A *feature flag* is a choice of the user's (``audio.threshold``); a *capability* is a fact about a loaded
 model (``vision``). Flags are resolved in this order: call, load, engine, environment, configuration
 file, default. A flag is available only after its probe passed on this machine.
 """
@@ -57,7 +57,7 @@ class Feature(Generic[T]):
     """A feature flag; the object itself is the typed key to its value.
 
     Args:
-        name: ``"<entry-point name>.<snake_case>"``, for example ``"llm.kv_bits"``.
+        name: ``"<entry-point name>.<snake_case>"``, for example ``"audio.threshold"``.
         default: the value where nobody says otherwise; its type is the flag's type. For a stable
             boolean that is ``True``; an experimental one is ``False``.
         summary: one line for people.
@@ -320,7 +320,7 @@ class Features:
 
 
 def parse_flags(text: str) -> dict[str, object]:
-    """Read ``"llm.kv_bits=4,-llm.prompt_cache,llm.speculation"``, as ``MLXENGINE_FEATURES`` holds it.
+    """Read ``"audio.threshold=4,-audio.echo,audio.noise"``, as ``MLXENGINE_FEATURES`` holds it.
 
     Raises:
         InvalidParameterError: an item is not ``name``, ``-name`` or ``name=value``.

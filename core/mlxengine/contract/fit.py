@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import enum
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from .._units import human
+from ..errors import InvalidParameterError
 from .configuration import ModelCard
 from .device import Device
 from .hookspecs import Claim, MemoryEstimate, Workload
+from .kinds import Kind
 
-USUAL_CONTEXT = 4096
-"""Tokens of context that an estimate assumes where nobody says how long it may become."""
 TIGHT_SHARE = 0.8
 """Beyond this share of the budget a model fits, but leaves little for anything else."""
+ROUGH_SHARE = 0.2
+"""What is added to weights for caches and working space where no plugin can reckon it."""
 
 
 class FitVerdict(enum.StrEnum):
@@ -82,7 +84,7 @@ class FitReport:
             FitVerdict.FITS: f"{human(abs(self.margin or 0))} are left for other models.",
             FitVerdict.TIGHT: f"Only {human(abs(self.margin or 0))} are left: close other programs first.",
             FitVerdict.WONT_FIT: f"{human(abs(self.margin or 0))} are missing: take a smaller or more "
-            "strongly quantized variant, or a shorter context.",
+            "strongly quantized variant, or ask it for less at once.",
             FitVerdict.UNKNOWN: "This machine does not say how much memory models may use.",
         }
         return (
@@ -92,57 +94,80 @@ class FitReport:
         )
 
 
+def allowed(device: Device, budget: int | None = None) -> int | None:
+    """Bytes that models may use on a device: a budget of the caller's, else what the device recommends."""
+    return budget or device.working_set or device.total_memory
+
+
+def usual(kind: Kind, device: Device) -> Workload:
+    """The workload that a kind is reckoned for where nobody says more."""
+    found: Workload = kind.find("workload")(backend=device.backend, free_memory=device.free_memory)
+    return found
+
+
 def estimate(card: ModelCard, claim: Claim, workload: Workload) -> MemoryEstimate:
-    """What the plugin reckons, or the weights and a tenth where it does not say."""
+    """What the plugin reckons, or `rough` where it does not."""
     if claim.estimate is not None:
         return claim.estimate(workload)
-    weights = card.weight_bytes if claim.uses_mlx else 0
-    return MemoryEstimate(weights=weights, workspace=weights // 10)
+    return rough(card.weight_bytes if claim.uses_mlx else 0)
+
+
+def rough(weights: int, parameters: float | None = None, device: Device | None = None) -> MemoryEstimate:
+    """What can be said by the weights alone: of an entry of the registry, or a model that the hub found.
+
+    On a CPU weights are kept in fp32: those of half precision, and packed ones where that takes at most half
+    of the free memory. A fifth is added for the rest.
+    """
+    if device is not None and device.backend == "cpu" and parameters is not None:
+        dense, packed = int(4 * parameters), weights < 1.5 * parameters
+        if not packed or device.free_memory is None or dense <= device.free_memory // 2:
+            weights = max(weights, dense)
+    return MemoryEstimate(weights=weights, workspace=int(weights * ROUGH_SHARE))
 
 
 def fit(
     card: ModelCard,
     claim: Claim,
+    kind: Kind,
     device: Device,
+    workload: Workload | None = None,
     *,
-    context_length: int | None = None,
-    batch: int = 1,
-    size: tuple[int, int] | None = None,
-    kv_bits: int | None = None,
     budget: int | None = None,
 ) -> FitReport:
     """Reckon whether a model fits.
 
     Args:
-        card, claim: the model, and the claim of the plugin that serves it.
+        card, claim, kind: the model, the claim of the plugin that serves it, and its kind.
         device: the machine.
-        context_length: tokens of prompt and answer together; ``None`` is the plugin's usual.
-        batch: requests at once.
-        size: (width, height) of a picture in pixels.
-        kv_bits: bits of the key-value cache.
+        workload: what it is to do; ``None`` is the usual. Where it runs is filled in.
         budget: bytes to stay within instead of what the device recommends.
+
+    Raises:
+        InvalidParameterError: the workload is one of another kind.
     """
-    allowed = budget or device.working_set or device.total_memory
-    sizes = [size for size in (device.free_memory, allowed) if size is not None]
-    workload = Workload(
-        context_length=context_length,
-        batch=batch,
-        size=size,
-        kv_bits=kv_bits,
-        backend=device.backend,
-        free_memory=min(sizes, default=None),
-    )
+    room = allowed(device, budget)
+    sizes = [size for size in (device.free_memory, room) if size is not None]
+    common = usual(kind, evolve(device, free_memory=min(sizes, default=None)))
+    if workload is not None and not isinstance(workload, type(common)):
+        raise InvalidParameterError(
+            f"The workload of a model of kind {kind.name!r} is a {type(common).__name__}, "
+            f"found {type(workload).__name__}."
+        )
+    if workload is None:
+        workload = common
+    else:
+        workload = evolve(workload, backend=common.backend, free_memory=common.free_memory)
     found = estimate(card, claim, workload)
     return FitReport(
-        verdict=judge(found.total, allowed),
+        verdict=judge(found.total, room),
         model=card.id,
         kind=claim.kind,
         estimate=found,
         needed=found.total,
-        budget=allowed,
+        budget=room,
         workload=workload,
         device=f"{device.name} ({device.backend})",
     )
 
 
-__all__ = ["FitReport", "FitVerdict", "fit"]
+__all__ = ["FitReport", "FitVerdict", "allowed", "estimate", "fit", "judge", "rough", "usual"]

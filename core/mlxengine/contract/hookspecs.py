@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .configuration import ModelCard, ModelConfiguration
     from .device import Device
     from .events import Event, Progress
+    from .kinds import Kind, Option
     from .requests import Request
 
 ENTRY_POINT_GROUP = "mlxengine"
@@ -45,23 +46,24 @@ class Fit(enum.IntEnum):
 
 @frozen(kw_only=True)
 class Workload:
-    """What a memory estimate is for; a kind ignores what it does not have.
+    """What a memory estimate is for; a kind subclasses it with what its models' memory depends on.
 
     Args:
-        context_length: tokens of prompt and answer together (``None``: the plugin's usual).
         batch: requests at once.
-        size: (width, height) of a picture in pixels.
-        kv_bits: bits of the key-value cache, ``None`` for full precision.
         backend: where it runs (`Device.backend`); on ``"cpu"`` half-precision weights are kept in fp32.
         free_memory: bytes that are free there, for what is unpacked only where it fits.
     """
 
-    context_length: int | None = None
     batch: int = 1
-    size: tuple[int, int] | None = None
-    kv_bits: int | None = None
     backend: str | None = None
     free_memory: int | None = None
+
+    @classmethod
+    def options(cls) -> Sequence[Option]:
+        """What ``mlxengine fit`` takes for it: one option for each field that a person may set."""
+        from .kinds import Option, positive
+
+        return (Option(flag="--batch", type=positive, default=1, metavar="N", help="requests at once"),)
 
 
 @frozen(kw_only=True)
@@ -82,12 +84,13 @@ class Claim:
     """A plugin's offer to serve a model.
 
     Args:
-        kind: ``"llm"``, ``"vlm"``, ``"embed"``, ``"diffusion"`` or the plugin's own kind.
+        kind: the name of a `Kind` that somebody lists, or of one that nobody does: such models have the
+            plain handle.
         fit: how well.
         files: glob patterns (``fnmatch`` on repository paths) of the files that loading needs; nothing
             else is downloaded.
         capabilities: facts about the model that are known before it is loaded, for example ``"vision"``.
-        estimate: bytes needed for a workload; pure.
+        estimate: bytes needed for a workload of the kind (`Kind.workload`); pure.
         uses_mlx: whether loading and running it needs mlx.
         problem: an error that loading would end with for sure, found from the card alone (for example
             `UnsupportedArchitectureError`); it is raised before any weight is fetched. One of ours.
@@ -98,7 +101,7 @@ class Claim:
     fit: Fit
     files: tuple[str, ...] = field(default=("*.json", "*.safetensors"), converter=texts)
     capabilities: frozenset[str] = field(default=frozenset(), converter=names)
-    estimate: Callable[[Workload], MemoryEstimate] | None = None
+    estimate: Callable[[Any], MemoryEstimate] | None = None
     uses_mlx: bool = True
     problem: Exception | None = None
     reason: str = ""
@@ -256,6 +259,15 @@ class HookSpecs:
         ``None`` for a request type that this plugin does not know.
 
         Every call (this hook, each step, ``close``) comes on the same thread, never two at once.
+        """
+        raise AssertionError
+
+    @hookspec
+    def list_kinds(self) -> Sequence[Kind]:
+        """The kinds of model that this plugin brings. Optional.
+
+        Called once, when the plugin is registered; must import nothing heavy. Plugins that list the same
+        kind are set aside, all of them. A plugin that serves a kind of somebody else's only claims it.
         """
         raise AssertionError
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
 
 from ..errors import PluginError
 from .hookspecs import Claim
+
+if TYPE_CHECKING:
+    from .kinds import Kind
 
 
 @define(kw_only=True, eq=False)
@@ -21,6 +24,7 @@ class PluginRecord:
         distribution, version: what provides it; ``None`` for a plugin that was handed over as an object.
         plugin: the module or object, ``None`` if it could not be imported.
         hooks: its own implementations by hook name, called with a mapping of arguments.
+        kinds: the kinds of model that it lists.
         error: why it is set aside; ``None`` for one that works.
     """
 
@@ -29,6 +33,7 @@ class PluginRecord:
     version: str | None = None
     plugin: object | None = field(default=None, repr=False)
     hooks: Mapping[str, Callable[..., Any]] = field(default=MappingProxyType({}), repr=False)
+    kinds: tuple[Kind, ...] = ()
     error: PluginError | None = None
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from ..contract.events import Array, Event, Finished, Metrics, Progress
+from ..contract.events import Array, Event, Finished, Metrics, Progress, Usage
 from ..text.outputs import ReasoningDelta, TextDelta
 
 _FORMATS = {"float16": "e", "float32": "f", "float64": "d"}
@@ -30,8 +30,8 @@ def answer(events: Sequence[Event]) -> list[Any]:
             said.append((kind.__name__, index, "".join(event.text for event in own), tokens))
     for event in events:
         if isinstance(event, Finished):
-            usage = attrs.evolve(event.usage, cached_tokens=0)
-            said.append(attrs.evolve(event, metrics=Metrics(), usage=usage))
+            usage = {unit: n for unit, n in event.usage.counts.items() if unit != "cached_tokens"}
+            said += [attrs.evolve(event, metrics=Metrics(), usage=Usage()), usage]
         elif not isinstance(event, TextDelta | ReasoningDelta | Progress):
             said.append(event)
     return said

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from .._scheduling.channel import Channel
-from ..contract.events import Event, Finished, Usage
+from ..contract.events import Event, Finished, TokenUsage
 from ..errors import CancelledError, InvalidParameterError
 from .messages import Message, ToolResultPart, reply_message
 from .outputs import ToolCall, ToolResult
@@ -48,7 +48,7 @@ class Turn:
         self._messages = list(new)
         self._rounds = rounds
         self._events: list[Event] = []
-        self._usage = Usage()
+        self._usage = TokenUsage()
         self._over = False
 
     def send(self, send: Send) -> None:
@@ -64,10 +64,10 @@ class Turn:
             return
         reply = TextReply.of(self._events)
         self._messages.append(reply_message(reply.text, reply.tool_calls))
-        self._usage = Usage(
-            prompt_tokens=self._usage.prompt_tokens + event.usage.prompt_tokens,
-            completion_tokens=self._usage.completion_tokens + event.usage.completion_tokens,
-            cached_tokens=self._usage.cached_tokens + event.usage.cached_tokens,
+        self._usage = TokenUsage(
+            prompt_tokens=self._usage.prompt_tokens + reply.usage.prompt_tokens,
+            completion_tokens=self._usage.completion_tokens + reply.usage.completion_tokens,
+            cached_tokens=self._usage.cached_tokens + reply.usage.cached_tokens,
         )
         if reply.tool_calls and self._rounds > 0 and can_run(self.request.tools, reply.tool_calls):
             self._rounds -= 1

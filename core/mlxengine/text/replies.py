@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from ..contract.events import Event, FinishReason, Metrics, Usage
+from ..contract.events import Event, FinishReason, Metrics, TokenUsage
 from ..handle import Result
 from .outputs import ChoiceFinished, ReasoningDelta, TextDelta, TokenLogprob, ToolCall
 
@@ -31,7 +31,7 @@ class TextReply:
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: FinishReason = FinishReason.STOP
-    usage: Usage = Usage()  # noqa: RUF009 - a frozen value
+    usage: TokenUsage = TokenUsage()  # noqa: RUF009 - a frozen value
     metrics: Metrics = Metrics()  # noqa: RUF009
     mock: bool = False
     choices: tuple[TextReply, ...] = ()
@@ -67,7 +67,7 @@ class TextReply:
             logprobs=tuple(entry for event in deltas for entry in event.logprobs),
             tool_calls=tuple(event for event in mine if isinstance(event, ToolCall)),
             finish_reason=ends[0].reason if ends else result.finished.reason,
-            usage=result.usage,
+            usage=TokenUsage.of(result.usage),
             metrics=result.metrics,
             mock=result.finished.mock,
         )

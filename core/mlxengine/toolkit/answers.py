@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from attrs import field, frozen
 
-from ..contract.events import Event, Finished, FinishReason, Metrics, Usage
+from ..contract.events import Event, Finished, FinishReason, Metrics, TokenUsage
 from ..contract.hookspecs import RunContext
 from ..errors import GenerationError, InvalidParameterError, MLXEngineError, UnsupportedInputError
 from ..text.outputs import ReasoningDelta, TextDelta, TokenLogprob, TopLogprob
@@ -222,7 +222,9 @@ class Answer(Row):
         count = len(self.tokens)
         return Finished(
             reason=reason,
-            usage=Usage(prompt_tokens=len(self.prompt), completion_tokens=count, cached_tokens=self.cached),
+            usage=TokenUsage(
+                prompt_tokens=len(self.prompt), completion_tokens=count, cached_tokens=self.cached
+            ),
             metrics=Metrics(
                 prompt_per_second=len(self.prompt) / max(first - self._start, 1e-9),
                 generation_per_second=(count - 1) / (now - first) if count > 1 else None,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from ..contract.events import Event, Finished
+from ..contract.events import Event, Finished, TokenUsage
 from ..contract.hookspecs import RunContext
 from ..text.outputs import ChoiceFinished
 from ..text.params import GenerateParams
@@ -66,7 +66,7 @@ class ChoicesStream(Iterator[Event | None]):
                 return ChoiceFinished(
                     index=event.index,
                     reason=event.reason,
-                    completion_tokens=event.usage.completion_tokens,
+                    completion_tokens=TokenUsage.of(event.usage).completion_tokens,
                     stop=event.stop,
                 )
             if event is not None:
@@ -87,7 +87,8 @@ def _together(ends: Sequence[Finished]) -> Finished:
         first,
         index=0,
         usage=attrs.evolve(
-            first.usage, completion_tokens=sum(event.usage.completion_tokens for event in ends)
+            TokenUsage.of(first.usage),
+            completion_tokens=sum(TokenUsage.of(event.usage).completion_tokens for event in ends),
         ),
         metrics=attrs.evolve(ends[-1].metrics, generation_per_second=sum(rates)),
     )

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..contract.configuration import ModelCard
-from ..contract.fit import USUAL_CONTEXT as USUAL_CONTEXT
 from ..contract.hookspecs import MemoryEstimate, Workload
+from ..text.workload import USUAL_CONTEXT as USUAL_CONTEXT
+from ..text.workload import TextWorkload
 from .counts import MOST_LAYERS
 
 _PREFILL_CHUNK = 2048
@@ -88,12 +89,12 @@ def _bits(settings: Mapping[str, Any], layer: str) -> int:
     return found if isinstance(found, int) and found > 0 else 4
 
 
-def estimator(card: ModelCard) -> Callable[[Workload], MemoryEstimate]:
+def estimator(card: ModelCard) -> Callable[[TextWorkload], MemoryEstimate]:
     """A pure function from a workload to the bytes that it needs."""
     config = text_config(card.config) if card.config else from_gguf(card.gguf)
     usual = min(USUAL_CONTEXT, context_length(config) or USUAL_CONTEXT)
 
-    def estimate(workload: Workload) -> MemoryEstimate:
+    def estimate(workload: TextWorkload) -> MemoryEstimate:
         length = workload.context_length or usual
         # A quantized cache keeps a scale and a bias of 16 bits for each group of 64.
         full = 32.0 if workload.backend == "cpu" else 16.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ..contract.events import Array, Finished, Metrics, Usage
+from ..contract.events import Array, Finished, Metrics, TokenUsage
 from ..errors import InvalidParameterError
 from .outputs import Embeddings
 from .requests import EmbedRequest
@@ -26,7 +26,7 @@ class Vectors(Array):
     """
 
     truncated: tuple[int, ...] = ()
-    usage: Usage = field(factory=Usage)
+    usage: TokenUsage = field(factory=TokenUsage)
     metrics: Metrics = field(factory=Metrics)
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class TokenVectors:
 
     arrays: tuple[Array, ...]
     truncated: tuple[int, ...] = ()
-    usage: Usage = field(factory=Usage)
+    usage: TokenUsage = field(factory=TokenUsage)
     metrics: Metrics = field(factory=Metrics)
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class Gathered:
             shape=(self.count, self._dimension),
             dtype=self._dtype,
             truncated=tuple(sorted(self._truncated)),
-            usage=self.finished.usage,
+            usage=TokenUsage.of(self.finished.usage),
             metrics=self.finished.metrics,
         )
 
@@ -105,7 +105,7 @@ class Gathered:
         return TokenVectors(
             arrays=tuple(self._tokens[index] for index in range(self.count)),
             truncated=tuple(sorted(self._truncated)),
-            usage=self.finished.usage,
+            usage=TokenUsage.of(self.finished.usage),
             metrics=self.finished.metrics,
         )
 

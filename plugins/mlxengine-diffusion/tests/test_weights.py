@@ -242,7 +242,7 @@ def test_a_feature_that_is_off_is_not_silently_used(engine: InferenceEngine, tin
 
 def test_the_memory_estimate_covers_what_was_measured(engine: InferenceEngine, tiny_folder: Path) -> None:
     import mlx.core as mx
-    from mlxengine import Workload
+    from mlxengine import PictureWorkload
 
     estimate = engine.explain(tiny_folder).claim.estimate
     assert estimate is not None
@@ -253,7 +253,7 @@ def test_the_memory_estimate_covers_what_was_measured(engine: InferenceEngine, t
         mx.reset_peak_memory()
         model.image("a red circle", size=(256, 256), steps=1, guidance=3.0, seed=0)
         workspace = mx.get_peak_memory() - mx.get_active_memory()
-    found = estimate(Workload(size=(256, 256)))
+    found = estimate(PictureWorkload(size=(256, 256)))
     assert weights * 0.95 <= found.weights <= weights * 1.2
     assert workspace <= found.workspace <= 3 * workspace
 

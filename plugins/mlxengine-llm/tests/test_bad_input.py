@@ -270,7 +270,7 @@ def test_importing_the_plugin_imports_no_model_library() -> None:
 
 
 def test_the_estimate_counts_key_value_heads_not_query_heads(tiny: Path) -> None:
-    from mlxengine import Workload
+    from mlxengine import TextWorkload
 
     claim = hooks.claim_model(card_of(tiny))
     assert claim is not None
@@ -278,8 +278,8 @@ def test_the_estimate_counts_key_value_heads_not_query_heads(tiny: Path) -> None
     config = json.loads((tiny / "config.json").read_text())
     per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * 8 * 2
     # caches grow in blocks of 256 tokens
-    assert claim.estimate(Workload(context_length=1000, batch=3)).cache == 3 * 1024 * per_token
-    assert claim.estimate(Workload()).weights == (tiny / "model.safetensors").stat().st_size
+    assert claim.estimate(TextWorkload(context_length=1000, batch=3)).cache == 3 * 1024 * per_token
+    assert claim.estimate(TextWorkload()).weights == (tiny / "model.safetensors").stat().st_size
 
 
 def test_the_models_own_sampling_holds_where_the_request_says_nothing(plugin: Plugin, edited: Edit) -> None:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
-from mlxengine import Fit, Workload
+from mlxengine import Fit, TextWorkload
 from mlxengine.errors import (
     CorruptFileError,
     FeatureUnavailableError,
@@ -95,8 +95,8 @@ def test_a_claim_is_made_from_the_card_alone(plugin: Plugin, edited: Callable[..
     assert (claim.kind, claim.fit, claim.problem) == ("vlm", Fit.NATIVE, None)
     assert claim.capabilities == {"text", "vision", "chat"}
     assert claim.estimate is not None
-    small = claim.estimate(Workload(context_length=64, size=(64, 64)))
-    large = claim.estimate(Workload(context_length=1024, batch=4, size=(1024, 1024)))
+    small = claim.estimate(TextWorkload(context_length=64, size=(64, 64)))
+    large = claim.estimate(TextWorkload(context_length=1024, batch=4, size=(1024, 1024)))
     assert 9e6 < small.total < large.total
 
 

@@ -27,7 +27,7 @@ from mlxengine import (
     Request,
     Stage,
     TextDelta,
-    Usage,
+    TokenUsage,
     hookimpl,
 )
 from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError
@@ -93,7 +93,7 @@ class Good:
         for number in range(request.start, request.upto + 1):
             yield None
             yield self.delta(model, number)
-        yield Finished(usage=Usage(completion_tokens=request.upto))
+        yield Finished(usage=TokenUsage(completion_tokens=request.upto))
 
     def delta(self, model, number):
         return TextDelta(text=model.words[number - 1])
@@ -255,7 +255,7 @@ class SharesState(Good):
         while self.number <= request.upto:
             yield TextDelta(text=model.words[self.number - 1])
             self.number += 1
-        yield Finished(usage=Usage(completion_tokens=request.upto))
+        yield Finished(usage=TokenUsage(completion_tokens=request.upto))
 
 
 class KnowsOneFolder(Good):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, Workload
+from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, PictureWorkload
 from mlxengine.errors import IncompatibleWeightsError, UnsupportedArchitectureError
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.loading import building
@@ -61,12 +61,12 @@ def _check(card: ModelCard) -> None:
                 raise problem
 
 
-def _estimate(offer: Offer, size: tuple[int, int]) -> Callable[[Workload], MemoryEstimate] | None:
+def _estimate(offer: Offer, size: tuple[int, int]) -> Callable[[PictureWorkload], MemoryEstimate] | None:
     if offer.estimate_bytes is None:
         return None
     calculate = offer.estimate_bytes
 
-    def estimate(workload: Workload) -> MemoryEstimate:
+    def estimate(workload: PictureWorkload) -> MemoryEstimate:
         weights, workspace = calculate(workload.size or size)
         return MemoryEstimate(weights=weights, workspace=workspace)
 

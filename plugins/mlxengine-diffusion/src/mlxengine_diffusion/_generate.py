@@ -22,7 +22,7 @@ from mlxengine import (
     ModelCard,
     Progress,
     RunContext,
-    Usage,
+    TokenUsage,
 )
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 
@@ -174,7 +174,7 @@ def _run(model: PictureModel, request: ImageRequest, first: Job) -> Generator[Ev
         latents = yield from _denoise(pipeline, job, index, request.preview_every)
         pixels = yield from pipeline.decode(latents, job)
         yield ImageReady(index=index, pixels=_array(pixels), recipe=recipe(model, job, report))
-    yield Finished(usage=Usage(prompt_tokens=report.tokens))
+    yield Finished(usage=TokenUsage(prompt_tokens=report.tokens))
 
 
 def _denoise(pipeline: Pipeline, job: Job, index: int, every: int) -> Generator[Event | None, None, Any]:

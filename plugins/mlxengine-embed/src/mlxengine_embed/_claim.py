@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, Source, Workload
+from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, Source, VectorWorkload
 from mlxengine.errors import (
     IncompatibleWeightsError,
     MLXEngineError,
@@ -90,7 +90,7 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
     return None
 
 
-def _estimate(card: ModelCard, workload: Workload) -> MemoryEstimate:
+def _estimate(card: ModelCard, workload: VectorWorkload) -> MemoryEstimate:
     """Weights as they are kept, and the working space of one step: hidden states and attention scores."""
     config: Mapping[str, Any] = card.config
     hidden = number(config, "hidden_size") or 768

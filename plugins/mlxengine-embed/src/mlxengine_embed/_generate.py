@@ -17,7 +17,7 @@ from mlxengine import (
     RankRequest,
     Request,
     RunContext,
-    Usage,
+    TokenUsage,
 )
 from mlxengine.contract.events import Array
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
@@ -89,7 +89,7 @@ class _Count:
             ("truncated", float(self.truncated)),
             ("padding_share", share),
         )
-        return Finished(usage=Usage(prompt_tokens=self.tokens), metrics=Metrics(extra=extra))
+        return Finished(usage=TokenUsage(prompt_tokens=self.tokens), metrics=Metrics(extra=extra))
 
 
 def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from attrs import define, field
-from mlxengine import MemoryEstimate, ModelCard, ModelState, Workload
+from mlxengine import MemoryEstimate, ModelCard, ModelState, TextWorkload
 from mlxengine.errors import InvalidParameterError
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.estimate import estimator, text_config
@@ -76,7 +76,7 @@ class LanguageModel:
     backend: str | None = None
     shapes: Shapes = field(factory=Shapes)
     first_piece: int = Pace.FIRST
-    estimate: Callable[[Workload], MemoryEstimate] = field(init=False)
+    estimate: Callable[[TextWorkload], MemoryEstimate] = field(init=False)
     _costs: dict[int, int] = field(init=False, factory=dict)
     grammars: Grammars | None = field(init=False)
     adapters: Adapters = field(init=False)
@@ -143,7 +143,7 @@ class LanguageModel:
         steps = -(-tokens // _STEP)
         if steps not in self._costs:  # an estimate looks at every tensor of the checkpoint
             bits = self.serving.kv_bits
-            workload = Workload(context_length=steps * _STEP, kv_bits=bits, backend=self.backend)
+            workload = TextWorkload(context_length=steps * _STEP, kv_bits=bits, backend=self.backend)
             self._costs[steps] = self.estimate(workload).cache
         return self._costs[steps]
 

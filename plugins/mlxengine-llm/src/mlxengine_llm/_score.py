@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
-from mlxengine import Event, Finished, Metrics, RunContext, ScoreRequest, TextScore, Usage
+from mlxengine import Event, Finished, Metrics, RunContext, ScoreRequest, TextScore, TokenUsage
 from mlxengine.errors import InvalidParameterError, PromptTooLongError
 from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.rows import Stepped
@@ -64,7 +64,7 @@ def _pieces(
         yield None
     yield TextScore(token_ids=tuple(tokens[1:]), logprobs=tuple(found))
     yield Finished(
-        usage=Usage(prompt_tokens=len(tokens)),
+        usage=TokenUsage(prompt_tokens=len(tokens)),
         metrics=Metrics(
             prompt_per_second=len(tokens) / (time.perf_counter() - start),
             peak_memory_bytes=mx.get_peak_memory(),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, Source, Workload
+from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, Source, TextWorkload
 from mlxengine.errors import (
     IncompatibleWeightsError,
     LoadError,
@@ -130,7 +130,7 @@ def _estimator(card: ModelCard) -> Any:
     vision = vision if isinstance(vision, Mapping) else {}
     width, side = number(vision, "hidden_size"), number(vision, "patch_size") or 14
 
-    def estimate(workload: Workload) -> MemoryEstimate:
+    def estimate(workload: TextWorkload) -> MemoryEstimate:
         base = text(workload)
         across, down = workload.size or (1024, 1024)
         patches = (across // side) * (down // side)

@@ -9,11 +9,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlxengine import Array, Event, Finished, Usage
+from mlxengine import Array, Event, Finished
 from mlxengine.errors import UnsupportedInputError
 
 from ._load import Detector
-from .types import ListenRequest, Speech, Voice
+from .types import Heard, ListenRequest, Speech, Voice
 
 RATE, WINDOW, CONTEXT = 16_000, 512, 64
 WINDOWS_A_STEP = 8
@@ -59,7 +59,7 @@ def _steps(detector: Detector, request: ListenRequest, samples: Any) -> Iterator
             yield speech
     for speech in cutter.end(len(samples) / RATE):
         yield speech
-    yield Finished(usage=Usage(prompt_tokens=count))
+    yield Finished(usage=Heard(seconds=len(samples) / RATE))
 
 
 class _Cutter:

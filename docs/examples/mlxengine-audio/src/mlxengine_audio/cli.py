@@ -7,7 +7,7 @@ import sys
 
 from mlxengine import InferenceEngine
 
-from .types import ListenRequest, Speech
+from .handle import SpeechHandle
 
 
 def main(arguments: list[str]) -> int:
@@ -16,8 +16,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("model", help="a folder or repository of Silero VAD")
     parser.add_argument("file", help="16,000 samples a second, one channel, 16 bits")
     options = parser.parse_args(arguments)
-    with InferenceEngine() as engine, engine.load(options.model) as vad:
-        for event in vad.stream(ListenRequest(path=options.file)):
-            if isinstance(event, Speech):
-                sys.stdout.write(f"{event.start:8.2f} s {event.end:8.2f} s\n")
+    with InferenceEngine() as engine, engine.load_as(SpeechHandle, options.model) as vad:
+        for speech in vad.listen(options.file):
+            sys.stdout.write(f"{speech.start:8.2f} s {speech.end:8.2f} s\n")
     return 0

@@ -5,10 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mlxengine import Claim, Command, Fit, MemoryEstimate, hookimpl
+from mlxengine import Claim, Command, Fit, Kind, MemoryEstimate, hookimpl
 
 if TYPE_CHECKING:
     from mlxengine import Event, LoadContext, Loaded, ModelCard, Request, Workload
+
+
+@hookimpl
+def list_kinds() -> Sequence[Kind]:
+    return [
+        Kind(
+            name="vad",
+            summary="voice activity detectors",
+            handle="mlxengine_audio.handle:SpeechHandle",
+            async_handle="mlxengine_audio.handle:AsyncSpeechHandle",
+            usage="mlxengine_audio.types:Heard",
+            run="mlxengine_audio.kind:RUN",
+            bench="mlxengine_audio.kind:BENCH",
+            mock="mlxengine_audio.kind:SpeechMock",
+            pipelines=["voice-activity-detection"],
+            install="mlxengine-audio",
+            libraries=["mlx-audio"],
+        )
+    ]
 
 
 @hookimpl

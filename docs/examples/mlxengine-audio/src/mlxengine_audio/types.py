@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attrs import field, frozen, validators
-from mlxengine import Array, Event, Request
+from mlxengine import Array, Event, Request, Usage
 
 
 @frozen(kw_only=True)
@@ -36,3 +36,10 @@ class Speech(Event):
 
     start: float
     end: float
+
+
+@frozen(kw_only=True)
+class Heard(Usage):
+    """What a recording counts: seconds of sound."""
+
+    seconds: float = 0.0

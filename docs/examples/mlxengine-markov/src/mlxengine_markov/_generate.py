@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from mlxengine import Event, Finished, FinishReason, RunContext, TextDelta, Usage
+from mlxengine import Event, Finished, FinishReason, RunContext, TextDelta, TokenUsage
 from mlxengine.errors import UnsupportedInputError
 
 from .chain import Chain, split
@@ -29,6 +29,6 @@ def _walk(chain: Chain, request: ContinueRequest, *, backoff: bool, say: bool) -
         if say:
             yield Choice(text=unit, probability=probability, candidates=candidates)
         yield TextDelta(text=unit)
-    usage = Usage(prompt_tokens=len(split(request.text, chain.unit)), completion_tokens=count)
+    usage = TokenUsage(prompt_tokens=len(split(request.text, chain.unit)), completion_tokens=count)
     reason = FinishReason.LENGTH if count == request.length else FinishReason.STOP
     yield Finished(reason=reason, usage=usage)

@@ -1,0 +1,140 @@
+"""How a model that answers in text is asked and measured from the command line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..contract.events import Event, Metrics, TokenUsage
+from ..contract.kinds import Answer, Asking, Measuring, Option, positive
+from ..contract.requests import Request
+from .handle import TextHandle, text_request
+from .messages import ImagePart, Message, TextPart
+from .outputs import TextDelta
+from .params import GenerateParams, params_from
+from .replies import TextReply
+
+_PARAMETERS = {
+    "max_tokens": int,
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+}
+OPTIONS = (
+    *(
+        Option(flag=f"--{name.replace('_', '-')}", type=kind, help="the model's own if left out")
+        for name, kind in _PARAMETERS.items()
+    ),
+    Option(flag="--seed", type=int, help="makes the answer repeatable"),
+    Option(
+        flag="--stop",
+        metavar="TEXT",
+        default=(),
+        repeated=True,
+        help="a text that ends the answer; repeatable",
+    ),
+    Option(flag="--system", metavar="TEXT", help="instructions before the conversation"),
+)
+_WORDS = "The quick brown fox jumps over the lazy dog while seven wizards mix nine bright potions. "
+
+
+def params(options: Mapping[str, Any]) -> GenerateParams:
+    """How to generate, by `OPTIONS`.
+
+    Raises:
+        InvalidParameterError: a value is out of its range.
+    """
+    return params_from({name: options[name] for name in (*_PARAMETERS, "seed", "stop")})
+
+
+def stats(usage: TokenUsage, metrics: Metrics) -> str:
+    """Tokens and rates of an answer, in one line."""
+    parts = [f"{usage.prompt_tokens} prompt tokens"]
+    if usage.cached_tokens:
+        parts[0] += f" ({usage.cached_tokens} cached)"
+    parts.append(f"{usage.completion_tokens} generated")
+    if metrics.first_event_seconds is not None:
+        parts.append(f"first after {metrics.first_event_seconds:.2f} s")
+    if metrics.generation_per_second:
+        parts.append(f"{metrics.generation_per_second:.1f} tokens/s")
+    return ", ".join(parts)
+
+
+class _Asking(Asking):
+    options = (
+        *OPTIONS,
+        Option(
+            flag="--image",
+            metavar="FILE",
+            default=(),
+            repeated=True,
+            help="a picture in the question; repeatable",
+        ),
+    )
+    first = "Say hello in one short sentence."
+
+    def request(self, words: Sequence[str], options: Mapping[str, Any]) -> Request:
+        prompt = " ".join(words)
+        images = [ImagePart(name) for name in options["image"]]
+        question = Message.user([*images, TextPart(prompt)]) if images else prompt
+        return text_request(question, params(options), instructions=options["system"])
+
+    def show(self, event: Event) -> str:
+        return event.text if isinstance(event, TextDelta) else ""
+
+    def answer(self, events: Sequence[Event], _options: Mapping[str, Any]) -> Answer:
+        reply = TextReply.of(events)
+        value = {
+            "text": reply.text,
+            "reasoning": reply.reasoning or None,
+            "finish_reason": reply.finish_reason,
+            "usage": reply.usage,
+            "metrics": reply.metrics,
+            "mock": reply.mock,
+        }
+        return Answer(value=value, stats=stats(reply.usage, reply.metrics))
+
+
+class _Measuring(Measuring):
+    options = (
+        Option(flag="--prompt-words", type=positive, default=128, metavar="N"),
+        Option(flag="--max-tokens", type=positive, default=32, metavar="N", help="tokens to decode"),
+        Option(flag="--batch", type=positive, default=4, metavar="N", help="requests at once"),
+    )
+
+    def measure(self, handle: TextHandle, options: Mapping[str, Any]) -> Mapping[str, float]:
+        params = GenerateParams(max_tokens=options["max_tokens"], temperature=0, ignore_eos=True)
+        salt, words, batch = time.monotonic_ns(), options["prompt_words"], options["batch"]
+        alone = handle.generate(_prompt(words, salt), params)
+        first = alone.metrics.first_event_seconds or alone.metrics.total_seconds
+        rest = alone.metrics.total_seconds - first
+        figures = {
+            "first token, s": first,
+            "prefill, tokens/s": (alone.usage.prompt_tokens - alone.usage.cached_tokens) / first,
+        }
+        if alone.usage.completion_tokens > 1 and rest > 0:
+            figures["decode, tokens/s"] = (alone.usage.completion_tokens - 1) / rest
+        start = time.perf_counter()
+        streams = [handle.stream(_prompt(words, f"{salt} {number}"), params) for number in range(batch)]
+        replies = [TextReply.of(stream) for stream in streams]
+        seconds = time.perf_counter() - start
+        total = sum(reply.usage.completion_tokens for reply in replies)
+        figures[f"batch of {batch}, tokens/s"] = total / seconds
+        figures["peak memory, bytes"] = max(
+            float(reply.metrics.peak_memory_bytes or 0) for reply in (alone, *replies)
+        )
+        return figures
+
+
+def _prompt(words: int, salt: object) -> str:
+    """Words that no cache has seen yet, since the first one differs."""
+    return f"{salt} {(_WORDS * (words // 15 + 1))}"[: words * 6]
+
+
+RUN = _Asking()
+BENCH = _Measuring()
+
+__all__ = ["BENCH", "OPTIONS", "RUN", "params", "stats"]

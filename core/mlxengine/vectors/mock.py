@@ -1,0 +1,49 @@
+"""What the mock back end gives for vectors and scores."""
+
+from __future__ import annotations
+
+import array
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from ..contract.events import Array, Event, Finished, TokenUsage
+from ..contract.kinds import Mock
+from ..contract.requests import Request
+from .outputs import Embeddings, Scores
+from .requests import EmbedRequest, RankRequest
+
+DIMENSION = 8
+
+
+class VectorMock(Mock):
+    """Vectors from the texts' hashes, scores from the words that they share with the query."""
+
+    info: ClassVar[Mapping[str, Any]] = {"dimension": DIMENSION, "prompts": {}, "similarity": "cosine"}
+
+    def generate(self, request: Request) -> Iterator[Event | None] | None:
+        if isinstance(request, EmbedRequest):
+            return _embed(request)
+        return _rank(request) if isinstance(request, RankRequest) else None
+
+
+def _embed(request: EmbedRequest) -> Iterator[Event | None]:
+    for index, text in enumerate(request.texts):
+        digest = hashlib.sha256(text.encode()).digest()
+        size = min(DIMENSION, request.truncate_dim or DIMENSION)
+        values = array.array("f", (byte / 255 for byte in digest[:size]))
+        vectors = Array(data=values.tobytes(), shape=(1, size), dtype="float32")
+        yield Embeddings(indices=(index,), vectors=vectors, mock=True)
+    words = sum(len(text.split()) for text in request.texts)
+    yield Finished(usage=TokenUsage(prompt_tokens=words), mock=True)
+
+
+def _rank(request: RankRequest) -> Iterator[Event | None]:
+    wanted = set(request.query.lower().split())
+    for index, text in enumerate(request.documents):
+        shared = wanted & set(text.lower().split())
+        yield Scores(indices=(index,), scores=(len(shared) / max(1, len(wanted)),), mock=True)
+    yield Finished(mock=True)
+
+
+__all__ = ["VectorMock"]

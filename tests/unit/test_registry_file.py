@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mlxengine import ModelConfiguration
+from mlxengine import (
+    InferenceEngine,
+    LoadContext,
+    ModelCard,
+    ModelConfiguration,
+    Request,
+    RunContext,
+    hookimpl,
+)
 from mlxengine.registry import ModelRegistry, read_entries
 
 FILE: dict[str, Any] = {
@@ -112,4 +121,55 @@ def test_a_field_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "models.json"
     path.write_text(json.dumps(broken))
     with pytest.raises(TypeError, match="licence"):
-        read_entries(path, ModelConfiguration)
+        tuple(read_entries(path, ModelConfiguration))
+
+
+def test_one_entry_is_found_without_building_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "models.json"
+    path.write_text(json.dumps(FILE))
+    built: list[str] = []
+
+    class Counted(ModelConfiguration):
+        def __attrs_post_init__(self) -> None:
+            built.append(self.id)
+
+    entries = read_entries(path, Counted)
+    assert entries.get("nobody/knows-it") is None
+    assert built == []
+    wanted = tuple(read_entries(path, ModelConfiguration))
+    for item in wanted:
+        found = entries.get(item.id.upper())
+        assert found is not None
+        assert (found.id, found.provenance, found.sources) == (item.id, item.provenance, item.sources)
+    assert len(entries) == len(wanted)
+
+
+def test_a_model_is_loaded_by_name_without_building_the_registry(tmp_path: Path) -> None:
+    path = tmp_path / "models.json"
+    path.write_text(json.dumps(FILE))
+    built: list[str] = []
+
+    class Counted(ModelConfiguration):
+        def __attrs_post_init__(self) -> None:
+            built.append(self.id)
+
+    class Listing:
+        @hookimpl
+        def list_models(self) -> Sequence[ModelConfiguration]:
+            return read_entries(path, Counted)
+
+        @hookimpl
+        def claim_model(self, card: ModelCard) -> None: ...
+
+        @hookimpl
+        def load_model(self, card: ModelCard, context: LoadContext) -> None: ...
+
+        @hookimpl
+        def generate(self, model: object, request: Request, context: RunContext) -> None: ...
+
+    with InferenceEngine(backend="mock", plugins=[("listing", Listing())]) as engine:
+        engine.load("nobody/knows-it").close()
+        assert built == []
+        handle = engine.load("org/some-1b@main")
+        assert (handle.configuration.size, handle.configuration.revision) == ("1B", "main")
+        assert set(built) == {"org/Some-1B"}

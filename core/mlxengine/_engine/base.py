@@ -244,9 +244,9 @@ class EngineBase:
                 f"A model is a str, a Path or a ModelConfiguration, found {type(model).__name__}."
             )
         name, _, revision = str(model).partition("@")
-        known = None if isinstance(model, Path) else self.registry.get(name)
+        known = None if isinstance(model, Path) else self._known(name)
         if known is not None:
-            return self._asked(attrs.evolve(known, revision=revision or known.revision))
+            return attrs.evolve(known, revision=revision or known.revision)
         return self._choose(ModelConfiguration(id=str(model)))
 
     def _choose(self, configuration: ModelConfiguration) -> ModelConfiguration:
@@ -256,16 +256,27 @@ class EngineBase:
             return configuration
         found = self.registry.recommend(kind, self.device, checked_only=True, reckon=self.reckon)
         log.info("auto:%s is %s: %s", kind, found.model.id, found.reason)
-        return self._asked(found.model)
+        return self._known(found.model.id) or found.model
 
-    def _asked(self, known: ModelConfiguration) -> ModelConfiguration:
-        """A registry's entry as a request: a context length that a plugin lists is a fact about the model,
-        not a wish, and the checkpoint itself knows better."""
-        from ..registry import Origin
+    def _known(self, name: str) -> ModelConfiguration | None:
+        """What the registry has of this name, as a request; nobody else's entries are built for it.
 
-        if self.registry.entry(known.id).origin is Origin.PLUGIN:
-            return attrs.evolve(known, context_length=None)
-        return known
+        A context length that a plugin lists is a fact about the model, not a wish, and the checkpoint itself
+        knows better.
+        """
+        if self._registry is not None:
+            from ..registry import Origin
+
+            known = self._registry.get(name)
+            if known is None or self._registry.entry(name).origin is not Origin.PLUGIN:
+                return known
+        else:
+            key = name.strip().casefold()
+            own = (item for item in self._settings.models if item.id.partition("@")[0].casefold() == key)
+            if (found := next(own, None)) is not None:
+                return found
+            known = self._host.find_model(name.strip())
+        return None if known is None else attrs.evolve(known, context_length=None)
 
 
 def _shut_down(scheduler: Scheduler, loader: Loader, pool: ModelPool, timeout: float) -> None:

@@ -349,6 +349,30 @@ class Host:
             record.name: self._or_none(record, "list_models", ModelConfiguration) for record in self.active()
         }
 
+    def find_model(self, name: str) -> ModelConfiguration | None:
+        """The first plugin's entry of a model of this name; no other entry of a lazy list is built."""
+        from .._registry.file import Entries
+        from ..contract.configuration import ModelConfiguration
+
+        for record in self.active():
+            function = record.hooks.get("list_models")
+            if function is None:
+                continue
+            known: ModelConfiguration | None = None
+            try:
+                with calling(record, "list_models"):
+                    found = function({})
+                    if isinstance(found, Entries):
+                        known, found = found.get(name), ()
+                for item in border.listed(record, "list_models", lambda: found, ModelConfiguration):  # noqa: B023
+                    if item.id.partition("@")[0].casefold() == name.casefold():
+                        known = known or item
+            except PluginError as error:
+                log.warning("list_models of the plugin %s is left out: %s", record.where, error)
+            if known is not None:
+                return known
+        return None
+
     def commands(self) -> dict[str, list[Command]]:
         """The command-line verbs of all plugins by provider; a list that is broken is left out."""
         return {record.name: self._or_none(record, "list_commands", Command) for record in self.active()}

@@ -34,14 +34,12 @@ class DiffusionConfiguration(ModelConfiguration):
 
 MODELS = read_entries(Path(__file__).with_name("models.json"), DiffusionConfiguration)
 
-_BY_ID = {entry.id.lower(): entry for entry in MODELS}
-
 
 def defaults_for(card: ModelCard, own: Defaults) -> Defaults:
     """The defaults of a model: the caller's configuration, else the registry's entry, else its ``own``."""
     entry = card.configuration
     if not isinstance(entry, DiffusionConfiguration):
-        known = _BY_ID.get((card.ref.repo_id or "").lower())
+        known = MODELS.get(card.ref.repo_id or "")
         if known is None:
             return own
         entry = known

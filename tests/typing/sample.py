@@ -8,6 +8,7 @@ from typing import assert_type
 from attrs import frozen
 from mlxengine import (
     AsyncInferenceEngine,
+    AsyncModelHandle,
     Claim,
     Command,
     EmbedRequest,
@@ -18,17 +19,20 @@ from mlxengine import (
     GenerateParams,
     ImagePart,
     InferenceEngine,
+    Kind,
     LoadContext,
     Loaded,
     Message,
     ModelCard,
     ModelConfiguration,
+    ModelHandle,
     Picture,
     Request,
     RunContext,
     TextDelta,
     TextPart,
     TextReply,
+    TokenUsage,
     hookimpl,
 )
 
@@ -39,7 +43,7 @@ def text(engine: InferenceEngine) -> str:
         match event:
             case TextDelta(text=piece):
                 assert_type(piece, str)
-            case Finished(usage=usage):
+            case Finished(usage=TokenUsage() as usage):
                 assert_type(usage.total_tokens, int)
             case _:
                 pass
@@ -71,6 +75,25 @@ class Listen(Request):
     path: str
 
 
+class EarHandle(ModelHandle):
+    def listen(self, path: str) -> int:
+        return len(self.run(Listen(path=path)).events)
+
+
+class AsyncEarHandle(AsyncModelHandle):
+    async def listen(self, path: str) -> int:
+        return len((await self.run(Listen(path=path))).events)
+
+
+def own_kind(engine: InferenceEngine) -> None:
+    assert_type(engine.load_as(EarHandle, "org/name", plugin="ear"), EarHandle)
+    assert_type(engine.load_as(EarHandle, "org/name").listen("a.wav"), int)
+
+
+async def own_kind_later(engine: AsyncInferenceEngine) -> None:
+    assert_type(await engine.load_as(AsyncEarHandle, "org/name", verify="deep"), AsyncEarHandle)
+
+
 BITS = Feature[int | None](name="ear.bits", default=None, summary="Bits.", choices=(4, 8, None))
 
 
@@ -82,6 +105,10 @@ class Plugin:
     @hookimpl
     def list_models(self) -> Sequence[ModelConfiguration]:
         return [ModelConfiguration(id="org/name", kind="ear")]
+
+    @hookimpl
+    def list_kinds(self) -> Sequence[Kind]:
+        return [Kind(name="ear", handle="ear.handle:EarHandle", pipelines=["automatic-speech-recognition"])]
 
     @hookimpl
     def claim_model(self, card: ModelCard) -> Claim | None:

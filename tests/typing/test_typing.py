@@ -17,6 +17,8 @@ WRONG = {
     "GenerateParams(temperature='hot')": "temperature",
     "InferenceEngine().load_text('a').generate(3)": "generate",
     "InferenceEngine().load('a').generate('b')": "generate",
+    "InferenceEngine().load_as(GenerateParams, 'a')": "load_as",
+    "InferenceEngine().load_text('a', plugn='b')": "plugn",
     "Message.user('a').parts.append(TextPart('b'))": "append",
 }
 

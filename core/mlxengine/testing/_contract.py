@@ -10,27 +10,39 @@ from datetime import date
 from attrs import fields_dict
 
 from ..contract.configuration import ModelConfiguration
+from ..contract.events import Usage
 from ..contract.features import Stage
-from ..contract.hookspecs import Claim
+from ..contract.hookspecs import Claim, Workload
+from ..contract.kinds import Asking, Measuring, Mock
 from ..errors import MLXEngineError
+from ..handle import AsyncModelHandle, ModelHandle
 from ._clauses import Part, clause, demand
 from ._strangers import foreign_cards
 from ._subject import Subject
 
 _IMPORT_SECONDS = 0.5
 _CLAIM_SECONDS = 0.02
+_KIND_PARTS: dict[str, type] = {
+    "handle": ModelHandle,
+    "async_handle": AsyncModelHandle,
+    "workload": Workload,
+    "usage": Usage,
+    "run": Asking,
+    "bench": Measuring,
+    "mock": Mock,
+}
 
 
 @clause(
     Part.CONTRACT,
-    "importing the plugin, and asking for its features, models and commands, imports no model library",
+    "importing the plugin, and asking for its features, models, kinds and commands, imports no model library",
     why="every engine, and every `mlxengine --help`, pays for it; a plugin whose "
     "library is broken would take the others down. Import libraries inside load_model.",
 )
 def imports_nothing_heavy(subject: Subject) -> None:
     report = subject.probed
     demand(not report["import_heavy"], f"importing {subject.value} imported {report['import_heavy']}")
-    for key in ("features", "models", "commands"):
+    for key in ("features", "models", "kinds", "commands"):
         demand(not report[key]["heavy"], f"list_{key} imported {report[key]['heavy']}")
     took = report["import_seconds"]
     demand(took <= _IMPORT_SECONDS, f"importing {subject.value} took {took:.2f} s (limit {_IMPORT_SECONDS})")
@@ -141,10 +153,19 @@ def _facts(claim: Claim | None) -> object:
 
 @clause(
     Part.CONTRACT,
-    f"claim_model answers within {_CLAIM_SECONDS * 1000:.0f} ms",
-    why="it is called for each model that is loaded or listed, in search results too.",
+    f"claim_model answers within {_CLAIM_SECONDS * 1000:.0f} ms, the first time in a process too",
+    why="every installed plugin is asked about every model: what the first call imports or reads, the first "
+    "load of any kind pays for.",
 )
 def claim_is_quick(subject: Subject) -> None:
+    first = subject.probed["first_claim_seconds"]
+    for _ in range(2):  # modules that had to be compiled, or a busy machine, are not the plugin's
+        if first > _CLAIM_SECONDS:
+            first = min(first, subject.probe()["first_claim_seconds"])
+    demand(
+        first <= _CLAIM_SECONDS,
+        f"{first * 1000:.1f} ms for the first claim in a fresh process, the quickest of three",
+    )
     for card in subject.cards:
         took = []
         for _ in range(3):
@@ -169,6 +190,26 @@ def declines_foreign_models(subject: Subject) -> None:
             demand(False, f"{type(error).__name__}: {error}, for a repository with {held}")
         else:
             demand(claim is None, f"it claimed a repository with {held}")
+
+
+@clause(
+    Part.CONTRACT,
+    "every kind has a lower-case name, and what it names is there: handles, workload, usage, and the rest",
+    why="they are imported when the first model is loaded, or a verb asks; a dead one is found by a user.",
+)
+def kinds_resolve(subject: Subject) -> None:
+    for kind in subject.hooks.kinds():
+        demand(kind.name and kind.name == kind.name.lower(), f"the kind {kind.name!r} is not lower-case")
+        for what, base in _KIND_PARTS.items():
+            found = kind.find(what)
+            kept = found is None or (
+                isinstance(found, base) if what in ("run", "bench") else _is(found, base)
+            )
+            demand(kept, f"{what} of the kind {kind.name!r} is {found!r}, not a {base.__name__}")
+
+
+def _is(found: object, base: type) -> bool:
+    return isinstance(found, type) and issubclass(found, base)
 
 
 @clause(

@@ -12,6 +12,7 @@ from ..contract.configuration import ModelCard, ModelConfiguration
 from ..contract.events import Event
 from ..contract.features import Feature
 from ..contract.hookspecs import Claim, Command, LoadContext, Loaded, RunContext
+from ..contract.kinds import Kind
 from ..contract.requests import Request
 from ._clauses import Broken, demand
 
@@ -53,6 +54,9 @@ class Hooks:
 
     def models(self) -> tuple[ModelConfiguration, ...]:
         return self._list("list_models", ModelConfiguration)
+
+    def kinds(self) -> tuple[Kind, ...]:
+        return self._list("list_kinds", Kind)
 
     def commands(self) -> tuple[Command, ...]:
         return self._list("list_commands", Command)

@@ -132,6 +132,10 @@ class Subject:
     @cached_property
     def probed(self) -> dict[str, Any]:
         """What importing the plugin and asking its pure hooks did in a fresh process."""
+        return self.probe()
+
+    def probe(self) -> dict[str, Any]:
+        """The same, in one more fresh process."""
         asked = {
             "name": self.name,
             "value": self.value,

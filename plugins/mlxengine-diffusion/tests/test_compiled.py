@@ -13,7 +13,7 @@ import pytest
 from attrs import evolve
 from mlxengine import InferenceEngine
 from mlxengine.errors import FeatureUnavailableError
-from mlxengine_diffusion.backends import Job
+from mlxengine_diffusion.backends._work import Job
 from mlxengine_diffusion.sd.unet import UNet
 from safetensors.numpy import save_file
 

@@ -14,7 +14,7 @@ from typing import Any
 import geometry as g
 import numpy as np
 import pytest
-from mlxengine_diffusion.backends import Job
+from mlxengine_diffusion.backends._work import Job
 from safetensors.numpy import load_file
 
 COMPONENT_TOLERANCE = 1e-4

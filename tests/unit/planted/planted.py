@@ -21,6 +21,7 @@ from mlxengine import (
     Feature,
     Finished,
     Fit,
+    Kind,
     Loaded,
     ModelConfiguration,
     Provenance,
@@ -332,6 +333,42 @@ class SelfTestFails(Good):
     def self_test(self, context):
         assert Path(context.folder).is_dir()
         return [Check(name="it counts", status="failed", detail="it does not")]
+
+
+class ReadsOnFirstClaim(Good):
+    read = False
+
+    @hookimpl
+    def claim_model(self, card):
+        if not ReadsOnFirstClaim.read:
+            ReadsOnFirstClaim.read = True
+            Path("/dev/null").read_bytes()
+        return super().claim_model(card)
+
+
+class SlowOnFirstClaim(Good):
+    slow = True
+
+    @hookimpl
+    def claim_model(self, card):
+        if SlowOnFirstClaim.slow:
+            SlowOnFirstClaim.slow = False
+            end = time.process_time() + 0.05
+            while time.process_time() < end:
+                pass
+        return super().claim_model(card)
+
+
+class DeadKind(Good):
+    @hookimpl
+    def list_kinds(self):
+        return [Kind(name="count", run="planted:NOBODY")]
+
+
+class WrongHandle(Good):
+    @hookimpl
+    def list_kinds(self):
+        return [Kind(name="count", handle="planted:Model")]
 
 
 PLANTED = globals()[os.environ.get("PLANTED", "Good")]()

@@ -27,7 +27,7 @@ from mlxengine import (
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 
 from ._pictures import fitted_size, open_picture, pixels_of
-from .backends import Job, Pipeline, Pixels, PromptReport, Step
+from .backends._work import Job, Pipeline, Pixels, PromptReport, Step
 from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY
 
 _log = logging.getLogger("mlxengine.diffusion")

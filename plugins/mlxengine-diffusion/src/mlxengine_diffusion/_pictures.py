@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 
 if TYPE_CHECKING:
-    from .backends import Pixels
+    from .backends._work import Pixels
 
 # What PIL decodes itself: others are programs, or are given to one.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")

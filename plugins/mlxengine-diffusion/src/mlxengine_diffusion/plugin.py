@@ -38,6 +38,10 @@ def list_models() -> Sequence[ModelConfiguration]:
 
 @hookimpl
 def claim_model(card: ModelCard) -> Claim | None:
+    from ._served import makes_pictures
+
+    if not makes_pictures(card):
+        return None
     from ._claim import claim
 
     return claim(card, _wanted(dict(card.configuration.features).get(features.BACKEND.name)))

@@ -12,7 +12,7 @@ import tiny_kit as k
 from mlxengine import ImageRequest, InferenceEngine, LoadContext
 from mlxengine.errors import IncompatibleWeightsError
 from mlxengine_diffusion import plugin
-from mlxengine_diffusion.backends import Job
+from mlxengine_diffusion.backends._work import Job
 from safetensors.numpy import load_file, save_file
 
 TOKENIZER = Path(__file__).parents[4] / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"

@@ -24,7 +24,7 @@ from mlxengine import (
 from mlxengine.contract.features import Layer, Level
 from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError, UnsupportedInputError
 from mlxengine_diffusion import plugin
-from mlxengine_diffusion.backends import Job
+from mlxengine_diffusion.backends._work import Job
 from safetensors.numpy import load_file, save_file
 
 TOKENIZER = Path(__file__).parents[4] / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"

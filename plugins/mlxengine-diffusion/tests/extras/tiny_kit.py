@@ -128,7 +128,7 @@ def packed(latents: Array) -> Array:
 
 def job(model: Any, guidance: float, negative: str | None = None) -> Any:
     """What is asked of a tiny model (its module here) where its picture is compared."""
-    from mlxengine_diffusion.backends import Job
+    from mlxengine_diffusion.backends._work import Job
 
     return Job(
         prompt=model.PROMPT,

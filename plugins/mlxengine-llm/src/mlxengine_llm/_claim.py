@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import glob
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mlxengine.errors import (
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.estimate import architectures, context_length, estimator, text_config
 from mlxengine.toolkit.gguf_support import choose_file, gguf_problem, no_readable_file
+from mlxengine.toolkit.source import constant
 
 FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
 _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -88,7 +89,7 @@ def module_of(config: Mapping[str, Any]) -> str | None:
             break
     else:
         kind = plain.get(kind, kind)
-    return kind if kind in _modules() else None
+    return kind if _implements(kind) else None
 
 
 @functools.cache
@@ -99,24 +100,24 @@ def _library() -> Path | None:
 
 
 @functools.cache
-def _modules() -> frozenset[str]:
+def _implements(name: str) -> bool:
+    """Whether mlx-lm has a module for a model of this name; its file alone is read."""
     folder = _library()
-    files = folder.joinpath("models").glob("*.py") if folder else ()
-    return frozenset(file.stem for file in files if "ModelArgs" in file.read_text("utf-8", "replace"))
+    if folder is None or not re.fullmatch(r"[\w.-]{1,100}", name):
+        return False
+    file = folder / "models" / f"{name}.py"
+    return file.is_file() and "ModelArgs" in file.read_text("utf-8", "replace")
 
 
 @functools.cache
 def _remapping() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
-    # mlx-lm's own tables of aliases, read from its source: importing it would take seconds.
+    """mlx-lm's own tables of aliases."""
     folder = _library()
-    found: dict[str, Any] = {}
-    if folder is not None:
-        for node in ast.parse(folder.joinpath("utils.py").read_text("utf-8")).body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                name = node.targets[0].id
-                if name in ("MODEL_REMAPPING", "MODEL_ARCHITECTURE_REMAPPING"):
-                    found[name] = ast.literal_eval(node.value)
-    return found.get("MODEL_REMAPPING", {}), found.get("MODEL_ARCHITECTURE_REMAPPING", {})
+    if folder is None:
+        return {}, {}
+    names = ("MODEL_REMAPPING", "MODEL_ARCHITECTURE_REMAPPING")
+    plain, special = (constant(folder / "utils.py", name) or {} for name in names)
+    return plain, special
 
 
 def _fit(config: Mapping[str, Any]) -> Fit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import importlib.util
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from mlxengine.errors import (
 )
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.estimate import architectures, estimator, number
+from mlxengine.toolkit.source import constant
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.jsonl")
 _GENERATORS = (
@@ -89,14 +89,10 @@ def _library() -> Path | None:
 
 @functools.cache
 def _remapping() -> dict[str, str]:
-    # mlx-vlm's own table of aliases, read from its source: importing it would take seconds.
+    """mlx-vlm's own table of aliases."""
     folder = _library()
-    if folder is not None:
-        for node in ast.parse(folder.joinpath("utils.py").read_text("utf-8")).body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "MODEL_REMAPPING":
-                found: dict[str, str] = ast.literal_eval(node.value)
-                return found
-    return {}
+    found = None if folder is None else constant(folder / "utils.py", "MODEL_REMAPPING")
+    return found or {}
 
 
 def _generates(config: Mapping[str, Any]) -> bool:

@@ -15,23 +15,19 @@ Where two can serve a repository, the first of `ORDER` that is installed does, u
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import frozen
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import BackendUnavailableError, UnsupportedArchitectureError
 
-ORDER = ("sd", "mlx_vlm", "mflux", "diffusionkit")
+from .._served import candidates
 
 if TYPE_CHECKING:
-    import numpy as np
+    from ._work import Pipeline
 
-    Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-    """A picture: shape (height, width, 3), uint8."""
-else:  # the entry point imports this, and must not import numpy
-    Pixels = Any
+ORDER = ("sd", "mlx_vlm", "mflux", "diffusionkit")
 
 
 @frozen(kw_only=True)
@@ -43,118 +39,6 @@ class Defaults:
     guidance: float = 7.5
     scheduler: str = ""
     strength: float = 0.75
-
-
-@frozen(kw_only=True)
-class Abilities:
-    """What a pipeline can be asked for.
-
-    Args:
-        defaults: for what a request leaves open.
-        schedulers: names of the samplers to choose from; a single one cannot be chosen.
-        size_step: width and height must be multiples of this.
-        largest: longest side in pixels.
-        most_steps: most denoising steps.
-        negative: whether negative prompts work (with a guidance above 1).
-        guided: whether a guidance above 1 has an effect.
-        init_image: whether a picture can be the start.
-        lora: whether adapters can be applied.
-        low_memory: whether parts can be freed after their stage.
-    """
-
-    defaults: Defaults = Defaults()
-    schedulers: tuple[str, ...] = ()
-    size_step: int = 8
-    largest: int = 4096
-    most_steps: int = 999
-    negative: bool = True
-    guided: bool = True
-    init_image: bool = False
-    lora: bool = False
-    low_memory: bool = False
-
-
-@frozen(kw_only=True)
-class Job:
-    """One picture to make; everything is decided."""
-
-    prompt: str
-    negative: str | None
-    width: int
-    height: int
-    steps: int
-    guidance: float
-    seed: int
-    scheduler: str
-    init: Pixels | None = None
-    strength: float = 1.0
-    lora: tuple[tuple[Path, float], ...] = ()
-    low_memory: bool = False
-
-
-@frozen(kw_only=True)
-class Step:
-    """One denoising step is done.
-
-    Args:
-        done, total: how many, of how many.
-        latents: the state after it; the last one's goes to `Pipeline.decode`.
-        clean: the picture's latents as the model believes them now, for previews (``None``: no previews).
-    """
-
-    done: int
-    total: int
-    latents: Any
-    clean: Any = None
-
-
-@frozen(kw_only=True)
-class PromptReport:
-    """What became of the prompt: tokens used, and the text that did not fit."""
-
-    tokens: int = 0
-    truncated: str = ""
-
-
-class Pipeline(Protocol):
-    """A loaded model. Every call comes on the scheduler's thread."""
-
-    @property
-    def abilities(self) -> Abilities:
-        """What it can be asked for."""
-        ...
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """Facts for people: the library, the number format …"""
-        ...
-
-    def read_prompt(self, job: Job) -> PromptReport:
-        """Look at the prompt without computing anything on the device."""
-        ...
-
-    def denoise(self, job: Job) -> Iterator[Step | None]:
-        """Make latents, one denoising step at a time; ``None`` marks a step of preparation.
-
-        With no step to do (image-to-image at strength 0) yields one `Step` with ``total`` 0.
-        """
-        ...
-
-    def decode(self, latents: Any, job: Job) -> Generator[None, None, Pixels]:
-        """The picture that latents stand for, in as many turns as it takes."""
-        ...
-
-    def preview(self, clean: Any, job: Job) -> Generator[None, None, Pixels]:
-        """The same, small and quick."""
-        ...
-
-    def warm(self) -> Iterator[None]:
-        """Evaluate the weights a slice at a time."""
-        ...
-
-    def close(self) -> None:
-        """Free everything."""
-        ...
 
 
 @frozen(kw_only=True)
@@ -213,7 +97,7 @@ def choose(card: ModelCard, wanted: str | None = None) -> Choice | None:
     A model that only back ends serve which are not installed gets the first of them, with the problem
     that says what to install. ``None`` where no back end knows the model.
     """
-    names = ORDER if wanted is None else (wanted,)
+    names = [name for name in ORDER if name in candidates(card)] if wanted is None else [wanted]
     offers = [(name, offer) for name in names if (offer := backend(name).claim(card)) is not None]
     if not offers and wanted is not None and choose(card) is not None:
         problem = UnsupportedArchitectureError(
@@ -243,16 +127,10 @@ def choose(card: ModelCard, wanted: str | None = None) -> Choice | None:
 
 __all__ = [
     "ORDER",
-    "Abilities",
     "Backend",
     "Choice",
     "Defaults",
-    "Job",
     "Offer",
-    "Pipeline",
-    "Pixels",
-    "PromptReport",
-    "Step",
     "backend",
     "choose",
 ]

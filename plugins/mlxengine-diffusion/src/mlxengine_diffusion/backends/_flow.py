@@ -13,8 +13,8 @@ from mlxengine.errors import UnsupportedArchitectureError
 
 from ..features import KEEP_LOADED
 from ..sd.layout import document
-from . import Abilities, Job, Pixels, PromptReport, Step
 from ._slices import as_pixels
+from ._work import Abilities, Job, Pixels, PromptReport, Step
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -15,9 +15,10 @@ from mlxengine import LoadContext, ModelCard
 
 from ..models import defaults_for
 from ..sd.layout import document
-from . import Abilities, Defaults, Job, Pixels
+from . import Defaults
 from ._flow import Levels, as_pixels, built, spread
 from ._prompts import ChatFlow, tokenizer_in
+from ._work import Abilities, Job, Pixels
 
 if TYPE_CHECKING:
     import mlx.core as mx

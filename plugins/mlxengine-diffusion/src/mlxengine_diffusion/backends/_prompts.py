@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlxengine.toolkit.templates import bind
 
-from . import Job, PromptReport
 from ._flow import Flow
+from ._work import Job, PromptReport
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from mlxengine import ModelCard
 from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, RemoteCodeRefusedError
 
 from ..sd.layout import document
-from . import Offer, Pixels
+from . import Offer
+from ._work import Pixels
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -48,6 +48,7 @@ def steps_for(steps: int, strength: float) -> int:
 def as_pixels(picture: mx.array) -> Pixels:
     """A decoder's output (height, width, 3), about -1 to 1, as a picture."""
     import mlx.core as mx
+    import numpy as np
 
     scaled = mx.clip(picture.astype(mx.float32) / 2 + 0.5, 0, 1) * 255
     found: Pixels = np.array(mx.round(scaled).astype(mx.uint8))

@@ -7,14 +7,14 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from attrs import frozen
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import BackendUnavailableError, IncompatibleWeightsError
 
 from ..models import defaults_for
-from . import Abilities, Defaults, Job, Offer, Pixels, PromptReport, Step
+from . import Defaults, Offer
 from ._slices import steps_for, warm
+from ._work import Abilities, Job, Pixels, PromptReport, Step
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -196,6 +196,8 @@ class DiffusionKitPipeline:
                 yield Step(done=0, total=0, latents=clean, clean=clean)
                 return
         if noise is None:
+            import numpy as np
+
             drawn = np.random.RandomState(job.seed % 2**32).randn(*clean.transpose(0, 3, 1, 2).shape)
             noise = mx.array(drawn.astype(np.float32)).transpose(0, 2, 3, 1)
         sigmas = kit.get_sigmas(kit.sampler, job.steps)
@@ -221,6 +223,7 @@ class DiffusionKitPipeline:
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:  # noqa: ARG002
         import mlx.core as mx
+        import numpy as np
 
         kit = self._kit
         ready = kit.latent_format.process_out(latents).astype(kit.activation_dtype)

@@ -14,10 +14,11 @@ from mlxengine import LoadContext, ModelCard
 
 from ..models import defaults_for
 from ..sd.layout import document
-from . import Abilities, Defaults, Job, Offer, Pixels, _flux2
+from . import Defaults, Offer, _flux2
 from ._flow import Levels, built
 from ._prompts import ChatFlow, tokenizer_in
 from ._slices import as_pixels, flow_offer
+from ._work import Abilities, Job, Pixels
 
 if TYPE_CHECKING:
     import mlx.core as mx

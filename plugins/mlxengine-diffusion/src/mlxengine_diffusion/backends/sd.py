@@ -16,7 +16,7 @@ from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE
 from ..models import defaults_for
 from ..sd import layout
 from ..sd.noise import STAND_IN, NoiseSettings
-from . import Abilities, Defaults, Offer
+from . import Defaults, Offer
 
 if TYPE_CHECKING:
     from ..sd.pipeline import StableDiffusion
@@ -97,6 +97,8 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
     own = Defaults(
         size=(side, side), scheduler=settings.scheduler, steps=30, guidance=5.0 if found.xl else 7.5
     )
+    from ._work import Abilities
+
     abilities = Abilities(
         defaults=defaults_for(card, own),
         schedulers=tuple(SCHEDULERS),

@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 from attrs import frozen
 
-from ..backends import Abilities, Job, Pixels, PromptReport, Step
 from ..backends._slices import as_pixels, steps_for
+from ..backends._work import Abilities, Job, Pixels, PromptReport, Step
 from .autoencoder import decoding
 from .lora import AdapterFile, adapted, read_adapters
 from .parts import Parts, compiled

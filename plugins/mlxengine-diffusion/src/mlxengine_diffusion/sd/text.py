@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 from attrs import frozen
 
-from ..backends import PromptReport
+from ..backends._work import PromptReport
 
 
 @frozen(eq=False)

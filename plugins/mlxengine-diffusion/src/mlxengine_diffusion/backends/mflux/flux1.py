@@ -33,10 +33,11 @@ from ...sd.autoencoder import build_vae, decoding
 from ...sd.clip import build_clip
 from ...sd.layout import document
 from ...sd.text import Tokenizer, encode
-from .. import Abilities, Defaults, Job, Pixels, PromptReport
+from .. import Defaults
 from .._flow import Flow, Levels, as_pixels, built, spread
 from .._networks import filled, renamed, resize, usual_dtype
 from .._prompts import tokenizer_in
+from .._work import Abilities, Job, Pixels, PromptReport
 
 _WIDTH, _T5_WIDTH = 3072, 4096
 

@@ -22,10 +22,11 @@ from mlxengine import LoadContext, ModelCard
 
 from ...models import defaults_for
 from ...sd.layout import document
-from .. import Abilities, Defaults, Job, Pixels, PromptReport
+from .. import Defaults
 from .._flow import Flow, Levels, as_pixels, built, spread
 from .._networks import filled, renamed, resize, usual_dtype
 from .._prompts import report, tokenizer_in
+from .._work import Abilities, Job, Pixels, PromptReport
 
 _LENGTH = 1024
 # What its authors wrap prompts in, and how many of its tokens nobody is told.

@@ -1,0 +1,134 @@
+"""What back ends do with a picture: the job, its steps, and a loaded model that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import frozen
+
+from . import Defaults
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+    """A picture: shape (height, width, 3), uint8."""
+else:
+    Pixels = Any
+
+
+@frozen(kw_only=True)
+class Abilities:
+    """What a pipeline can be asked for.
+
+    Args:
+        defaults: for what a request leaves open.
+        schedulers: names of the samplers to choose from; a single one cannot be chosen.
+        size_step: width and height must be multiples of this.
+        largest: longest side in pixels.
+        most_steps: most denoising steps.
+        negative: whether negative prompts work (with a guidance above 1).
+        guided: whether a guidance above 1 has an effect.
+        init_image: whether a picture can be the start.
+        lora: whether adapters can be applied.
+        low_memory: whether parts can be freed after their stage.
+    """
+
+    defaults: Defaults = Defaults()  # noqa: RUF009 - a frozen value
+    schedulers: tuple[str, ...] = ()
+    size_step: int = 8
+    largest: int = 4096
+    most_steps: int = 999
+    negative: bool = True
+    guided: bool = True
+    init_image: bool = False
+    lora: bool = False
+    low_memory: bool = False
+
+
+@frozen(kw_only=True)
+class Job:
+    """One picture to make; everything is decided."""
+
+    prompt: str
+    negative: str | None
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    seed: int
+    scheduler: str
+    init: Pixels | None = None
+    strength: float = 1.0
+    lora: tuple[tuple[Path, float], ...] = ()
+    low_memory: bool = False
+
+
+@frozen(kw_only=True)
+class Step:
+    """One denoising step is done.
+
+    Args:
+        done, total: how many, of how many.
+        latents: the state after it; the last one's goes to `Pipeline.decode`.
+        clean: the picture's latents as the model believes them now, for previews (``None``: no previews).
+    """
+
+    done: int
+    total: int
+    latents: Any
+    clean: Any = None
+
+
+@frozen(kw_only=True)
+class PromptReport:
+    """What became of the prompt: tokens used, and the text that did not fit."""
+
+    tokens: int = 0
+    truncated: str = ""
+
+
+class Pipeline(Protocol):
+    """A loaded model. Every call comes on the scheduler's thread."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What it can be asked for."""
+        ...
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Facts for people: the library, the number format …"""
+        ...
+
+    def read_prompt(self, job: Job) -> PromptReport:
+        """Look at the prompt without computing anything on the device."""
+        ...
+
+    def denoise(self, job: Job) -> Iterator[Step | None]:
+        """Make latents, one denoising step at a time; ``None`` marks a step of preparation.
+
+        With no step to do (image-to-image at strength 0) yields one `Step` with ``total`` 0.
+        """
+        ...
+
+    def decode(self, latents: Any, job: Job) -> Generator[None, None, Pixels]:
+        """The picture that latents stand for, in as many turns as it takes."""
+        ...
+
+    def preview(self, clean: Any, job: Job) -> Generator[None, None, Pixels]:
+        """The same, small and quick."""
+        ...
+
+    def warm(self) -> Iterator[None]:
+        """Evaluate the weights a slice at a time."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+__all__ = ["Abilities", "Job", "Pipeline", "Pixels", "PromptReport", "Step"]

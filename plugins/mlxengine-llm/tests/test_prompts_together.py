@@ -16,7 +16,7 @@ from llm_harness import Plugin, write_tiny
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.utils import load_model
 from mlxengine import GenerateParams, TextRequest
-from mlxengine_llm._shapes import Shapes
+from mlxengine.toolkit.shapes import Shapes
 from simulated_device import SimulatedDevice
 
 PROMPTS, LENGTH, NEW = 16, 512, 64

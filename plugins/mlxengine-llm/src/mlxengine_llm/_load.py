@@ -51,9 +51,9 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         import mlx_lm.utils
     from mlxengine.toolkit import backend
     from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
+    from mlxengine.toolkit.shapes import Shapes
 
     from ._model import LanguageModel
-    from ._shapes import Shapes
 
     _report(context, 1)
     build = _from_gguf if is_gguf(card) else _from_folder

@@ -15,6 +15,7 @@ from mlxengine.toolkit.estimate import estimator, text_config
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.rows import Decoder, SharedBatch
+from mlxengine.toolkit.shapes import Shapes
 
 from ._adapters import Adapters
 from ._caches import Serving, caches_for
@@ -22,7 +23,6 @@ from ._chat import Prompts
 from ._decoder import BatchDecoder
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder
-from ._shapes import Shapes
 from ._tags import AdaptedAnswer
 
 _STEP = 256  # tokens that caches grow by

@@ -98,14 +98,21 @@ def test_stop_texts_and_end_tokens_belong_to_one_request(plugin: Plugin, tiny: A
 
 def test_a_request_that_fails_ends_alone(plugin: Plugin, tiny: Any) -> None:
     wanted = plugin.answer(tiny, asking(DESCRIBE, BLUE))
-    bad = plugin.admitted(tiny, asking(DESCRIBE, RED))
+    bad = plugin.admitted(tiny, asking(DESCRIBE, RED), prompt_cache=False)
 
-    def plan() -> Any:
-        raise ValueError("this picture cannot be encoded")
+    class Broken:
+        shape = bad._answer.sight.prompt.given["pixel_values"].shape
 
-    bad._answer.plan = plan
+        def __getattr__(self, name: str) -> Any:
+            raise ValueError("this picture cannot be encoded")
+
+    bad._answer.sight.prompt.given["pixel_values"] = Broken()
     found = plugin.run(
-        [plugin.start(tiny, asking(DESCRIBE, BLUE)), bad, plugin.start(tiny, asking(DESCRIBE, BLUE))]
+        [
+            plugin.start(tiny, asking(DESCRIBE, BLUE), prompt_cache=False),
+            bad,
+            plugin.start(tiny, asking(DESCRIBE, BLUE), prompt_cache=False),
+        ]
     )
     assert [text_of(found[0]), text_of(found[2])] == [wanted, wanted]
     assert isinstance(found[1][-1], GenerationError)
@@ -224,9 +231,9 @@ def test_requests_beyond_the_largest_batch_wait_and_are_answered(
     sizes: list[int] = []
     step = VisionDecoder.step
 
-    def counted(self: Any, chunk: int) -> Any:
-        sizes.append(len(self._rows) + len(self._reading))
-        return step(self, chunk)
+    def counted(self: Any, plan: Any) -> Any:
+        sizes.append(len(self))
+        return step(self, plan)
 
     monkeypatch.setattr(VisionDecoder, "step", counted)
     narrow = plugin.load(TINY, flags={"max_batch": 2})

@@ -23,7 +23,14 @@ from mlxengine.errors import (
     UnsupportedArchitectureError,
 )
 from mlxengine.toolkit.estimate import context_length, text_config
-from mlxengine.toolkit.loading import building, check_safetensors, descriptor_limit_kept, warm
+from mlxengine.toolkit.loading import (
+    building,
+    check_safetensors,
+    descriptor_limit_kept,
+    first_piece,
+    most_rows,
+    warm,
+)
 
 from . import features
 from ._caches import Serving, caches_for
@@ -81,7 +88,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         room=context.cache_room,
         backend=context.device.backend,
         shapes=Shapes(backend.new_shape_seconds()),
-        first_piece=_first_piece(network, context.device.backend),
+        first_piece=first_piece(network, context.device.backend),
         stall_factor=context.features.get(features.STALL_FACTOR),
         max_rows=_max_rows(context),
     )
@@ -106,22 +113,11 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     )
 
 
-def _first_piece(network: Any, backend: str | None) -> int:
-    """Tokens of the first piece of a prompt: on a CPU about a tenth of a second's at 15 GFLOP/s."""
-    from mlx.utils import tree_flatten
-    from mlxengine.toolkit.pace import Pace
-
-    if backend != "cpu":
-        return Pace.LARGEST
-    numbers: int = sum(value.size for _, value in tree_flatten(network.parameters()))
-    return max(Pace.SMALLEST, 750_000_000 // max(1, numbers))
-
-
 def _max_rows(context: LoadContext) -> int:
     if not context.features.get(features.BATCH):
         return 1
     chosen: int | None = context.features.get(features.MAX_BATCH)
-    return chosen or (32 if context.device.backend == "cpu" else 128)
+    return chosen or most_rows(context.device.backend)
 
 
 def _serving(context: LoadContext, network: Any) -> Serving:

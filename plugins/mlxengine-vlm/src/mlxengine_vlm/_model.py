@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 from mlxengine import ModelCard, ModelState
@@ -11,12 +11,18 @@ from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.aside import Aside
 from mlxengine.toolkit.estimate import text_config
 from mlxengine.toolkit.grammar import Grammars
+from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.plain_text import Markers, most_characters
 from mlxengine.toolkit.rows import SharedBatch
+from mlxengine.toolkit.shapes import Shapes
 
 from ._cache import FeatureCache, PrefixCache
 from ._decoder import VisionDecoder
 from ._processor import media_words, template_of, tokenizer_of
+from ._sight import Sight, look
+
+if TYPE_CHECKING:
+    from ._prompt import Prompt
 
 
 @define(eq=False, kw_only=True)
@@ -43,6 +49,8 @@ class VisionModel:
         most_characters: a longer text cannot fit the context; ``None`` where any may.
         aside: threads that prepare prompts.
         cache_room: see `mlxengine.LoadContext`.
+        shapes: which sizes of passes the device has met.
+        first_piece: see `SharedBatch`.
         max_rows: most requests that are decoded together.
     """
 
@@ -68,6 +76,8 @@ class VisionModel:
     markers: Markers = field(init=False)
     most_characters: int | None = field(init=False)
     aside: Aside = field(init=False, factory=Aside)
+    shapes: Shapes = field(factory=Shapes)
+    first_piece: int = Pace.FIRST
     batch: SharedBatch = field(init=False)
     voice: Voice = field(init=False)
     prefixes: PrefixCache | None = field(init=False)
@@ -86,9 +96,12 @@ class VisionModel:
         else:
             grammars = None
         self.batch = SharedBatch(
-            lambda _rows: VisionDecoder(self.network, self.prefixes, grammars),
+            lambda _rows: VisionDecoder(
+                self.network, self.prefixes, grammars, self.shapes, look, self.context
+            ),
             max_rows=self.max_rows,
             relieve=lambda: self.trim(0),
+            first_piece=self.first_piece,
         )
         self.voice = Voice(
             decode=lambda tokens: str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
@@ -96,6 +109,16 @@ class VisionModel:
             stop_ids=self.stop_ids,
             context=self.context,
             grammars=grammars,
+        )
+
+    def sight(self, prompt: Prompt, *, remember: bool) -> Sight:
+        """Makes the language model's inputs of a prompt; ``remember``: features of media may be kept."""
+        return Sight(
+            network=self.network,
+            kind=self.kind,
+            prompt=prompt,
+            media_tokens=self.media_tokens,
+            kept=self.features if remember and prompt.media else None,
         )
 
     @property

@@ -37,10 +37,11 @@ class AsyncInferenceEngine:
         plugin: str | None = None,
         features: Mapping[str, object] | None = None,
         verify: str | None = None,
+        warm_up: bool = False,
         on_progress: Report | None = None,
     ) -> AsyncModelHandle:
         """See `InferenceEngine.load`. Cancelling the task cancels the load."""
-        live = await self._load(model, (), plugin, features, verify, on_progress)
+        live = await self._load(model, (), plugin, features, verify, on_progress, warm_up=warm_up)
         return async_handle_type(live.claim.kind)(self.sync, live)
 
     async def load_text(
@@ -50,10 +51,11 @@ class AsyncInferenceEngine:
         plugin: str | None = None,
         features: Mapping[str, object] | None = None,
         verify: str | None = None,
+        warm_up: bool = False,
         on_progress: Report | None = None,
     ) -> AsyncTextHandle:
         """See `InferenceEngine.load_text`."""
-        live = await self._load(model, kinds.TEXT, plugin, features, verify, on_progress)
+        live = await self._load(model, kinds.TEXT, plugin, features, verify, on_progress, warm_up=warm_up)
         return AsyncTextHandle(self.sync, live)
 
     async def load_embeddings(
@@ -94,14 +96,29 @@ class AsyncInferenceEngine:
         features: Mapping[str, object] | None,
         verify: str | None,
         on_progress: Report | None,
+        *,
+        warm_up: bool = False,
     ) -> LiveModel:
         pending = self.sync._start_load(model, wanted, plugin, features, verify, on_progress)
         try:
             loading = asyncio.wrap_future(pending.future)
             loading.add_done_callback(_looked_at)
-            return await asyncio.shield(loading)
+            live = await asyncio.shield(loading)
+            if warm_up:
+                await self._warmed_up(live)
+            return live
         except BaseException:
             self.sync._pool.give_up(pending)
+            raise
+
+    async def _warmed_up(self, live: LiveModel) -> None:
+        done, cancel = self.sync._start_warming_up(live)
+        try:
+            warming = asyncio.wrap_future(done)
+            warming.add_done_callback(_looked_at)
+            await asyncio.shield(warming)
+        except BaseException:
+            cancel()
             raise
 
     async def close(self) -> None:
@@ -118,7 +135,7 @@ class AsyncInferenceEngine:
             await self.close()
 
 
-def _looked_at(loading: asyncio.Future[LiveModel]) -> None:
+def _looked_at(loading: asyncio.Future[Any]) -> None:
     """Nobody waits for a load that was cancelled; asyncio would complain that nobody asked how it ended."""
     if not loading.cancelled():
         loading.exception()

@@ -82,20 +82,27 @@ def engine(arguments: argparse.Namespace, out: Output) -> Iterator[InferenceEngi
             os._exit(INTERRUPTED)
 
 
-def load(engine: InferenceEngine, arguments: argparse.Namespace, out: Output) -> ModelHandle:
+def load(
+    engine: InferenceEngine, arguments: argparse.Namespace, out: Output, *, warm_up: bool = False
+) -> ModelHandle:
     """Load the model that was named, else the configured one, else the best of those on this machine."""
     model = arguments.model or load_settings().model or _best_here(engine, "llm", out)
-    return load_named(model, engine, arguments, out)
+    return load_named(model, engine, arguments, out, warm_up=warm_up)
 
 
 def load_named(
-    model: str, engine: InferenceEngine, arguments: argparse.Namespace, out: Output
+    model: str,
+    engine: InferenceEngine,
+    arguments: argparse.Namespace,
+    out: Output,
+    *,
+    warm_up: bool = False,
 ) -> ModelHandle:
     """Load a model, its download shown; a large one is asked about first."""
     if not engine.mock:
         ask_before_fetching(model, out, offline=arguments.offline, yes=arguments.yes)
     with ProgressLine(out) as progress:
-        return engine.load(model, plugin=arguments.plugin, on_progress=progress)
+        return engine.load(model, plugin=arguments.plugin, warm_up=warm_up, on_progress=progress)
 
 
 def prompt_words(words: list[str], default: str | None) -> str:

@@ -1,7 +1,8 @@
 """Measure a model on this machine: prefill, decode, a batch; vectors; or pictures.
 
-Each measurement is repeated; the table gives mean ± deviation. --compare reads a result that was written
-with --output before, and says how each figure changed.
+The model is warmed up first, and one run is not counted. Each measurement is repeated; the table gives
+mean ± deviation. --compare reads a result that was written with --output before, and says how each figure
+changed.
 """
 
 from __future__ import annotations
@@ -50,9 +51,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     before = _read(arguments.compare) if arguments.compare else None
     with _engine.engine(arguments, out) as engine:
-        handle = _engine.load(engine, arguments, out)
+        began = time.perf_counter()
+        handle = _engine.load(engine, arguments, out, warm_up=True)
         measure = _measurement(handle, arguments)
         measure()  # kernels are compiled and caches filled by the first run
+        out.note(f"loaded and warmed up in {time.perf_counter() - began:.1f} s, which is not counted")
         runs: list[dict[str, float]] = []
         for number in range(arguments.repeats):
             runs.append(measure())
@@ -157,6 +160,7 @@ def _result(engine: InferenceEngine, handle: ModelHandle, runs: list[dict[str, f
         "mlxengine": __version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": _engine.as_dict(engine.device),
+        "warmed_up": True,
         "repeats": len(runs),
         "figures": figures,
         "peak_memory_bytes": int(peak) or None,

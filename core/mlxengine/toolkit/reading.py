@@ -176,7 +176,7 @@ class Readings:
         for entry in ranked[1:]:
             if len(group) < MOST and _shares(entry) and self._may_share(group, entry, tokens, plan.worth):
                 group.append(entry)
-        return group
+        return group[: self._shapes.rows(len(group))]
 
     def _may_share(self, group: Sequence[Reading], entry: Reading, tokens: int, worth: int | None) -> bool:
         lengths = [item.left for item in (*group, entry)]

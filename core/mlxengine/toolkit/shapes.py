@@ -13,20 +13,24 @@ class Shapes:
     """
 
     def __init__(self, cost: float = 0.0) -> None:
-        self._costly = cost > COSTLY
+        self.costly = cost > COSTLY
         self._met: set[tuple[int, int, int]] = set()
         self._new = False
 
     def length(self, tokens: int) -> int:
         """So many tokens, or a few more where new sizes are dear: the next 64, or an eighth more."""
-        if not self._costly:
+        if not self.costly:
             return tokens
         step = max(64, 1 << max(tokens.bit_length() - 4, 0))
         return -(-tokens // step) * step
 
+    def rows(self, count: int) -> int:
+        """So many rows, or fewer where new sizes are dear: a power of two."""
+        return 1 << (count.bit_length() - 1) if self.costly and count else count
+
     def note(self, rows: int, length: int, end: int) -> None:
         """Tell of a pass: rows, positions that it reads, positions that the longest row holds then."""
-        if self._costly and (rows, length, end) not in self._met:
+        if self.costly and (rows, length, end) not in self._met:
             self._met.add((rows, length, end))
             self._new = True
 

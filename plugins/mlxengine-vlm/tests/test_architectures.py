@@ -78,6 +78,24 @@ def test_together_after_a_failed_step_and_with_kept_state_rows_equal_their_solo_
     assert calls[0] > 11
 
 
+@pytest.mark.parametrize("kind", quick_or_slow(*sorted(REFERENCES)))
+def test_rows_that_come_late_and_rows_that_are_cancelled_change_nobody_elses_answer(
+    kind: str, plugin: Plugin, models: Any
+) -> None:
+    model = models(kind)
+    asked = [*requests(), *(asking(f"w20 w{30 + n}", ignore_eos=True, max_tokens=6 + n) for n in range(4))]
+    alone = [plugin.answer(model, request, prompt_cache=False) for request in asked]
+    late = {
+        turn: [lambda request=request: plugin.start(model, request, prompt_cache=False) for request in some]
+        for turn, some in ((3, asked[4:7]), (8, asked[7:]))
+    }
+    for flags in ({"prompt_cache": False}, {}):
+        started = [plugin.start(model, request, **flags) for request in asked[:4]]
+        found = plugin.run(started, later=late, closing={2: [1], 11: [4]})
+        for number in set(range(len(asked))) - {1, 4}:
+            assert text_of(found[number]) == alone[number], number
+
+
 @pytest.mark.parametrize("kind", quick_or_slow("gemma3", "lfm2_vl", "qwen3_vl"))
 def test_a_row_that_was_parked_goes_on_as_if_nothing_had_been(
     kind: str, plugin: Plugin, models: Any, monkeypatch: pytest.MonkeyPatch

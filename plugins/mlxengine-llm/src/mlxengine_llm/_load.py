@@ -110,6 +110,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         state=model.state,
         trim=model.trim,
         setup=model.adapters.setup,
+        warm_up=model.warm_up,
     )
 
 

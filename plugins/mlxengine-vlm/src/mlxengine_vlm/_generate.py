@@ -15,7 +15,8 @@ from . import features
 from ._decoder import VisionAnswer
 from ._media import WEB, MediaLimits
 from ._model import VisionModel
-from ._prompt import Prompt, make_prompt, write
+from ._prompt import make_prompt, write
+from ._sight import Prompt
 from ._web import fetch
 
 

@@ -117,6 +117,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         },
         state=model.state,
         trim=model.trim,
+        warm_up=model.warm_up,
     )
 
 

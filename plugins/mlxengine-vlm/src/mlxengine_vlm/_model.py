@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from attrs import define, field
 from mlxengine import ModelCard, ModelState
@@ -15,14 +15,12 @@ from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.plain_text import Markers, most_characters
 from mlxengine.toolkit.rows import SharedBatch
 from mlxengine.toolkit.shapes import Shapes
+from mlxengine.toolkit.warming import warm_up
 
 from ._cache import FeatureCache, PrefixCache
-from ._decoder import VisionDecoder
+from ._decoder import VisionDecoder, VisionRow
 from ._processor import media_words, template_of, tokenizer_of
-from ._sight import Sight, look
-
-if TYPE_CHECKING:
-    from ._prompt import Prompt
+from ._sight import Prompt, Sight, look
 
 
 @define(eq=False, kw_only=True)
@@ -96,9 +94,7 @@ class VisionModel:
         else:
             grammars = None
         self.batch = SharedBatch(
-            lambda _rows: VisionDecoder(
-                self.network, self.prefixes, grammars, self.shapes, look, self.context
-            ),
+            lambda _rows: self._decoder(self.prefixes, grammars),
             max_rows=self.max_rows,
             relieve=lambda: self.trim(0),
             first_piece=self.first_piece,
@@ -109,6 +105,26 @@ class VisionModel:
             stop_ids=self.stop_ids,
             context=self.context,
             grammars=grammars,
+        )
+
+    def _decoder(self, prefixes: PrefixCache | None, grammars: Grammars | None) -> VisionDecoder:
+        return VisionDecoder(self.network, prefixes, grammars, self.shapes, look, self.context)
+
+    def warm_up(self) -> Iterator[None]:
+        """Run the sizes that serving will meet, on rows of text that are thrown away."""
+        token = next(token for token in range(self.vocabulary) if token not in self.media_tokens)
+
+        def row(tokens: int) -> VisionRow:
+            made = VisionRow([token] * tokens)
+            made.sight = self.sight(Prompt(ids=made.prompt), remember=False)
+            return made
+
+        return warm_up(
+            lambda: self._decoder(None, None),
+            row,
+            self.shapes,
+            max_rows=self.max_rows,
+            context=self.context,
         )
 
     def sight(self, prompt: Prompt, *, remember: bool) -> Sight:

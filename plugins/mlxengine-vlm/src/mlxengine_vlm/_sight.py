@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from ._cache import FeatureCache
 from ._prefill import SPLICED, Features, Prefill, embed, encode
-
-if TYPE_CHECKING:
-    from ._prompt import Prompt
 
 _log = logging.getLogger("mlxengine.vlm")
 
 TOGETHER = SPLICED - {"paligemma"}
 """Model types whose encoder gives each picture the same features in company; PaliGemma's are never taken
 apart from its prompt."""
+
+
+@frozen(kw_only=True)
+class Prompt:
+    """What a request came to: tokens with media placeholders expanded, the media's arrays and names."""
+
+    ids: list[int]
+    given: dict[str, Any] = field(factory=dict, repr=False)
+    media: tuple[str, ...] = ()
 
 
 @define(eq=False, kw_only=True)
@@ -92,4 +98,4 @@ def look(sights: Sequence[Sight]) -> None:
                 sight.known = features
 
 
-__all__ = ["TOGETHER", "Sight", "look"]
+__all__ = ["TOGETHER", "Prompt", "Sight", "look"]

@@ -143,6 +143,8 @@ class Readings:
                 self._entries = [entry for entry in self._entries if entry.row.failure is None]
                 group = self._next(plan, plan.tokens - found, ready=True)
             if whole := [entry for entry in self._entries if entry.ready and not entry.left]:
+                for entry in filter(self._network.keeps, whole):  # found under another's name
+                    self._network.keep(entry)
                 self._join(whole, batch)
             if not group:
                 break

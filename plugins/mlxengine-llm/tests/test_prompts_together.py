@@ -225,6 +225,9 @@ def test_after_warming_up_a_burst_meets_no_new_size(plugin: Plugin, tiniest: Pat
     assert set(device.shapes) == met
     assert found.first(burst(0)[0]) < device.a_shape, "nobody has waited for a size"
     assert max(rows for rows, _ in met) == model.max_rows
+    by_us(plugin, model, device, [wave(11, LENGTH, NEW, seed=1)])
+    read = {(rows, length) for rows, length in set(device.shapes) - met if length > 1}
+    assert read == set(), "however many come"
 
 
 def test_where_new_sizes_are_cheap_warming_up_is_one_prompt(plugin: Plugin, tiniest: Path) -> None:

@@ -96,6 +96,17 @@ def test_rows_that_come_late_and_rows_that_are_cancelled_change_nobody_elses_ans
             assert text_of(found[number]) == alone[number], number
 
 
+def test_a_pass_whose_own_token_is_given_at_once_counts_in_that_step(
+    plugin: Plugin, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, steps = models("paligemma"), []
+    monkeypatch.setattr(model.batch.pace, "observe", lambda done, _seconds: steps.append(done))
+    (events,) = plugin.run([plugin.start(model, asking("w20 w31", RED, max_tokens=4), prompt_cache=False)])
+    read = [(len(done.drawn), done.prompt_tokens, done.queued) for done in steps]
+    assert read[0] == (1, events[-1].usage.prompt_tokens, 0)
+    assert set(read[1:]) == {(1, 0, 0)}
+
+
 @pytest.mark.parametrize("kind", quick_or_slow("gemma3", "lfm2_vl", "qwen3_vl"))
 def test_a_row_that_was_parked_goes_on_as_if_nothing_had_been(
     kind: str, plugin: Plugin, models: Any, monkeypatch: pytest.MonkeyPatch

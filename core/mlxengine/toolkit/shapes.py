@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 COSTLY = 0.005  # seconds that a new size has to cost before sizes are made few
 
 
@@ -14,7 +16,7 @@ class Shapes:
 
     def __init__(self, cost: float = 0.0) -> None:
         self.costly = cost > COSTLY
-        self._met: set[tuple[int, int, int]] = set()
+        self._met: set[tuple[Hashable, ...]] = set()
         self._new = False
 
     def length(self, tokens: int) -> int:
@@ -28,10 +30,10 @@ class Shapes:
         """So many rows, or fewer where new sizes are dear: a power of two."""
         return 1 << (count.bit_length() - 1) if self.costly and count else count
 
-    def note(self, rows: int, length: int, end: int) -> None:
-        """Tell of a pass: rows, positions that it reads, positions that the longest row holds then."""
-        if self.costly and (rows, length, end) not in self._met:
-            self._met.add((rows, length, end))
+    def note(self, *size: Hashable) -> None:
+        """Tell of a pass; one over prompts has rows, positions read, positions that the longest row then holds."""
+        if self.costly and size not in self._met:
+            self._met.add(size)
             self._new = True
 
     def took_new(self) -> bool:

@@ -8,6 +8,7 @@ not disturb; every other prompt is read by itself. Each row keeps its own sample
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class VisionDecoder(TogetherDecoder):
         look: Callable[[Sequence[Sight]], None],
         context: int | None = None,
     ) -> None:
-        passes = _Passes(network, prefixes, look)
+        passes = _Passes(network, prefixes, shapes, look)
         found = Company.of(passes.caches())
         company = evolve(found, equal=found.padded, behind=False)
         passes.together = company.padded
@@ -90,8 +91,13 @@ class _Passes:
     """Passes over embeddings and positions; a `mlxengine.toolkit.reading.Reads`."""
 
     def __init__(
-        self, network: Any, prefixes: PrefixCache | None, look: Callable[[Sequence[Sight]], None]
+        self,
+        network: Any,
+        prefixes: PrefixCache | None,
+        shapes: Shapes,
+        look: Callable[[Sequence[Sight]], None],
     ) -> None:
+        self._shapes = shapes
         self._language = getattr(network, "language_model", network)
         self._prefixes = prefixes
         self._look = look
@@ -140,8 +146,10 @@ class _Passes:
         return None if first.last else _last(output)
 
     def prepare(self, entries: Sequence[Reading]) -> None:
-        rows = [entry.row for entry in entries]
-        self._look([row.sight for row in rows if isinstance(row, VisionRow)])
+        sights = [entry.row.sight for entry in entries if isinstance(entry.row, VisionRow)]
+        for size, count in Counter(sight.size for sight in sights if sight.unseen).items():
+            self._shapes.note("media", count, size)
+        self._look(sights)
         for entry in entries:
             assert isinstance(entry, VisionReading)
             try:

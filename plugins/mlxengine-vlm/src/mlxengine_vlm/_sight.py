@@ -61,8 +61,8 @@ class Sight:
 
     @property
     def unseen(self) -> bool:
-        """Whether its media have to be encoded, and may be in the company of others."""
-        return bool(self.prompt.media) and self.kind in TOGETHER and self._remembered() is None
+        """Whether it has media that have to be encoded."""
+        return bool(self.prompt.media) and self._remembered() is None
 
     @property
     def size(self) -> tuple[tuple[str, Any], ...]:
@@ -77,7 +77,7 @@ def look(sights: Sequence[Sight]) -> None:
     """Encode the media of several prompts, those of one size in one call, each picture once."""
     sizes: dict[Any, dict[tuple[str, ...], list[Sight]]] = {}
     for sight in sights:
-        if sight.unseen:
+        if sight.unseen and sight.kind in TOGETHER:
             sizes.setdefault(sight.size, {}).setdefault(sight.prompt.media, []).append(sight)
     for alike in sizes.values():
         if sum(map(len, alike.values())) < 2:

@@ -209,9 +209,7 @@ class InferenceEngine(EngineBase):
             return iter(() if loaded is None or loaded.warm_up is None else loaded.warm_up())
 
         sink = FutureSink()
-        task = Task(
-            group=live, record=live.record, start=begin, sink=sink, answers=False, hook="Loaded.warm_up"
-        )
+        task = Task(group=live, record=live.record, start=begin, sink=sink, answers=False, hook="warm_up")
         self._pool.submit(live, task)
         return sink.future, lambda: self._scheduler.cancel(task)
 

@@ -31,7 +31,7 @@ class Shapes:
         return 1 << (count.bit_length() - 1) if self.costly and count else count
 
     def note(self, *size: Hashable) -> None:
-        """Tell of a pass; one over prompts has rows, positions read, positions that the longest row then holds."""
+        """Tell of a pass; of prompts: rows, positions read, positions that the longest row holds then."""
         if self.costly and size not in self._met:
             self._met.add(size)
             self._new = True

@@ -1,12 +1,13 @@
 """Sixteen mixed requests with pictures: what the engine and mlx-vlm's own batch generator give.
 
-    python benchmarks/vlm_batch.py MODEL_FOLDER [--tokens 24] [--rounds 5] [--output FILE.json]
+    python benchmarks/vlm_batch.py MODEL_FOLDER [--tokens 24] [--pictures 16] [--rounds 5] [--output FILE]
 
 Same answers: each request (other picture, size, number of pictures, temperature, seed) is served alone and
 then with the others; how many answers stay the same, greedy and sampled ones apart. mlx-vlm's ``insert``
 takes no sampler, so the batch gets the first request's, as its server does. Speed: all requests greedy, of
 one length, all at once; tokens over the wall time and over processor time (which other work on the machine
-disturbs less), medians of alternating rounds (ABAB).
+disturbs less), medians of alternating rounds (ABAB). A burst: so many requests at once, each about a picture
+of its own, all of one size; seconds to the median first token and to the end of the last answer.
 """
 
 from __future__ import annotations
@@ -84,6 +85,19 @@ def mix(tokens: int) -> list[Asked]:
     return found
 
 
+def burst(count: int, turn: int) -> list[Asked]:
+    """Requests about one picture each, all of one size; other pictures each turn."""
+    found = []
+    for number in range(count):
+        picture = Image.new("RGB", (256, 256), (8 * number % 256, 40 * turn % 256, 120))
+        box = [8 * number % 128, 60, 8 * number % 128 + 64, 124]
+        ImageDraw.Draw(picture).ellipse(box, fill="red")
+        found.append(
+            Asked(question=QUESTIONS[1], pictures=(picture,), temperature=0.0, seed=number, tokens=8)
+        )
+    return found
+
+
 class Reference:
     """mlx-vlm alone: its processor, its embeddings, its batch generator."""
 
@@ -93,6 +107,7 @@ class Reference:
             upcast_for_cpu(self.network)
         mx.eval(self.network.parameters())
         self.processor.tokenizer.stopping_criteria = _Never()
+        self.first: dict[int, float] = {}  # when each request's first token came
 
     def answers(self, requests: list[Asked]) -> list[tuple[int, ...]]:
         first = requests[0]
@@ -115,9 +130,11 @@ class Reference:
             (uid,) = generator.insert(ids.tolist(), [asked.tokens], prompt_kwargs=[options])
             order[uid] = number
         found: list[list[int]] = [[] for _ in requests]
+        self.first = {}
         while generator.has_work:
             for answer in generator.next()[1]:
                 found[order[answer.uid]].append(answer.token)
+                self.first.setdefault(answer.uid, time.perf_counter())
         generator.close()
         return [tuple(tokens) for tokens in found]
 
@@ -137,13 +154,18 @@ class Ours:
 
     def __init__(self, engine: InferenceEngine, folder: str) -> None:
         self.handle: Any = engine.load(folder, features={"vlm.prompt_cache": False})
+        self.first: dict[int, float] = {}  # when each request's first token came
 
     def answers(self, requests: list[Asked]) -> list[tuple[int, ...]]:
         found: list[tuple[int, ...]] = [()] * len(requests)
+        self.first = {}
 
         def ask(number: int, asked: Asked) -> None:
             parts = [*(ImagePart(picture) for picture in asked.pictures), TextPart(asked.question)]
-            events = list(self.handle.stream([Message.user(parts)], asked.params))
+            events = []
+            for event in self.handle.stream([Message.user(parts)], asked.params):
+                self.first.setdefault(number, time.perf_counter())
+                events.append(event)
             found[number] = tuple(token for event in events for token in getattr(event, "token_ids", ()))
 
         threads = [threading.Thread(target=ask, args=item) for item in enumerate(requests)]
@@ -176,12 +198,19 @@ def rates(side: Any, requests: list[Asked]) -> tuple[float, float]:
     return tokens / (time.perf_counter() - wall), tokens / (time.process_time() - processor)
 
 
+def seconds(side: Any, requests: list[Asked]) -> tuple[float, float]:
+    """Seconds to the median first token, and to the end of the last answer."""
+    began = time.perf_counter()
+    side.answers(requests)
+    return statistics.median(side.first.values()) - began, time.perf_counter() - began
+
+
 def summary(pairs: list[tuple[float, float]]) -> dict[str, Any]:
     """Medians of both sides, and the median and spread of the rounds' ratios."""
     ratios = sorted(mine / theirs for mine, theirs in pairs)
     return {
-        "ours": round(statistics.median(mine for mine, _ in pairs), 1),
-        "mlx_vlm": round(statistics.median(theirs for _, theirs in pairs), 1),
+        "ours": float(f"{statistics.median(mine for mine, _ in pairs):.4g}"),
+        "mlx_vlm": float(f"{statistics.median(theirs for _, theirs in pairs):.4g}"),
         "ratio": round(statistics.median(ratios), 3),
         "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
     }
@@ -191,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--pictures", type=int, default=16, metavar="N", help="requests of the burst")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--machine", default="", help="what kind of machine this is, for the record")
     parser.add_argument("--output", type=Path)
@@ -205,14 +235,21 @@ def main() -> None:
             "model": Path(options.model).name,
             "same_answers_as_alone": {"ours": same(ours, requests), "mlx_vlm": same(reference, requests)},
         }
-        rounds = []
+        rounds, bursts = [], []
         for turn in range(options.rounds + 1):
             sides = (ours, reference) if turn % 2 else (reference, ours)
             measured = {side: rates(side, greedy) for side in sides}
+            waited = {side: seconds(side, burst(options.pictures, turn)) for side in sides}
             if turn:  # the first round warms up
                 rounds.append((measured[ours], measured[reference]))
+                bursts.append((waited[ours], waited[reference]))
     found["tokens_per_second"] = summary([(mine[0], theirs[0]) for mine, theirs in rounds])
     found["tokens_per_processor_second"] = summary([(mine[1], theirs[1]) for mine, theirs in rounds])
+    found["burst"] = {
+        "requests": options.pictures,
+        "first_token_seconds": summary([(mine[0], theirs[0]) for mine, theirs in bursts]),
+        "seconds": summary([(mine[1], theirs[1]) for mine, theirs in bursts]),
+    }
     print(json.dumps(found, indent=1))
     if options.output:
         options.output.write_text(json.dumps(found, indent=1) + "\n")

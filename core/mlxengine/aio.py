@@ -37,10 +37,13 @@ class AsyncInferenceEngine:
         plugin: str | None = None,
         features: Mapping[str, object] | None = None,
         verify: str | None = None,
+        warm_up: bool = False,
         on_progress: Report | None = None,
     ) -> AsyncModelHandle:
         """See `InferenceEngine.load`. Cancelling the task cancels the load."""
-        found: AsyncModelHandle = await self._load(None, model, plugin, features, verify, on_progress)
+        found: AsyncModelHandle = await self._load(
+            None, model, plugin, features, verify, on_progress, warm_up=warm_up
+        )
         return found
 
     async def load_as(
@@ -83,16 +86,30 @@ class AsyncInferenceEngine:
         features: Mapping[str, object] | None = None,
         verify: str | None = None,
         on_progress: Report | None = None,
+        *,
+        warm_up: bool = False,
     ) -> Any:
         pending = self.sync._start_load(handle, model, plugin, features, verify, on_progress)
         try:
             loading = asyncio.wrap_future(pending.future)
             loading.add_done_callback(_looked_at)
             live = await asyncio.shield(loading)
+            if warm_up:
+                await self._warmed_up(live)
         except BaseException:
             self.sync._pool.give_up(pending)
             raise
         return self.sync._handle(live, "async_handle")
+
+    async def _warmed_up(self, live: LiveModel) -> None:
+        done, cancel = self.sync._start_warming_up(live)
+        try:
+            warming = asyncio.wrap_future(done)
+            warming.add_done_callback(_looked_at)
+            await asyncio.shield(warming)
+        except BaseException:
+            cancel()
+            raise
 
     async def close(self) -> None:
         """See `InferenceEngine.close`."""
@@ -108,7 +125,7 @@ class AsyncInferenceEngine:
             await self.close()
 
 
-def _looked_at(loading: asyncio.Future[LiveModel]) -> None:
+def _looked_at(loading: asyncio.Future[Any]) -> None:
     """Nobody waits for a load that was cancelled; asyncio would complain that nobody asked how it ended."""
     if not loading.cancelled():
         loading.exception()

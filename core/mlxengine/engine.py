@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from ._memory.live import LiveModel, PendingLoad, Report
 from ._scheduling.channel import Channel
 from ._scheduling.faults import running, stuck
 from ._scheduling.recovery import RecoveringSink
-from ._scheduling.task import Task
+from ._scheduling.task import FutureSink, Task
 from ._scheduling.threads import forked, refuse_fork
 from .contract._core_features import DEGRADE
 from .contract.features import Features, Layer, Level
@@ -47,6 +48,7 @@ class LoadOptions(TypedDict, total=False):
     plugin: str | None
     features: Mapping[str, object] | None
     verify: str | None
+    warm_up: bool
     on_progress: Report | None
 
 
@@ -85,6 +87,7 @@ class InferenceEngine(EngineBase):
         plugin: str | None = None,
         features: Mapping[str, object] | None = None,
         verify: str | None = None,
+        warm_up: bool = False,
         on_progress: Report | None = None,
     ) -> ModelHandle:
         """Load a model and return the handle for its kind.
@@ -96,6 +99,9 @@ class InferenceEngine(EngineBase):
             plugin: the plugin that must serve it.
             features: feature flags for this model.
             verify: ``"deep"`` hashes every file again before it is loaded.
+            warm_up: run what serving will run for the first time, where the plugin offers that: on a device
+                that compiles for each new size (CUDA) the first users do not wait for it then. Requests of
+                this model and others go on meanwhile.
             on_progress: called with events of the download and the load, on another thread. If it raises,
                 that is logged and it is not called again; the load goes on.
 
@@ -103,7 +109,8 @@ class InferenceEngine(EngineBase):
             ConfigurationError, ResolutionError, DownloadError, PluginError, LoadError: as they say.
             EngineClosedError: the engine was closed.
         """
-        found: ModelHandle = self._handle(self._load(None, model, plugin, features, verify, on_progress))
+        live = self._load(None, model, plugin, features, verify, on_progress, warm_up=warm_up)
+        found: ModelHandle = self._handle(live)
         return found
 
     def load_as(
@@ -173,13 +180,38 @@ class InferenceEngine(EngineBase):
         features: Mapping[str, object] | None = None,
         verify: str | None = None,
         on_progress: Report | None = None,
+        *,
+        warm_up: bool = False,
     ) -> LiveModel:
         pending = self._start_load(handle, model, plugin, features, verify, on_progress)
         try:
-            return pending.future.result()
+            live = pending.future.result()
+            if warm_up:
+                self._warmed_up(live)
+            return live
         except BaseException:
             self._pool.give_up(pending)
             raise
+
+    def _warmed_up(self, live: LiveModel) -> None:
+        done, cancel = self._start_warming_up(live)
+        try:
+            done.result()
+        except BaseException:
+            cancel()
+            raise
+
+    def _start_warming_up(self, live: LiveModel) -> tuple[Future[None], Callable[[], None]]:
+        """Warm a model up beside whatever runs; its end, and the way to cancel it."""
+
+        def begin() -> Any:
+            loaded = live.loaded
+            return iter(() if loaded is None or loaded.warm_up is None else loaded.warm_up())
+
+        sink = FutureSink()
+        task = Task(group=live, record=live.record, start=begin, sink=sink, answers=False, hook="warm_up")
+        self._pool.submit(live, task)
+        return sink.future, lambda: self._scheduler.cancel(task)
 
     def _start_load(
         self,

@@ -32,6 +32,7 @@ class Words:
     def __init__(self):
         self.loads = self.closes = 0
         self.warmed = []
+        self.shapes = []
 
     @hookimpl
     def list_features(self):
@@ -65,7 +66,22 @@ class Words:
         def close():
             self.closes += 1
 
-        return Loaded(model=list(card.config["words"]), warm=warm(), close=close, info={"words": 3})
+        return Loaded(
+            model=list(card.config["words"]),
+            warm=warm(),
+            close=close,
+            info={"words": 3},
+            warm_up=self.warm_up if card.config.get("shapes") else None,
+        )
+
+    def warm_up(self):
+        try:
+            for shape in range(40):
+                time.sleep(0.002)
+                self.shapes.append(shape)
+                yield
+        finally:
+            self.shapes.append("over")
 
     @hookimpl
     def generate(self, model, request, context):
@@ -136,6 +152,71 @@ def test_a_context_length_that_a_plugin_lists_is_a_fact_and_that_of_a_person_a_w
 def test_the_weights_are_evaluated_on_the_schedulers_thread_before_the_handle_is_there(engine, words, folder):
     engine.load(folder)
     assert words.warmed == [(step, "mlxengine-scheduler") for step in range(3)]
+
+
+SHAPES = {"words": ["a", "b", "c"], "shapes": True}
+
+
+def test_a_model_is_warmed_up_when_that_is_asked_for_and_only_then(engine, words, folder):
+    engine.load(folder, warm_up=True)  # it has nothing to warm up
+    (folder / "config.json").write_text(json.dumps(SHAPES))
+    engine.load(ModelConfiguration(id=str(folder), default_prompt="x")).close()
+    assert words.shapes == []
+    first = engine.load(ModelConfiguration(id=str(folder), default_prompt="x"))
+    assert engine.load(first.card.configuration, warm_up=True).card is first.card
+    assert words.shapes == [*range(40), "over"], "one that was loaded already, too"
+    assert said(first.stream(Request())) == "abc"
+    assert [item.requests for item in engine.metrics()] == [{"done": 1}], "it counts as no request"
+
+
+def test_requests_go_on_while_a_model_is_warmed_up(engine, words, folder, tmp_path):
+    other = engine.load(folder)
+    cold = tmp_path / "cold"
+    cold.mkdir()
+    (cold / "config.json").write_text(json.dumps(SHAPES))
+    thread = threading.Thread(target=lambda: engine.load(cold, warm_up=True))
+    thread.start()
+    while not words.shapes:
+        time.sleep(0.001)
+    assert said(other.stream(Request())) == "abc"
+    assert "over" not in words.shapes
+    thread.join()
+    assert words.shapes[-1] == "over"
+
+
+def test_a_failure_while_warming_up_is_the_loads_and_frees_the_model(words, folder):
+    (folder / "config.json").write_text(json.dumps(SHAPES))
+
+    def fail():
+        yield
+        raise ValueError("no such kernel")
+
+    words.warm_up = fail
+    with InferenceEngine(plugins=[("words", words)]) as engine:
+        with pytest.raises(errors.PluginCrashedError, match="no such kernel"):
+            engine.load(folder, warm_up=True)
+        assert words.closes == 1
+
+
+def test_cancelling_a_load_ends_its_warming_up(words, folder):
+    (folder / "config.json").write_text(json.dumps(SHAPES))
+
+    async def main():
+        async with AsyncInferenceEngine(plugins=[("words", words)]) as engine:
+            task = asyncio.create_task(engine.load(folder, warm_up=True))
+            while not words.shapes:
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while "over" not in words.shapes:
+                await asyncio.sleep(0.001)
+            assert words.shapes[-2] != 39, "it was not run to its end"
+            words.shapes.clear()
+            await engine.load(folder, warm_up=True)
+            assert words.shapes == [*range(40), "over"]
+
+    asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_a_model_is_shared_until_its_last_holder_lets_go(engine, words, folder):

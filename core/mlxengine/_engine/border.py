@@ -55,6 +55,7 @@ _LOADED: Mapping[str, tuple[str, Test]] = {
     "state": ("a function", callable),
     "trim": ("a function", callable),
     "setup": ("a function", callable),
+    "warm_up": ("a function or None", _callable_or_none),
 }
 _STATE: Mapping[str, tuple[str, Test]] = {
     "caches": _BYTES,

@@ -231,8 +231,9 @@ class ModelPool:
         live.tasks.discard(task)
         live.last_used = time.monotonic()
         live.crashes = live.crashes + 1 if isinstance(error, PluginCrashedError) else 0
-        self.outcomes.record(error)
-        self.statistics.record(live, task, error)
+        if task.answers:
+            self.outcomes.record(error)
+            self.statistics.record(live, task, error)
         self.changed()
 
     def _revive(self, live: LiveModel) -> None:

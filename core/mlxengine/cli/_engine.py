@@ -80,12 +80,14 @@ def load_named(
     arguments: argparse.Namespace,
     out: Output,
     handle: type[H],
+    *,
+    warm_up: bool = False,
 ) -> H:
     """Load a model as such a handle, its download shown; a large one is asked about first."""
     if not engine.mock:
         ask_before_fetching(model, out, offline=arguments.offline, yes=arguments.yes)
     with ProgressLine(out) as progress:
-        return engine.load_as(handle, model, plugin=arguments.plugin, on_progress=progress)
+        return engine.load_as(handle, model, plugin=arguments.plugin, warm_up=warm_up, on_progress=progress)
 
 
 def prompt_words(words: list[str], default: str | None) -> list[str]:

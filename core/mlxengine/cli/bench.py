@@ -1,7 +1,8 @@
 """Measure a model on this machine; what is measured depends on its kind (for text: prefill, decode, a batch).
 
-Each measurement is repeated; the table gives mean ± deviation. --compare reads a result that was written
-with --output before, and says how each figure changed.
+The model is warmed up first, and one run is not counted. Each measurement is repeated; the table gives
+mean ± deviation. --compare reads a result that was written with --output before, and says how each figure
+changed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import platform
 import statistics
+import time
 from pathlib import Path
 
 from .._units import human
@@ -37,8 +39,10 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         kind = _engine.kind_of(engine, engine.resolve(model), arguments)
         measuring: Measuring = _kinds.asked(kind, "bench")
         options = _kinds.values(arguments, measuring.options, kind.name)
-        handle = _engine.load_named(model, engine, arguments, out, ModelHandle)
+        began = time.perf_counter()
+        handle = _engine.load_named(model, engine, arguments, out, ModelHandle, warm_up=True)
         measuring.measure(handle, options)  # kernels are compiled and caches filled by the first run
+        out.note(f"loaded and warmed up in {time.perf_counter() - began:.1f} s, which is not counted")
         runs: list[dict[str, float]] = []
         for number in range(arguments.repeats):
             runs.append(dict(measuring.measure(handle, options)))
@@ -84,6 +88,7 @@ def _result(engine: InferenceEngine, handle: ModelHandle, runs: list[dict[str, f
         "mlxengine": __version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": _engine.as_dict(engine.device),
+        "warmed_up": True,
         "repeats": len(runs),
         "figures": figures,
         "peak_memory_bytes": int(peak) or None,

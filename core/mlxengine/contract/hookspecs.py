@@ -140,6 +140,10 @@ class Loaded:
         setup: the requests that bring a model that was just loaded to where earlier requests brought this
             one (adapters, voices). Asked before it is evicted, on the scheduler's thread; they run, in
             order, when its next request has loaded it again.
+        warm_up: for ``load(…, warm_up=True)``: an iterator that runs what serving will run for the first time
+            (sizes that the device compiles for), on state that is thrown away; a short step at a time on the
+            scheduler's thread, between those of other models and of requests to this one. It may be asked
+            for again, and closed early. ``None``: there is nothing that the first user would wait for.
     """
 
     model: object
@@ -150,6 +154,7 @@ class Loaded:
     state: Callable[[], ModelState] = field(default=ModelState)
     trim: Callable[[int], None] = field(default=lambda _most: None)
     setup: Callable[[], Sequence[Request]] = field(default=tuple)
+    warm_up: Callable[[], Iterable[None]] | None = None
 
 
 @frozen(kw_only=True)

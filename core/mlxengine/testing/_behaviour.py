@@ -252,6 +252,34 @@ def _load_truncated(subject: Subject, folder: Path) -> None:
     demand(False, f"the model loaded although {largest.path} was cut in half")
 
 
+@clause(
+    Part.BEHAVIOUR,
+    "warming up yields nothing, can be given up and asked for again, and leaves no trace",
+    why="it runs beside requests, on the scheduler's thread, for whoever loads with warm_up=True.",
+)
+def warming_up_leaves_no_trace(subject: Subject) -> None:
+    offered = subject.loaded.warm_up
+    if offered is None:
+        return
+    answers = subject.solo  # before it
+    before = subject.loaded.state().caches
+    given_up = subject.lane.step(lambda: iter(offered()))
+    subject.step(given_up)
+    close = getattr(given_up, "close", None)
+    if close is None:
+        raise Broken(f"warm_up gave a {type(given_up).__name__}, which cannot be closed")
+    subject.lane.step(close)
+    steps = subject.lane.step(lambda: iter(offered()))
+    while (found := subject.step(steps)[0]) is not subject:
+        demand(found is None, f"warm_up yielded {found!r}; only Nones are steps")
+    after = subject.loaded.state().caches
+    demand(after == before, f"the model's caches held {before} bytes before it and {after} after it")
+    for number, (example, alone) in enumerate(zip(subject.specimen.examples, answers, strict=True)):
+        [again] = subject.run(subject.loaded.model, [example.request])
+        changed = _same(subject, alone, again)
+        demand(changed is None, f"example {number}, after warming up: {changed}")
+
+
 class _NobodysRequest(Request):
     """A request of a type that no plugin knows."""
 

@@ -16,7 +16,7 @@ from llm_harness import Plugin, write_tiny
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.utils import load_model
 from mlxengine import GenerateParams, TextRequest
-from mlxengine_llm._shapes import Shapes
+from mlxengine.toolkit.shapes import Shapes
 from simulated_device import SimulatedDevice
 
 PROMPTS, LENGTH, NEW = 16, 512, 64
@@ -207,3 +207,33 @@ def test_long_prompts_into_running_answers_stall_nobody_and_cost_what_they_cost_
     assert min(row[-1] for row in running) > last, "they run as long as there is something to wait for"
     assert busy[int(0.99 * len(busy))] <= 10 * quiet
     assert ours.seconds <= 1.03 * theirs.seconds, "five passes more of 230: what the bound costs"
+
+
+def test_after_warming_up_a_burst_meets_no_new_size(plugin: Plugin, tiniest: Path) -> None:
+    device = SimulatedDevice(a_token=A_TOKEN)
+    model = plugin.load(tiniest, flags={"prompt_cache": False})
+    device.put(model.network)
+    model.shapes = Shapes(device.a_shape)
+    with device.clock(), plugin.backend.stream():
+        warming = model.warm_up()
+        next(warming)
+        warming.close()
+        assert sum(1 for _ in model.warm_up()) > 10, "a step at a time"
+    assert len(model.batch) == 0
+    met = set(device.shapes)
+    (found,) = [by_us(plugin, model, device, burst(0))]
+    assert set(device.shapes) == met
+    assert found.first(burst(0)[0]) < device.a_shape, "nobody has waited for a size"
+    assert max(rows for rows, _ in met) == model.max_rows
+    by_us(plugin, model, device, [wave(11, LENGTH, NEW, seed=1)])
+    read = {(rows, length) for rows, length in set(device.shapes) - met if length > 1}
+    assert read == set(), "however many come"
+
+
+def test_where_new_sizes_are_cheap_warming_up_is_one_prompt(plugin: Plugin, tiniest: Path) -> None:
+    device = SimulatedDevice()
+    model = plugin.load(tiniest, flags={"prompt_cache": False})
+    device.put(model.network)
+    with device.clock(), plugin.backend.stream():
+        list(model.warm_up())
+    assert len(device.passes) <= 3

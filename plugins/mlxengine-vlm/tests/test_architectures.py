@@ -78,6 +78,35 @@ def test_together_after_a_failed_step_and_with_kept_state_rows_equal_their_solo_
     assert calls[0] > 11
 
 
+@pytest.mark.parametrize("kind", quick_or_slow(*sorted(REFERENCES)))
+def test_rows_that_come_late_and_rows_that_are_cancelled_change_nobody_elses_answer(
+    kind: str, plugin: Plugin, models: Any
+) -> None:
+    model = models(kind)
+    asked = [*requests(), *(asking(f"w20 w{30 + n}", ignore_eos=True, max_tokens=6 + n) for n in range(4))]
+    alone = [plugin.answer(model, request, prompt_cache=False) for request in asked]
+    late = {
+        turn: [lambda request=request: plugin.start(model, request, prompt_cache=False) for request in some]
+        for turn, some in ((3, asked[4:7]), (8, asked[7:]))
+    }
+    for flags in ({"prompt_cache": False}, {}):
+        started = [plugin.start(model, request, **flags) for request in asked[:4]]
+        found = plugin.run(started, later=late, closing={2: [1], 11: [4]})
+        for number in set(range(len(asked))) - {1, 4}:
+            assert text_of(found[number]) == alone[number], number
+
+
+def test_a_pass_whose_own_token_is_given_at_once_counts_in_that_step(
+    plugin: Plugin, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, steps = models("paligemma"), []
+    monkeypatch.setattr(model.batch.pace, "observe", lambda done, _seconds: steps.append(done))
+    (events,) = plugin.run([plugin.start(model, asking("w20 w31", RED, max_tokens=4), prompt_cache=False)])
+    read = [(len(done.drawn), done.prompt_tokens, done.queued) for done in steps]
+    assert read[0] == (1, events[-1].usage.prompt_tokens, 0)
+    assert set(read[1:]) == {(1, 0, 0)}
+
+
 @pytest.mark.parametrize("kind", quick_or_slow("gemma3", "lfm2_vl", "qwen3_vl"))
 def test_a_row_that_was_parked_goes_on_as_if_nothing_had_been(
     kind: str, plugin: Plugin, models: Any, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import pytest
 from mlxengine import Finished, TextDelta
 from mlxengine.errors import FeatureUnavailableError, GenerationError, InvalidParameterError
 from mlxengine.toolkit import rows
+from mlxengine.toolkit.shapes import Shapes
 from mlxengine_vlm._decoder import VisionDecoder
 from vlm_harness import Plugin, asking, text_of
 from vlm_pictures import Thing, draw, scene
@@ -98,14 +99,21 @@ def test_stop_texts_and_end_tokens_belong_to_one_request(plugin: Plugin, tiny: A
 
 def test_a_request_that_fails_ends_alone(plugin: Plugin, tiny: Any) -> None:
     wanted = plugin.answer(tiny, asking(DESCRIBE, BLUE))
-    bad = plugin.admitted(tiny, asking(DESCRIBE, RED))
+    bad = plugin.admitted(tiny, asking(DESCRIBE, RED), prompt_cache=False)
 
-    def plan() -> Any:
-        raise ValueError("this picture cannot be encoded")
+    class Broken:
+        shape = bad._answer.sight.prompt.given["pixel_values"].shape
 
-    bad._answer.plan = plan
+        def __getattr__(self, name: str) -> Any:
+            raise ValueError("this picture cannot be encoded")
+
+    bad._answer.sight.prompt.given["pixel_values"] = Broken()
     found = plugin.run(
-        [plugin.start(tiny, asking(DESCRIBE, BLUE)), bad, plugin.start(tiny, asking(DESCRIBE, BLUE))]
+        [
+            plugin.start(tiny, asking(DESCRIBE, BLUE), prompt_cache=False),
+            bad,
+            plugin.start(tiny, asking(DESCRIBE, BLUE), prompt_cache=False),
+        ]
     )
     assert [text_of(found[0]), text_of(found[2])] == [wanted, wanted]
     assert isinstance(found[1][-1], GenerationError)
@@ -215,6 +223,84 @@ def test_what_this_plugin_does_not_have_is_refused_and_not_ignored(plugin: Plugi
             plugin.start(tiny, request)
 
 
+def noted(monkeypatch: pytest.MonkeyPatch, part: Any) -> list[tuple[int, ...]]:
+    """Shapes of what a part of the network is called with, while the test runs."""
+    seen: list[tuple[int, ...]] = []
+    real = type(part).__call__
+
+    def call(self: Any, first: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(tuple(first.shape))
+        return real(self, first, *args, **kwargs)
+
+    monkeypatch.setattr(type(part), "__call__", call)
+    return seen
+
+
+def test_prompts_that_wait_are_read_in_one_pass_and_their_pictures_encoded_in_one_call(
+    plugin: Plugin, fresh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [draw([Thing(shape, "red")]) for shape in ("circle", "square", "triangle")]
+    requests = [asking(DESCRIBE, picture) for picture in (*pictures, pictures[0])]
+    requests += [asking(f"What is {number} plus 3?", max_tokens=12) for number in range(3)]
+    alone = [plugin.answer(fresh, request, prompt_cache=False) for request in requests]
+    fresh.batch.pace.tokens = lambda budget_ms, *, running=False: 512
+    try:
+        passes = noted(monkeypatch, fresh.network.language_model)
+        encoded = noted(monkeypatch, fresh.network.vision_model)
+        found = plugin.run([plugin.admitted(fresh, request, prompt_cache=False) for request in requests])
+    finally:
+        del fresh.batch.pace.tokens
+    assert [text_of(events) for events in found] == alone
+    assert [shape[0] for shape in encoded] == [3], "one call, and the picture that two ask about once"
+    read = [rows for rows, positions in passes if positions > 1]
+    assert sum(read) == len(requests)
+    assert len(read) <= 2, "those of about one length share a pass"
+    assert max(shape[0] for shape in passes if shape[1] == 1) == len(requests)
+
+
+def test_a_lone_row_keeps_its_plain_cache_and_gets_it_back_when_company_leaves(
+    plugin: Plugin, tiny: Any
+) -> None:
+    request = asking(DESCRIBE, RED, ignore_eos=True, max_tokens=40)
+    wanted = plugin.answer(tiny, request)
+    long = plugin.admitted(tiny, request)
+    kinds: list[str] = []
+    other = None
+    with plugin.backend.stream():
+        said = []
+        for turn in range(600):
+            if turn == 12:
+                other = plugin.admitted(tiny, asking("What is 2 plus 3?", ignore_eos=True, max_tokens=8))
+            for stream in filter(None, (other, long)):
+                event = next(stream, None)
+                if stream is long and event is not None:
+                    said.append(event)
+            layers = tiny.batch._decoder._batch.layers
+            if layers and (not kinds or kinds[-1] != type(layers[0]).__name__):
+                kinds.append(type(layers[0]).__name__)
+            if said and isinstance(said[-1], Finished):
+                break
+    assert kinds == ["KVCache", "BatchKVCache", "KVCache"]
+    assert text_of(said) == wanted
+
+
+def test_warming_up_reads_prompts_of_few_sizes_and_leaves_nothing_behind(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = plugin.load(TINY, flags={"max_batch": 6})
+    request = asking(DESCRIBE, RED)
+    wanted = plugin.answer(model, request, prompt_cache=False)
+    model.shapes, model.context = Shapes(0.15), 300
+    seen = noted(monkeypatch, model.network.language_model)
+    with plugin.backend.stream():
+        list(model.warm_up())
+    read = {shape for shape in seen if shape[1] > 1}
+    assert read == {(rows, length) for rows in (1, 2, 4) for length in (64, 128, 256)}
+    assert {rows for rows, length in seen if length == 1} == {1, 2, 4, 6}
+    assert model.state().caches == 0
+    assert plugin.answer(model, request) == wanted
+
+
 @pytest.mark.feature("vlm.max_batch")
 def test_requests_beyond_the_largest_batch_wait_and_are_answered(
     plugin: Plugin, tiny: Any, monkeypatch: pytest.MonkeyPatch
@@ -224,9 +310,9 @@ def test_requests_beyond_the_largest_batch_wait_and_are_answered(
     sizes: list[int] = []
     step = VisionDecoder.step
 
-    def counted(self: Any, chunk: int) -> Any:
-        sizes.append(len(self._rows) + len(self._reading))
-        return step(self, chunk)
+    def counted(self: Any, plan: Any) -> Any:
+        sizes.append(len(self))
+        return step(self, plan)
 
     monkeypatch.setattr(VisionDecoder, "step", counted)
     narrow = plugin.load(TINY, flags={"max_batch": 2})

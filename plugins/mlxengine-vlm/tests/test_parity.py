@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from mlx_vlm.models.cache import make_prompt_cache
 from mlxengine_vlm._network import build
-from mlxengine_vlm._prefill import embed
+from mlxengine_vlm._prefill import embed, encode
+from mlxengine_vlm._sight import TOGETHER
 from random_checkpoint import pixels, write
 
 PARITY = Path(__file__).parent / "parity"
@@ -80,6 +81,34 @@ def test_features_that_were_kept_give_the_same_logits_without_encoding_again(
     monkeypatch.setitem(network, tower, None)
     plan = embed(network, kind, ids, _media(kind), frozenset({IMAGE}), first.features)
     assert np.abs(_logits(network, plan) - np.array(stored["logits"])).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", sorted(REFERENCES))
+def test_pictures_of_several_prompts_encoded_in_one_call_have_the_features_that_each_has_alone(
+    kind: str, networks: Any
+) -> None:
+    stored, network = REFERENCES[kind], networks(kind)
+    ids, others = stored["inputs"]["input_ids"], _media(kind)
+    prompts = []
+    for number in range(3):
+        shown = others["pixel_values"] * (0.5 + number) + 0.1 * number
+        prompts.append(([11 + number, *ids], {**others, "pixel_values": shown}))
+    if kind not in TOGETHER:
+        with pytest.raises(ValueError, match="no features of its own"):
+            encode(network, kind, prompts, frozenset({IMAGE}))
+        return
+    found = encode(network, kind, prompts, frozenset({IMAGE}))
+    alone = [embed(network, kind, *prompt, frozenset({IMAGE})).features for prompt in prompts]
+    for one, other in zip(found, alone, strict=True):
+        assert other is not None
+        assert len(one.deepstack) == len(other.deepstack)
+        for mine, theirs in zip(
+            (one.vectors, *one.deepstack), (other.vectors, *other.deepstack), strict=True
+        ):
+            assert mine.shape == theirs.shape
+            assert np.abs(np.array(mine) - np.array(theirs)).max() < 1e-5
+    first, second = np.array(found[0].vectors), np.array(found[1].vectors)
+    assert np.abs(first - second).max() > 1e-3, "other pictures have other features"
 
 
 @pytest.mark.parametrize("kind", sorted(REFERENCES))

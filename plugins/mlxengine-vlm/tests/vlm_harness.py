@@ -109,9 +109,9 @@ class Plugin:
         assert found is not None
         return found
 
-    def admitted(self, model: Any, request: Any) -> Any:
+    def admitted(self, model: Any, request: Any, **flags: object) -> Any:
         """The iterator of a request whose prompt is made, and whose row waits for the next step."""
-        stream = self.start(model, request)
+        stream = self.start(model, request, **flags)
         with self.backend.stream():
             return stream.answers() if isinstance(stream, Prepared) else stream
 

@@ -80,7 +80,12 @@ class Good:
             words = json.loads((context.path / "words.json").read_text())
         except ValueError as error:
             raise IncompatibleWeightsError(str(error)) from error
-        return Loaded(model=Model(words))
+        model = Model(words)
+        return Loaded(model=model, warm_up=lambda: self.warm_up(model))
+
+    def warm_up(self, model):
+        for _ in model.words:
+            yield None
 
     @hookimpl
     def generate(self, model, request, context):
@@ -304,6 +309,22 @@ class LoadsBrokenFiles(Good):
             return super().load_model(card, context)
         except IncompatibleWeightsError:
             return Loaded(model=Model([]))
+
+
+class WarmsUpWithEvents(Good):
+    def warm_up(self, model):
+        yield TextDelta(text=model.words[0])
+
+
+class WarmsUpInOneGo(Good):
+    def warm_up(self, model):
+        return iter(list(super().warm_up(model)))
+
+
+class LeavesItsWarmth(Good):
+    def warm_up(self, model):
+        yield None
+        model.words[0] = "warm "
 
 
 class ServesAnything(Good):

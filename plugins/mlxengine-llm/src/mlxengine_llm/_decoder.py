@@ -7,20 +7,20 @@ from typing import Any
 
 import mlx.core as mx
 from mlxengine.toolkit.answers import Answer
+from mlxengine.toolkit.decoding import TogetherDecoder
 from mlxengine.toolkit.grammar import Grammars
-from mlxengine.toolkit.rows import Drawn, Plan, Row, Stepped
+from mlxengine.toolkit.joining import Company, matrix, merged
+from mlxengine.toolkit.reading import Reading
+from mlxengine.toolkit.rows import Row
+from mlxengine.toolkit.shapes import Shapes
 
 from ._adapters import Adapters
-from ._batch import Batch
 from ._caches import own
-from ._joining import states
 from ._prefix import SMALLEST, PrefixCache, clone
-from ._reading import Reading, Readings
-from ._shapes import Shapes
 from ._tags import adapter_of
 
 
-class BatchDecoder:
+class BatchDecoder(TogetherDecoder):
     """The rows of one model: those that wait for their prompt, and the batch that decodes.
 
     Args:
@@ -44,10 +44,8 @@ class BatchDecoder:
         context: int | None = None,
     ) -> None:
         self._prefixes = prefixes
-        self._shapes = shapes
-        self._reading = Readings(network, adapters, caches, self._checkpoint, shapes, context)
-        self._batch = Batch(network, adapters, grammars)
-        self._behind = 0  # tokens of prompts in passes that nothing has waited for
+        passes = _Passes(network, adapters, caches, self._checkpoint)
+        super().__init__(passes, Company.of(caches()), shapes, grammars, context=context)
 
     def insert(self, row: Row) -> None:
         tokens = row.prompt + row.tokens
@@ -58,28 +56,13 @@ class BatchDecoder:
         border = prefixes.parting(tokens, len(held)) if prefixes is not None else None
         self._reading.add(Reading(row, tokens, layers, list(held), border))
 
-    def step(self, plan: Plan) -> Stepped:
-        waited, queued = self._behind, self._reading.read(plan, self._batch)
-        drawn = self._batch.step() if len(self._batch) else []
-        if drawn:  # from the pass before, which came behind everything that was queued then
-            self._behind = queued
-        elif len(self._batch):
-            self._behind, waited = waited + queued, 0
-        else:  # nobody waits for the next piece: this one is waited for
-            mx.eval(self._reading.states())
-            self._behind, waited, queued = 0, waited + queued, 0
-        new = bool(waited) and self._shapes.took_new()
-        return Stepped(drawn=drawn, prompt_tokens=waited, queued=queued, new_shape=new)
-
-    def remove(self, rows: Sequence[Row]) -> None:
-        for entry in filter(None, map(self._reading.take, rows)):
-            if entry.layers is not None:
-                self._keep(entry.row, entry.layers, entry.held)
-        for row in rows:
+    def _left(self, row: Row, entry: Reading | None) -> None:
+        if entry is not None:
+            self._keep(row, entry.layers or [], entry.held)
+        elif self._kept_by(row) is not None:
             at = self._batch.index(row)
-            if at is not None and self._kept_by(row) is not None:
-                self._keep(row, *self._batch.cache(at))
-        self._batch.remove(rows)
+            assert at is not None
+            self._keep(row, *self._batch.cache(at))
 
     def _kept_by(self, row: Row) -> PrefixCache | None:
         """Where a row's cache comes from and goes to."""
@@ -119,19 +102,47 @@ class BatchDecoder:
             row.cached = min(len(found[1]), len(row.prompt))
         return found
 
-    def park(self, row: Row) -> tuple[Drawn, Any] | None:
-        at = self._batch.index(row)
-        drawn = None if at is None else self._batch.drawn(at)
-        if at is None or drawn is None:
-            return None
-        layers, held = self._batch.cache(at)
-        mx.eval(states(layers))
-        self._batch.remove([row])
-        return drawn, (layers, held)
 
-    def close(self) -> None:
-        self._reading.clear()
-        self._batch.remove(self._batch.rows)
+class _Passes:
+    """Passes over tokens, each row with its adapter; a `mlxengine.toolkit.reading.Reads`."""
+
+    def __init__(
+        self,
+        network: Any,
+        adapters: Adapters,
+        caches: Callable[[], list[Any]],
+        keep: Callable[[Reading], None],
+    ) -> None:
+        self._network = network
+        self._adapters = adapters
+        self.caches = caches
+        self.keep = keep
+
+    def merge(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        return merged([[own(layer) for layer in row] for row in rows])
+
+    def decode(self, rows: Sequence[Row], tokens: mx.array, layers: list[Any]) -> mx.array:
+        self._adapters.use(*map(adapter_of, rows))
+        logits: mx.array = self._network(tokens, cache=layers)[:, -1, :]
+        return logits
+
+    def read(
+        self, group: Sequence[Reading], counts: Sequence[int], length: int, layers: list[Any]
+    ) -> mx.array | None:
+        self._adapters.use(*(adapter_of(entry.row) for entry in group))
+        pieces = [
+            entry.tokens[len(entry.held) : len(entry.held) + count]
+            for entry, count in zip(group, counts, strict=True)
+        ]
+        self._network(matrix(pieces, length), cache=layers)
+        return None
+
+    def prepare(self, entries: Sequence[Reading]) -> None:
+        """All of them are."""
+
+    def keeps(self, entry: Reading) -> bool:
+        del entry  # caches are kept when rows leave
+        return False
 
 
 __all__ = ["BatchDecoder"]

@@ -23,7 +23,14 @@ from mlxengine.errors import (
     UnsupportedArchitectureError,
 )
 from mlxengine.toolkit.estimate import context_length, text_config
-from mlxengine.toolkit.loading import building, check_safetensors, descriptor_limit_kept, warm
+from mlxengine.toolkit.loading import (
+    building,
+    check_safetensors,
+    descriptor_limit_kept,
+    first_piece,
+    most_rows,
+    warm,
+)
 
 from . import features
 from ._caches import Serving, caches_for
@@ -51,9 +58,9 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         import mlx_lm.utils
     from mlxengine.toolkit import backend
     from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
+    from mlxengine.toolkit.shapes import Shapes
 
     from ._model import LanguageModel
-    from ._shapes import Shapes
 
     _report(context, 1)
     build = _from_gguf if is_gguf(card) else _from_folder
@@ -81,7 +88,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         room=context.cache_room,
         backend=context.device.backend,
         shapes=Shapes(backend.new_shape_seconds()),
-        first_piece=_first_piece(network, context.device.backend),
+        first_piece=first_piece(network, context.device.backend),
         stall_factor=context.features.get(features.STALL_FACTOR),
         max_rows=_max_rows(context),
     )
@@ -103,25 +110,15 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         state=model.state,
         trim=model.trim,
         setup=model.adapters.setup,
+        warm_up=model.warm_up,
     )
-
-
-def _first_piece(network: Any, backend: str | None) -> int:
-    """Tokens of the first piece of a prompt: on a CPU about a tenth of a second's at 15 GFLOP/s."""
-    from mlx.utils import tree_flatten
-    from mlxengine.toolkit.pace import Pace
-
-    if backend != "cpu":
-        return Pace.LARGEST
-    numbers: int = sum(value.size for _, value in tree_flatten(network.parameters()))
-    return max(Pace.SMALLEST, 750_000_000 // max(1, numbers))
 
 
 def _max_rows(context: LoadContext) -> int:
     if not context.features.get(features.BATCH):
         return 1
     chosen: int | None = context.features.get(features.MAX_BATCH)
-    return chosen or (32 if context.device.backend == "cpu" else 128)
+    return chosen or most_rows(context.device.backend)
 
 
 def _serving(context: LoadContext, network: Any) -> Serving:

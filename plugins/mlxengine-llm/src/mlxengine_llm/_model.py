@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,9 @@ from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.estimate import estimator, text_config
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.pace import Pace
-from mlxengine.toolkit.rows import Decoder, SharedBatch
+from mlxengine.toolkit.rows import Decoder, Row, SharedBatch
+from mlxengine.toolkit.shapes import Shapes
+from mlxengine.toolkit.warming import warm_up
 
 from ._adapters import Adapters
 from ._caches import Serving, caches_for
@@ -22,7 +24,6 @@ from ._chat import Prompts
 from ._decoder import BatchDecoder
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder
-from ._shapes import Shapes
 from ._tags import AdaptedAnswer
 
 _STEP = 256  # tokens that caches grow by
@@ -161,6 +162,17 @@ class LanguageModel:
         kept = [*self.adapted.values(), *([] if self.prefixes is None else [self.prefixes])]
         for item in kept:
             item.trim(max(0, item.nbytes - (self.state().caches - most)))
+
+    def warm_up(self) -> Iterator[None]:
+        """Run the sizes that serving will meet, on rows that are thrown away."""
+        return warm_up(
+            lambda: self._decoder(self.batch.max_rows),
+            lambda tokens: Row([0] * tokens),
+            self.shapes,
+            max_rows=self.batch.max_rows,
+            context=self.context,
+            affords=lambda rows, tokens: self._affords(self.batch.cost + rows * self.cost_of(tokens)),
+        )
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter and what was computed with it.

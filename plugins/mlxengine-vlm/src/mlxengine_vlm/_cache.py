@@ -133,11 +133,11 @@ class FeatureCache:
         return found
 
     def put(self, media: tuple[str, ...], features: Features) -> None:
-        """Keep features; evaluates them."""
+        """Keep features; they are computed with what is queued next."""
         most = allowed(self._capacity, self.nbytes, self._room())
         if media in self._found or features.nbytes > most:
             return
-        mx.eval(features.vectors, *features.deepstack)
+        mx.async_eval(features.vectors, *features.deepstack)  # type: ignore[no-untyped-call]
         self._found[media] = features
         self.nbytes += features.nbytes
         self.trim(most)

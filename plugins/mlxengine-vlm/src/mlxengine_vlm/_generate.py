@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from attrs import evolve
@@ -15,8 +15,8 @@ from . import features
 from ._decoder import VisionAnswer
 from ._media import WEB, MediaLimits
 from ._model import VisionModel
-from ._prefill import Prefill, embed
-from ._prompt import Prompt, make_prompt, write
+from ._prompt import make_prompt, write
+from ._sight import Prompt
 from ._web import fetch
 
 
@@ -79,28 +79,14 @@ def _answer(
         priority=request.priority,
         make=VisionAnswer,
     )
-    plan = _planner(model, prompt, remember)
+    sight = model.sight(prompt, remember=remember)
     for answer in answers:
         assert isinstance(answer, VisionAnswer)
-        answer.media, answer.reuse, answer.plan = prompt.media, remember, plan
+        answer.media, answer.reuse, answer.sight = prompt.media, remember, sight
         model.batch.admit(answer)
     if len(answers) == 1:
         return AnswerStream(model.batch, answers[0], context)
     return ChoicesStream(model.batch, answers, context)
-
-
-def _planner(model: VisionModel, prompt: Prompt, remember: bool) -> Callable[[], Prefill]:
-    """Makes the language model's inputs when the prompt's turn comes, encoding the media at most once."""
-    kept = model.features if remember and prompt.media else None
-
-    def plan() -> Prefill:
-        known = kept.get(prompt.media) if kept is not None else None
-        made = embed(model.network, model.kind, prompt.ids, prompt.given, model.media_tokens, known)
-        if kept is not None and known is None and made.features is not None:
-            kept.put(prompt.media, made.features)
-        return made
-
-    return plan
 
 
 def _urls(request: TextRequest) -> list[str]:

@@ -8,7 +8,14 @@ from typing import Any
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import CancelledError, FeatureUnavailableError, LoadError
 from mlxengine.toolkit.estimate import context_length
-from mlxengine.toolkit.loading import building, check_safetensors, descriptor_limit_kept, warm
+from mlxengine.toolkit.loading import (
+    building,
+    check_safetensors,
+    descriptor_limit_kept,
+    first_piece,
+    most_rows,
+    warm,
+)
 from mlxengine.toolkit.templates import TemplateBoundError
 
 from . import features
@@ -42,7 +49,9 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     _report(context, 0)
     with descriptor_limit_kept():
         import mlx_vlm
+    from mlxengine.toolkit import backend
     from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
+    from mlxengine.toolkit.shapes import Shapes
 
     from ._checkpoint import normalise
     from ._claim import library_name
@@ -68,7 +77,6 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     end_templates = bound(processor)
     tags = _tags(processor, tokenizer, config)
     takes = _takes(network, processor, context, config)
-    together = context.features.get(features.BATCH)
     cached = context.features.get(features.PROMPT_CACHE)
     model = VisionModel(
         card=card,
@@ -87,9 +95,11 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         takes=takes,
         template_takes_parts=any(tags.values()),
         cache_bytes=context.features.get(features.PROMPT_CACHE_MB) * 2**20 if cached else 0,
-        max_rows=context.features.get(features.MAX_BATCH) if together else 1,
+        max_rows=_max_rows(context),
         cache_room=context.cache_room,
         end_templates=end_templates,
+        shapes=Shapes(backend.new_shape_seconds()),
+        first_piece=first_piece(network, context.device.backend),
     )
     names = {"image": "vision", "video": "video", "audio": "audio"}
     return Loaded(
@@ -107,7 +117,15 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         },
         state=model.state,
         trim=model.trim,
+        warm_up=model.warm_up,
     )
+
+
+def _max_rows(context: LoadContext) -> int:
+    if not context.features.get(features.BATCH):
+        return 1
+    chosen: int | None = context.features.get(features.MAX_BATCH)
+    return chosen or most_rows(context.device.backend)
 
 
 def _report(context: LoadContext, done: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from attrs import define, field
@@ -11,12 +11,16 @@ from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.aside import Aside
 from mlxengine.toolkit.estimate import text_config
 from mlxengine.toolkit.grammar import Grammars
+from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.plain_text import Markers, most_characters
 from mlxengine.toolkit.rows import SharedBatch
+from mlxengine.toolkit.shapes import Shapes
+from mlxengine.toolkit.warming import warm_up
 
 from ._cache import FeatureCache, PrefixCache
-from ._decoder import VisionDecoder
+from ._decoder import VisionDecoder, VisionRow
 from ._processor import media_words, template_of, tokenizer_of
+from ._sight import Prompt, Sight, look
 
 
 @define(eq=False, kw_only=True)
@@ -43,6 +47,8 @@ class VisionModel:
         most_characters: a longer text cannot fit the context; ``None`` where any may.
         aside: threads that prepare prompts.
         cache_room: see `mlxengine.LoadContext`.
+        shapes: which sizes of passes the device has met.
+        first_piece: see `SharedBatch`.
         max_rows: most requests that are decoded together.
     """
 
@@ -68,6 +74,8 @@ class VisionModel:
     markers: Markers = field(init=False)
     most_characters: int | None = field(init=False)
     aside: Aside = field(init=False, factory=Aside)
+    shapes: Shapes = field(factory=Shapes)
+    first_piece: int = Pace.FIRST
     batch: SharedBatch = field(init=False)
     voice: Voice = field(init=False)
     prefixes: PrefixCache | None = field(init=False)
@@ -86,9 +94,10 @@ class VisionModel:
         else:
             grammars = None
         self.batch = SharedBatch(
-            lambda _rows: VisionDecoder(self.network, self.prefixes, grammars),
+            lambda _rows: self._decoder(self.prefixes, grammars),
             max_rows=self.max_rows,
             relieve=lambda: self.trim(0),
+            first_piece=self.first_piece,
         )
         self.voice = Voice(
             decode=lambda tokens: str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
@@ -96,6 +105,36 @@ class VisionModel:
             stop_ids=self.stop_ids,
             context=self.context,
             grammars=grammars,
+        )
+
+    def _decoder(self, prefixes: PrefixCache | None, grammars: Grammars | None) -> VisionDecoder:
+        return VisionDecoder(self.network, prefixes, grammars, self.shapes, look, self.context)
+
+    def warm_up(self) -> Iterator[None]:
+        """Run the sizes that serving will meet, on rows of text that are thrown away."""
+        token = next(token for token in range(self.vocabulary) if token not in self.media_tokens)
+
+        def row(tokens: int) -> VisionRow:
+            made = VisionRow([token] * tokens)
+            made.sight = self.sight(Prompt(ids=made.prompt), remember=False)
+            return made
+
+        return warm_up(
+            lambda: self._decoder(None, None),
+            row,
+            self.shapes,
+            max_rows=self.max_rows,
+            context=self.context,
+        )
+
+    def sight(self, prompt: Prompt, *, remember: bool) -> Sight:
+        """Makes the language model's inputs of a prompt; ``remember``: features of media may be kept."""
+        return Sight(
+            network=self.network,
+            kind=self.kind,
+            prompt=prompt,
+            media_tokens=self.media_tokens,
+            kept=self.features if remember and prompt.media else None,
         )
 
     @property

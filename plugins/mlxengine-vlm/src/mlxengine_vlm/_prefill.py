@@ -2,7 +2,8 @@
 
 mlx-vlm's models merge media features into the token embeddings (``get_input_embeddings``) and hand back
 whatever else their language model wants for the prompt: positions, masks, deepstack features. A `Prefill`
-holds these for one request. Rows are never prefilled together, so no picture can reach another row.
+holds these for one request. Only those that are nothing but embeddings and positions may be stacked, so no
+picture can reach another row.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ cache: those that the parity tests compare with transformers on both ways."""
 
 _CUT = frozenset({"inputs_embeds", "position_ids", "mask", "visual_pos_masks", "deepstack_visual_embeds"})
 _PASSED = frozenset({"rope_deltas"})
+_STACKED = frozenset({"inputs_embeds", "position_ids", "rope_deltas"})
+_ACROSS = {"idefics3": 1, "smolvlm": 1}  # the axis of pictures, where it is not the first
 
 
 @frozen(kw_only=True)
@@ -74,6 +77,12 @@ class Prefill:
         return int(np.flatnonzero(self.media)[-1]) + 1 if self.media.any() else 0
 
     @property
+    def plain(self) -> bool:
+        """Whether it may share a pass: nothing but embeddings and positions, and text at its end."""
+        simple = self.inputs.keys() <= _STACKED and not bool(self.media[-1])
+        return self.restarts and not self.whole and simple
+
+    @property
     def rope_deltas(self) -> Any:
         """Shape (1, 1): how far positions run ahead of tokens after the prompt (M-RoPE), or ``None``."""
         return self.inputs.get("rope_deltas")
@@ -106,6 +115,74 @@ class Prefill:
         return cut
 
 
+def stacked(parts: Sequence[tuple[Any, dict[str, Any]]], length: int) -> tuple[Any, dict[str, Any]]:
+    """What `Prefill.take` gave of several plain prompts as one pass, padded on the right to ``length``."""
+    names = parts[0][1]
+    flat = "position_ids" in names and all(inputs["position_ids"].ndim == 2 for _, inputs in parts)
+
+    def row(name: str, value: Any) -> Any:
+        if name == "rope_deltas":
+            return value
+        if name == "position_ids" and value.ndim == 2 and not flat:  # text: one count for all three axes
+            value = mx.broadcast_to(value[None], (3, *value.shape))
+        axis = 1 if name == "inputs_embeds" else value.ndim - 1
+        padding = [(0, 0)] * value.ndim
+        padding[axis] = (0, length - value.shape[axis])
+        return mx.pad(value, padding)
+
+    def axis(name: str) -> int:
+        return 1 if name == "position_ids" and not flat else 0
+
+    ids = mx.concatenate([mx.pad(part, [(0, 0), (0, length - part.shape[1])]) for part, _ in parts])
+    return ids, {
+        name: mx.concatenate([row(name, inputs[name]) for _, inputs in parts], axis=axis(name))
+        for name in names
+    }
+
+
+def encode(
+    model: Any,
+    kind: str,
+    prompts: Sequence[tuple[Sequence[int], Mapping[str, Any]]],
+    media_tokens: frozenset[int],
+) -> list[Features]:
+    """The features of the media of several prompts, encoded in one call.
+
+    Args:
+        model, kind, media_tokens: as in `embed`.
+        prompts: token ids, and what the processor made besides, of the same shapes for all.
+    """
+    tokens = [token for ids, _ in prompts for token in ids]
+    across = _ACROSS.get(kind, 0)
+    given = {
+        name: mx.concatenate([mx.array(given[name]) for _, given in prompts], axis=across)
+        for name in prompts[0][1]
+    }
+    media = np.isin(np.asarray(tokens), list(media_tokens))
+    inputs = _merged(model, mx.array([tokens]), given)
+    if kind == "gemma3":
+        inputs.pop("attention_mask_4d", None)
+    found = _features(kind, inputs, media)
+    if found is None:
+        raise ValueError(f"{kind} has no features of its own")
+    counts = [int(np.isin(np.asarray(ids), list(media_tokens)).sum()) for ids, _ in prompts]
+    parts, start = [], 0
+    for count in counts:
+        end = start + count
+        deepstack = tuple(layer[start:end] for layer in found.deepstack)
+        parts.append(Features(vectors=found.vectors[start:end], deepstack=deepstack))
+        start = end
+    return parts
+
+
+def _merged(model: Any, tokens: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """mlx-vlm's own inputs of a prompt, its media encoded."""
+    extra = {name: value for name, value in given.items() if name != "pixel_values"}
+    mask = mx.ones(tokens.shape, dtype=mx.int32)
+    made = model.get_input_embeddings(tokens, given.get("pixel_values"), mask=mask, **extra)
+    return {name: value for name, value in made.to_dict().items() if value is not None}
+
+
 def embed(
     model: Any,
     kind: str,
@@ -131,12 +208,9 @@ def embed(
     if known is not None:
         inputs = _splice(model, tokens, given, media, known)
     else:
-        extra = {name: value for name, value in given.items() if name != "pixel_values"}
-        mask = mx.ones(tokens.shape, dtype=mx.int32)
-        made = model.get_input_embeddings(tokens, given.get("pixel_values"), mask=mask, **extra)
-        inputs = {name: value for name, value in made.to_dict().items() if value is not None}
+        inputs = _merged(model, tokens, given)
         if kind not in SPLICED:  # mlx-vlm hands its language models everything that the processor made
-            inputs = {**extra, **inputs}
+            inputs = {**{name: value for name, value in given.items() if name != "pixel_values"}, **inputs}
     if kind == "gemma3" and media.any():
         inputs.pop("attention_mask_4d", None)
         window = int(getattr(model.config.text_config, "sliding_window", 0) or 0)
@@ -216,4 +290,4 @@ def _no_chunks(model: Any, tokens: Any, inputs: Mapping[str, Any]) -> bool:
     return False
 
 
-__all__ = ["SPLICED", "Features", "Prefill", "embed"]
+__all__ = ["SPLICED", "Features", "Prefill", "embed", "encode", "stacked"]

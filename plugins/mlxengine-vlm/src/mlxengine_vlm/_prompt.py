@@ -24,15 +24,7 @@ from mlxengine.toolkit.templates import TemplateBoundError
 from ._media import MediaLimits, Picture, Sound, picture, sound
 from ._model import VisionModel
 from ._processor import Clip, arrays, prepare, token_ids, tokenizer_of
-
-
-@frozen(kw_only=True)
-class Prompt:
-    """What a request came to: tokens with media placeholders expanded, the media's arrays and names."""
-
-    ids: list[int]
-    given: dict[str, Any] = field(repr=False)
-    media: tuple[str, ...] = ()
+from ._sight import Prompt
 
 
 @define
@@ -313,4 +305,4 @@ def _need(model: VisionModel, what: str, name: str) -> None:
         )
 
 
-__all__ = ["Prompt", "Written", "make_prompt", "write"]
+__all__ = ["Written", "make_prompt", "write"]

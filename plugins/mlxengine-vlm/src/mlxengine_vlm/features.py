@@ -63,10 +63,10 @@ BATCH = Feature(
     applies_to=("vlm",),
     probe=_library,
 )
-MAX_BATCH = Feature(
+MAX_BATCH: Feature[int | None] = Feature(
     name="vlm.max_batch",
-    default=16,
-    summary="Most requests of a model that are decoded together; further ones wait.",
+    default=None,
+    summary="Most requests that are decoded together, further ones wait; by default 32, on a GPU 128.",
     applies_to=("vlm",),
     probe=_library,
 )

@@ -5,27 +5,18 @@ the right: under a causal mask no token sees the padding behind it, so the mask 
 no array. That holds for caches that can be cut back by setting their length. Recurrent states would take the
 padding in, and sliding windows would let real positions go for it: such prompts share a pass only when they
 are equally long.
+
+mlx-lm and mlx-vlm have caches of the same names and making; they are told apart by these.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 from attrs import frozen
-from mlx_lm.models.cache import (
-    ArraysCache,
-    BatchKVCache,
-    CacheList,
-    KVCache,
-    QuantizedKVCache,
-    RotatingKVCache,
-    dynamic_roll,
-)
-
-from ._caches import own
 
 
 @frozen(kw_only=True)
@@ -45,54 +36,86 @@ class Company:
     @classmethod
     def of(cls, layers: Sequence[Any]) -> Company:
         """Told from the classes of a row's empty caches."""
-        padded = all(type(layer) is KVCache for layer in layers)
+        padded = all(map(_plain, layers))
         return cls(
             padded=padded,
             equal=all(map(_divisible, layers)),
-            behind=padded or all(isinstance(layer, QuantizedKVCache) for layer in layers),
+            behind=padded or all(_name(layer) == "QuantizedKVCache" for layer in layers),
         )
 
 
+def _name(layer: Any) -> str:
+    return type(layer).__name__
+
+
+def _plain(layer: Any) -> bool:
+    """Whether it holds all keys and values of a row, and no more."""
+    return _name(layer) == "KVCache"
+
+
 def _divisible(layer: Any) -> bool:
-    if type(layer) is CacheList:
+    if _name(layer) == "CacheList":
         return all(map(_divisible, layer.caches))
-    return type(layer) in (KVCache, ArraysCache) or (type(layer) is RotatingKVCache and not layer.keep)
+    return _name(layer) in ("KVCache", "ArraysCache") or (
+        _name(layer) == "RotatingKVCache" and not layer.keep
+    )
 
 
-def batch_of(layers: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
+Merge = Callable[[Sequence[Sequence[Any]]], list[Any]]
+"""Makes a batch's caches of the plain ones of single rows."""
+
+
+def merged(rows: Sequence[Sequence[Any]]) -> list[Any]:
+    """A batch's caches of the plain ones of single rows, by the library's own ``merge``."""
+    return [type(parts[0]).merge(parts) for parts in zip(*rows, strict=True)]
+
+
+def batch_of(layers: Sequence[Any], lengths: Sequence[int], merge: Merge = merged) -> list[Any]:
     """Plain caches that hold rows of such lengths, padded on the right, as a batch's caches."""
-    return [_batch(layer, lengths) for layer in layers]
+    return [_batch(layer, lengths, merge) for layer in layers]
 
 
-def _batch(layer: Any, lengths: Sequence[int]) -> Any:
-    if type(layer) is not KVCache or layer.keys is None:
-        rows = [own(_row(layer, at, length)) for at, length in enumerate(lengths)]
-        return type(rows[0]).merge(rows)
+def rows_of(layers: Sequence[Any], at: int, length: int) -> list[Any]:
+    """One row's plain caches, of plain ones that hold several."""
+    return [_row(layer, at, length) for layer in layers]
+
+
+def _batch(layer: Any, lengths: Sequence[int], merge: Merge) -> Any:
+    if not _plain(layer) or layer.keys is None:
+        return merge([[_row(layer, at, length)] for at, length in enumerate(lengths)])[0]
     longest = max(lengths)
     padding = [longest - length for length in lengths]
-    found = BatchKVCache(padding)
+    empty = type(layer)()
+    found = type(empty.merge([empty]))(padding)
     found.keys, found.values, found._idx = layer.keys, layer.values, longest
     found.offset = found.offset + longest
     if any(padding):  # a batch's rows end together
         shift = found.left_padding[:, None]
-        found.keys = dynamic_roll(found.keys[..., :longest, :], shift, axis=2)
-        found.values = dynamic_roll(found.values[..., :longest, :], shift, axis=2)
+        found.keys = _rolled(found.keys[..., :longest, :], shift)
+        found.values = _rolled(found.values[..., :longest, :], shift)
     return found
+
+
+def _rolled(states: mx.array, shift: mx.array) -> mx.array:
+    """Each row's positions moved to the right by its shift, those beyond the end to the front."""
+    length = states.shape[2]
+    order = (mx.arange(length) - shift) % length
+    return mx.take_along_axis(states, order[:, None, :, None], axis=2)
 
 
 def _row(layer: Any, at: int, length: int) -> Any:
     """One row of a plain cache."""
-    if type(layer) is CacheList:
-        return CacheList(*(_row(part, at, length) for part in layer.caches))
-    if type(layer) is ArraysCache:
-        found = ArraysCache(len(layer.cache))
+    if _name(layer) == "CacheList":
+        return type(layer)(*(_row(part, at, length) for part in layer.caches))
+    if _name(layer) == "ArraysCache":
+        found = type(layer)(len(layer.cache))
         found.cache = [None if part is None else part[at : at + 1] for part in layer.cache]
         return found
     if layer.empty():
         return layer
     found = copy.copy(layer)
     found.keys, found.values = layer.keys[at : at + 1], layer.values[at : at + 1]
-    if type(layer) is KVCache:
+    if _plain(layer):
         found.offset = length
     return found
 
@@ -100,7 +123,7 @@ def _row(layer: Any, at: int, length: int) -> Any:
 def cut(layers: Sequence[Any], length: int) -> None:
     """Forget what was read of the padding behind ``length`` positions."""
     for layer in layers:
-        if type(layer) is KVCache:
+        if _plain(layer):
             layer.offset = length
 
 
@@ -114,4 +137,4 @@ def matrix(pieces: Sequence[Sequence[int]], length: int) -> mx.array:
     return mx.array([[*piece, *[0] * (length - len(piece))] for piece in pieces])
 
 
-__all__ = ["Company", "batch_of", "cut", "matrix", "states"]
+__all__ = ["Company", "Merge", "batch_of", "cut", "matrix", "merged", "rows_of", "states"]

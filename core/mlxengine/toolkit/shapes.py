@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 COSTLY = 0.005  # seconds that a new size has to cost before sizes are made few
 
 
@@ -13,21 +15,25 @@ class Shapes:
     """
 
     def __init__(self, cost: float = 0.0) -> None:
-        self._costly = cost > COSTLY
-        self._met: set[tuple[int, int, int]] = set()
+        self.costly = cost > COSTLY
+        self._met: set[tuple[Hashable, ...]] = set()
         self._new = False
 
     def length(self, tokens: int) -> int:
         """So many tokens, or a few more where new sizes are dear: the next 64, or an eighth more."""
-        if not self._costly:
+        if not self.costly:
             return tokens
         step = max(64, 1 << max(tokens.bit_length() - 4, 0))
         return -(-tokens // step) * step
 
-    def note(self, rows: int, length: int, end: int) -> None:
-        """Tell of a pass: rows, positions that it reads, positions that the longest row holds then."""
-        if self._costly and (rows, length, end) not in self._met:
-            self._met.add((rows, length, end))
+    def rows(self, count: int) -> int:
+        """So many rows, or fewer where new sizes are dear: a power of two."""
+        return 1 << (count.bit_length() - 1) if self.costly and count else count
+
+    def note(self, *size: Hashable) -> None:
+        """Tell of a pass; of prompts: rows, positions read, positions that the longest row holds then."""
+        if self.costly and size not in self._met:
+            self._met.add(size)
             self._new = True
 
     def took_new(self) -> bool:

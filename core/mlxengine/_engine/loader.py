@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve, frozen
 
@@ -190,7 +191,7 @@ class Loader:
             return
         live.capabilities = live.claim.capabilities | loaded.capabilities
         about = {} if live.plan.reason is None else {"degraded": live.plan.reason}
-        live.info = MappingProxyType({**loaded.info, **about})
+        live.info = MappingProxyType(ChainMap(about, cast(dict[str, Any], loaded.info)))
         if before is not None and after is not None:
             taken = after.active - before.active
             # What requests of other models allocate meanwhile cannot be told apart: then the estimate counts.

@@ -18,6 +18,7 @@ from ._prefix import SMALLEST, PrefixCache, clone
 from ._reading import Reading, Readings
 from ._shapes import Shapes
 from ._tags import adapter_of
+from ._trial import Trial
 
 
 class BatchDecoder:
@@ -29,6 +30,7 @@ class BatchDecoder:
         prefixes: keeps the caches of an adapter's rows that leave, for prompts that begin alike.
         caches: makes the empty caches of a row.
         shapes: which sizes of passes the device has met.
+        trial: which rows may share a pass.
         grammars: of the model's rows, told before each step which tokens were drawn.
         context: most positions that the model knows, or ``None``.
     """
@@ -40,12 +42,14 @@ class BatchDecoder:
         prefixes: Callable[[str | None], PrefixCache | None],
         caches: Callable[[], list[Any]],
         shapes: Shapes,
+        trial: Trial,
         grammars: Grammars | None = None,
         context: int | None = None,
     ) -> None:
         self._prefixes = prefixes
         self._shapes = shapes
-        self._reading = Readings(network, adapters, caches, self._checkpoint, shapes, context)
+        self._trial = trial
+        self._reading = Readings(network, adapters, caches, self._checkpoint, shapes, trial, context)
         self._batch = Batch(network, adapters, grammars)
         self._behind = 0  # tokens of prompts in passes that nothing has waited for
 
@@ -59,6 +63,8 @@ class BatchDecoder:
         self._reading.add(Reading(row, tokens, layers, list(held), border))
 
     def step(self, plan: Plan) -> Stepped:
+        if len(self._reading) + len(self._batch) > 1 and self._trial.hold():
+            return Stepped()  # the time that it took is nobody's pace
         waited, queued = self._behind, self._reading.read(plan, self._batch)
         drawn = self._batch.step() if len(self._batch) else []
         if drawn:  # from the pass before, which came behind everything that was queued then

@@ -30,17 +30,19 @@ from ._caches import own
 
 @frozen(kw_only=True)
 class Company:
-    """What the caches of a model allow.
+    """What the caches of a model allow; `Trial` finds out whether its network does.
 
     Args:
         padded: prompts of different lengths may be read in one pass from the start.
         equal: prompts of one length may.
         behind: so may prompts behind caches of different lengths, left padding masked.
+        together: rows may decode in one pass.
     """
 
     padded: bool
     equal: bool
     behind: bool
+    together: bool
 
     @classmethod
     def of(cls, layers: Sequence[Any]) -> Company:
@@ -50,6 +52,7 @@ class Company:
             padded=padded,
             equal=all(map(_divisible, layers)),
             behind=padded or all(isinstance(layer, QuantizedKVCache) for layer in layers),
+            together=all(map(_mergeable, layers)),
         )
 
 
@@ -57,6 +60,12 @@ def _divisible(layer: Any) -> bool:
     if type(layer) is CacheList:
         return all(map(_divisible, layer.caches))
     return type(layer) in (KVCache, ArraysCache) or (type(layer) is RotatingKVCache and not layer.keep)
+
+
+def _mergeable(layer: Any) -> bool:
+    if type(layer) is CacheList:
+        return all(map(_mergeable, layer.caches))
+    return hasattr(own(layer), "merge")
 
 
 def batch_of(layers: Sequence[Any], lengths: Sequence[int]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +85,23 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         stall_factor=context.features.get(features.STALL_FACTOR),
         max_rows=_max_rows(context),
     )
+    model.info.setdefault("batch", 1 if model.serving.serial else model.max_rows)
+    model.info.update(
+        library=f"mlx-lm {mlx_lm.__version__}",
+        vocabulary=len(tokenizer),
+        context_length=model.context,
+        **({} if unpacked is None else {"weights": unpacked}),
+    )
     if context.configuration.adapter is not None:
         folder = adapter_folder(context.configuration.adapter, context.fetch)
         model.adapters.configured("default", folder)
     return Loaded(
         model=model,
-        warm=itertools.chain(warm(network), () if draft is None else warm(draft)),
+        warm=itertools.chain(warm(network), () if draft is None else warm(draft), _tried(model)),
         close=model.close,
         capabilities=_abilities(tokenizer),
-        info={
-            "library": f"mlx-lm {mlx_lm.__version__}",
-            "vocabulary": len(tokenizer),
-            "context_length": model.context,
-            "batch": 1 if model.serving.serial else model.max_rows,
-            **({} if unpacked is None else {"weights": unpacked}),
-        },
+        info=model.info,
+        missing=model.missing,
         state=model.state,
         trim=model.trim,
         setup=model.adapters.setup,
@@ -115,6 +117,13 @@ def _first_piece(network: Any, backend: str | None) -> int:
         return Pace.LARGEST
     numbers: int = sum(value.size for _, value in tree_flatten(network.parameters()))
     return max(Pace.SMALLEST, 750_000_000 // max(1, numbers))
+
+
+def _tried(model: Any) -> Iterator[None]:
+    """Where new shapes are dear no request waits for those of the trial, and prompts alone are padded too."""
+    if model.shapes.costly and not model.serving.serial:
+        model.trial.hold()
+        yield
 
 
 def _max_rows(context: LoadContext) -> int:

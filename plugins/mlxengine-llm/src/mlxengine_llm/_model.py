@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from attrs import define, field
@@ -14,6 +13,7 @@ from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.estimate import estimator, text_config
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.pace import Pace
+from mlxengine.toolkit.room import Room
 from mlxengine.toolkit.rows import Decoder, SharedBatch
 
 from ._adapters import Adapters
@@ -24,6 +24,8 @@ from ._prefix import PrefixCache
 from ._serial import SerialDecoder
 from ._shapes import Shapes
 from ._tags import AdaptedAnswer
+from ._trial import Trial
+from .features import BATCH
 
 _STEP = 256  # tokens that caches grow by
 
@@ -53,6 +55,9 @@ class LanguageModel:
         first_piece: see `SharedBatch`.
         adapters: LoRA and DoRA adapters that are loaded.
         batch: the rows of all requests, whatever their adapter.
+        trial: whether rows may share a pass.
+        info: what ``handle.info`` shows.
+        missing: features that it turns out not to have, with the reason.
         answers: to all requests that somebody still holds.
         adapted: like ``prefixes``, for each adapter in use.
         voice: what their answers have in common.
@@ -80,6 +85,9 @@ class LanguageModel:
     _costs: dict[int, int] = field(init=False, factory=dict)
     grammars: Grammars | None = field(init=False)
     adapters: Adapters = field(init=False)
+    info: dict[str, Any] = field(init=False, factory=dict)
+    missing: dict[str, str] = field(init=False, factory=dict)
+    trial: Trial = field(init=False)
     batch: SharedBatch = field(init=False)
     answers: weakref.WeakSet[AdaptedAnswer] = field(init=False, factory=weakref.WeakSet)
     adapted: dict[str, PrefixCache] = field(init=False, factory=dict)
@@ -99,6 +107,7 @@ class LanguageModel:
             affords=self._affords,
             first_piece=self.first_piece,
         )
+        self.trial = Trial(self.network, self.adapters, self._caches, self._served_alone)
         self.voice = Voice(
             decode=_decode(self.tokenizer),
             defaults=self.defaults,
@@ -107,6 +116,15 @@ class LanguageModel:
             grammars=self.grammars,
         )
 
+    def _caches(self) -> list[Any]:
+        return caches_for(self.network, self.serving)
+
+    def _served_alone(self, why: str) -> None:
+        self.batch.max_rows = 1
+        self.batch.room = Room(1)
+        self.info.update(batch=1, alone=why)
+        self.missing[BATCH.name] = why
+
     def _decoder(self, _rows: int) -> Decoder:
         if self.serving.serial:
             return SerialDecoder(self.network, self.serving, self.adapters, self.prefixes_of, self.draft)
@@ -114,8 +132,9 @@ class LanguageModel:
             self.network,
             self.adapters,
             self.prefixes_of,
-            partial(caches_for, self.network, self.serving),
+            self._caches,
             self.shapes,
+            self.trial,
             self.grammars,
             self.context,
         )
@@ -191,6 +210,7 @@ class LanguageModel:
         self.adapted.clear()
         self.prompts.close()
         self.network = self.tokenizer = self.draft = None
+        del self.trial
         if self.prefixes is not None:
             self.prefixes.clear()
 

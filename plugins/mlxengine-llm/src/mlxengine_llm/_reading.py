@@ -19,6 +19,7 @@ from ._batch import Batch, merged
 from ._joining import Company, batch_of, cut, matrix, states
 from ._shapes import Shapes
 from ._tags import adapter_of
+from ._trial import Trial
 
 MOST = 64  # prompts that are read in one pass
 
@@ -61,6 +62,7 @@ class Readings:
         caches: makes the empty caches of a row.
         keep: told of a prompt that has come to its border.
         shapes: which sizes of passes the device has met.
+        trial: which prompts may share a pass.
         context: most positions that the model knows, or ``None``.
     """
 
@@ -71,6 +73,7 @@ class Readings:
         caches: Callable[[], list[Any]],
         keep: Callable[[Reading], None],
         shapes: Shapes,
+        trial: Trial,
         context: int | None = None,
     ) -> None:
         self._network = network
@@ -79,8 +82,12 @@ class Readings:
         self._adapters = adapters
         self._shapes = shapes
         self._context = context
-        self._company = Company.of(caches())
+        self._trial = trial
         self._entries: list[Reading] = []
+
+    @property
+    def _company(self) -> Company:
+        return self._trial.company
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -107,8 +114,12 @@ class Readings:
     def read(self, plan: Plan, batch: Batch) -> int:
         """Queue the next pass and let the rows that are read whole join the batch; the tokens it reads."""
         whole = [entry for entry in self._entries if not entry.left]
+        if not self._company.together:
+            whole = [] if len(batch) else whole[:1]
         if whole:
             self._join(whole, batch)
+        if not self._company.together and len(batch):
+            return 0
         group = self._next(plan)
         if not group:
             return 0
@@ -135,7 +146,8 @@ class Readings:
             self._entries, key=lambda item: item.row.standing(plan.now, item.left * plan.token_seconds)
         )
         group = ranked[:1]
-        if not group or group[0].border is not None or group[0].left > plan.tokens:
+        alone = not self._company.together
+        if not group or alone or group[0].border is not None or group[0].left > plan.tokens:
             return group
         for entry in ranked[1:]:
             if len(group) < MOST and entry.border is None and self._may_share(group, entry, plan):
@@ -200,7 +212,7 @@ class Readings:
     ) -> None:
         longest = max(map(len, pieces))
         length = longest
-        if self._company.padded:
+        if self._company.padded and self._trial.done:
             length = self._shapes.length(longest)
             if self._context is not None and start + length > self._context:
                 length = longest

@@ -17,6 +17,11 @@ class Shapes:
         self._met: set[tuple[int, int, int]] = set()
         self._new = False
 
+    @property
+    def costly(self) -> bool:
+        """Whether new sizes are dear."""
+        return self._costly
+
     def length(self, tokens: int) -> int:
         """So many tokens, or a few more where new sizes are dear: the next 64, or an eighth more."""
         if not self._costly:

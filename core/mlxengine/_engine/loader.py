@@ -232,6 +232,8 @@ class Loader:
             predicted=live.predicted.weights,
             weights=live.weights or 0,
             peak=peak,
+            predicted_cache=live.predicted.cache,
+            cache=None if live.loaded is None else live.loaded.cache,
         )
 
     def take_out(self, live: LiveModel, timeout: float | None = None) -> int | None:

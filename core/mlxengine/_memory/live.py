@@ -120,7 +120,9 @@ class LiveModel:
     def need(self) -> int:
         """Bytes to charge: what loading took, or should take, with room for caches and work."""
         weights = self.predicted.weights if self.weights is None else self.weights
-        return weights + self.predicted.cache + self.predicted.workspace
+        measured = None if self.loaded is None else self.loaded.cache
+        cache = self.predicted.cache if measured is None else measured
+        return weights + cache + self.predicted.workspace
 
 
 @define(eq=False, kw_only=True)

@@ -14,7 +14,7 @@ from ._adapters import Adapters
 from ._batch import Batch
 from ._caches import own
 from ._joining import states
-from ._prefix import SMALLEST, PrefixCache, clone
+from ._prefix import SMALLEST, PrefixCache, clone, trimmable
 from ._reading import Reading, Readings
 from ._shapes import Shapes
 from ._tags import adapter_of
@@ -109,7 +109,7 @@ class BatchDecoder:
             return None
         layers, held = self._batch.cache(at)
         surplus = len(held) - (len(row.prompt) - 1)
-        if surplus < 0 or not all(layer.is_trimmable() for layer in layers):
+        if surplus < 0 or not all(map(trimmable, layers)):
             return None
         layers = [clone(layer) for layer in layers]
         for layer in layers:

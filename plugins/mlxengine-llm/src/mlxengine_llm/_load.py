@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,13 +23,14 @@ from mlxengine.errors import (
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
-from mlxengine.toolkit.estimate import context_length, text_config
+from mlxengine.toolkit.estimate import USUAL_CONTEXT, context_length, text_config
 from mlxengine.toolkit.loading import building, check_safetensors, descriptor_limit_kept, warm
 
 from . import features
 from ._caches import Serving, caches_for
 from ._claim import is_gguf
 
+_log = logging.getLogger("mlxengine.llm.load")
 _TOKENIZER_FILES = ("*.json", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
 _REMOTE = "Read the repository's code first; then load with trust_remote_code=True if you trust it."
 
@@ -66,18 +68,22 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     draft = None if serving.draft_model is None else _draft(card, context, serving.draft_model, tokenizer)
     _report(context, 2)
     own = context.configuration.context_length
+    longest = own or context_length(config)
+    size = _cache_size(network, serving)
+    usual = None if size is None else size(min(longest or USUAL_CONTEXT, USUAL_CONTEXT))
     model = LanguageModel(
         card=card,
         network=network,
         tokenizer=tokenizer,
         config=config,
-        context=own or context_length(config),
+        context=longest,
         defaults=dict(card.documents.get("generation_config.json") or {}),
         stop_ids=_stop_ids(tokenizer, context.configuration.extra_eos_tokens),
         prefixes=_prefixes(card, context, network, tokenizer, serving),
         serving=serving,
         draft=draft,
-        reserved=context.reserved,
+        cache_size=size,
+        reserved=context.reserved if usual is None else usual,
         room=context.cache_room,
         backend=context.device.backend,
         shapes=Shapes(backend.new_shape_seconds()),
@@ -102,6 +108,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         capabilities=_abilities(tokenizer),
         info=model.info,
         missing=model.missing,
+        cache=usual,
         state=model.state,
         trim=model.trim,
         setup=model.adapters.setup,
@@ -117,6 +124,16 @@ def _first_piece(network: Any, backend: str | None) -> int:
         return Pace.LARGEST
     numbers: int = sum(value.size for _, value in tree_flatten(network.parameters()))
     return max(Pace.SMALLEST, 750_000_000 // max(1, numbers))
+
+
+def _cache_size(network: Any, serving: Serving) -> Any:
+    from ._measure import measured
+
+    try:
+        return measured(network, lambda: caches_for(network, serving))
+    except Exception as error:
+        _log.info("The size of its caches is reckoned, not measured: %r", error)
+        return None
 
 
 def _tried(model: Any) -> Iterator[None]:

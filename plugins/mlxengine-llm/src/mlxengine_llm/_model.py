@@ -20,6 +20,7 @@ from ._adapters import Adapters
 from ._caches import Serving, caches_for
 from ._chat import Prompts
 from ._decoder import BatchDecoder
+from ._measure import CacheSize
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder
 from ._shapes import Shapes
@@ -49,6 +50,7 @@ class LanguageModel:
         stall_factor: see `SharedBatch`.
         serving: what has to be served one row at a time.
         draft: a smaller model's module that guesses tokens, or ``None``.
+        cache_size: bytes of a request's cache as measured; ``None`` where only the arithmetic is known.
         reserved, room: see `mlxengine.LoadContext`, where ``room`` is ``cache_room``.
         backend: see `mlxengine.Device`.
         shapes: which sizes of passes the device has met.
@@ -76,6 +78,7 @@ class LanguageModel:
     stall_factor: float = 8.0
     serving: Serving = field(factory=Serving)
     draft: Any = None
+    cache_size: CacheSize | None = None
     reserved: int = 0
     room: Callable[[], int | None] = field(default=lambda: None)
     backend: str | None = None
@@ -160,6 +163,8 @@ class LanguageModel:
     def cost_of(self, tokens: int) -> int:
         """Bytes that the cache of a request of so many tokens takes."""
         steps = -(-tokens // _STEP)
+        if self.cache_size is not None:
+            return self.cache_size(steps * _STEP)
         if steps not in self._costs:  # an estimate looks at every tensor of the checkpoint
             bits = self.serving.kv_bits
             workload = Workload(context_length=steps * _STEP, kv_bits=bits, backend=self.backend)

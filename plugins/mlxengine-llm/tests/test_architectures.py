@@ -15,6 +15,7 @@ from llm_harness import Plugin, passes, raw, tokens_of
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 from mlxengine import InferenceEngine
+from mlxengine.errors import LoadError
 from mlxengine_llm._adapters import Adapters
 from mlxengine_llm._joining import Company
 from mlxengine_llm._trial import Trial
@@ -172,3 +173,18 @@ def test_states_that_take_padding_in_are_read_at_equal_lengths(tmp_path: Path) -
         trial = Trial(network, Adapters(network), partial(make_prompt_cache, network))
         trial.hold()
         assert trial.company == wanted, name
+
+
+def test_a_tokenizer_is_read_where_transformers_refuses_the_models_configuration(
+    plugin: Plugin, edited: Callable[..., Path]
+) -> None:
+    model = plugin.load(edited(config={"layer_types": ["new", "newer"]}))
+    assert model.tokenizer.decode(model.tokenizer.encode("a word")) == "a word"
+    assert model.stop_ids == {2}
+
+
+def test_a_tokenizer_that_is_damaged_is_told_of(plugin: Plugin, edited: Callable[..., Path]) -> None:
+    folder = edited()
+    folder.joinpath("tokenizer.json").write_text("{}")
+    with pytest.raises(LoadError, match="cannot be read"):
+        plugin.load(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -284,8 +285,6 @@ def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: 
         RemoteCodeRefusedError: the tokenizer is code of the repository and that is not allowed.
         LoadError: there is no tokenizer that can be read, or it has more tokens than the model.
     """
-    from mlx_lm.tokenizer_utils import load as load_wrapper
-
     own = context.features.get(features.TOKENIZER)
     if own is not None:
         folder = local_folder(own, context.fetch, _TOKENIZER_FILES, "tokenizer")
@@ -293,7 +292,7 @@ def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: 
     if context.configuration.chat_template is not None:
         settings["chat_template"] = context.configuration.chat_template
     try:
-        tokenizer = load_wrapper(folder, settings, eos_token_ids=config.get("eos_token_id"))
+        tokenizer = _wrapped(folder, settings, config.get("eos_token_id"))
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise RemoteCodeRefusedError(
@@ -310,6 +309,33 @@ def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: 
             hint="Choose a tokenizer that was made for this model.",
         )
     return tokenizer
+
+
+def _wrapped(folder: Path, settings: dict[str, Any], eos: Any) -> Any:
+    """mlx-lm's wrapper; without the model's configuration where transformers refuses that one.
+
+    To find a tokenizer's class transformers reads ``config.json`` too, into a class whose checks know less
+    than the checkpoint does. A ``tokenizer.json`` needs none of it.
+    """
+    from mlx_lm.tokenizer_utils import load as load_wrapper
+
+    try:
+        return load_wrapper(folder, settings, eos_token_ids=eos)
+    except Exception as error:
+        if "trust_remote_code" in str(error) or not folder.joinpath("tokenizer.json").is_file():
+            raise
+        with tempfile.TemporaryDirectory(prefix="mlxengine-") as place:
+            alone = Path(place)
+            for pattern in _TOKENIZER_FILES:
+                for file in folder.glob(pattern):
+                    if file.name != "config.json":
+                        shutil.copyfile(file, alone / file.name)
+            try:
+                found = load_wrapper(alone, settings, eos_token_ids=eos)
+            except Exception:
+                raise error from None  # what was wrong first
+        _log.info("The tokenizer was read without config.json, which transformers refuses: %r", error)
+        return found
 
 
 def adapter_folder(source: str, fetch: Callable[[str, Sequence[str]], Path] | None) -> Path:

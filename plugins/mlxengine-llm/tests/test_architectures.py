@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from architectures import write_model
+from architectures import CONFIGS, examine, write_model, written
 from llm_harness import Plugin, passes, raw, tokens_of
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
@@ -178,7 +178,7 @@ def test_states_that_take_padding_in_are_read_at_equal_lengths(tmp_path: Path) -
 def test_a_tokenizer_is_read_where_transformers_refuses_the_models_configuration(
     plugin: Plugin, edited: Callable[..., Path]
 ) -> None:
-    model = plugin.load(edited(config={"layer_types": ["new", "newer"]}))
+    model = plugin.load(edited(config={"layer_types": ["new", "full_attention"]}))
     assert model.tokenizer.decode(model.tokenizer.encode("a word")) == "a word"
     assert model.stop_ids == {2}
 
@@ -188,3 +188,24 @@ def test_a_tokenizer_that_is_damaged_is_told_of(plugin: Plugin, edited: Callable
     folder.joinpath("tokenizer.json").write_text("{}")
     with pytest.raises(LoadError, match="cannot be read"):
         plugin.load(folder)
+
+
+DAILY = (
+    "llama",
+    "qwen3_moe",
+    "gemma3_text",
+    "jamba",
+    "mamba2",
+    "rwkv7",
+    "deepseek_v3",
+    "llama4",
+    "phi3small",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in DAILY else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
+def test_an_architecture_is_served_as_the_table_says(name: str, tmp_path: Path) -> None:
+    """The page's rows are written by ``architectures.py --write``; what is wrong stays in it."""
+    assert examine(name, tmp_path) == written()[name]

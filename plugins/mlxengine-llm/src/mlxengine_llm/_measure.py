@@ -28,9 +28,9 @@ class CacheSize:
     layers: tuple[tuple[int, int, int | None], ...]
 
     def __call__(self, tokens: int) -> int:
-        """Bytes that so many tokens take."""
+        """Bytes that so many tokens take; a window grows by a step beyond a prompt of any length."""
         return sum(
-            fixed + each * (tokens if most is None else min(tokens, most))
+            fixed + each * (tokens if most is None else min(tokens + _SHORT, most))
             for fixed, each, most in self.layers
         )
 

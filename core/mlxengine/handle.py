@@ -113,7 +113,7 @@ class _Handle:
 
     def explain(self, feature: str | Feature[Any]) -> Explanation:
         """Value, source, availability and reason of a feature for this model."""
-        return self._live.features.explain(feature)
+        return self._live.explain(feature)
 
     def _release(self) -> None:
         if not self._closed:

@@ -116,10 +116,17 @@ def test_loads_are_put_on_record_and_a_damaged_line_is_passed_over(tmp_path, mon
     history.record("org/name", "llm", "cpu", predicted=110, weights=100, peak=130)
     with path.open("a") as out:
         out.write('{"model": 3}\nrubbish\n')
-    history.record("org/other", "llm", "cpu", predicted=90, weights=100, peak=130)
-    assert [item.error for item in history.read()] == pytest.approx([0.1, -0.1])
+    old = json.loads(path.read_text().splitlines()[0])
+    with path.open("a") as out:
+        out.write(json.dumps({k: v for k, v in old.items() if "cache" not in k} | {"predicted": 120}) + "\n")
+    sizes = {"predicted": 90, "weights": 100, "peak": 130, "predicted_cache": 700, "cache": 100}
+    history.record("org/other", "llm", "cpu", **sizes)
+    assert [item.cache for item in history.read()] == [None, None, 100]
+    assert [item.error for item in history.read()] == pytest.approx([0.1, 0.2, -0.1])
     assert main(["fit", "--history", "org/name", "--json"]) == 0
-    assert [item["model"] for item in json.loads(capsys.readouterr().out)["loads"]] == ["org/name"]
+    assert [item["model"] for item in json.loads(capsys.readouterr().out)["loads"]] == ["org/name"] * 2
+    assert main(["fit", "--history", "org/other"]) == 0
+    assert "100 B of 700 B" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

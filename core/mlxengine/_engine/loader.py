@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve, frozen
 
@@ -198,7 +199,7 @@ class Loader:
             return
         live.capabilities = live.claim.capabilities | loaded.capabilities
         about = {} if live.plan.reason is None else {"degraded": live.plan.reason}
-        live.info = MappingProxyType({**loaded.info, **about})
+        live.info = MappingProxyType(ChainMap(about, cast(dict[str, Any], loaded.info)))
         if before is not None and after is not None:
             taken = after.active - before.active
             # What requests of other models allocate meanwhile cannot be told apart: then the estimate counts.
@@ -239,6 +240,8 @@ class Loader:
             predicted=live.predicted.weights,
             weights=live.weights or 0,
             peak=peak,
+            predicted_cache=live.predicted.cache,
+            cache=None if live.loaded is None else live.loaded.cache,
         )
 
     def take_out(self, live: LiveModel, timeout: float | None = None) -> int | None:

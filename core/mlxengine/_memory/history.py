@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from attrs import asdict, fields, frozen
+from attrs import NOTHING, asdict, fields, frozen
 
 log = logging.getLogger("mlxengine.memory")
 VARIABLE = "MLXENGINE_HISTORY"
@@ -20,7 +20,8 @@ _MOST_BYTES = 1 << 20
 class LoadRecord:
     """One load: bytes that the weights were predicted to take, did take, and the most held meanwhile.
 
-    ``peak`` is above what was held before. ``when`` is a Unix time in seconds.
+    ``peak`` is above what was held before. ``predicted_cache`` and ``cache`` are bytes of the caches of a
+    usual request, the second as the plugin measured it. ``when`` is a Unix time in seconds.
     """
 
     model: str
@@ -30,6 +31,8 @@ class LoadRecord:
     weights: int
     peak: int
     when: float
+    predicted_cache: int = 0
+    cache: int | None = None
 
     @property
     def error(self) -> float:
@@ -46,7 +49,17 @@ def default_path() -> Path:
     return (Path(state) if state else Path("~/.local/state").expanduser()) / "mlxengine" / "loads.jsonl"
 
 
-def record(model: str, kind: str, backend: str, *, predicted: int, weights: int, peak: int) -> None:
+def record(
+    model: str,
+    kind: str,
+    backend: str,
+    *,
+    predicted: int,
+    weights: int,
+    peak: int,
+    predicted_cache: int = 0,
+    cache: int | None = None,
+) -> None:
     """Append a load; a file that cannot be written is logged and forgotten."""
     entry = LoadRecord(
         model=model,
@@ -56,6 +69,8 @@ def record(model: str, kind: str, backend: str, *, predicted: int, weights: int,
         weights=weights,
         peak=peak,
         when=time.time(),
+        predicted_cache=predicted_cache,
+        cache=cache,
     )
     path = default_path()
     try:
@@ -71,6 +86,7 @@ def record(model: str, kind: str, backend: str, *, predicted: int, weights: int,
 def read(path: Path | None = None) -> Iterator[LoadRecord]:
     """The loads on record, oldest first; lines that cannot be read are passed over."""
     names = {item.name for item in fields(LoadRecord)}
+    needed = {item.name for item in fields(LoadRecord) if item.default is NOTHING}
     try:
         lines = (path or default_path()).read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -80,5 +96,5 @@ def read(path: Path | None = None) -> Iterator[LoadRecord]:
             found = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict) and set(found) == names:
+        if isinstance(found, dict) and needed <= set(found) <= names:
             yield LoadRecord(**found)

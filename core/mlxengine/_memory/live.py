@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from .._scheduling.task import Task
 from .._scheduling.threads import collect
 from ..contract.events import Event
-from ..contract.features import Features
+from ..contract.features import Explanation, Feature, Features
 from ..contract.hookspecs import Claim, Loaded, MemoryEstimate, ModelState
 from ..contract.plugins import PluginRecord
 from ..errors import MLXEngineError, PluginError
@@ -66,6 +66,15 @@ class LiveModel:
         """The flags in force."""
         return self.plan.features
 
+    def explain(self, feature: str | Feature[Any]) -> Explanation:
+        """The same, one flag, with what this model turned out not to have."""
+        found = self.features.explain(feature)
+        why = None if self.loaded is None else self.loaded.missing.get(found.name)
+        if why is None:
+            return found
+        off = self.features.registry.find(found.name).off
+        return evolve(found, value=off, available=False, reason=f"not with this model: {why}")
+
     @property
     def predicted(self) -> MemoryEstimate:
         """What it should take."""
@@ -111,7 +120,9 @@ class LiveModel:
     def need(self) -> int:
         """Bytes to charge: what loading took, or should take, with room for caches and work."""
         weights = self.predicted.weights if self.weights is None else self.weights
-        return weights + self.predicted.cache + self.predicted.workspace
+        measured = None if self.loaded is None else self.loaded.cache
+        cache = self.predicted.cache if measured is None else measured
+        return weights + cache + self.predicted.workspace
 
 
 @define(eq=False, kw_only=True)

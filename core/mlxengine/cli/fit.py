@@ -59,10 +59,12 @@ def _history_of(model: str | None, out: Output) -> int:
                 human(item.weights),
                 f"{item.error:+.0%}",
                 human(item.peak),
+                "" if item.cache is None else f"{human(item.cache)} of {human(item.predicted_cache)}",
             )
             for item in found
         ]
-        out.table(("when", "model", "on", "predicted", "weights", "error", "peak"), rows)
+        names = ("when", "model", "on", "predicted", "weights", "error", "peak", "cache, of predicted")
+        out.table(names, rows)
 
     out.emit({"loads": found}, table)
     return 0

@@ -134,7 +134,12 @@ class Loaded:
             on the scheduler's thread between the steps of other models.
         close: frees the model; called once, on the scheduler's thread.
         capabilities: facts that only loading could tell, added to the claim's.
-        info: what ``handle.info`` shows, for example the tokenizer's size or the library used.
+        info: what ``handle.info`` shows, for example the tokenizer's size or the library used. The plugin may
+            change it later.
+        missing: names of features that this model turns out not to have, each with the reason, for people;
+            ``handle.explain`` shows it. The plugin may add to it later.
+        cache: bytes that the caches take for which the estimate reckoned ``MemoryEstimate.cache``, where the
+            plugin measured them.
         state: what the model holds and how it does, asked at any time on any thread; quick.
         trim: lets go of caches until they hold at most so many bytes; called on the scheduler's thread.
         setup: the requests that bring a model that was just loaded to where earlier requests brought this
@@ -151,6 +156,8 @@ class Loaded:
     close: Callable[[], None] | None = None
     capabilities: frozenset[str] = field(default=frozenset(), converter=names)
     info: Mapping[str, Any] = field(factory=dict)
+    missing: Mapping[str, str] = field(factory=dict)
+    cache: int | None = None
     state: Callable[[], ModelState] = field(default=ModelState)
     trim: Callable[[int], None] = field(default=lambda _most: None)
     setup: Callable[[], Sequence[Request]] = field(default=tuple)

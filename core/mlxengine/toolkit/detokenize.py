@@ -33,11 +33,22 @@ class Detokenizer:
             return ""
         piece = text[len(self._sent_text) :]
         self._length += len(piece)
-        if len(self._tokens) - self._start > _WINDOW:
-            self._start = len(self._tokens) - _CONTEXT
-            text = self._decode(self._tokens[self._start :])
         self._sent_text = text
+        if len(self._tokens) - self._start > _WINDOW:
+            self._move(text)
         return piece
+
+    def _move(self, text: str) -> None:
+        """Let the window begin later, where its tokens say what they say behind the others.
+
+        That is not so among the bytes of a character, nor where a decoder treats the first token otherwise.
+        """
+        for context in range(_CONTEXT, _WINDOW):
+            start = len(self._tokens) - context
+            rest = self._decode(self._tokens[start:])
+            if _UNFINISHED not in rest and rest and text.endswith(rest):
+                self._start, self._sent_text = start, rest
+                return
 
     def finish(self) -> str:
         """The rest, with what will never become a complete character."""

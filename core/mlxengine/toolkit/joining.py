@@ -21,26 +21,29 @@ from attrs import frozen
 
 @frozen(kw_only=True)
 class Company:
-    """What the caches of a model allow.
+    """What the caches of a model allow; a plugin finds out whether its network does.
 
     Args:
         padded: prompts of different lengths may be read in one pass from the start.
         equal: prompts of one length may.
         behind: so may prompts behind caches of different lengths, left padding masked.
+        together: rows may decode in one pass.
     """
 
     padded: bool
     equal: bool
     behind: bool
+    together: bool = True
 
     @classmethod
-    def of(cls, layers: Sequence[Any]) -> Company:
-        """Told from the classes of a row's empty caches."""
+    def of(cls, layers: Sequence[Any], own: Callable[[Any], Any] = lambda layer: layer) -> Company:
+        """Told from the classes of a row's empty caches; ``own`` makes of one what joins a batch."""
         padded = all(map(_plain, layers))
         return cls(
             padded=padded,
             equal=all(map(_divisible, layers)),
             behind=padded or all(_name(layer) == "QuantizedKVCache" for layer in layers),
+            together=all(_mergeable(own(layer)) for layer in layers),
         )
 
 
@@ -59,6 +62,12 @@ def _divisible(layer: Any) -> bool:
     return _name(layer) in ("KVCache", "ArraysCache") or (
         _name(layer) == "RotatingKVCache" and not layer.keep
     )
+
+
+def _mergeable(layer: Any) -> bool:
+    if _name(layer) == "CacheList":
+        return all(map(_mergeable, layer.caches))
+    return hasattr(layer, "merge")
 
 
 Merge = Callable[[Sequence[Sequence[Any]]], list[Any]]

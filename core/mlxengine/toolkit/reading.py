@@ -103,7 +103,7 @@ class Readings:
         self._network = network
         self._shapes = shapes
         self._context = context
-        self._company = company
+        self.company = company  # may change between steps
         self._entries: list[Reading] = []
         self.drew = False  # whether the last call of `read` drew first tokens
 
@@ -142,11 +142,14 @@ class Readings:
                 self._network.prepare(waiting)
                 self._entries = [entry for entry in self._entries if entry.row.failure is None]
                 group = self._next(plan, plan.tokens - found, ready=True)
-            if whole := [entry for entry in self._entries if entry.ready and not entry.left]:
+            whole = [entry for entry in self._entries if entry.ready and not entry.left]
+            if not self.company.together:
+                whole = [] if len(batch) else whole[:1]
+            if whole:
                 for entry in filter(self._network.keeps, whole):  # found under another's name
                     self._network.keep(entry)
                 self._join(whole, batch)
-            if not group:
+            if not group or (len(batch) and not self.company.together):
                 break
             found += self._read(group, plan.tokens - found, batch)
             if group[0].shares or group[0].left:
@@ -173,7 +176,7 @@ class Readings:
             key=lambda item: item.row.standing(plan.now, item.left * plan.token_seconds),
         )
         group = ranked[:1]
-        if not group or not _shares(group[0]) or group[0].left > tokens:
+        if not group or not self.company.together or not _shares(group[0]) or group[0].left > tokens:
             return group
         for entry in ranked[1:]:
             if len(group) < MOST and _shares(entry) and self._may_share(group, entry, tokens, plan.worth):
@@ -187,8 +190,8 @@ class Readings:
             return False
         fresh = all(item.layers is None for item in (*group, entry))
         if min(lengths) == max(lengths):
-            return self._company.equal if fresh else self._company.behind
-        if not (self._company.padded if fresh else self._company.behind):
+            return self.company.equal if fresh else self.company.behind
+        if not (self.company.padded if fresh else self.company.behind):
             return False
         # a pass less is worth some padding
         more = padded - len(group) * max(lengths[:-1]) - entry.left
@@ -248,7 +251,7 @@ class Readings:
     def _pass(self, group: Sequence[Reading], counts: Sequence[int], layers: list[Any]) -> mx.array | None:
         longest = length = max(counts)
         start = len(group[0].held)
-        if self._company.padded and group[0].shares:
+        if self.company.padded and group[0].shares:
             length = self._shapes.length(longest)
             if self._context is not None and start + length > self._context:
                 length = longest

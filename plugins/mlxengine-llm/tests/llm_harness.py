@@ -38,14 +38,10 @@ TEMPLATE = (
 )
 
 
-def write_tiny(
-    folder: Path, *, seed: int = 0, extra: Sequence[str] = (), template: str = TEMPLATE, **changes: Any
-) -> Path:
-    """Write a random model (a llama): hidden 32, 2 layers, 4 heads of which 2 for keys, bytes as tokens."""
-    from mlx.utils import tree_map
+def write_tokenizer(folder: Path, *, extra: Sequence[str] = (), template: str = TEMPLATE) -> int:
+    """Write a tokenizer whose tokens are bytes; how many it has."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    folder.mkdir(parents=True)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *extra]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {text: i for i, text in enumerate([*special, *alphabet])}
@@ -61,6 +57,17 @@ def write_tiny(
         "chat_template": template,
     }
     folder.joinpath("tokenizer_config.json").write_text(json.dumps(settings))
+    return len(vocabulary)
+
+
+def write_tiny(
+    folder: Path, *, seed: int = 0, extra: Sequence[str] = (), template: str = TEMPLATE, **changes: Any
+) -> Path:
+    """Write a random model (a llama): hidden 32, 2 layers, 4 heads of which 2 for keys, bytes as tokens."""
+    from mlx.utils import tree_map
+
+    folder.mkdir(parents=True)
+    vocabulary = write_tokenizer(folder, extra=extra, template=template)
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -70,7 +77,7 @@ def write_tiny(
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-5,
-        "vocab_size": len(vocabulary),
+        "vocab_size": vocabulary,
         "max_position_embeddings": 4096,
         "rope_theta": 10000.0,
         "tie_word_embeddings": True,
@@ -255,7 +262,8 @@ def passes(model: Any, plugin: Plugin) -> list[tuple[int, int]]:
     whole = model.network
 
     class Counting:
-        layers, args = whole.layers, whole.args
+        def __getattr__(self, name: str) -> Any:
+            return getattr(whole, name)
 
         def __call__(self, tokens: Any, **more: Any) -> Any:
             found.append(tokens.shape)

@@ -128,6 +128,8 @@ def both(
     """Rounds of work, ours and mlx-lm's, each on a device of its own that knows no shape at first."""
     mine, theirs = SimulatedDevice(**device), SimulatedDevice(**device)
     model = plugin.load(folder, flags={"prompt_cache": False})
+    with plugin.backend.stream():
+        model.trial.hold()  # when a model is loaded, where shapes are dear
     mine.put(model.network)
     model.shapes = Shapes(mine.a_shape)  # what is measured of a device when a model is loaded
     network = theirs.put(load_model(folder)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import frozen
@@ -87,9 +88,16 @@ def own(layer: Any) -> Any:
     return layer
 
 
+def joined(rows: Sequence[Sequence[Any]]) -> list[Any]:
+    """The caches of single rows as a batch's."""
+    from mlxengine.toolkit.joining import merged
+
+    return merged([[own(layer) for layer in row] for row in rows])
+
+
 def plain(layer: Any) -> Any:
     """mlx-lm's cache over the same arrays, which it can write to disk."""
     return layer.plain() if hasattr(layer, "plain") else layer
 
 
-__all__ = ["Serving", "caches_for", "own", "plain"]
+__all__ = ["Serving", "caches_for", "joined", "own", "plain"]

@@ -9,15 +9,16 @@ import mlx.core as mx
 from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.decoding import TogetherDecoder
 from mlxengine.toolkit.grammar import Grammars
-from mlxengine.toolkit.joining import Company, matrix, merged
+from mlxengine.toolkit.joining import matrix
 from mlxengine.toolkit.reading import Reading
-from mlxengine.toolkit.rows import Row
+from mlxengine.toolkit.rows import Plan, Row, Stepped
 from mlxengine.toolkit.shapes import Shapes
 
 from ._adapters import Adapters
-from ._caches import own
-from ._prefix import SMALLEST, PrefixCache, clone
+from ._caches import joined, own
+from ._prefix import SMALLEST, PrefixCache, clone, trimmable
 from ._tags import adapter_of
+from ._trial import Trial
 
 
 class BatchDecoder(TogetherDecoder):
@@ -29,6 +30,7 @@ class BatchDecoder(TogetherDecoder):
         prefixes: keeps the caches of an adapter's rows that leave, for prompts that begin alike.
         caches: makes the empty caches of a row.
         shapes: which sizes of passes the device has met.
+        trial: which rows may share a pass.
         grammars: of the model's rows, told before each step which tokens were drawn.
         context: most positions that the model knows, or ``None``.
     """
@@ -40,12 +42,14 @@ class BatchDecoder(TogetherDecoder):
         prefixes: Callable[[str | None], PrefixCache | None],
         caches: Callable[[], list[Any]],
         shapes: Shapes,
+        trial: Trial,
         grammars: Grammars | None = None,
         context: int | None = None,
     ) -> None:
         self._prefixes = prefixes
+        self._trial = trial
         passes = _Passes(network, adapters, caches, self._checkpoint)
-        super().__init__(passes, Company.of(caches()), shapes, grammars, context=context)
+        super().__init__(passes, trial.company, shapes, grammars, context=context)
 
     def insert(self, row: Row) -> None:
         tokens = row.prompt + row.tokens
@@ -55,6 +59,12 @@ class BatchDecoder(TogetherDecoder):
         prefixes = self._kept_by(row)
         border = prefixes.parting(tokens, len(held)) if prefixes is not None else None
         self._reading.add(Reading(row, tokens, layers, list(held), border))
+
+    def step(self, plan: Plan) -> Stepped:
+        if len(self) > 1 and self._trial.hold():
+            self._reading.company = self._trial.company
+            return Stepped()  # the time that it took is nobody's pace
+        return super().step(plan)
 
     def _left(self, row: Row, entry: Reading | None) -> None:
         if entry is not None:
@@ -86,7 +96,7 @@ class BatchDecoder(TogetherDecoder):
             return None
         layers, held = self._batch.cache(at)
         surplus = len(held) - (len(row.prompt) - 1)
-        if surplus < 0 or not all(layer.is_trimmable() for layer in layers):
+        if surplus < 0 or not all(map(trimmable, layers)):
             return None
         layers = [clone(layer) for layer in layers]
         for layer in layers:
@@ -119,7 +129,7 @@ class _Passes:
         self.keep = keep
 
     def merge(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        return merged([[own(layer) for layer in row] for row in rows])
+        return joined(rows)
 
     def decode(self, rows: Sequence[Row], tokens: mx.array, layers: list[Any]) -> mx.array:
         self._adapters.use(*map(adapter_of, rows))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from mlxengine.errors import (
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
-from mlxengine.toolkit.estimate import context_length, text_config
+from mlxengine.toolkit.estimate import USUAL_CONTEXT, context_length, text_config
 from mlxengine.toolkit.loading import (
     building,
     check_safetensors,
@@ -36,6 +38,7 @@ from . import features
 from ._caches import Serving, caches_for
 from ._claim import is_gguf
 
+_log = logging.getLogger("mlxengine.llm.load")
 _TOKENIZER_FILES = ("*.json", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
 _REMOTE = "Read the repository's code first; then load with trust_remote_code=True if you trust it."
 
@@ -73,18 +76,22 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     draft = None if serving.draft_model is None else _draft(card, context, serving.draft_model, tokenizer)
     _report(context, 2)
     own = context.configuration.context_length
+    longest = own or context_length(config)
+    size = _cache_size(network, serving)
+    usual = None if size is None else size(min(longest or USUAL_CONTEXT, USUAL_CONTEXT))
     model = LanguageModel(
         card=card,
         network=network,
         tokenizer=tokenizer,
         config=config,
-        context=own or context_length(config),
+        context=longest,
         defaults=dict(card.documents.get("generation_config.json") or {}),
         stop_ids=_stop_ids(tokenizer, context.configuration.extra_eos_tokens),
         prefixes=_prefixes(card, context, network, tokenizer, serving),
         serving=serving,
         draft=draft,
-        reserved=context.reserved,
+        cache_size=size,
+        reserved=context.reserved if usual is None else usual,
         room=context.cache_room,
         backend=context.device.backend,
         shapes=Shapes(backend.new_shape_seconds()),
@@ -92,26 +99,46 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         stall_factor=context.features.get(features.STALL_FACTOR),
         max_rows=_max_rows(context),
     )
+    model.info.setdefault("batch", 1 if model.serving.serial else model.max_rows)
+    model.info.update(
+        library=f"mlx-lm {mlx_lm.__version__}",
+        vocabulary=len(tokenizer),
+        context_length=model.context,
+        **({} if unpacked is None else {"weights": unpacked}),
+    )
     if context.configuration.adapter is not None:
         folder = adapter_folder(context.configuration.adapter, context.fetch)
         model.adapters.configured("default", folder)
     return Loaded(
         model=model,
-        warm=itertools.chain(warm(network), () if draft is None else warm(draft)),
+        warm=itertools.chain(warm(network), () if draft is None else warm(draft), _tried(model)),
         close=model.close,
         capabilities=_abilities(tokenizer),
-        info={
-            "library": f"mlx-lm {mlx_lm.__version__}",
-            "vocabulary": len(tokenizer),
-            "context_length": model.context,
-            "batch": 1 if model.serving.serial else model.max_rows,
-            **({} if unpacked is None else {"weights": unpacked}),
-        },
+        info=model.info,
+        missing=model.missing,
+        cache=usual,
         state=model.state,
         trim=model.trim,
         setup=model.adapters.setup,
         warm_up=model.warm_up,
     )
+
+
+def _cache_size(network: Any, serving: Serving) -> Any:
+    from ._measure import measured
+
+    try:
+        return measured(network, lambda: caches_for(network, serving))
+    except Exception as error:
+        _log.info("The size of its caches is reckoned, not measured: %r", error)
+        return None
+
+
+def _tried(model: Any) -> Iterator[None]:
+    """Where new shapes are dear no request waits for those of the trial, and prompts alone are padded too."""
+    if model.shapes.costly and not model.serving.serial:
+        model.trial.hold()
+        yield
 
 
 def _max_rows(context: LoadContext) -> int:
@@ -255,8 +282,6 @@ def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: 
         RemoteCodeRefusedError: the tokenizer is code of the repository and that is not allowed.
         LoadError: there is no tokenizer that can be read, or it has more tokens than the model.
     """
-    from mlx_lm.tokenizer_utils import load as load_wrapper
-
     own = context.features.get(features.TOKENIZER)
     if own is not None:
         folder = local_folder(own, context.fetch, _TOKENIZER_FILES, "tokenizer")
@@ -264,7 +289,7 @@ def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: 
     if context.configuration.chat_template is not None:
         settings["chat_template"] = context.configuration.chat_template
     try:
-        tokenizer = load_wrapper(folder, settings, eos_token_ids=config.get("eos_token_id"))
+        tokenizer = _wrapped(folder, settings, config.get("eos_token_id"))
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise RemoteCodeRefusedError(
@@ -281,6 +306,33 @@ def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: 
             hint="Choose a tokenizer that was made for this model.",
         )
     return tokenizer
+
+
+def _wrapped(folder: Path, settings: dict[str, Any], eos: Any) -> Any:
+    """mlx-lm's wrapper; without the model's configuration where transformers refuses that one.
+
+    To find a tokenizer's class transformers reads ``config.json`` too, into a class whose checks know less
+    than the checkpoint does. A ``tokenizer.json`` needs none of it.
+    """
+    from mlx_lm.tokenizer_utils import load as load_wrapper
+
+    try:
+        return load_wrapper(folder, settings, eos_token_ids=eos)
+    except Exception as error:
+        if "trust_remote_code" in str(error) or not folder.joinpath("tokenizer.json").is_file():
+            raise
+        with tempfile.TemporaryDirectory(prefix="mlxengine-") as place:
+            alone = Path(place)
+            for pattern in _TOKENIZER_FILES:
+                for file in folder.glob(pattern):
+                    if file.name != "config.json":
+                        shutil.copyfile(file, alone / file.name)
+            try:
+                found = load_wrapper(alone, settings, eos_token_ids=eos)
+            except Exception:
+                raise error from None  # what was wrong first
+        _log.info("The tokenizer was read without config.json, which transformers refuses: %r", error)
+        return found
 
 
 def adapter_folder(source: str, fetch: Callable[[str, Sequence[str]], Path] | None) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from attrs import define, field
@@ -14,6 +13,7 @@ from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.estimate import estimator, text_config
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.pace import Pace
+from mlxengine.toolkit.room import Room
 from mlxengine.toolkit.rows import Decoder, Row, SharedBatch
 from mlxengine.toolkit.shapes import Shapes
 from mlxengine.toolkit.warming import warm_up
@@ -22,9 +22,12 @@ from ._adapters import Adapters
 from ._caches import Serving, caches_for
 from ._chat import Prompts
 from ._decoder import BatchDecoder
+from ._measure import CacheSize
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder
 from ._tags import AdaptedAnswer
+from ._trial import Trial
+from .features import BATCH
 
 _STEP = 256  # tokens that caches grow by
 
@@ -48,12 +51,16 @@ class LanguageModel:
         stall_factor: see `SharedBatch`.
         serving: what has to be served one row at a time.
         draft: a smaller model's module that guesses tokens, or ``None``.
+        cache_size: bytes of a request's cache as measured; ``None`` where only the arithmetic is known.
         reserved, room: see `mlxengine.LoadContext`, where ``room`` is ``cache_room``.
         backend: see `mlxengine.Device`.
         shapes: which sizes of passes the device has met.
         first_piece: see `SharedBatch`.
         adapters: LoRA and DoRA adapters that are loaded.
         batch: the rows of all requests, whatever their adapter.
+        trial: whether rows may share a pass.
+        info: what ``handle.info`` shows.
+        missing: features that it turns out not to have, with the reason.
         answers: to all requests that somebody still holds.
         adapted: like ``prefixes``, for each adapter in use.
         voice: what their answers have in common.
@@ -72,6 +79,7 @@ class LanguageModel:
     stall_factor: float = 8.0
     serving: Serving = field(factory=Serving)
     draft: Any = None
+    cache_size: CacheSize | None = None
     reserved: int = 0
     room: Callable[[], int | None] = field(default=lambda: None)
     backend: str | None = None
@@ -81,6 +89,9 @@ class LanguageModel:
     _costs: dict[int, int] = field(init=False, factory=dict)
     grammars: Grammars | None = field(init=False)
     adapters: Adapters = field(init=False)
+    info: dict[str, Any] = field(init=False, factory=dict)
+    missing: dict[str, str] = field(init=False, factory=dict)
+    trial: Trial = field(init=False)
     batch: SharedBatch = field(init=False)
     answers: weakref.WeakSet[AdaptedAnswer] = field(init=False, factory=weakref.WeakSet)
     adapted: dict[str, PrefixCache] = field(init=False, factory=dict)
@@ -100,6 +111,7 @@ class LanguageModel:
             affords=self._affords,
             first_piece=self.first_piece,
         )
+        self.trial = Trial(self.network, self.adapters, self._caches, self._served_alone)
         self.voice = Voice(
             decode=_decode(self.tokenizer),
             defaults=self.defaults,
@@ -108,6 +120,15 @@ class LanguageModel:
             grammars=self.grammars,
         )
 
+    def _caches(self) -> list[Any]:
+        return caches_for(self.network, self.serving)
+
+    def _served_alone(self, why: str) -> None:
+        self.batch.max_rows = 1
+        self.batch.room = Room(1)
+        self.info.update(batch=1, alone=why)
+        self.missing[BATCH.name] = why
+
     def _decoder(self, _rows: int) -> Decoder:
         if self.serving.serial:
             return SerialDecoder(self.network, self.serving, self.adapters, self.prefixes_of, self.draft)
@@ -115,8 +136,9 @@ class LanguageModel:
             self.network,
             self.adapters,
             self.prefixes_of,
-            partial(caches_for, self.network, self.serving),
+            self._caches,
             self.shapes,
+            self.trial,
             self.grammars,
             self.context,
         )
@@ -142,6 +164,8 @@ class LanguageModel:
     def cost_of(self, tokens: int) -> int:
         """Bytes that the cache of a request of so many tokens takes."""
         steps = -(-tokens // _STEP)
+        if self.cache_size is not None:
+            return self.cache_size(steps * _STEP)
         if steps not in self._costs:  # an estimate looks at every tensor of the checkpoint
             bits = self.serving.kv_bits
             workload = TextWorkload(context_length=steps * _STEP, kv_bits=bits, backend=self.backend)
@@ -203,6 +227,7 @@ class LanguageModel:
         self.adapted.clear()
         self.prompts.close()
         self.network = self.tokenizer = self.draft = None
+        del self.trial
         if self.prefixes is not None:
             self.prefixes.clear()
 

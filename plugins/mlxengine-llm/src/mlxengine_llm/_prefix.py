@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 from attrs import define, field
+from mlx_lm.models.cache import ChunkedKVCache
 
 _log = logging.getLogger("mlxengine.llm.prefix")
 
@@ -37,7 +38,7 @@ class Entry:
 
     @property
     def trimmable(self) -> bool:
-        return self.layers is None or all(layer.is_trimmable() for layer in self.layers)
+        return self.layers is None or all(map(trimmable, self.layers))
 
 
 class Shelf(Protocol):
@@ -183,6 +184,13 @@ def _common(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> int:
     return int(differing[0]) if differing.size else size
 
 
+def trimmable(layer: Any) -> bool:
+    """Whether a cache can be cut back to any length; a chunk that has let go of its front cannot."""
+    if isinstance(layer, ChunkedKVCache) and layer.offset > layer.chunk_size:
+        return False
+    return bool(layer.is_trimmable())
+
+
 def clone(layer: Any) -> Any:
     """A cache of its own: caches write into their arrays in place, so these are copied when they are used."""
     found = copy.copy(layer)
@@ -200,4 +208,4 @@ def _copied(item: Any) -> Any:
     return clone(item) if hasattr(item, "is_trimmable") else item
 
 
-__all__ = ["SMALLEST", "Entry", "PrefixCache", "Shelf", "clone"]
+__all__ = ["SMALLEST", "Entry", "PrefixCache", "Shelf", "clone", "trimmable"]

@@ -1,0 +1,74 @@
+"""How much memory the caches of a model take, read from their shapes.
+
+No configuration says it for every architecture: states are of fixed size, latent attention keeps what each
+network likes, layers share caches. But mlx is lazy: a pass over some tokens that nobody evaluates gives every
+cache the shape and the type that it would have, in a few milliseconds and no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+from attrs import frozen
+from mlx_lm.models.cache import CacheList, ChunkedKVCache, RotatingKVCache
+
+_SHORT, _LONG = 256, 512  # caches grow by 256 tokens
+
+
+@frozen
+class CacheSize:
+    """Bytes of one row's cache.
+
+    Args:
+        layers: of each part its fixed bytes, those of a token, and the tokens that it holds at most.
+    """
+
+    layers: tuple[tuple[int, int, int | None], ...]
+
+    def __call__(self, tokens: int) -> int:
+        """Bytes that so many tokens take; a window grows by a step beyond a prompt of any length."""
+        return sum(
+            fixed + each * (tokens if most is None else min(tokens + _SHORT, most))
+            for fixed, each, most in self.layers
+        )
+
+
+def measured(network: Any, caches: Callable[[], list[Any]]) -> CacheSize:
+    """What a row's cache takes; raises whatever the network does.
+
+    Args:
+        network: mlx-lm's module.
+        caches: makes the empty caches of a row.
+    """
+    found = []
+    for short, long in zip(_parts(network, caches(), _SHORT), _parts(network, caches(), _LONG), strict=True):
+        each = (long.nbytes - short.nbytes) // (_LONG - _SHORT)
+        found.append((short.nbytes - each * _SHORT, each, _most(long)))
+    return CacheSize(tuple(found))
+
+
+def _parts(network: Any, layers: list[Any], tokens: int) -> list[Any]:
+    network(mx.zeros((1, tokens), mx.int32), cache=layers)
+    return list(_flat(layers))
+
+
+def _flat(layers: Sequence[Any]) -> Iterator[Any]:
+    for layer in layers:
+        if type(layer) is CacheList:
+            yield from _flat(layer.caches)
+        else:
+            yield layer
+
+
+def _most(layer: Any) -> int | None:
+    most: int | None = None
+    if isinstance(layer, RotatingKVCache):
+        most = layer.max_size
+    elif isinstance(layer, ChunkedKVCache):  # what went is cut off only where the buffer grows
+        most = layer.chunk_size + layer.step
+    return most
+
+
+__all__ = ["CacheSize", "measured"]

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from .contract.events import FinishReason as FinishReason
     from .contract.events import Metrics as Metrics
     from .contract.events import Progress as Progress
-    from .contract.events import TokenUsage as TokenUsage
     from .contract.events import Usage as Usage
     from .contract.events import Waiting as Waiting
     from .contract.features import Explanation as Explanation
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
     from .contract.plugins import Owner as Owner
     from .contract.plugins import PluginRecord as PluginRecord
     from .contract.requests import Request as Request
+    from .contract.tokens import TokenUsage as TokenUsage
     from .diagnosis import Diagnosis as Diagnosis
     from .diagnosis import diagnose as diagnose
     from .engine import InferenceEngine as InferenceEngine
@@ -137,7 +137,7 @@ _HOMES = {
     "contract.checks": "Check CheckStatus SelfTestContext",
     "contract.configuration": "FileInfo ModelCard ModelConfiguration ModelRef Provenance Source TensorInfo",
     "contract.device": "Device",
-    "contract.events": "Array Event Finished FinishReason Metrics Progress TokenUsage Usage Waiting",
+    "contract.events": "Array Event Finished FinishReason Metrics Progress Usage Waiting",
     "contract.features": "Explanation Feature Features LLMEngineFeatures Stage",
     "contract.fit": "FitReport FitVerdict",
     "contract.hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate ModelState RunContext "
@@ -145,6 +145,7 @@ _HOMES = {
     "contract.kinds": "Answer Asking Kind Lesser Measuring Mock Option Task Wanted",
     "contract.plugins": "Owner PluginRecord",
     "contract.requests": "Request",
+    "contract.tokens": "TokenUsage",
     "diagnosis": "Diagnosis diagnose",
     "engine": "InferenceEngine",
     "errors": "MLXEngineError MisuseError",

@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ._memory.live import LiveModel, Report
 from .contract.configuration import ModelConfiguration
-from .engine import InferenceEngine, LoadOptions, closing_beside
+from .engine import InferenceEngine, closing_beside
 from .handle import AsyncModelHandle
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
+    from .contract.loading import LoadOptions
     from .pictures.handle import AsyncImageHandle
     from .text.handle import AsyncTextHandle
     from .vectors.handle import AsyncEmbeddingHandle

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import attrs
 
@@ -32,7 +32,10 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from .contract.configuration import ModelConfiguration
+    from .contract.loading import LoadOptions
     from .contract.requests import Request
     from .handle import ModelHandle
     from .pictures.handle import ImageHandle
@@ -40,16 +43,6 @@ if TYPE_CHECKING:
     from .vectors.handle import EmbeddingHandle
 
 H = TypeVar("H", bound="ModelHandle")
-
-
-class LoadOptions(TypedDict, total=False):
-    """What a load may say beside the model; `InferenceEngine.load` says what each means."""
-
-    plugin: str | None
-    features: Mapping[str, object] | None
-    verify: str | None
-    warm_up: bool
-    on_progress: Report | None
 
 
 class InferenceEngine(EngineBase):
@@ -350,4 +343,4 @@ def closing_beside(error: BaseException | None) -> Iterator[None]:
         error.add_note(str(problem))
 
 
-__all__ = ["InferenceEngine", "LoadOptions"]
+__all__ = ["InferenceEngine"]

@@ -10,7 +10,16 @@ import pytest
 from .environments import ROOT, Environment, installed, megabytes, published, run
 
 KINDS = ["diffusion", "embed", "llm", "vlm"]
-DENIED = {"torch", "tensorflow", "jax", "diffusionkit", "mflux", "mlxengine-markov", "mlxengine-audio"}
+DENIED = {
+    "torch",
+    "tensorflow",
+    "jax",
+    "diffusionkit",
+    "mflux",
+    "mlxengine-markov",
+    "mlxengine-audio",
+    "mlxengine-forecast",
+}
 TOOLS = ["pytest", "pytest-timeout", "hypothesis", "pexpect", "mkl; platform_machine == 'x86_64'"]
 WHERE = "import {0}, mlxengine; print(mlxengine.__file__, {0}.__file__, sep='\\n')"
 

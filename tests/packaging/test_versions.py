@@ -23,6 +23,7 @@ PROJECTS: dict[str, dict[str, Any]] = {
     for folder in first_party()
 }
 VERSION = Version(mlxengine.__version__)
+EXAMPLES = ("mlxengine-markov", "mlxengine-audio", "mlxengine-forecast")
 
 
 def requirements(project: dict[str, Any]) -> list[Requirement]:
@@ -34,7 +35,7 @@ def test_there_is_one_version_and_every_distribution_has_it() -> None:
     assert {name: version(name) for name in PROJECTS} == dict.fromkeys(PROJECTS, str(VERSION))
 
 
-@pytest.mark.parametrize("name", [name for name in PROJECTS if "markov" not in name and "audio" not in name])
+@pytest.mark.parametrize("name", [name for name in PROJECTS if name not in EXAMPLES])
 def test_the_version_is_read_from_its_one_place(name: str) -> None:
     assert PROJECTS[name]["project"]["dynamic"] == ["version"]
     folder = ROOT if name == "mlxengine" else ROOT / "plugins" / name

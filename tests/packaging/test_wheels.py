@@ -97,7 +97,7 @@ def test_every_distribution_builds_a_wheel_from_its_sdist_with_license_types_and
             ("mlxengine_llm", "mlxengine_vlm", "mlxengine_embed", "mlxengine_diffusion")
         ):
             assert any(name.endswith("/models.json") for name in names), wheel.name
-        if not wheel.name.startswith(("mlxengine_markov", "mlxengine_audio")):
+        if not wheel.name.startswith(("mlxengine_markov", "mlxengine_audio", "mlxengine_forecast")):
             assert any("/licenses/" in name for name in names), wheel.name
 
 
@@ -189,3 +189,57 @@ def test_audio_runs_from_its_wheel_on_mlx_audio_and_vanishes_with_it(bare: Envir
     bare.uninstall("mlxengine-audio")
     assert plugins(bare) == {}
     assert bare.run(LOAD, str(tests / "specimen")).stdout.startswith("NoPluginForModelError")
+
+
+KNOWS = """
+import json, os, subprocess, sys
+from pathlib import Path
+from mlxengine import InferenceEngine
+from mlxengine_forecast import ForecastHandle, write_random_model
+
+folder = str(write_random_model(Path(sys.argv[1]), seed=0))
+Path(sys.argv[2]).write_text(f'[[models]]\\nid = "{folder}"\\nkind = "forecast"\\nmemory_bytes = 2500\\n')
+os.environ["MLXENGINE_CONFIG"] = sys.argv[2]
+COMMAND = [sys.executable, "-m", "mlxengine"]
+
+
+def said(*words):
+    return json.loads(subprocess.run([*COMMAND, *words, "--json"], capture_output=True, text=True).stdout)
+
+
+with InferenceEngine() as engine, engine.load(folder) as handle:
+    print(type(handle) is ForecastHandle, len(handle.forecast([1, 2, 3], 4)))
+    print(sorted({model["kind"] for holder in said("ps")["engines"] for model in holder["models"]}))
+print(len(said("run", "-m", folder, "1", "2", "--horizon", "3")["forecast"]))
+print(said("bench", "-m", folder, "--repeats", "1", "--horizon", "2")["kind"])
+print([item["kind"] for item in said("models", "--kind", "forecast")["models"]])
+print(said("recommend", "forecast")["needed_bytes"] < 10**5)
+print(said("fit", folder, "--batch", "2")["fit"]["verdict"])
+checks = {item["name"]: item["detail"] for item in said("doctor")["checks"]}
+print(checks["plugin forecast"].partition(", ")[2])
+print("forecast" in subprocess.run([*COMMAND, "search", "--help"], capture_output=True, text=True).stdout)
+"""
+
+
+@pytest.mark.slow
+def test_a_kind_of_a_strangers_from_its_wheel_is_known_everywhere_and_core_is_as_it_was(
+    bare: Environment, tmp_path: Path
+) -> None:
+    bare.others("mlx[cpu]")
+    core = digest(bare.site / "mlxengine")
+    bare.ours("mlxengine-forecast")
+    said = bare.run(KNOWS, str(tmp_path / "model"), str(tmp_path / "mlxengine.toml")).stdout.splitlines()
+    assert said == [
+        "True 4",
+        "['forecast']",
+        "3",
+        "forecast",
+        "['forecast']",
+        "True",
+        "fits",
+        "brings forecast",
+        "True",
+    ]
+    assert digest(bare.site / "mlxengine") == core
+    bare.uninstall("mlxengine-forecast")
+    assert bare.run(LOAD, str(tmp_path / "model")).stdout.startswith("NoPluginForModelError")

@@ -19,9 +19,11 @@ from mlxengine import (
     TensorInfo,
     TextWorkload,
 )
+from mlxengine._hub.search import memory_verdict
 from mlxengine._memory import history
+from mlxengine._registry.selection import needed_bytes
 from mlxengine.cli import main
-from mlxengine.contract.fit import fit
+from mlxengine.contract.fit import fit, rough
 from mlxengine.toolkit.estimate import estimator, loaded_weights
 
 GB = 10**9
@@ -108,6 +110,31 @@ def test_the_verdict_comes_with_its_arithmetic_in_three_lines(weights, budget, v
     assert words in first
     assert "weights" in second
     assert third
+
+
+def test_search_recommend_and_fit_reckon_alike_where_nobody_knows_better() -> None:
+    found = card([("a", "F16", GB)])
+    weights = found.weight_bytes
+    claim = Claim(kind="x", fit=Fit.NATIVE)
+    wide = Device(backend="metal", name="M9", working_set=10 * GB)
+    needed = fit(found, claim, Kind(name="x"), wide).needed
+    assert needed == GB + weights // 5
+    entry = ModelConfiguration(id="a/b", kind="x", memory_bytes=weights)
+    for room, fits in ((needed, True), (needed - 1, False)):
+        device = attrs.evolve(wide, working_set=room)
+        verdict = fit(found, claim, Kind(name="x"), device).verdict
+        assert verdict is memory_verdict(weights, None, device)
+        assert (verdict is not FitVerdict.WONT_FIT) is fits
+        assert (needed_bytes(entry, device) <= room) is fits
+
+
+def test_weights_are_reckoned_as_they_are_kept_on_the_device() -> None:
+    cpu = Device(backend="cpu", name="C", free_memory=10 * GB)
+    assert rough(2 * GB, GB, cpu).weights == 4 * GB
+    assert rough(GB // 2, GB, cpu).weights == 4 * GB
+    assert rough(GB // 2, GB, attrs.evolve(cpu, free_memory=7 * GB)).weights == GB // 2
+    assert rough(GB // 2, GB, attrs.evolve(cpu, backend="cuda")).weights == 2 * GB
+    assert rough(GB // 2, GB, attrs.evolve(cpu, backend="metal")).weights == GB // 2
 
 
 def test_loads_are_put_on_record_and_a_damaged_line_is_passed_over(tmp_path, monkeypatch, capsys):

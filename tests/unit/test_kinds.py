@@ -28,6 +28,7 @@ from mlxengine import (
     Measuring,
     MemoryEstimate,
     Mock,
+    ModelConfiguration,
     ModelHandle,
     Option,
     Request,
@@ -45,6 +46,7 @@ from mlxengine.cli import main
 from mlxengine.errors import (
     BackendUnavailableError,
     InvalidParameterError,
+    ModelNotFoundError,
     NoPluginForModelError,
     PluginContractError,
 )
@@ -311,6 +313,17 @@ def test_a_workload_is_of_the_models_kind(engine: InferenceEngine, model) -> Non
         engine.fit(model("c"), TextWorkload())
 
 
+def test_recommend_asks_the_plugin_about_a_model_that_is_here(engine: InferenceEngine, model) -> None:
+    here = str(model())
+    device = evolve(engine.device, backend="metal", working_set=10**9)
+    engine.registry.register(ModelConfiguration(id=here, kind="count", memory_bytes=5))
+    found = engine.registry.recommend("count", device, reckon=engine.reckon)
+    assert (found.model.id, found.needed_bytes) == (here, engine.fit(here).needed)
+    engine.registry.register(ModelConfiguration(id="not/here", kind="count", memory_bytes=10**10))
+    with pytest.raises(ModelNotFoundError, match="needs about"):
+        engine.registry.recommend("count", evolve(device, working_set=1000), reckon=engine.reckon)
+
+
 def test_less_is_what_the_kind_says(model) -> None:
     plugin = Plugin()
     with InferenceEngine(plugins=[("count", plugin)], memory_budget=3000) as engine:
@@ -411,6 +424,13 @@ def test_what_cannot_be_asked_is_said_before_a_model_is_loaded(model, words, kin
     assert main(["run", "-m", str(model()), *words, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["type"] == kind
     assert PLUGIN.loads == before
+
+
+@pytest.mark.usefixtures("installed")
+def test_one_cannot_chat_with_a_kind_of_another_handle_and_is_told_what_one_can(model, capsys) -> None:
+    assert main(["chat", "-m", str(model()), "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["type"], error["hint"]) == ("InvalidParameterError", "Use `mlxengine run`.")
 
 
 @pytest.mark.usefixtures("installed")

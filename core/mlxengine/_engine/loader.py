@@ -22,7 +22,6 @@ from .._scheduling.task import FutureSink, Task
 from .._scheduling.threads import collect
 from ..contract.events import Progress
 from ..contract.features import Layer, Level
-from ..contract.fit import allowed
 from ..contract.hookspecs import LoadContext, Loaded, RunContext
 from ..errors import (
     CancelledError,
@@ -65,7 +64,7 @@ class Loader:
         self, host: Host, scheduler: Scheduler, options: HubOptions, budget: int | None = None
     ) -> None:
         self._host = host
-        self.ledger = Ledger(lambda: allowed(self.device, budget), self.take_out, self.trim)
+        self.ledger = Ledger(lambda: self._allowed(budget), self.take_out, self.trim)
         self._scheduler = scheduler
         # mlx keeps something for every thread that ever computed, and that such a thread ends while others
         # free what it compiled is a deadlock: one thread builds all models and lasts as long as the engine.
@@ -88,6 +87,11 @@ class Loader:
 
             self._device = Device.detect()
         return self._device
+
+    def _allowed(self, budget: int | None) -> int | None:
+        from ..contract.fit import allowed
+
+        return allowed(self.device, budget)
 
     def shortage(self) -> str | None:
         """Why memory is short on this machine, or ``None``."""

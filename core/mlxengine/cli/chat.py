@@ -47,6 +47,12 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     chosen = verbs.params(options)
     with _engine.engine(arguments, out) as engine:
         model = _engine.choose(engine, arguments, out)
+        kind = _engine.kind_of(engine, engine.resolve(model), arguments)
+        if not issubclass(kind.find("handle"), TextHandle):
+            asks = "Use `mlxengine run`." if kind.run else "`mlxengine --help` lists the plugins' own verbs."
+            raise InvalidParameterError(
+                f"{model} is a model of kind {kind.name!r}: one cannot talk with it.", hint=asks
+            )
         handle = _engine.load_named(model, engine, arguments, out, TextHandle)
         if arguments.load:
             session = Session.restore(handle, arguments.load)

@@ -86,27 +86,6 @@ class Usage:
 
 
 @frozen(kw_only=True)
-class TokenUsage(Usage):
-    """What was counted by the model's own tokenizer.
-
-    ``cached_tokens`` are those of the prompt that did not have to be computed again.
-    """
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-
-    @classmethod
-    def of(cls, usage: Usage) -> TokenUsage:
-        """The tokens of a usage; none where something else was counted."""
-        return usage if isinstance(usage, cls) else cls()
-
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-
-@frozen(kw_only=True)
 class Metrics:
     """Times in seconds since the request was submitted, rates per second, memory in bytes.
 
@@ -144,7 +123,6 @@ __all__ = [
     "Finished",
     "Metrics",
     "Progress",
-    "TokenUsage",
     "Usage",
     "Waiting",
 ]

@@ -18,6 +18,8 @@ TIGHT_SHARE = 0.8
 ROUGH_SHARE = 0.2
 """What is added to weights for caches and working space where no plugin can reckon it."""
 
+_WIDTHS = {"cpu": 4, "cuda": 2}  # bytes of a weight that is unpacked
+
 
 class FitVerdict(enum.StrEnum):
     """Whether a model fits in this machine's memory."""
@@ -115,11 +117,12 @@ def estimate(card: ModelCard, claim: Claim, workload: Workload) -> MemoryEstimat
 def rough(weights: int, parameters: float | None = None, device: Device | None = None) -> MemoryEstimate:
     """What can be said by the weights alone: of an entry of the registry, or a model that the hub found.
 
-    On a CPU weights are kept in fp32: those of half precision, and packed ones where that takes at most half
-    of the free memory. A fifth is added for the rest.
+    On a CPU weights are kept in fp32, and packed ones are unpacked there and on CUDA (to 16 bits) where that
+    takes at most half of the free memory (`mlxengine.toolkit.dtype`). A fifth is added for the rest.
     """
-    if device is not None and device.backend == "cpu" and parameters is not None:
-        dense, packed = int(4 * parameters), weights < 1.5 * parameters
+    width = None if device is None else _WIDTHS.get(device.backend)
+    if device is not None and width is not None and parameters is not None:
+        dense, packed = int(width * parameters), weights < 1.5 * parameters
         if not packed or device.free_memory is None or dense <= device.free_memory // 2:
             weights = max(weights, dense)
     return MemoryEstimate(weights=weights, workspace=int(weights * ROUGH_SHARE))

@@ -11,8 +11,9 @@ import weakref
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ..contract.events import Event, Finished, TokenUsage
+from ..contract.events import Event, Finished
 from ..contract.requests import Request
+from ..contract.tokens import TokenUsage
 from ..engine import InferenceEngine
 from ..errors import MLXEngineError
 from ..handle import ModelHandle

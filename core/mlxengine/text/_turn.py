@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from .._scheduling.channel import Channel
-from ..contract.events import Event, Finished, TokenUsage
+from ..contract.events import Event, Finished
+from ..contract.tokens import TokenUsage
 from ..errors import CancelledError, InvalidParameterError
 from .messages import Message, ToolResultPart, reply_message
 from .outputs import ToolCall, ToolResult

@@ -13,7 +13,7 @@ _SHARED: dict[str, Any] = {
     "handle": "mlxengine.text.handle:TextHandle",
     "async_handle": "mlxengine.text.handle:AsyncTextHandle",
     "workload": "mlxengine.text.workload:TextWorkload",
-    "usage": "mlxengine.contract.events:TokenUsage",
+    "usage": "mlxengine.contract.tokens:TokenUsage",
     "run": "mlxengine.text.verbs:RUN",
     "bench": "mlxengine.text.verbs:BENCH",
     "mock": "mlxengine.text.mock:TextMock",

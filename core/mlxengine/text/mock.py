@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..contract.events import Event, Finished, FinishReason, TokenUsage
+from ..contract.events import Event, Finished, FinishReason
 from ..contract.kinds import Mock
 from ..contract.requests import Request
+from ..contract.tokens import TokenUsage
 from .outputs import TextDelta
 from .requests import TextRequest
 

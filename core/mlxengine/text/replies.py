@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from ..contract.events import Event, FinishReason, Metrics, TokenUsage
+from ..contract.events import Event, FinishReason, Metrics
+from ..contract.tokens import TokenUsage
 from ..handle import Result
 from .outputs import ChoiceFinished, ReasoningDelta, TextDelta, TokenLogprob, ToolCall
 

@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..contract.events import Event, Metrics, TokenUsage
+from ..contract.events import Event, Metrics
 from ..contract.kinds import Answer, Asking, Measuring, Option, positive
 from ..contract.requests import Request
+from ..contract.tokens import TokenUsage
 from .handle import TextHandle, text_request
 from .messages import ImagePart, Message, TextPart
 from .outputs import TextDelta

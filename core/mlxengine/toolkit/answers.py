@@ -12,8 +12,9 @@ import mlx.core as mx
 import numpy as np
 from attrs import field, frozen
 
-from ..contract.events import Event, Finished, FinishReason, Metrics, TokenUsage
+from ..contract.events import Event, Finished, FinishReason, Metrics
 from ..contract.hookspecs import RunContext
+from ..contract.tokens import TokenUsage
 from ..errors import GenerationError, InvalidParameterError, MLXEngineError, UnsupportedInputError
 from ..text.outputs import ReasoningDelta, TextDelta, TokenLogprob, TopLogprob
 from ..text.params import GenerateParams

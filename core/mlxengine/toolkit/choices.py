@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from ..contract.events import Event, Finished, TokenUsage
+from ..contract.events import Event, Finished
 from ..contract.hookspecs import RunContext
+from ..contract.tokens import TokenUsage
 from ..text.outputs import ChoiceFinished
 from ..text.params import GenerateParams
 from .answers import Answer, AnswerStream, Voice

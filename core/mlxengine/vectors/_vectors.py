@@ -7,7 +7,8 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ..contract.events import Array, Finished, Metrics, TokenUsage
+from ..contract.events import Array, Finished, Metrics
+from ..contract.tokens import TokenUsage
 from ..errors import InvalidParameterError
 from .outputs import Embeddings
 from .requests import EmbedRequest

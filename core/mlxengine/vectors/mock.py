@@ -7,9 +7,10 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..contract.events import Array, Event, Finished, TokenUsage
+from ..contract.events import Array, Event, Finished
 from ..contract.kinds import Mock
 from ..contract.requests import Request
+from ..contract.tokens import TokenUsage
 from .outputs import Embeddings, Scores
 from .requests import EmbedRequest, RankRequest
 

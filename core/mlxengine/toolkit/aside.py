@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -59,6 +59,16 @@ class Aside:
     def prepared(self, work: Callable[[], T], then: Callable[[T], Iterator[Event | None]]) -> Prepared:
         """An iterator that waits for ``work`` beside the device, then goes on with what ``then`` gives."""
         return Prepared(self.submit(work), then)
+
+    def beside(self, work: Callable[[], T]) -> Generator[Event | None, None, T]:
+        """Within an iterator, ``found = yield from aside.beside(work)``: the device is not held meanwhile."""
+        future = self.submit(work)
+        try:
+            while not future.done():
+                yield Waiting(until=future)
+        finally:
+            future.cancel()
+        return future.result()
 
     def _finished(self) -> None:
         with self._lock:

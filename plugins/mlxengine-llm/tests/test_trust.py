@@ -88,9 +88,10 @@ def test_a_template_without_measure_holds_up_no_other_model(
 def test_a_prompt_of_ten_megabytes_holds_up_no_other_model(tmp_path: Path, record_property: Any) -> None:
     good = write_tiny(tmp_path / "good")
     long = write_tiny(tmp_path / "long", max_position_embeddings=10_000_000)
+    less = write_tiny(tmp_path / "less", max_position_embeddings=900_000)
     text = "The quick brown fox jumps over the lazy dog. " * 230_000
     with InferenceEngine() as engine:
-        chat, other = engine.load_text(str(good)), engine.load_text(str(long))
+        chat, other, third = (engine.load_text(str(folder)) for folder in (good, long, less))
         began = time.perf_counter()
         with pytest.raises(PromptTooLongError, match="characters"):
             chat.generate(text)
@@ -101,6 +102,8 @@ def test_a_prompt_of_ten_megabytes_holds_up_no_other_model(tmp_path: Path, recor
             # Too long by a token, which only encoding it tells.
             with pytest.raises(PromptTooLongError, match="tokens"):
                 other.generate(text)
+            with pytest.raises(PromptTooLongError, match="tokens"):
+                third.score(text[:950_000])
 
         beside = longest_wait(chat, ask)
         record_property("longest wait alone, beside (s)", (alone, beside))

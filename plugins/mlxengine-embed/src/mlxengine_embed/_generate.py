@@ -178,7 +178,8 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
             if offset:
                 yield None
             piece = window[offset : offset + _PIECE]
-            tokens += model.tokenizer.encode([request.prompt + t for t in piece] if request.prompt else piece)
+            texts = [request.prompt + text for text in piece] if request.prompt else piece
+            tokens += yield from model.tokenizer.encoding(texts)
         for batch, computed in _ahead(model, request, tokens, start, budget):
             rows = [tokens[place] for place in batch]
             count.add(rows)
@@ -251,7 +252,8 @@ def _rank(model: RankModel, request: RankRequest, budget: int) -> Iterator[Event
         for offset in range(0, len(window), _PIECE):
             if offset:
                 yield None
-            tokens += model.tokenizer.encode_pairs(request.query, window[offset : offset + _PIECE])
+            pairs = [(request.query, document) for document in window[offset : offset + _PIECE]]
+            tokens += yield from model.tokenizer.encoding(pairs)
         for batch in plan_batches([len(item.ids) for item in tokens], budget):
             rows = [tokens[place] for place in batch]
             count.add(rows)

@@ -69,6 +69,7 @@ class EmbeddingModel:
 
     def close(self) -> None:
         """Give up the weights."""
+        self.tokenizer.close()
         self.encoder, self.stages = None, ()
 
 
@@ -92,6 +93,7 @@ class RankModel:
 
     def close(self) -> None:
         """Give up the weights."""
+        self.tokenizer.close()
         self.encoder, self.head = None, None
 
 

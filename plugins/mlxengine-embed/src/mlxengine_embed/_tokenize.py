@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from attrs import frozen
+from mlxengine import Event
 from mlxengine.errors import IncompatibleWeightsError, UnsupportedInputError
+from mlxengine.toolkit.aside import Aside
 
+_AT_ONCE = 1 << 16  # characters that are encoded in a few milliseconds
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 
 
@@ -51,6 +54,7 @@ class Tokenizer:
         self.max_length = min(limits)
         self._types = "token_type_ids" in self._slow.model_input_names
         self._fast = getattr(self._slow, "backend_tokenizer", None)
+        self._aside = Aside(threads=2)
         if self._fast is not None:
             self._fast.no_padding()
             if lower_case:
@@ -69,6 +73,17 @@ class Tokenizer:
         """Number of tokens that it knows."""
         return len(self._slow)
 
+    def encoding(self, inputs: Sequence[Any]) -> Generator[Event | None, None, list[Tokens]]:
+        """Within an iterator of events: texts or pairs encoded, beside the device unless that is quick."""
+        size = sum(len(part) for item in inputs for part in (item if isinstance(item, tuple) else (item,)))
+        if size <= _AT_ONCE:
+            return self._encode(list(inputs))
+        return (yield from self._aside.beside(lambda: self._encode(list(inputs))))
+
+    def close(self) -> None:
+        """End the threads that read long texts."""
+        self._aside.close()
+
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Token ids of each text, cut to ``max_length``.
 
@@ -76,10 +91,6 @@ class Tokenizer:
             UnsupportedInputError: the tokenizer refuses a text.
         """
         return self._encode(list(texts))
-
-    def encode_pairs(self, query: str, documents: Sequence[str]) -> list[Tokens]:
-        """Token ids of the query followed by each document; the longer of the two is cut first."""
-        return self._encode([(query, document) for document in documents])
 
     def prompt_length(self, prompt: str) -> int:
         """How many leading tokens of a text are its prompt's, special ones at the start included."""

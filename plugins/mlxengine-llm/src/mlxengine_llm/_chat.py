@@ -47,6 +47,17 @@ class Prompts:
             return self._aside.prepared(lambda: self.tokens(request, plain), then)
         return then(self.tokens(request, plain))
 
+    def encoded(
+        self, text: str, then: Callable[[list[int]], Iterator[Event | None]]
+    ) -> Iterator[Event | None]:
+        """Go on with the tokens of a text that is no prompt; as `serve`."""
+
+        def encode() -> list[int]:
+            self._check_length(text)
+            return self._markers.encode(text, add_special_tokens=True)
+
+        return self._aside.prepared(encode, then) if len(text) > _AT_ONCE else then(encode())
+
     def tokens(self, request: TextRequest, plain: bool = True) -> list[int]:
         """The token ids that the request stands for, at least one and fewer than the context holds.
 

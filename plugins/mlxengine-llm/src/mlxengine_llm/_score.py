@@ -24,20 +24,30 @@ def score(model: LanguageModel, request: ScoreRequest, context: RunContext) -> I
         InvalidParameterError: the text has fewer than two tokens, or a token id is not in the vocabulary.
         PromptTooLongError: it does not fit in the context.
     """
-    tokens = list(model.tokenizer.encode(request.text) if request.text is not None else request.tokens or ())
+
+    def start(tokens: list[int]) -> Iterator[Event | None]:
+        _check(model, tokens)
+        return _pieces(model, tokens, context.budget_ms, model.adapters.resolve(request.adapter))
+
+    if request.text is not None:
+        return model.prompts.encoded(request.text, start)
+    return start(list(request.tokens or ()))
+
+
+def _check(model: LanguageModel, tokens: list[int]) -> None:
     if len(tokens) < 2:
         raise InvalidParameterError(
             f"A text of {len(tokens)} tokens cannot be scored: the first is only context.",
             hint="Give a longer text.",
         )
-    if any(not 0 <= token < model.vocabulary for token in tokens):
-        raise InvalidParameterError(f"The vocabulary of {model.card.id} has {model.vocabulary} tokens.")
     if model.context is not None and len(tokens) > model.context:
         raise PromptTooLongError(
             f"The text has {len(tokens)} tokens; {model.card.id} takes {model.context}.",
             hint="Score it in pieces.",
         )
-    return _pieces(model, tokens, context.budget_ms, model.adapters.resolve(request.adapter))
+    size = model.vocabulary
+    if not 0 <= min(tokens) <= max(tokens) < size:
+        raise InvalidParameterError(f"The vocabulary of {model.card.id} has {size} tokens.")
 
 
 def _pieces(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -354,9 +354,9 @@ class Traffic:
 @pytest.fixture(params=KINDS)
 def traffic(
     request: pytest.FixtureRequest, plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Traffic]:
+) -> Traffic:
     monkeypatch.setattr(rows, "STALL", 1)
-    yield Traffic(plugin, KINDS[request.param], tmp_path)
+    return Traffic(plugin, KINDS[request.param], tmp_path)
 
 
 def check(traffic: Traffic, seeds: Sequence[int]) -> None:

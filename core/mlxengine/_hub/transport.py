@@ -258,7 +258,7 @@ def _refusal(answer: Answer, access: Access, repo: str, secrets: Sequence[str]) 
         return Trouble(f"status {status}", wait=asked, final=final)
     # Only these two are told: a body may be endless, and anything else would be logged as it is.
     told = {
-        name: shown(answer.headers[name]).encode("ascii", "backslashreplace")
+        name: shown(answer.headers[name]).encode("ascii", "backslashreplace").decode()
         for name in ("x-error-code", "x-error-message")
         if name in answer.headers
     }

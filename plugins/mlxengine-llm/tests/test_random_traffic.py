@@ -336,7 +336,8 @@ class Traffic:
         decoder = batch._decoder
         if decoder is not None:
             assert len(decoder._reading) == len(decoder._batch) == 0
-            assert (decoder._batch.layers, decoder._batch.held, decoder._batch._drawn) == ([], [], None)
+            assert (decoder._batch.layers, decoder._batch.held) == ([], [])
+            assert decoder._batch._drawn is decoder._batch._logprobs is None
 
     def memory(self) -> int:
         """Bytes in use once nothing is kept for prompts to come."""

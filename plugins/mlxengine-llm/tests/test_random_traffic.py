@@ -24,7 +24,7 @@ from mlxengine import (
     TextRequest,
 )
 from mlxengine.toolkit import rows
-from mlxengine_llm._shapes import Shapes
+from mlxengine.toolkit.shapes import Shapes
 from sameness import ON_GPU, on_gpu
 
 CLOSE = 1e-3
@@ -337,7 +337,7 @@ class Traffic:
         if decoder is not None:
             assert len(decoder._reading) == len(decoder._batch) == 0
             assert (decoder._batch.layers, decoder._batch.held) == ([], [])
-            assert decoder._batch._drawn is decoder._batch._logprobs is None
+            assert (decoder._batch._drawn, decoder._batch._scores) == (None, [])
 
     def memory(self) -> int:
         """Bytes in use once nothing is kept for prompts to come."""

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -451,6 +452,15 @@ def test_a_complete_cache_on_a_read_only_disk_is_hashed_and_used(
     folder = _fetch(served, cache_dir=mounted, offline=offline)
     assert (folder / "model.safetensors").read_bytes() == LARGE
     assert served.log.bytes() == 0
+
+
+def test_a_complete_cache_on_a_read_only_disk_is_used_though_its_branch_is_not_noted(
+    served: HubServer, mounted: Path
+) -> None:
+    _fetch(served, cache_dir=mounted)
+    shutil.rmtree(mounted / "models--org--name" / "refs")
+    subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
+    assert (_fetch(served, cache_dir=mounted) / "model.safetensors").read_bytes() == LARGE
 
 
 def test_a_cache_that_cannot_be_written_is_a_typed_error(served: HubServer, mounted: Path) -> None:

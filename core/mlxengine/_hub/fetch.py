@@ -6,8 +6,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from attrs import frozen
@@ -178,7 +178,10 @@ def fetch_files(
             with typed_disk_errors(cache.cache_dir):
                 _make_ready(cache, commit, todo, looks)
         if not access.offline:
-            with typed_disk_errors(cache.cache_dir):
+            with (
+                typed_disk_errors(cache.cache_dir),
+                _unless_read_only(f"{revision} is not noted as {commit}"),
+            ):
                 cache.set_ref(revision, commit)
     except BaseException as error:
         with suppress(Exception):  # the listener's own trouble must not hide ours
@@ -200,12 +203,19 @@ def _make_ready(
         Verified(path=file.path, size=file.size, mtime_ns=look.st_mtime_ns, hash=file.hash or "")
         for file, look in zip(files, looks, strict=True)
     ]
-    try:
+    with _unless_read_only(f"{cache.repo} is hashed again at every load"):
         cache.keep_marker(commit, verified)
+
+
+@contextmanager
+def _unless_read_only(consequence: str) -> Iterator[None]:
+    """Note something beside files that are all here; a cache that others fill does without."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in READ_ONLY:
             raise
-        log.warning("%s is read-only: %s is hashed again at every load", cache.cache_dir, cache.repo)
+        log.warning("The cache is read-only (%s): %s", error.filename, consequence)
 
 
 def _from_hub(job: Job, todo: Sequence[FileInfo], plan: DownloadPlan) -> list[os.stat_result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -12,8 +13,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
+from mlxengine import FileInfo
 from mlxengine import hub as client
-from mlxengine.errors import CorruptFileError, InsufficientDiskError, OfflineError
+from mlxengine._hub.access import Access
+from mlxengine._hub.cache import RepoCache
+from mlxengine._hub.download import Job, good_blob
+from mlxengine.errors import CancelledError, CorruptFileError, InsufficientDiskError, OfflineError
 
 from tests.hub.content import MIB, random_model, same, total
 from tests.hub.processes import Download
@@ -156,3 +161,22 @@ def test_stock_checksums_find_no_mismatch_in_our_cache(hub: HubServer, tmp_path:
     assert not checked.mismatches
     assert not checked.missing_paths
     assert not checked.extra_paths
+
+
+def test_a_cancelled_check_says_nothing_about_the_files(hub: HubServer, tmp_path: Path) -> None:
+    hub.repos.add("org/name", SHARDS)
+    path = client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path)
+    with pytest.raises(CancelledError):
+        client.verify("org/name", deep=True, cache_dir=tmp_path, cancelled=lambda: True)
+    answers = iter([False, True])  # for a moment only, while a file is read: it is no less good for that
+    with contextlib.suppress(CancelledError):
+        job = Job(
+            access=Access.of(cache_dir=tmp_path),
+            cache=RepoCache(tmp_path, "org/name"),
+            commit=path.name,
+            cancelled=lambda: next(answers, False),
+        )
+        name, data = next((name, data) for name, data in SHARDS.items() if len(data) > 1 << 20)
+        digest = (path / name).readlink().name
+        good_blob(job, FileInfo(path=name, size=len(data), hash=f"sha256:{digest}"), discard=True)
+    assert same(path, SHARDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.configuration import FileInfo
-from .access import Cancelled, never
+from .access import Cancelled, check, never
 
 _BLOCK = 1 << 20
 
@@ -39,7 +39,11 @@ class Digest:
 def hash_file(
     path: Path, file: FileInfo, cancelled: Cancelled = never, advance: Callable[[int], None] | None = None
 ) -> str | None:
-    """The content hash of a file on the disk; ``None`` if it is not there, or not of the file's size."""
+    """The content hash of a file on the disk; ``None`` if it is not there, or not of the file's size.
+
+    Raises:
+        CancelledError: the caller gave up, which says nothing about the file.
+    """
     try:
         with path.open("rb", buffering=0) as handle:
             digest, size, block = Digest(file), 0, bytearray(_BLOCK)
@@ -47,8 +51,9 @@ def hash_file(
             while count := handle.readinto(block):
                 digest.update(view[:count])
                 size += count
-                if size > file.size or cancelled():
+                if size > file.size:
                     return None
+                check(cancelled)
                 if advance is not None:
                     advance(count)
     except OSError:

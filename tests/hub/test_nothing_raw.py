@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.utils
 import pytest
 from huggingface_hub import close_session
 from hypothesis import HealthCheck, example, given, settings
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from mlxengine import hub as client
 from mlxengine._hub import access
 from mlxengine._hub.access import Policy, retry_after
-from mlxengine.errors import ConfigurationError, HubUnavailableError, MLXEngineError
+from mlxengine.errors import ConfigurationError, HubUnavailableError, MLXEngineError, ModelNotFoundError
 
 from tests.hub.content import MIB, random_model, same
 from tests.hub.server import HubServer
@@ -700,3 +701,27 @@ def test_what_may_pass_is_tried_again(hub: HubServer, tmp_path: Path) -> None:
         hub.faults.add(kind, "/api/models/", times=2)
         hub.faults.add(kind, "/resolve/", times=2)
     assert same(client.fetch("org/name", files=["*"], endpoint=hub.endpoint, cache_dir=tmp_path), files)
+
+
+def test_a_refusal_in_another_language_is_the_refusal_that_it_is(hub: HubServer, tmp_path: Path) -> None:
+    hub.faults.add("set_header", "/api/models/", header="X-Error-Message", value="modèle", times=None)
+    with pytest.raises(ModelNotFoundError):
+        client.resolve("org/none", endpoint=hub.endpoint, cache_dir=tmp_path)
+
+
+def test_a_client_that_something_else_closes_is_replaced(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos.add("org/name", FILES)
+    get_session, given = huggingface_hub.utils.get_session, []
+
+    def closed_at_first() -> Any:
+        given.append(get_session())
+        if len(given) == 1:
+            close_session()
+        return given[-1]
+
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", closed_at_first)
+    assert client.resolve("org/name", endpoint=hub.endpoint, cache_dir=tmp_path).commit
+    assert given[0].is_closed
+    assert given[1] is not given[0]

@@ -195,6 +195,10 @@ def _ask(
             raise OfflineError(
                 f"{repo} was not asked for: HF_HUB_OFFLINE is set.", hint="Unset it."
             ) from None
+        except RuntimeError:
+            if session.is_closed:  # huggingface_hub shares it with the whole process, and makes a new one
+                raise Trouble("the client was closed by something else in this process") from None
+            raise
         try:
             answer = Answer(response=response, direct=direct, line=line)
             if response.has_redirect_location:
@@ -254,7 +258,7 @@ def _refusal(answer: Answer, access: Access, repo: str, secrets: Sequence[str]) 
         return Trouble(f"status {status}", wait=asked, final=final)
     # Only these two are told: a body may be endless, and anything else would be logged as it is.
     told = {
-        name: shown(answer.headers[name])
+        name: shown(answer.headers[name]).encode("ascii", "backslashreplace").decode()
         for name in ("x-error-code", "x-error-message")
         if name in answer.headers
     }

@@ -74,6 +74,14 @@ def test_brackets_inside_texts_do_not_count_as_depth() -> None:
     assert read_json(b'{"template": "' + b"[" * 500 + b'\\"{"}', "x")["template"] == "[" * 500 + '"{'
 
 
+@pytest.mark.parametrize("data", [b'"' + b'\\"' * 30_000, b"[" * 10_000_000], ids=["no end", "too deep"])
+def test_a_hostile_document_is_refused_in_no_time(data: bytes) -> None:
+    start = time.monotonic()
+    with pytest.raises(IncompatibleWeightsError):
+        read_json(data, "config.json")
+    assert time.monotonic() - start < 1
+
+
 def test_waits_double_are_drawn_at_random_and_stay_below_the_cap() -> None:
     policy = Policy(base=0.2, cap=30)
     for failures in range(1, 20):

@@ -20,7 +20,7 @@ def main() -> None:
     if options.tiny:
         options.shape, options.lengths = TINY, [64, 200]
     report = Report(options)
-    with sides(options.shape, flags=dict(options.features)) as both:
+    with sides(options.shape, flags=dict(options.features), readers=options.readers) as both:
         for done, length in enumerate(options.lengths):
             row = alternate(
                 report,

@@ -39,7 +39,9 @@ def main() -> None:
         return done
 
     _decoder.BatchDecoder.step = step  # type: ignore[method-assign]
-    with sides(options.shape, streams=options.streams, flags=dict(options.features)) as both:
+    with sides(
+        options.shape, streams=options.streams, flags=dict(options.features), readers=options.readers
+    ) as both:
         for number in report.rounds(1):
             steps.clear()
             came = both.ours(both.prompts(options.streams, options.length, number), options.new)

@@ -35,7 +35,7 @@ def at_once(report: Report, both: Sides, n: int, share: int, limits: Limits, opt
         side: load.shares(limits, {k: v[side] for k, v in row.items() if isinstance(v, dict)}, n, length, new)
         for side in ("ours", "mlx_lm")
     }
-    report.add(what="at once", shape=options.shape, streams=n, **row, of_limit=used)
+    report.add(what="at once", shape=options.shape, streams=n, readers=both.readers, **row, of_limit=used)
 
 
 def arriving(report: Report, both: Sides, load: float, share: int, capacity: float, options: Any) -> None:
@@ -73,7 +73,9 @@ def show(report: Report) -> None:
     columns = {
         "shape": lambda row: row["shape"],
         "requests": lambda row: (
-            row["streams"] if "streams" in row else f"{row['load']:g} of capacity ({row['per_second']:.1f}/s)"
+            f"{row['streams']}, read by {row['readers']}"
+            if "streams" in row
+            else f"{row['load']:g} of capacity ({row['per_second']:.1f}/s)"
         ),
         "tok/s: ours / mlx-lm": of("tokens_per_second"),
         "first token, ms": of("first_ms"),
@@ -106,7 +108,10 @@ def run(options: argparse.Namespace) -> None:
     limits = Limits.measure(tiny=options.tiny)
     report.add(what="limits", bytes_per_second=limits.bandwidth, flops=limits.flops)
     with sides(
-        options.shape, streams=max([TOGETHER, *options.streams]), flags=dict(options.features)
+        options.shape,
+        streams=max([TOGETHER, *options.streams]),
+        flags=dict(options.features),
+        readers=options.readers,
     ) as both:
         todo = len(options.streams) + len(options.arrivals)
         for n in options.streams:

@@ -30,6 +30,10 @@ class Shapes:
         """So many rows, or fewer where new sizes are dear: a power of two."""
         return 1 << (count.bit_length() - 1) if self.costly and count else count
 
+    def filled(self, count: int) -> int:
+        """So many rows and blank ones behind them, where new sizes are dear: the next power of two."""
+        return 1 << (count - 1).bit_length() if self.costly and count else count
+
     def note(self, *size: Hashable) -> None:
         """Tell of a pass; of prompts: rows, positions read, positions that the longest row holds then."""
         if self.costly and size not in self._met:

@@ -16,6 +16,7 @@ from attrs import evolve
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import QuantizedKVCache
 from mlxengine.errors import out_of_memory
+from mlxengine.toolkit.dtype import precise
 from mlxengine.toolkit.joining import Company, batch_of, matrix
 
 from ._adapters import Adapters
@@ -78,10 +79,15 @@ class Trial:
             return False
         self.done = True
         self._adapters.use(None)
+        with precise(self._network):
+            self._try()
+        return True
+
+    def _try(self) -> None:
         allowed = self.company
         if not self._holds(self._joined, (0, 1)):
             self._alone("a batch changes its tokens")
-            return True
+            return
         padded = allowed.padded and self._holds(self._padded, (0, 1))
         self.company = evolve(
             allowed,
@@ -91,7 +97,6 @@ class Trial:
         )
         if self.company != allowed:
             _log.info("Prompts are read apart where a pass for several was wrong: %s", self)
-        return True
 
     def _alone(self, why: str) -> None:
         self.done = True

@@ -130,7 +130,7 @@ class _Passes:
         return self._language(tokens, cache=layers, **options)
 
     def read(
-        self, group: Sequence[Reading], counts: Sequence[int], length: int, layers: list[Any]
+        self, group: Sequence[Reading], counts: Sequence[int], length: int, layers: list[Any], blank: int = 0
     ) -> mx.array | None:
         first = group[0]
         plans = [entry.plan for entry in group if isinstance(entry, VisionReading) and entry.plan is not None]
@@ -141,6 +141,7 @@ class _Passes:
             self._call(mx.array([first.tokens[at : at + counts[0]]]), layers, row.deltas)
             return None
         parts = [plan.take(count) for plan, count in zip(plans, counts, strict=True)]
+        parts += parts[-1:] * blank
         ids, inputs = parts[0] if (len(parts), length) == (1, counts[0]) else stacked(parts, length)
         output = self._language(ids, cache=layers, **inputs)
         return None if first.last else _last(output)

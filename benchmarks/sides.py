@@ -36,7 +36,7 @@ with descriptor_limit_kept():
     from mlx_lm.generate import BatchGenerator, stream_generate
     from mlx_lm.utils import load
 
-from shapes import BIG, SHAPES, write_checkpoint  # noqa: E402
+from benchmarks.shapes import BIG, SHAPES, write_checkpoint  # noqa: E402
 
 TINY = "llama-2M"
 ADMITS, TOGETHER = 0.5, 32  # mlx_lm.server: seconds between looks at what came in; --decode-concurrency

@@ -1,6 +1,6 @@
 """How much running answers wait while long prompts come in, and what that costs in all.
 
-    python benchmarks/llm_stall.py [--length 4096] [--prompts 8] [--factors 4 6 8] [--clock processor]
+    python -m benchmarks.language.stall [--length 4096] [--prompts 8] [--factors 4 6 8] [--clock processor]
         [--shape llama-1B] [--rounds 5] [--seconds 540]
         [--output FILE.json] [--curve FILE.svg] [--merge FILE.json ...]
 
@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxengine import GenerateParams, InferenceEngine, TextDelta, TextRequest
-from sides import TINY, BatchGenerator, checkpoint, load
+
+from benchmarks.sides import TINY, BatchGenerator, checkpoint, load
 
 RUNNING, QUIET, ANSWER = 4, 150, 32
 P99, WHOLE = 10.0, 1.25  # what is aimed at

@@ -1,6 +1,6 @@
 """mlx-vlm against mflux where both know a model: the picture beside diffusers', and the time of a step.
 
-    python benchmarks/diffusion_backends.py [--rounds 8] [--width 768] [--side 256]
+    python -m benchmarks.pictures.backends [--rounds 8] [--width 768] [--side 256]
 
 Needs an environment with mlx-vlm and mflux (see `mlxengine_diffusion.backends.mflux`). Both transformers get
 the same random weights and take turns (A B A B …) in one process, so that other work on the machine strikes
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "plugins" / "mlxengine-diffusion" / "tests" / "extras"
 sys.path[:0] = [str(TESTS), str(ROOT / "core"), str(ROOT / "plugins" / "mlxengine-diffusion" / "src")]
 

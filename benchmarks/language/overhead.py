@@ -1,6 +1,6 @@
 """What the engine costs on top of mlx-lm: the same prompts, the same weights, alternating runs.
 
-    python benchmarks/llm_overhead.py MODEL_FOLDER [--tokens 64] [--rounds 5] [--output FILE.json]
+    python -m benchmarks.language.overhead MODEL_FOLDER [--tokens 64] [--rounds 5] [--output FILE.json]
 
 Single stream: decode rate of ``TextHandle.stream`` against ``mlx_lm.stream_generate``. Eight streams: all
 tokens over the wall time, against a raw ``BatchGenerator`` to which the same requests come at the same

@@ -1,6 +1,6 @@
 """What guessing tokens gains: the same greedy answers with and without it, on texts to copy and on free text.
 
-    python benchmarks/llm_speculation.py MODEL_FOLDER [--draft FOLDER] [--deeper N] [--tokens 128]
+    python -m benchmarks.language.speculation MODEL_FOLDER [--draft FOLDER] [--deeper N] [--tokens 128]
         [--rounds 3] [--output FILE.json]
 
 Rounds alternate (ABAB) between the model as it is and the model with ``llm.speculation`` (or with a draft

@@ -1,6 +1,6 @@
 """What a grammar adds to a decoding step of eight rows.
 
-    python benchmarks/llm_mask.py MODEL_FOLDER [--rows 8] [--tokens 64] [--rounds 5] [--output FILE.json]
+    python -m benchmarks.language.mask MODEL_FOLDER [--rows 8] [--tokens 64] [--rounds 5] [--output FILE.json]
 
 Rounds alternate (ABAB) between rows of free text and rows that must write JSON of a schema that does not end
 before the tokens do; each row has its own seed, as in service. Compared is the time for a whole round, the

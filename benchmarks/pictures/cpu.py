@@ -1,6 +1,6 @@
 """Processor seconds of a denoising step: ours against diffusers on torch, same weights, taking turns.
 
-    python benchmarks/diffusion.py --torch-python PYTHON [--rounds 6] [--threads 1]
+    python -m benchmarks.pictures.cpu --torch-python PYTHON [--rounds 6] [--threads 1]
 
 PYTHON is an interpreter that has torch and diffusers. Each side is a process of its own that builds the
 same random UNet; they run by turns (A B A B …), so that other work on the machine strikes both alike. The
@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from diffusion_gpu import SHAPES
+from benchmarks.pictures.gpu import SHAPES
 
 POOLED = 1280  # width of SDXL's pooled prompt
 SD15, SDXL = (SHAPES[name]["unet"] for name in ("sd-1.5 512x512", "sdxl 1024x1024"))
@@ -105,7 +105,7 @@ def compare(name: str, torch_python: str, rounds: int, threads: int) -> dict[str
     limits = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     workers = {
         side: subprocess.Popen(
-            [python, __file__, "--worker", side, "--case", name],
+            [python, "-m", "benchmarks.pictures.cpu", "--worker", side, "--case", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,6 +1,6 @@
 """Sixteen requests at once, no two alike: ours, ``mlx_lm.server`` and a raw ``BatchGenerator`` side by side.
 
-    python benchmarks/llm_mix.py [--shape llama-2M] [--rounds 3] [--output FILE.json]
+    python -m benchmarks.language.mix [--shape llama-2M] [--rounds 3] [--output FILE.json]
 
 Each is given the same requests, first one by one and then all at once, on the same random weights in fp32.
 For every request: whether the answer among the others is the one that it got alone, and whether what was
@@ -41,7 +41,7 @@ with descriptor_limit_kept():
     from mlx_lm.sample_utils import make_logits_processors, make_sampler
     from mlx_lm.utils import load
 
-from shapes import SHAPES, write_checkpoint  # noqa: E402
+from benchmarks.shapes import SHAPES, write_checkpoint  # noqa: E402
 
 TOKENS = 24
 TEMPLATE = (

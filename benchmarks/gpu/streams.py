@@ -1,6 +1,6 @@
 """Many streams at once on a GPU: the engine against a raw ``BatchGenerator``, and against the device itself.
 
-    python benchmarks/gpu_streams.py [--shape llama-1B] [--streams 1 8 32 128] [--arrivals 0.5 0.9]
+    python -m benchmarks.gpu.streams [--shape llama-1B] [--streams 1 8 32 128] [--arrivals 0.5 0.9]
         [--rounds 5] [--seconds 540] [--output FILE.jsonl] [--tiny]
 
 All requests at once, in alternating rounds after one that warms up: tokens per second, median time to the
@@ -17,7 +17,7 @@ import argparse
 import random
 from typing import Any
 
-from sides import ADMITS, TINY, TOGETHER, Limits, Load, Report, Sides, alternate, parser, sides
+from benchmarks.sides import ADMITS, TINY, TOGETHER, Limits, Load, Report, Sides, alternate, parser, sides
 
 
 def at_once(report: Report, both: Sides, n: int, share: int, limits: Limits, options: Any) -> None:

@@ -1,6 +1,6 @@
 """Seconds a denoising step at the shapes of Stable Diffusion 1.5 and XL, with random weights, on a GPU.
 
-    python benchmarks/diffusion_gpu.py [--steps 20] [--dtype float16] [--compile on] [--out figures.json]
+    python -m benchmarks.pictures.gpu [--steps 20] [--dtype float16] [--compile on] [--out figures.json]
 
 Needs mlx with its CUDA (or Metal) back end; no network and no checkpoint. Ours is the engine and the plugin
 as they are: a repository with random weights is written, loaded and asked for pictures, and the time between
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
 sys.path[:0] = [str(ROOT / "core"), str(ROOT / "plugins" / "mlxengine-diffusion" / "src")]
 

@@ -1,6 +1,6 @@
 """Texts per second on an NVIDIA GPU: the embedding plugin against sentence-transformers on torch, in fp16.
 
-    python benchmarks/embed_gpu.py [--layers 12] [--size 768] [--torch-batch 256] [--output FILE.json]
+    python -m benchmarks.embeddings.gpu [--layers 12] [--size 768] [--torch-batch 256] [--output FILE.json]
 
 Needs no network: the weights are random, in the shape of BERT base (``--layers 24 --size 1024``: BERT large),
 written once to a temporary folder and read by both. Needs MLX with its CUDA back end, mlx-embeddings and
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -22,8 +23,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import embed
+from benchmarks.embeddings.cpu import SUBJECTS, WORDS, compare_all, texts_of
 
 COUNTS = (1, 32, 256, 4096)
 
@@ -81,7 +81,7 @@ def write_bert(folder: Path, layers: int, size: int, words: int = 30_522) -> Non
     for name, value in documents.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(value))
-    vocabulary = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *dict.fromkeys(embed.WORDS)]
+    vocabulary = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *dict.fromkeys(WORDS)]
     numbered = {word: i for i, word in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(numbered, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -95,8 +95,8 @@ def write_bert(folder: Path, layers: int, size: int, words: int = 30_522) -> Non
 
 def agreement(folder: str) -> float:
     """The lowest cosine between both libraries' vectors of 64 mixed texts."""
-    texts = embed.texts_of("mixed", 64)
-    left, right = (np.asarray(embed.SUBJECTS[name](folder)(texts), np.float32) for name in ("ours", "torch"))
+    texts = texts_of("mixed", 64)
+    left, right = (np.asarray(SUBJECTS[name](folder)(texts), np.float32) for name in ("ours", "torch"))
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     return float(((left * right).sum(1) / norms).min())
 
@@ -116,8 +116,8 @@ def main() -> None:
 
     if mx.default_device().type == mx.DeviceType.cpu:
         print("mlx has no GPU here: these are figures of the CPU.")
-    embed.os.environ["TORCH_BATCH"] = str(arguments.torch_batch)
-    embed.os.environ.setdefault("OMP_NUM_THREADS", "4")
+    os.environ["TORCH_BATCH"] = str(arguments.torch_batch)
+    os.environ.setdefault("OMP_NUM_THREADS", "4")
     pythons = {"ours": sys.executable}
     if importlib.util.find_spec("sentence_transformers") and importlib.util.find_spec("torch"):
         pythons["torch"] = sys.executable
@@ -125,7 +125,7 @@ def main() -> None:
         print("torch and sentence-transformers are not installed here: nothing to compare with.")
     with tempfile.TemporaryDirectory() as folder:
         write_bert(Path(folder), arguments.layers, arguments.size)
-        rows = embed.compare_all(pythons, folder, 4, arguments.rounds, COUNTS)
+        rows = compare_all(pythons, folder, 4, arguments.rounds, COUNTS)
         result = {"layers": arguments.layers, "size": arguments.size, "rows": rows}
         if "torch" in pythons:
             result["lowest_cosine"] = agreement(folder)

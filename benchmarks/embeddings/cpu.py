@@ -1,6 +1,6 @@
 """Texts per second of the embedding plugin, of sentence-transformers on torch, and of mlx-embeddings.
 
-    python benchmarks/embed.py MODEL_FOLDER [--torch-python PYTHON] [--rounds 5] [--threads 2]
+    python -m benchmarks.embeddings.cpu MODEL_FOLDER [--torch-python PYTHON] [--rounds 5] [--threads 2]
                                [--output FILE.json]
 
 Each runs in a process of its own, loaded once, and they take turns (ABAB) on the same texts: one, 32 and 256,
@@ -105,7 +105,7 @@ class Worker:
         }
         self.name = name
         self.process = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), folder, "--worker", name],
+            [python, "-m", "benchmarks.embeddings.cpu", folder, "--worker", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """Time to the first token of one prompt at a time on a GPU: the engine against ``mlx_lm.stream_generate``.
 
-    python benchmarks/gpu_first_token.py [--shape llama-1B] [--lengths 512 4096 7000] [--rounds 5]
+    python -m benchmarks.gpu.first_token [--shape llama-1B] [--lengths 512 4096 7000] [--rounds 5]
         [--seconds 540] [--output FILE.jsonl] [--tiny]
 
 Alternating rounds after one that warms up, each with other prompts; both prompt caches are off.
@@ -8,7 +8,7 @@ Alternating rounds after one that warms up, each with other prompts; both prompt
 
 from __future__ import annotations
 
-from sides import TINY, Report, alternate, parser, sides
+from benchmarks.sides import TINY, Report, alternate, parser, sides
 
 NEW = 8
 

@@ -1,6 +1,6 @@
 """What a fast BLAS and dense fp32 weights bring on a Linux CPU: SmolLM2 beside mlx-lm as pip installs it.
 
-    python benchmarks/cpu_blas.py [--repeats 3] [--json FILE]
+    python -m benchmarks.engine.blas [--repeats 3] [--json FILE]
 
 Every contender runs in a process of its own, by turns (A B C A B C …). Figures are tokens per second of
 processor time of the process (user and system), which other work on the machine disturbs least; the best of
@@ -16,8 +16,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-ROOT = Path(__file__).parents[1]
 
 MAKE_DENSE = """
 import sys, json
@@ -92,7 +90,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     from tests.hub import weights
 
     quantized = weights.folder_of(weights.SMOLLM2)

@@ -1,6 +1,6 @@
 """What the engine itself costs for each event: processor time on a model that does nothing.
 
-    python benchmarks/host.py [--events 2000] [--rounds 9] [--output FILE.json]
+    python -m benchmarks.engine.host [--events 2000] [--rounds 9] [--output FILE.json]
 
 Each step of the null model is one event, so the figure is that of a step and of an event; its readers are a
 thread each, or the tasks of one event loop. The least of the rounds is the one that nothing else disturbed;

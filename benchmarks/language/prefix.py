@@ -1,6 +1,6 @@
 """Time to the first token of a long prompt: cold, from the prompt cache, and from disk after a restart.
 
-python benchmarks/llm_prefix.py MODEL_FOLDER [--tokens 1000] [--rounds 3] [--output FILE.json]
+python -m benchmarks.language.prefix MODEL_FOLDER [--tokens 1000] [--rounds 3] [--output FILE.json]
 """
 
 from __future__ import annotations

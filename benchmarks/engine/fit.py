@@ -1,6 +1,6 @@
 """Predicted against measured peak memory, by the engine's own `fit`, as a table.
 
-    python benchmarks/fit_accuracy.py [--big] [--only NAME …] [--model PATH …] [--out results.md]
+    python -m benchmarks.engine.fit [--big] [--only NAME …] [--model PATH …] [--out results.md]
 
 Each model runs in a process of its own: load, then one request that fills the context; the peak is what mlx
 reports for that request, weights included. ``--big`` adds 1B and 8B shapes (a GPU's work).
@@ -15,8 +15,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 ALLOWED = 0.15
 ALLOWED_BYTES = 32 << 20
@@ -88,7 +86,7 @@ def main() -> int:
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.context)))
         return 0
-    from shapes import BIG, SHAPES
+    from benchmarks.shapes import BIG, SHAPES
 
     shapes = {**SHAPES, **(BIG if arguments.big else {})}
     chosen = {name: shapes[name] for name in shapes if not arguments.only or name in arguments.only}
@@ -98,16 +96,15 @@ def main() -> int:
         for name, path in jobs:
             if path is None:
                 code = (
-                    "import sys, json, pathlib; sys.path.insert(0, sys.argv[1]); "
-                    "from mlxengine.toolkit import backend; from shapes import write_checkpoint; "
-                    "write_checkpoint(pathlib.Path(sys.argv[2]), json.loads(sys.argv[3]))"
+                    "import sys, json, pathlib; from mlxengine.toolkit import backend; "
+                    "from benchmarks.shapes import write_checkpoint; "
+                    "write_checkpoint(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]))"
                 )
                 path = f"{folder}/{name}"
                 config = json.dumps(chosen[name])
-                subprocess.run(
-                    [sys.executable, "-c", code, str(Path(__file__).parent), path, config], check=True
-                )
-            command = [sys.executable, __file__, "--measure", path, "--context", str(arguments.context)]
+                subprocess.run([sys.executable, "-c", code, path, config], check=True)
+            module = "benchmarks.engine.fit"
+            command = [sys.executable, "-m", module, "--measure", path, "--context", str(arguments.context)]
             environment = {**os.environ, "MLXENGINE_HISTORY": f"{folder}/loads.jsonl"}
             found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
             if found.returncode:

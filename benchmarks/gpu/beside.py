@@ -1,6 +1,6 @@
 """A chat beside embeddings and a picture on a GPU: how long it waits, and what sharing the device costs.
 
-    python benchmarks/gpu_beside.py [--shape llama-1B] [--new 256] [--texts 16] [--steps 20] [--rounds 5]
+    python -m benchmarks.gpu.beside [--shape llama-1B] [--new 256] [--texts 16] [--steps 20] [--rounds 5]
         [--seconds 540] [--output FILE.jsonl] [--tiny]
 
 Each of them alone, then all at once, in each round after one that warms up: the chat's longest gap between
@@ -21,8 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusion_gpu
-from embed_gpu import write_bert
 from mlxengine import (
     EmbedRequest,
     GenerateParams,
@@ -34,7 +32,10 @@ from mlxengine import (
     TextDelta,
     TextRequest,
 )
-from sides import TINY, Report, checkpoint, parser, prompts
+
+from benchmarks.embeddings.gpu import write_bert
+from benchmarks.pictures.gpu import SHAPES, write_repository
+from benchmarks.sides import TINY, Report, checkpoint, parser, prompts
 
 TEXT = "the quick brown fox jumps over a lazy dog and runs into the wood where it sleeps until night "
 
@@ -60,11 +61,11 @@ class Work:
         sd.mkdir()
         write_bert(bert, *((2, 128) if options.tiny else (12, 768)))
         self.embed = _loaded(lambda: engine.load_embeddings(bert))
-        shape = next(iter(diffusion_gpu.SHAPES.values()))
+        shape = next(iter(SHAPES.values()))
         dtype = "float32" if options.tiny else "float16"
         if options.tiny:
             shape = {"latents": 8, "unet": {**shape["unet"], "block_out_channels": [32, 32, 32, 32]}}
-        diffusion_gpu.write_repository(sd, shape, dtype)
+        write_repository(sd, shape, dtype)
         self.side = 8 * int(shape["latents"])
         self.picture = _loaded(lambda: engine.load_images(sd, features={"diffusion.dtype": dtype}))
 

@@ -1,6 +1,6 @@
 """Our downloads and the stock client's, side by side, on the hub of the tests (plain HTTP, Xet off).
 
-    python -m benchmarks.hub [--rounds 5] [--json FILE]
+    python -m benchmarks.engine.hub [--rounds 5] [--json FILE]
 
 Every download runs in a process of its own, the two clients by turns. Bytes are counted at the server.
 Times are the call's own, imports not counted; the best and the median of the rounds are given.

@@ -1,6 +1,6 @@
 """Sixteen mixed requests with pictures: what the engine and mlx-vlm's own batch generator give.
 
-    python benchmarks/vlm_batch.py MODEL_FOLDER [--tokens 24] [--pictures 16] [--rounds 5] [--output FILE]
+    python -m benchmarks.vision.batch MODEL_FOLDER [--tokens 24] [--pictures 16] [--rounds 5] [--output FILE]
 
 Same answers: each request (other picture, size, number of pictures, temperature, seed) is served alone and
 then with the others; how many answers stay the same, greedy and sampled ones apart. mlx-vlm's ``insert``

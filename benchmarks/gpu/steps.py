@@ -1,6 +1,6 @@
 """What each step of the shared batch read, drew and took, while many prompts come at once.
 
-    python benchmarks/gpu_steps.py [--shape llama-1B] [--streams 32] [--length 512] [--new 128] [--rounds 3]
+    python -m benchmarks.gpu.steps [--shape llama-1B] [--streams 32] [--length 512] [--new 128] [--rounds 3]
         [--seconds 540] [--output FILE.jsonl] [--tiny]
 
 Round 0 is the first that the process serves. Steps are grouped by whether they read prompts and by how many
@@ -14,7 +14,7 @@ import time
 from collections import Counter, defaultdict
 from typing import Any
 
-from sides import TINY, Report, parser, sides
+from benchmarks.sides import TINY, Report, parser, sides
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -328,6 +329,22 @@ def test_a_model_that_is_switched_to_can_be_warmed_up_and_goes_where_that_fails(
             assert plain.models == ()
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_process_that_is_forked_while_the_reservations_are_locked_holds_up_nobody(reservations):
+    shared, context = Reservations(reservations), multiprocessing.get_context("fork")
+    over = context.Event()
+    with shared._locked():
+        child = context.Process(target=over.wait, args=(20,))
+        child.start()
+    try:
+        asked = threading.Thread(target=shared.others, daemon=True)
+        asked.start()
+        asked.join(5)
+        assert not asked.is_alive()
+    finally:
+        over.set()
+        child.join(20)
 
 
 def test_health_says_what_really_ran_last(engine, plugin, make):

@@ -1,4 +1,7 @@
-"""Tools: Python functions that a model may call."""
+"""Let a model call Python functions: describe them to it, run what it calls, hand it the results.
+
+A `Session` does all of that by itself (``tool_rounds``); these are its parts, for loops of your own.
+"""
 
 from __future__ import annotations
 

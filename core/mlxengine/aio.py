@@ -9,24 +9,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from ._memory.live import LiveModel, PendingLoad
 from .engine import InferenceEngine, closing_beside
-from .handle import AsyncModelHandle
 
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from ._memory.live import LiveModel
     from .contract.configuration import ModelCard, ModelConfiguration
     from .contract.fit import FitReport
     from .contract.hookspecs import Workload
     from .contract.loading import EngineOptions, LoadOptions
     from .contract.plugins import Owner
+    from .handle import AsyncModelHandle
     from .memory import MemoryReport
     from .pictures.handle import AsyncImageHandle
     from .text.handle import AsyncTextHandle
     from .vectors.handle import AsyncEmbeddingHandle
 
-H = TypeVar("H", bound=AsyncModelHandle)
+H = TypeVar("H", bound="AsyncModelHandle")
 T = TypeVar("T")
 
 
@@ -125,27 +125,18 @@ class AsyncInferenceEngine:
             raise
 
     async def _switched(self, model: str | Path | ModelConfiguration, options: LoadOptions) -> LiveModel:
-        engine, begun, given_up = self.sync, list[PendingLoad](), threading.Event()
-
-        def start() -> PendingLoad:
-            begun.append(engine._start_load(None, model, options))
-            if given_up.is_set():
-                begun[0].cancelled.set()
-            return begun[0]
+        engine, given_up = self.sync, Future[None]()
 
         def switch() -> LiveModel:
-            live = engine._switch.to(start)
-            if given_up.is_set():
+            live = engine._switch.to(lambda: engine._start_load(None, model, options), given_up)
+            if given_up.done():
                 engine._release(live)
             return live
 
         try:
             return await asyncio.to_thread(switch)
-        except asyncio.CancelledError:
-            given_up.set()
-            for pending in begun:
-                pending.cancelled.set()
-            raise
+        finally:
+            given_up.set_result(None)
 
     # -- what there is -------------------------------------------------------------------------------
 

@@ -313,6 +313,26 @@ def test_switching_in_asyncio_does_the_same_and_a_cancelled_one_leaves_nothing(p
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
+@pytest.mark.parametrize("given_up", [True, False])
+def test_a_switch_that_ends_early_leaves_a_load_that_others_wait_for(plugin, make, given_up):
+    async def main():
+        async with AsyncInferenceEngine(plugins=[("sized", plugin)], memory_budget="1GB") as engine:
+            folder = make("shared", 500, slices=100)
+            other = asyncio.create_task(engine.load(folder))
+            switching = asyncio.create_task(engine.switch(folder))
+            while "shared" not in plugin.loads:
+                await asyncio.sleep(0.005)
+            if given_up:
+                switching.cancel()
+                await asyncio.sleep(0.1)
+            await engine.switch(make("next", 100))
+            assert len((await (await other).run(Request())).events) == 2
+            [ended] = await asyncio.gather(switching, return_exceptions=True)
+            assert isinstance(ended, asyncio.CancelledError if given_up else errors.CancelledError)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 def test_a_model_that_is_switched_to_can_be_warmed_up_and_goes_where_that_fails(plugin, make):
     async def main():
         async with AsyncInferenceEngine(plugins=[("sized", plugin)]) as engine:

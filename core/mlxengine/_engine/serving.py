@@ -11,7 +11,6 @@ import attrs
 
 from .._memory.live import LiveModel, PendingLoad
 from .._scheduling.channel import Channel
-from .._scheduling.recovery import RecoveringSink
 from .._scheduling.task import FutureSink, Task
 from .._scheduling.threads import refuse_fork
 from ..contract._convert import only
@@ -82,6 +81,7 @@ class Serving(EngineBase):
             raise EngineClosedError("The engine is closed.")
         if closed or live.closed:
             raise ModelClosedError(f"The handle of {live.card.id} is closed.")
+        from .._scheduling.recovery import RecoveringSink
         from ..contract.requests import Request
 
         if not isinstance(request, Request):

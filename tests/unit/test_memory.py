@@ -410,7 +410,7 @@ def test_when_the_thread_dies_silent_requests_are_tried_again_and_others_are_tol
     spoken = engine.load(make("spoken", 100, steps=10**6)).stream(Request())
     next(spoken)
     scheduler = engine._scheduler
-    serve, deaths = scheduler._serve, []
+    serve, deaths = scheduler._rounds._serve, []
 
     def broken(*arguments, **more):
         if not deaths:
@@ -419,7 +419,7 @@ def test_when_the_thread_dies_silent_requests_are_tried_again_and_others_are_tol
         serve(*arguments, **more)
 
     silent = engine.load(make("silent", 100, steps=3, seconds=0.3)).stream(Request())
-    monkeypatch.setattr(scheduler, "_serve", broken)
+    monkeypatch.setattr(scheduler._rounds, "_serve", broken)
     began = time.monotonic()
     with pytest.raises(errors.GenerationError, match="thread failed"):
         list(spoken)

@@ -126,9 +126,10 @@ class AsyncInferenceEngine:
 
     async def _switched(self, model: str | Path | ModelConfiguration, options: LoadOptions) -> LiveModel:
         engine, given_up = self.sync, Future[None]()
+        key = engine._wish(None, model, options)
 
         def switch() -> LiveModel:
-            live = engine._switch.to(lambda: engine._start_load(None, model, options), given_up)
+            live = engine._switch.to(lambda: engine._pool.start(key, options.get("on_progress")), given_up)
             if given_up.done():
                 engine._release(live)
             return live

@@ -96,7 +96,8 @@ class InferenceEngine(Serving):
 
         Of several calls at once the last wins; the others end with `CancelledError`.
         """
-        live = self._switch.to(lambda: self._start_load(None, model, options))
+        key = self._wish(None, model, options)
+        live = self._switch.to(lambda: self._pool.start(key, options.get("on_progress")))
         try:
             self._warmed_up(live, options)
         except BaseException:

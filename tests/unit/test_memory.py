@@ -313,6 +313,16 @@ def test_switching_in_asyncio_does_the_same_and_a_cancelled_one_leaves_nothing(p
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
+def test_a_switch_that_cannot_be_meant_leaves_the_model_in_use(engine, plugin, make):
+    first = engine.switch(make("a"))
+    with pytest.raises(errors.InvalidParameterError):
+        engine.switch(make("b"), verify="shallow")
+    with pytest.raises(errors.InvalidModelRefError):
+        engine.switch("org/name/more")
+    assert text(first) == "xx"
+    assert plugin.frees == []
+
+
 @pytest.mark.parametrize("given_up", [True, False])
 def test_a_switch_that_ends_early_leaves_a_load_that_others_wait_for(plugin, make, given_up):
     async def main():

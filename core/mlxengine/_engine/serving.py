@@ -39,6 +39,12 @@ class Serving(EngineBase):
     def _start_load(
         self, handle: type | None, model: str | Path | ModelConfiguration, options: LoadOptions
     ) -> PendingLoad:
+        return self._pool.start(self._wish(handle, model, options), options.get("on_progress"))
+
+    def _wish(
+        self, handle: type | None, model: str | Path | ModelConfiguration, options: LoadOptions
+    ) -> LoadKey:
+        """What is to be loaded; what is wrong with the wish itself is said before anything is done."""
         from ..contract.loading import LoadOptions
 
         only(options, LoadOptions)
@@ -52,7 +58,7 @@ class Serving(EngineBase):
         if features:
             merged = {**dict(configuration.features), **features}
             configuration = attrs.evolve(configuration, features=tuple(sorted(merged.items())))
-        return self._pool.start(LoadKey(configuration, handle, verify), options.get("on_progress"))
+        return LoadKey(configuration, handle, verify)
 
     def _handle(self, live: LiveModel, which: str = "handle") -> Any:
         """What the caller gets for a model that it holds; one that has no handle is given up."""

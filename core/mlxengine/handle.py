@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import attrs
 from attrs import frozen
 
 from .contract.configuration import ModelCard, ModelConfiguration
@@ -17,8 +16,8 @@ from .contract.requests import Request
 from .streams import AsyncEventStream, EventStream
 
 if TYPE_CHECKING:
+    from ._engine.serving import Serving
     from ._memory.live import LiveModel
-    from .engine import InferenceEngine
 
 
 @frozen(kw_only=True)
@@ -47,7 +46,7 @@ class Result:
 class _Handle:
     """What the sync and the async handles share."""
 
-    def __init__(self, engine: InferenceEngine, live: LiveModel) -> None:
+    def __init__(self, engine: Serving, live: LiveModel) -> None:
         self._engine = engine
         self._live = live
         self._closed = False
@@ -162,18 +161,30 @@ class ModelHandle(_Handle):
 
 
 class AsyncModelHandle(_Handle):
-    """The same as `ModelHandle`, for asyncio."""
+    """A loaded model of any kind, for asyncio: `stream` events, or `run` to the end.
+
+    Close it (or leave its ``async with`` block) to free the model when nobody else holds it.
+    """
 
     def stream(self, request: Request) -> AsyncEventStream:
-        """Start a request; iterate its events with ``async for``."""
+        """Start a request; its events come as they happen, to an ``async for``.
+
+        Raises:
+            ModelClosedError, EngineClosedError: the handle or its engine was closed.
+            InvalidParameterError: ``request`` is not a request, or one that this model cannot take.
+        """
         return AsyncEventStream(*self._engine._open(self._live, request, self._closed))
 
     async def run(self, request: Request) -> Result:
-        """Run a request to its end."""
+        """Run a request to its end; cancelling the task cancels the request.
+
+        Raises:
+            MLXEngineError: what the request ended with.
+        """
         return Result.of([event async for event in self.stream(request)])
 
     async def close(self) -> None:
-        """Give the model up. May be called twice."""
+        """Give the model up. It is freed when no other handle holds it. May be called twice."""
         self._release()
 
     async def __aenter__(self) -> Self:
@@ -185,14 +196,8 @@ class AsyncModelHandle(_Handle):
         await self.close()
 
 
-def with_features(request: Request, features: Mapping[str, object]) -> Request:
-    """The same request with feature flags for this call."""
-    return attrs.evolve(request, features=tuple(features.items()))
-
-
 __all__ = [
     "AsyncModelHandle",
     "ModelHandle",
     "Result",
-    "with_features",
 ]

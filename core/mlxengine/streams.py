@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import asyncio
 
 
-class _Reader:
+class Reader:
     """What both readers share: the request's channel, its result, and the way to cancel it."""
 
     def __init__(self, channel: Channel, cancel: Callable[[], None]) -> None:
@@ -47,7 +47,7 @@ class _Reader:
             self._cancel()
 
 
-class EventStream(_Reader, Iterator[Event]):
+class EventStream(Reader, Iterator[Event]):
     """The events of one request, as they come; ``finished`` holds the last one after it was read.
 
     Leaving the loop early cancels the request once the stream is closed (``with``, `close`) or dropped.
@@ -80,8 +80,16 @@ class EventStream(_Reader, Iterator[Event]):
         self.close()
 
 
-class AsyncEventStream(_Reader, AsyncIterator[Event]):
-    """The same for asyncio. A task that is cancelled while it waits cancels the request."""
+class AsyncEventStream(Reader, AsyncIterator[Event]):
+    """The events of one request, as they come; ``finished`` holds the last one after it was read.
+
+    A task that is cancelled while it waits cancels the request; so does leaving the loop early, once the
+    stream is closed (``async with``, `aclose`) or dropped.
+
+    Raises:
+        StreamConsumedError: it is iterated again after its end.
+        MLXEngineError: what the request ended with, after all events that came before.
+    """
 
     def __aiter__(self) -> AsyncIterator[Event]:
         self._not_over()

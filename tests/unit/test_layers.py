@@ -34,8 +34,6 @@ BESIDE = {"text", "vectors", "pictures"}
 # Arrows that still run upward.
 EXCEPTIONS = {
     ("contract.device", "_machine.detect"),  # `Device.detect`
-    ("handle", "engine"),  # for the type alone
-    ("metrics", "engine"),  # for the type alone
 }
 
 

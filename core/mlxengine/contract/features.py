@@ -148,9 +148,9 @@ class FeatureRegistry:
         self._features: dict[str, tuple[Feature[Any], str]] = {}
         self._probed: dict[str, str | None] = {}
         self._layers = tuple(layers)
-        from ._core_features import ALL
+        from ._core_features import FEATURES
 
-        for feature in ALL:
+        for feature in FEATURES:
             self.add(feature, "core")
 
     def add(self, feature: Feature[Any], provider: str) -> None:

@@ -29,10 +29,12 @@ class Result:
 
     @property
     def usage(self) -> Usage:
+        """What the request counted, in the kind's own units."""
         return self.finished.usage
 
     @property
     def metrics(self) -> Metrics:
+        """How long it took, and how long it waited."""
         return self.finished.metrics
 
     @classmethod
@@ -58,7 +60,7 @@ class _Handle:
 
     @property
     def kind(self) -> str:
-        """The kind that the plugin claimed."""
+        """The kind of model, for example ``"llm"``, as its plugin claimed it."""
         return self._live.claim.kind
 
     @property
@@ -83,7 +85,7 @@ class _Handle:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What the plugin says about the loaded model."""
+        """What the plugin says about the loaded model; which keys there are is the plugin's own."""
         return self._live.info
 
     @property
@@ -111,7 +113,11 @@ class _Handle:
             self._engine._pool.changed()
 
     def explain(self, feature: str | Feature[Any]) -> Explanation:
-        """Value, source, availability and reason of a feature for this model."""
+        """Value, source, availability and reason of a feature for this model.
+
+        Raises:
+            UnknownFeatureError: no plugin lists it.
+        """
         return self._live.explain(feature)
 
     def _release(self) -> None:

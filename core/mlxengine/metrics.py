@@ -46,6 +46,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
+        """How many values were counted."""
         return sum(self.counts)
 
     @property

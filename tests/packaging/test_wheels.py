@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from .environments import ROOT, Environment, conjure, first_party
+from .environments import ROOT, Environment, conjure, first_party, run
 
 LIST = """
 import json
@@ -99,6 +100,12 @@ def test_every_distribution_builds_a_wheel_from_its_sdist_with_license_types_and
             assert any(name.endswith("/models.json") for name in names), wheel.name
         if not wheel.name.startswith(("mlxengine_markov", "mlxengine_audio", "mlxengine_forecast")):
             assert any("/licenses/" in name for name in names), wheel.name
+
+
+def test_every_distribution_is_what_an_index_would_take(wheels: Path) -> None:
+    built = [path for path in wheels.iterdir() if path.suffix in (".whl", ".gz")]
+    run([sys.executable, "-m", "twine", "check", "--strict", *built])
+    run([sys.executable, "-m", "check_wheel_contents", *wheels.glob("*.whl")])
 
 
 def test_markov_runs_from_its_wheel_keeps_every_clause_and_vanishes_with_it(bare: Environment) -> None:

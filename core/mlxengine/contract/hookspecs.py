@@ -76,6 +76,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """All of them together."""
         return self.weights + self.cache + self.workspace
 
 

@@ -1,4 +1,7 @@
-"""What is known about the installed plugins, and about who serves a model."""
+"""What the engine knows of the installed plugins, and which of them serves a model.
+
+``engine.plugins`` lists the first, ``engine.explain(model)`` says the second.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,13 @@ class PluginRecord:
 
 @frozen(kw_only=True)
 class Owner:
-    """The plugin that serves a model, with its claim and everybody else's (name and claim)."""
+    """The plugin that serves a model, and why.
+
+    Args:
+        record: the plugin.
+        claim: its claim, the best one.
+        others: the other plugins that claimed the model, by name, with their claims.
+    """
 
     record: PluginRecord
     claim: Claim

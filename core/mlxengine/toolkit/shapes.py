@@ -1,4 +1,4 @@
-"""Which sizes of passes a device has met; some compile for each new one."""
+"""Which sizes of input a device has met: some compile for each new one, and who comes first waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a library's source says, read without importing the library, which may take seconds."""
+"""Read a constant out of a library's source without importing the library, which may take seconds."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class EngineBase:
         if self._options.mock:
             from . import mock
 
-            self.register(mock.MockPlugin(lambda: self.kinds), mock.NAME)
+            self.register(mock.MockPlugin(lambda: self.kinds, self._host.features), mock.NAME)
         self._queue_size = queue_size
         self._budget = step_budget_ms
         self._scheduler = Scheduler()

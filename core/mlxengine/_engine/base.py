@@ -69,9 +69,8 @@ class EngineBase:
         self._settings = settings = load_settings()
         own = Layer(Level.ENGINE, dict(options.get("features") or {}))
         chosen = {**settings.distributions, **(options.get("distributions") or {})}
-        self._host = Host(
-            options.get("plugins"), distributions=chosen, layers=(own, *feature_layers(settings))
-        )
+        layers = (own, *feature_layers(settings))
+        self._host = Host(options.get("plugins"), distributions=chosen, layers=layers, off=settings.off)
         self._host.features.check()
         hub = settings.hub
         cache_dir, offline = options.get("cache_dir"), options.get("offline")

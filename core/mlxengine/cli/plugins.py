@@ -97,7 +97,7 @@ def _list(name: str | None, out: Output) -> int:
     from .._config import load_settings
     from ..errors import NoPluginForModelError
 
-    host = Host(distributions=load_settings().distributions)
+    host = Host.installed(load_settings())
     records = [record for record in host.records if name in (None, record.name)]
     if name and not records:
         known = ", ".join(record.name for record in host.records) or "none"
@@ -112,7 +112,7 @@ def _list(name: str | None, out: Output) -> int:
             "name": record.name,
             "distribution": record.distribution,
             "version": record.version,
-            "state": "set aside" if record.error else "active",
+            "state": "set aside" if record.error else "off" if record.off else "active",
             "hooks": sorted(record.hooks),
             "kinds": [kind.name for kind in record.kinds],
             "features": provided[record.name],

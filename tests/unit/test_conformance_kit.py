@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import attrs
 import pytest
+from mlxengine import GenerateParams
 from mlxengine.errors import PluginLoadError
-from mlxengine.testing import Specimen, check_plugin, clauses
+from mlxengine.testing import Specimen, check_plugin, clauses, parameters_beyond
 
 from tests.unit.test_careless_plugins import FAULTS as CARELESS
 
@@ -90,3 +91,11 @@ def test_without_a_specimen_only_the_contract_is_checked(plant: Plant) -> None:
 def test_a_plugin_that_is_not_installed_is_named() -> None:
     with pytest.raises(PluginLoadError, match="'no-such-plugin'"):
         list(check_plugin("no-such-plugin"))
+
+
+def test_each_parameter_of_text_that_is_not_honoured_is_asked_for_by_itself() -> None:
+    names = [item.name for item in attrs.fields(GenerateParams)]
+    assert [set(params.given) for params in parameters_beyond(())] == [{name} for name in names]
+    assert len(parameters_beyond({"seed", "stop"})) == len(names) - 2
+    assert GenerateParams().given == set()
+    assert GenerateParams(seed=0, temperature=0, stop="x").given == {"seed", "temperature", "stop"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,8 @@ def _specimen(named: str | None) -> Specimen | None:
     if named is None:
         return None
     module, _, attribute = named.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the console script leaves the working folder out
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

@@ -29,7 +29,6 @@ from ..errors import (
     is_ctrl_c,
 )
 from . import border
-from .installed import unmet
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -109,6 +108,8 @@ class Host:
                 )
 
     def _load(self, point: EntryPoint) -> None:
+        from .installed import unmet  # reading metadata is not needed to import the engine
+
         distribution, version = _distribution(point)
         wanted = None if distribution is None else unmet(distribution)
         if wanted is not None:

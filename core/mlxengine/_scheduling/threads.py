@@ -73,14 +73,9 @@ class Threads:
                     self._alive.discard(threading.current_thread())
 
         thread = threading.Thread(target=run, name=name, daemon=True)
-        with self._lock:
-            self._alive.add(thread)
-        try:
+        with self._lock:  # nobody may wait for one that has not started
             start(thread)
-        except BaseException:
-            with self._lock:
-                self._alive.discard(thread)
-            raise
+            self._alive.add(thread)
 
     def wait(self, deadline: float) -> list[threading.Thread]:
         """Wait for them until a ``time.monotonic`` reading; those that go on."""

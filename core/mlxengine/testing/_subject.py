@@ -40,6 +40,7 @@ from .specimen import Specimen
 
 T = TypeVar("T")
 _SECONDS = 60.0
+_MOST_STEPS = 100_000
 
 
 @frozen
@@ -269,10 +270,9 @@ class Subject:
                     active.remove(item)
                 elif found is not None:
                     events[item[0]].append(found)
-                if time.monotonic() > deadline:
-                    raise Broken(
-                        f"it has not come to an end after {len(steps[item[0]])} steps in {limit:g} s"
-                    )
+                taken = len(steps[item[0]])
+                if taken > _MOST_STEPS or time.monotonic() > deadline:
+                    raise Broken(f"it has not come to an end after {taken:,} steps (limit {limit:g} s)")
         return events, steps
 
 

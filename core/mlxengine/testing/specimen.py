@@ -49,7 +49,7 @@ class Specimen:
         tolerance: largest difference between the numbers of two equal runs (0 for exact; compiled
             kernels and batches of another size differ in the last bits).
         seconds: how long one call into the plugin, and one request, may take at most; what takes longer is
-            given up.
+            given up, and so is what takes more than 100,000 steps.
         step_seconds: how long one step of a request, or one slice of `Loaded.warm`, may take (the quicker of
             two runs).
         event_bytes: how much one event may hold.

@@ -73,7 +73,7 @@ def _refuse(request: TextRequest) -> None:
         names = ", ".join(sorted(beyond)) or f"temperature={params.temperature:g}"
         raise UnsupportedInputError(
             f"This back end does not honour {names}.",
-            hint=f"It honours {', '.join(sorted(HONOURED))}, and no temperature but 0.",
+            hint=f"It honours {', '.join(sorted(HONOURED - {'temperature'}))} and temperature=0.",
         )
     parts = [part for message in request.messages for part in message.parts]
     if not all(isinstance(part, TextPart | ToolCallPart | ToolResultPart) for part in parts):

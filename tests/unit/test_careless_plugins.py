@@ -153,7 +153,10 @@ def found_late(scene: Scene) -> str:
 
 
 def load(scene: Scene) -> object:
-    return caught(lambda: scene.open().load(scene.mine))
+    engine = scene.open(memory_budget="1GB")
+    told = caught(lambda: engine.load(scene.mine))
+    assert engine.memory().reserved == 0
+    return told
 
 
 def ask(scene: Scene) -> object:

@@ -310,7 +310,7 @@ class Adapters(Words):
 
     @hookimpl
     def generate(self, model: Any, request: Any, context: Any) -> Iterator[Finished]:
-        context.fetch("org/name", ["*"])
+        yield from context.fetch("org/name", ["*"])
         yield Finished()
 
 

@@ -23,7 +23,7 @@ PROJECTS: dict[str, dict[str, Any]] = {
     for folder in first_party()
 }
 VERSION = Version(mlxengine.__version__)
-EXAMPLES = ("mlxengine-markov", "mlxengine-audio", "mlxengine-forecast")
+EXAMPLES = ("mlxengine-markov", "mlxengine-audio", "mlxengine-forecast", "mlxengine-echo")
 
 
 FRAGMENTS = ROOT / "changelog.d"

@@ -69,9 +69,8 @@ class EngineBase:
         self._settings = settings = load_settings()
         own = Layer(Level.ENGINE, dict(options.get("features") or {}))
         chosen = {**settings.distributions, **(options.get("distributions") or {})}
-        self._host = Host(
-            options.get("plugins"), distributions=chosen, layers=(own, *feature_layers(settings))
-        )
+        layers = (own, *feature_layers(settings))
+        self._host = Host(options.get("plugins"), distributions=chosen, layers=layers, off=settings.off)
         self._host.features.check()
         hub = settings.hub
         cache_dir, offline = options.get("cache_dir"), options.get("offline")
@@ -86,7 +85,7 @@ class EngineBase:
         if self._options.mock:
             from . import mock
 
-            self.register(mock.MockPlugin(lambda: self.kinds), mock.NAME)
+            self.register(mock.MockPlugin(lambda: self.kinds, self._host.features), mock.NAME)
         self._queue_size = queue_size
         self._budget = step_budget_ms
         self._scheduler = Scheduler()

@@ -95,15 +95,19 @@ class Serving(EngineBase):
 
         def features() -> Features:
             # Asked again when the request begins: an evicted model may come back with other flags.
-            own = Layer(Level.CALL, dict(request.features))
-            return live.features.over(own) if request.features else live.features
+            own = dict(request.features)
+            if not own:
+                return live.features
+            found = live.features.over(Layer(Level.CALL, own))
+            found.registry.refuse_foreign(own, live.record.name, live.claim.honours)
+            return found
 
         def begin() -> Any:
             context = RunContext(
                 features=features(),
                 budget_ms=self._budget,
                 cancelled=lambda: current[0].cancelled,
-                fetch=self._loader.fetcher(lambda: self._closed or current[0].cancelled),
+                fetch=self._loader.fetching(lambda: self._closed or current[0].cancelled),
             )
             return self._generate(live, request, context)
 

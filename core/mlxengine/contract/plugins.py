@@ -29,6 +29,7 @@ class PluginRecord:
         hooks: its own implementations by hook name, called with a mapping of arguments.
         kinds: the kinds of model that it lists.
         error: why it is set aside; ``None`` for one that works.
+        off: whether it was turned off, and was not even imported.
     """
 
     name: str
@@ -38,6 +39,7 @@ class PluginRecord:
     hooks: Mapping[str, Callable[..., Any]] = field(default=MappingProxyType({}), repr=False)
     kinds: tuple[Kind, ...] = ()
     error: PluginError | None = None
+    off: bool = False
 
     @property
     def where(self) -> str:

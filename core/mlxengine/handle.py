@@ -60,7 +60,7 @@ class _Handle:
 
     @property
     def kind(self) -> str:
-        """The kind of model, for example ``"llm"``, as its plugin claimed it."""
+        """The kind of model, as its plugin claimed it."""
         return self._live.claim.kind
 
     @property

@@ -82,3 +82,24 @@ def test_mlx_lm_s_llama_turns_by_the_base_that_transformers_5_wrote() -> None:
     }
     model = llama.Model(llama.ModelArgs.from_dict(normalise_config(config)))
     assert model.layers[0].self_attn.rope.base == 100000.0
+
+
+def test_the_interval_of_full_attention_among_linear_layers_is_told_from_the_layers() -> None:
+    linear, full = "linear_attention", "full_attention"
+    assert normalise_config({"layer_types": [linear, linear, full] * 2})["full_attention_interval"] == 3
+    assert normalise_config({"layer_types": [linear, full], "full_attention_interval": 4}) == {
+        "layer_types": [linear, full],
+        "full_attention_interval": 4,
+    }
+    assert "full_attention_interval" not in normalise_config({"layer_types": [linear, full, full]})
+
+
+def test_heads_that_are_stated_by_layer_become_those_of_full_attention() -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    own = {"01": {"head_dim": 512, "num_key_value_heads": 1}}
+    config = {"layer_types": kinds, "head_dim": 256, "num_key_value_heads": 4, "per_layer_config": own}
+    found = normalise_config(config)
+    assert (found["global_head_dim"], found["num_global_key_value_heads"]) == (512, 1)
+    alike = normalise_config({**config, "per_layer_config": {}})
+    assert (alike["global_head_dim"], alike["num_global_key_value_heads"]) == (256, 4)
+    assert "global_head_dim" not in normalise_config({"layer_types": kinds, "head_dim": 256})

@@ -80,7 +80,9 @@ def _sections(config: dict[str, Any], depth: int = 0) -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, dict) and key.endswith("_config") and depth < 2:
             found[key] = _sections(value, depth + 1) or {"model_type": key}
-        elif key == "model_type" or (key.endswith(("token_id", "token_index")) and isinstance(value, int)):
+        elif (key in ("model_type", "is_encoder_decoder") and value) or (
+            key.endswith(("token_id", "token_index")) and isinstance(value, int)
+        ):
             found[key] = value
     return found
 

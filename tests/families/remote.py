@@ -125,6 +125,7 @@ REMOTE: dict[str, dict[str, Any]] = {
     "nemotron_parse": _seeing(
         "NemotronParseForConditionalGeneration",
         "encoder.model_encoder.radio_model.model.patch_generator.pos_embed",
+        is_encoder_decoder=True,
     ),
     "nemotron_voicechat": _other("NemotronVoiceChatForSpeech", "perception.encoder.layers.0.weight"),
     "nemotronh_nano_omni_reasoning_v3": _seeing(

@@ -51,6 +51,8 @@ def claim(card: ModelCard) -> Claim | None:
         fit, reason = Fit.PARTIAL, "it takes pictures, and mlx-vlm does not know it"
     elif blind:
         fit, reason = Fit.FALLBACK, f"mlx-vlm's {found}, for text alone: the weights hold no encoder"
+    elif _encodes_first(config):
+        fit, reason = Fit.PARTIAL, f"mlx-vlm's {found}, an encoder-decoder"
     elif not chats:
         fit, reason = Fit.FALLBACK, f"mlx-vlm's {found} does not answer in text"
     return Claim(
@@ -123,6 +125,15 @@ def _chats(config: Mapping[str, Any], kind: str, found: str | None) -> bool:
     return known or not names or any(name.endswith(_GENERATORS) for name in names)
 
 
+def _encodes_first(config: Mapping[str, Any]) -> bool:
+    """Whether an encoder reads all before the decoder writes, as in models for translation (Florence-2)."""
+    parts = (config, config.get("text_config"), config.get("decoder"))
+    return any(
+        isinstance(part, Mapping) and (part.get("is_encoder_decoder") or part.get("encoder_attention_heads"))
+        for part in parts
+    )
+
+
 def _capabilities(card: ModelCard, blind: bool) -> frozenset[str]:
     config = card.config
     found = {"text"}
@@ -169,8 +180,13 @@ def _problem(card: ModelCard, found: str | None, chats: bool) -> LoadError | Non
         )
     if found is None:
         return UnsupportedArchitectureError(
-            f"{name} has the architecture {config.get('model_type')!r}, which mlx-vlm does not implement.",
+            f"{name} has the model_type {config.get('model_type')!r}, which mlx-vlm does not implement.",
             hint="Update mlx-vlm, or choose another model: `mlxengine models --kind vlm`.",
+        )
+    if _encodes_first(config):
+        return UnsupportedArchitectureError(
+            f"{name} is an encoder-decoder (mlx-vlm's {found}), and this plugin runs decoders alone.",
+            hint="Choose a model without one: `mlxengine models --kind vlm`; mlx-vlm itself runs this one.",
         )
     if not chats:
         return UnsupportedArchitectureError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, out_of_memory
@@ -13,7 +13,6 @@ from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, out_of_me
 from ._checkpoint import SECTIONS
 
 _PLAIN = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-_HINT = "Compare it with that of the original repository, or use a conversion of the model for mlx."
 
 
 @contextlib.contextmanager
@@ -24,17 +23,14 @@ def naming_fields(kind: str, module: Any, config: Mapping[str, Any]) -> Iterator
         IncompatibleWeightsError: it names the fields that are missing or of another type than mlx-vlm's
             ``module`` says; without any, what the library said.
     """
-    try:
+    with _raising(
+        lambda error: (
+            f"config.json does not describe a model of mlx-vlm's {kind}: "
+            f"{'; '.join(faults(module, config)[:5]) or _said(error)}"
+        ),
+        "Compare it with that of the original repository, or use a conversion of the model for mlx.",
+    ):
         yield
-    except (MLXEngineError, ImportError):
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        found = "; ".join(faults(module, config)[:5]) or _said(error)
-        raise IncompatibleWeightsError(
-            f"config.json does not describe a model of mlx-vlm's {kind}: {found}.", hint=_HINT
-        ) from error
 
 
 @contextlib.contextmanager
@@ -44,6 +40,17 @@ def naming_tensors(kind: str) -> Iterator[None]:
     Raises:
         IncompatibleWeightsError: with the names of tensors that the library gave.
     """
+    with _raising(
+        lambda error: (
+            f"The weights are not those of mlx-vlm's {kind} as config.json describes it: {_said(error)}"
+        ),
+        "The files are whole: use a conversion of the model for mlx, or the config.json that came with them.",
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _raising(said: Callable[[Exception], str], hint: str) -> Iterator[None]:
     try:
         yield
     except (MLXEngineError, ImportError):
@@ -51,10 +58,7 @@ def naming_tensors(kind: str) -> Iterator[None]:
     except Exception as error:
         if out_of_memory(error):
             raise
-        raise IncompatibleWeightsError(
-            f"The weights are not those of mlx-vlm's {kind} as config.json describes it: {_said(error)}",
-            hint="The files are whole; use a conversion of the model for mlx, or its own config.json.",
-        ) from error
+        raise IncompatibleWeightsError(f"{said(error).rstrip('.')}.", hint=hint) from error
 
 
 def faults(module: Any, config: Mapping[str, Any]) -> list[str]:

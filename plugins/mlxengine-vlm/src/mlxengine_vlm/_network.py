@@ -90,8 +90,14 @@ def _sanitized(utils: Any, module: Any, model: Any, settings: Any, tensors: dict
 def _tensors(folder: Path) -> dict[str, Any]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        listed = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-        files = sorted({folder / name for name in listed.values()})
+        try:
+            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = sorted({folder / name for name in listed.values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IncompatibleWeightsError(
+                f"{index.name} does not say which file holds which tensor.",
+                hint="Compare it with that of the original repository.",
+            ) from error
         if gone := [path.name for path in files if not path.is_file()]:
             raise IncompatibleWeightsError(
                 f"The index lists files that are not there: {', '.join(gone)}.",

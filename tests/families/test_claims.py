@@ -96,6 +96,12 @@ def test_a_conversion_without_encoders_is_a_language_models_whatever_its_configu
 _MEDIA = ("vision_config", "audio_config", "vit_config", "thinker_config")
 
 
+def test_a_conversion_without_encoders_that_mlx_lm_lacks_is_served_for_text(host: Host) -> None:
+    found = owner(host, card("glm_ocr", KNOWN["glm_ocr"]["config"], ["language_model.lm_head.weight"]))
+    assert isinstance(found, Owner), found
+    assert (found.record.name, found.claim.capabilities) == ("vlm", {"text"})
+
+
 @pytest.mark.parametrize("kind", SHARED)
 def test_the_language_plugin_serves_a_seeing_model_for_text_where_it_is_named(kind: str, host: Host) -> None:
     made = entry(kind)

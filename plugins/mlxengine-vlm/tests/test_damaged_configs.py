@@ -114,9 +114,9 @@ def test_a_damaged_file_of_any_kind_is_refused_by_name(
             {"eos_token_id": "end"},
             "eos_token_id in generation_config.json is 'end'",
         ),
-        ("tokenizer.json", {"version": 1}, "by tokenizer.json"),
-        ("tokenizer_config.json", {"eos_token": 7}, "by tokenizer_config.json"),
-        ("preprocessor_config.json", {"image_processor_type": 3}, "by preprocessor_config.json"),
+        ("tokenizer.json", {"version": 1}, "cannot be read (tokenizer.json"),
+        ("tokenizer_config.json", {"eos_token": 7}, "cannot be read (tokenizer_config.json"),
+        ("preprocessor_config.json", {"image_processor_type": 3}, "cannot be read (preprocessor_config.json"),
     ],
 )
 def test_the_file_that_is_at_fault_is_named(

@@ -49,10 +49,10 @@ def load_processor(folder: Path, *, trust_remote_code: bool, chat_template: str 
                 "The processor of this model is code of its repository.",
                 hint="Read that code first; then load with trust_remote_code=True if you trust it.",
             ) from error
-        file, hint = _at_fault(folder)
+        where, hint = _at_fault(folder)
         said = " ".join(str(error).split())
         raise LoadError(
-            f"The processor of this model cannot be read, by {file}: {type(error).__name__}: {said[:300]}.",
+            f"The processor of this model cannot be read ({where}): {type(error).__name__}: {said[:300]}.",
             hint=hint,
         ) from error
     if image_processor is not None:
@@ -64,11 +64,11 @@ def load_processor(folder: Path, *, trust_remote_code: bool, chat_template: str 
 
 
 def _at_fault(folder: Path) -> tuple[str, str]:
-    """Which file a processor cannot be made of, and what to do."""
+    """Which file it is that a processor cannot be made of, and what to do."""
     compare = "Compare it with that of the original repository."
     settings = [name for name in _SETTINGS if (folder / name).is_file()]
     if not settings:
-        return "no " + " and no ".join(_SETTINGS), f"The repository needs {' or '.join(_SETTINGS)}."
+        return "there is no " + " and no ".join(_SETTINGS), f"The repository needs {' or '.join(_SETTINGS)}."
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file():
         from tokenizers import Tokenizer

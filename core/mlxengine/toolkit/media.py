@@ -28,12 +28,13 @@ _NESTED = ("thinker_config", "config")
 
 def media_part(config: Mapping[str, Any], *names: str) -> Any:
     """What a configuration says under the first of the names that says anything, also one level down."""
-    for section in (config, *(config.get(name) for name in _NESTED)):
-        if isinstance(section, Mapping):
-            for name in names:
-                if section.get(name):
-                    return section[name]
-    return None
+    found = (section[name] for section in _sections(config) for name in names if section.get(name))
+    return next(found, None)
+
+
+def _sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    inner = (config.get(name) for name in _NESTED)
+    return [config, *(section for section in inner if isinstance(section, Mapping))]
 
 
 def has_encoders(card: ModelCard) -> bool | None:
@@ -44,8 +45,8 @@ def has_encoders(card: ModelCard) -> bool | None:
 
 
 def describes_media(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration has a part for pictures or sound, under any of the names in use."""
-    return media_part(config, *_PARTS) is not None
+    """Whether a configuration has a part for pictures or sound, be it empty, under any name in use."""
+    return any(section.get(name) is not None for section in _sections(config) for name in _PARTS)
 
 
 def takes_media(card: ModelCard) -> bool:

@@ -85,7 +85,7 @@ def test_a_damaged_configuration_is_refused_by_name(kind: str, count: int, tmp_p
             check(error, "config.json", field)
 
 
-@pytest.mark.parametrize("count", damages(1, 12))
+@pytest.mark.parametrize("count", damages(1, 6))
 @pytest.mark.parametrize("file", FILES)
 def test_a_damaged_file_of_any_kind_is_refused_by_name(
     file: str, count: int, plugin: Plugin, tmp_path: Path

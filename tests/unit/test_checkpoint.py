@@ -103,3 +103,31 @@ def test_heads_that_are_stated_by_layer_become_those_of_full_attention() -> None
     alike = normalise_config({**config, "per_layer_config": {}})
     assert (alike["global_head_dim"], alike["num_global_key_value_heads"]) == (256, 4)
     assert "global_head_dim" not in normalise_config({"layer_types": kinds, "head_dim": 256})
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "version", "wanted"),
+    [
+        (True, False, "4.57.0", True),
+        (True, None, "5.2.0", True),
+        (False, True, "5.2.0", False),
+        (False, True, "4.57.0", True),
+        (False, None, "4.57.0", False),
+        (None, True, "5.2.0", True),
+    ],
+)
+def test_the_outer_flag_says_whether_embeddings_are_tied(
+    outer: bool | None, inner: bool | None, version: str, wanted: bool
+) -> None:
+    text = {} if inner is None else {"tie_word_embeddings": inner}
+    config = {"transformers_version": version, "text_config": text}
+    if outer is not None:
+        config["tie_word_embeddings"] = outer
+    assert normalise_config(config)["text_config"] == {"tie_word_embeddings": wanted}
+
+
+def test_what_transformers_5_renamed_or_left_out_has_both_names() -> None:
+    assert normalise_config({"model_type": "qwen3_moe", "num_local_experts": 4})["num_experts"] == 4
+    assert "num_experts" not in normalise_config({"model_type": "mixtral", "num_local_experts": 4})
+    text = normalise_config({"text_config": {"model_type": "llama4_text", "rope_theta": 5e5}})["text_config"]
+    assert text["rope_scaling"] is None

@@ -27,17 +27,40 @@ def normalise_config(config: Mapping[str, Any]) -> dict[str, Any]:
     synonyms. ``rope_parameters`` wins over a flat key, as it does in transformers. From ``layer_types``
     come ``sliding_window_pattern`` and ``full_attention_interval`` where the layers repeat regularly, from
     ``per_layer_config`` the ``global_head_dim`` of full-attention layers. The configuration of an inner
-    text model (``text_config`` …) is treated likewise. Unknown keys pass unchanged.
+    text model (``text_config`` …) is treated likewise; whether its embeddings are tied is the outer flag's to
+    say, where there is one. Unknown keys pass unchanged.
     """
     plain: dict[str, Any] = thaw(config)
     for key in _NESTED:
         if isinstance(plain.get(key), dict):
             plain[key] = normalise_config(plain[key])
+            _tie(plain[key], plain)
     _hoist_rope(plain)
+    _fill(plain)
     _derive_layer_period(plain)
     if plain.get("torch_dtype") is None and isinstance(plain.get("dtype"), str):
         plain["torch_dtype"] = plain["dtype"]
     return plain
+
+
+def _tie(inner: dict[str, Any], outer: Mapping[str, Any]) -> None:
+    """Whether embeddings are tied: transformers 5 goes by the outer flag, and leaves the inner stale."""
+    tied = outer.get("tie_word_embeddings")
+    if tied is True or (tied is False and str(outer.get("transformers_version")).startswith("5.")):
+        inner["tie_word_embeddings"] = tied
+    elif tied is False:
+        inner.setdefault("tie_word_embeddings", False)
+
+
+def _fill(config: dict[str, Any]) -> None:
+    """What transformers 5 renamed or left out for single families, and their readers on mlx ask for."""
+    kind = str(config.get("model_type"))
+    if kind.startswith("qwen") and "num_local_experts" in config:
+        config.setdefault("num_experts", config["num_local_experts"])
+    if kind.startswith("qwen3_vl_moe"):
+        config.setdefault("norm_topk_prob", True)
+    if kind.startswith("llama4"):
+        config.setdefault("rope_scaling", None)
 
 
 def _hoist_rope(config: dict[str, Any]) -> None:

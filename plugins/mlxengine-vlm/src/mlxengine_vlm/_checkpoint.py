@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mlxengine.toolkit.checkpoint import normalise_config
@@ -57,8 +57,6 @@ def normalise(config: Mapping[str, Any]) -> dict[str, Any]:
         if kind in _SCALED:
             plain["hidden_size"] = text.get("hidden_size", plain.get("hidden_size"))
             plain.setdefault("pad_token_id", text.get("pad_token_id", 0))
-        if plain.get("tie_word_embeddings") is True:  # the outer flag governs in transformers 5
-            text["tie_word_embeddings"] = True
         if "mm_tokens_per_image" in plain:
             text.setdefault("mm_tokens_per_image", plain["mm_tokens_per_image"])
         if text.get("model_type") == "lfm2":
@@ -72,12 +70,11 @@ def normalise(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def fitted(module: Any, config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def fitted(module: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """The same configuration with the fields that the classes of mlx-vlm's ``module`` ask for, and no others.
 
     What a class wants and transformers 5 leaves to its own classes' defaults is filled in. Where mlx-vlm
-    hands a section to its class as it is, keys that the class does not know are taken out. ``names`` are the
-    tensors': whether the embeddings are tied is the outer flag's to say, where the weights bear it out.
+    hands a section to its class as it is, keys that the class does not know are taken out.
     """
     plain = dict(config)
     plain.setdefault("text_config", plain.pop("llm_config", {}))
@@ -94,12 +91,6 @@ def fitted(module: Any, config: Mapping[str, Any], names: Collection[str]) -> di
         if whole and _is_plain(wanted):
             found = {key: value for key, value in found.items() if key in fields}
         plain[section] = found
-    text = plain.get("text_config")
-    apart = plain.get("tie_word_embeddings") is False and any(
-        name.endswith("lm_head.weight") for name in names
-    )
-    if apart and isinstance(text, dict) and text.get("tie_word_embeddings"):
-        text["tie_word_embeddings"] = False
     return plain
 
 
@@ -115,9 +106,6 @@ def _defaults(section: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
     found: dict[str, Any] = {"use_qk_norm": False, "vision_feature_layer": -1}
     if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
         found["head_dim"] = hidden // heads
-    for one, other in (("num_experts", "num_local_experts"), ("num_local_experts", "num_experts")):
-        if other in section:
-            found[one] = section[other]
     ends = fields.get("eos_token_id")
     if ends is not None and ends.default_factory is not dataclasses.MISSING:
         found["eos_token_id"] = ends.default_factory()

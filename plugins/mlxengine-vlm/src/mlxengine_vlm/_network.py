@@ -58,7 +58,7 @@ def build(folder: Path, config: Mapping[str, Any]) -> Any:
     _merge_generation(folder, plain)
     tensors = rename(kind, _tensors(folder))
     with naming_fields(kind, module, plain):
-        plain = fitted(module, plain, tensors)
+        plain = fitted(module, plain)
         settings = _settings(utils, module, folder, plain)
         model = module.Model(settings)
     with naming_tensors(kind):

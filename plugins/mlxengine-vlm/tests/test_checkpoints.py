@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlxengine_vlm._checkpoint import fitted
 from mlxengine_vlm._network import build
 from random_checkpoint import pixels, write
 
@@ -46,6 +47,17 @@ def test_a_checkpoint_of_transformers_5_loads_and_every_tensor_is_in_its_place(
     assert (
         np.abs(features[:, : wanted.shape[1]] - wanted).max() < CLOSE.get(kind, 1e-3) * np.abs(wanted).max()
     )
+
+
+def test_what_a_family_s_own_class_has_a_default_for_is_not_filled_in() -> None:
+    """The heads of Gemma 3 are 256 wide, which its larger checkpoints leave out, and not width by heads."""
+    from mlx_vlm.models import gemma3, glm4v_moe, llama4
+
+    large = {"text_config": {"hidden_size": 3840, "num_attention_heads": 16}}
+    assert "head_dim" not in fitted(gemma3, large)["text_config"]
+    assert fitted(glm4v_moe, large)["text_config"]["head_dim"] == 240
+    assert "use_qk_norm" not in fitted(llama4, large)["text_config"]
+    assert fitted(llama4, {"vision_config": {"depth": 1}})["vision_config"] == {"vision_feature_layer": -1}
 
 
 @pytest.mark.parity

@@ -86,8 +86,8 @@ def fitted(module: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(given, dict) or not dataclasses.is_dataclass(wanted):
             continue
         fields = {field.name: field for field in dataclasses.fields(wanted)}
-        found = {key: value for key, value in _defaults(given, fields).items() if given.get(key) is None}
-        found = {**given, **{key: value for key, value in found.items() if key in fields}}
+        missing = {name: fields[name] for name in fields.keys() - given.keys()}
+        found = {**given, **_defaults(given, missing)}
         if whole and _is_plain(wanted):
             found = {key: value for key, value in found.items() if key in fields}
         plain[section] = found
@@ -100,14 +100,20 @@ def _is_plain(made: Any) -> bool:
     return owner.__name__ == "BaseModelConfig"
 
 
-def _defaults(section: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What holds where a section says nothing: transformers' defaults, and mlx-vlm's ends of an answer."""
+def _defaults(section: Mapping[str, Any], missing: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of fields that a section leaves out: transformers' where the class itself has none."""
     heads, hidden = section.get("num_attention_heads"), section.get("hidden_size")
-    found: dict[str, Any] = {"use_qk_norm": False, "vision_feature_layer": -1}
+    known: dict[str, Any] = {"use_qk_norm": False, "vision_feature_layer": -1}
     if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
-        found["head_dim"] = hidden // heads
-    ends = fields.get("eos_token_id")
-    if ends is not None and ends.default_factory is not dataclasses.MISSING:
+        known["head_dim"] = hidden // heads
+    nothing = dataclasses.MISSING
+    found = {
+        name: known[name]
+        for name, field in missing.items()
+        if name in known and field.default is field.default_factory is nothing
+    }
+    ends = missing.get("eos_token_id")  # some read it before the class is made
+    if ends is not None and ends.default_factory is not nothing:
         found["eos_token_id"] = ends.default_factory()
     return found
 

@@ -355,6 +355,28 @@ def test_a_tie_is_ambiguous_and_naming_a_plugin_decides_it(folder):
             engine.load(folder, plugin="three")
 
 
+def test_where_the_best_plugin_refuses_a_model_the_error_names_another_that_offers_it(folder):
+    class Refusing(Other):
+        @hookimpl
+        def claim_model(self, card):
+            problem = errors.UnsupportedArchitectureError("The library has no such model.", hint="Update it.")
+            return Claim(kind="words", fit=Fit.NATIVE, uses_mlx=False, problem=problem)
+
+    class Lesser(Other):
+        @hookimpl
+        def claim_model(self, card):
+            return Claim(kind="words", fit=Fit.FALLBACK, uses_mlx=False, reason="capital letters alone")
+
+    with InferenceEngine(plugins=[("best", Refusing()), ("lesser", Lesser())]) as engine:
+        with pytest.raises(errors.UnsupportedArchitectureError) as caught:
+            engine.load(folder)
+        assert caught.value.hint == (
+            "Update it. The plugin 'lesser' offers it too (capital letters alone): "
+            "load(…, plugin='lesser'), or --plugin lesser."
+        )
+        assert engine.load(folder, plugin="lesser").plugin == "lesser"
+
+
 def test_a_kind_that_is_asked_for_decides_between_two_that_claim_equally_well(folder):
     class Vectors(Other):
         @hookimpl

@@ -318,14 +318,17 @@ class Host:
                 hint=also.strip() or "`mlxengine plugins` lists them.",
             )
         kind = self.guess(card)
+        served = any(kind.name in (item.name, *(own.name for own in item.kinds)) for item in self.active())
+        if served:
+            do = ", whose plugin does not know it or makes something else of such models: choose another."
+        else:
+            do = f': install "{kind.install}".' if kind.install else "."
         asked = f"the plugin {plugin!r}" if plugin else f"none of the installed plugins ({installed})"
         return NoPluginForModelError(
             f"{card.id} (architecture {card.architecture or 'unknown'}) is served by {asked}."
             if plugin is None
             else f"{card.id} (architecture {card.architecture or 'unknown'}) is declined by {asked}.",
-            hint=f"It looks like kind {kind.name!r}"
-            + (f': install "{kind.install}".' if kind.install else ".")
-            + also,
+            hint=f"It looks like kind {kind.name!r}{do}{also}",
         )
 
     # -- kinds --------------------------------------------------------------------------------------

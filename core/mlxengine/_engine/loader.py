@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import ChainMap
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,10 +28,12 @@ from ..contract.hookspecs import LoadContext, Loaded, RunContext
 from ..errors import (
     CancelledError,
     FeatureUnavailableError,
+    IncompatibleWeightsError,
     InsufficientMemoryError,
     InvalidParameterError,
     MLXEngineError,
     PluginError,
+    UnsupportedArchitectureError,
 )
 from . import border
 from .host import Host
@@ -38,9 +41,25 @@ from .host import Host
 if TYPE_CHECKING:
     from ..contract.configuration import ModelCard, ModelConfiguration
     from ..contract.device import Device, DeviceBackend
+    from ..contract.plugins import Owner
     from ..contract.requests import Request
 
 log = logging.getLogger("mlxengine.loader")
+
+
+@contextlib.contextmanager
+def _others_named(owner: Owner) -> Iterator[None]:
+    """Where a model's plugin cannot load it and another offers it too, say how to ask that one."""
+    try:
+        yield
+    except (IncompatibleWeightsError, UnsupportedArchitectureError) as error:
+        able = [(name, claim) for name, claim in owner.others if claim.problem is None]
+        if able:
+            name, claim = max(able, key=lambda item: item[1].fit)
+            how = f"load(…, plugin={name!r}), or --plugin {name}"
+            also = f"The plugin {name!r} offers it too ({claim.reason}): {how}."
+            error.hint = f"{error.hint} {also}" if error.hint else also
+        raise
 
 
 @frozen(kw_only=True)
@@ -119,6 +138,18 @@ class Loader:
                 f"{card.id} is a model of kind {claim.kind!r}, which has no {handle.__name__}.",
                 hint="Use load(), which returns the handle for the model's kind.",
             )
+        with _others_named(owner):
+            return self._load(configuration, card, owner, pending, verify)
+
+    def _load(
+        self,
+        configuration: ModelConfiguration,
+        card: ModelCard,
+        owner: Owner,
+        pending: PendingLoad,
+        verify: str | None,
+    ) -> LiveModel:
+        claim = owner.claim
         if claim.problem is not None:
             raise claim.problem
         if claim.uses_mlx:

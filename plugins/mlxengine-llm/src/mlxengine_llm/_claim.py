@@ -24,7 +24,7 @@ from mlxengine.toolkit.gguf_support import choose_file, gguf_problem, no_readabl
 from mlxengine.toolkit.media import describes_media, takes_media
 from mlxengine.toolkit.source import constant
 
-FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
+FILES = ("*.json", "model*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
 _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _NOT_GENERATORS = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "VisionModel")
 _QUANTIZERS = {"bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}

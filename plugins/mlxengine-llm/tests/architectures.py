@@ -131,7 +131,8 @@ def examine(name: str, folder: Path) -> Row:
         try:
             model = plugin.load(write_model(folder / name, name))
         except MLXEngineError as error:
-            return evolve(row, alone=f"{type(error).__name__}", served=_brief(error))
+            said = str(error).replace(str(folder / name), name)
+            return evolve(row, alone=type(error).__name__, served=said.split(". ")[0])
         with plugin.backend.stream():
             wanted = [reference(model, prompt) for prompt in PROMPTS]
         checks: dict[str, Callable[[], str]] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import glob
 import importlib.util
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from attrs import evolve
 from mlxengine import Claim, Fit, ModelCard, Source
 from mlxengine.errors import (
+    BackendUnavailableError,
     IncompatibleWeightsError,
     LoadError,
     RemoteCodeRefusedError,
@@ -101,14 +104,53 @@ def _library() -> Path | None:
     return Path(next(iter(places))) if places else None
 
 
-@functools.cache
 def _implements(name: str) -> bool:
-    """Whether mlx-lm has a module for a model of this name; its file alone is read."""
+    """Whether mlx-lm has a module for a model of this name."""
+    return "ModelArgs" in _source(name)
+
+
+@functools.cache
+def _source(name: str) -> str:
+    """The text of mlx-lm's module of this name, which is not imported; empty without one."""
     folder = _library()
     if folder is None or not re.fullmatch(r"[\w.-]{1,100}", name):
-        return False
+        return ""
     file = folder / "models" / f"{name}.py"
-    return file.is_file() and "ModelArgs" in file.read_text("utf-8", "replace")
+    return file.read_text("utf-8", "replace") if file.is_file() else ""
+
+
+@functools.cache
+def _demanded(module: str) -> tuple[str, ...]:
+    """Packages without which mlx-lm's module of this name ends the program when it is imported."""
+    if "exit(" not in _source(module):
+        return ()
+    tries = (node for node in ast.parse(_source(module)).body if isinstance(node, ast.Try))
+    return tuple(
+        name.name
+        for node in tries
+        if any("exit" in ast.unparse(handler) for handler in node.handlers)
+        for statement in node.body
+        if isinstance(statement, ast.Import)
+        for name in statement.names
+    )
+
+
+def _missing_here(card: ModelCard, module: str) -> LoadError | None:
+    """What this machine or environment lacks for mlx-lm's module."""
+    lacking = [name for name in _demanded(module) if importlib.util.find_spec(name) is None]
+    if lacking:
+        return BackendUnavailableError(
+            f"{card.id} needs {', '.join(lacking)} besides mlx-lm, which is not installed.",
+            hint="Install the package that has it, or choose a model of another architecture.",
+        )
+    unpacked = "quantization" not in card.config
+    ternary = unpacked and (card.quantization or {}).get("quant_method") == "bitnet"
+    if (ternary or "bitlinear_layers" in _source(module)) and sys.platform != "darwin":
+        return BackendUnavailableError(
+            f"{card.id} has ternary weights, for which mlx-lm has a kernel in Metal only.",
+            hint="Run it on a Mac, or choose another quantization of the model.",
+        )
+    return None
 
 
 @functools.cache
@@ -157,7 +199,8 @@ def _capabilities(card: ModelCard) -> frozenset[str]:
 
 def _problem(card: ModelCard, module: str | None) -> LoadError | None:
     config, name = card.config, card.id
-    if (problem := config_problem(name, config, card.tensors)) is not None:
+    problem: LoadError | None = config_problem(name, config, card.tensors)
+    if problem is not None:
         return problem
     custom = config.get("model_file")
     if custom and not card.configuration.trust_remote_code:
@@ -170,6 +213,8 @@ def _problem(card: ModelCard, module: str | None) -> LoadError | None:
             f"{name} has the architecture {config.get('model_type')!r}, which mlx-lm does not implement.",
             hint="Update mlx-lm, or choose a model of a supported architecture.",
         )
+    if module is not None and (problem := _missing_here(card, module)) is not None:
+        return problem
     method = (card.quantization or {}).get("quant_method")
     if "quantization" not in config and isinstance(method, str) and method not in _QUANTIZERS:
         return IncompatibleWeightsError(

@@ -17,6 +17,7 @@ class Serving:
 
     Args:
         kv_bits: bits of the key-value cache.
+        kv_group: numbers that are packed together, as `mlxengine_llm._packing` finds out.
         kv_tokens: most tokens in the cache; older ones but the first four are forgotten.
         speculation: guess tokens from the text so far.
         draft_model: guess tokens with this smaller model.
@@ -24,6 +25,7 @@ class Serving:
     """
 
     kv_bits: int | None = None
+    kv_group: int = 64
     kv_tokens: int | None = None
     speculation: bool = False
     draft_model: str | None = None
@@ -57,20 +59,8 @@ def caches_for(network: Any, serving: Serving) -> list[Any]:
 
         return [BoundedKVCache(max_size=serving.kv_tokens, keep=_KEPT) for _ in plain]
     if serving.kv_bits is not None:
-        return [QuantizedKVCache(group_size=_group(network), bits=serving.kv_bits) for _ in plain]
+        return [QuantizedKVCache(group_size=serving.kv_group, bits=serving.kv_bits) for _ in plain]
     return list(plain)
-
-
-def _group(network: Any) -> int:
-    args = getattr(network, "args", None)
-    size = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads  # type: ignore[union-attr]
-    group = next((item for item in (64, 32) if size % item == 0), None)
-    if group is None:
-        raise FeatureUnavailableError(
-            f"Heads of {size} numbers cannot be packed: mlx packs groups of 32 or 64.",
-            hint="Load it without llm.kv_bits.",
-        )
-    return group
 
 
 def own(layer: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import (
     CancelledError,
@@ -70,7 +71,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     if context.features.get(features.UNPACK):
         unpacked = unpack_where_faster(network, (context.device.free_memory or 0) // 2)
     upcast_for_cpu(network)
-    serving = _serving(context, network)
+    serving, why = _serving(context, network)
     draft = None if serving.draft_model is None else _draft(card, context, serving.draft_model, tokenizer)
     _report(context, 2)
     own = context.configuration.context_length
@@ -104,6 +105,8 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         context_length=model.context,
         **({} if unpacked is None else {"weights": unpacked}),
     )
+    if why is not None:
+        model.missing[features.KV_BITS.name] = why
     if context.configuration.adapter is not None:
         folder = adapter_folder(context.configuration.adapter, context.fetch)
         model.adapters.configured("default", folder)
@@ -133,7 +136,11 @@ def _cache_size(network: Any, serving: Serving) -> Any:
 
 
 def _tried(model: Any) -> Iterator[None]:
-    """Where new shapes are dear no request waits for those of the trial, and prompts alone are padded too."""
+    """Packed caches are tried; where new shapes are dear no request waits for those of the trial either."""
+    if model.serving.kv_bits is not None:
+        from ._packing import check
+
+        yield from check(model.network, model.serving)
     if model.shapes.costly and not model.serving.serial:
         model.trial.hold()
         yield
@@ -146,7 +153,10 @@ def _max_rows(context: LoadContext) -> int:
     return chosen or most_rows(context.device.backend)
 
 
-def _serving(context: LoadContext, network: Any) -> Serving:
+def _serving(context: LoadContext, network: Any) -> tuple[Serving, str | None]:
+    """What the flags ask for, and why packed caches could not be asked for."""
+    from ._packing import group_size
+
     found = Serving(**{name: context.features.get(flag) for name, flag in features.SERVING.items()})
     if found.kv_tokens is not None and (not isinstance(found.kv_tokens, int) or found.kv_tokens < 16):
         raise InvalidParameterError(f"llm.kv_tokens={found.kv_tokens!r} must be an integer from 16.")
@@ -155,7 +165,12 @@ def _serving(context: LoadContext, network: Any) -> Serving:
             "llm.speculation and llm.draft_model cannot be used together.", hint="Choose one of them."
         )
     caches_for(network, found)  # refused now, not at the first request
-    return found
+    try:
+        return evolve(found, kv_group=group_size(network, found.kv_bits or 8)), None
+    except FeatureUnavailableError as error:
+        if found.kv_bits is not None:
+            raise
+        return found, error.message
 
 
 def _draft(card: ModelCard, context: LoadContext, source: str, tokenizer: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from architectures import write_model
 from llm_harness import Plugin, raw, tokens_of
 from mlx.utils import tree_flatten
 from mlxengine import LoadAdapterRequest
@@ -194,3 +195,23 @@ def test_an_adapter_is_not_merged_into_packed_weights_unless_they_are_unpacked(
     with pytest.raises(ConfigurationError, match="exists"):
         fuse(tiny, tmp_path / "own", tmp_path / "merged")
     assert not [name for name, _ in tree_flatten(merged.network.parameters()) if "lora" in name]
+
+
+def test_what_is_made_of_a_mixture_of_experts_is_an_adapter_that_can_be_merged(
+    plugin: Plugin, examples: Path, tmp_path: Path
+) -> None:
+    mixture = write_model(tmp_path / "model", "qwen3_moe")
+    params = TrainParams(iterations=4, **PARAMS)
+    train(mixture, examples, tmp_path / "own", params)
+    assert any(".switch_mlp." in name for name in weights(tmp_path / "own"))
+    model = plugin.load(mixture)
+    load(plugin, model, tmp_path / "own")
+    request = {"max_tokens": 20, "ignore_eos": True}
+    base, own = (
+        plugin.text(model, "number 3 abab", adapter=adapter, **request) for adapter in ("base", "own")
+    )
+    assert own != base
+    fuse(mixture, tmp_path / "own", tmp_path / "merged")
+    assert plugin.text(plugin.load(tmp_path / "merged"), "number 3 abab", **request) == own
+    with pytest.raises(ConfigurationError, match="DoRA"):
+        train(mixture, examples, tmp_path / "dora", TrainParams(iterations=4, dora=True, **PARAMS))

@@ -154,8 +154,14 @@ class _Run:
             raise InvalidParameterError(f"The model has {blocks} layers, {params.layers} were to be adapted.")
         lora = {"rank": params.rank, "scale": params.scale, "dropout": params.dropout}
         mx.random.seed(params.seed)
-        self.network.freeze()
-        linear_to_lora_layers(self.network, params.layers or blocks, dict(lora), use_dora=params.dora)
+        try:
+            self.network.freeze()
+            linear_to_lora_layers(self.network, params.layers or blocks, dict(lora), use_dora=params.dora)
+        except (ValueError, AttributeError) as error:
+            kind, instead = ("DoRA", "Train LoRA") if params.dora else ("LoRA", "Choose another model")
+            raise ConfigurationError(
+                f"mlx-lm cannot train {kind} on this model: {error}.", hint=f"{instead}."
+            ) from error
         self.config = {
             "fine_tune_type": "dora" if params.dora else "lora",
             "num_layers": params.layers or blocks,

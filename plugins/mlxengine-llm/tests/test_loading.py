@@ -11,7 +11,8 @@ import pytest
 from llm_harness import card_of
 from mlxengine.errors import BackendUnavailableError, IncompatibleWeightsError
 from mlxengine.toolkit.loading import building
-from mlxengine_llm._claim import claim, module_of
+from mlxengine_llm._claim import claim
+from mlxengine_llm._library import module_of
 
 
 def problem(folder: Path) -> Exception | None:

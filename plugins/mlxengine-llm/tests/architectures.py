@@ -313,7 +313,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file.unlink()
             mx.clear_cache()
     if options.write:
-        write({**written(), **rows}.values())
+        rows = {**written(), **rows}
+        write(rows[name] for name in CONFIGS)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
-from llm_harness import card_of
+from architectures import write_model
+from llm_harness import Plugin, card_of
+from mlx_lm.models.cache import make_prompt_cache
 from mlxengine.errors import BackendUnavailableError, IncompatibleWeightsError
 from mlxengine.toolkit.loading import building
 from mlxengine_llm._claim import claim
@@ -59,3 +62,23 @@ def test_a_package_without_which_mlx_lm_ends_the_program_is_named_before(
 def test_a_library_that_ends_the_program_while_a_model_is_built_does_not() -> None:
     with pytest.raises(IncompatibleWeightsError, match="SystemExit"), building("org/name"):
         sys.exit(1)
+
+
+@pytest.mark.parametrize("name", ["plamo3", "gemma3_text"])
+def test_what_a_model_says_does_not_depend_on_the_size_of_the_pieces_that_it_reads(
+    plugin: Plugin, tmp_path: Path, name: str
+) -> None:
+    """PLaMo 3's masks are a token wider than its caches, which the first token of each piece would miss."""
+    network = plugin.load(write_model(tmp_path / name, name)).network
+    tokens = [3 + (7 * at * at + at) % 50 for at in range(60)]
+
+    def last(size: int) -> mx.array:
+        layers = make_prompt_cache(network)
+        for at in range(0, len(tokens), size):
+            logits = network(mx.array([tokens[at : at + size]]), cache=layers)
+        return logits[0, -1]
+
+    with plugin.backend.stream():
+        whole = last(len(tokens))
+        for size in (1, 7, 16):
+            assert mx.abs(last(size) - whole).max().item() < 1e-4

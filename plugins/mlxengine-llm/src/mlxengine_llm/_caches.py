@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -63,6 +63,46 @@ def caches_for(network: Any, serving: Serving) -> list[Any]:
     return list(plain)
 
 
+def widen(network: Any) -> None:
+    """Let sliding windows be as long as the masks that the network asks for.
+
+    A cache that is shorter than that loses what a token would still see if it were read in one pass with
+    those before it: answers would depend on the size of the pieces (PLaMo 3's windows lack one token).
+    """
+    import mlx.core as mx
+    from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
+
+    layers: list[Any] = make_prompt_cache(network)
+    windows = [layer for layer in layers if type(layer) is RotatingKVCache]
+    asked: dict[int, int] = {}
+    for layer in windows:
+        layer.make_mask = _noted(layer.max_size, layer.make_mask, asked)
+    if windows:
+        network(mx.zeros((1, 2), mx.int32), cache=layers)  # nobody evaluates it
+    if asked:
+        plain = network.make_cache
+
+        def make_cache() -> list[Any]:
+            found: list[Any] = plain()
+            for layer in found:
+                if type(layer) is RotatingKVCache:
+                    layer.max_size = asked.get(layer.max_size, layer.max_size)
+            return found
+
+        network.make_cache = make_cache
+
+
+def _noted(held: int, make_mask: Callable[..., Any], asked: dict[int, int]) -> Callable[..., Any]:
+    """The same, noting where a wider window is asked for than is held."""
+
+    def make(length: int, window_size: int | None = None, return_array: bool = False) -> Any:
+        if window_size is not None and window_size > held:
+            asked[held] = window_size
+        return make_mask(length, window_size=window_size, return_array=return_array)
+
+    return make
+
+
 def own(layer: Any) -> Any:
     """A cache as our batches take it in, over the same arrays; mlx-lm has none of packed and bounded ones."""
     from mlx_lm.models.cache import QuantizedKVCache, RotatingKVCache
@@ -90,4 +130,4 @@ def plain(layer: Any) -> Any:
     return layer.plain() if hasattr(layer, "plain") else layer
 
 
-__all__ = ["Serving", "caches_for", "joined", "own", "plain"]
+__all__ = ["Serving", "caches_for", "joined", "own", "plain", "widen"]

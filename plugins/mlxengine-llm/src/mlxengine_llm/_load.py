@@ -34,7 +34,7 @@ from mlxengine.toolkit.loading import (
 )
 
 from . import features
-from ._caches import Serving, caches_for
+from ._caches import Serving, caches_for, widen
 from ._claim import is_gguf
 from ._sources import adapter_folder, local_folder
 from ._tokenizer import REMOTE, abilities, load_tokenizer, stop_ids
@@ -71,6 +71,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     if context.features.get(features.UNPACK):
         unpacked = unpack_where_faster(network, (context.device.free_memory or 0) // 2)
     upcast_for_cpu(network)
+    widen(network)
     serving, why = _serving(context, network)
     draft = None if serving.draft_model is None else _draft(card, context, serving.draft_model, tokenizer)
     _report(context, 2)

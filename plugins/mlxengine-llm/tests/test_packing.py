@@ -84,18 +84,23 @@ def test_packed_caches_that_change_what_the_model_says_are_refused(plugin: Plugi
 
 
 @pytest.mark.feature("core.degrade")
-def test_where_memory_is_short_a_model_that_cannot_read_packed_caches_gets_a_shorter_context(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("name", "words", "bits", "why"),
+    [
+        ("gemma2", "1024 tokens of context", None, "cannot read packed caches"),
+        ("gpt2", "a key-value cache of 8 bits", 8, "memory"),
+    ],
+)
+def test_where_memory_is_short_packed_caches_are_for_models_that_can_read_them(
+    tmp_path: Path, name: str, words: str, bits: int | None, why: str
 ) -> None:
-    folder = write_model(tmp_path / "gemma2", "gemma2")
+    folder = write_model(tmp_path / name, name)
     plugins = [("llm", mlxengine_llm.plugin)]
     with InferenceEngine(plugins=plugins) as engine:
         needed = engine.fit(folder, TextWorkload(context_length=2048, kv_bits=8)).needed
-        assert engine.fit(folder, TextWorkload(context_length=1024)).needed <= needed
     with InferenceEngine(plugins=plugins, memory_budget=needed) as engine, engine.load_text(folder) as chat:
-        assert "1024 tokens of context" in chat.info["degraded"]
-        assert "bits" not in chat.info["degraded"]
+        assert chat.info["degraded"].endswith(words)
         explained = chat.explain("llm.kv_bits")
-        assert (explained.value, explained.available) == (None, False)
-        assert "cannot read packed caches" in explained.reason
+        assert (explained.value, explained.available) == (bits, bits is not None)
+        assert why in explained.reason
         assert chat.generate("ab", GenerateParams(max_tokens=2, ignore_eos=True)).usage.completion_tokens == 2

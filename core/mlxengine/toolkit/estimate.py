@@ -10,7 +10,7 @@ from ..contract.configuration import ModelCard
 from ..contract.hookspecs import MemoryEstimate, Workload
 from ..text.workload import USUAL_CONTEXT as USUAL_CONTEXT
 from ..text.workload import TextWorkload
-from .kv import Keeps, kv_numbers, number
+from .kv import Keeps, group_size, kv_numbers, number
 
 _PREFILL_CHUNK = 2048
 _HALF = ("F16", "BF16", "float16", "bfloat16")
@@ -98,13 +98,13 @@ def estimator(card: ModelCard, keeps: Keeps | None = None) -> Callable[[TextWork
     """
     known = keeps or Keeps()
     config = text_config(card.config) if card.config else from_gguf(card.gguf)
+    group = group_size(config)  # each has a scale and a bias
     usual = min(USUAL_CONTEXT, context_length(config) or USUAL_CONTEXT)
 
     def estimate(workload: TextWorkload) -> MemoryEstimate:
         length = workload.context_length or usual
-        # A quantized cache keeps a scale and a bias of 16 bits for each group of 64.
         full = 32.0 if workload.backend == "cpu" else 16.0
-        bits = full if workload.kv_bits is None else workload.kv_bits + full / 32
+        bits = full if workload.kv_bits is None else workload.kv_bits + 2 * full / group
         held = kv_numbers(config, -(-length // _CACHE_STEP) * _CACHE_STEP, known)
         cache = held.total * bits / 8 * workload.batch
         vocabulary, hidden = number(config, "vocab_size"), number(config, "hidden_size", "n_embd")

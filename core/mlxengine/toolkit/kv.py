@@ -68,6 +68,13 @@ def kv_numbers(config: Mapping[str, Any], length: int, keeps: Keeps) -> KVNumber
     return KVNumbers(layers=tuple(found), told=told and count > 0)
 
 
+def group_size(config: Mapping[str, Any]) -> int:
+    """How many numbers of a head share a scale and a bias when they are packed: 64, or else 32."""
+    heads = number(config, *_HEADS)
+    dimension = number(config, "head_dim") or (number(config, *_HIDDEN) // heads if heads else 0)
+    return 32 if dimension % 64 else 64
+
+
 def _kinds(config: Mapping[str, Any], count: int, keeps: Keeps) -> tuple[list[str], bool]:
     """Of each layer ``full``, ``sliding`` or ``other``, and whether that was said."""
     given = config.get("layer_types")
@@ -147,4 +154,4 @@ def number(config: Mapping[str, Any], *keys: str) -> int:
     return 0
 
 
-__all__ = ["KVNumbers", "Keeps", "kv_numbers", "number"]
+__all__ = ["KVNumbers", "Keeps", "group_size", "kv_numbers", "number"]

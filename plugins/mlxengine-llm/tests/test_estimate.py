@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -12,8 +13,10 @@ from llm_harness import card_of
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes
 from mlxengine import MemoryEstimate, ModelCard, TextWorkload
+from mlxengine_llm._caches import Serving, caches_for
 from mlxengine_llm._claim import claim
 from mlxengine_llm._measure import measured
+from mlxengine_llm._packing import group_size
 
 # Keys that the published configurations of these have.
 WHOLE: dict[str, dict[str, Any]] = {
@@ -87,12 +90,14 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
     return card_of(tmp_path_factory.mktemp("card"))
 
 
-def estimate(card: ModelCard, config: Mapping[str, Any], tokens: int) -> MemoryEstimate:
+def estimate(
+    card: ModelCard, config: Mapping[str, Any], tokens: int, kv_bits: int | None = None
+) -> MemoryEstimate:
     documents = {"config.json": {"architectures": ["TinyForCausalLM"], **config}}
     found = claim(attrs.evolve(card, documents=documents))
     assert found is not None
     assert found.estimate is not None
-    made: MemoryEstimate = found.estimate(TextWorkload(context_length=tokens, backend="cpu"))
+    made: MemoryEstimate = found.estimate(TextWorkload(context_length=tokens, kv_bits=kv_bits, backend="cpu"))
     return made
 
 
@@ -118,3 +123,14 @@ def test_an_estimate_is_right_where_a_published_configuration_has_all_keys(
 ) -> None:
     assert estimate(card, WHOLE[name], 512).cache_known
     assert wrong(card, WHOLE[name]) == {}
+
+
+@pytest.mark.parametrize("name", ["llama", "glm4"])  # heads of 32 and of 64
+def test_packed_caches_are_reckoned_with_the_scales_of_their_groups(card: ModelCard, name: str) -> None:
+    config = config_of(name)
+    network_class, args_class = _get_classes(config)
+    network = network_class(args_class.from_dict(config))
+    for bits in (8, 4):
+        serving = Serving(kv_bits=bits, kv_group=group_size(network, bits))
+        size = measured(network, partial(caches_for, network, serving))
+        assert estimate(card, config, 512, bits).cache == pytest.approx(size(512), rel=0.01)

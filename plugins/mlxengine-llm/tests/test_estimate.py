@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import attrs
+import mlx.core as mx
 import pytest
 from architectures import CONFIGS, config_of
 from llm_harness import card_of
@@ -134,3 +135,21 @@ def test_packed_caches_are_reckoned_with_the_scales_of_their_groups(card: ModelC
         serving = Serving(kv_bits=bits, kv_group=group_size(network, bits))
         size = measured(network, partial(caches_for, network, serving))
         assert estimate(card, config, 512, bits).cache == pytest.approx(size(512), rel=0.01)
+
+
+def test_states_are_measured_by_a_pass_over_one_token() -> None:
+    """Without Metal theirs are loops over the tokens: many took seconds to write down at each load."""
+    config = config_of("qwen3_next")
+    network_class, args_class = _get_classes(config)
+    network = network_class(args_class.from_dict(config))
+    lengths = set()
+
+    def noted(tokens: Any, cache: Any) -> Any:
+        lengths.add(tokens.shape[1])
+        return network(tokens, cache=cache)
+
+    size = measured(noted, partial(make_prompt_cache, network))
+    assert lengths == {1}
+    layers = make_prompt_cache(network)
+    network(mx.zeros((1, 512), mx.int32), cache=layers)
+    assert size(512) == sum(layer.nbytes for layer in layers)

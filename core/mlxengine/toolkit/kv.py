@@ -43,6 +43,7 @@ class KVNumbers:
 
     @property
     def total(self) -> int:
+        """Numbers of all layers together."""
         return sum(self.layers)
 
 

@@ -22,10 +22,10 @@ from mlxengine.toolkit.sampling import guarded
 
 from . import features
 from ._chat import tools_of
-from ._load import adapter_folder
 from ._model import LanguageModel
 from ._parts import Router, thinking_budget
 from ._score import score
+from ._sources import adapter_folder
 from ._tags import AdaptedAnswer
 
 

@@ -11,6 +11,8 @@ import mlx.core as mx
 from mlxengine import Event, ReasoningDelta, TextDelta, ToolCall
 from mlxengine.toolkit.sampling import LogitsProcessor
 
+from ._whole import whole_calls
+
 
 class Router:
     """Takes an answer's text as it comes, and gives events; no text is lost.
@@ -68,9 +70,7 @@ class Router:
         state, held = self._state[0], self._state[3]
         self._state = (state, self._state[1], self._state[2], "")
         if state == "tool" or self._call:
-            self._call += held
-            # formats without an end marker end with the answer
-            return self._close_call(broken=bool(self._tokenizer.tool_call_end))
+            return self._break_off(held)
         return [self._spoken(state, held)] if held else []
 
     def _spoken(self, state: str, text: str) -> Event:
@@ -78,7 +78,20 @@ class Router:
             return ReasoningDelta(text=text, index=self._index)
         return TextDelta(text=text, index=self._index)
 
-    def _close_call(self, *, broken: bool = False) -> list[Event]:
+    def _break_off(self, held: str) -> list[Event]:
+        """The answer ended before the end marker, of which ``held`` may be the beginning.
+
+        The calls that were whole by then, and the broken one.
+        """
+        whole = whole_calls(self._tokenizer.tool_parser, self._call)
+        self._call, rest = self._call[:whole], self._call[whole:]
+        found = self._close_call() if whole else []
+        if rest.strip() or not whole:
+            raw = rest + held
+            found.append(self._one(raw, _name(raw), None, "the answer ended within the call"))
+        return found
+
+    def _close_call(self) -> list[Event]:
         raw, self._call = self._call, ""
         try:
             parsed = self._tokenizer.tool_parser(raw, self._tools)
@@ -86,8 +99,7 @@ class Router:
             json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair, written as an escape
             return [self._one(raw, item["name"], _arguments(item)) for item in found]
         except Exception as error:  # parsers raise what they like on what a model may write
-            reason = "the answer ended within the call" if broken else f"{type(error).__name__}: {error}"
-            return [self._one(raw, _name(raw), None, reason)]
+            return [self._one(raw, _name(raw), None, f"{type(error).__name__}: {error}")]
 
     def _one(self, raw: str, name: str, arguments: Any, error: str | None = None) -> ToolCall:
         self.calls += 1

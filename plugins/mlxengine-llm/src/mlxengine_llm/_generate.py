@@ -23,7 +23,7 @@ from mlxengine.toolkit.sampling import guarded
 from . import features
 from ._chat import tools_of
 from ._model import LanguageModel
-from ._parts import Router, thinking_budget
+from ._parts import Router, thinking_budget, thinks
 from ._score import score
 from ._sources import adapter_folder
 from ._tags import AdaptedAnswer
@@ -116,6 +116,8 @@ def _part(model: LanguageModel, request: TextRequest, answer: Answer, context: R
         answer.processors.append(guarded(bound, answer.fail))
     if request.messages and (reasons or request.tools):
         answer.router = Router(tokenizer, answer.prompt, tools_of(request), answer.index)
+        if answer.grammar is not None and reasons and thinks(tokenizer, answer.prompt):
+            answer.grammar.after(tokenizer.think_end_tokens)
 
 
 def _check_serving(model: LanguageModel, context: RunContext) -> None:

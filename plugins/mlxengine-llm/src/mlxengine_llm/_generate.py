@@ -107,16 +107,20 @@ def _check_tools(model: LanguageModel, request: TextRequest, context: RunContext
 def _part(model: LanguageModel, request: TextRequest, answer: Answer, context: RunContext) -> None:
     """Tell reasoning and tool calls apart in a conversation; a raw prompt gets raw text."""
     tokenizer, budget = model.tokenizer, request.params.thinking_budget
-    reasons = tokenizer.has_thinking and context.features.get(features.REASONING)
+    parted = context.features.get(features.REASONING)
+    reasons = parted and tokenizer.has_thinking
+    continued = not (request.messages and request.add_generation_prompt)
+    thinking = thinks(tokenizer, answer.prompt, continued=continued)
     if budget is not None:
         context.features.require(features.REASONING)
         if not reasons or len(tokenizer.think_end_tokens) != 1 or len(tokenizer.think_start_tokens) != 1:
             raise UnsupportedInputError(f"{model.card.id} has no reasoning whose length can be bounded.")
-        bound = thinking_budget(tokenizer, answer.prompt, budget)
+        bound = thinking_budget(tokenizer, answer.prompt, budget, thinking=thinking)
         answer.processors.append(guarded(bound, answer.fail))
-    if request.messages and (reasons or request.tools):
-        answer.router = Router(tokenizer, answer.prompt, tools_of(request), answer.index)
-        if answer.grammar is not None and reasons and thinks(tokenizer, answer.prompt):
+    if request.messages and (parted or request.tools):
+        tools = tools_of(request)
+        answer.router = Router(tokenizer, answer.prompt, tools, answer.index, thinking=thinking)
+        if answer.grammar is not None and reasons and thinking:
             answer.grammar.after(tokenizer.think_end_tokens)
 
 

@@ -1,4 +1,4 @@
-"""Formats of answers and of conversations that are unlike most: headers, structural markers, calls as text."""
+"""Formats of answers and of conversations that are unlike most."""
 
 from __future__ import annotations
 

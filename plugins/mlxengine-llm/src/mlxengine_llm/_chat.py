@@ -204,10 +204,11 @@ def _with_texts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
         return {**call, "function": {**call["function"], "arguments": arguments}}
 
-    return [
-        {**item, "tool_calls": [changed(call) for call in item["tool_calls"]]} if "tool_calls" in item else item
-        for item in messages
-    ]
+    def with_text(message: dict[str, Any]) -> dict[str, Any]:
+        calls = message.get("tool_calls")
+        return {**message, "tool_calls": list(map(changed, calls))} if calls else message
+
+    return list(map(with_text, messages))
 
 
 __all__ = ["Prompts", "tools_of"]

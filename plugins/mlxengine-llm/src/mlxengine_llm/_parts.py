@@ -165,9 +165,7 @@ def thinks(tokenizer: Any, prompt: Sequence[int], *, continued: bool = False) ->
     return continued or not tokenizer.decode(tokens[start + len(tokenizer.think_start_tokens) :]).strip()
 
 
-def thinking_budget(
-    tokenizer: Any, prompt: Sequence[int], budget: int, *, thinking: bool
-) -> LogitsProcessor:
+def thinking_budget(tokenizer: Any, prompt: Sequence[int], budget: int, *, thinking: bool) -> LogitsProcessor:
     """Ends reasoning after ``budget`` tokens by forcing its end token.
 
     Needs a tokenizer whose end of reasoning is one token.

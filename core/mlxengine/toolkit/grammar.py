@@ -57,17 +57,17 @@ class GrammarRow:
         self._prompt_length = prompt_length
         self._consumed = 0
         self._bits: np.ndarray[Any, Any] | None = None
-        self._opening: list[int] = []
-        self._recent: list[int] = []
+        self._begins: Callable[[Sequence[int]], bool] | None = None
+        self._said: list[int] = []
         self.bound = True  # whether the grammar holds for the next token
 
-    def after(self, opening: Sequence[int]) -> None:
-        """Let the grammar begin behind the first place in the answer where these tokens stand."""
-        self._opening = list(opening)
+    def after(self, begins: Callable[[Sequence[int]], bool]) -> None:
+        """Let the grammar begin behind the first tokens of the answer for which ``begins`` holds."""
+        self._begins = begins
         self._restart()
 
     def _restart(self) -> None:
-        self._consumed, self._recent, self.bound = 0, [], not self._opening
+        self._consumed, self._said, self.bound = 0, [], self._begins is None
 
     def ready(self) -> bool:
         """Whether the grammar is compiled; the row must not be decoded before.
@@ -124,9 +124,9 @@ class GrammarRow:
         """Take note of the row's next token."""
         self._consumed += 1
         self._bits = None
-        if not self.bound:
-            self._recent = [*self._recent, token][-len(self._opening) :]
-            self.bound = self._recent == self._opening
+        if self._begins is not None and not self.bound:
+            self._said.append(token)
+            self.bound = self._begins(self._said)
         elif not self.matcher.is_stopped():
             self.matcher.consume_token(token)
 

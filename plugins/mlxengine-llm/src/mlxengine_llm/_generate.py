@@ -22,6 +22,7 @@ from mlxengine.toolkit.sampling import guarded
 
 from . import features
 from ._chat import tools_of
+from ._harmony import HarmonyRouter, final_begins, is_harmony
 from ._model import LanguageModel
 from ._parts import Router, thinking_budget, thinks
 from ._score import score
@@ -98,7 +99,7 @@ def _check_tools(model: LanguageModel, request: TextRequest, context: RunContext
     context.features.require(features.TOOL_CALLING)
     if not request.messages:
         raise InvalidParameterError("Tools need messages: they are described in the chat template.")
-    if not model.tokenizer.has_tool_calling:
+    if not (model.tokenizer.has_tool_calling or is_harmony(model.tokenizer)):
         raise UnsupportedInputError(
             f"{model.card.id} has no known format of tool calls.", hint="Choose a model that calls tools."
         )
@@ -117,11 +118,17 @@ def _part(model: LanguageModel, request: TextRequest, answer: Answer, context: R
             raise UnsupportedInputError(f"{model.card.id} has no reasoning whose length can be bounded.")
         bound = thinking_budget(tokenizer, answer.prompt, budget, thinking=thinking)
         answer.processors.append(guarded(bound, answer.fail))
-    if request.messages and (parted or request.tools):
-        tools = tools_of(request)
-        answer.router = Router(tokenizer, answer.prompt, tools, answer.index, thinking=thinking)
-        if answer.grammar is not None and reasons and thinking:
-            answer.grammar.after(tokenizer.think_end_tokens)
+    if not request.messages or not (parted or request.tools):
+        return
+    tools, opening = tools_of(request), tokenizer.think_end_tokens
+    if is_harmony(tokenizer):
+        answer.router = HarmonyRouter(tokenizer, answer.prompt, tools, answer.index)
+        if answer.grammar is not None:
+            answer.grammar.after(final_begins(tokenizer))
+        return
+    answer.router = Router(tokenizer, answer.prompt, tools, answer.index, thinking=thinking)
+    if answer.grammar is not None and reasons and thinking:
+        answer.grammar.after(lambda said: tuple(said[-len(opening) :]) == opening)
 
 
 def _check_serving(model: LanguageModel, context: RunContext) -> None:

@@ -94,18 +94,27 @@ class Router:
         found = self._close_call() if whole else []
         if rest.strip() or not whole:
             raw = rest + held
-            found.append(self._one(raw, _name(raw), None, "the answer ended within the call"))
+            found.append(self._one(raw, self._name(raw), None, "the answer ended within the call"))
         return found
 
     def _close_call(self) -> list[Event]:
         raw, self._call = self._call, ""
         try:
-            parsed = self._tokenizer.tool_parser(raw, self._tools)
+            parsed = self._parsed(raw)
             found = parsed if isinstance(parsed, list) else [parsed]
             json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair, written as an escape
             return [self._one(raw, item["name"], _arguments(item)) for item in found]
         except Exception as error:  # parsers raise what they like on what a model may write
-            return [self._one(raw, _name(raw), None, f"{type(error).__name__}: {error}")]
+            return [self._one(raw, self._name(raw), None, f"{type(error).__name__}: {error}")]
+
+    def _parsed(self, raw: str) -> Any:
+        """A call, or a list of calls, with ``name`` and ``arguments``; may raise."""
+        return self._tokenizer.tool_parser(raw, self._tools)
+
+    def _name(self, raw: str) -> str:
+        """The name in a call that cannot be parsed, or nothing."""
+        _, found, rest = raw.partition('"name"')
+        return rest.split('"')[1] if found and rest.count('"') > 1 else ""
 
     def _one(self, raw: str, name: str, arguments: Any, error: str | None = None) -> ToolCall:
         self.calls += 1
@@ -127,11 +136,6 @@ def _arguments(call: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise TypeError(f"arguments are {type(found).__name__}, not an object")
     return found
-
-
-def _name(raw: str) -> str:
-    _, found, rest = raw.partition('"name"')
-    return rest.split('"')[1] if found and rest.count('"') > 1 else ""
 
 
 class _WithoutCalls:

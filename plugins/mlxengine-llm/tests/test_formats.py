@@ -98,6 +98,9 @@ def test_a_template_gets_the_arguments_of_calls_as_it_wants_them(
 ) -> None:
     template = CALLS.replace("%{%", written + "{%", 1) + TEMPLATE
     model = plugin.load(write_tiny(tmp_path / "model", template=template))
-    messages = history(ToolCallPart("1", "weather", {"city": "Wien <b>"}))
+    messages = (
+        Message.user("I have seen {'city': 'Wien <b>'}"),
+        *history(ToolCallPart("1", "weather", {"city": "Wien <b>"})),
+    )
     tokens = model.prompts.tokens(TextRequest(messages=messages))
     assert f"CALL {seen}" in model.tokenizer.decode(tokens)

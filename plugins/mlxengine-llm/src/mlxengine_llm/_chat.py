@@ -168,7 +168,9 @@ class Prompts:
             if not given:
                 raise
             return apply(_with_texts(messages))
-        if any(arguments and str(arguments) in text for arguments in given):
+        said = "\n".join(item["content"] for item in messages)
+        shown = [str(arguments) for arguments in given if arguments]
+        if any(text.count(item) > said.count(item) for item in shown):
             return apply(_with_texts(messages))
         return text
 

@@ -134,6 +134,18 @@ def test_only_whole_calls_have_arguments_wherever_the_answer_breaks_off(plain: A
     assert whole == 2
 
 
+@pytest.mark.parametrize("form", ["kimi_k3", "minimax_m2", "muse_spark"])
+def test_what_looks_like_the_end_within_an_argument_ends_no_call_that_breaks_off(
+    plain: Any, form: str
+) -> None:
+    tokenizer = wrapped(plain, form)
+    (inside, _), _ = FORMATS[form]
+    before, _, after = inside.partition("Wien")
+    end = after[max(after.rfind("</"), after.rfind("<|close|>")) :]
+    calls, _ = heard(tokenizer, f"{tokenizer.tool_call_start}{inside}{before}Graz{end} and")
+    assert [item.arguments for item in calls] == [ARGUMENTS, None]
+
+
 @pytest.mark.feature("llm.tool_calling")
 def test_a_call_that_max_tokens_cuts_has_no_arguments(plugin: Plugin, tmp_path: Path) -> None:
     template = TOOLS.replace("tool_call.name", "<arg_key>")

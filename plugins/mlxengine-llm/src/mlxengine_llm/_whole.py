@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-# Formats whose piece holds several calls: how each of them ends.
+# Formats whose piece holds several calls: how each of them ends, and how an argument begins and ends.
 _CALL_ENDS = {
-    "kimi_k2": "<|tool_call_end|>",
-    "kimi_k3": "<|close|>call<|sep|>",
-    "minimax_m2": "</invoke>",
-    "muse_spark": "</atem:invoke>",
+    "kimi_k2": ("<|tool_call_end|>", "<|tool_call_begin|>", "<|tool_call_end|>"),
+    "kimi_k3": ("<|close|>call<|sep|>", "<|open|>argument", "<|close|>argument<|sep|>"),
+    "minimax_m2": ("</invoke>", "<parameter name=", "</parameter>"),
+    "muse_spark": ("</atem:invoke>", "<atem:parameter", "</atem:parameter>"),
 }
 _HEADER = re.compile(r"[\w-]+\s*\[ARGS\]\s*")
 
@@ -26,9 +26,14 @@ def whole_calls(parser: Callable[..., Any], raw: str) -> int:
     """How many of the first characters of ``raw``, the inside of an unclosed piece, are whole calls."""
     form = str(getattr(parser, "__module__", "")).rpartition(".")[2]
     if form in _CALL_ENDS:
-        end = _CALL_ENDS[form]
-        at = raw.rfind(end)
-        return 0 if at < 0 else at + len(end)
+        end, opened, closed = _CALL_ENDS[form]
+        whole = len(raw)
+        while (at := raw.rfind(end, 0, whole)) >= 0:
+            whole = at + len(end)
+            if raw.count(opened, 0, whole) <= raw.count(closed, 0, whole):
+                return whole
+            whole = at  # what looks like the end stands in an argument that goes on
+        return 0
     if _is_closed(raw.strip()):
         return len(raw)
     return _after_headers(raw) if form == "mistral" else 0

@@ -428,6 +428,11 @@ def test_reasoning_with_a_budget_ends_and_the_grammar_begins(plugin: Plugin, rea
     for events in alone:
         assert set(json.loads(joined(events, TextDelta))) <= {"name", "age", "tags"}
         assert events[-1].reason == "stop"
+    prompt = "<|im_start|>assistant\n<think>"
+    by_hand = plugin.text(
+        model, prompt, max_tokens=300, thinking_budget=3, grammar=Grammar.choices(["yes", "no"])
+    )
+    assert by_hand.rpartition("</think>")[2] in ("yes", "no")
     together = plugin.run([plugin.start(model, request) for request in asked])
     assert [joined(events, TextDelta) for events in together] == [
         joined(events, TextDelta) for events in alone

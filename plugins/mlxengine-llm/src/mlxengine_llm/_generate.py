@@ -118,17 +118,20 @@ def _part(model: LanguageModel, request: TextRequest, answer: Answer, context: R
             raise UnsupportedInputError(f"{model.card.id} has no reasoning whose length can be bounded.")
         bound = thinking_budget(tokenizer, answer.prompt, budget, thinking=thinking)
         answer.processors.append(guarded(bound, answer.fail))
-    if not request.messages or not (parted or request.tools):
+    if answer.grammar is not None and reasons and thinking and (request.messages or budget is not None):
+        end = tuple(tokenizer.think_end_tokens)
+        answer.grammar.after(lambda said: tuple(said[-len(end) :]) == end)
+    harmony = is_harmony(tokenizer)
+    marked = tokenizer.has_thinking or bool(tokenizer.response_transitions) or harmony
+    if not request.messages or not (request.tools or (parted and marked)):
         return
-    tools, opening = tools_of(request), tokenizer.think_end_tokens
-    if is_harmony(tokenizer):
+    tools = tools_of(request)
+    if harmony:
         answer.router = HarmonyRouter(tokenizer, answer.prompt, tools, answer.index)
         if answer.grammar is not None:
             answer.grammar.after(final_begins(tokenizer))
         return
     answer.router = Router(tokenizer, answer.prompt, tools, answer.index, thinking=thinking)
-    if answer.grammar is not None and reasons and thinking:
-        answer.grammar.after(lambda said: tuple(said[-len(opening) :]) == opening)
 
 
 def _check_serving(model: LanguageModel, context: RunContext) -> None:

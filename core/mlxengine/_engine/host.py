@@ -111,7 +111,7 @@ class Host:
         from .installed import unmet  # reading metadata is not needed to import the engine
 
         distribution, version = _distribution(point)
-        wanted = None if distribution is None else unmet(distribution)
+        wanted = None if distribution is None else unmet(distribution, version)
         if wanted is not None:
             self._set_aside(
                 point,

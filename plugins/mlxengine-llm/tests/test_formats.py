@@ -7,10 +7,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from llm_harness import TEMPLATE, Plugin, write_tiny
-from mlxengine import Message, ReasoningDelta, TextDelta, TextRequest, ToolCall
+from llm_harness import TEMPLATE, Plugin, card_of, write_tiny
+from mlx_lm.chat_templates.muse_spark import RESPONSE_FORMAT
+from mlxengine import (
+    Device,
+    LoadContext,
+    Message,
+    ReasoningDelta,
+    TextDelta,
+    TextRequest,
+    ToolCall,
+)
 from mlxengine.text.messages import Role, ToolCallPart, ToolResultPart
 from mlxengine_llm._parts import Router
+from mlxengine_llm._tokenizer import load_tokenizer
 from test_parts import joined, say
 
 K3 = ["<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"]
@@ -47,7 +57,6 @@ def test_structural_markers_are_no_text_without_tools_either(plugin: Plugin, tmp
 
 
 def test_the_headers_of_muse_spark_are_followed_with_and_without_tools() -> None:
-    from mlx_lm.chat_templates.muse_spark import RESPONSE_FORMAT
     from mlx_lm.tool_parsers import muse_spark
 
     tokenizer = SimpleNamespace(
@@ -78,6 +87,22 @@ def test_the_headers_of_muse_spark_are_followed_with_and_without_tools() -> None
     plain = events("to=self<|message|>hm<|eom|><|start|>assistant to=user<|message|>Hello.", [])
     assert (joined(plain, ReasoningDelta), joined(plain, TextDelta)) == ("hm", "Hello.")
     assert joined(events("no header", []), TextDelta) == "no header"
+
+
+def test_what_muse_spark_leaves_out_of_its_files_is_what_mlx_lm_says(plugin: Plugin, tmp_path: Path) -> None:
+    """Its checkpoints name neither the format of their chats nor the tokens that end an answer."""
+    folder = write_tiny(tmp_path / "muse", template="")
+    card = card_of(folder)
+    context = LoadContext(
+        path=folder,
+        configuration=card.configuration,
+        features=plugin.features(),
+        device=Device.detect(),
+    )
+    found = load_tokenizer(card, folder, context, {"model_type": "muse_spark"})
+    assert found.init_kwargs["tool_parser_type"] == "muse_spark"
+    assert found.response_transitions == RESPONSE_FORMAT["transitions"]
+    assert set(found.eos_token_ids) == {200001, 200008}
 
 
 CALLS = "{% for m in messages %}{% for c in m.tool_calls or [] %}CALL %{% endfor %}{% endfor %}"

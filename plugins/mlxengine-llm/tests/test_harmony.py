@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from llm_harness import Plugin, write_tiny
-from mlxengine import Grammar, ReasoningDelta, TextDelta, TextRequest, ToolCall
+from mlxengine import Grammar, InferenceEngine, ReasoningDelta, TextDelta, TextRequest, ToolCall
 from mlxengine.readonly import thaw
 from mlxengine.text.messages import ToolCallPart
 from mlxengine.text.tools import describe
@@ -36,6 +36,11 @@ CALL = f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>
 @pytest.fixture(scope="module")
 def harmonic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("harmonic") / "model", extra=MARKERS, template=TEMPLATE)
+
+
+def test_its_handle_says_that_it_reasons_and_calls(harmonic: Path) -> None:
+    with InferenceEngine() as engine, engine.load_text(harmonic) as model:
+        assert {"tools", "reasoning"} <= model.capabilities
 
 
 def calls(events: list[Any]) -> list[Any]:

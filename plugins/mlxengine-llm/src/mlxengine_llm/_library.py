@@ -68,6 +68,15 @@ def demanded(module: str) -> tuple[str, ...]:
     )
 
 
+def tokenizer_defaults(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How a family's chats are written, for checkpoints that do not say it; ``None`` for most."""
+    folder, module = _library(), module_of(config)
+    if folder is None or module is None:
+        return None
+    found = constant(folder / "models" / f"{module}.py", "TOKENIZER_DEFAULTS")
+    return found if isinstance(found, dict) else None
+
+
 @functools.cache
 def _remapping() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
     """mlx-lm's own tables of aliases."""
@@ -79,4 +88,4 @@ def _remapping() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
     return plain, special
 
 
-__all__ = ["demanded", "module_of", "source"]
+__all__ = ["demanded", "module_of", "source", "tokenizer_defaults"]

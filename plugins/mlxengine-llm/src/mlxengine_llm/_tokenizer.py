@@ -14,6 +14,8 @@ from mlxengine.errors import IncompatibleWeightsError, LoadError, RemoteCodeRefu
 from mlxengine.toolkit.estimate import text_config
 
 from . import features
+from ._harmony import is_harmony
+from ._library import tokenizer_defaults
 from ._sources import local_folder
 
 _log = logging.getLogger("mlxengine.llm.load")
@@ -35,7 +37,8 @@ def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: 
     if context.configuration.chat_template is not None:
         settings["chat_template"] = context.configuration.chat_template
     try:
-        tokenizer = _wrapped(folder, settings, config.get("eos_token_id"))
+        defaults = tokenizer_defaults(config) if own is None else None
+        tokenizer = _wrapped(folder, settings, config.get("eos_token_id"), defaults)
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise RemoteCodeRefusedError(
@@ -54,7 +57,7 @@ def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: 
     return tokenizer
 
 
-def _wrapped(folder: Path, settings: dict[str, Any], eos: Any) -> Any:
+def _wrapped(folder: Path, settings: dict[str, Any], eos: Any, defaults: dict[str, Any] | None) -> Any:
     """mlx-lm's wrapper; without the model's configuration where transformers refuses that one.
 
     To find a tokenizer's class transformers reads ``config.json`` too, into a class whose checks know less
@@ -63,7 +66,7 @@ def _wrapped(folder: Path, settings: dict[str, Any], eos: Any) -> Any:
     from mlx_lm.tokenizer_utils import load as load_wrapper
 
     try:
-        return load_wrapper(folder, settings, eos_token_ids=eos)
+        return load_wrapper(folder, settings, eos_token_ids=eos, defaults=defaults)
     except Exception as error:
         if "trust_remote_code" in str(error) or not folder.joinpath("tokenizer.json").is_file():
             raise
@@ -74,7 +77,7 @@ def _wrapped(folder: Path, settings: dict[str, Any], eos: Any) -> Any:
                     if file.name != "config.json":
                         shutil.copyfile(file, alone / file.name)
             try:
-                found = load_wrapper(alone, settings, eos_token_ids=eos)
+                found = load_wrapper(alone, settings, eos_token_ids=eos, defaults=defaults)
             except Exception:
                 raise error from None  # what was wrong first
         _log.info("The tokenizer was read without config.json, which transformers refuses: %r", error)
@@ -98,10 +101,11 @@ def stop_ids(tokenizer: Any, extra: tuple[str, ...]) -> frozenset[int]:
 
 def abilities(tokenizer: Any) -> frozenset[str]:
     """What its template lets the model do."""
+    channels = is_harmony(tokenizer)
     found = {
         "chat": tokenizer.has_chat_template,
-        "tools": tokenizer.has_tool_calling,
-        "reasoning": tokenizer.has_thinking,
+        "tools": tokenizer.has_tool_calling or channels,
+        "reasoning": tokenizer.has_thinking or channels,
     }
     return frozenset(name for name, has in found.items() if has)
 

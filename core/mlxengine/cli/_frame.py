@@ -201,7 +201,7 @@ def _run_plugin_verb(verb: str, words: list[str], out: Output) -> int:
             f"The verb {verb!r} is listed by the plugins {names}.",
             plugin=found[0][0],
             hook="list_commands",
-            hint="Uninstall all but one of them, or switch one off: MLXENGINE_PLUGINS=-NAME.",
+            hint="Uninstall all but one of them.",
         )
     if found:
         provider, command = found[0]
@@ -247,7 +247,7 @@ def plugin_commands(distributions: Mapping[str, str]) -> list[tuple[str, Command
     for provider, items in Host(distributions=distributions).commands().items():
         for item in items:
             if item.name in VERBS:
-                tell(f"The verb {item.name!r} of the plugin {provider!r} is left out: mlxengine has its own.")
+                tell(f"The verb {item.name!r} of the plugin {provider!r} is left out: that name is built in.")
             else:
                 allowed.append((provider, item))
     return allowed

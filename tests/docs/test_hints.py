@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 SOURCES = [*ROOT.glob("core/mlxengine/**/*.py"), *ROOT.glob("plugins/*/src/**/*.py")]
 PAGES = [ROOT / "README.md", *ROOT.glob("plugins/*/README.md"), *ROOT.glob("docs/**/*.md")]
 # In quotes of code, at a shell's prompt, or after a colon as in "Fetch one: mlxengine pull org/name".
-LINES = re.compile(r"`mlxengine ([^`]+)`|^\$ (?:.*\| )?mlxengine (.+)$|: mlxengine ([a-z][^`\n]+)", re.MULTILINE)
+LINES = re.compile(
+    r"`mlxengine ([^`]+)`|^\$ (?:.*\| )?mlxengine (.+)$|: mlxengine ([a-z][^`\n]+)", re.MULTILINE
+)
 OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*|-[a-z])(?![\w-])")
 PLACEHOLDER = re.compile(r"VERB|\[|\{|…|\.\.\.|[-A-Z]+$")
 # Verbs of the example plugins, which need not be installed.

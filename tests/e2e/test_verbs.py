@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from mlxengine import Command
+from mlxengine import Command, InferenceEngine, hookimpl
 from mlxengine._engine.host import Host
 from mlxengine.cli import _frame, main
+from mlxengine.errors import NoPluginForModelError
 
 VERBS = [*_frame.VERBS, *(command.name for _, command in _frame.plugin_commands({}))]
 
@@ -65,6 +66,28 @@ def installed(monkeypatch: pytest.MonkeyPatch):
 
 def echo(name: str = "echo", parser: str = "configure") -> Command:
     return Command(name=name, summary="Say it.", parser=f"{__name__}:{parser}", target=f"{__name__}:run")
+
+
+class OnlyVerbs:
+    @hookimpl
+    def list_commands(self) -> list[Command]:
+        return [echo()]
+
+
+class ClaimsToo(OnlyVerbs):
+    @hookimpl
+    def claim_model(self, card: object) -> None:
+        return None
+
+
+def test_a_plugin_of_verbs_alone_is_whole_and_claims_no_model(tmp_path: Path) -> None:
+    host = Host([("talk", OnlyVerbs()), ("half", ClaimsToo())])
+    assert [record.name for record in host.active()] == ["talk"]
+    assert "half" in str(host.records[1].error)
+    assert [item.name for item in host.commands()["talk"]] == ["echo"]
+    (tmp_path / "config.json").write_text('{"model_type": "unheard-of"}')
+    with InferenceEngine(plugins=[("talk", OnlyVerbs())]) as engine, pytest.raises(NoPluginForModelError):
+        engine.load(tmp_path)
 
 
 @pytest.mark.parametrize(

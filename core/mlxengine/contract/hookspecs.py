@@ -313,6 +313,7 @@ class HookSpecs:
         raise AssertionError
 
 
+# Of a plugin that serves models; one with `list_commands` alone needs none of them.
 REQUIRED_HOOKS = ("claim_model", "load_model", "generate")
 
 __all__ = [

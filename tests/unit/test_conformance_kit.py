@@ -31,7 +31,6 @@ FAULTS = {
     "DeadKind": "contract/kinds-resolve",
     "WrongHandle": "contract/kinds-resolve",
     "DeadCommand": "contract/commands-resolve",
-    "HidesAVerb": "contract/commands-resolve",
     "AddsASharedOption": "contract/commands-resolve",
     "ForgetsAFile": "behaviour/claimed-files-suffice",
     "LosesText": "behaviour/deltas-add-up",

@@ -235,7 +235,7 @@ class Host:
                 f"The plugin {record.where} lacks the hook {', '.join(missing)}.",
                 plugin=record.name,
                 hook=missing[0],
-                hint="A plugin implements claim_model, load_model and generate; or list_commands without them.",
+                hint="A plugin implements claim_model, load_model and generate; or verbs alone.",
             )
         return found
 

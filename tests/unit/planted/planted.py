@@ -212,12 +212,6 @@ class DeadCommand(Good):
         return [Command(name="count", summary="Count.", target="planted:gone")]
 
 
-class HidesAVerb(Good):
-    @hookimpl
-    def list_commands(self):
-        return [Command(name="run", summary="Count.", target="planted:main")]
-
-
 class AddsASharedOption(Good):
     @hookimpl
     def list_commands(self):

@@ -31,7 +31,7 @@ OTHERS = {"-u"}  # of ulimit
 @cache
 def options_of(verb: str) -> frozenset[str] | None:
     """The options of a verb, those of its second words too; ``None`` if there is no such verb."""
-    commands = {command.name: command for _, command in _frame.plugin_commands({})}
+    commands = {command.name: command for _, command in _frame.plugin_commands()}
     if verb in _frame.VERBS:
         configure = importlib.import_module(f"mlxengine.cli.{verb}").configure
     elif verb in commands:
@@ -124,7 +124,7 @@ def test_every_variable_that_a_hint_names_is_read_somewhere() -> None:
 
 
 def test_every_option_that_a_hint_names_is_one_of_a_verb() -> None:
-    commands = [command.name for _, command in _frame.plugin_commands({})]
+    commands = [command.name for _, command in _frame.plugin_commands()]
     known = set().union(*(options_of(verb) or () for verb in [*_frame.VERBS, *commands]))
     found = {
         (str(path.relative_to(ROOT)), name)

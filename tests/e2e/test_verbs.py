@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlxengine import Command, InferenceEngine, hookimpl
 from mlxengine._engine.host import Host
 from mlxengine.cli import _frame, main
-from mlxengine.errors import NoPluginForModelError
+from mlxengine.errors import NoPluginForModelError, PluginError
 
-VERBS = [*_frame.VERBS, *(command.name for _, command in _frame.plugin_commands({}))]
+VERBS = [*_frame.VERBS, *(command.name for _, command in _frame.plugin_commands())]
 
 
 def test_the_plugins_of_the_house_bring_their_verbs() -> None:
@@ -146,8 +147,10 @@ def test_the_distribution_that_the_configuration_file_chooses_gives_the_verbs(
     real = Host.__init__
 
     def spy(self: Host, *arguments: object, **options: object) -> None:
-        seen.append(dict(options["distributions"]))  # type: ignore[call-overload]
+        seen.append(options.get("distributions"))
         real(self, *arguments, **options)  # type: ignore[arg-type]
+        if "distributions" not in options:  # as where two distributions claim one name
+            self.records = [*self.records, SimpleNamespace(error=PluginError("two of them", plugin="llm"))]  # type: ignore
 
     monkeypatch.setattr(Host, "__init__", spy)
     file = tmp_path / "mlxengine.toml"
@@ -155,4 +158,4 @@ def test_the_distribution_that_the_configuration_file_chooses_gives_the_verbs(
     monkeypatch.setenv("MLXENGINE_CONFIG", str(file))
     assert main(["--help"]) == 0
     assert main(["convert", "--help"]) == 0
-    assert seen == [{"llm": "mlxengine-llm"}] * 2
+    assert seen == [None, {"llm": "mlxengine-llm"}] * 2

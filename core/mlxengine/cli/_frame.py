@@ -13,11 +13,12 @@ progress and errors to stderr. With ``--json`` the result, and an error too, is 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from .._shown import shown
@@ -191,9 +192,7 @@ def _run_parsed(parser: Parser, function: Function, words: list[str], out: Outpu
 def _run_plugin_verb(verb: str, words: list[str], out: Output) -> int:
     import difflib
 
-    from .._config import load_settings
-
-    commands = plugin_commands(load_settings().distributions)
+    commands = plugin_commands()
     found = [(provider, command) for provider, command in commands if command.name == verb]
     if len(found) > 1:
         names = " and ".join(repr(provider) for provider, _ in found)
@@ -239,12 +238,18 @@ def _named(target: str, verb: str, provider: str) -> Callable[..., Any]:
     return function
 
 
-def plugin_commands(distributions: Mapping[str, str]) -> list[tuple[str, Command]]:
+def plugin_commands() -> list[tuple[str, Command]]:
     """The verbs of the installed plugins with their providers; one with a built-in name is refused."""
     from .._engine.host import Host
 
+    host = Host()
+    if any(record.error is not None for record in host.records):  # only then the file's choice may matter
+        from .._config import load_settings
+
+        with contextlib.suppress(ConfigurationError):  # `mlxengine doctor` says what is wrong with the file
+            host = Host(distributions=load_settings().distributions)
     allowed = []
-    for provider, items in Host(distributions=distributions).commands().items():
+    for provider, items in host.commands().items():
         for item in items:
             if item.name in VERBS:
                 tell(f"The verb {item.name!r} of the plugin {provider!r} is left out: that name is built in.")
@@ -254,13 +259,7 @@ def plugin_commands(distributions: Mapping[str, str]) -> list[tuple[str, Command
 
 
 def _help(out: Output) -> None:
-    from .._config import load_settings
-
-    try:
-        chosen = load_settings().distributions
-    except ConfigurationError:  # a verb will say what is wrong; help is shown all the same
-        chosen = {}
-    commands = plugin_commands(chosen)
+    commands = plugin_commands()
     rows = [*VERBS.items(), *((command.name, f"{command.summary} ({name})") for name, command in commands)]
     verbs = [{"name": name, "summary": summary} for name, summary in rows]
 

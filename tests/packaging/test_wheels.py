@@ -191,7 +191,7 @@ def test_audio_runs_from_its_wheel_on_mlx_audio_and_vanishes_with_it(bare: Envir
     core = digest(bare.site / "mlxengine")
     bare.ours("mlxengine-audio")
     assert plugins(bare) == {"audio/mlxengine-audio": None}
-    said = bare.command("listen", str(tests / "specimen"), str(tests / "two-sentences.wav"))
+    said = bare.command("listen", "-m", str(tests / "specimen"), str(tests / "two-sentences.wav"))
     assert len(said.stdout.splitlines()) == 3
     assert digest(bare.site / "mlxengine") == core
     bare.uninstall("mlxengine-audio")

@@ -415,7 +415,7 @@ FAULTS = (
         planted="ExitsInAVerb",
         does='`sys.exit("text")` in a verb',
         act=called,
-        words="code 1: cannot count ['sheep']",
+        words="code 1: cannot count sheep",
         happens="the text on stderr, exit code 1",
         why_not="it runs no verbs",
     ),

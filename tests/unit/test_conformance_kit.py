@@ -31,6 +31,7 @@ FAULTS = {
     "DeadKind": "contract/kinds-resolve",
     "WrongHandle": "contract/kinds-resolve",
     "DeadCommand": "contract/commands-resolve",
+    "AddsASharedOption": "contract/commands-resolve",
     "ForgetsAFile": "behaviour/claimed-files-suffice",
     "LosesText": "behaviour/deltas-add-up",
     "Counts": "behaviour/same-request-same-answer",

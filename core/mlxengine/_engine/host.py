@@ -229,12 +229,13 @@ class Host:
                 )
             found[caller.name] = _by_name(impl.function, impl.argnames)
         missing = [name for name in REQUIRED_HOOKS if name not in found]
-        if missing:
+        only_verbs = len(missing) == len(REQUIRED_HOOKS) and "list_commands" in found
+        if missing and not only_verbs:
             raise PluginContractError(
                 f"The plugin {record.where} lacks the hook {', '.join(missing)}.",
                 plugin=record.name,
                 hook=missing[0],
-                hint="A plugin implements claim_model, load_model and generate.",
+                hint="A plugin implements claim_model, load_model and generate; or verbs alone.",
             )
         return found
 

@@ -28,12 +28,17 @@ from ._progress import ProgressLine
 H = TypeVar("H", bound=ModelHandle)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Options that choose the model and make the engine."""
+def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Options that choose the model and make the engine; ``default`` is the model where none is named.
+
+    They are ``--model``, ``--plugin``, ``--feature``, ``--offline`` and ``--yes``.
+    """
+    otherwise = "else the configured or best one here" if default is None else f"default: {default}"
     parser.add_argument(
         "-m",
         "--model",
-        help='org/name, a folder, a GGUF file or "auto:KIND"; else the configured or best one here',
+        default=default,
+        help=f'org/name, a folder, a GGUF file or "auto:KIND"; {otherwise}',
     )
     parser.add_argument("--plugin", help="the plugin that must serve it")
     parser.add_argument(

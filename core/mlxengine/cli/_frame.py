@@ -1,6 +1,7 @@
 """What all verbs share: finding the verb, its options, errors, exit codes, signals and closed pipes.
 
-A verb is a module ``mlxengine.cli.<name>`` with two functions, imported only when the verb is used::
+A verb is a module ``mlxengine.cli.<name>`` with two functions, imported only when the verb is used (a plugin
+names two such functions in its `Command`)::
 
     def configure(parser: argparse.ArgumentParser) -> None: ...
     def run(arguments: argparse.Namespace, out: Output) -> int: ...
@@ -12,12 +13,13 @@ progress and errors to stderr. With ``--json`` the result, and an error too, is 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from .._shown import shown
 from ..errors import (
@@ -28,10 +30,11 @@ from ..errors import (
     LoadError,
     MisuseError,
     MLXEngineError,
+    PluginContractError,
     PluginError,
     ResolutionError,
 )
-from ._output import Output
+from ._output import Output, tell
 
 if TYPE_CHECKING:
     from ..contract.hookspecs import Command
@@ -56,6 +59,8 @@ VERBS = {
     "doctor": "check this installation, and say how to repair it",
     "features": "list the feature flags, and who set them",
 }
+Configure: TypeAlias = Callable[[argparse.ArgumentParser], None]
+Function: TypeAlias = Callable[[argparse.Namespace, Output], int]
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 _CODES: tuple[tuple[type[Exception], int], ...] = (
@@ -77,6 +82,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}.", hint=f"`{self.prog} --help` shows the usage.")
+
+    def add_subparsers(self, **options: Any) -> Any:
+        """As argparse's own; the shared options may stand after a verb's second word too."""
+        return super().add_subparsers(parser_class=_SubParser, **options)
+
+
+class _SubParser(Parser):
+    """The parser of a verb's second word; a shared option not said here stays as it was said before."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+        _add_common(self, unset=True)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -143,41 +160,62 @@ def _dispatch(words: list[str], out: Output) -> int:
     verb, rest = words[position], [*words[:position], *words[position + 1 :]]
     if verb in VERBS:
         return _run_verb(verb, rest, out)
-    return _run_plugin_verb(verb, words[position + 1 :])
+    return _run_plugin_verb(verb, rest, out)
 
 
 def _run_verb(verb: str, words: list[str], out: Output) -> int:
     module = importlib.import_module(f"{__package__}.{verb}")
+    return _run_parsed(verb_parser(verb, module.__doc__ or "", module.configure, out), module.run, words, out)
+
+
+def verb_parser(verb: str, description: str, configure: Configure | None, out: Output) -> Parser:
+    """The parser of a verb: the shared options, and those that ``configure`` adds."""
     parser = Parser(
         prog=f"mlxengine {verb}",
-        description="\n\n".join(out.wrapped(part) for part in (module.__doc__ or "").strip().split("\n\n")),
+        description="\n\n".join(out.wrapped(part) for part in description.strip().split("\n\n")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     _add_common(parser)
-    module.configure(parser)
+    if configure is not None:
+        configure(parser)
+    return parser
+
+
+def _run_parsed(parser: Parser, function: Function, words: list[str], out: Output) -> int:
     arguments = parser.parse_args(words)
     out.configure(json=arguments.json, quiet=arguments.quiet)
     _log_to_stderr(arguments.verbose)
-    return cast(int, module.run(arguments, out))
+    return function(arguments, out)
 
 
-def _run_plugin_verb(verb: str, words: list[str]) -> int:
+def _run_plugin_verb(verb: str, words: list[str], out: Output) -> int:
     import difflib
 
     commands = plugin_commands()
-    for provider, command in commands:
-        if command.name == verb:
-            module, _, name = command.target.partition(":")
-            try:
-                function: Callable[[list[str]], int] = getattr(importlib.import_module(module), name)
-            except (ImportError, AttributeError) as error:
-                raise PluginError(
-                    f"The verb {verb!r} of the plugin {provider!r} cannot be imported: {error}.",
-                    plugin=provider,
-                    hook="list_commands",
-                ) from error
-            return function(words)
+    found = [(provider, command) for provider, command in commands if command.name == verb]
+    if len(found) > 1:
+        names = " and ".join(repr(provider) for provider, _ in found)
+        raise PluginContractError(
+            f"The verb {verb!r} is listed by the plugins {names}.",
+            plugin=found[0][0],
+            hook="list_commands",
+            hint="Uninstall all but one of them.",
+        )
+    if found:
+        provider, command = found[0]
+        configure = None if command.parser is None else _named(command.parser, verb, provider)
+        function = _named(command.target, verb, provider)
+        try:
+            parser = verb_parser(verb, command.summary, configure, out)
+        except Exception as error:
+            raise PluginContractError(
+                f"The parser of the verb {verb!r} of the plugin {provider!r} cannot be made: {error}.",
+                plugin=provider,
+                hook="list_commands",
+                hint="Options that every verb has (--json, --quiet, --verbose) are not added again.",
+            ) from error
+        return _run_parsed(parser, function, words, out)
     known = [*VERBS, *(command.name for _, command in commands)]
     near = difflib.get_close_matches(verb, known, 1)
     raise UsageError(
@@ -186,12 +224,38 @@ def _run_plugin_verb(verb: str, words: list[str]) -> int:
     )
 
 
+def _named(target: str, verb: str, provider: str) -> Callable[..., Any]:
+    """The function ``"module:function"`` of a plugin's verb."""
+    module, _, name = target.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(
+            f"The verb {verb!r} of the plugin {provider!r} cannot be imported: {error}.",
+            plugin=provider,
+            hook="list_commands",
+        ) from error
+    return function
+
+
 def plugin_commands() -> list[tuple[str, Command]]:
-    """The verbs of the installed plugins with their providers; built-in names stay ours."""
+    """The verbs of the installed plugins with their providers; one with a built-in name is refused."""
     from .._engine.host import Host
 
-    listed = Host().commands()
-    return [(name, item) for name, items in listed.items() for item in items if item.name not in VERBS]
+    host = Host()
+    if any(record.error is not None for record in host.records):  # only then the file's choice may matter
+        from .._config import load_settings
+
+        with contextlib.suppress(ConfigurationError):  # `mlxengine doctor` says what is wrong with the file
+            host = Host(distributions=load_settings().distributions)
+    allowed = []
+    for provider, items in host.commands().items():
+        for item in items:
+            if item.name in VERBS:
+                tell(f"The verb {item.name!r} of the plugin {provider!r} is left out: that name is built in.")
+            else:
+                allowed.append((provider, item))
+    return allowed
 
 
 def _help(out: Output) -> None:
@@ -210,11 +274,14 @@ def _help(out: Output) -> None:
     out.emit({"verbs": verbs}, text)
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser, *, unset: bool = False) -> None:
+    no, none = (argparse.SUPPRESS, argparse.SUPPRESS) if unset else (False, 0)
     group = parser.add_argument_group("on every verb")
-    group.add_argument("--json", action="store_true", help="print one JSON value, for an error too")
-    group.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-    group.add_argument("-v", "--verbose", action="count", default=0, help="log to stderr; twice for more")
+    group.add_argument(
+        "--json", action="store_true", default=no, help="print one JSON value, for an error too"
+    )
+    group.add_argument("-q", "--quiet", action="store_true", default=no, help="show no progress")
+    group.add_argument("-v", "--verbose", action="count", default=none, help="log to stderr; twice for more")
 
 
 class _Formatter(logging.Formatter):

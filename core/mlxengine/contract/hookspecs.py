@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 from attrs import field, frozen
-from attrs.validators import instance_of
+from attrs.validators import instance_of, optional
 
 from ._convert import names, texts
 from .features import Feature, Features
@@ -223,14 +223,23 @@ class RunContext:
 
 @frozen(kw_only=True)
 class Command:
-    """A command-line verb. ``target`` is ``"module:function"``; it is imported only when it runs.
+    """A command-line verb. Its module is imported only when the verb is asked for.
 
-    The function is called with the remaining arguments (``list[str]``) and returns an exit code.
+    Args:
+        name: the word after ``mlxengine``; letters, digits and hyphens.
+        summary: one line for ``mlxengine --help``, and the description in the help of the verb.
+        target: ``"module:function"``; called with the parsed options (`argparse.Namespace`) and a
+            `mlxengine.cli.verbs.Output`, returns the exit code. An error of ours that it raises is shown,
+            and decides the code.
+        parser: ``"module:function"``; called with an `argparse.ArgumentParser` to add the verb's own options
+            to. It has ``--json``, ``--quiet``, ``--verbose`` and ``--help`` already, and its sub-parsers too.
+            ``None``: there are no others.
     """
 
     name: str = field(validator=instance_of(str))
     summary: str = field(validator=instance_of(str))
     target: str = field(validator=instance_of(str))
+    parser: str | None = field(default=None, validator=optional(instance_of(str)))
 
 
 class HookSpecs:
@@ -304,6 +313,7 @@ class HookSpecs:
         raise AssertionError
 
 
+# Of a plugin that serves models; one with `list_commands` alone needs none of them.
 REQUIRED_HOOKS = ("claim_model", "load_model", "generate")
 
 __all__ = [

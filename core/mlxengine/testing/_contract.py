@@ -9,7 +9,8 @@ from datetime import date
 
 from attrs import fields_dict
 
-from ..cli._frame import VERBS
+from ..cli._frame import VERBS, verb_parser
+from ..cli._output import Output
 from ..contract.configuration import ModelConfiguration
 from ..contract.events import Usage
 from ..contract.features import Stage
@@ -17,7 +18,7 @@ from ..contract.hookspecs import Claim, Workload
 from ..contract.kinds import Asking, Measuring, Mock
 from ..errors import MLXEngineError
 from ..handle import AsyncModelHandle, ModelHandle
-from ._clauses import Part, clause, demand
+from ._clauses import Broken, Part, clause, demand
 from ._strangers import foreign_cards
 from ._subject import Subject
 
@@ -244,7 +245,8 @@ def _is(found: object, base: type) -> bool:
 
 @clause(
     Part.CONTRACT,
-    "every command has a summary, a name of its own, and a target that is there and can be called",
+    "every command has a summary, a name of its own, a target that can be called, and a parser that leaves "
+    "the shared options alone",
     why="`mlxengine --help` lists it before it is imported; a dead target is found by the first user.",
 )
 def commands_resolve(subject: Subject) -> None:
@@ -252,6 +254,12 @@ def commands_resolve(subject: Subject) -> None:
         demand(command.summary.strip(), f"the command {command.name!r} has no summary")
         demand(command.name.replace("-", "").isalnum(), f"{command.name!r} is not a command's name")
         demand(command.name not in VERBS, f"{command.name!r} is a verb of mlxengine's own, which hides it")
-        module, _, function = command.target.partition(":")
-        found = getattr(importlib.import_module(module), function or "-", None)
-        demand(callable(found), f"{command.target!r} of {command.name!r} is not a function")
+        for target in (command.target, *([command.parser] if command.parser else ())):
+            module, _, function = target.partition(":")
+            found = getattr(importlib.import_module(module), function or "-", None)
+            demand(callable(found), f"{target!r} of {command.name!r} is not a function")
+            if target == command.parser:
+                try:
+                    verb_parser(command.name, command.summary, found, Output())
+                except Exception as error:
+                    raise Broken(f"the parser of {command.name!r} cannot be made: {error}") from error

@@ -110,3 +110,10 @@ def test_the_verb_converts_and_reports(wide: Path, tmp_path: Path, capsys: Any) 
     with InferenceEngine() as engine, engine.load_text(str(tmp_path / "made")) as model:
         assert model.score(TEXT).perplexity > 1
     assert main(words) == 2, "the target exists"
+
+
+def test_the_verb_gives_one_json_value(wide: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["convert", str(wide), str(tmp_path / "made"), "--bits", "8", "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["path"] == str(tmp_path / "made")
+    assert 0 < value["bytes"] < value["source_bytes"]

@@ -68,11 +68,15 @@ class HidesAVerb(Good):
 class ExitsInAVerb(Good):
     @hookimpl
     def list_commands(self):
-        return [Command(name="count", summary="Count.", target="careless:leave")]
+        return [Command(name="count", summary="Count.", parser="careless:what", target="careless:leave")]
 
 
-def leave(arguments):
-    sys.exit(f"cannot count {arguments}")
+def what(parser):
+    parser.add_argument("what")
+
+
+def leave(arguments, out):
+    sys.exit(f"cannot count {arguments.what}")
 
 
 class ExitsInSelfTest(Good):

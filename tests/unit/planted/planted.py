@@ -212,6 +212,16 @@ class DeadCommand(Good):
         return [Command(name="count", summary="Count.", target="planted:gone")]
 
 
+class AddsASharedOption(Good):
+    @hookimpl
+    def list_commands(self):
+        return [Command(name="count", summary="Count.", parser="planted:adds_json", target="planted:main")]
+
+
+def adds_json(parser):
+    parser.add_argument("--json")
+
+
 class ForgetsAFile(Good):
     files = ("config.json",)
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import io
+import json
 from pathlib import Path
 
 import pytest
 from mlxengine import InferenceEngine
+from mlxengine.cli import main
 from mlxengine.errors import InvalidParameterError
 from mlxengine_audio import ListenRequest, Speech, Voice
-from mlxengine_audio.cli import main
 
 HERE = Path(__file__).parent
 # where the two sentences lie in the recording, in seconds (they were spoken by espeak-ng)
@@ -46,7 +47,7 @@ def test_noise_is_not_speech() -> None:
 def test_the_verb_prints_when_somebody_speaks() -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert main([str(HERE / "specimen"), str(HERE / "two-sentences.wav")]) == 0
+        assert main(["listen", "-m", str(HERE / "specimen"), str(HERE / "two-sentences.wav")]) == 0
     assert len(out.getvalue().splitlines()) == 3  # the comma is a pause too
 
 
@@ -54,3 +55,10 @@ def test_the_verb_prints_when_somebody_speaks() -> None:
 def test_a_threshold_that_is_no_probability_is_refused(threshold: object) -> None:
     with pytest.raises(InvalidParameterError, match="threshold"):
         ListenRequest(path="a.wav", threshold=threshold)  # type: ignore[arg-type]
+
+
+def test_the_verb_gives_one_json_value() -> None:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["listen", "--json", "-m", str(HERE / "specimen"), str(HERE / "two-sentences.wav")]) == 0
+    assert [item["start"] < item["end"] for item in json.loads(out.getvalue())["speech"]] == [True] * 3

@@ -10,9 +10,10 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mlxengine import Event, ImageReady, ImageRequest, InferenceEngine, Picture, Progress
+from mlxengine import ImageHandle, ImageReady, ImageRequest, Picture
+from mlxengine.cli.verbs import Output, ProgressLine, add_model, engine, load_named
 from mlxengine.errors import InvalidParameterError
 from mlxengine.pictures.handle import read_recipe
 from mlxengine.readonly import thaw
@@ -23,48 +24,37 @@ from .features import BACKEND, QUANTIZE
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InvalidParameterError(f"{self.prog}: {message}.", hint=f"`{self.prog} --help` shows the usage.")
-
-
-def main(words: list[str]) -> int:
-    """Run the verb and return its exit code; errors of ours are raised for the frame to show."""
-    options = _parser().parse_args(words)
+def run(options: argparse.Namespace, out: Output) -> int:
+    """Make the pictures, or print a recipe."""
     recipe = read_recipe(options.recipe) if options.recipe else {}
     if options.recipe and options.out is None:
-        _write(json.dumps(thaw(recipe), ensure_ascii=False, indent=None if options.json else 2))
+        found = thaw(recipe)
+        out.emit(found, lambda: out.line(json.dumps(found, ensure_ascii=False, indent=2)))
         return 0
     model, request = _asked(options, recipe)
     target = _target(options, request)
-    features = {BACKEND.name: options.backend, QUANTIZE.name: options.bits}
+    for feature, chosen in ((BACKEND, options.backend), (QUANTIZE, options.bits)):
+        if chosen is not None:
+            options.feature.append(f"{feature.name}={chosen}")
     made = []
     with (
-        _Bar(quiet=options.quiet or options.json) as bar,
-        InferenceEngine(offline=True if options.offline else None) as engine,
-        engine.load_images(
-            model,
-            features={name: value for name, value in features.items() if value is not None},
-            on_progress=bar,
-        ) as handle,
+        engine(options, out) as loader,
+        load_named(model, loader, options, out, ImageHandle) as handle,
+        ProgressLine(out) as line,
     ):
         for event in handle.stream(request):
-            bar(event)
+            line(event)
             if isinstance(event, ImageReady):
                 picture = Picture(pixels=event.pixels, recipe=event.recipe)
                 made.append((picture, picture.save(_numbered(target, event.index, request.n))))
-    _tell(options, made)
+    out.emit(_paths(made), lambda: _show(made, out))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="mlxengine image", description=__doc__, allow_abbrev=False)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of ``mlxengine image``."""
+    add_model(parser)
     parser.add_argument("prompt", nargs="?", help="what the picture shows")
-    parser.add_argument(
-        "-m",
-        "--model",
-        help="repository, folder or auto:diffusion (default: the recipe's, else auto:diffusion)",
-    )
     parser.add_argument("-o", "--out", type=Path, help="file to write; its ending is the format")
     parser.add_argument("--negative", help="what the picture should not show")
     parser.add_argument("--size", help="pixels, as 512x512")
@@ -79,14 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--low-memory", action="store_true", default=None, help="free parts by stage")
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantize the denoiser")
     parser.add_argument("--backend", help="the library to use")
-    parser.add_argument("--offline", action="store_true", help="use only what is on this machine")
     parser.add_argument(
         "--recipe", type=Path, metavar="PNG", help="print how a picture was made; with --out make it again"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON value")
-    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help=argparse.SUPPRESS)
-    return parser
 
 
 def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str, ImageRequest]:
@@ -163,50 +148,18 @@ def _numbered(target: Path, index: int, count: int) -> Path:
     return target if count == 1 else target.with_stem(f"{target.stem}-{index}")
 
 
-def _tell(options: argparse.Namespace, made: list[tuple[Picture, Path]]) -> None:
-    if options.json:
-        pictures = [{"path": str(path.resolve()), "recipe": thaw(picture.recipe)} for picture, path in made]
-        _write(json.dumps({"pictures": pictures}, ensure_ascii=False))
-        return
-    name = terminal.protocol(os.environ) if sys.stdout.isatty() else None
+def _paths(made: list[tuple[Picture, Path]]) -> dict[str, object]:
+    return {"pictures": [{"path": path.resolve(), "recipe": thaw(picture.recipe)} for picture, path in made]}
+
+
+def _show(made: list[tuple[Picture, Path]], out: Output) -> None:
+    name = terminal.protocol(os.environ) if out.interactive else None
     for picture, path in made:
         if name:
             png = io.BytesIO()
             picture.pil().save(png, "png")
-            sys.stdout.write(terminal.escape(png.getvalue(), name))
-        _write(str(path))
+            sys.stdout.write(terminal.escape(png.getvalue(), name))  # our own sequences, so not through `out`
+        out.line(str(path))
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-class _Bar:
-    """Progress on stderr: one line that changes in a terminal, and nothing elsewhere."""
-
-    def __init__(self, *, quiet: bool, width: int = 30) -> None:
-        self._live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._width = width
-
-    def __call__(self, event: Event) -> None:
-        """Show an event that says how far something is."""
-        done, total = getattr(event, "done", None), getattr(event, "total", None)
-        if not self._live or done is None or not total:
-            return
-        filled = round(self._width * min(1.0, done / total))
-        stage = event.stage if isinstance(event, Progress) else "download"
-        counts = f" {done:g}/{total:g}" if getattr(event, "unit", "") == "steps" else f" {done / total:.0%}"
-        sys.stderr.write(f"\r\x1b[K{stage:<9}{'█' * filled}{'░' * (self._width - filled)}{counts}")
-        sys.stderr.flush()
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-
-__all__ = ["main"]
+__all__ = ["configure", "run"]

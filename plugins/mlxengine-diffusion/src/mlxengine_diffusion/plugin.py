@@ -69,7 +69,12 @@ def generate(model: object, request: Request, context: RunContext) -> Iterator[E
 @hookimpl
 def list_commands() -> Sequence[Command]:
     return [
-        Command(name="image", summary="make a picture from a prompt", target="mlxengine_diffusion.cli:main")
+        Command(
+            name="image",
+            summary="make a picture from a prompt",
+            parser="mlxengine_diffusion.cli:configure",
+            target="mlxengine_diffusion.cli:run",
+        )
     ]
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mlxengine import EmbeddingHandle, InferenceEngine
+from mlxengine import EmbeddingHandle, Progress
+from mlxengine.cli.verbs import Output, ProgressLine, add_model, engine, load_named
 from mlxengine.contract.events import Array
-from mlxengine.contract.features import parse_flags
 from mlxengine.errors import InvalidParameterError, ModelNotFoundError
 
 from ._precision import NEEDS_RANGES, PRECISIONS
@@ -21,14 +22,9 @@ from ._writers import writer_for
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InvalidParameterError(f"{self.prog}: {message}.", hint=f"`{self.prog} --help` shows the usage.")
-
-
-def embed(words: list[str]) -> int:
-    """Turn texts into vectors: ``mlxengine embed [TEXT…|-] [--file F] [--out FILE]``."""
-    parser = _parser("embed", "Turn texts into vectors, one a line on standard output, or into a file.")
+def configure_embed(parser: argparse.ArgumentParser) -> None:
+    """The options of ``mlxengine embed``."""
+    add_model(parser, DEFAULT_MODEL)
     parser.add_argument("texts", nargs="*", metavar="TEXT", help='texts, or "-" for lines of standard input')
     parser.add_argument("--file", type=Path, help="texts from a file: .jsonl, or one text a line")
     parser.add_argument("--field", default="text", help="the field of a .jsonl object (default: text)")
@@ -40,41 +36,52 @@ def embed(words: list[str]) -> int:
     parser.add_argument("--truncate-dim", type=int, help="keep the first dimensions only")
     parser.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="scale to unit length")
     parser.add_argument("--batch-tokens", type=int, help="most padded tokens in one step")
-    arguments = parser.parse_args(words)
+
+
+def embed(arguments: argparse.Namespace, out: Output) -> int:
+    """Turn texts into vectors: one a line on standard output, or into a file."""
     texts, total = _texts(arguments)
     writer = writer_for(arguments.out)
-    with _loaded(arguments) as model:
+    with _loaded(arguments, out) as model:
         # An 8-bit step is a share of each dimension's range, which only all vectors together tell.
         source = list(texts) if arguments.precision in NEEDS_RANGES else texts
         started = time.monotonic()
         kept: list[str] = []
-        vectors = _vectors(model, source, kept, arguments, _progress(arguments, total, started))
-        if writer is None:
-            _print_vectors(model, vectors, arguments)
-        else:
+
+        def report(done: int, _total: int | None) -> None:
+            line(Progress(stage="embed", done=done, total=total, unit="texts"))
+
+        with ProgressLine(out) as line:
+            vectors = _vectors(model, source, kept, arguments, report)
+            if writer is None:
+                _print_vectors(model, vectors, arguments, out)
+                return 0
             count = writer(arguments.out, vectors, iter_texts(kept))
-            _tell(arguments, f"{count} vectors in {arguments.out}, {time.monotonic() - started:.1f} s")
+        seconds = time.monotonic() - started
+        value = {"path": arguments.out, "vectors": count, "seconds": round(seconds, 3)}
+        if out.json:
+            out.value(value)
+        else:
+            out.note(f"{count} vectors in {arguments.out}, {seconds:.1f} s")
     return 0
 
 
-def similarity(words: list[str]) -> int:
-    """How similar texts are: ``mlxengine similarity A B …``."""
-    parser = _parser("similarity", "How similar texts are, by the model's own similarity function.")
+def configure_similarity(parser: argparse.ArgumentParser) -> None:
+    """The options of ``mlxengine similarity``."""
+    add_model(parser, DEFAULT_MODEL)
     parser.add_argument("texts", nargs="+", metavar="TEXT", help="two texts or more")
-    arguments = parser.parse_args(words)
+
+
+def similarity(arguments: argparse.Namespace, out: Output) -> int:
+    """How similar texts are, by the model's own similarity function."""
     if len(arguments.texts) < 2:
         raise InvalidParameterError("similarity needs two texts or more.")
-    with _loaded(arguments) as model:
+    with _loaded(arguments, out) as model:
         table = model.similarity(arguments.texts).numpy().tolist()
         name = str(model.info.get("similarity"))
-    if arguments.json:
-        _line(
-            json.dumps({"model": arguments.model, "function": name, "texts": arguments.texts, "table": table})
-        )
-    elif len(arguments.texts) == 2:
-        _line(f"{table[0][1]:.4f}")
-    else:
-        _line(format_table(arguments.texts, table))
+    value = {"model": arguments.model, "function": name, "texts": arguments.texts, "table": table}
+    two = len(arguments.texts) == 2
+    out.emit(value, lambda: out.line(f"{table[0][1]:.4f}" if two else format_table(arguments.texts, table)))
     return 0
 
 
@@ -96,41 +103,14 @@ def iter_texts(kept: list[str]) -> Iterator[str]:
         yield kept.pop(0)
 
 
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"mlxengine {verb}", description=description, allow_abbrev=False)
-    parser.add_argument(
-        "-m", "--model", default=DEFAULT_MODEL, help="org/name or a folder (default: %(default)s)"
-    )
-    parser.add_argument("--plugin", help="the plugin that must serve it")
-    parser.add_argument(
-        "--feature", action="append", default=[], metavar="NAME[=VALUE]", help="a feature flag"
-    )
-    parser.add_argument("--offline", action="store_true", help="make no request to the hub")
-    parser.add_argument("--json", action="store_true", help="print one JSON value")
-    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help=argparse.SUPPRESS)
-    return parser
-
-
-class _loaded:  # noqa: N801 - used as a context manager only
+@contextlib.contextmanager
+def _loaded(arguments: argparse.Namespace, out: Output) -> Iterator[EmbeddingHandle]:
     """The engine and the model of a command line, closed together."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        flags: dict[str, object] = {}
-        for text in arguments.feature:
-            flags.update(parse_flags(text))
-        self._engine = InferenceEngine(features=flags, offline=True if arguments.offline else None)
-        self._arguments = arguments
-
-    def __enter__(self) -> EmbeddingHandle:
-        try:
-            return self._engine.load_embeddings(self._arguments.model, plugin=self._arguments.plugin)
-        except BaseException:
-            self._engine.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._engine.close()
+    with (
+        engine(arguments, out) as made,
+        load_named(arguments.model, made, arguments, out, EmbeddingHandle) as model,
+    ):
+        yield model
 
 
 def _texts(arguments: argparse.Namespace) -> tuple[Iterable[str], int | None]:
@@ -177,7 +157,7 @@ def _vectors(
     texts: Iterable[str],
     kept: list[str],
     arguments: argparse.Namespace,
-    progress: Callable[[int, int | None], None] | None,
+    progress: Callable[[int, int | None], None],
 ) -> Iterator[Array]:
     options: dict[str, Any] = {
         "prompt": arguments.prompt,
@@ -204,38 +184,16 @@ def _vectors(
     return streamed
 
 
-def _print_vectors(model: EmbeddingHandle, vectors: Iterator[Array], arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        rows = [vector.numpy().tolist() for vector in vectors]
-        value = {"model": arguments.model, "dimension": len(rows[0]) if rows else model.dimension}
-        _line(json.dumps({**value, "vectors": rows}))
+def _print_vectors(
+    model: EmbeddingHandle, vectors: Iterator[Array], arguments: argparse.Namespace, out: Output
+) -> None:
+    if not out.json:
+        for vector in vectors:
+            out.line(json.dumps(vector.numpy().tolist()))
         return
-    for vector in vectors:
-        _line(json.dumps(vector.numpy().tolist()))
+    rows = [vector.numpy().tolist() for vector in vectors]
+    dimension = len(rows[0]) if rows else model.dimension
+    out.value({"model": arguments.model, "dimension": dimension, "vectors": rows})
 
 
-def _progress(
-    arguments: argparse.Namespace, total: int | None, started: float
-) -> Callable[[int, int | None], None] | None:
-    if arguments.quiet or not sys.stderr.isatty():
-        return None
-
-    def show(done: int, _total: int | None) -> None:
-        speed = done / max(time.monotonic() - started, 1e-9)
-        share = f"{done}/{total}" if total else str(done)
-        sys.stderr.write(f"\r{share} texts, {speed:.0f}/s\033[K" + ("\n" if done == total else ""))
-        sys.stderr.flush()
-
-    return show
-
-
-def _tell(arguments: argparse.Namespace, text: str) -> None:
-    if not arguments.quiet:
-        sys.stderr.write(f"{text}\n")
-
-
-def _line(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-
-
-__all__ = ["embed", "format_table", "similarity"]
+__all__ = ["configure_embed", "configure_similarity", "embed", "format_table", "similarity"]

@@ -63,11 +63,13 @@ def list_commands() -> Sequence[Command]:
         Command(
             name="embed",
             summary="Turn texts into vectors (.npy, .jsonl, .parquet).",
+            parser="mlxengine_embed.commands:configure_embed",
             target="mlxengine_embed.commands:embed",
         ),
         Command(
             name="similarity",
             summary="How similar texts are, as a table.",
+            parser="mlxengine_embed.commands:configure_similarity",
             target="mlxengine_embed.commands:similarity",
         ),
     )

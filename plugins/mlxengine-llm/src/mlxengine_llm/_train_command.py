@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
-from mlxengine import Progress, hub
+from mlxengine.cli.verbs import Output, ProgressLine
 
+from .convert import fetched
 from .train import TrainParams, train
 
 
-def main(words: Sequence[str]) -> int:
-    """Train, show how far it is, and stop at the first Ctrl-C with a checkpoint."""
-    parser = argparse.ArgumentParser(prog="mlxengine train", description="Train a LoRA or DoRA adapter.")
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of ``mlxengine train``."""
     parser.add_argument("model", help="org/name or a folder")
     parser.add_argument("data", type=Path, help="a folder with train.jsonl and perhaps valid.jsonl")
     parser.add_argument("target", type=Path, help="a new folder")
@@ -27,10 +25,12 @@ def main(words: Sequence[str]) -> int:
             parser.add_argument(flag, action="store_true")
         else:
             parser.add_argument(flag, type=type(item.default), default=item.default, help=f"{item.default}")
-    options = parser.parse_args(list(words))
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    """Train, show how far it is, and stop at the first Ctrl-C with a checkpoint."""
     params = TrainParams(**{item.name: getattr(options, item.name) for item in attrs.fields(TrainParams)})
-    card = hub.resolve(options.model)
-    source = card.path if card.path is not None else hub.fetch(options.model)
+    _, source = fetched(options.model, out)
     asked: list[int] = []
 
     def interrupt(_signal: int, _frame: object) -> None:
@@ -38,37 +38,32 @@ def main(words: Sequence[str]) -> int:
             raise KeyboardInterrupt
         asked.append(1)
 
-    def show(progress: Progress) -> None:
-        if sys.stderr.isatty():
-            share = progress.done / (progress.total or 1)
-            bar = "█" * int(30 * share)
-            sys.stderr.write(f"\r{bar:░<30} {progress.done:.0f} of {progress.total:.0f} iterations")
-            sys.stderr.flush()
-
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        made = train(
-            source,
-            options.data,
-            options.target,
-            params,
-            resume=options.resume,
-            report=show,
-            stopped=lambda: bool(asked),
-        )
+        with ProgressLine(out) as progress:
+            made = train(
+                source,
+                options.data,
+                options.target,
+                params,
+                resume=options.resume,
+                report=progress,
+                stopped=lambda: bool(asked),
+            )
     finally:
         signal.signal(signal.SIGINT, before)
-        sys.stderr.write("\n" if sys.stderr.isatty() else "")
     last = made.losses[-1]
     losses = [
         f"{name} {value:.4f}" for name, value in (("train", last.train), ("valid", last.valid)) if value
     ]
-    sys.stdout.write(
-        f"{made.path}: {made.iterations} iterations, loss {', '.join(losses) or 'not measured'}\n"
-    )
-    if not made.complete:
-        sys.stdout.write("Stopped; `--resume` goes on from here.\n")
+
+    def text() -> None:
+        out.line(f"{made.path}: {made.iterations} iterations, loss {', '.join(losses) or 'not measured'}")
+        if not made.complete:
+            out.line("Stopped; `--resume` goes on from here.")
+
+    out.emit(made, text)
     return 0 if made.complete else 130
 
 
-__all__ = ["main"]
+__all__ = ["configure", "run"]

@@ -7,7 +7,6 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,10 @@ from attrs import evolve, frozen
 from mlxengine.errors import ConfigurationError, IncompatibleWeightsError, InvalidParameterError, LoadError
 
 if TYPE_CHECKING:
+    import argparse
+
     from mlxengine import ModelCard
+    from mlxengine.cli.verbs import Output
 
 
 class Mode(enum.StrEnum):
@@ -252,25 +254,31 @@ def _measure(source: Path, made: Path, text: str, *, is_gguf: bool) -> Quality:
     )
 
 
-def main(words: Sequence[str]) -> int:
-    """The command ``mlxengine convert``."""
-    import argparse
-    import sys
-
+def fetched(reference: str, out: Output) -> tuple[ModelCard, Path]:
+    """What a verb works on: the model's card, and its folder or file, fetched with a progress line."""
     from mlxengine import hub
+    from mlxengine.cli.verbs import ProgressLine
 
-    parser = argparse.ArgumentParser(
-        prog="mlxengine convert", description="Quantize a model, or repack a GGUF file."
-    )
+    card = hub.resolve(reference)
+    if card.path is not None:
+        return card, card.path
+    with ProgressLine(out) as progress:
+        return card, hub.fetch(reference, report=progress)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of ``mlxengine convert``."""
     parser.add_argument("source", help="org/name, a folder or a GGUF file")
     parser.add_argument("target", type=Path, help="a new folder")
     parser.add_argument("--bits", type=int)
     parser.add_argument("--mode", choices=[str(item) for item in Mode], default="affine")
     parser.add_argument("--group", type=int, help="weights that share a scale")
     parser.add_argument("--report", type=Path, metavar="TEXT_FILE", help="measure the loss on this text")
-    options = parser.parse_args(list(words))
-    card = hub.resolve(options.source)
-    source = card.path if card.path is not None else hub.fetch(options.source)
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    """The command ``mlxengine convert``."""
+    card, source = fetched(options.source, out)
     made = convert(
         card,
         source,
@@ -280,15 +288,29 @@ def main(words: Sequence[str]) -> int:
         group_size=options.group,
         text=None if options.report is None else options.report.read_text("utf-8"),
     )
-    lines = [f"{made.path}: {made.bytes / 1e6:.1f} MB of weights, {made.source_bytes / 1e6:.1f} MB before"]
-    if made.quality is not None:
-        found = made.quality
-        lines.append(
-            f"perplexity {found.perplexity:.4f} ({found.source_perplexity:.4f} before), "
-            f"KL {found.kl:.5f} nats a token over {found.tokens} tokens"
-        )
-    sys.stdout.write("\n".join(lines) + "\n")
+
+    def text() -> None:
+        weights, before = made.bytes / 1e6, made.source_bytes / 1e6
+        out.line(f"{made.path}: {weights:.1f} MB of weights, {before:.1f} MB before")
+        if made.quality is not None:
+            found = made.quality
+            out.line(
+                f"perplexity {found.perplexity:.4f} ({found.source_perplexity:.4f} before), "
+                f"KL {found.kl:.5f} nats a token over {found.tokens} tokens"
+            )
+
+    out.emit(made, text)
     return 0
 
 
-__all__ = ["Conversion", "Mode", "Quality", "convert", "copy_documents", "load_network", "main"]
+__all__ = [
+    "Conversion",
+    "Mode",
+    "Quality",
+    "configure",
+    "convert",
+    "copy_documents",
+    "fetched",
+    "load_network",
+    "run",
+]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mlxengine.errors import ConfigurationError, IncompatibleWeightsError
 
-from .convert import copy_documents, load_network
+from .convert import copy_documents, fetched, load_network
+
+if TYPE_CHECKING:
+    import argparse
+
+    from mlxengine.cli.verbs import Output
 
 
 def fuse(source: Path, adapter: Path, target: Path, *, scale: float = 1.0, dequantize: bool = False) -> Path:
@@ -65,33 +69,32 @@ def fuse(source: Path, adapter: Path, target: Path, *, scale: float = 1.0, dequa
     return target
 
 
-def main(words: Sequence[str]) -> int:
-    """The command ``mlxengine fuse``."""
-    import argparse
-    import sys
-
-    from mlxengine import hub
-
-    from ._adapters import FILES
-
-    parser = argparse.ArgumentParser(
-        prog="mlxengine fuse", description="Merge an adapter into a model's weights."
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of ``mlxengine fuse``."""
     parser.add_argument("model", help="org/name or a folder")
     parser.add_argument("adapter", help="org/name or a folder")
     parser.add_argument("target", type=Path, help="a new folder")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the adapter's own")
     parser.add_argument("--dequantize", action="store_true", help="unpack a quantized model")
-    options = parser.parse_args(list(words))
-    card = hub.resolve(options.model)
-    source = card.path if card.path is not None else hub.fetch(options.model)
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    """The command ``mlxengine fuse``."""
+    from mlxengine import hub
+    from mlxengine.cli.verbs import ProgressLine
+
+    from ._adapters import FILES
+
+    _, source = fetched(options.model, out)
     local = Path(options.adapter).expanduser()
-    adapter = local if local.is_dir() else hub.fetch(options.adapter, files=FILES)
+    with ProgressLine(out) as progress:
+        adapter = local if local.is_dir() else hub.fetch(options.adapter, files=FILES, report=progress)
     made = fuse(source, adapter, options.target, scale=options.scale, dequantize=options.dequantize)
-    size: Any = sum(file.stat().st_size for file in made.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in made.glob("*.safetensors"))
     kind = json.loads(made.joinpath("config.json").read_text("utf-8")).get("model_type")
-    sys.stdout.write(f"{made}: {size / 1e6:.1f} MB of weights, {kind}\n")
+    value = {"path": made, "bytes": size, "model_type": kind}
+    out.emit(value, lambda: out.line(f"{made}: {size / 1e6:.1f} MB of weights, {kind}"))
     return 0
 
 
-__all__ = ["fuse", "main"]
+__all__ = ["configure", "fuse", "run"]

@@ -49,17 +49,20 @@ def list_commands() -> Sequence[Command]:
         Command(
             name="convert",
             summary="Quantize a language model, or repack a GGUF file, with a report of what it cost.",
-            target="mlxengine_llm.convert:main",
+            parser="mlxengine_llm.convert:configure",
+            target="mlxengine_llm.convert:run",
         ),
         Command(
             name="train",
             summary="Train a LoRA or DoRA adapter; a run that stops can be resumed.",
-            target="mlxengine_llm._train_command:main",
+            parser="mlxengine_llm._train_command:configure",
+            target="mlxengine_llm._train_command:run",
         ),
         Command(
             name="fuse",
             summary="Merge an adapter into a model's weights.",
-            target="mlxengine_llm.fuse:main",
+            parser="mlxengine_llm.fuse:configure",
+            target="mlxengine_llm.fuse:run",
         ),
     )
 

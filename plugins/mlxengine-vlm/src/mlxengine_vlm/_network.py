@@ -101,7 +101,7 @@ def _tensors(folder: Path) -> dict[str, Any]:
         if gone := [path.name for path in files if not path.is_file()]:
             raise IncompatibleWeightsError(
                 f"The index lists files that are not there: {', '.join(gone)}.",
-                hint="Fetch the model again: `mlxengine hub fetch`.",
+                hint="Check the files and fetch again what is damaged: `mlxengine repair ORG/NAME`.",
             )
     else:
         files = sorted(folder.glob("*.safetensors"))

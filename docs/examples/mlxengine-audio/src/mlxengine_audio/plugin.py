@@ -70,5 +70,10 @@ def generate(model: object, request: Request) -> Iterator[Event | None] | None:
 @hookimpl
 def list_commands() -> Sequence[Command]:
     return [
-        Command(name="listen", summary="Find speech in a WAV file.", target="mlxengine_audio.cli:main"),
+        Command(
+            name="listen",
+            summary="Find speech in a WAV file.",
+            parser="mlxengine_audio.cli:configure",
+            target="mlxengine_audio.cli:run",
+        ),
     ]

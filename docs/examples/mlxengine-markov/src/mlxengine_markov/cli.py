@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from mlxengine import InferenceEngine, TextDelta
+from mlxengine.cli.verbs import Output
 
 from .chain import UNITS, Chain
 from .types import ContinueRequest
 
 
-def main(arguments: list[str]) -> int:
-    """Run the verb; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="mlxengine markov", description="Train a Markov chain, or let one speak."
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of the two verbs."""
     verbs = parser.add_subparsers(dest="verb", required=True)
     train = verbs.add_parser("train", help="count what follows what in a text")
     train.add_argument("text", type=Path)
@@ -28,16 +25,22 @@ def main(arguments: list[str]) -> int:
     say.add_argument("text", nargs="?", default="")
     say.add_argument("--length", type=int, default=20)
     say.add_argument("--seed", type=int)
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    """Run the verb; the exit code."""
     if options.verb == "train":
         chain = Chain.train(options.text.read_text(encoding="utf-8"), order=options.order, unit=options.unit)
         chain.save(options.folder)
+        out.emit({"path": options.folder}, lambda: out.line(str(options.folder)))
         return 0
     with InferenceEngine() as engine, engine.load(options.folder) as chain_handle:
         request = ContinueRequest(text=options.text, length=options.length, seed=options.seed)
+        said = ""
         for event in chain_handle.stream(request):
             if isinstance(event, TextDelta):
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
-    sys.stdout.write("\n")
+                said += event.text
+                if not out.json:
+                    out.write(event.text)
+    out.emit({"text": said}, out.end_line)
     return 0

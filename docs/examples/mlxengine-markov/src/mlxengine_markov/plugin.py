@@ -40,7 +40,10 @@ def list_models() -> Sequence[ModelConfiguration]:
 def list_commands() -> Sequence[Command]:
     return [
         Command(
-            name="markov", summary="Train a Markov chain, or let one speak.", target=f"{__package__}.cli:main"
+            name="markov",
+            summary="Train a Markov chain, or let one speak.",
+            parser=f"{__package__}.cli:configure",
+            target=f"{__package__}.cli:run",
         )
     ]
 

@@ -16,6 +16,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until th
 if TYPE_CHECKING:
     from . import errors as errors
     from . import hub as hub
+    from ._config import plugin_settings as plugin_settings
     from .aio import AsyncInferenceEngine as AsyncInferenceEngine
     from .contract.checks import Check as Check
     from .contract.checks import CheckStatus as CheckStatus
@@ -133,6 +134,7 @@ if TYPE_CHECKING:
 
 _MODULES = ("errors", "hub")
 _HOMES = {
+    "_config": "plugin_settings",
     "aio": "AsyncInferenceEngine",
     "contract.checks": "Check CheckStatus SelfTestContext",
     "contract.configuration": "FileInfo ModelCard ModelConfiguration ModelRef Provenance Source TensorInfo",

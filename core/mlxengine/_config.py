@@ -10,6 +10,8 @@ The file is ``mlxengine.toml`` in the user's configuration folder, or what ``MLX
     [plugins]
     audio = "mlxengine-audio"         # which distribution provides a name that several claim
     noise = false                     # this plugin is turned off
+    [plugin.audio]                    # what the plugin itself reads, by `plugin_settings`
+    device = "front"
     [[models]]
     id = "org/name"
     size = "135M"
@@ -23,13 +25,13 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from attrs import field, fields, frozen
 
 from .contract.configuration import ModelConfiguration, ModelRef, Provenance
 from .contract.features import Layer, Level, parse_flags
-from .errors import ConfigurationError, InvalidParameterError
+from .errors import ConfigurationError, InvalidParameterError, MLXEngineError
 from .readonly import freeze
 
 VARIABLE = "MLXENGINE_CONFIG"
@@ -63,6 +65,7 @@ class Settings:
         hub: how the hub is reached.
         distributions: which distribution provides an entry-point name that several claim.
         off: names of plugins that are turned off, by the file or by ``MLXENGINE_PLUGINS``.
+        tables: the plugins' own tables, by the plugin's name.
     """
 
     path: Path | None = None
@@ -72,6 +75,7 @@ class Settings:
     hub: HubSettings = HubSettings()
     distributions: Mapping[str, str] = field(factory=dict, converter=freeze)
     off: frozenset[str] = frozenset()
+    tables: Mapping[str, Mapping[str, Any]] = field(factory=dict, converter=freeze)
 
 
 def default_path() -> Path:
@@ -111,6 +115,28 @@ def load_settings() -> Settings:
             hint="See docs/reference/configuration-file.md.",
         ) from error
     return _Reader(path).settings(data)
+
+
+def plugin_settings(plugin: str, made: type[T]) -> T:
+    """A plugin's own table ``[plugin.NAME]`` of the configuration file, in the plugin's own form.
+
+    Args:
+        plugin: the plugin's name, as its entry point has it.
+        made: an attrs class with keyword arguments; the table's keys are their names. Without a table, and
+            for keys that it does not have, its defaults hold. Its validators raise `InvalidParameterError`.
+
+    Raises:
+        ConfigurationError: a key is not an argument of the class, or a value is refused; the message names
+            the file and the place.
+    """
+    settings = load_settings()
+    table = settings.tables.get(plugin, {})
+    reader, place = _Reader(settings.path or default_path()), f"plugin.{plugin}"
+    reader.known(table, [item.alias for item in cast(Any, made).__attrs_attrs__], f"{place}.")
+    try:
+        return made(**table)
+    except (MLXEngineError, TypeError, ValueError) as error:
+        raise reader.wrong(f"{place}: {str(error).rstrip('.')}", getattr(error, "hint", None)) from error
 
 
 def _off(file: frozenset[str]) -> frozenset[str]:
@@ -155,10 +181,10 @@ class _Reader:
         self._path = path
 
     def settings(self, data: Mapping[str, Any]) -> Settings:
-        self._known(data, ("model", "features", "hub", "plugins", "models"), "")
+        self.known(data, ("model", "features", "hub", "plugins", "plugin", "models"), "")
         models = self._value(data, "models", list, "") or []
         hub = self._table(data, "hub")
-        self._known(hub, ("endpoint", "cache_dir", "offline", "ask_above"), "hub.")
+        self.known(hub, ("endpoint", "cache_dir", "offline", "ask_above"), "hub.")
         cache = self._value(hub, "cache_dir", str, "hub.")
         plugins = self._table(data, "plugins")
         chosen = {
@@ -178,7 +204,11 @@ class _Reader:
             ),
             distributions={name: item for name, item in chosen.items() if item is not False},
             off=_off(frozenset(name for name, item in chosen.items() if item is False)),
+            tables=self._tables(self._table(data, "plugin")),
         )
+
+    def _tables(self, found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        return {name: self._value(found, name, dict, "plugin.") for name in found}
 
     def _model(self, data: Mapping[str, Any]) -> str | None:
         model: str | None = self._value(data, "model", str, "")
@@ -191,19 +221,19 @@ class _Reader:
         for number, item in enumerate(items, 1):
             place = f"models[{number}]"
             if not isinstance(item, dict):
-                raise self._wrong(f"{place} must be a table, found {item!r}")
+                raise self.wrong(f"{place} must be a table, found {item!r}")
             entry = self._entry(item, f"{place}.")
             key = entry.id.casefold()
             if key in found:
-                raise self._wrong(f"{place}: the model {entry.id!r} is listed twice", "Remove one of them.")
+                raise self.wrong(f"{place}: the model {entry.id!r} is listed twice", "Remove one of them.")
             found[key] = entry
         return tuple(found.values())
 
     def _entry(self, item: dict[str, Any], place: str) -> ModelConfiguration:
         kinds = {attribute.name: _KINDS.get(attribute.name, str) for attribute in fields(ModelConfiguration)}
-        self._known(item, kinds, place)
+        self.known(item, kinds, place)
         if "id" not in item:
-            raise self._wrong(f"{place.rstrip('.')} has no id", 'Write id = "org/name".')
+            raise self.wrong(f"{place.rstrip('.')} has no id", 'Write id = "org/name".')
         values = {name: self._value(item, name, kinds[name], place) for name in item}
         if "extra_eos_tokens" in values:
             values["extra_eos_tokens"] = tuple(map(str, values["extra_eos_tokens"]))
@@ -223,11 +253,11 @@ class _Reader:
 
     def _provenance(self, table: dict[str, Any], place: str) -> Provenance:
         if not isinstance(table, dict):
-            raise self._wrong(f"{place.rstrip('.')} must hold tables")
-        self._known(table, ("checked", "source", "fields", "how"), place)
+            raise self.wrong(f"{place.rstrip('.')} must hold tables")
+        self.known(table, ("checked", "source", "fields", "how"), place)
         for name in ("checked", "source"):
             if not isinstance(table.get(name), str):
-                raise self._wrong(f"{place}{name} must be a text")
+                raise self.wrong(f"{place}{name} must be a text")
         chosen = self._value(table, "fields", list, place) or []
         how = self._value(table, "how", str, place) or "documented"
         return Provenance(
@@ -243,9 +273,9 @@ class _Reader:
             )
             for key, item in (inner if inner is not None else {name: value}).items():
                 if isinstance(item, dict | list):
-                    raise self._wrong(f"{place}{key} must be a number, a text or true or false")
+                    raise self.wrong(f"{place}{key} must be a number, a text or true or false")
                 if key in found:
-                    raise self._wrong(f"{place}{key} is set twice")
+                    raise self.wrong(f"{place}{key} is set twice")
                 found[key] = item
         return found
 
@@ -261,10 +291,11 @@ class _Reader:
             found = (
                 type(value).__name__ if isinstance(value, list | dict) else repr(value)
             )  # it may hold a secret
-            raise self._wrong(f"{place}{name} must be {_WORDS[kind]}, found {found}")
+            raise self.wrong(f"{place}{name} must be {_WORDS[kind]}, found {found}")
         return value
 
-    def _known(self, data: Mapping[str, Any], known: Collection[str], place: str) -> None:
+    def known(self, data: Mapping[str, Any], known: Collection[str], place: str) -> None:
+        """Refuse a key that is not known, and name the nearest that is."""
         for key in data:
             if key in known:
                 continue
@@ -273,15 +304,16 @@ class _Reader:
             else:
                 near = difflib.get_close_matches(key, known, 1)
                 hint = f"Did you mean {place}{near[0]}?" if near else f"Known keys: {', '.join(known)}."
-            raise self._wrong(f"{place}{key} is not a known key", hint)
+            raise self.wrong(f"{place}{key} is not a known key", hint)
 
     def _checked(self, place: str, make: Callable[[], T]) -> T:
         try:
             return make()
         except ConfigurationError as error:
-            raise self._wrong(f"{place}: {error.message.rstrip('.')}", error.hint) from error
+            raise self.wrong(f"{place}: {error.message.rstrip('.')}", error.hint) from error
 
-    def _wrong(self, problem: str, hint: str | None = None) -> ConfigurationError:
+    def wrong(self, problem: str, hint: str | None = None) -> ConfigurationError:
+        """The error that names the file."""
         return ConfigurationError(f"In the configuration file {self._path}: {problem}.", hint=hint)
 
 

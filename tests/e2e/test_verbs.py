@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from mlxengine import Command, InferenceEngine, hookimpl
 from mlxengine._engine.host import Host
 from mlxengine.cli import _frame, main
-from mlxengine.errors import NoPluginForModelError, PluginError
+from mlxengine.errors import NoPluginForModelError
 
 VERBS = [*_frame.VERBS, *(command.name for _, command in _frame.plugin_commands())]
 
@@ -140,22 +139,23 @@ def test_help_imports_no_verb_of_a_plugin(installed, monkeypatch, capsys) -> Non
     assert "cannot be imported" in capsys.readouterr().err
 
 
-def test_the_distribution_that_the_configuration_file_chooses_gives_the_verbs(
+def test_what_the_configuration_file_says_of_plugins_holds_for_verbs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = []
     real = Host.__init__
 
     def spy(self: Host, *arguments: object, **options: object) -> None:
-        seen.append(options.get("distributions"))
+        seen.append(options["distributions"])
         real(self, *arguments, **options)  # type: ignore[arg-type]
-        if "distributions" not in options:  # as where two distributions claim one name
-            self.records = [*self.records, SimpleNamespace(error=PluginError("two of them", plugin="llm"))]  # type: ignore
 
     monkeypatch.setattr(Host, "__init__", spy)
     file = tmp_path / "mlxengine.toml"
-    file.write_text('[plugins]\nllm = "mlxengine-llm"\n')
+    file.write_text('[plugins]\nllm = "mlxengine-llm"\nembed = false\n')
     monkeypatch.setenv("MLXENGINE_CONFIG", str(file))
     assert main(["--help"]) == 0
-    assert main(["convert", "--help"]) == 0
-    assert seen == [None, {"llm": "mlxengine-llm"}] * 2
+    text = capsys.readouterr().out
+    assert "convert" in text
+    assert "similarity" not in text, "a verb of a plugin that is turned off"
+    assert main(["similarity", "--help"]) == 2
+    assert set(map(str, seen)) == {"{'llm': 'mlxengine-llm'}"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mlxengine import Provenance
+from attrs import field, frozen
+from mlxengine import Provenance, plugin_settings
 from mlxengine._config import Settings, default_path, feature_layers, load_settings
 from mlxengine.contract.features import Level
 from mlxengine.errors import ConfigurationError, InvalidParameterError
@@ -36,6 +37,20 @@ sources = [{ checked = "2026-11-22", source = "https://card.example", fields = [
 [[models]]
 id = "org/other"
 """
+
+
+@frozen(kw_only=True)
+class Speech:
+    """What a plugin reads from its own table."""
+
+    device: str = "front"
+    gain: float = field(default=1.0)
+    words: tuple[str, ...] = field(default=(), converter=tuple)
+
+    @gain.validator
+    def _check(self, _attribute: object, value: float) -> None:
+        if not isinstance(value, int | float) or not 0 < value <= 10:
+            raise InvalidParameterError(f"gain={value!r} must be from 0 to 10.", hint="1 changes nothing.")
 
 
 @pytest.fixture
@@ -155,3 +170,31 @@ def test_bad_flags_in_the_environment_are_refused(write, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLXENGINE_FEATURES", text)
     with pytest.raises(InvalidParameterError, match="not a feature flag"):
         feature_layers()
+
+
+def test_a_plugin_reads_its_own_table_in_its_own_form(write) -> None:
+    assert plugin_settings("audio", Speech) == Speech()
+    write("[plugin.audio]\ngain = 2\nwords = ['a', 'b']\n[plugin.other]\nanything = 1")
+    assert plugin_settings("audio", Speech) == Speech(gain=2, words=("a", "b"))
+    assert plugin_settings("absent", Speech) == Speech()
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("gian = 2", r"plugin\.audio\.gian is not a known key.*|.*Did you mean plugin\.audio\.gain"),
+        ("gain = 20", r"plugin\.audio: gain=20 must be from 0 to 10"),
+        ("words = 3", r"plugin\.audio: .*int"),
+    ],
+)
+def test_what_a_plugins_table_may_not_hold_is_named_with_file_and_place(write, table: str, said: str) -> None:
+    path = write(f"[plugin.audio]\n{table}")
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        plugin_settings("audio", Speech)
+    assert str(path) in str(caught.value)
+
+
+def test_a_plugins_table_is_a_table(write) -> None:
+    write("[plugin]\naudio = 3")
+    with pytest.raises(ConfigurationError, match=r"plugin\.audio must be a table"):
+        load_settings()

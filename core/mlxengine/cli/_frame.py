@@ -13,7 +13,6 @@ progress and errors to stderr. With ``--json`` the result, and an error too, is 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import logging
 import os
@@ -240,14 +239,14 @@ def _named(target: str, verb: str, provider: str) -> Callable[..., Any]:
 
 def plugin_commands() -> list[tuple[str, Command]]:
     """The verbs of the installed plugins with their providers; one with a built-in name is refused."""
+    from .._config import Settings, load_settings
     from .._engine.host import Host
 
-    host = Host()
-    if any(record.error is not None for record in host.records):  # only then the file's choice may matter
-        from .._config import load_settings
-
-        with contextlib.suppress(ConfigurationError):  # `mlxengine doctor` says what is wrong with the file
-            host = Host(distributions=load_settings().distributions)
+    try:
+        settings = load_settings()
+    except MLXEngineError:  # `mlxengine doctor` says what is wrong with the file
+        settings = Settings()
+    host = Host.installed(settings)
     allowed = []
     for provider, items in host.commands().items():
         for item in items:

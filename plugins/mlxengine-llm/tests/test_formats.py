@@ -102,7 +102,7 @@ def test_what_muse_spark_leaves_out_of_its_files_is_what_mlx_lm_says(plugin: Plu
     found = load_tokenizer(card, folder, context, {"model_type": "muse_spark"})
     assert found.init_kwargs["tool_parser_type"] == "muse_spark"
     assert found.response_transitions == RESPONSE_FORMAT["transitions"]
-    assert set(found.eos_token_ids) == {200001, 200008}
+    assert {200001, 200008} <= set(found.eos_token_ids)
 
 
 CALLS = "{% for m in messages %}{% for c in m.tool_calls or [] %}CALL %{% endfor %}{% endfor %}"

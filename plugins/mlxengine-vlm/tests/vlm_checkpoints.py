@@ -85,6 +85,9 @@ _PROCESSOR: dict[str, dict[str, Any]] = {
     "lfm2_vl": {"processor_class": "Lfm2VlProcessor"},
 }
 
+WHOLE = sorted(_PROCESSOR)
+"""The architectures that can be laid out."""
+
 
 def lay_out(kind: str, folder: Path) -> Path:
     """Write a checkpoint of the architecture that loads, prompts and answers like a real one."""

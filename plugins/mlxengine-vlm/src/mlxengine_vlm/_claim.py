@@ -45,6 +45,17 @@ _SEEING = frozenset(
     }
 )
 
+FAULTS = {
+    "glm4v": "its encoder interpolates positions linearly, transformers cubically",
+    "glm4v_moe": "its encoder interpolates positions linearly, transformers cubically",
+    "granite_vision": "its pictures have other embeddings than the prompt has places; they are refused",
+    "idefics2": "its encoder counts the positions of patches otherwise than transformers",
+    "llava_bunny": "it sees the first of several pictures alone",
+    "llava_next": "its pictures have other embeddings than the prompt has places; they are refused",
+    "paligemma": "it takes one picture in a prompt",
+}
+"""What is wrong in mlx-vlm's families that answer otherwise, as docs/reference/vision-families.md has it."""
+
 
 def claim(card: ModelCard) -> Claim | None:
     """The plugin's offer for a model, or ``None`` for what takes no pictures or sound."""
@@ -55,14 +66,17 @@ def claim(card: ModelCard) -> Claim | None:
     if not isinstance(kind, str) or not sees(config) or not _generates(config) or _embeds(card):
         return None
     found = library_name(kind)
+    fault = FAULTS.get(found or "")
     return Claim(
         kind="vlm",
-        fit=Fit.NATIVE if found else Fit.PARTIAL,
+        fit=Fit.NATIVE if found and fault is None else Fit.PARTIAL,
         files=(*FILES, "*.py") if card.configuration.trust_remote_code else FILES,
         capabilities=_capabilities(card),
         estimate=_estimator(card),
         problem=_problem(card, found),
-        reason=f"mlx-vlm's {found}" if found else "it takes pictures, and mlx-vlm does not know it",
+        reason=(f"mlx-vlm's {found}" + (f": {fault}" if fault else ""))
+        if found
+        else "it takes pictures, and mlx-vlm does not know it",
     )
 
 
@@ -159,4 +173,4 @@ def _problem(card: ModelCard, found: str | None) -> LoadError | None:
     return None
 
 
-__all__ = ["FILES", "claim", "library_name", "sees"]
+__all__ = ["FAULTS", "FILES", "claim", "library_name", "sees"]

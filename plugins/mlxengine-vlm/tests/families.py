@@ -42,6 +42,9 @@ from vlm_checkpoints import write_tokenizer
 from vlm_harness import Plugin, card_of, text_of
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "vision-families.md"
+MENDED = ("gemma3", "mllama")
+"""Where the plugin answers as transformers does and mlx-vlm does not, as the parity tests hold."""
+
 TOKENS = 10
 SHORT, LONG = [44, 9], [60 + at % 40 for at in range(21)]
 
@@ -206,8 +209,8 @@ class Served:
         return [self.said(self.start(prompt))[0] for prompt in prompts]
 
     def same(self, found: list[list[int]], wanted: list[list[int]]) -> str:
-        """Whether answers are mlx-vlm's; where they are not, whether transformers' logits are known."""
-        if found != wanted and self.model.kind in REFERENCES:
+        """Whether answers are mlx-vlm's."""
+        if found != wanted and self.model.kind in MENDED:
             return "not as mlx-vlm, but as transformers"
         return _yes(found == wanted)
 
@@ -351,7 +354,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(" | ".join(map(str, asdict(rows[name]).values())), flush=True)
             mx.clear_cache()
     if options.write:
-        write({**written(), **rows}.values())
+        found = {**written(), **rows}
+        write(found[name] for name in FAMILIES if name in found)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Nine architectures on random weights, with their own processors: no row disturbs another."""
+"""Eleven architectures on random weights, with their own processors: no row disturbs another."""
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
-from mlxengine import Message, TextPart, TextRequest, VideoPart
+from mlxengine import GenerateParams, InferenceEngine, Message, TextPart, TextRequest, VideoPart
 from mlxengine.toolkit import rows
 from vlm_checkpoints import WHOLE, lay_out
 from vlm_harness import Plugin, asking, text_of
@@ -68,6 +70,7 @@ def test_together_after_a_failed_step_and_with_kept_state_rows_equal_their_solo_
     language = type(model.network.language_model)
     real, calls = language.__call__, [0]
 
+    @functools.wraps(real)
     def flaky(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] == 11:
@@ -98,6 +101,16 @@ def test_rows_that_come_late_and_rows_that_are_cancelled_change_nobody_elses_ans
         found = plugin.run(started, later=late, closing={2: [1], 11: [4]})
         for number in set(range(len(asked))) - {1, 4}:
             assert text_of(found[number]) == alone[number], number
+
+
+def test_explain_tells_of_a_model_that_has_no_batch(tmp_path: Path) -> None:
+    with InferenceEngine() as engine, engine.load_text(lay_out("mllama", tmp_path / "mllama")) as chat:
+        explained = chat.explain("vlm.batch")
+        assert (explained.value, explained.available) == (False, False)
+        assert "pictures' states" in explained.reason
+        assert chat.info["batch"] == 1
+        params = GenerateParams(max_tokens=5, ignore_eos=True)
+        assert chat.generate(asking("w20", RED).messages, params).usage.completion_tokens == 5
 
 
 def test_a_pass_whose_own_token_is_given_at_once_counts_in_that_step(

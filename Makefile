@@ -12,7 +12,8 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test lint format types tests test-slow test-parity test-gpu test-diffusionkit test-mflux docs demo release clean
+.PHONY: help setup test lint format types tests coverage test-slow test-parity test-gpu test-diffusionkit test-mflux docs demo \
+	changelog release dist clean
 
 help:            ## say what there is
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p; s/^\([a-z-]*\): *## /\1\t/p' Makefile | expand -t 14
@@ -39,6 +40,10 @@ types: $(STAMP)  ## strict mypy
 tests: $(STAMP)  ## the daily tests
 	$(PYTEST) -q -n $(WORKERS) --dist loadfile
 
+coverage: $(STAMP)  ## what the daily tests run of our code; those that hold a time may fail, as measuring is slow
+	rm -f .coverage .coverage.*
+	-$(PYTEST) -q -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --cov-report=html:.cache/coverage
+
 test-slow: $(STAMP)  ## the tests that take minutes each
 	$(PYTEST) -q -o faulthandler_timeout=2400 -m "slow and not live and not parity"
 
@@ -61,8 +66,17 @@ docs: $(STAMP)   ## build the documentation; a warning is an error
 demo: $(STAMP)   ## answer a question with a real model, offline
 	TRANSFORMERS_VERBOSITY=error $(BIN)/python scripts/demo.py
 
-release:         ## set the version everywhere: make release VERSION=0.2.0
-	$(PYTHON) scripts/release.py $(VERSION)
+changelog: $(STAMP)  ## show what has changed since the last version
+	@$(BIN)/towncrier build --draft --version next
+
+release: $(STAMP)  ## set the version everywhere: make release VERSION=0.2.0
+	$(BIN)/python scripts/release.py $(VERSION)
+
+dist: $(STAMP)   ## build and check an sdist and a wheel of every distribution, into dist/
+	rm -rf dist
+	for folder in . plugins/* docs/examples/*; do $(BIN)/python -m build -q --no-isolation -o dist $$folder || exit 1; done
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 clean:           ## remove what these commands made
 	rm -rf $(VENV) $(VENV)-parity $(VENV)-diffusionkit $(VENV)-mflux site dist .mypy_cache .ruff_cache .pytest_cache .cache

@@ -7,6 +7,7 @@ written once into the folder for temporary files and kept there.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import heapq
 import itertools
 import json
@@ -27,7 +28,7 @@ blas.load()
 import mlx.core as mx  # noqa: E402
 from attrs import define, field, frozen  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
-from mlxengine import GenerateParams, InferenceEngine, TextDelta, TextRequest  # noqa: E402
+from mlxengine import AsyncInferenceEngine, Event, GenerateParams, TextDelta, TextRequest  # noqa: E402
 from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu  # noqa: E402
 from mlxengine.toolkit.loading import descriptor_limit_kept  # noqa: E402
 
@@ -35,7 +36,7 @@ with descriptor_limit_kept():
     from mlx_lm.generate import BatchGenerator, stream_generate
     from mlx_lm.utils import load
 
-from shapes import BIG, SHAPES, write_checkpoint  # noqa: E402
+from benchmarks.shapes import BIG, SHAPES, write_checkpoint  # noqa: E402
 
 TINY = "llama-2M"
 ADMITS, TOGETHER = 0.5, 32  # mlx_lm.server: seconds between looks at what came in; --decode-concurrency
@@ -49,6 +50,12 @@ def parser(text: str) -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=5, help="after one that warms up")
     made.add_argument("--seconds", type=float, default=540.0, help="stop after so many, with what there is")
     made.add_argument("--output", type=Path, help="JSON lines, written as they come")
+    made.add_argument(
+        "--readers",
+        choices=("tasks", "threads"),
+        default="tasks",
+        help="of the engine's answers: tasks of one event loop, as in a server, or a thread each",
+    )
     made.add_argument("--features", type=flag, nargs="*", default=[], help="of the engine: llm.name=JSON")
     return made
 
@@ -166,19 +173,28 @@ class Sides:
         folder: the checkpoint.
         streams: most requests that are served together, on both sides.
         flags: features of the engine's side.
+        readers: of the engine's answers, see `parser`.
     """
 
     def __init__(
-        self, folder: Path, *, streams: int = TOGETHER, flags: dict[str, object] | None = None
+        self,
+        folder: Path,
+        *,
+        streams: int = TOGETHER,
+        flags: dict[str, object] | None = None,
+        readers: str = "tasks",
     ) -> None:
         self.streams = max(streams, TOGETHER)
-        self.engine = InferenceEngine()
+        self.readers = readers
+        self._runner = asyncio.Runner()
+        self.engine = AsyncInferenceEngine()
         wanted: dict[str, object] = {
             "llm.prompt_cache": False,
             "llm.max_batch": self.streams,
             **(flags or {}),
         }
-        self.handle: Any = self.engine.load(folder, features=wanted)
+        self._tasks: Any = self._runner.run(self.engine.load(folder, features=wanted))
+        self.handle: Any = self.engine.sync.load(folder, features=wanted)  # the same model
         self.network, self.tokenizer = load(str(folder), lazy=True)[:2]
         if mx.default_device() == mx.cpu:
             unpack_where_faster(self.network, 1 << 40)
@@ -188,29 +204,46 @@ class Sides:
         self.vocabulary = int(json.loads((folder / "config.json").read_text())["vocab_size"])
 
     def close(self) -> None:
-        self.engine.close()
+        self._runner.run(self.engine.close())
+        self._runner.close()
 
     def prompts(self, count: int, length: int, seed: int) -> list[list[int]]:
         return prompts(count, length, seed, self.vocabulary)
 
     def ours(self, wanted: Sequence[list[int]], new: int, asked: Sequence[float] | None = None) -> Came:
-        """Serve requests that are made at given seconds, at once if ``None``; each is a reader's thread."""
+        """Serve requests that are made at given seconds, at once if ``None``."""
         asked = asked or [0.0] * len(wanted)
         came: list[list[float]] = [[] for _ in wanted]
         params = GenerateParams(max_tokens=new, temperature=0, ignore_eos=True)
+        requests = [TextRequest(prompt_tokens=one, params=params) for one in wanted]
+
+        def note(i: int, event: Event) -> None:
+            if isinstance(event, TextDelta):
+                came[i].extend([time.perf_counter() - start] * len(event.token_ids))
 
         def read(i: int) -> None:
             time.sleep(max(0.0, start + asked[i] - time.perf_counter()))
-            for event in self.handle.stream(TextRequest(prompt_tokens=wanted[i], params=params)):
-                if isinstance(event, TextDelta):
-                    came[i] += [time.perf_counter() - start] * len(event.token_ids)
+            for event in self.handle.stream(requests[i]):
+                note(i, event)
 
-        threads = [threading.Thread(target=read, args=(i,)) for i in range(len(wanted))]
+        async def read_beside(i: int) -> None:
+            if asked[i]:
+                await asyncio.sleep(max(0.0, start + asked[i] - time.perf_counter()))
+            async for event in self._tasks.stream(requests[i]):
+                note(i, event)
+
+        async def read_all() -> None:
+            await asyncio.gather(*(read_beside(i) for i in range(len(wanted))))
+
         start = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        if self.readers == "tasks":
+            self._runner.run(read_all())
+        else:
+            threads = [threading.Thread(target=read, args=(i,)) for i in range(len(wanted))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         if any(len(row) != new for row in came):
             raise RuntimeError(f"{sum(len(row) != new for row in came)} answers are not whole")
         return Came(asked, came)

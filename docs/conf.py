@@ -1,6 +1,7 @@
 """Sphinx: ``make docs`` builds ``site/``; a warning is an error."""
 
 from mlxengine import __version__
+from mlxengine.toolkit import backend as _backend  # noqa: F401 (a fast BLAS comes before mlx)
 
 project = "MLXEngine"
 author = "the MLXEngine authors"

@@ -25,7 +25,8 @@ force, who set it, and why a feature is not available here.
 The strongest of these decides: the call, the load, the engine (`features={"llm.batch": False}` on each), the
 environment (`MLXENGINE_FEATURES=llm.max_batch=8,-llm.batch`), the
 [configuration file](configuration-file.md), the default. Asking for a feature that is unknown or not
-available raises; nothing is ignored.
+available raises, and so does setting a plugin's flag for a model that another one serves and whose
+claim does not honour it; nothing is ignored.
 """
 
 

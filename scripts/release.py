@@ -1,13 +1,14 @@
 """Set the version of every first-party distribution: ``make release VERSION=0.2.0``.
 
 Writes ``core/mlxengine/_version.py``, moves the ranges in which our distributions require each other, and
-dates the changelog's *Unreleased* section. Commits nothing.
+makes the fragments of ``changelog.d`` a section of ``CHANGELOG.md``. Commits nothing.
 """
 
 from __future__ import annotations
 
 import datetime
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,9 +25,9 @@ def bump(version: str, root: Path = ROOT, today: datetime.date | None = None) ->
     wanted = rf"\1>={major}.{minor},<{major}.{minor + 1}"
     changed = []
 
-    def write(path: Path, pattern: re.Pattern[str], text: str, *, once: bool = False) -> None:
+    def write(path: Path, pattern: re.Pattern[str], text: str) -> None:
         before = path.read_text()
-        after = pattern.sub(text, before, count=1 if once else 0)
+        after = pattern.sub(text, before)
         if after != before:
             path.write_text(after)
             changed.append(path)
@@ -39,9 +40,9 @@ def bump(version: str, root: Path = ROOT, today: datetime.date | None = None) ->
         if "examples" in path.parts:
             write(path, re.compile(r'^version = ".*"$', re.MULTILINE), f'version = "{version}"')
     day = (today or datetime.date.today()).isoformat()
-    heading = f"## [Unreleased]\n\n## [{version}] - {day}"
-    write(root / "CHANGELOG.md", re.compile(r"## \[Unreleased\]"), heading, once=True)
-    return changed
+    build = ("towncrier", "build", "--yes", "--version", version, "--date", day)
+    subprocess.run([sys.executable, "-m", *build], cwd=root, check=True, stdout=subprocess.DEVNULL)
+    return [*changed, root / "CHANGELOG.md"]
 
 
 def main() -> None:

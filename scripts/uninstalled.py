@@ -1,6 +1,6 @@
 """Run a Python program with this checkout's packages where nothing of ours is installed.
 
-    python scripts/uninstalled.py benchmarks/gpu_streams.py --tiny
+    python scripts/uninstalled.py -m benchmarks.gpu.streams --tiny
     python scripts/uninstalled.py -m mlxengine doctor
 
 The sources are put on the path, and a folder with the name, version, requirements and entry points of each of

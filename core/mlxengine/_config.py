@@ -9,6 +9,7 @@ The file is ``mlxengine.toml`` in the user's configuration folder, or what ``MLX
     cache_dir = "~/models"
     [plugins]
     audio = "mlxengine-audio"         # which distribution provides a name that several claim
+    noise = false                     # this plugin is turned off
     [[models]]
     id = "org/name"
     size = "135M"
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -27,11 +29,12 @@ from attrs import field, fields, frozen
 
 from .contract.configuration import ModelConfiguration, ModelRef, Provenance
 from .contract.features import Layer, Level, parse_flags
-from .errors import ConfigurationError
+from .errors import ConfigurationError, InvalidParameterError
 from .readonly import freeze
 
 VARIABLE = "MLXENGINE_CONFIG"
 FEATURES_VARIABLE = "MLXENGINE_FEATURES"
+PLUGINS_VARIABLE = "MLXENGINE_PLUGINS"
 T = TypeVar("T")
 
 
@@ -59,6 +62,7 @@ class Settings:
         models: entries for the registry.
         hub: how the hub is reached.
         distributions: which distribution provides an entry-point name that several claim.
+        off: names of plugins that are turned off, by the file or by ``MLXENGINE_PLUGINS``.
     """
 
     path: Path | None = None
@@ -67,6 +71,7 @@ class Settings:
     models: tuple[ModelConfiguration, ...] = ()
     hub: HubSettings = HubSettings()
     distributions: Mapping[str, str] = field(factory=dict, converter=freeze)
+    off: frozenset[str] = frozenset()
 
 
 def default_path() -> Path:
@@ -94,7 +99,7 @@ def load_settings() -> Settings:
         raw = path.read_bytes()
     except (OSError, RuntimeError) as error:
         if isinstance(error, FileNotFoundError) and not named:
-            return Settings()
+            return Settings(off=_off(frozenset()))
         raise _unreadable(path, error, named) from error
     import tomllib
 
@@ -106,6 +111,19 @@ def load_settings() -> Settings:
             hint="See docs/reference/configuration-file.md.",
         ) from error
     return _Reader(path).settings(data)
+
+
+def _off(file: frozenset[str]) -> frozenset[str]:
+    """The plugins that are turned off: ``-name`` in the environment does so, ``name`` takes it back."""
+    words = os.environ.get(PLUGINS_VARIABLE, "").replace(",", " ").split()
+    for word in words:
+        if not re.fullmatch(r"-?[A-Za-z0-9][\w.-]*", word):
+            raise InvalidParameterError(
+                f"{PLUGINS_VARIABLE} holds {word!r}, which is no plugin's name.",
+                hint='Write "-audio" to turn the plugin audio off, "audio" to use it against the file.',
+            )
+    off = {word[1:] for word in words if word.startswith("-")}
+    return frozenset((file - {word for word in words if not word.startswith("-")}) | off)
 
 
 def _unreadable(path: Path, error: Exception, named: str | None) -> ConfigurationError:
@@ -143,6 +161,10 @@ class _Reader:
         self._known(hub, ("endpoint", "cache_dir", "offline", "ask_above"), "hub.")
         cache = self._value(hub, "cache_dir", str, "hub.")
         plugins = self._table(data, "plugins")
+        chosen = {
+            name: False if item is False else self._value(plugins, name, str, "plugins.")
+            for name, item in plugins.items()
+        }
         return Settings(
             path=self._path,
             model=self._model(data),
@@ -154,7 +176,8 @@ class _Reader:
                 offline=self._value(hub, "offline", bool, "hub."),
                 ask_above=self._value(hub, "ask_above", str, "hub."),
             ),
-            distributions={name: self._value(plugins, name, str, "plugins.") for name in plugins},
+            distributions={name: item for name, item in chosen.items() if item is not False},
+            off=_off(frozenset(name for name, item in chosen.items() if item is False)),
         )
 
     def _model(self, data: Mapping[str, Any]) -> str | None:

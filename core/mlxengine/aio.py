@@ -3,64 +3,85 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from ._memory.live import LiveModel, Report
-from .contract.configuration import ModelConfiguration
 from .engine import InferenceEngine, closing_beside
-from .handle import AsyncModelHandle
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .contract.loading import LoadOptions
+    from ._memory.live import LiveModel
+    from .contract.configuration import ModelCard, ModelConfiguration
+    from .contract.fit import FitReport
+    from .contract.hookspecs import Workload
+    from .contract.loading import EngineOptions, LoadOptions
+    from .contract.plugins import Owner
+    from .handle import AsyncModelHandle
+    from .memory import MemoryReport
     from .pictures.handle import AsyncImageHandle
     from .text.handle import AsyncTextHandle
     from .vectors.handle import AsyncEmbeddingHandle
 
-H = TypeVar("H", bound=AsyncModelHandle)
+H = TypeVar("H", bound="AsyncModelHandle")
+T = TypeVar("T")
 
 
 class AsyncInferenceEngine:
-    """`InferenceEngine` for asyncio; takes the same arguments.
+    """`InferenceEngine` for asyncio; takes the same arguments, and has a coroutine for all that waits.
 
-    ``engine.sync`` is the engine underneath, for what does not wait (features, registry, plugins).
+    ``engine.sync`` is the engine underneath, for what does not wait (features, registry, plugins, status).
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[EngineOptions]) -> None:
         self.sync = InferenceEngine(**options)
 
     async def load(
-        self,
-        model: str | Path | ModelConfiguration,
-        *,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        verify: str | None = None,
-        warm_up: bool = False,
-        on_progress: Report | None = None,
+        self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
     ) -> AsyncModelHandle:
-        """See `InferenceEngine.load`. Cancelling the task cancels the load."""
-        found: AsyncModelHandle = await self._load(
-            None, model, plugin, features, verify, on_progress, warm_up=warm_up
-        )
+        """Load a model and return the handle for its kind, as `InferenceEngine.load` does.
+
+        Cancelling the task cancels the load.
+        """
+        found: AsyncModelHandle = self.sync._handle(await self._load(None, model, options), "async_handle")
         return found
 
     async def load_as(
         self, handle: type[H], model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
     ) -> H:
-        """See `InferenceEngine.load_as`; ``handle`` is the kind's handle for asyncio."""
-        found = await self._load(handle, model, **options)
+        """Like `load`, for a model whose kind has this handle for asyncio.
+
+        Raises:
+            InvalidParameterError: the model is of a kind that has another one, found before it is fetched.
+        """
+        found = self.sync._handle(await self._load(handle, model, options), "async_handle")
         assert isinstance(found, handle)
+        return found
+
+    async def switch(
+        self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
+    ) -> AsyncModelHandle:
+        """Replace the model that the last `switch` loaded: stop its requests, free it, `load` this one.
+
+        Of several calls at once the last wins; the others end with `CancelledError`. Cancelling the task
+        cancels the load; the model before it is gone then.
+        """
+        live = await self._switched(model, options)
+        try:
+            await self._warmed_up(live, options)
+        except BaseException:
+            self.sync._release(live)
+            raise
+        found: AsyncModelHandle = self.sync._handle(live, "async_handle")
         return found
 
     async def load_text(
         self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
     ) -> AsyncTextHandle:
-        """See `InferenceEngine.load_text`."""
+        """`load_as` for a model that answers in text."""
         from .text.handle import AsyncTextHandle
 
         return await self.load_as(AsyncTextHandle, model, **options)
@@ -68,7 +89,7 @@ class AsyncInferenceEngine:
     async def load_embeddings(
         self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
     ) -> AsyncEmbeddingHandle:
-        """See `InferenceEngine.load_embeddings`."""
+        """`load_as` for a model that makes vectors."""
         from .vectors.handle import AsyncEmbeddingHandle
 
         return await self.load_as(AsyncEmbeddingHandle, model, **options)
@@ -76,46 +97,102 @@ class AsyncInferenceEngine:
     async def load_images(
         self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
     ) -> AsyncImageHandle:
-        """See `InferenceEngine.load_images`."""
+        """`load_as` for a model that makes pictures."""
         from .pictures.handle import AsyncImageHandle
 
         return await self.load_as(AsyncImageHandle, model, **options)
 
     async def _load(
-        self,
-        handle: type | None,
-        model: str | Path | ModelConfiguration,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        verify: str | None = None,
-        on_progress: Report | None = None,
-        *,
-        warm_up: bool = False,
-    ) -> Any:
-        pending = self.sync._start_load(handle, model, plugin, features, verify, on_progress)
+        self, handle: type | None, model: str | Path | ModelConfiguration, options: LoadOptions
+    ) -> LiveModel:
+        pending = self.sync._start_load(handle, model, options)
         try:
-            loading = asyncio.wrap_future(pending.future)
-            loading.add_done_callback(_looked_at)
-            live = await asyncio.shield(loading)
-            if warm_up:
-                await self._warmed_up(live)
+            live = await _ended(pending.future)
+            await self._warmed_up(live, options)
+            return live
         except BaseException:
             self.sync._pool.give_up(pending)
             raise
-        return self.sync._handle(live, "async_handle")
 
-    async def _warmed_up(self, live: LiveModel) -> None:
+    async def _warmed_up(self, live: LiveModel, options: LoadOptions) -> None:
+        if not options.get("warm_up"):
+            return
         done, cancel = self.sync._start_warming_up(live)
         try:
-            warming = asyncio.wrap_future(done)
-            warming.add_done_callback(_looked_at)
-            await asyncio.shield(warming)
+            await _ended(done)
         except BaseException:
             cancel()
             raise
 
+    async def _switched(self, model: str | Path | ModelConfiguration, options: LoadOptions) -> LiveModel:
+        engine, given_up = self.sync, Future[None]()
+        key = engine._wish(None, model, options)
+
+        def switch() -> LiveModel:
+            live = engine._switch.to(lambda: engine._pool.start(key, options.get("on_progress")), given_up)
+            if given_up.done():
+                engine._release(live)
+            return live
+
+        try:
+            return await asyncio.to_thread(switch)
+        finally:
+            given_up.set_result(None)
+
+    # -- what there is -------------------------------------------------------------------------------
+
+    async def resolve(self, model: str | Path | ModelConfiguration) -> ModelCard:
+        """What can be found out about a model without fetching its weights.
+
+        Raises:
+            ResolutionError, ConfigurationError: it cannot be found or read.
+        """
+        gone = threading.Event()
+        try:
+            return await asyncio.to_thread(self.sync._resolve, model, gone.is_set)
+        finally:
+            gone.set()
+
+    async def explain(self, model: str | Path | ModelConfiguration | ModelCard) -> Owner:
+        """Which plugin would serve a model, why, and what the others said.
+
+        Raises:
+            NoPluginForModelError, AmbiguousModelError: nobody would, or two would equally well.
+        """
+        return await asyncio.to_thread(self.sync.explain, await self._card(model))
+
+    async def fit(
+        self, model: str | Path | ModelConfiguration | ModelCard, workload: Workload | None = None
+    ) -> FitReport:
+        """Whether a model fits this device; the arguments are those of `InferenceEngine.fit`.
+
+        Raises:
+            ResolutionError: the model cannot be found, or no plugin serves it.
+            InvalidParameterError: the workload is one of another kind.
+        """
+        return await asyncio.to_thread(self.sync.fit, await self._card(model), workload)
+
+    async def reckon(self, model: str | Path | ModelConfiguration | ModelCard) -> int | None:
+        """Bytes that a model would need, by its plugin; ``None`` where it is not on this machine."""
+        return await asyncio.to_thread(self.sync.reckon, model)
+
+    async def memory(self) -> MemoryReport:
+        """What is reserved, what is really held, and what was evicted; waits for one step at most."""
+        return await asyncio.to_thread(self.sync.memory)
+
+    async def _card(self, model: str | Path | ModelConfiguration | ModelCard) -> ModelCard:
+        from .contract.configuration import ModelCard
+
+        return model if isinstance(model, ModelCard) else await self.resolve(model)
+
+    # -- closing -------------------------------------------------------------------------------------
+
     async def close(self) -> None:
-        """See `InferenceEngine.close`."""
+        """Cancel every request and load, free every model, end every thread. May be called twice.
+
+        Raises:
+            PluginContractError: a plugin's step has not returned within ``close_timeout`` seconds.
+        """
         await asyncio.to_thread(self.sync.close)
 
     async def __aenter__(self) -> Self:
@@ -128,10 +205,17 @@ class AsyncInferenceEngine:
             await self.close()
 
 
-def _looked_at(loading: asyncio.Future[Any]) -> None:
-    """Nobody waits for a load that was cancelled; asyncio would complain that nobody asked how it ended."""
-    if not loading.cancelled():
-        loading.exception()
+async def _ended(work: Future[T]) -> T:
+    """Wait for what goes on elsewhere; whoever is cancelled meanwhile leaves it as it is."""
+    waiting = asyncio.wrap_future(work)
+    waiting.add_done_callback(_looked_at)
+    return await asyncio.shield(waiting)
+
+
+def _looked_at(waiting: asyncio.Future[T]) -> None:
+    """Nobody waits for what was cancelled; asyncio would complain that nobody asked how it ended."""
+    if not waiting.cancelled():
+        waiting.exception()
 
 
 __all__ = ["AsyncInferenceEngine"]

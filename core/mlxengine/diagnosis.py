@@ -16,6 +16,7 @@ from attrs import evolve, frozen
 
 from ._config import FEATURES_VARIABLE, Settings, feature_layers, load_settings
 from ._engine.host import Host
+from ._engine.installed import needs
 from ._units import human
 from ._version import __version__
 from .contract._core_features import MOCK
@@ -70,9 +71,9 @@ def diagnose(*, self_test: bool = False, network: bool = False) -> Diagnosis:
     """
     device = Device.detect()
     settings, configured = _configuration()
-    blas, gflops, computing = _computing(device)
-    gaps, tried = _gaps(device)
     host, plugins = _plugins(settings)
+    blas, gflops, computing = _computing(device, host)
+    gaps, tried = _gaps(device)
     checks = [
         Check(name="mlxengine", detail=f"{__version__} on Python {platform.python_version()}"),
         _device(device),
@@ -121,9 +122,11 @@ def _device(device: Device) -> Check:
     return Check(name="machine", detail=f"{', '.join(parts)} ({platform.system()} {platform.machine()})")
 
 
-def _computing(device: Device) -> tuple[Blas | None, float | None, list[Check]]:
+def _computing(device: Device, host: Host | None) -> tuple[Blas | None, float | None, list[Check]]:
     """mlx and, on a CPU, the BLAS it uses and how fast that is."""
     if device.problem is not None or device.backend == "none":
+        if host is not None and not _wants_mlx(host):
+            return None, None, [Check(name="mlx", detail="it cannot run, and no plugin here needs it")]
         remedy = (
             'Install a back end: pip install "mlxengine[cpu]" (or [cuda12], [cuda13]); mlx alone on a Mac.'
         )
@@ -149,6 +152,14 @@ def _computing(device: Device) -> tuple[Blas | None, float | None, list[Check]]:
     return found, gflops, checks
 
 
+def _wants_mlx(host: Host) -> bool:
+    """Whether a plugin is there that requires mlx; without any plugin, whoever asks wants to install one."""
+    there = host.active()
+    return not there or any(
+        record.distribution is None or needs(record.distribution, "mlx") for record in there
+    )
+
+
 def _gaps(device: Device) -> tuple[tuple[Gap, ...], list[Check]]:
     """What mlx cannot do on this device: nothing to repair, but good to know."""
     if device.problem is not None or device.backend == "none":
@@ -172,13 +183,15 @@ def _configuration() -> tuple[Settings, list[Check]]:
 
 def _plugins(settings: Settings) -> tuple[Host | None, list[Check]]:
     try:
-        host = Host(distributions=settings.distributions, layers=feature_layers(settings))
+        host = Host.installed(settings, feature_layers(settings))
     except MLXEngineError as error:
         return None, [_failed(FEATURES_VARIABLE, error)]
     checks: list[Check] = []
     for record in host.records:
         name = f"plugin {record.name}"
-        if record.error is not None:
+        if record.off:
+            checks.append(Check(name=name, detail=f"{record.distribution}, turned off"))
+        elif record.error is not None:
             remedy = record.error.hint or f"Reinstall or uninstall {record.distribution or record.name}."
             checks.append(Check(name=name, status="failed", detail=record.error.message, remedy=remedy))
         else:

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-import attrs
-
-from ._engine.base import EngineBase
-from ._engine.pool import LoadKey
-from ._memory.live import LiveModel, PendingLoad, Report
-from ._scheduling.channel import Channel
+from ._engine.serving import Serving
+from ._memory.live import LiveModel
 from ._scheduling.faults import running, stuck
-from ._scheduling.recovery import RecoveringSink
-from ._scheduling.task import FutureSink, Task
-from ._scheduling.threads import forked, refuse_fork
-from .contract._core_features import DEGRADE
-from .contract.features import Features, Layer, Level
-from .contract.hookspecs import RunContext
-from .errors import (
-    CancelledError,
-    EngineClosedError,
-    InvalidParameterError,
-    MLXEngineError,
-    ModelClosedError,
-    UnsupportedInputError,
-)
+from ._scheduling.threads import forked
+from .errors import MLXEngineError
 
 if TYPE_CHECKING:
     from typing import Unpack
 
     from .contract.configuration import ModelConfiguration
     from .contract.loading import LoadOptions
-    from .contract.requests import Request
     from .handle import ModelHandle
     from .pictures.handle import ImageHandle
     from .text.handle import TextHandle
@@ -45,10 +27,10 @@ if TYPE_CHECKING:
 H = TypeVar("H", bound="ModelHandle")
 
 
-class InferenceEngine(EngineBase):
+class InferenceEngine(Serving):
     """Loads models and runs their requests. Use it as a context manager, or call `close`.
 
-    What is left out comes from the environment and the configuration file.
+    What is left out comes from the environment and the configuration file, or is the value in brackets.
 
     Args:
         backend: ``"mlx"``, or ``"mock"`` for the mock back end, which `Kind.mock` says what to make for.
@@ -61,10 +43,11 @@ class InferenceEngine(EngineBase):
             device recommends. What does not fit is refused, idle models are evicted to make room.
         idle_ttl: seconds after its last request that a model is evicted; ``None`` keeps it. The next
             request of an evicted model loads it again.
-        queue_size: events that may wait for one reader before its request pauses.
-        step_budget_ms: how long one step of a request should take at most; what cannot be cut
+        queue_size: events that may wait for one reader before its request pauses (64).
+        step_budget_ms: how long one step of a request should take at most (100); what cannot be cut
             (a denoising step) may take longer.
-        close_timeout: seconds that `close`, and leaving the ``with`` block, wait for a step that has begun.
+        close_timeout: seconds that `close`, and leaving the ``with`` block, wait for a step that has begun
+            (10).
 
     Raises:
         InvalidParameterError, UnknownFeatureError, FeatureUnavailableError: a bad argument or flag.
@@ -73,16 +56,7 @@ class InferenceEngine(EngineBase):
 
     # -- loading -------------------------------------------------------------------------------------
 
-    def load(
-        self,
-        model: str | Path | ModelConfiguration,
-        *,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        verify: str | None = None,
-        warm_up: bool = False,
-        on_progress: Report | None = None,
-    ) -> ModelHandle:
+    def load(self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]) -> ModelHandle:
         """Load a model and return the handle for its kind.
 
         A model that is loaded already with the same configuration is shared.
@@ -102,8 +76,7 @@ class InferenceEngine(EngineBase):
             ConfigurationError, ResolutionError, DownloadError, PluginError, LoadError: as they say.
             EngineClosedError: the engine was closed.
         """
-        live = self._load(None, model, plugin, features, verify, on_progress, warm_up=warm_up)
-        found: ModelHandle = self._handle(live)
+        found: ModelHandle = self._handle(self._load(None, model, options))
         return found
 
     def load_as(
@@ -114,24 +87,22 @@ class InferenceEngine(EngineBase):
         Raises:
             InvalidParameterError: the model is of a kind that has another one, found before it is fetched.
         """
-        found = self._handle(self._load(handle, model, **options))
+        found = self._handle(self._load(handle, model, options))
         assert isinstance(found, handle)
         return found
 
-    def switch(
-        self,
-        model: str | Path | ModelConfiguration,
-        *,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        on_progress: Report | None = None,
-    ) -> ModelHandle:
-        """Replace the model that the last `switch` loaded: stop its requests, free it, load this one.
+    def switch(self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]) -> ModelHandle:
+        """Replace the model that the last `switch` loaded: stop its requests, free it, `load` this one.
 
         Of several calls at once the last wins; the others end with `CancelledError`.
         """
-        start = self._start_load
-        live = self._switch.to(lambda: start(None, model, plugin, features, None, on_progress))
+        key = self._wish(None, model, options)
+        live = self._switch.to(lambda: self._pool.start(key, options.get("on_progress")))
+        try:
+            self._warmed_up(live, options)
+        except BaseException:
+            self._release(live)
+            raise
         found: ModelHandle = self._handle(live)
         return found
 
@@ -157,36 +128,21 @@ class InferenceEngine(EngineBase):
 
         return self.load_as(ImageHandle, model, **options)
 
-    def _handle(self, live: LiveModel, which: str = "handle") -> Any:
-        """What the caller gets for a model that it holds; one that has no handle is given up."""
-        try:
-            return self._host.kind(live.claim.kind).find(which)(self, live)
-        except BaseException:
-            self._release(live)
-            raise
-
     def _load(
-        self,
-        handle: type | None,
-        model: str | Path | ModelConfiguration,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        verify: str | None = None,
-        on_progress: Report | None = None,
-        *,
-        warm_up: bool = False,
+        self, handle: type | None, model: str | Path | ModelConfiguration, options: LoadOptions
     ) -> LiveModel:
-        pending = self._start_load(handle, model, plugin, features, verify, on_progress)
+        pending = self._start_load(handle, model, options)
         try:
             live = pending.future.result()
-            if warm_up:
-                self._warmed_up(live)
+            self._warmed_up(live, options)
             return live
         except BaseException:
             self._pool.give_up(pending)
             raise
 
-    def _warmed_up(self, live: LiveModel) -> None:
+    def _warmed_up(self, live: LiveModel, options: LoadOptions) -> None:
+        if not options.get("warm_up"):
+            return
         done, cancel = self._start_warming_up(live)
         try:
             done.result()
@@ -194,107 +150,7 @@ class InferenceEngine(EngineBase):
             cancel()
             raise
 
-    def _start_warming_up(self, live: LiveModel) -> tuple[Future[None], Callable[[], None]]:
-        """Warm a model up beside whatever runs; its end, and the way to cancel it."""
-
-        def begin() -> Any:
-            loaded = live.loaded
-            return iter(() if loaded is None or loaded.warm_up is None else loaded.warm_up())
-
-        sink = FutureSink()
-        task = Task(group=live, record=live.record, start=begin, sink=sink, answers=False, hook="warm_up")
-        self._pool.submit(live, task)
-        return sink.future, lambda: self._scheduler.cancel(task)
-
-    def _start_load(
-        self,
-        handle: type | None,
-        model: str | Path | ModelConfiguration,
-        plugin: str | None = None,
-        features: Mapping[str, object] | None = None,
-        verify: str | None = None,
-        on_progress: Report | None = None,
-    ) -> PendingLoad:
-        if verify not in (None, "deep"):
-            raise InvalidParameterError(f"verify={verify!r} is not known.", hint='Write verify="deep".')
-        configuration = self._configure(model)
-        if plugin is not None:
-            configuration = attrs.evolve(configuration, plugin=plugin)
-        if features:
-            merged = {**dict(configuration.features), **features}
-            configuration = attrs.evolve(configuration, features=tuple(sorted(merged.items())))
-        return self._pool.start(LoadKey(configuration, handle, verify), on_progress)
-
-    # -- running -------------------------------------------------------------------------------------
-
-    def _open(self, live: LiveModel, request: Request, closed: bool) -> tuple[Channel, Callable[[], None]]:
-        """Put a request on the scheduler; the channel it is read from, and the way to cancel it."""
-        refuse_fork(self._process)
-        if self._closed:
-            raise EngineClosedError("The engine is closed.")
-        if closed or live.closed:
-            raise ModelClosedError(f"The handle of {live.card.id} is closed.")
-        from .contract.requests import Request
-
-        if not isinstance(request, Request):
-            raise InvalidParameterError(f"A request is a Request, found {type(request).__name__}.")
-
-        def features() -> Features:
-            # Asked again when the request begins: an evicted model may come back with other flags.
-            own = Layer(Level.CALL, dict(request.features))
-            return live.features.over(own) if request.features else live.features
-
-        def begin() -> Any:
-            context = RunContext(
-                features=features(),
-                budget_ms=self._budget,
-                cancelled=lambda: current[0].cancelled,
-                fetch=self._loader.fetcher(lambda: self._closed or current[0].cancelled),
-            )
-            return self._generate(live, request, context)
-
-        features()
-        channel = Channel(self._queue_size, self._scheduler.nudge)
-        current: list[Task] = []
-
-        def submit() -> None:
-            task = Task(
-                group=live,
-                record=live.record,
-                start=begin,
-                sink=sink,
-                cancelled=any(earlier.cancelled for earlier in current),
-            )
-            current[:] = [task]
-            self._pool.submit(live, task)
-
-        sink = RecoveringSink(
-            channel,
-            submit,
-            lambda then, relieve: self._pool.aside(live, then, relieve=relieve),
-            relieves=live.features.get(DEGRADE),
-        )
-        submit()
-        scheduler = self._scheduler
-        return channel, lambda: scheduler.cancel(current[0])
-
-    def _generate(self, live: LiveModel, request: Request, context: RunContext) -> Any:
-        if live.closed or live.loaded is None:
-            raise CancelledError(f"{live.card.id} was closed before the request began.")
-        iterator = self._host.call(
-            live.record, "generate", model=live.loaded.model, request=request, context=context
-        )
-        if iterator is None:
-            raise UnsupportedInputError(
-                f"{live.card.id} (plugin {live.record.name}) does not take a {type(request).__name__}."
-            )
-        return iterator
-
     # -- closing -------------------------------------------------------------------------------------
-
-    def _release(self, live: LiveModel) -> None:
-        if not self._closed:
-            self._pool.release(live)
 
     def close(self) -> None:
         """Cancel every request and load, free every model, end every thread. May be called twice.

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import attrs
 from attrs import frozen
 
 from .contract.configuration import ModelCard, ModelConfiguration
@@ -17,8 +16,8 @@ from .contract.requests import Request
 from .streams import AsyncEventStream, EventStream
 
 if TYPE_CHECKING:
+    from ._engine.serving import Serving
     from ._memory.live import LiveModel
-    from .engine import InferenceEngine
 
 
 @frozen(kw_only=True)
@@ -30,10 +29,12 @@ class Result:
 
     @property
     def usage(self) -> Usage:
+        """What the request counted, in the kind's own units."""
         return self.finished.usage
 
     @property
     def metrics(self) -> Metrics:
+        """How long it took, and how long it waited."""
         return self.finished.metrics
 
     @classmethod
@@ -47,7 +48,7 @@ class Result:
 class _Handle:
     """What the sync and the async handles share."""
 
-    def __init__(self, engine: InferenceEngine, live: LiveModel) -> None:
+    def __init__(self, engine: Serving, live: LiveModel) -> None:
         self._engine = engine
         self._live = live
         self._closed = False
@@ -59,7 +60,7 @@ class _Handle:
 
     @property
     def kind(self) -> str:
-        """The kind that the plugin claimed."""
+        """The kind of model, as its plugin claimed it."""
         return self._live.claim.kind
 
     @property
@@ -84,7 +85,7 @@ class _Handle:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What the plugin says about the loaded model."""
+        """What the plugin says about the loaded model; which keys there are is the plugin's own."""
         return self._live.info
 
     @property
@@ -112,7 +113,11 @@ class _Handle:
             self._engine._pool.changed()
 
     def explain(self, feature: str | Feature[Any]) -> Explanation:
-        """Value, source, availability and reason of a feature for this model."""
+        """Value, source, availability and reason of a feature for this model.
+
+        Raises:
+            UnknownFeatureError: no plugin lists it.
+        """
         return self._live.explain(feature)
 
     def _release(self) -> None:
@@ -162,18 +167,30 @@ class ModelHandle(_Handle):
 
 
 class AsyncModelHandle(_Handle):
-    """The same as `ModelHandle`, for asyncio."""
+    """A loaded model of any kind, for asyncio: `stream` events, or `run` to the end.
+
+    Close it (or leave its ``async with`` block) to free the model when nobody else holds it.
+    """
 
     def stream(self, request: Request) -> AsyncEventStream:
-        """Start a request; iterate its events with ``async for``."""
+        """Start a request; its events come as they happen, to an ``async for``.
+
+        Raises:
+            ModelClosedError, EngineClosedError: the handle or its engine was closed.
+            InvalidParameterError: ``request`` is not a request, or one that this model cannot take.
+        """
         return AsyncEventStream(*self._engine._open(self._live, request, self._closed))
 
     async def run(self, request: Request) -> Result:
-        """Run a request to its end."""
+        """Run a request to its end; cancelling the task cancels the request.
+
+        Raises:
+            MLXEngineError: what the request ended with.
+        """
         return Result.of([event async for event in self.stream(request)])
 
     async def close(self) -> None:
-        """Give the model up. May be called twice."""
+        """Give the model up. It is freed when no other handle holds it. May be called twice."""
         self._release()
 
     async def __aenter__(self) -> Self:
@@ -185,14 +202,8 @@ class AsyncModelHandle(_Handle):
         await self.close()
 
 
-def with_features(request: Request, features: Mapping[str, object]) -> Request:
-    """The same request with feature flags for this call."""
-    return attrs.evolve(request, features=tuple(features.items()))
-
-
 __all__ = [
     "AsyncModelHandle",
     "ModelHandle",
     "Result",
-    "with_features",
 ]

@@ -32,6 +32,7 @@ class Health:
 
     @property
     def ok(self) -> bool:
+        """Whether everything is as it should be."""
         return self.state is HealthState.HEALTHY
 
 

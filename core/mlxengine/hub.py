@@ -79,7 +79,7 @@ def search(
         sort=sort,
         limit=limit,
         device=device,
-        kinds=Host(distributions=load_settings().distributions).kinds,
+        kinds=Host.installed(load_settings()).kinds,
         cancelled=cancelled,
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
 
@@ -11,7 +11,29 @@ from .errors import ConfigurationError
 from .readonly import freeze
 
 if TYPE_CHECKING:
-    from .engine import InferenceEngine
+    from ._scheduling.task import SchedulerStatus
+    from .health import Health
+    from .memory import MemoryReport
+
+
+class Measured(Protocol):
+    """An engine, as far as its figures go."""
+
+    def health(self) -> Health:
+        """Whether it works."""
+        ...
+
+    def status(self) -> SchedulerStatus:
+        """What it does now."""
+        ...
+
+    def metrics(self) -> Sequence[ModelMetrics]:
+        """What was counted, by model."""
+        ...
+
+    def memory(self) -> MemoryReport:
+        """What its models hold."""
+        ...
 
 
 @frozen(kw_only=True)
@@ -24,6 +46,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
+        """How many values were counted."""
         return sum(self.counts)
 
     @property
@@ -81,7 +104,7 @@ class EngineCollector:
         ConfigurationError: prometheus-client is not installed; the message names the extra.
     """
 
-    def __init__(self, engine: InferenceEngine) -> None:
+    def __init__(self, engine: Measured) -> None:
         try:
             from prometheus_client import core
         except ImportError as error:
@@ -177,7 +200,7 @@ class EngineCollector:
         return self._core.GaugeMetricFamily(f"mlxengine_{name}", text, value=value)
 
 
-def openmetrics(engine: InferenceEngine) -> str:
+def openmetrics(engine: Measured) -> str:
     """An engine's figures in the OpenMetrics 1.0 text format.
 
     Raises:
@@ -193,4 +216,4 @@ def openmetrics(engine: InferenceEngine) -> str:
     return text.decode()
 
 
-__all__ = ["EngineCollector", "Histogram", "ModelMetrics", "openmetrics"]
+__all__ = ["EngineCollector", "Histogram", "Measured", "ModelMetrics", "openmetrics"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+from weakref import WeakKeyDictionary, ref
 
 from ._scheduling.channel import Channel
 from .contract.events import Event, Finished
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     import asyncio
 
 
-class _Reader:
+class Reader:
     """What both readers share: the request's channel, its result, and the way to cancel it."""
 
     def __init__(self, channel: Channel, cancel: Callable[[], None]) -> None:
@@ -45,7 +47,7 @@ class _Reader:
             self._cancel()
 
 
-class EventStream(_Reader, Iterator[Event]):
+class EventStream(Reader, Iterator[Event]):
     """The events of one request, as they come; ``finished`` holds the last one after it was read.
 
     Leaving the loop early cancels the request once the stream is closed (``with``, `close`) or dropped.
@@ -78,8 +80,16 @@ class EventStream(_Reader, Iterator[Event]):
         self.close()
 
 
-class AsyncEventStream(_Reader, AsyncIterator[Event]):
-    """The same for asyncio. A task that is cancelled while it waits cancels the request."""
+class AsyncEventStream(Reader, AsyncIterator[Event]):
+    """The events of one request, as they come; ``finished`` holds the last one after it was read.
+
+    A task that is cancelled while it waits cancels the request; so does leaving the loop early, once the
+    stream is closed (``async with``, `aclose`) or dropped.
+
+    Raises:
+        StreamConsumedError: it is iterated again after its end.
+        MLXEngineError: what the request ended with, after all events that came before.
+    """
 
     def __aiter__(self) -> AsyncIterator[Event]:
         self._not_over()
@@ -88,17 +98,19 @@ class AsyncEventStream(_Reader, AsyncIterator[Event]):
     async def __anext__(self) -> Event:
         import asyncio
 
-        loop = asyncio.get_running_loop()
         while True:
-            arrived = asyncio.Event()
-            there, event = self._channel.poll(partial(_wake, loop, arrived))
+            there, event = self._channel.poll(None)
+            if not there:
+                loop = asyncio.get_running_loop()
+                arrived = loop.create_future()
+                there, event = self._channel.poll(partial(_mailbox(loop).wake, arrived))
             if there:
                 if self._seen(event) is None:
                     raise StopAsyncIteration
                 assert event is not None
                 return event
             try:
-                await arrived.wait()
+                await arrived
             except asyncio.CancelledError:
                 self.cancel()
                 raise
@@ -116,10 +128,44 @@ class AsyncEventStream(_Reader, AsyncIterator[Event]):
         await self.aclose()
 
 
-def _wake(loop: asyncio.AbstractEventLoop, arrived: asyncio.Event) -> None:
-    # The loop may have been closed by then: nobody waits any more.
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(arrived.set)
+class _Mailbox:
+    """Wakes the readers on one event loop.
+
+    Calling into a loop from another thread costs as much as all the rest of an event, so one call serves
+    the events of all readers that come before the loop gets to it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = ref(loop)
+        self._arrived: deque[asyncio.Future[None]] = deque()
+        self._called = False
+
+    def wake(self, arrived: asyncio.Future[None]) -> None:
+        """Set a future of the loop; from any thread."""
+        self._arrived.append(arrived)
+        loop = self._loop()
+        if self._called or loop is None:  # `_deliver` is still to come, and takes this one too
+            return
+        self._called = True
+        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._called = False  # before the last look, or what comes behind it would wait for ever
+        while self._arrived:
+            arrived = self._arrived.popleft()
+            if not arrived.done():
+                arrived.set_result(None)
+
+
+_mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = WeakKeyDictionary()
+
+
+def _mailbox(loop: asyncio.AbstractEventLoop) -> _Mailbox:
+    found = _mailboxes.get(loop)
+    if found is None:
+        found = _mailboxes[loop] = _Mailbox(loop)
+    return found
 
 
 __all__ = ["AsyncEventStream", "EventStream"]

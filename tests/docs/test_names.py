@@ -11,14 +11,16 @@ import re
 import mlxengine
 import pytest
 
+from .blocks import ROOT
+
 MODULES = [
     item.name
     for item in pkgutil.walk_packages(mlxengine.__path__, "mlxengine.")
-    if not re.search(r"\._|\.(cli|testing|toolkit)\b", item.name)
+    if not re.search(r"\._|\.(cli|testing)\b", item.name)
 ]
 
 
-@pytest.mark.parametrize("module", [*MODULES, "mlxengine.testing", "mlxengine.toolkit.checkpoint"])
+@pytest.mark.parametrize("module", [*MODULES, "mlxengine.testing"])
 def test_every_public_class_function_and_method_has_a_docstring(module: str) -> None:
     found = importlib.import_module(module)
     assert found.__doc__, module
@@ -33,7 +35,9 @@ def test_every_public_class_function_and_method_has_a_docstring(module: str) -> 
             bare += [
                 f"{key}.{item}"
                 for item, member in vars(value).items()
-                if not item.startswith("_") and inspect.isfunction(member) and not inspect.getdoc(member)
+                if not item.startswith("_")
+                and (inspect.isfunction(member) or isinstance(member, property))
+                and not inspect.getdoc(member)
             ]
     assert bare == []
 
@@ -49,3 +53,19 @@ def test_every_name_of_a_modules_all_is_there() -> None:
     for module in ["mlxengine", *MODULES]:
         found = importlib.import_module(module)
         assert [key for key in getattr(found, "__all__", []) if not hasattr(found, key)] == [], module
+
+
+def test_every_public_name_and_the_whole_toolkit_is_in_the_reference() -> None:
+    text = "\n".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
+    modules = set(re.findall(r"^\.\. automodule:: (\S+)", text, re.MULTILINE))
+    names = {name for module in modules for name in getattr(importlib.import_module(module), "__all__", ())}
+    names |= set(re.findall(r"^\.\. auto(?:class|function):: \S+\.(\w+)", text, re.MULTILINE))
+    classes = [name for name in mlxengine.__all__ if inspect.isclass(getattr(mlxengine, name))]
+    assert [name for name in classes if name not in names] == []
+    assert {name for name in MODULES if name.startswith("mlxengine.toolkit.")} <= modules
+
+
+@pytest.mark.parametrize("handle", ["ModelHandle", "AsyncModelHandle"])
+def test_what_every_handle_has_is_in_the_reference(handle: str) -> None:
+    page = (ROOT / "docs/reference/api.md").read_text()
+    assert f".. autoclass:: mlxengine.{handle}\n   :inherited-members:\n" in page

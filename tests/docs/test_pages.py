@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlxengine.testing import clauses
 
 from tests.hub import weights
 from tests.hub.server import HubServer
 
+from . import kit_tables
 from .blocks import ROOT, blocks, pages
 
 RUNNING = [page for page in pages() if any(block.runs for block in blocks(page))]
@@ -60,12 +60,9 @@ def test_few_blocks_are_exempt_from_running_and_all_of_them_parse() -> None:
     assert odd == set(), "a block that is neither run nor counted"
 
 
-def test_the_table_of_clauses_is_the_kits_own() -> None:
-    page = (ROOT / "docs/reference/testing.md").read_text()
-    rows = [
-        line for line in page.splitlines() if line.startswith(("| `contract/", "| `behaviour/", "| `capab"))
-    ]
-    assert rows == [f"| `{item.id}` | {item.says} | {item.why} |" for item in clauses()]
+def test_the_tables_of_clauses_and_of_careless_plugins_are_current() -> None:
+    page = kit_tables.PAGE.read_text()
+    assert page == kit_tables.made(page), "Run python -m tests.docs.kit_tables."
 
 
 def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlxengine import CheckStatus, diagnose, hub
+from mlxengine import CheckStatus, InferenceEngine, diagnose, hub
+from mlxengine_markov import SPECIMEN
 
 from tests.hub import weights
 from tests.hub.server import HubServer
@@ -106,6 +107,17 @@ def test_without_mlx_it_names_the_back_ends(run: Run, tmp_path: Path) -> None:
     check = checks(done)["mlx"]
     assert check["status"] == "failed"
     assert "mlxengine[cpu]" in check["detail"] + check["remedy"]
+
+
+def test_without_mlx_all_is_well_where_no_plugin_needs_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['mlx.core'] = None\n")
+    off = ",".join(f"-{record.name}" for record in InferenceEngine().plugins if record.name != "markov")
+    env = {"PYTHONPATH": str(tmp_path), "MLXENGINE_FEATURES": "", "MLXENGINE_PLUGINS": off}
+    done = run("doctor", "--json", **env)
+    assert (done.code, checks(done)["mlx"]["status"]) == (0, "ok")
+    assert checks(done)["plugin llm"]["detail"] == "mlxengine-llm, turned off"
+    done = run("setup", "--yes", "--kind", "markov", "--model", str(SPECIMEN), "--json", **env)
+    assert (done.code, done.json["model"]) == (0, str(SPECIMEN))
 
 
 def test_a_bad_setting_is_a_failed_check_and_not_the_end(run: Run, tmp_path: Path) -> None:

@@ -310,7 +310,7 @@ class Adapters(Words):
 
     @hookimpl
     def generate(self, model: Any, request: Any, context: Any) -> Iterator[Finished]:
-        context.fetch("org/name", ["*"])
+        yield from context.fetch("org/name", ["*"])
         yield Finished()
 
 
@@ -359,9 +359,12 @@ def test_a_switch_to_a_local_model_is_not_held_up(
     assert isinstance(ended[0], errors.CancelledError)
 
 
-@pytest.mark.parametrize("how", HOW)
-def test_a_cancelled_asyncio_load_lets_go_of_the_hub(
-    hub: HubServer, tmp_path: Path, folder: Path, how: str
+@pytest.mark.parametrize(
+    ("what", "how"),
+    [*(("load", how) for how in HOW), *((what, "says nothing") for what in ("switch", "resolve", "fit"))],
+)
+def test_an_asyncio_task_that_is_cancelled_lets_go_of_the_hub(
+    hub: HubServer, tmp_path: Path, folder: Path, what: str, how: str
 ) -> None:
     held = _hold_up(hub, "the listing", how)
 
@@ -369,7 +372,7 @@ def test_a_cancelled_asyncio_load_lets_go_of_the_hub(
         engine = AsyncInferenceEngine(
             plugins=[("words", Words())], endpoint=hub.endpoint, cache_dir=tmp_path / "cache"
         )
-        loading = asyncio.create_task(engine.load("org/name"))
+        loading = asyncio.create_task(getattr(engine, what)("org/name"))
         assert await asyncio.to_thread(until, held, 5)
         start = time.monotonic()
         loading.cancel()

@@ -19,6 +19,7 @@ DENIED = {
     "mlxengine-markov",
     "mlxengine-audio",
     "mlxengine-forecast",
+    "mlxengine-echo",
 }
 TOOLS = ["pytest", "pytest-timeout", "hypothesis", "pexpect", "mkl; platform_machine == 'x86_64'"]
 WHERE = "import {0}, mlxengine; print(mlxengine.__file__, {0}.__file__, sep='\\n')"

@@ -11,14 +11,6 @@ from mlxengine.testing import clauses
 
 from .environments import Environment, build, run
 
-SPECIMEN = """
-from pathlib import Path
-from mlxengine.testing import Example, Specimen
-from mlxengine_speech import SpeechRequest
-examples = [Example(request=SpeechRequest(text="a")), Example(request=SpeechRequest(text="b", times=4))]
-SPECIMEN = Specimen(path=Path("{folder}") / "specimen", examples=examples)
-"""
-
 
 def test_the_template_builds_installs_and_keeps_every_clause(
     bare: Environment, tmp_path: Path, mypy_cache: Path
@@ -31,8 +23,8 @@ def test_the_template_builds_installs_and_keeps_every_clause(
     bare.others("pytest")
     done = run([bare.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder], cwd=folder)
     assert f"{len(clauses())} passed" in done.stdout
-    (bare.site / "my_specimen.py").write_text(SPECIMEN.format(folder=folder))
-    checked = bare.command("plugins", "check", "speech", "--specimen", "my_specimen:SPECIMEN", "--json")
+    check = [bare.folder / "bin" / "mlxengine", "plugins", "check", "speech", "--json"]
+    checked = run([*check, "--specimen", "tests.test_conformance:SPECIMEN"], cwd=folder)
     states = {item["clause"]: item["state"] for item in json.loads(checked.stdout)["clauses"]}
     assert states == dict.fromkeys((item.id for item in clauses()), "kept")
     run([sys.executable, "-m", "ruff", "check", "--isolated", "--line-length", "110", folder])

@@ -13,7 +13,7 @@ import pytest
 
 from .environments import ROOT
 
-BENCHMARKS = ("gpu_streams.py", "gpu_first_token.py", "gpu_steps.py", "gpu_beside.py", "llm_stall.py")
+BENCHMARKS = ("gpu.streams", "gpu.first_token", "gpu.steps", "gpu.beside", "language.stall")
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def test_tests_of_plugins_run_uninstalled_and_every_outcome_is_counted(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_for_a_gpu_runs_on_a_small_model(libraries: Path, name: str) -> None:
-    done = run(libraries, "scripts/uninstalled.py", f"benchmarks/{name}", "--tiny", "--rounds", "1")
+    done = run(libraries, "scripts/uninstalled.py", "-m", f"benchmarks.{name}", "--tiny", "--rounds", "1")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert lines

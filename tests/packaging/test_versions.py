@@ -23,7 +23,10 @@ PROJECTS: dict[str, dict[str, Any]] = {
     for folder in first_party()
 }
 VERSION = Version(mlxengine.__version__)
-EXAMPLES = ("mlxengine-markov", "mlxengine-audio", "mlxengine-forecast")
+EXAMPLES = ("mlxengine-markov", "mlxengine-audio", "mlxengine-forecast", "mlxengine-echo")
+
+
+FRAGMENTS = ROOT / "changelog.d"
 
 
 def requirements(project: dict[str, Any]) -> list[Requirement]:
@@ -97,10 +100,23 @@ def test_one_step_sets_the_version_of_every_distribution(tmp_path: Path) -> None
     (tmp_path / "core/mlxengine").mkdir(parents=True)
     shutil.copy(ROOT / "core/mlxengine/_version.py", tmp_path / "core/mlxengine")
     shutil.copy(ROOT / "CHANGELOG.md", tmp_path)
+    shutil.copytree(FRAGMENTS, tmp_path / "changelog.d")
+    (tmp_path / "changelog.d/+a-door.fixed.md").write_text("A door that stuck\nopens.\n")
     release["bump"]("7.3.1", tmp_path, datetime.date(2030, 1, 2))
     assert '"7.3.1"' in (tmp_path / "core/mlxengine/_version.py").read_text()
-    assert "## [7.3.1] - 2030-01-02" in (tmp_path / "CHANGELOG.md").read_text()
+    top, _, section = (tmp_path / "CHANGELOG.md").read_text().partition("\n## 7.3.1 - 2030-01-02\n\n")
+    assert top.startswith("# Changelog\n")
+    assert "\n- A door that stuck\n  opens.\n" in section.partition("\n### Fixed\n")[2]
+    assert [path.name for path in (tmp_path / "changelog.d").iterdir()] == ["section.md.jinja"]
     for path in tmp_path.rglob("pyproject.toml"):
         for item in requirements(tomllib.loads(path.read_text())["project"]):
             if item.name in PROJECTS and item.specifier:
                 assert {str(part) for part in item.specifier} == {">=7.3", "<7.4"}, str(item)
+
+
+def test_every_fragment_of_the_changelog_has_a_name_and_a_type_and_says_something() -> None:
+    types = [item["directory"] for item in PROJECTS["mlxengine"]["tool"]["towncrier"]["type"]]
+    name = re.compile(rf"\+[a-z0-9]+(-[a-z0-9]+)*\.({'|'.join(types)})\.md")
+    fragments = [path for path in FRAGMENTS.iterdir() if path.name != "section.md.jinja"]
+    assert [path.name for path in fragments if not name.fullmatch(path.name)] == []
+    assert [path.name for path in fragments if not path.read_text().strip()] == []

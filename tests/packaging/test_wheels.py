@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from .environments import ROOT, Environment, conjure, first_party
+from .environments import ROOT, Environment, conjure, first_party, run
+from .test_versions import EXAMPLES
 
 LIST = """
 import json
@@ -97,8 +99,14 @@ def test_every_distribution_builds_a_wheel_from_its_sdist_with_license_types_and
             ("mlxengine_llm", "mlxengine_vlm", "mlxengine_embed", "mlxengine_diffusion")
         ):
             assert any(name.endswith("/models.json") for name in names), wheel.name
-        if not wheel.name.startswith(("mlxengine_markov", "mlxengine_audio", "mlxengine_forecast")):
+        if not wheel.name.startswith(tuple(name.replace("-", "_") for name in EXAMPLES)):
             assert any("/licenses/" in name for name in names), wheel.name
+
+
+def test_every_distribution_is_what_an_index_would_take(wheels: Path) -> None:
+    built = [path for path in wheels.iterdir() if path.suffix in (".whl", ".gz")]
+    run([sys.executable, "-m", "twine", "check", "--strict", *built])
+    run([sys.executable, "-m", "check_wheel_contents", *wheels.glob("*.whl")])
 
 
 def test_markov_runs_from_its_wheel_keeps_every_clause_and_vanishes_with_it(bare: Environment) -> None:
@@ -242,4 +250,54 @@ def test_a_kind_of_a_strangers_from_its_wheel_is_known_everywhere_and_core_is_as
     ]
     assert digest(bare.site / "mlxengine") == core
     bare.uninstall("mlxengine-forecast")
+    assert bare.run(LOAD, str(tmp_path / "model")).stdout.startswith("NoPluginForModelError")
+
+
+TALKS = """
+import json, os, subprocess, sys
+from pathlib import Path
+from mlxengine import InferenceEngine, TextHandle
+from mlxengine.errors import FeatureUnavailableError
+from mlxengine_echo import write_model
+
+folder = str(write_model(Path(sys.argv[1])))
+
+
+def said(*words, given=""):
+    command = [sys.executable, "-m", "mlxengine", *words]
+    return subprocess.run(command, capture_output=True, text=True, input=given).stdout.strip()
+
+
+def weather(city: str) -> str:
+    return f"It rains in {city}."
+
+
+with InferenceEngine() as engine, engine.load_text(folder) as echo:
+    print(type(echo) is TextHandle, echo.kind, echo.plugin, echo.generate("good morning").text)
+    session = echo.session(tools=[weather], tool_rounds=1)
+    print(session.respond('weather {"city": "Oslo"}').text)
+print(said("run", "-m", folder, "hi", "there"))
+print(said("chat", "-m", folder, given="good day"))
+print(json.loads(said("bench", "-m", folder, "--repeats", "1", "--json"))["kind"])
+print(json.loads(said("doctor", "--json"))["ok"], "mlx" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_a_second_back_end_of_text_works_from_its_wheel_without_mlx_and_vanishes_with_it(
+    bare: Environment, tmp_path: Path
+) -> None:
+    core = digest(bare.site / "mlxengine")
+    bare.ours("mlxengine-echo")
+    assert bare.run(TALKS, str(tmp_path / "model")).stdout.splitlines() == [
+        "True llm echo good morning",
+        "It rains in Oslo.",
+        "hi there",
+        "good day",
+        "llm",
+        "True False",
+    ]
+    assert digest(bare.site / "mlxengine") == core
+    bare.uninstall("mlxengine-echo")
+    assert plugins(bare) == {}
     assert bare.run(LOAD, str(tmp_path / "model")).stdout.startswith("NoPluginForModelError")

@@ -7,6 +7,7 @@ from typing import assert_type
 
 from attrs import frozen
 from mlxengine import (
+    Array,
     AsyncInferenceEngine,
     AsyncModelHandle,
     Claim,
@@ -35,6 +36,8 @@ from mlxengine import (
     TokenUsage,
     hookimpl,
 )
+from mlxengine.text.session import AsyncSessionStream
+from mlxengine.vectors.handle import Ranked, TokenVectors, Vectors
 
 
 def text(engine: InferenceEngine) -> str:
@@ -53,8 +56,14 @@ def text(engine: InferenceEngine) -> str:
 
 
 def others(engine: InferenceEngine) -> None:
-    vectors = engine.load_embeddings("org/name").embed(["a", "b"])
-    assert_type(vectors.shape, tuple[int, ...])
+    model = engine.load_embeddings("org/name", warm_up=True)
+    assert_type(model.embed(["a", "b"], truncate_dim=64, normalize=True).shape, tuple[int, ...])
+    assert_type(model.embed("a"), Vectors)
+    assert_type(model.embed("a", output="tokens"), TokenVectors)
+    assert_type(model.embed(iter("ab"), progress=print), Iterator[Array])
+    assert_type(model.embed_query("a", precision="int8"), Vectors)
+    assert_type(model.similarity("a", "b"), Array)
+    assert_type(model.rank("a", ["b"], top_k=1), tuple[Ranked, ...])
     picture = engine.load_images("org/name").image("a circle", steps=4, seed=1)
     assert_type(picture, Picture)
     request = EmbedRequest(texts=["a"])
@@ -67,7 +76,22 @@ async def later() -> str:
         chat = await engine.load_text("org/name")
         async for event in chat.stream("Hi"):
             assert_type(event, Event)
-        return (await chat.generate("Hi")).text
+        session = chat.session(instructions="Be brief.", tool_rounds=2)
+        assert_type(session.stream("Hi"), AsyncSessionStream)
+        assert_type(await session.respond("Hi"), TextReply)
+        model = await engine.load_embeddings("org/name", verify="deep")
+        assert_type(await model.embed("a"), Vectors)
+        assert_type(await model.embed("a", output="tokens"), TokenVectors)
+        async for vector in await model.embed(iter("ab")):
+            assert_type(vector, Array)
+        assert_type(await model.embed_document("a", ranges=([0.0], [1.0])), Vectors)
+        assert_type(await model.similarity("a", "b"), Array)
+        assert_type(await model.rank("a", ["b"], progress=print), tuple[Ranked, ...])
+        assert_type(await (await engine.load_images("org/name")).image("a", n=2), tuple[Picture, ...])
+        assert_type(await engine.switch("org/name"), AsyncModelHandle)
+        assert_type(await engine.resolve("org/name"), ModelCard)
+        assert_type((await engine.fit("org/name")).needed, int)
+        return (await chat.generate("Hi", instructions="Be brief.")).text
 
 
 @frozen(kw_only=True)

@@ -19,6 +19,10 @@ WRONG = {
     "InferenceEngine().load('a').generate('b')": "generate",
     "InferenceEngine().load_as(GenerateParams, 'a')": "load_as",
     "InferenceEngine().load_text('a', plugn='b')": "plugn",
+    "InferenceEngine(memory_bugdet='8GB')": "memory_bugdet",
+    "AsyncInferenceEngine(offline='yes')": "offline",
+    "InferenceEngine().load_embeddings('a').embed('b', truncate=3)": "embed",
+    "InferenceEngine().load_text('a').session(tool_round=3)": "tool_round",
     "Message.user('a').parts.append(TextPart('b'))": "append",
 }
 
@@ -26,7 +30,7 @@ WRONG = {
 def wrong_program(folder: Path) -> Path:
     """One wrong use a line, from the second line on."""
     program = folder / "wrong.py"
-    names = "GenerateParams, InferenceEngine, Message, TextPart"
+    names = "AsyncInferenceEngine, GenerateParams, InferenceEngine, Message, TextPart"
     program.write_text(f"from mlxengine import {names}\n" + "\n".join(WRONG) + "\n")
     return program
 

@@ -82,3 +82,52 @@ def test_mlx_lm_s_llama_turns_by_the_base_that_transformers_5_wrote() -> None:
     }
     model = llama.Model(llama.ModelArgs.from_dict(normalise_config(config)))
     assert model.layers[0].self_attn.rope.base == 100000.0
+
+
+def test_the_interval_of_full_attention_among_linear_layers_is_told_from_the_layers() -> None:
+    linear, full = "linear_attention", "full_attention"
+    assert normalise_config({"layer_types": [linear, linear, full] * 2})["full_attention_interval"] == 3
+    assert normalise_config({"layer_types": [linear, full], "full_attention_interval": 4}) == {
+        "layer_types": [linear, full],
+        "full_attention_interval": 4,
+    }
+    assert "full_attention_interval" not in normalise_config({"layer_types": [linear, full, full]})
+
+
+def test_heads_that_are_stated_by_layer_become_those_of_full_attention() -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    own = {"01": {"head_dim": 512, "num_key_value_heads": 1}}
+    config = {"layer_types": kinds, "head_dim": 256, "num_key_value_heads": 4, "per_layer_config": own}
+    found = normalise_config(config)
+    assert (found["global_head_dim"], found["num_global_key_value_heads"]) == (512, 1)
+    alike = normalise_config({**config, "per_layer_config": {}})
+    assert (alike["global_head_dim"], alike["num_global_key_value_heads"]) == (256, 4)
+    assert "global_head_dim" not in normalise_config({"layer_types": kinds, "head_dim": 256})
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "version", "wanted"),
+    [
+        (True, False, "4.57.0", True),
+        (True, None, "5.2.0", True),
+        (False, True, "5.2.0", False),
+        (False, True, "4.57.0", True),
+        (False, None, "4.57.0", False),
+        (None, True, "5.2.0", True),
+    ],
+)
+def test_the_outer_flag_says_whether_embeddings_are_tied(
+    outer: bool | None, inner: bool | None, version: str, wanted: bool
+) -> None:
+    text = {} if inner is None else {"tie_word_embeddings": inner}
+    config = {"transformers_version": version, "text_config": text}
+    if outer is not None:
+        config["tie_word_embeddings"] = outer
+    assert normalise_config(config)["text_config"] == {"tie_word_embeddings": wanted}
+
+
+def test_what_transformers_5_renamed_or_left_out_has_both_names() -> None:
+    assert normalise_config({"model_type": "qwen3_moe", "num_local_experts": 4})["num_experts"] == 4
+    assert "num_experts" not in normalise_config({"model_type": "mixtral", "num_local_experts": 4})
+    text = normalise_config({"text_config": {"model_type": "llama4_text", "rope_theta": 5e5}})["text_config"]
+    assert text["rope_scaling"] is None

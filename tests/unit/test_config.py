@@ -23,6 +23,7 @@ cache_dir = "~/models"
 offline = true
 [plugins]
 llm = "mlxengine-llm"
+audio = false
 [[models]]
 id = "org/small"
 kind = "llm"
@@ -56,6 +57,7 @@ def test_everything_that_it_may_hold_is_read(write) -> None:
     assert (found.hub.endpoint, found.hub.offline) == ("https://hub.example", True)
     assert found.hub.cache_dir == Path("~/models").expanduser()
     assert dict(found.distributions) == {"llm": "mlxengine-llm"}
+    assert found.off == {"audio"}
     small, other = found.models
     assert (small.size, small.context_length, small.extra_eos_tokens) == ("135M", 2048, ("<end>",))
     assert small.features == (("llm.kv_bits", 8),)
@@ -129,6 +131,22 @@ def test_the_environment_is_stronger_than_the_file(write, monkeypatch: pytest.Mo
     assert (environment.level, file.level) == (Level.ENVIRONMENT, Level.FILE)
     assert environment.values == {"llm.kv_bits": "8", "llm.prompt_cache": False}
     assert file.values["llm.kv_bits"] == 4
+
+
+def test_the_environment_turns_plugins_off_and_takes_back_what_the_file_did(
+    write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(FULL)
+    monkeypatch.setenv("MLXENGINE_PLUGINS", "-llm, -my-own")
+    assert load_settings().off == {"audio", "llm", "my-own"}
+    monkeypatch.setenv("MLXENGINE_PLUGINS", "audio")
+    assert load_settings().off == set()
+    monkeypatch.delenv("MLXENGINE_CONFIG")
+    monkeypatch.setenv("MLXENGINE_PLUGINS", "-llm")
+    assert load_settings().off == {"llm"}
+    monkeypatch.setenv("MLXENGINE_PLUGINS", "llm=off")
+    with pytest.raises(InvalidParameterError, match="no plugin's name"):
+        load_settings()
 
 
 @pytest.mark.parametrize("text", ["kv_bits=4", "llm.kv_bits=", "-llm.kv_bits=4", "LLM.X", "llm kv"])

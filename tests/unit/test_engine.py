@@ -288,6 +288,7 @@ def test_closing_ends_running_requests_with_a_typed_error(engine, folder, name):
 
 
 def test_a_closed_engine_refuses_everything_and_leaves_no_thread(words, folder):
+    others = set(threading.enumerate())
     engine = InferenceEngine(plugins=[("words", words)])
     engine.load(folder)
     engine.close()
@@ -295,7 +296,8 @@ def test_a_closed_engine_refuses_everything_and_leaves_no_thread(words, folder):
     assert words.closes == 1
     with pytest.raises(errors.EngineClosedError):
         engine.load(folder)
-    assert not [item.name for item in threading.enumerate() if item.name.startswith("mlxengine")]
+    left = set(threading.enumerate()) - others
+    assert not [item.name for item in left if item.name.startswith("mlxengine")]
 
 
 @pytest.mark.parametrize(
@@ -353,6 +355,28 @@ def test_a_tie_is_ambiguous_and_naming_a_plugin_decides_it(folder):
         assert engine.load(folder, plugin="two").plugin == "two"
         with pytest.raises(errors.NoPluginForModelError, match="three"):
             engine.load(folder, plugin="three")
+
+
+def test_where_the_best_plugin_refuses_a_model_the_error_names_another_that_offers_it(folder):
+    class Refusing(Other):
+        @hookimpl
+        def claim_model(self, card):
+            problem = errors.UnsupportedArchitectureError("The library has no such model.", hint="Update it.")
+            return Claim(kind="words", fit=Fit.NATIVE, uses_mlx=False, problem=problem)
+
+    class Lesser(Other):
+        @hookimpl
+        def claim_model(self, card):
+            return Claim(kind="words", fit=Fit.FALLBACK, uses_mlx=False, reason="capital letters alone")
+
+    with InferenceEngine(plugins=[("best", Refusing()), ("lesser", Lesser())]) as engine:
+        with pytest.raises(errors.UnsupportedArchitectureError) as caught:
+            engine.load(folder)
+        assert caught.value.hint == (
+            "Update it. The plugin 'lesser' offers it too (capital letters alone): "
+            "load(…, plugin='lesser'), or --plugin lesser."
+        )
+        assert engine.load(folder, plugin="lesser").plugin == "lesser"
 
 
 def test_a_kind_that_is_asked_for_decides_between_two_that_claim_equally_well(folder):

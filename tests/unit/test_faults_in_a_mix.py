@@ -176,7 +176,7 @@ def test_when_the_loop_dies_all_eight_are_told_within_a_second_and_the_engine_se
 ):
     engine, others, faulty = mix
     scheduler = engine._scheduler
-    before, serve, died = scheduler._thread, scheduler._serve, []
+    before, serve, died = scheduler._thread, scheduler._rounds._serve, []
 
     def broken(*arguments: Any, **more: Any) -> None:
         if not died:
@@ -185,7 +185,7 @@ def test_when_the_loop_dies_all_eight_are_told_within_a_second_and_the_engine_se
         serve(*arguments, **more)
 
     plugin.fault = lambda: None
-    monkeypatch.setattr(scheduler, "_serve", broken)
+    monkeypatch.setattr(scheduler._rounds, "_serve", broken)
     for reader in (*others, faulty):
         reader.thread.join(30)
         assert isinstance(reader.error, errors.GenerationError)

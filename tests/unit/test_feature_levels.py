@@ -98,3 +98,46 @@ def test_asking_for_what_is_not_available_raises_wherever_it_is_asked(
     monkeypatch.setenv("MLXENGINE_FEATURES", "echo.broken")
     with pytest.raises(FeatureUnavailableError):
         InferenceEngine(plugins=[("echo", Echo())])
+
+
+class Deaf(Echo):
+    """Serves the same kind, and heeds of the other's flags those that it is told to."""
+
+    def __init__(self, *honours: str) -> None:
+        self.honours = honours
+
+    @hookimpl
+    def list_features(self) -> list[Feature[Any]]:
+        return []
+
+    @hookimpl
+    def claim_model(self, card: Any) -> Claim:
+        return Claim(kind="llm", fit=Fit.PARTIAL, files=("*.json",), uses_mlx=False, honours=self.honours)
+
+
+def test_a_flag_of_another_plugins_is_refused_and_not_ignored(folder: Path) -> None:
+    asked = {"echo.level": "loud"}
+    words = "flag of the plugin 'echo', which 'deaf' does not honour"
+    with InferenceEngine(plugins=[("echo", Echo()), ("deaf", Deaf())]) as engine:
+        with pytest.raises(FeatureUnavailableError, match=words):
+            engine.load(folder, plugin="deaf", features=asked)
+        model = engine.load_text(folder, plugin="deaf")
+        with pytest.raises(FeatureUnavailableError, match=words):
+            model.generate(attrs.evolve(TextRequest(prompt="x"), features=tuple(asked.items())))
+        found = model.explain("echo.level")
+        assert (found.available, found.value) == (False, "default")
+        assert words in found.reason
+        assert model.explain("core.degrade").available
+
+
+def test_a_back_end_that_honours_anothers_flag_is_given_it(folder: Path) -> None:
+    with InferenceEngine(plugins=[("echo", Echo()), ("deaf", Deaf("echo.level"))]) as engine:
+        model = engine.load_text(folder, plugin="deaf", features={"echo.level": "loud"})
+        assert model.explain("echo.level").available
+        request = attrs.evolve(TextRequest(prompt="x"), features=(("echo.level", "soft"),))
+        assert model.generate(request).text == "loud soft"
+
+
+def test_the_mock_back_end_takes_every_flag(folder: Path) -> None:
+    with InferenceEngine(plugins=[("echo", Echo())], backend="mock") as engine:
+        assert engine.load_text("any/name", features={"echo.level": "loud"}).generate("x").mock

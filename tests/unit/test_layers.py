@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +35,6 @@ BESIDE = {"text", "vectors", "pictures"}
 # Arrows that still run upward.
 EXCEPTIONS = {
     ("contract.device", "_machine.detect"),  # `Device.detect`
-    ("handle", "engine"),  # for the type alone
-    ("metrics", "engine"),  # for the type alone
 }
 
 
@@ -94,6 +93,12 @@ def test_every_room_has_its_layer() -> None:
 
 def test_nothing_imports_upward_and_the_kinds_do_not_import_each_other() -> None:
     assert {arrow for arrow in arrows() if upward(arrow)} == EXCEPTIONS
+
+
+def test_the_picture_of_the_rooms_shows_these_layers() -> None:
+    picture = Path(__file__).parents[2] / "docs/pictures/rooms.svg"
+    shown = re.findall(r'<text x="32" [^>]*>([^<]*)</text>', picture.read_text())
+    assert shown == [line for line in reversed(LAYERS) if line != "__main__"]
 
 
 def test_lazy_imports_and_those_for_types_are_read_too() -> None:

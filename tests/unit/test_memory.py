@@ -1,6 +1,8 @@
 """The ledger, eviction, switching, recovery and health, on a kind that needs no model library."""
 
+import asyncio
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import time
 
 import pytest
 from mlxengine import (
+    AsyncInferenceEngine,
     Claim,
     Finished,
     Fit,
@@ -37,7 +40,7 @@ class Sized:
     """Serves folders whose config says how big a model they pretend to be, and how it behaves."""
 
     def __init__(self):
-        self.loads, self.frees = [], []
+        self.loads, self.frees, self.warmed = [], [], []
 
     @hookimpl
     def claim_model(self, card):
@@ -56,7 +59,19 @@ class Sized:
                 time.sleep(0.005)
                 yield
 
-        return Loaded(model=card.config, warm=warm(), close=lambda: self.frees.append(name))
+        def warm_up():
+            for _ in range(card.config["warm_up"]):
+                self.warmed.append(name)
+                if card.config.get("crash"):
+                    raise ValueError("boom")
+                yield
+
+        return Loaded(
+            model=card.config,
+            warm=warm(),
+            close=lambda: self.frees.append(name),
+            warm_up=warm_up if "warm_up" in card.config else None,
+        )
 
     @hookimpl
     def generate(self, model, request, context):
@@ -265,6 +280,103 @@ def test_switching_stops_frees_and_replaces_and_the_last_one_wins(engine, plugin
     assert [card.path.name for card in engine.models] == ["last"]
 
 
+def test_switching_in_asyncio_does_the_same_and_a_cancelled_one_leaves_nothing(plugin, make):
+    async def main():
+        async with AsyncInferenceEngine(plugins=[("sized", plugin)], memory_budget="1GB") as engine:
+            first = await engine.switch(make("a", 900, steps=1000, seconds=0.005))
+            stream = first.stream(Request())
+            await anext(stream)
+            await engine.switch(make("b", 900))
+            assert plugin.frees == ["a"]
+            with pytest.raises(errors.CancelledError):
+                [event async for event in stream]
+
+            slow = asyncio.create_task(engine.switch(make("slow", 500, slices=200)))
+            while "slow" not in plugin.loads:
+                await asyncio.sleep(0.005)
+            last = await engine.switch(make("last", 900))
+            with pytest.raises(errors.CancelledError):
+                await slow
+            assert len((await last.run(Request())).events) == 2
+
+            given_up = asyncio.create_task(engine.switch(make("given up", 500, slices=2000)))
+            while "given up" not in plugin.loads:
+                await asyncio.sleep(0.005)
+            given_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+            while "given up" not in plugin.frees:
+                await asyncio.sleep(0.005)
+            assert engine.sync.models == ()
+            assert (await engine.memory()).reserved == 0
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_switch_that_cannot_be_meant_leaves_the_model_in_use(engine, plugin, make):
+    first = engine.switch(make("a"))
+    with pytest.raises(errors.InvalidParameterError):
+        engine.switch(make("b"), verify="shallow")
+    with pytest.raises(errors.InvalidModelRefError):
+        engine.switch("org/name/more")
+    assert text(first) == "xx"
+    assert plugin.frees == []
+
+
+@pytest.mark.parametrize("given_up", [True, False])
+def test_a_switch_that_ends_early_leaves_a_load_that_others_wait_for(plugin, make, given_up):
+    async def main():
+        async with AsyncInferenceEngine(plugins=[("sized", plugin)], memory_budget="1GB") as engine:
+            folder = make("shared", 500, slices=100)
+            other = asyncio.create_task(engine.load(folder))
+            switching = asyncio.create_task(engine.switch(folder))
+            while "shared" not in plugin.loads:
+                await asyncio.sleep(0.005)
+            if given_up:
+                switching.cancel()
+                await asyncio.sleep(0.1)
+            await engine.switch(make("next", 100))
+            assert len((await (await other).run(Request())).events) == 2
+            [ended] = await asyncio.gather(switching, return_exceptions=True)
+            assert isinstance(ended, asyncio.CancelledError if given_up else errors.CancelledError)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_model_that_is_switched_to_can_be_warmed_up_and_goes_where_that_fails(plugin, make):
+    async def main():
+        async with AsyncInferenceEngine(plugins=[("sized", plugin)]) as engine:
+            await engine.switch(make("fine", warm_up=2), warm_up=True)
+            assert plugin.warmed == ["fine"] * 2
+            with pytest.raises(errors.PluginCrashedError):
+                await engine.switch(make("crashes", warm_up=2, crash=True), warm_up=True)
+            assert plugin.frees == ["fine", "crashes"]
+            plain = engine.sync
+            plain.switch(make("too", warm_up=1), warm_up=True)
+            assert plugin.warmed == ["fine"] * 2 + ["crashes", "too"]
+            with pytest.raises(errors.PluginCrashedError):
+                plain.switch(make("again", warm_up=1, crash=True), warm_up=True)
+            assert plain.models == ()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_process_that_is_forked_while_the_reservations_are_locked_holds_up_nobody(reservations):
+    shared, context = Reservations(reservations), multiprocessing.get_context("fork")
+    over = context.Event()
+    with shared._locked():
+        child = context.Process(target=over.wait, args=(20,))
+        child.start()
+    try:
+        asked = threading.Thread(target=shared.others, daemon=True)
+        asked.start()
+        asked.join(5)
+        assert not asked.is_alive()
+    finally:
+        over.set()
+        child.join(20)
+
+
 def test_health_says_what_really_ran_last(engine, plugin, make):
     assert engine.health().ok
     good = engine.load(make("good", 100))
@@ -308,7 +420,7 @@ def test_when_the_thread_dies_silent_requests_are_tried_again_and_others_are_tol
     spoken = engine.load(make("spoken", 100, steps=10**6)).stream(Request())
     next(spoken)
     scheduler = engine._scheduler
-    serve, deaths = scheduler._serve, []
+    serve, deaths = scheduler._rounds._serve, []
 
     def broken(*arguments, **more):
         if not deaths:
@@ -317,7 +429,7 @@ def test_when_the_thread_dies_silent_requests_are_tried_again_and_others_are_tol
         serve(*arguments, **more)
 
     silent = engine.load(make("silent", 100, steps=3, seconds=0.3)).stream(Request())
-    monkeypatch.setattr(scheduler, "_serve", broken)
+    monkeypatch.setattr(scheduler._rounds, "_serve", broken)
     began = time.monotonic()
     with pytest.raises(errors.GenerationError, match="thread failed"):
         list(spoken)

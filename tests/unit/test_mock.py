@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mlxengine import EmbedRequest, GenerateParams, ImageRequest, InferenceEngine, TextRequest
+from mlxengine import (
+    AsyncInferenceEngine,
+    EmbedRequest,
+    GenerateParams,
+    ImageRequest,
+    InferenceEngine,
+    TextHandle,
+    TextRequest,
+)
 from mlxengine.errors import InvalidParameterError, ResolutionError, UnsupportedInputError
 
 
@@ -70,3 +78,25 @@ def test_a_back_end_that_is_not_known_is_refused() -> None:
 def test_a_request_of_another_kind_is_refused(engine: InferenceEngine) -> None:
     with pytest.raises(UnsupportedInputError, match="ImageRequest"):
         engine.load("any/name").run(ImageRequest(prompt="x"))
+
+
+@pytest.mark.parametrize(
+    ("use", "known"),
+    [
+        (lambda _chat: InferenceEngine(memory_bugdet="8GB"), "memory_budget"),
+        (lambda _chat: AsyncInferenceEngine(memory_bugdet="8GB"), "memory_budget"),
+        (lambda chat: chat._engine.load("org/name", plugn="llm"), "plugin"),
+        (lambda chat: chat._engine.load_text("org/name", plugn="llm"), "plugin"),
+        (lambda chat: chat._engine.switch("org/name", plugn="llm"), "plugin"),
+        (lambda chat: chat.generate("Hi", max_tokens=8), "params, instructions"),
+        (lambda chat: chat.stream("Hi", tool=[]), "tools"),
+        (lambda chat: chat.session(tool_round=1), "tool_rounds"),
+    ],
+)
+def test_a_parameter_that_does_not_exist_is_refused_and_the_error_names_those_that_do(
+    engine: InferenceEngine, use: Callable[[TextHandle], object], known: str
+) -> None:
+    chat = engine.load_text("any/name")
+    with pytest.raises(InvalidParameterError, match=f"Unknown parameter.*Known: .*{known}"):
+        use(chat)
+    assert len(engine.models) == 1

@@ -278,11 +278,8 @@ def test_a_real_ctrl_c_interrupts_a_hook(make, where, request):
 @pytest.mark.parametrize(
     "claim",
     [
-        {"fit": 10},
         {"fit": 3},
-        {"kind": 5},
         {"kind": ""},
-        {"problem": "bad"},
         {"problem": ValueError("not one of ours")},
         {"estimate": 7},
         {"uses_mlx": None},
@@ -307,7 +304,6 @@ def test_a_claim_with_a_wrong_field_does_not_count_and_is_named(make, claim):
     [
         None,
         5,
-        MemoryEstimate(weights=-GiB),
         MemoryEstimate(weights=1.5),
         MemoryEstimate(weights=1, cache=None),
     ],
@@ -322,9 +318,7 @@ def test_an_estimate_that_is_none_is_an_error_of_the_plugin_and_nothing_is_booke
         assert works(engine, make)
 
 
-@pytest.mark.parametrize(
-    "loaded", [{"info": None}, {"warm": 5}, {"close": 5}, {"state": None}, {"trim": "x"}], ids=str
-)
+@pytest.mark.parametrize("loaded", [{"warm": 5}, {"close": 5}, {"state": None}, {"trim": "x"}], ids=str)
 def test_a_loaded_value_with_a_wrong_field_fails_the_load(make, loaded):
     with engine_of(Plugin("bad", loaded=loaded), Plugin(), memory_budget="8GB") as engine:
         with pytest.raises(errors.PluginContractError, match=next(iter(loaded))) as caught:
@@ -334,9 +328,7 @@ def test_a_loaded_value_with_a_wrong_field_fails_the_load(make, loaded):
         assert works(engine, make)
 
 
-@pytest.mark.parametrize(
-    "state", [None, 5, ModelState(caches=-5), ModelState(requests="x"), *FAULTS], ids=repr
-)
+@pytest.mark.parametrize("state", [5, ModelState(caches=-5), ModelState(requests="x"), *FAULTS], ids=repr)
 def test_a_state_that_cannot_be_told_is_said_and_stops_no_other_load(make, state):
     before = threading.active_count()
     with engine_of(Plugin("bad", state=state), Plugin(), memory_budget="4GB") as engine:

@@ -236,7 +236,7 @@ def test_when_the_loop_dies_every_waiter_is_told_and_a_new_thread_takes_over(sch
     for channel in channels:
         channel.get()
     monkeypatch.setattr(
-        scheduler, "_serve", lambda *_args, **_more: (_ for _ in ()).throw(KeyboardInterrupt())
+        scheduler._rounds, "_serve", lambda *_args, **_more: (_ for _ in ()).throw(KeyboardInterrupt())
     )
     began = time.perf_counter()
     for channel in channels:
@@ -264,7 +264,7 @@ def test_a_thread_that_dies_gives_up_its_streams_before_anyone_is_told(scheduler
     channel = start(scheduler, words(10**6, 0.001), limit=8)[1]
     channel.get()
     monkeypatch.setattr(
-        scheduler, "_serve", lambda *_args, **_more: (_ for _ in ()).throw(KeyboardInterrupt())
+        scheduler._rounds, "_serve", lambda *_args, **_more: (_ for _ in ()).throw(KeyboardInterrupt())
     )
     with pytest.raises(GenerationError, match="thread failed"):
         read(channel)

@@ -148,8 +148,20 @@ def until(condition, seconds=10):
         time.sleep(0.005)
 
 
+@pytest.fixture(autouse=True)
+def others():
+    """Threads of engines that other tests hold for longer."""
+    _others.clear()
+    _others.update(threading.enumerate())
+
+
+_others = set()
+
+
 def engine_threads():
-    return [item for item in threading.enumerate() if item.name.startswith("mlxengine")]
+    return [
+        item for item in threading.enumerate() if item.name.startswith("mlxengine") and item not in _others
+    ]
 
 
 # -- what requests set up --------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +25,14 @@ from .pool import ModelPool
 from .switch import Switch
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from ..contract.configuration import ModelCard, ModelConfiguration
     from ..contract.device import Device
     from ..contract.fit import FitReport
     from ..contract.hookspecs import Workload
     from ..contract.kinds import Kind
+    from ..contract.loading import EngineOptions
     from ..health import Health
     from ..memory import MemoryReport
     from ..metrics import ModelMetrics
@@ -40,29 +43,19 @@ log = logging.getLogger("mlxengine.engine")
 
 
 class EngineBase:
-    """Construction and introspection; `InferenceEngine` adds loading and running, and says what each is."""
+    """Construction and introspection; `InferenceEngine` says what each option is."""
 
-    def __init__(
-        self,
-        *,
-        backend: str = "mlx",
-        plugins: Sequence[object] | None = None,
-        distributions: Mapping[str, str] | None = None,
-        features: Mapping[str, object] | None = None,
-        endpoint: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | None = None,
-        offline: bool | None = None,
-        memory_budget: int | str | None = None,
-        idle_ttl: float | None = None,
-        queue_size: int = 64,
-        step_budget_ms: float = 100.0,
-        close_timeout: float = 10.0,
-    ) -> None:
+    def __init__(self, **options: Unpack[EngineOptions]) -> None:
         # Imported here, or they would double what `from mlxengine import InferenceEngine` takes.
         from .. import _hub
         from .._config import feature_layers, load_settings
+        from ..contract._convert import only
+        from ..contract.loading import EngineOptions
 
+        only(options, EngineOptions)
+        backend, idle_ttl = options.get("backend", "mlx"), options.get("idle_ttl")
+        queue_size, step_budget_ms = options.get("queue_size", 64), options.get("step_budget_ms", 100.0)
+        close_timeout = options.get("close_timeout", 10.0)
         if queue_size < 1 or step_budget_ms <= 0:
             raise InvalidParameterError("queue_size must be at least 1 and step_budget_ms positive.")
         if not close_timeout > 0:
@@ -74,27 +67,31 @@ class EngineBase:
         if backend not in ("mlx", "mock"):
             raise InvalidParameterError(f"backend={backend!r} is not known.", hint='Write "mlx" or "mock".')
         self._settings = settings = load_settings()
-        own = Layer(Level.ENGINE, dict(features or {}))
-        chosen = {**settings.distributions, **(distributions or {})}
-        self._host = Host(plugins, distributions=chosen, layers=(own, *feature_layers(settings)))
+        own = Layer(Level.ENGINE, dict(options.get("features") or {}))
+        chosen = {**settings.distributions, **(options.get("distributions") or {})}
+        layers = (own, *feature_layers(settings))
+        self._host = Host(options.get("plugins"), distributions=chosen, layers=layers, off=settings.off)
         self._host.features.check()
         hub = settings.hub
+        cache_dir, offline = options.get("cache_dir"), options.get("offline")
         offline = hub.offline if offline is None else offline
         self._options = HubOptions(
-            endpoint=endpoint or hub.endpoint,
+            endpoint=options.get("endpoint") or hub.endpoint,
             cache_dir=Path(cache_dir) if cache_dir is not None else hub.cache_dir,
-            token=_hub.checked_token(token, "token="),
+            token=_hub.checked_token(options.get("token"), "token="),
             offline=_hub.offline_by_default() if offline is None else offline,
             mock=backend == "mock" or self._host.features.view().get(MOCK),
         )
         if self._options.mock:
             from . import mock
 
-            self.register(mock.MockPlugin(lambda: self.kinds), mock.NAME)
+            self.register(mock.MockPlugin(lambda: self.kinds, self._host.features), mock.NAME)
         self._queue_size = queue_size
         self._budget = step_budget_ms
         self._scheduler = Scheduler()
-        self._loader = Loader(self._host, self._scheduler, self._options, parse_bytes(memory_budget))
+        self._loader = Loader(
+            self._host, self._scheduler, self._options, parse_bytes(options.get("memory_budget"))
+        )
         self._pool = ModelPool(self._loader, self._scheduler, idle_ttl)
         self._switch = Switch(self._pool)
         self._registry: ModelRegistry | None = None
@@ -168,7 +165,10 @@ class EngineBase:
         Raises:
             ResolutionError, ConfigurationError: it cannot be found or read.
         """
-        return self._loader.resolve(self._configure(model), lambda: self._closed)
+        return self._resolve(model, lambda: False)
+
+    def _resolve(self, model: str | Path | ModelConfiguration, cancelled: Callable[[], bool]) -> ModelCard:
+        return self._loader.resolve(self._configure(model), lambda: self._closed or cancelled())
 
     def explain(self, model: str | Path | ModelConfiguration | ModelCard) -> Owner:
         """Which plugin would serve a model, why, and what the others said.

@@ -44,6 +44,7 @@ _CLAIM: Mapping[str, tuple[str, Test]] = {
     "uses_mlx": ("a bool", _is(bool)),
     "problem": ("one of mlxengine's errors or None", _is(MLXEngineError, type(None))),
     "reason": ("a text", _is(str)),
+    "honours": ("names", _texts),
 }
 _BYTES = ("bytes from 0", _count)
 _ESTIMATE: Mapping[str, tuple[str, Test]] = {"weights": _BYTES, "cache": _BYTES, "workspace": _BYTES}

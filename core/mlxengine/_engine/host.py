@@ -9,13 +9,14 @@ never decides anything.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 from .._scheduling.faults import calling
+from .._version import __version__
 from ..contract.features import Feature, FeatureRegistry, Layer
 from ..contract.hookspecs import ENTRY_POINT_GROUP, PROJECT, REQUIRED_HOOKS, Claim, Command, HookSpecs
 from ..contract.plugins import Owner, PluginRecord
@@ -32,6 +33,7 @@ from . import border
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from .._config import Settings
     from ..contract.configuration import ModelCard, ModelConfiguration
     from ..contract.kinds import Kind
 
@@ -47,6 +49,7 @@ class Host:
         plugins: plugin objects, or ``(name, object)`` pairs; ``None`` discovers the entry points.
         distributions: which distribution provides an entry-point name that several claim.
         layers: the outer feature levels (engine, environment, file).
+        off: names of entry points that are not to be used.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Host:
         *,
         distributions: Mapping[str, str] | None = None,
         layers: Sequence[Layer] = (),
+        off: Collection[str] = (),
     ) -> None:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(HookSpecs)
@@ -62,7 +66,7 @@ class Host:
         self.features = FeatureRegistry(layers)
         self._kinds: dict[str, Kind] | None = None
         if plugins is None:
-            self._discover(distributions or {})
+            self._discover(distributions or {}, off)
         else:
             for item in plugins:
                 name, plugin = item if isinstance(item, tuple) else (_name_of(item), item)
@@ -71,15 +75,25 @@ class Host:
             for record in records if len(records) > 1 else ():  # core itself is no plugin
                 self._refuse(record, _listed_twice(record, records))
 
+    @classmethod
+    def installed(cls, settings: Settings, layers: Sequence[Layer] = ()) -> Host:
+        """The installed plugins, as the configuration file and the environment want them."""
+        return cls(distributions=settings.distributions, layers=layers, off=settings.off)
+
     # -- finding ------------------------------------------------------------------------------------
 
-    def _discover(self, distributions: Mapping[str, str]) -> None:
+    def _discover(self, distributions: Mapping[str, str], off: Collection[str]) -> None:
         from importlib.metadata import entry_points
 
         by_name: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=ENTRY_POINT_GROUP):
             by_name.setdefault(point.name, []).append(point)
         for name, points in sorted(by_name.items()):
+            if name in off:
+                distribution, version = _distribution(points[0])
+                record = PluginRecord(name=name, distribution=distribution, version=version, off=True)
+                self.records.append(record)
+                continue
             wanted = distributions.get(name)
             chosen = [point for point in points if wanted in (None, _distribution(point)[0])]
             if len(chosen) == 1:
@@ -94,6 +108,17 @@ class Host:
                 )
 
     def _load(self, point: EntryPoint) -> None:
+        from .installed import unmet  # reading metadata is not needed to import the engine
+
+        distribution, version = _distribution(point)
+        wanted = None if distribution is None else unmet(distribution)
+        if wanted is not None:
+            self._set_aside(
+                point,
+                f"The plugin {point.name!r} needs {wanted}, and this is {PROJECT} {__version__}.",
+                f"Install versions of {distribution} and {PROJECT} that go together.",
+            )
+            return
         try:
             plugin = point.load()
         except BaseException as error:
@@ -102,11 +127,10 @@ class Host:
             self._set_aside(
                 point,
                 f"The plugin {point.name!r} failed on import: {type(error).__name__}: {error}.",
-                f"Reinstall or uninstall {_distribution(point)[0]}.",
+                f"Reinstall or uninstall {distribution}.",
                 error,
             )
             return
-        distribution, version = _distribution(point)
         self._add(PluginRecord(name=point.name, distribution=distribution, version=version, plugin=plugin))
 
     def _set_aside(
@@ -163,7 +187,7 @@ class Host:
         return found
 
     def _register(self, record: PluginRecord) -> None:
-        taken = [other.name for other in self.records if other is not record and other.error is None]
+        taken = [other.name for other in self.active() if other is not record]
         if record.name in taken:
             raise PluginContractError(
                 f"A plugin named {record.name!r} is registered already.", plugin=record.name
@@ -239,8 +263,8 @@ class Host:
         return () if function is None else border.listed(record, hook, lambda: function(arguments), wanted)
 
     def active(self) -> list[PluginRecord]:
-        """The plugins that were not set aside."""
-        return [record for record in self.records if record.error is None]
+        """The plugins that are neither set aside nor turned off."""
+        return [record for record in self.records if record.error is None and not record.off]
 
     def owner(self, card: ModelCard, plugin: str | None = None, handle: type | None = None) -> Owner:
         """Who serves the model: the best claim, or the named plugin's.
@@ -286,20 +310,25 @@ class Host:
         installed = ", ".join(record.name for record in self.active()) or "none"
         aside = [record.where for record in self.records if record.error is not None]
         also = f" Set aside: {', '.join(aside)}; `mlxengine plugins` says why." if aside else ""
+        off = [record.where for record in self.records if record.off]
+        also += f" Turned off: {', '.join(off)}." if off else ""
         if plugin is not None and plugin not in installed.split(", "):
             return NoPluginForModelError(
                 f"There is no plugin {plugin!r}; installed: {installed}.",
                 hint=also.strip() or "`mlxengine plugins` lists them.",
             )
         kind = self.guess(card)
+        served = any(kind.name in (item.name, *(own.name for own in item.kinds)) for item in self.active())
+        if served:
+            do = ", whose plugin does not know it or makes something else of such models: choose another."
+        else:
+            do = f': install "{kind.install}".' if kind.install else "."
         asked = f"the plugin {plugin!r}" if plugin else f"none of the installed plugins ({installed})"
         return NoPluginForModelError(
             f"{card.id} (architecture {card.architecture or 'unknown'}) is served by {asked}."
             if plugin is None
             else f"{card.id} (architecture {card.architecture or 'unknown'}) is declined by {asked}.",
-            hint=f"It looks like kind {kind.name!r}"
-            + (f': install "{kind.install}".' if kind.install else ".")
-            + also,
+            hint=f"It looks like kind {kind.name!r}{do}{also}",
         )
 
     # -- kinds --------------------------------------------------------------------------------------

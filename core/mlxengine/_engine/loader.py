@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -19,17 +21,19 @@ from .._memory.ledger import Ledger
 from .._memory.live import LiveModel, PendingLoad, Report, free
 from .._scheduling.scheduler import Scheduler
 from .._scheduling.task import FutureSink, Task
-from .._scheduling.threads import collect
-from ..contract.events import Progress
+from .._scheduling.threads import Threads, collect
+from ..contract.events import Event, Progress, Waiting
 from ..contract.features import Layer, Level
 from ..contract.hookspecs import LoadContext, Loaded, RunContext
 from ..errors import (
     CancelledError,
     FeatureUnavailableError,
+    IncompatibleWeightsError,
     InsufficientMemoryError,
     InvalidParameterError,
     MLXEngineError,
     PluginError,
+    UnsupportedArchitectureError,
 )
 from . import border
 from .host import Host
@@ -37,9 +41,25 @@ from .host import Host
 if TYPE_CHECKING:
     from ..contract.configuration import ModelCard, ModelConfiguration
     from ..contract.device import Device, DeviceBackend
+    from ..contract.plugins import Owner
     from ..contract.requests import Request
 
 log = logging.getLogger("mlxengine.loader")
+
+
+@contextlib.contextmanager
+def _others_named(owner: Owner) -> Iterator[None]:
+    """Where a model's plugin cannot load it and another offers it too, say how to ask that one."""
+    try:
+        yield
+    except (IncompatibleWeightsError, UnsupportedArchitectureError) as error:
+        able = [(name, claim) for name, claim in owner.others if claim.problem is None]
+        if able:
+            name, claim = max(able, key=lambda item: item[1].fit)
+            how = f"load(…, plugin={name!r}), or --plugin {name}"
+            also = f"The plugin {name!r} offers it too ({claim.reason}): {how}."
+            error.hint = f"{error.hint} {also}" if error.hint else also
+        raise
 
 
 @frozen(kw_only=True)
@@ -71,6 +91,7 @@ class Loader:
         self._builder = Scheduler("mlxengine-builder")
         self._options = options
         self._building = threading.Lock()
+        self.threads = Threads()
         self._backend: DeviceBackend | None = None
         self._device: Device | None = None
 
@@ -117,11 +138,25 @@ class Loader:
                 f"{card.id} is a model of kind {claim.kind!r}, which has no {handle.__name__}.",
                 hint="Use load(), which returns the handle for the model's kind.",
             )
+        with _others_named(owner):
+            return self._load(configuration, card, owner, pending, verify)
+
+    def _load(
+        self,
+        configuration: ModelConfiguration,
+        card: ModelCard,
+        owner: Owner,
+        pending: PendingLoad,
+        verify: str | None,
+    ) -> LiveModel:
+        claim = owner.claim
         if claim.problem is not None:
             raise claim.problem
         if claim.uses_mlx:
             self._need_mlx()
-        features = self._host.features.view(Layer(Level.LOAD, dict(configuration.features)))
+        own = dict(configuration.features)
+        features = self._host.features.view(Layer(Level.LOAD, own))
+        features.registry.refuse_foreign(own, owner.record.name, claim.honours)
         from .._memory.plan import plans
 
         kind = self._host.kind(claim.kind)
@@ -334,13 +369,41 @@ class Loader:
             verify=verify,
         )
 
-    def fetcher(self, cancelled: Callable[[], bool]) -> Callable[[str, Sequence[str]], Path]:
-        """What a plugin gets another repository or folder with (an adapter, a draft model)."""
+    def fetcher(
+        self, cancelled: Callable[[], bool], report: Report | None = None
+    ) -> Callable[[str, Sequence[str]], Path]:
+        """What a plugin gets another repository or folder with (an adapter, a draft model) in a load."""
         from ..contract.configuration import ModelConfiguration
 
         def fetch(ref: str, patterns: Sequence[str]) -> Path:
             card = self.resolve(ModelConfiguration(id=ref), cancelled)
-            return self._fetch(card, tuple(patterns), cancelled)
+            return self._fetch(card, tuple(patterns), cancelled, report)
+
+        return fetch
+
+    def fetching(
+        self, cancelled: Callable[[], bool]
+    ) -> Callable[[str, Sequence[str]], Generator[Event | None, None, Path]]:
+        """The same in a request, on a thread of its own: the scheduler's must not wait for a hub."""
+
+        def fetch(ref: str, patterns: Sequence[str]) -> Generator[Event | None, None, Path]:
+            found: Future[Path] = Future()
+            given_up = threading.Event()
+            get = self.fetcher(lambda: given_up.is_set() or cancelled())
+
+            def work() -> None:
+                try:
+                    found.set_result(get(ref, patterns))
+                except BaseException as error:
+                    found.set_exception(error)
+
+            self.threads.start(work, name="mlxengine-fetch")
+            try:
+                while not found.done():
+                    yield Waiting(until=found)
+            finally:
+                given_up.set()
+            return found.result()
 
         return fetch
 
@@ -353,7 +416,7 @@ class Loader:
             device=live.plan.device,
             report=pending.report,
             cancelled=pending.cancelled.is_set,
-            fetch=self.fetcher(pending.cancelled.is_set),
+            fetch=self.fetcher(pending.cancelled.is_set, pending.report),
             cache_room=self.ledger.cache_room,
             reserved=live.predicted.cache,
         )
@@ -381,7 +444,7 @@ class Loader:
         """Run again what requests had set up when the model was evicted; a request must not miss it."""
         if isinstance(live.setup, PluginError):
             raise live.setup
-        context = RunContext(features=live.features, cancelled=cancelled, fetch=self.fetcher(cancelled))
+        context = RunContext(features=live.features, cancelled=cancelled, fetch=self.fetching(cancelled))
         for request in live.setup:
 
             def start(request: Request = request) -> Any:

@@ -7,12 +7,14 @@ building and testing what surrounds an engine, never an answer to a failure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..contract.checks import Check
 from ..contract.configuration import ModelCard, ModelConfiguration, Source
 from ..contract.events import Event, Progress
+from ..contract.features import Feature
 from ..contract.hookspecs import Claim, Fit, LoadContext, Loaded, hookimpl
 from ..contract.kinds import Kind, Mock
 from ..contract.requests import Request
@@ -34,10 +36,11 @@ def mock_card(configuration: ModelConfiguration) -> ModelCard:
 
 
 class MockPlugin:
-    """A plugin that serves every model, and says so; ``kinds`` are those of the engine."""
+    """A plugin that serves every model, and says so; ``kinds`` and ``features`` are those of the engine."""
 
-    def __init__(self, kinds: Callable[[], Mapping[str, Kind]]) -> None:
+    def __init__(self, kinds: Callable[[], Mapping[str, Kind]], features: Iterable[Feature[Any]]) -> None:
         self._kinds = kinds
+        self._features = features
 
     def _kind(self, configuration: ModelConfiguration) -> Kind:
         """The configured kind, else the one that the id mentions, else the first."""
@@ -63,6 +66,7 @@ class MockPlugin:
             uses_mlx=False,
             problem=problem,
             reason="the mock back end serves everything",
+            honours=(item.name for item in self._features),
         )
 
     @hookimpl

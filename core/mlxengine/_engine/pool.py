@@ -16,7 +16,7 @@ from .._memory.caretaker import Caretaker
 from .._memory.live import LiveModel, PendingLoad, Report
 from .._scheduling.scheduler import Scheduler
 from .._scheduling.task import Task
-from .._scheduling.threads import forked, refuse_fork, start
+from .._scheduling.threads import forked, refuse_fork
 from ..errors import CancelledError, EngineClosedError, InsufficientMemoryError, PluginCrashedError
 from .loader import Loader
 from .outcomes import Outcomes
@@ -58,7 +58,6 @@ class ModelPool:
         self.ledger = loader.ledger
         self.outcomes = Outcomes()
         self.statistics = Statistics()
-        self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._by_configuration: dict[ModelConfiguration, LiveModel] = {}
         self._live: set[LiveModel] = set()
@@ -112,18 +111,7 @@ class ModelPool:
 
     def _spawn(self, work: Callable[..., None], *arguments: object) -> None:
         """Start a thread that `close` waits for; with the lock held."""
-        thread = threading.Thread(
-            target=self._work, args=(work, arguments), name="mlxengine-loader", daemon=True
-        )
-        start(thread)
-        self._threads.add(thread)
-
-    def _work(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
-        try:
-            work(*arguments)
-        finally:
-            with self._lock:
-                self._threads.discard(threading.current_thread())
+        self._loader.threads.start(partial(work, *arguments), name="mlxengine-loader")
 
     def _load(self, key: LoadKey, pending: PendingLoad) -> None:
         try:
@@ -319,15 +307,11 @@ class ModelPool:
         deadline = time.monotonic() + timeout
         with self._lock:
             self._closed = True
-            pending, threads = list(self._pending.values()), list(self._threads)
+            pending = list(self._pending.values())
         self._caretaker.stop()
         for item in pending:
             item.cancelled.set()
-        others = [thread for thread in threads if thread is not threading.current_thread()]
-        for thread in others:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        left = [thread for thread in others if thread.is_alive()]
-        if left:
+        if left := self._loader.threads.wait(deadline):
             return left
         with self._lock:
             self._by_configuration.clear()

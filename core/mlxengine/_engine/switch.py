@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
 
 from .._memory.live import LiveModel, PendingLoad
 from ..errors import CancelledError
@@ -21,17 +22,24 @@ class Switch:
         self._pending: PendingLoad | None = None
         self._live: LiveModel | None = None
 
-    def to(self, start: Callable[[], PendingLoad]) -> LiveModel:
+    def to(self, start: Callable[[], PendingLoad], given_up: Future[None] | None = None) -> LiveModel:
         """Free what the last switch loaded (its requests are cancelled), then load.
 
+        Args:
+            start: begins the load.
+            given_up: done as soon as nobody waits for this switch any more.
+
         Raises:
-            CancelledError: another switch came before this one was done.
+            CancelledError: another switch came before this one was done, or it was given up.
         """
+        given_up = given_up or Future()
         with self._lock:
             self._generation += 1
             mine = self._generation
             pending, self._pending = self._pending, None
             old, self._live = self._live, None
+            if pending is not None and pending.waiters > 1:
+                pending = None  # a load that others wait for too goes on
         if pending is not None:
             # Its memory must be free before ours is reserved; its own caller is told below.
             pending.cancelled.set()
@@ -43,11 +51,20 @@ class Switch:
         with self._lock:
             if mine != self._generation:
                 raise _overtaken()
+            if given_up.done():
+                raise _given_up()
             pending = self._pending = start()
         try:
+            either: list[Future[Any]] = [pending.future, given_up]
+            wait(either, return_when=FIRST_COMPLETED)
+            if not pending.future.done():
+                raise _given_up()
             live = pending.future.result()
         except BaseException as error:
-            self._pool.give_up(pending)
+            with self._lock:
+                self._pool.give_up(pending)
+                if self._pending is pending and pending.waiters > 0:
+                    self._pending = None
             if mine != self._generation and isinstance(error, CancelledError):
                 raise _overtaken() from error
             raise
@@ -57,6 +74,10 @@ class Switch:
                 return live
         self._pool.release(live)
         raise _overtaken()
+
+
+def _given_up() -> CancelledError:
+    return CancelledError("The switch was given up.")
 
 
 def _overtaken() -> CancelledError:

@@ -18,8 +18,9 @@ from .access import Access, Cancelled, check, never
 from .cache import RepoCache
 from .content import Digest, hash_file
 from .events import Corrupt, HubEvent, Resumed, Retry, Verifying
+from .patience import Patience
 from .secrets import saved_token, scrub, silent
-from .transport import Answer, Patience, gave_up, get
+from .transport import Answer, get
 from .wire import Trouble
 
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -215,7 +216,7 @@ class Partial:
             elif problem is None:
                 problem = Trouble("the answer ended too early")
             if problem is not None:
-                patience.failed(problem, gave_up(f"{file.path} of {job.cache.repo}", problem))
+                patience.failed(problem, _gave_up(f"{file.path} of {job.cache.repo}", problem))
 
     def _receive(self, stop: int) -> None:
         job, file, begin = self._job, self._file, self.at
@@ -321,7 +322,7 @@ def _through_xet(job: Job, file: FileInfo) -> os.stat_result:
     if problem is not None:
         secrets = (*access.secrets, *filter(None, (token,)))
         trouble = Trouble(f"{type(problem).__name__}: {scrub(str(problem), secrets)[:500]}")
-        raise gave_up(f"{file.path} of {job.cache.repo}", trouble) from silent(problem, secrets)
+        raise _gave_up(f"{file.path} of {job.cache.repo}", trouble) from silent(problem, secrets)
     found = good_blob(job, file, discard=True)
     if found is None:
         raise CorruptFileError(
@@ -329,3 +330,11 @@ def _through_xet(job: Job, file: FileInfo) -> os.stat_result:
             hint="Call again.",
         )
     return found
+
+
+def _gave_up(file: str, problem: Trouble) -> DownloadError:
+    """The error for a file whose download made no progress for too long."""
+    hint = "Call again: what has arrived is kept and resumed."
+    if not problem.again:
+        hint = "Check the endpoint, and what stands between it and this machine."
+    return DownloadError(f"{file} did not arrive: {problem.reason}.", hint=hint)

@@ -54,6 +54,7 @@ class DownloadPlan:
 
     @property
     def total(self) -> int:
+        """Bytes of all its files."""
         return sum(file.size for file in self.files)
 
     @property

@@ -26,13 +26,13 @@ from ..errors import (
 )
 from ..readonly import freeze
 from .access import BRIEF, QUICK, Access, Cancelled, never
+from .api import get_json
 from .cache import Listing, RepoCache
 from .download import READ_ONLY, Job, typed_disk_errors
 from .inspection import inspect
 from .local import local_card
 from .names import check_path, is_commit, is_hash, problem_with, text, texts
 from .secrets import redact
-from .transport import get_json
 
 log = logging.getLogger("mlxengine.hub")
 _MOST_FILES = 100_000

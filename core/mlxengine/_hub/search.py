@@ -15,9 +15,9 @@ from ..contract.fit import FitVerdict, allowed, judge, rough
 from ..contract.kinds import Kind
 from ..errors import InvalidParameterError, OfflineError
 from .access import Access, Cancelled, never
+from .api import get_page
 from .headers import dtype_bits
 from .names import text, texts
-from .transport import get_page
 
 _SORTS = {"downloads": "downloads", "likes": "likes", "updated": "lastModified", "trending": "trendingScore"}
 _FIELDS = (

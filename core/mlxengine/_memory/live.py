@@ -69,10 +69,13 @@ class LiveModel:
     def explain(self, feature: str | Feature[Any]) -> Explanation:
         """The same, one flag, with what this model turned out not to have."""
         found = self.features.explain(feature)
-        why = None if self.loaded is None else self.loaded.missing.get(found.name)
+        registry = self.features.registry
+        why = registry.foreign(found.name, self.record.name, self.claim.honours)
+        if why is None and self.loaded is not None:
+            why = self.loaded.missing.get(found.name)
         if why is None:
             return found
-        off = self.features.registry.find(found.name).off
+        off = registry.find(found.name).off
         return evolve(found, value=off, available=False, reason=f"not with this model: {why}")
 
     @property

@@ -115,15 +115,20 @@ class Reservations:
             return
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            handle.seek(0)
-            before = handle.read()
-            entries = _alive(before)
-            yield entries
-            after = json.dumps(entries)
-            if after != before:
+            try:
                 handle.seek(0)
-                handle.truncate()
-                handle.write(after)
+                before = handle.read()
+                entries = _alive(before)
+                yield entries
+                after = json.dumps(entries)
+                if after != before:
+                    handle.seek(0)
+                    handle.truncate()
+                    handle.write(after)
+                    handle.flush()
+            finally:
+                # Closing is not enough: a process that was forked meanwhile has the file open too.
+                fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def _alive(text: str) -> dict[str, Any]:

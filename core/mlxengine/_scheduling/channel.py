@@ -95,7 +95,7 @@ class Channel:
         """
         return self._taken(self._items.get())
 
-    def poll(self, waker: Callable[[], None]) -> tuple[bool, Event | None]:
+    def poll(self, waker: Callable[[], None] | None) -> tuple[bool, Event | None]:
         """``(True, event or None at the end)``, or ``(False, None)``: then ``waker`` is called later."""
         if self._items.empty():
             self._waker = waker

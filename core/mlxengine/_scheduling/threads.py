@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,41 @@ def start(thread: threading.Thread) -> None:
             f"The system starts no more threads: {error}.",
             hint="Close other programs, or raise the limits of memory and processes (ulimit -v, ulimit -u).",
         ) from error
+
+
+class Threads:
+    """The threads of an engine that closing waits for."""
+
+    def __init__(self) -> None:
+        self._alive: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+
+    def start(self, work: Callable[[], None], *, name: str) -> None:
+        """Run something on a thread of its own.
+
+        Raises:
+            InsufficientMemoryError: the system gives no more.
+        """
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                with self._lock:
+                    self._alive.discard(threading.current_thread())
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        with self._lock:  # nobody may wait for one that has not started
+            start(thread)
+            self._alive.add(thread)
+
+    def wait(self, deadline: float) -> list[threading.Thread]:
+        """Wait for them until a ``time.monotonic`` reading; those that go on."""
+        with self._lock:
+            others = [thread for thread in self._alive if thread is not threading.current_thread()]
+        for thread in others:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return [thread for thread in others if thread.is_alive()]
 
 
 def collect() -> None:

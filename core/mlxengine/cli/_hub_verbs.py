@@ -110,7 +110,7 @@ def claim_on(card: ModelCard, out: Output) -> Claim | None:
         MLXEngineError: what loading it would end with for sure.
     """
     try:
-        claim = Host(distributions=load_settings().distributions).owner(card).claim
+        claim = Host.installed(load_settings()).owner(card).claim
     except NoPluginForModelError as error:
         out.note(f"note: {error.message} Its usual files are fetched.")
         return None
@@ -123,7 +123,7 @@ def verdict_on(card: ModelCard, claim: Claim | None) -> FitVerdict:
     """Whether the model fits in this machine's memory, as far as its plugin can tell."""
     if claim is None:
         return FitVerdict.UNKNOWN
-    kind = Host(distributions=load_settings().distributions).kind(claim.kind)
+    kind = Host.installed(load_settings()).kind(claim.kind)
     return fit(card, claim, kind, Device.detect()).verdict
 
 

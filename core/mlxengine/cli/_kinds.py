@@ -19,7 +19,7 @@ _PREFIX = "kind: "
 
 def known() -> Mapping[str, Kind]:
     """The kinds that are known here."""
-    return Host(distributions=load_settings().distributions).kinds
+    return Host.installed(load_settings()).kinds
 
 
 def default() -> str:

@@ -203,16 +203,20 @@ from mlxengine_$name import ${title}Request
 pytest_plugins = ["mlxengine.testing.pytest"]
 
 
+# `mlxengine plugins check $name --specimen tests.test_conformance:SPECIMEN` takes it too.
+SPECIMEN = Specimen(
+    path=Path(__file__).parent.parent / "specimen",
+    examples=[
+        Example(request=${title}Request(text="one")),
+        Example(request=${title}Request(text="another", times=5)),
+    ],
+    refused=[(${title}Request(text=""), UnsupportedInputError)],
+)
+
+
 class Test$title(PluginConformance):
     name = "$name"
-    specimen = Specimen(
-        path=Path(__file__).parent.parent / "specimen",
-        examples=[
-            Example(request=${title}Request(text="one")),
-            Example(request=${title}Request(text="another", times=5)),
-        ],
-        refused=[(${title}Request(text=""), UnsupportedInputError)],
-    )
+    specimen = SPECIMEN
 ''',
 }
 

@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     settings = load_settings()
-    host = Host(distributions=settings.distributions, layers=feature_layers(settings))
+    host = Host.installed(settings, feature_layers(settings))
     registry = host.features
     if arguments.name:
         found = registry.explain(arguments.name)

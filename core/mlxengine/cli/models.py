@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     settings = load_settings()
-    host = Host(distributions=settings.distributions)
+    host = Host.installed(settings)
     registry = build_registry(host.models(), settings.models, host.kinds)
     text = " ".join(arguments.text)
     if text in registry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,8 @@ def _specimen(named: str | None) -> Specimen | None:
     if named is None:
         return None
     module, _, attribute = named.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the console script leaves the working folder out
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
@@ -97,7 +100,7 @@ def _list(name: str | None, out: Output) -> int:
     from .._config import load_settings
     from ..errors import NoPluginForModelError
 
-    host = Host(distributions=load_settings().distributions)
+    host = Host.installed(load_settings())
     records = [record for record in host.records if name in (None, record.name)]
     if name and not records:
         known = ", ".join(record.name for record in host.records) or "none"
@@ -112,7 +115,7 @@ def _list(name: str | None, out: Output) -> int:
             "name": record.name,
             "distribution": record.distribution,
             "version": record.version,
-            "state": "set aside" if record.error else "active",
+            "state": "set aside" if record.error else "off" if record.off else "active",
             "hooks": sorted(record.hooks),
             "kinds": [kind.name for kind in record.kinds],
             "features": provided[record.name],

@@ -68,6 +68,18 @@ def integers(value: Iterable[int]) -> tuple[int, ...]:
     return tuple(value)
 
 
+def only(options: Mapping[str, object], known: type, *beside: str) -> None:
+    """Refuse an option that the options which there are (a `TypedDict`) do not have.
+
+    Raises:
+        InvalidParameterError: it names the option, and those that there are; ``beside`` are further ones.
+    """
+    for name in options:
+        if name not in known.__annotations__:
+            there = ", ".join((*beside, *known.__annotations__))
+            raise InvalidParameterError(f"Unknown parameter {name!r}.", hint=f"Known: {there}.")
+
+
 def anything(value: Iterable[Any]) -> tuple[Any, ...]:
     """Several values as a tuple."""
     return tuple(value)

@@ -19,6 +19,6 @@ DEGRADE: Feature[bool] = Feature(
     "out of it once more when others have made room; off: refuse.",
 )
 
-ALL: tuple[Feature[Any], ...] = (MOCK, DEGRADE)
+FEATURES: tuple[Feature[Any], ...] = (MOCK, DEGRADE)
 
-__all__ = ["ALL", "DEGRADE", "MOCK"]
+__all__ = ["DEGRADE", "FEATURES", "MOCK"]

@@ -210,6 +210,7 @@ class FileInfo:
 
     @property
     def suffix(self) -> str:
+        """The end of its name from the last dot on, in lower case: ``".safetensors"``."""
         return PurePosixPath(self.path).suffix.lower()
 
 

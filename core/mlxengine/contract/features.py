@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 from attrs import field, frozen
@@ -148,9 +148,9 @@ class FeatureRegistry:
         self._features: dict[str, tuple[Feature[Any], str]] = {}
         self._probed: dict[str, str | None] = {}
         self._layers = tuple(layers)
-        from ._core_features import ALL
+        from ._core_features import FEATURES
 
-        for feature in ALL:
+        for feature in FEATURES:
             self.add(feature, "core")
 
     def add(self, feature: Feature[Any], provider: str) -> None:
@@ -259,6 +259,27 @@ class FeatureRegistry:
     def provider(self, name: str) -> str:
         """The plugin that provides the feature."""
         return self._features[self.find(name).name][1]
+
+    def foreign(self, name: str, plugin: str, honours: Collection[str]) -> str | None:
+        """Why a flag means nothing for a model of a plugin, which honours these of others; or ``None``."""
+        provider = self.provider(name)
+        if provider in (plugin, "core") or name in honours:
+            return None
+        return f"it is a flag of the plugin {provider!r}, which {plugin!r} does not honour"
+
+    def refuse_foreign(self, names: Iterable[str], plugin: str, honours: Collection[str]) -> None:
+        """Raise for a flag that was set for a model of a plugin which would ignore it.
+
+        Raises:
+            FeatureUnavailableError: it is another plugin's, and this one does not honour it.
+            UnknownFeatureError: nobody has it.
+        """
+        for name in names:
+            if why := self.foreign(name, plugin, honours):
+                raise FeatureUnavailableError(
+                    f"{name} cannot be set for this model: {why}.",
+                    hint="Leave it out, or let the flag's own plugin serve the model (plugin=…).",
+                )
 
 
 @frozen

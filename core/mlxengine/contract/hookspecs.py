@@ -10,7 +10,7 @@ Within a major version the specs only grow; a breaking change gets the group ``m
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """All of them together."""
         return self.weights + self.cache + self.workspace
 
 
@@ -95,6 +96,8 @@ class Claim:
         problem: an error that loading would end with for sure, found from the card alone (for example
             `UnsupportedArchitectureError`); it is raised before any weight is fetched. One of ours.
         reason: a few words on why, for ``explain``.
+        honours: names of other plugins' feature flags that this one heeds for the model. A caller who sets
+            any other flag of theirs for the model, or for a request of it, is refused.
     """
 
     kind: str
@@ -105,6 +108,7 @@ class Claim:
     uses_mlx: bool = True
     problem: Exception | None = None
     reason: str = ""
+    honours: frozenset[str] = field(default=frozenset(), converter=names)
 
 
 @frozen(kw_only=True)
@@ -176,7 +180,8 @@ class LoadContext:
         report: tells the caller how far loading is; cheap.
         cancelled: whether the caller has given up; loading then raises `CancelledError`.
         fetch: makes another repository or folder (an adapter, a draft model) available locally and
-            returns its path: ``fetch(ref, patterns)``.
+            returns its path: ``fetch(ref, patterns)``. It shows its progress to the caller, and raises
+            `CancelledError` when the caller gives up. ``None`` where nothing can be fetched.
         cache_room: bytes by which the model's caches and requests may grow at the moment, negative where
             they hold too much; asked before something is kept, on the scheduler's thread. ``None`` where
             nobody keeps account.
@@ -202,13 +207,14 @@ class RunContext:
         features: the flags in force for this call.
         budget_ms: how long one step of the iterator should take at most; a guide, for what can be cut.
         cancelled: whether the caller has given up (the scheduler also closes the iterator).
-        fetch: as in `LoadContext`.
+        fetch: as in `LoadContext`, but beside the device, while others run: within the iterator,
+            ``path = yield from context.fetch(ref, patterns)``. It ends when the iterator is closed.
     """
 
     features: Features
     budget_ms: float = 100.0
     cancelled: Callable[[], bool] = field(default=lambda: False)
-    fetch: Callable[[str, Sequence[str]], Path] | None = None
+    fetch: Callable[[str, Sequence[str]], Generator[Event | None, None, Path]] | None = None
 
 
 @frozen(kw_only=True)

@@ -1,11 +1,30 @@
-"""What may be said when a model is loaded: for type checkers, so that importing the engine costs no more."""
+"""What may be said when an engine is made and when a model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TypedDict
 
 from .events import Event
+
+
+class EngineOptions(TypedDict, total=False):
+    """What an engine may be made with; `InferenceEngine` says what each means."""
+
+    backend: str
+    plugins: Sequence[object] | None
+    distributions: Mapping[str, str] | None
+    features: Mapping[str, object] | None
+    endpoint: str | None
+    cache_dir: str | Path | None
+    token: str | None
+    offline: bool | None
+    memory_budget: int | str | None
+    idle_ttl: float | None
+    queue_size: int
+    step_budget_ms: float
+    close_timeout: float
 
 
 class LoadOptions(TypedDict, total=False):
@@ -18,4 +37,4 @@ class LoadOptions(TypedDict, total=False):
     on_progress: Callable[[Event], None] | None
 
 
-__all__ = ["LoadOptions"]
+__all__ = ["EngineOptions", "LoadOptions"]

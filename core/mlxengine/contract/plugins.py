@@ -1,4 +1,7 @@
-"""What is known about the installed plugins, and about who serves a model."""
+"""What the engine knows of the installed plugins, and which of them serves a model.
+
+``engine.plugins`` lists the first, ``engine.explain(model)`` says the second.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ class PluginRecord:
         hooks: its own implementations by hook name, called with a mapping of arguments.
         kinds: the kinds of model that it lists.
         error: why it is set aside; ``None`` for one that works.
+        off: whether it was turned off, and was not even imported.
     """
 
     name: str
@@ -35,6 +39,7 @@ class PluginRecord:
     hooks: Mapping[str, Callable[..., Any]] = field(default=MappingProxyType({}), repr=False)
     kinds: tuple[Kind, ...] = ()
     error: PluginError | None = None
+    off: bool = False
 
     @property
     def where(self) -> str:
@@ -44,7 +49,13 @@ class PluginRecord:
 
 @frozen(kw_only=True)
 class Owner:
-    """The plugin that serves a model, with its claim and everybody else's (name and claim)."""
+    """The plugin that serves a model, and why.
+
+    Args:
+        record: the plugin.
+        claim: its claim, the best one.
+        others: the other plugins that claimed the model, by name, with their claims.
+    """
 
     record: PluginRecord
     claim: Claim

@@ -25,6 +25,7 @@ class TokenUsage(Usage):
 
     @property
     def total_tokens(self) -> int:
+        """Those of the prompt and of the answer."""
         return self.prompt_tokens + self.completion_tokens
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from attrs import field, frozen
 
+from ..contract._convert import only
 from ..contract.events import Array, Event
 from ..errors import BackendUnavailableError, InvalidParameterError, ModelNotFoundError
 from ..handle import AsyncModelHandle, ModelHandle
@@ -128,10 +129,7 @@ def image_request(prompt: str, n: int | None = None, **options: Unpack[ImageOpti
     """
     if not isinstance(prompt, str):
         raise InvalidParameterError(f"A prompt is a str, found {type(prompt).__name__}.")
-    for name in options:
-        if name not in ImageOptions.__annotations__:
-            known = ", ".join(ImageOptions.__annotations__)
-            raise InvalidParameterError(f"Unknown parameter {name!r}.", hint=f"Known: n, {known}.")
+    only(options, ImageOptions, "n")
     return ImageRequest(prompt=prompt, n=1 if n is None else n, **options)
 
 
@@ -158,7 +156,7 @@ class ImageHandle(ModelHandle):
 
 
 class AsyncImageHandle(AsyncModelHandle):
-    """The same as `ImageHandle`, for asyncio."""
+    """A loaded image-generation model, for asyncio. `stream` an `ImageRequest` to see each denoising step."""
 
     @overload
     async def image(self, prompt: str, *, n: None = None, **options: Unpack[ImageOptions]) -> Picture: ...
@@ -169,7 +167,12 @@ class AsyncImageHandle(AsyncModelHandle):
     async def image(
         self, prompt: str, *, n: int | None = None, **options: Unpack[ImageOptions]
     ) -> Picture | tuple[Picture, ...]:
-        """Make one picture, or ``n`` of them as a tuple."""
+        """Make one picture; or ``n`` of them, as a tuple, with the seeds ``seed``, ``seed + 1`` …
+
+        Raises:
+            InvalidParameterError, UnsupportedInputError: a value is bad, or the model cannot do it.
+            MLXEngineError: what the request ended with.
+        """
         pictures = _pictures((await self.run(image_request(prompt, n, **options))).events)
         return pictures[0] if n is None else pictures
 

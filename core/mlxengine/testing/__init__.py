@@ -15,6 +15,15 @@ Without it, `check_plugin` does the same and returns what it found.
 from __future__ import annotations
 
 from .conformance import Outcome, PluginConformance, check_plugin, clauses
+from .parameters import parameters_beyond
 from .specimen import Example, Specimen
 
-__all__ = ["Example", "Outcome", "PluginConformance", "Specimen", "check_plugin", "clauses"]
+__all__ = [
+    "Example",
+    "Outcome",
+    "PluginConformance",
+    "Specimen",
+    "check_plugin",
+    "clauses",
+    "parameters_beyond",
+]

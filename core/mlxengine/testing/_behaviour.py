@@ -6,8 +6,10 @@ import gc
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 import weakref
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -20,10 +22,14 @@ from ..handle import ModelHandle
 from ..text.outputs import TextDelta
 from ._clauses import Broken, Part, clause, demand
 from ._compare import answer, difference, foreign_values
+from ._lane import Worker
 from ._subject import Run, Subject
 
+_THREAD_SECONDS = 2.0
 
-def _same(subject: Subject, left: Run, right: Run) -> str | None:
+
+def same(subject: Subject, left: Run, right: Run) -> str | None:
+    """The first difference between what two runs said; ``None`` where there is none."""
     return difference(answer(left.events), answer(right.events), subject.specimen.tolerance)
 
 
@@ -103,7 +109,7 @@ def deltas_add_up(subject: Subject) -> None:
 def same_request_same_answer(subject: Subject) -> None:
     for number, (example, before) in enumerate(zip(subject.specimen.examples, subject.solo, strict=True)):
         [again] = subject.run(subject.loaded.model, [example.request])
-        found = _same(subject, before, again)
+        found = same(subject, before, again)
         demand(found is None, f"example {number}, run twice: {found}")
 
 
@@ -117,7 +123,7 @@ def interleaving_changes_nothing(subject: Subject) -> None:
     demand(len(examples) > 1, "the specimen has one example; two are needed to interleave")
     together = subject.run(subject.loaded.model, [example.request for example in examples])
     for number, (alone, beside) in enumerate(zip(subject.solo, together, strict=True)):
-        found = _same(subject, alone, beside)
+        found = same(subject, alone, beside)
         demand(found is None, f"example {number}, beside the others: {found}")
 
 
@@ -127,12 +133,19 @@ def interleaving_changes_nothing(subject: Subject) -> None:
     why="that is how users meet it: resolved, loaded on another thread, warmed, on the shared scheduler.",
 )
 def engine_gives_the_same(subject: Subject) -> None:
+    alone, limit = subject.solo, subject.seconds * (1 + len(subject.specimen.examples))
+    worker = Worker("conformance-engine", limit)
+    worker.run(lambda: _through_the_engine(subject, alone))
+    worker.close()
+
+
+def _through_the_engine(subject: Subject, alone: Sequence[Run]) -> None:
     plugins = [(subject.name, subject.plugin)]
     with InferenceEngine(plugins=plugins) as engine, engine.load(subject.card.configuration) as handle:
         demand(handle.plugin == subject.name, f"the engine lets {handle.plugin!r} serve the specimen")
         for number, example in enumerate(subject.specimen.examples):
             result = ModelHandle.run(handle, example.request)
-            found = _same(subject, subject.solo[number], Run((*result.events, result.finished), ()))
+            found = same(subject, alone[number], Run((*result.events, result.finished), ()))
             demand(found is None, f"example {number}, through the engine: {found}")
 
 
@@ -151,7 +164,7 @@ def cancel_within_a_step(subject: Subject) -> None:
                 subject, model, example.request, advance, limit, f"example {number} after {advance} steps"
             )
         [again] = subject.run(model, [example.request])
-        found = _same(subject, subject.solo[number], again)
+        found = same(subject, subject.solo[number], again)
         demand(found is None, f"example {number}, after a cancelled run: {found}")
 
 
@@ -177,10 +190,12 @@ def _cancel(
 
 @clause(
     Part.BEHAVIOUR,
-    "closing a model frees its memory",
+    "closing a model raises nothing, frees its memory and ends its threads",
     why="the engine makes room by closing idle models; what stays is lost until the process ends.",
 )
 def close_frees_memory(subject: Subject) -> None:
+    demand(subject.solo, "the specimen has no example")  # what libraries start for good, they have started
+    threads = set(threading.enumerate())
     request = subject.specimen.examples[0].request
     left = []
     for _ in range(3):
@@ -195,9 +210,18 @@ def close_frees_memory(subject: Subject) -> None:
             watch is None or watch() is None, f"something still holds the closed {watch and watch()!r:.80}"
         )
         left.append(subject.lane.active_bytes() - before)
+    deadline = time.monotonic() + _THREAD_SECONDS
+    while (own := _threads_since(threads)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    demand(not own, f"the threads {', '.join(own)} go on after close")
     kept = statistics.median(left)
     slack = subject.specimen.slack_bytes
     demand(kept <= slack, f"{kept:,.0f} bytes stayed in use after close (slack {slack:,})")
+
+
+def _threads_since(before: set[threading.Thread]) -> list[str]:
+    """The names of the threads that a model has started, and that go on."""
+    return sorted(item.name for item in threading.enumerate() if item not in before)
 
 
 def _watch(model: object) -> weakref.ref[object] | None:
@@ -277,7 +301,7 @@ def warming_up_leaves_no_trace(subject: Subject) -> None:
     demand(after == before, f"the model's caches held {before} bytes before it and {after} after it")
     for number, (example, alone) in enumerate(zip(subject.specimen.examples, answers, strict=True)):
         [again] = subject.run(subject.loaded.model, [example.request])
-        changed = _same(subject, alone, again)
+        changed = same(subject, alone, again)
         demand(changed is None, f"example {number}, after warming up: {changed}")
 
 

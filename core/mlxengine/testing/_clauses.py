@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from ..errors import is_ctrl_c
+
 if TYPE_CHECKING:
     from ._subject import Subject
 
@@ -72,7 +74,9 @@ class Clause:
             raise ClauseFailure(self, subject.name, str(broken)) from broken.__cause__
         except ClauseFailure:
             raise
-        except Exception as error:
+        except BaseException as error:  # sys.exit and a native panic are a plugin's faults like any other
+            if is_ctrl_c(error):
+                raise
             raise ClauseFailure(self, subject.name, f"{type(error).__name__}: {error}") from error
 
 

@@ -9,6 +9,7 @@ from datetime import date
 
 from attrs import fields_dict
 
+from ..cli._frame import VERBS
 from ..contract.configuration import ModelConfiguration
 from ..contract.events import Usage
 from ..contract.features import Stage
@@ -131,6 +132,35 @@ def claims_its_own(subject: Subject) -> None:
 
 @clause(
     Part.CONTRACT,
+    "the estimate gives whole bytes from 0, the same ones each time, and no fewer for more requests at once",
+    why="loads, fit and the memory ledger go by it; what is no number of bytes refuses the model.",
+    needs_specimen=True,
+)
+def estimate_is_sound(subject: Subject) -> None:
+    estimate = subject.claim.estimate
+    if estimate is None:
+        return
+    workload = subject.hooks.host.kind(subject.claim.kind).find("workload")
+    one, again, four = (estimate(workload(batch=batch)).total for batch in (1, 1, 4))
+    demand(one == again, f"two calls gave {one:,} and {again:,} bytes")
+    demand(one <= four, f"one request takes {one:,} bytes and four take {four:,}")
+
+
+@clause(
+    Part.CONTRACT,
+    "what the claim honours of other plugins' features is named '<plugin>.<snake_case>', and none is its own",
+    why="whoever sets any other flag of theirs is refused; a name that is misspelt is never honoured.",
+    needs_specimen=True,
+)
+def honours_others_by_name(subject: Subject) -> None:
+    for name in sorted(subject.claim.honours):
+        plugin, dot, flag = name.partition(".")
+        demand(dot and plugin and flag.isidentifier() and name == name.lower(), f"{name!r} names no feature")
+        demand(plugin != subject.name, f"{name!r} is its own, which it honours anyway")
+
+
+@clause(
+    Part.CONTRACT,
     "claim_model does no I/O, imports no model library, and gives the same answer for the same card",
     why="every installed plugin is asked about every model, also while others run; a claim that reads "
     "files or the network makes each load slower, and one that changes its mind cannot be explained.",
@@ -221,6 +251,7 @@ def commands_resolve(subject: Subject) -> None:
     for command in subject.hooks.commands():
         demand(command.summary.strip(), f"the command {command.name!r} has no summary")
         demand(command.name.replace("-", "").isalnum(), f"{command.name!r} is not a command's name")
+        demand(command.name not in VERBS, f"{command.name!r} is a verb of mlxengine's own, which hides it")
         module, _, function = command.target.partition(":")
         found = getattr(importlib.import_module(module), function or "-", None)
         demand(callable(found), f"{command.target!r} of {command.name!r} is not a function")

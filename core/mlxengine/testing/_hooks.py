@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from .._engine import border
 from .._engine.host import Host
 from ..contract.checks import Check, SelfTestContext
 from ..contract.configuration import ModelCard, ModelConfiguration
@@ -18,10 +19,14 @@ from ._clauses import Broken, demand
 
 
 class Hooks:
-    """The hooks of one plugin, called as the engine calls them, but with their own exceptions."""
+    """The hooks of one plugin, called as the engine calls them, but with their own exceptions.
 
-    def __init__(self, name: str, plugin: object) -> None:
-        self.host = Host([(name, plugin)])
+    ``ask`` calls a function that asks the plugin about itself, where it may not keep the kit.
+    """
+
+    def __init__(self, name: str, plugin: object, ask: Callable[[Callable[[], Any]], Any]) -> None:
+        self._ask = ask
+        self.host: Host = ask(lambda: Host([(name, plugin)]))
         [self._record] = self.host.records
         self._plugin = plugin
 
@@ -43,7 +48,7 @@ class Hooks:
         return None if function is None else function(arguments)
 
     def _list(self, name: str, wanted: type[Any]) -> tuple[Any, ...]:
-        found = self._call(name) or ()
+        found = self._ask(lambda: self._call(name)) or ()
         demand(isinstance(found, Sequence), f"{name} returned {type(found).__name__}, not a sequence")
         for item in found:
             demand(isinstance(item, wanted), f"{name} returned a {type(item).__name__} among its items")
@@ -62,16 +67,10 @@ class Hooks:
         return self._list("list_commands", Command)
 
     def claim(self, card: ModelCard) -> Claim | None:
-        found = self._call("claim_model", card=card)
-        if found is not None and not isinstance(found, Claim):
-            raise Broken(f"claim_model returned {type(found).__name__}, not Claim or None")
-        return found
+        return border.claim(self._record, self._ask(lambda: self._call("claim_model", card=card)))
 
     def load(self, card: ModelCard, context: LoadContext) -> Loaded:
-        found = self._call("load_model", card=card, context=context)
-        if not isinstance(found, Loaded):
-            raise Broken(f"load_model returned {type(found).__name__} for its own model, not Loaded")
-        return found
+        return border.loaded(self._record, self._call("load_model", card=card, context=context))
 
     def generate(self, model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
         found = self._call("generate", model=model, request=request, context=context)

@@ -69,7 +69,7 @@ def main() -> None:
     loaded = EntryPoint(name=asked["name"], value=asked["value"], group="mlxengine").load()
     report["import_seconds"] = time.perf_counter() - start
     report["import_heavy"] = sorted(heavy() - before)
-    hooks = Hooks(asked["name"], loaded)
+    hooks = Hooks(asked["name"], loaded, lambda call: call())
     for key in ("features", "models", "kinds", "commands"):
         with _watched(report, key):
             getattr(hooks, key)()

@@ -11,14 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
+from contextlib import suppress
 from fnmatch import fnmatch
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import attrs
 from attrs import frozen
@@ -33,9 +34,13 @@ from ..contract.requests import Request
 from ..errors import PluginLoadError
 from ._clauses import Broken, demand
 from ._hooks import Hooks
-from ._lane import Lane
+from ._lane import Lane, Worker
 from ._strangers import foreign_cards
 from .specimen import Specimen
+
+T = TypeVar("T")
+_SECONDS = 60.0
+_MOST_STEPS = 100_000
 
 
 @frozen
@@ -62,6 +67,10 @@ class Subject:
         self._specimen = specimen
         self._open: list[Loaded] = []
         self._lanes: list[Lane] = []
+        self._made: dict[str, Any] = {}
+        self.warmed: list[float] = []
+        self.seconds = _SECONDS if specimen is None else specimen.seconds
+        self._asking = Worker("conformance-ask", self.seconds)
 
     def __enter__(self) -> Subject:
         return self
@@ -70,18 +79,20 @@ class Subject:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for loaded in list(self._open):
-            self.close(loaded)
+            with suppress(Exception, SystemExit):  # a clause has said so
+                self.close(loaded)
         for lane in self._lanes:
             lane.close()
+        self._asking.close()
         self._scratch.cleanup()
 
     @cached_property
     def plugin(self) -> object:
-        return EntryPoint(name=self.name, value=self.value, group=ENTRY_POINT_GROUP).load()
+        return self._asking.run(EntryPoint(name=self.name, value=self.value, group=ENTRY_POINT_GROUP).load)
 
     @cached_property
     def hooks(self) -> Hooks:
-        return Hooks(self.name, self.plugin)
+        return Hooks(self.name, self.plugin, self._asking.run)
 
     @property
     def specimen(self) -> Specimen:
@@ -112,22 +123,38 @@ class Subject:
 
     @cached_property
     def lane(self) -> Lane:
-        self._lanes.append(Lane(uses_mlx=self.claim.uses_mlx))
+        self._lanes.append(Lane(uses_mlx=self.claim.uses_mlx, seconds=self.seconds))
         return self._lanes[-1]
 
     @cached_property
     def features(self) -> FeatureRegistry:
         return self.hooks.host.features
 
-    @cached_property
+    @property
     def loaded(self) -> Loaded:
         """The specimen, loaded once for all clauses that only use it."""
-        return self.load(self.claimed_files())
+        return self._once("loaded", lambda: self.load(self.claimed_files()))
 
-    @cached_property
+    @property
     def solo(self) -> tuple[Run, ...]:
         """Every example run alone."""
+        return self._once("solo", self.each_alone)
+
+    def each_alone(self) -> tuple[Run, ...]:
+        """The same once more."""
         return tuple(self.run(self.loaded.model, [item.request])[0] for item in self.specimen.examples)
+
+    def _once(self, name: str, make: Callable[[], T]) -> T:
+        """What is made once, or the error that this ended with: nobody waits for it a second time."""
+        if name not in self._made:
+            try:
+                self._made[name] = make()
+            except BaseException as error:
+                self._made[name] = error
+        found = self._made[name]
+        if isinstance(found, BaseException):
+            raise found
+        return cast(T, found)
 
     @cached_property
     def probed(self) -> dict[str, Any]:
@@ -143,9 +170,18 @@ class Subject:
             "cards": base64.b64encode(pickle.dumps(self.cards)).decode(),
         }
         command = [sys.executable, "-m", "mlxengine.testing._probe"]
-        done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise Broken(f"the plugin could not be imported in a fresh process:\n{done.stderr[-2000:]}")
+        limit = self.seconds
+        try:
+            done = subprocess.run(
+                command, input=json.dumps(asked), capture_output=True, text=True, check=False, timeout=limit
+            )
+        except subprocess.TimeoutExpired:
+            raise Broken(f"asking it in a fresh process has not come to an end within {limit:g} s") from None
+        if done.returncode or not done.stdout.strip():
+            said = f"code {done.returncode}: {done.stderr[-2000:]}"
+            raise Broken(
+                f"the plugin could not be imported, or asked, in a fresh process, which ended with {said}"
+            )
         report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return report
 
@@ -178,8 +214,7 @@ class Subject:
         loaded = self.lane.load(lambda: self.hooks.load(card, context))
         self._open.append(loaded)
         warm = self.lane.step(lambda: iter(loaded.warm))
-        while self.lane.step(lambda: next(warm, self)) is not self:
-            pass
+        self.warmed = self._until_its_end([warm])[1][0]
         return loaded
 
     def close(self, loaded: Loaded) -> None:
@@ -213,9 +248,20 @@ class Subject:
 
     def run(self, model: object, requests: Sequence[Request]) -> list[Run]:
         """Run requests side by side, one step of each in turn."""
-        active = [(number, self.start(model, request)) for number, request in enumerate(requests)]
-        events: list[list[Any]] = [[] for _ in requests]
-        steps: list[list[float]] = [[] for _ in requests]
+        events, steps = self._until_its_end([self.start(model, request) for request in requests])
+        return [Run(tuple(said), tuple(took)) for said, took in zip(events, steps, strict=True)]
+
+    def _until_its_end(self, iterators: Sequence[Iterator[Any]]) -> tuple[list[list[Any]], list[list[float]]]:
+        """What iterators yield and the seconds of their steps, one step of each in turn.
+
+        Raises:
+            Broken: they do not end.
+        """
+        events: list[list[Any]] = [[] for _ in iterators]
+        steps: list[list[float]] = [[] for _ in iterators]
+        active = list(enumerate(iterators))
+        limit = self.seconds
+        deadline = time.monotonic() + limit
         while active:
             for item in list(active):
                 found, seconds = self.step(item[1])
@@ -224,7 +270,10 @@ class Subject:
                     active.remove(item)
                 elif found is not None:
                     events[item[0]].append(found)
-        return [Run(tuple(said), tuple(took)) for said, took in zip(events, steps, strict=True)]
+                taken = len(steps[item[0]])
+                if taken > _MOST_STEPS or time.monotonic() > deadline:
+                    raise Broken(f"it has not come to an end after {taken:,} steps (limit {limit:g} s)")
+        return events, steps
 
 
 def _installed(name: str) -> str:

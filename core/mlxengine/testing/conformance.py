@@ -9,6 +9,7 @@ from attrs import frozen
 
 # Importing these fills the list of clauses.
 from . import _behaviour as _behaviour
+from . import _bounds as _bounds
 from . import _capability as _capability
 from . import _contract as _contract
 from ._clauses import CLAUSES, Broken, Clause, ClauseFailure, Part

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from .._scheduling.channel import MOST_BYTES
 from ..contract._convert import names
 from ..contract.configuration import ModelConfiguration
 from ..contract.requests import Request
@@ -47,6 +48,11 @@ class Specimen:
         slack_bytes: memory that may stay in use after the model is closed.
         tolerance: largest difference between the numbers of two equal runs (0 for exact; compiled
             kernels and batches of another size differ in the last bits).
+        seconds: how long one call into the plugin, and one request, may take at most; what takes longer is
+            given up, and so is what takes more than 100,000 steps.
+        step_seconds: how long one step of a request, or one slice of `Loaded.warm`, may take (the quicker of
+            two runs).
+        event_bytes: how much one event may hold.
     """
 
     path: Path
@@ -55,3 +61,6 @@ class Specimen:
     configuration: ModelConfiguration | None = None
     slack_bytes: int = 1 << 20
     tolerance: float = 1e-4
+    seconds: float = 60.0
+    step_seconds: float = 1.0
+    event_bytes: int = MOST_BYTES

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from ..contract._convert import only
 from ..contract.requests import Request
 from ..errors import InvalidParameterError
 from ..handle import AsyncModelHandle, ModelHandle, Result
@@ -16,23 +17,29 @@ from .replies import TextReply
 from .requests import LoadAdapterRequest, ScoreRequest, TextRequest, UnloadAdapterRequest
 
 if TYPE_CHECKING:
-    from .session import AsyncSession, Session
+    from .session import AsyncSession, Session, SessionOptions
 
 Prompt = str | Message | Iterable[Message] | Request
 
 
+class PromptOptions(TypedDict, total=False):
+    """What may stand beside a prompt; `TextHandle.stream` says what each means."""
+
+    instructions: str | None
+    tools: Sequence[Any]
+
+
 def text_request(
-    prompt: Prompt,
-    params: GenerateParams | None = None,
-    *,
-    instructions: str | None = None,
-    tools: Sequence[Any] = (),
+    prompt: Prompt, params: GenerateParams | None = None, **options: Unpack[PromptOptions]
 ) -> Request:
     """A prompt as a request: a text or messages with parameters, or a request as it is.
 
     Raises:
-        InvalidParameterError: the prompt has the wrong type, or a request comes with parameters beside it.
+        InvalidParameterError: the prompt has the wrong type, an option is unknown, or a request comes with
+            parameters beside it.
     """
+    only(options, PromptOptions, "params")
+    instructions, tools = options.get("instructions"), options.get("tools", ())
     if isinstance(prompt, Request):
         if params is not None or instructions is not None or tools:
             raise InvalidParameterError(
@@ -60,9 +67,7 @@ class TextHandle(ModelHandle):
         self,
         request: Prompt,
         params: GenerateParams | None = None,
-        *,
-        instructions: str | None = None,
-        tools: Sequence[Any] = (),
+        **options: Unpack[PromptOptions],
     ) -> EventStream:
         """Start an answer to a text, a message, messages, or a request.
 
@@ -72,22 +77,20 @@ class TextHandle(ModelHandle):
             instructions: a system message put before the conversation.
             tools: tools that the model may call.
         """
-        return super().stream(text_request(request, params, instructions=instructions, tools=tools))
+        return super().stream(text_request(request, params, **options))
 
     def generate(
         self,
         prompt: Prompt,
         params: GenerateParams | None = None,
-        *,
-        instructions: str | None = None,
-        tools: Sequence[Any] = (),
+        **options: Unpack[PromptOptions],
     ) -> TextReply:
         """The whole answer.
 
         Raises:
             MLXEngineError: what the request ended with.
         """
-        return TextReply.of(self.stream(prompt, params, instructions=instructions, tools=tools))
+        return TextReply.of(self.stream(prompt, params, **options))
 
     def score(self, text: str) -> TextScore:
         """How probable the text is to the model, token by token.
@@ -109,26 +112,11 @@ class TextHandle(ModelHandle):
         """Forget an adapter."""
         self.run(UnloadAdapterRequest(name=name))
 
-    def session(
-        self,
-        *,
-        instructions: str | None = None,
-        params: GenerateParams | None = None,
-        tools: Sequence[Any] = (),
-        tool_rounds: int = 0,
-        history: Iterable[Message] = (),
-    ) -> Session:
+    def session(self, **options: Unpack[SessionOptions]) -> Session:
         """A conversation that keeps its history; see `Session`."""
         from .session import Session
 
-        return Session(
-            self,
-            instructions=instructions,
-            params=params,
-            tools=tools,
-            tool_rounds=tool_rounds,
-            history=history,
-        )
+        return Session(self, **options)
 
 
 def _scored(result: Result) -> TextScore:
@@ -136,35 +124,46 @@ def _scored(result: Result) -> TextScore:
 
 
 class AsyncTextHandle(AsyncModelHandle):
-    """The same as `TextHandle`, for asyncio."""
+    """A language or vision-language model, for asyncio."""
 
     def stream(
         self,
         request: Prompt,
         params: GenerateParams | None = None,
-        *,
-        instructions: str | None = None,
-        tools: Sequence[Any] = (),
+        **options: Unpack[PromptOptions],
     ) -> AsyncEventStream:
-        """Start an answer; iterate its events with ``async for``."""
-        return super().stream(text_request(request, params, instructions=instructions, tools=tools))
+        """Start an answer to a text, a message, messages, or a request; its events come to an ``async for``.
+
+        Args:
+            request: the prompt.
+            params: how to generate; ``None`` is the model's own defaults.
+            instructions: a system message put before the conversation.
+            tools: tools that the model may call.
+        """
+        return super().stream(text_request(request, params, **options))
 
     async def generate(
         self,
         prompt: Prompt,
         params: GenerateParams | None = None,
-        *,
-        instructions: str | None = None,
-        tools: Sequence[Any] = (),
+        **options: Unpack[PromptOptions],
     ) -> TextReply:
-        """The whole answer."""
-        stream = self.stream(prompt, params, instructions=instructions, tools=tools)
+        """The whole answer; cancelling the task cancels the request.
+
+        Raises:
+            MLXEngineError: what the request ended with.
+        """
+        stream = self.stream(prompt, params, **options)
         return TextReply.of([event async for event in stream])
 
     async def load_adapter(
         self, source: str, name: str, *, scale: float = 1.0, default: bool = False
     ) -> None:
-        """Load a LoRA or DoRA adapter; requests choose it with ``GenerateParams(adapter=name)``."""
+        """Load a LoRA or DoRA adapter; requests choose it with ``GenerateParams(adapter=name)``.
+
+        Raises:
+            MLXEngineError: it does not fit the model, or the model takes no adapters.
+        """
         await self.run(LoadAdapterRequest(name=name, source=source, scale=scale, default=default))
 
     async def unload_adapter(self, name: str) -> None:
@@ -172,29 +171,18 @@ class AsyncTextHandle(AsyncModelHandle):
         await self.run(UnloadAdapterRequest(name=name))
 
     async def score(self, text: str) -> TextScore:
-        """How probable the text is to the model, token by token."""
+        """How probable the text is to the model, token by token.
+
+        Raises:
+            MLXEngineError: the model does not score texts, or the text is too short or too long.
+        """
         return _scored(await self.run(ScoreRequest(text=text)))
 
-    def session(
-        self,
-        *,
-        instructions: str | None = None,
-        params: GenerateParams | None = None,
-        tools: Sequence[Any] = (),
-        tool_rounds: int = 0,
-        history: Iterable[Message] = (),
-    ) -> AsyncSession:
+    def session(self, **options: Unpack[SessionOptions]) -> AsyncSession:
         """A conversation that keeps its history; see `AsyncSession`."""
         from .session import AsyncSession
 
-        return AsyncSession(
-            self,
-            instructions=instructions,
-            params=params,
-            tools=tools,
-            tool_rounds=tool_rounds,
-            history=history,
-        )
+        return AsyncSession(self, **options)
 
 
-__all__ = ["AsyncTextHandle", "Prompt", "TextHandle", "text_request"]
+__all__ = ["AsyncTextHandle", "Prompt", "PromptOptions", "TextHandle", "text_request"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, field, fields, frozen
 
 from ..contract._convert import integers, text
 from ..errors import InvalidParameterError
@@ -120,6 +120,12 @@ class GenerateParams:
     thinking_budget: int | None = field(default=None, validator=_number(0, integer=True))
     adapter: str | None = None
     n: int = field(default=1, validator=_number(1, 128, integer=True))
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The names of the parameters that are not left to the model: what a back end heeds, or refuses."""
+        names = [item.name for item in fields(type(self)) if getattr(self, item.name) != item.default]
+        return frozenset(names)
 
 
 def params_from(values: Mapping[str, Any]) -> GenerateParams:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 from .._scheduling.channel import Channel
+from ..contract._convert import only
 from ..contract.events import Event
 from ..errors import InvalidParameterError, MisuseError
-from ..streams import AsyncEventStream, EventStream
+from ..streams import AsyncEventStream, EventStream, Reader
 from ._turn import Turn
 from .handle import AsyncTextHandle, TextHandle
-from .messages import Message, Part, Role
+from .messages import Message, Part, Role, ToolResultPart
 from .outputs import ToolResult
 from .params import GenerateParams
 from .replies import TextReply
@@ -30,27 +31,29 @@ Content = str | Part | Message | Iterable[str | Part | Message]
 Handle = TypeVar("Handle", TextHandle, AsyncTextHandle)
 
 
+class SessionOptions(TypedDict, total=False):
+    """What a session may begin with; `Session` says what each means."""
+
+    instructions: str | None
+    params: GenerateParams | None
+    tools: Sequence[Any]
+    tool_rounds: int
+    history: Iterable[Message]
+
+
 class _Session(Generic[Handle]):
     """What the sync and the async session share: the history and who may add to it."""
 
-    def __init__(
-        self,
-        model: Handle,
-        *,
-        instructions: str | None = None,
-        params: GenerateParams | None = None,
-        tools: Sequence[Any] = (),
-        tool_rounds: int = 0,
-        history: Iterable[Message] = (),
-    ) -> None:
-        if tool_rounds < 0:
-            raise InvalidParameterError(f"tool_rounds={tool_rounds!r} must be at least 0.")
-        self.tool_rounds = tool_rounds
+    def __init__(self, model: Handle, **options: Unpack[SessionOptions]) -> None:
+        only(options, SessionOptions)
+        self.tool_rounds = options.get("tool_rounds", 0)
+        if self.tool_rounds < 0:
+            raise InvalidParameterError(f"tool_rounds={self.tool_rounds!r} must be at least 0.")
         self._model: Handle = model
-        self.instructions = instructions
-        self.params = params or GenerateParams()
-        self.tools = tuple(tools)
-        self._messages = tuple(history)
+        self.instructions = options.get("instructions")
+        self.params = options.get("params") or GenerateParams()
+        self.tools = tuple(options.get("tools", ()))
+        self._messages = tuple(options.get("history", ()))
         self._lock = threading.Lock()
         self._turn: Turn | None = None
 
@@ -158,16 +161,34 @@ class _Session(Generic[Handle]):
                 self._messages = (*self._messages, *messages)
 
 
-class SessionStream(EventStream):
+class _TurnReader(Reader):
+    """The events of one turn. Leaving it before its end forgets the turn."""
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(turn.channel, turn.cancel)
+        self._turn = turn
+
+    def _go_on(self, results: Sequence[ToolResultPart]) -> None:
+        """Show the model what its tools answered, and read what it says to that."""
+        self._turn.go_on(results)
+        self._channel, self.finished = self._turn.channel, None
+
+    def cancel(self) -> None:
+        """Stop the answer and forget the turn. Harmless when it is over."""
+        super().cancel()
+        self._turn.drop()
+
+    def __del__(self) -> None:
+        self._turn.drop()
+        super().__del__()
+
+
+class SessionStream(_TurnReader, EventStream):
     """The events of one turn. Leaving it before its end forgets the turn.
 
     Where the session runs its tools, they run on the reader's thread (several at once in threads), and each
     result is a `ToolResult` event.
     """
-
-    def __init__(self, turn: Turn) -> None:
-        super().__init__(turn.channel, turn.cancel)
-        self._turn = turn
 
     def __next__(self) -> Event:
         turn = self._turn
@@ -175,8 +196,7 @@ class SessionStream(EventStream):
             while not turn.ready:
                 turn.saw(super().__next__())
                 if turn.calls:
-                    turn.go_on(run_calls(turn.request.tools, turn.calls))
-                    self._channel, self.finished = turn.channel, None
+                    self._go_on(run_calls(turn.request.tools, turn.calls))
             return turn.ready.popleft()
         except StopIteration:
             raise
@@ -184,22 +204,13 @@ class SessionStream(EventStream):
             self.cancel()
             raise
 
-    def cancel(self) -> None:
-        """Stop the answer and forget the turn. Harmless when it is over."""
-        super().cancel()
-        self._turn.drop()
 
-    def __del__(self) -> None:
-        self._turn.drop()
-        super().__del__()
+class AsyncSessionStream(_TurnReader, AsyncEventStream):
+    """The events of one turn, for asyncio. Leaving it before its end forgets the turn.
 
-
-class AsyncSessionStream(AsyncEventStream):
-    """The same for asyncio; tools that are coroutine functions run on the loop."""
-
-    def __init__(self, turn: Turn) -> None:
-        super().__init__(turn.channel, turn.cancel)
-        self._turn = turn
+    Where the session runs its tools, coroutine functions run on the loop and the others in threads, those of
+    one answer side by side, and each result is a `ToolResult` event.
+    """
 
     async def __anext__(self) -> Event:
         turn = self._turn
@@ -207,23 +218,13 @@ class AsyncSessionStream(AsyncEventStream):
             while not turn.ready:
                 turn.saw(await super().__anext__())
                 if turn.calls:
-                    turn.go_on(await run_calls_async(turn.request.tools, turn.calls))
-                    self._channel, self.finished = turn.channel, None
+                    self._go_on(await run_calls_async(turn.request.tools, turn.calls))
             return turn.ready.popleft()
         except StopAsyncIteration:
             raise
         except BaseException:
             self.cancel()
             raise
-
-    def cancel(self) -> None:
-        """Stop the answer and forget the turn. Harmless when it is over."""
-        super().cancel()
-        self._turn.drop()
-
-    def __del__(self) -> None:
-        self._turn.drop()
-        super().__del__()
 
 
 class Session(_Session[TextHandle]):
@@ -235,8 +236,9 @@ class Session(_Session[TextHandle]):
         params: how answers are generated where a turn says nothing else.
         tools: tools that the model may call.
         tool_rounds: how many times over, in one turn, calls are run and their results shown to the model;
-            0 leaves the calls to the caller. Calls that are left when the rounds are used up, and those of
-            tools that are only described, are left to the caller too (``finish_reason`` is ``tool_calls``).
+            0, as where it is left out, leaves the calls to the caller. Calls that are left when the rounds
+            are used up, and those of tools that are only described, are left to the caller too
+            (``finish_reason`` is ``tool_calls``).
         history: turns that came before.
     """
 
@@ -261,14 +263,29 @@ class Session(_Session[TextHandle]):
 
 
 class AsyncSession(_Session[AsyncTextHandle]):
-    """The same as `Session`, for asyncio."""
+    """A conversation with a language or vision-language model, for asyncio.
+
+    The arguments are those of `Session`.
+    """
 
     def stream(self, content: Content, params: GenerateParams | None = None) -> AsyncSessionStream:
-        """Start the answer; iterate its events with ``async for``."""
+        """Start the answer to a text, parts, a message or several; its events come to an ``async for``.
+
+        Raises:
+            MisuseError: a turn of this session is running.
+            InvalidParameterError: the content is nothing that a message holds.
+        """
         return AsyncSessionStream(self._begin(content, params))
 
     async def respond(self, content: Content, params: GenerateParams | None = None) -> TextReply:
-        """The whole answer. A task that is cancelled meanwhile forgets the turn."""
+        """The whole answer; of a turn in which tools ran, what the model said last.
+
+        A task that is cancelled meanwhile forgets the turn.
+
+        Raises:
+            MLXEngineError: what the request ended with; the turn is then forgotten.
+            MisuseError: a turn of this session is running.
+        """
         async with self.stream(content, params) as stream:
             return _last([event async for event in stream])
 
@@ -296,4 +313,4 @@ def _turn_messages(content: Content) -> tuple[Message, ...]:
     return messages
 
 
-__all__ = ["AsyncSession", "AsyncSessionStream", "Content", "Session", "SessionStream"]
+__all__ = ["AsyncSession", "AsyncSessionStream", "Content", "Session", "SessionOptions", "SessionStream"]

@@ -1,4 +1,7 @@
-"""Tools: Python functions that a model may call, and the loop that runs them."""
+"""Let a model call Python functions: describe them to it, run what it calls, hand it the results.
+
+A `Session` does all of that by itself (``tool_rounds``); these are its parts, for loops of your own.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract._convert import document
 from ..errors import InvalidParameterError
-from .messages import Message, ToolCallPart, ToolResultPart
+from .messages import ToolCallPart, ToolResultPart
 
 if TYPE_CHECKING:
-    from .handle import Prompt, TextHandle
     from .outputs import ToolCall
-    from .params import GenerateParams
-    from .replies import TextReply
 
 _SIDE_BY_SIDE = 8
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
@@ -94,13 +94,14 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
 
 def call(tools: Sequence[Callable[..., Any]], part: ToolCallPart) -> ToolResultPart:
     """Run the tool that a call names; what it raises becomes a result that the model sees."""
-    found = next((tool for tool in tools if _name(tool) == part.name), None)
+    found = _find(tools, part.name)
     if found is None:
-        return _failed(part, _unknown(tools, part.name))
+        names = ", ".join(map(_name, tools))
+        return _failed(part, f"There is no tool {part.name!r}; there are: {names}.")
     try:
         return _said(part, found(**part.arguments))
     except Exception as error:
-        return _failed(part, f"{type(error).__name__}: {error}")
+        return _raised(part, error)
 
 
 def run_calls(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResultPart]:
@@ -108,7 +109,7 @@ def run_calls(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResul
 
     A call that could not be parsed gets an error as its result.
     """
-    functions = [tool for tool in tools if callable(tool)]
+    functions = _functions(tools)
     if len(calls) == 1:
         return [_run(functions, calls[0])]
     from concurrent.futures import ThreadPoolExecutor
@@ -118,20 +119,23 @@ def run_calls(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResul
 
 
 async def run_calls_async(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResultPart]:
-    """The same for asyncio: coroutine functions run on the loop, the others in threads."""
+    """Run the calls of one answer side by side, coroutine functions on the loop and the others in threads.
+
+    The results come in the order of the calls; one that could not be parsed gets an error as its result.
+    """
     import asyncio
 
-    functions = [tool for tool in tools if callable(tool)]
+    functions = _functions(tools)
 
     async def run(item: ToolCall) -> ToolResultPart:
-        found = next((tool for tool in functions if _name(tool) == item.name), None)
+        found = _find(functions, item.name)
         if item.arguments is None or not inspect.iscoroutinefunction(found):
             return await asyncio.to_thread(_run, functions, item)
         part = ToolCallPart(item.id, item.name, item.arguments)
         try:
             return _said(part, await found(**part.arguments))
         except Exception as error:
-            return _failed(part, f"{type(error).__name__}: {error}")
+            return _raised(part, error)
 
     return list(await asyncio.gather(*map(run, calls)))
 
@@ -140,6 +144,14 @@ def can_run(tools: Sequence[Any], calls: Sequence[ToolCall]) -> bool:
     """Whether no call is meant for a tool that is only described: such calls are the caller's."""
     described = {_name(tool) for tool in tools if isinstance(tool, Mapping)}
     return not any(item.name in described for item in calls)
+
+
+def _functions(tools: Sequence[Any]) -> list[Callable[..., Any]]:
+    return [tool for tool in tools if callable(tool)]
+
+
+def _find(tools: Sequence[Callable[..., Any]], name: str) -> Callable[..., Any] | None:
+    return next((tool for tool in tools if _name(tool) == name), None)
 
 
 def _run(tools: Sequence[Callable[..., Any]], item: ToolCall) -> ToolResultPart:
@@ -154,6 +166,10 @@ def _said(part: ToolCallPart, result: Any) -> ToolResultPart:
     return ToolResultPart(part.id, part.name, _shown(text))
 
 
+def _raised(part: ToolCallPart, error: Exception) -> ToolResultPart:
+    return _failed(part, f"{type(error).__name__}: {error}")
+
+
 def _failed(part: ToolCallPart, reason: str) -> ToolResultPart:
     return ToolResultPart(part.id, part.name, _shown(reason), True)
 
@@ -163,42 +179,4 @@ def _shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _unknown(tools: Sequence[Any], name: str) -> str:
-    return f"There is no tool {name!r}; there are: {', '.join(map(_name, tools))}."
-
-
-def answer_with_tools(
-    model: TextHandle,
-    prompt: Prompt,
-    tools: Sequence[Callable[..., Any]],
-    params: GenerateParams | None = None,
-    *,
-    instructions: str | None = None,
-    rounds: int = 5,
-) -> tuple[TextReply, tuple[Message, ...]]:
-    """Let a model answer, running the tools that it calls, at most ``rounds`` times over.
-
-    A `Session` with ``tool_rounds`` does the same for a whole conversation.
-
-    Returns:
-        The last reply (it may still hold calls, if the rounds were used up) and the whole conversation.
-
-    Raises:
-        MLXEngineError: what a request ended with.
-    """
-    from ..contract.requests import Request
-    from .messages import as_messages, reply_message
-
-    if isinstance(prompt, Request):
-        raise InvalidParameterError("Give a text or messages, not a request.")
-    messages = as_messages(prompt)
-    for turn in range(rounds + 1):
-        reply = model.generate(messages, params, instructions=instructions, tools=tools)
-        messages = (*messages, reply_message(reply.text, reply.tool_calls))
-        if not reply.tool_calls or turn == rounds:
-            break
-        messages = (*messages, *map(Message.tool, run_calls(tools, reply.tool_calls)))
-    return reply, messages
-
-
-__all__ = ["answer_with_tools", "call", "can_run", "describe", "run_calls", "run_calls_async"]
+__all__ = ["call", "can_run", "describe", "run_calls", "run_calls_async"]

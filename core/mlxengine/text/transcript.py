@@ -1,4 +1,8 @@
-"""A conversation as a JSON file."""
+"""Keep a conversation in a JSON file, and read it again.
+
+`Session.save` and `Session.restore` do so for a session. The file says its format and version; pictures and
+sound are in it as paths, or as base64 where they were given as bytes.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,14 @@ _NAMES = {kind: name for name, kind in _PARTS.items()}
 
 @frozen(kw_only=True)
 class Transcript:
-    """The turns of a conversation, and what they were generated with."""
+    """The turns of a conversation, and what they were generated with.
+
+    Args:
+        model: the id of the model that answered.
+        instructions: the system message, or ``None``.
+        params: how the answers were generated.
+        messages: what was said, oldest first.
+    """
 
     model: str
     instructions: str | None = None

@@ -1,4 +1,6 @@
-"""What plugins on mlx share. Its modules need the mlx that such plugins bring.
+"""What plugins on mlx share, third parties' too: nothing that was solved once has to be written again.
+
+Its modules need the mlx that such plugins bring, but for those that say that they do not.
 
 ``backend`` (importing it loads a fast BLAS, then mlx) and ``blas`` are fetched from core when they are
 first used.

@@ -1,4 +1,4 @@
-"""Answers to text requests: rows of a shared batch that turn their tokens into events."""
+"""From tokens to events: an answer to a text request is a row of the shared batch that makes its events."""
 
 from __future__ import annotations
 
@@ -80,9 +80,11 @@ class Router(Protocol):
 
     calls: int
 
-    def feed(self, text: str) -> list[Event]: ...
+    def feed(self, text: str) -> list[Event]:
+        """The events of the next piece of text."""
 
-    def finish(self) -> list[Event]: ...
+    def finish(self) -> list[Event]:
+        """The events of what was held back."""
 
 
 class Answer(Row):

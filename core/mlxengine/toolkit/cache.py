@@ -1,4 +1,4 @@
-"""mlx's cache of freed buffers; importing this loads a fast BLAS, then mlx."""
+"""Give back the memory that mlx keeps of freed buffers; importing this loads a fast BLAS, then mlx."""
 
 from .._machine.backend import clear_cache
 

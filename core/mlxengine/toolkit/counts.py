@@ -144,7 +144,7 @@ def _fields(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, A
 
 
 def _wrong(name: str, value: Any, tensors: int, largest: int) -> str | None:
-    if value is None or (isinstance(value, bool) and name not in (*_LAYERS, *_SIDES)):
+    if value is None or (isinstance(value, bool) and name not in (*_LAYERS, *_SIDES, "architectures")):
         return None
     if name in _SECTIONS:
         return None if isinstance(value, Mapping) else "that is no object"

@@ -1,4 +1,4 @@
-"""What decoders of shared batches have in common, whatever library their network is of."""
+"""Decode many requests together: all that does not depend on the library that the network is of."""
 
 from __future__ import annotations
 

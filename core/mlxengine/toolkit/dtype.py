@@ -8,7 +8,8 @@ fp32 scales are still several times slower than dense ones.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -43,6 +44,34 @@ def upcast_for_cpu(model: Any) -> bool:
 
     model.update(tree_map(upcast, model.parameters()))
     return changed
+
+
+@contextmanager
+def precise(model: Any) -> Iterator[None]:
+    """Meanwhile a model computes in fp32, as far as its weights allow.
+
+    Its embeddings are fp32, and products take the wider type of their two sides, so that the states are. The
+    other weights stay as they are; a product makes a copy of its own for as long as it lasts.
+
+    Args:
+        model: an ``mlx.nn.Module``.
+    """
+    names = {nn.Embedding: ("weight",), nn.QuantizedEmbedding: ("scales", "biases")}
+    before = [
+        (module, name, module[name])
+        for module in model.modules()
+        for kind, parts in names.items()
+        if isinstance(module, kind)
+        for name in parts
+        if name in module and mx.issubdtype(module[name].dtype, mx.floating)
+    ]
+    try:
+        for module, name, value in before:
+            module[name] = value.astype(mx.float32)
+        yield
+    finally:
+        for module, name, value in before:
+            module[name] = value
 
 
 def unpack_where_faster(model: Any, budget: int | None, *, on: Sequence[str] = ("cpu", "cuda")) -> str | None:
@@ -129,4 +158,4 @@ def _dense(layer: Any, dtype: mx.Dtype | None) -> Any:
     return dense
 
 
-__all__ = ["packed_is_slow", "unpack_where_faster", "upcast_for_cpu"]
+__all__ = ["packed_is_slow", "precise", "unpack_where_faster", "upcast_for_cpu"]

@@ -1,4 +1,4 @@
-"""Caches of several rows: what can be read in one pass, and how the result becomes a batch.
+"""Key-value caches of several requests: which can be filled in one pass, and how they become a batch's.
 
 Prompts that start at the same position are read into the model's plain caches, all rows at once and padded on
 the right: under a causal mask no token sees the padding behind it, so the mask stays the fast one that needs

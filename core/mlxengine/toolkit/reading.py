@@ -67,9 +67,11 @@ class Reads(Decodes, Protocol):
         ...
 
     def read(
-        self, group: Sequence[Reading], counts: Sequence[int], length: int, layers: list[Any]
+        self, group: Sequence[Reading], counts: Sequence[int], length: int, layers: list[Any], blank: int = 0
     ) -> mx.array | None:
         """Read the next tokens of each, so many, padded on the right to ``length``.
+
+        ``blank`` more rows are read only to make up the size of the pass; any tokens will do.
 
         Returns:
             The logits behind the last token of a prompt whose ``last`` is 0, shape (1, vocabulary).
@@ -181,7 +183,14 @@ class Readings:
         for entry in ranked[1:]:
             if len(group) < MOST and _shares(entry) and self._may_share(group, entry, tokens, plan.worth):
                 group.append(entry)
-        return group[: self._shapes.rows(len(group))]
+        return group if self._fills_up(group, tokens, plan.worth) else group[: self._shapes.rows(len(group))]
+
+    def _fills_up(self, group: Sequence[Reading], tokens: int, worth: int | None) -> bool:
+        """Whether blank rows up to the next size of a pass cost less than another pass."""
+        if not self.company.padded or any(item.layers is not None for item in group):
+            return False
+        rows, longest = self._shapes.filled(len(group)), max(item.left for item in group)
+        return rows * longest <= tokens and (rows - len(group)) * longest <= (worth or 0)
 
     def _may_share(self, group: Sequence[Reading], entry: Reading, tokens: int, worth: int | None) -> bool:
         lengths = [item.left for item in (*group, entry)]
@@ -201,7 +210,11 @@ class Readings:
         """Read prompts whole into empty caches; the batch's caches."""
         lengths = [entry.left for entry in group]
         layers = self._network.caches()
-        self._pass(group, lengths, layers)
+        blank = self._shapes.filled(len(group)) - len(group) if self.company.padded else 0
+        self._pass(group, lengths, layers, blank)
+        if blank:
+            for layer in layers:
+                layer.keys, layer.values = layer.keys[: len(group)], layer.values[: len(group)]
         for at, (entry, length) in enumerate(zip(group, lengths, strict=True)):
             entry.held = entry.tokens[:length]
             if self._network.keeps(entry):
@@ -248,15 +261,17 @@ class Readings:
             self._join([entry], batch, None if entry.last else logits)
         return count
 
-    def _pass(self, group: Sequence[Reading], counts: Sequence[int], layers: list[Any]) -> mx.array | None:
+    def _pass(
+        self, group: Sequence[Reading], counts: Sequence[int], layers: list[Any], blank: int = 0
+    ) -> mx.array | None:
         longest = length = max(counts)
         start = len(group[0].held)
         if self.company.padded and group[0].shares:
             length = self._shapes.length(longest)
             if self._context is not None and start + length > self._context:
                 length = longest
-        self._shapes.note(len(group), length, start + length)
-        return self._network.read(group, counts, length, layers)
+        self._shapes.note(len(group) + blank, length, start + length)
+        return self._network.read(group, counts, length, layers, blank)
 
     def _join(self, entries: Sequence[Reading], batch: Batch, logits: mx.array | None = None) -> None:
         """Let rows with caches of their own into the batch."""

@@ -1,4 +1,4 @@
-"""What a shared batch is made of: rows, each one answer, and the decoder that advances them together."""
+"""The parts of a shared batch: rows, each one answer, and the decoder that advances them together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sizes of passes a device has met; some compile for each new one."""
+"""Which sizes of input a device has met: some compile for each new one, and who comes first waits."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class Shapes:
     def rows(self, count: int) -> int:
         """So many rows, or fewer where new sizes are dear: a power of two."""
         return 1 << (count.bit_length() - 1) if self.costly and count else count
+
+    def filled(self, count: int) -> int:
+        """So many rows and blank ones behind them, where new sizes are dear: the next power of two."""
+        return 1 << (count - 1).bit_length() if self.costly and count else count
 
     def note(self, *size: Hashable) -> None:
         """Tell of a pass; of prompts: rows, positions read, positions that the longest row holds then."""

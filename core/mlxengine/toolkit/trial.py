@@ -16,6 +16,7 @@ from attrs import evolve
 from mlx.utils import tree_flatten
 
 from ..errors import out_of_memory
+from .dtype import precise
 from .joining import Company, Merge, batch_of, matrix, merged
 
 EXACT = 1e-3
@@ -82,7 +83,8 @@ class Trial:
         if self.done:
             return False
         self.done = True
-        self._try()
+        with precise(self._network):
+            self._try()
         return True
 
     def _try(self) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from attrs import field, frozen
 
-from ..contract.events import Array, Finished, Metrics
+from ..contract.events import Array, Event, Finished, Metrics
 from ..contract.tokens import TokenUsage
 from ..errors import InvalidParameterError
 from .outputs import Embeddings
@@ -57,15 +57,19 @@ class Gathered:
     """Collects the vectors of a request into one block, in the order of its texts.
 
     Args:
-        count: how many texts there are.
-        dimension: length of a vector where no text says it (an empty request).
         request: what was asked for.
+        dimension: length of a vector where no text says it (an empty request).
+        report: called with how many texts are done.
     """
 
-    def __init__(self, count: int, dimension: int, request: EmbedRequest) -> None:
-        self.count = count
-        self.done = 0
-        self.finished = Finished()
+    def __init__(
+        self, request: EmbedRequest, dimension: int, report: Callable[[int], None] | None = None
+    ) -> None:
+        self.request = request
+        self._count = len(request.texts)
+        self._report = report
+        self._done = 0
+        self._finished = Finished()
         size = min(dimension, request.truncate_dim or dimension)
         self._dimension = (size + 7) // 8 if request.precision.endswith("binary") else size
         self._width = self._dimension * _BYTES.get(request.precision, 4)
@@ -75,39 +79,51 @@ class Gathered:
         self._tokens: dict[int, Array] = {}
         self._truncated: list[int] = []
 
-    def add(self, event: Embeddings) -> None:
-        """Put an event's vectors into their places."""
-        self.done += len(event.indices)
+    def add(self, event: Event) -> None:
+        """Take note of an event: vectors go into their places."""
+        if isinstance(event, Finished):
+            self._finished = event
+        if not isinstance(event, Embeddings):
+            return
         self._truncated += event.truncated
         self._tokens.update(zip(event.indices, event.tokens, strict=False))
-        if event.vectors is None:
-            return
+        if event.vectors is not None:
+            self._put(event.indices, event.vectors)
+        self._done += len(event.indices)
+        if self._report is not None:
+            self._report(self._done)
+
+    def _put(self, indices: tuple[int, ...], vectors: Array) -> None:
         if self._block is None:
-            self._dimension, self._dtype = event.vectors.shape[-1], event.vectors.dtype
-            self._width = len(event.vectors.data) // max(1, len(event.indices))
-            self._block = bytearray(self.count * self._width)
-        data, width = memoryview(event.vectors.data).cast("B"), self._width
-        for place, index in enumerate(event.indices):
+            self._dimension, self._dtype = vectors.shape[-1], vectors.dtype
+            self._width = len(vectors.data) // max(1, len(indices))
+            self._block = bytearray(self._count * self._width)
+        data, width = memoryview(vectors.data).cast("B"), self._width
+        for place, index in enumerate(indices):
             self._block[index * width : (index + 1) * width] = data[place * width : (place + 1) * width]
+
+    def whole(self) -> Vectors | TokenVectors:
+        """What was asked for: `vectors` or `tokens`."""
+        return self.tokens() if self.request.output == "tokens" else self.vectors()
 
     def vectors(self) -> Vectors:
         """The whole block."""
         return Vectors(
             data=bytes(self._block or b""),
-            shape=(self.count, self._dimension),
+            shape=(self._count, self._dimension),
             dtype=self._dtype,
             truncated=tuple(sorted(self._truncated)),
-            usage=TokenUsage.of(self.finished.usage),
-            metrics=self.finished.metrics,
+            usage=TokenUsage.of(self._finished.usage),
+            metrics=self._finished.metrics,
         )
 
     def tokens(self) -> TokenVectors:
         """The matrices of all texts."""
         return TokenVectors(
-            arrays=tuple(self._tokens[index] for index in range(self.count)),
+            arrays=tuple(self._tokens[index] for index in range(self._count)),
             truncated=tuple(sorted(self._truncated)),
-            usage=TokenUsage.of(self.finished.usage),
-            metrics=self.finished.metrics,
+            usage=TokenUsage.of(self._finished.usage),
+            metrics=self._finished.metrics,
         )
 
     def rows(self) -> Iterator[Array]:
@@ -117,7 +133,7 @@ class Gathered:
             return
         block, width = bytes(self._block or b""), self._width
         self._block = None
-        for index in range(self.count):
+        for index in range(self._count):
             data = block[index * width : (index + 1) * width]
             yield Array(data=data, shape=(self._dimension,), dtype=self._dtype)
 

@@ -7,34 +7,30 @@ or ``"manhattan"``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal, overload
-
-from attrs import evolve
+from typing import Any, Literal, Unpack, overload
 
 from ..contract.events import Array
-from ..errors import InvalidParameterError
-from ..handle import ModelHandle
-from ._handle_async import AsyncEmbeddingHandle
+from ..handle import AsyncModelHandle, ModelHandle
 from ._shared import (
     DOCUMENT,
+    ITERATOR_CHUNK,
     QUERY,
     Embedder,
+    EmbedOptions,
     ProgressReport,
-    Ranges,
     Ranked,
+    Ranking,
     Texts,
-    as_tuple,
-    drain,
-    ranking,
+    VectorOptions,
+    are_texts,
+    embed_request,
+    matrix,
+    piecewise,
 )
-from ._vectors import Gathered, TokenVectors, Vectors, similarity_of
-from .outputs import Scores
-from .requests import EmbedRequest, RankRequest
-
-ITERATOR_CHUNK = 2048
-"""Texts of an iterator that make one request."""
+from ._vectors import Gathered, TokenVectors, Vectors
+from .requests import EmbedRequest
 
 
 class EmbeddingHandle(Embedder, ModelHandle):
@@ -45,15 +41,9 @@ class EmbeddingHandle(Embedder, ModelHandle):
         self,
         texts: Texts,
         *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        normalize: bool | None = None,
-        truncate_dim: int | None = None,
-        precision: str = "float32",
         output: Literal["pooled"] = "pooled",
-        batch_tokens: int | None = None,
-        ranges: Ranges | None = None,
         progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> Vectors: ...
 
     @overload
@@ -61,15 +51,9 @@ class EmbeddingHandle(Embedder, ModelHandle):
         self,
         texts: Texts,
         *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        normalize: bool | None = None,
-        truncate_dim: int | None = None,
-        precision: str = "float32",
         output: Literal["tokens"],
-        batch_tokens: int | None = None,
-        ranges: Ranges | None = None,
         progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> TokenVectors: ...
 
     @overload
@@ -77,121 +61,59 @@ class EmbeddingHandle(Embedder, ModelHandle):
         self,
         texts: Iterator[str],
         *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        normalize: bool | None = None,
-        truncate_dim: int | None = None,
-        precision: str = "float32",
         output: Literal["pooled", "tokens"] = "pooled",
-        batch_tokens: int | None = None,
-        ranges: Ranges | None = None,
         progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> Iterator[Array]: ...
 
     def embed(
         self,
         texts: Texts | Iterator[str],
         *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        normalize: bool | None = None,
-        truncate_dim: int | None = None,
-        precision: str = "float32",
         output: str = "pooled",
-        batch_tokens: int | None = None,
-        ranges: Ranges | None = None,
         progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> Vectors | TokenVectors | Iterator[Array]:
         """Vectors of texts.
 
         Args:
             texts: a text, a sequence of texts, or an iterator of texts. An iterator is read as its vectors
                 are taken, so a corpus need not fit in memory.
+            output: ``"pooled"``, or ``"tokens"`` for one vector a token.
+            progress: called with how many texts are done, and of how many.
             prompt: put before every text, as it is; ``""`` leaves out the model's default prompt.
             prompt_name: one of the model's own prompts.
             normalize: scale vectors to unit length; ``None`` does what the repository says.
             truncate_dim: keep the first dimensions only.
             precision: ``"float32"``, ``"float16"``, ``"int8"``, ``"uint8"``, ``"binary"``, ``"ubinary"``.
-            output: ``"pooled"``, or ``"tokens"`` for one vector a token.
             batch_tokens: most padded tokens in one step; ``None`` lets the plugin choose.
             ranges: (lowest, highest) of each dimension for ``"int8"`` and ``"uint8"``; needed with an
                 iterator, else taken from the texts.
-            progress: called with how many texts are done, and of how many.
 
         Returns:
             `Vectors` of shape (texts, dimension), also for a single text; `TokenVectors`; or for an iterator
             an iterator of one `Array` a text, in order.
 
         Raises:
-            InvalidParameterError: an argument is out of range, or a text is not a ``str``.
+            InvalidParameterError: an argument is unknown or out of range, or a text is not a ``str``.
             UnsupportedInputError: the model is a reranker.
         """
-        template = EmbedRequest(
-            texts=(),
-            prompt=prompt,
-            prompt_name=prompt_name,
-            normalize=normalize,
-            truncate_dim=truncate_dim,
-            precision=precision,
-            output=output,
-            batch_tokens=batch_tokens,
-            ranges=ranges,
-        )
         if isinstance(texts, Iterator):
-            return self._embed_iterator(texts, template, progress)
-        request = evolve(template, texts=as_tuple(texts))
-        gathered = self._gather(request, progress, 0, len(request.texts))
-        return gathered.tokens() if output == "tokens" else gathered.vectors()
+            return self._rows(texts, piecewise(output, options), progress)
+        request = embed_request(texts, output, options)
+        return self._gather(self._gathering(request, progress, total=len(request.texts))).whole()
 
     def embed_query(
-        self,
-        texts: Texts,
-        *,
-        normalize: bool | None = None,
-        truncate_dim: int | None = None,
-        precision: str = "float32",
-        batch_tokens: int | None = None,
-        ranges: Ranges | None = None,
-        progress: ProgressReport | None = None,
+        self, texts: Texts, *, progress: ProgressReport | None = None, **options: Unpack[VectorOptions]
     ) -> Vectors:
         """`embed` with the model's prompt for queries, or none if it has none."""
-        prompt, prompt_name = self._prompt(QUERY)
-        return self.embed(
-            texts,
-            prompt=prompt,
-            prompt_name=prompt_name,
-            normalize=normalize,
-            truncate_dim=truncate_dim,
-            precision=precision,
-            batch_tokens=batch_tokens,
-            ranges=ranges,
-            progress=progress,
-        )
+        return self.embed(texts, progress=progress, **self._with_prompt(QUERY, options))
 
     def embed_document(
-        self,
-        texts: Texts,
-        *,
-        normalize: bool | None = None,
-        truncate_dim: int | None = None,
-        precision: str = "float32",
-        batch_tokens: int | None = None,
-        ranges: Ranges | None = None,
-        progress: ProgressReport | None = None,
+        self, texts: Texts, *, progress: ProgressReport | None = None, **options: Unpack[VectorOptions]
     ) -> Vectors:
         """`embed` with the model's prompt for documents, or none if it has none."""
-        prompt, prompt_name = self._prompt(DOCUMENT)
-        return self.embed(
-            texts,
-            prompt=prompt,
-            prompt_name=prompt_name,
-            normalize=normalize,
-            truncate_dim=truncate_dim,
-            precision=precision,
-            batch_tokens=batch_tokens,
-            ranges=ranges,
-            progress=progress,
-        )
+        return self.embed(texts, progress=progress, **self._with_prompt(DOCUMENT, options))
 
     def similarity(self, left: Any, right: Any = None) -> Array:
         """How similar rows of two matrices are, by the model's own similarity function.
@@ -207,8 +129,7 @@ class EmbeddingHandle(Embedder, ModelHandle):
             InvalidParameterError: the vectors' lengths differ. (numpy must be installed.)
         """
         first = self._matrix(left)
-        second = first if right is None else self._matrix(right)
-        return similarity_of(first, second, str(self.info.get("similarity") or "cosine"))
+        return self._similarity(first, first if right is None else self._matrix(right))
 
     def rank(
         self,
@@ -229,52 +150,197 @@ class EmbeddingHandle(Embedder, ModelHandle):
             progress: called with how many documents are done, and of how many.
 
         Raises:
+            InvalidParameterError: ``top_k`` is below 1, or a text is not a ``str``.
             UnsupportedInputError: the model makes vectors, not scores.
         """
-        request = RankRequest(query=query, documents=as_tuple(documents), batch_tokens=batch_tokens)
-        scores: dict[int, float] = {}
-        with self.stream(request) as events:
+        ranking = Ranking(query, documents, top_k=top_k, batch_tokens=batch_tokens, progress=progress)
+        with self.stream(ranking.request) as events:
             for event in events:
-                if isinstance(event, Scores):
-                    scores.update(zip(event.indices, event.scores, strict=True))
-                    if progress is not None:
-                        progress(len(scores), len(request.documents))
-        return ranking(scores, request.documents, top_k)
+                ranking.add(event)
+        return ranking.best()
 
     def _matrix(self, value: Any) -> Any:
-        texts = isinstance(value, str) or (
-            isinstance(value, list | tuple) and bool(value) and isinstance(value[0], str)
-        )
-        if texts:
-            value = self.embed(value)
-        return value.numpy() if isinstance(value, Array) else value
+        return matrix(self.embed(value) if are_texts(value) else value)
 
-    def _gather(
-        self, request: EmbedRequest, progress: ProgressReport | None, before: int, total: int | None
-    ) -> Gathered:
-        gathered = Gathered(len(request.texts), int(self.info.get("dimension") or 0), request)
-        with self.stream(request) as events:
-            drain(events, gathered, progress, before, total)
+    def _gather(self, gathered: Gathered) -> Gathered:
+        with self.stream(gathered.request) as events:
+            for event in events:
+                gathered.add(event)
         return gathered
 
-    def _embed_iterator(
-        self, texts: Iterator[str], template: EmbedRequest, progress: ProgressReport | None
-    ) -> Iterator[Array]:
-        if template.precision in ("int8", "uint8") and template.ranges is None:
-            raise InvalidParameterError(
-                f"precision={template.precision!r} of an iterator needs the range of each dimension first.",
-                hint="Give ranges=(lowest, highest), taken from the float32 vectors of a sample.",
-            )
-        return self._rows(texts, template, progress)
-
     def _rows(
-        self, texts: Iterator[str], template: EmbedRequest, progress: ProgressReport | None
+        self,
+        texts: Iterator[str],
+        request_of: Callable[[Sequence[str]], EmbedRequest],
+        progress: ProgressReport | None,
     ) -> Iterator[Array]:
         done = 0
-        while chunk := tuple(islice(texts, ITERATOR_CHUNK)):
-            gathered = self._gather(evolve(template, texts=chunk), progress, done, None)
-            done += len(chunk)
-            yield from gathered.rows()
+        while piece := tuple(islice(texts, ITERATOR_CHUNK)):
+            yield from self._gather(self._gathering(request_of(piece), progress, done)).rows()
+            done += len(piece)
 
 
-__all__ = ["AsyncEmbeddingHandle", "EmbeddingHandle", "Ranked", "TokenVectors", "Vectors"]
+class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
+    """A loaded embedding model (`embed`, `similarity`) or reranker (`rank`), for asyncio.
+
+    Cancelling the task that waits cancels the request.
+    """
+
+    @overload
+    async def embed(
+        self,
+        texts: Texts,
+        *,
+        output: Literal["pooled"] = "pooled",
+        progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Vectors: ...
+
+    @overload
+    async def embed(
+        self,
+        texts: Texts,
+        *,
+        output: Literal["tokens"],
+        progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> TokenVectors: ...
+
+    @overload
+    async def embed(
+        self,
+        texts: Iterator[str] | AsyncIterator[str],
+        *,
+        output: Literal["pooled", "tokens"] = "pooled",
+        progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncIterator[Array]: ...
+
+    async def embed(
+        self,
+        texts: Texts | Iterator[str] | AsyncIterator[str],
+        *,
+        output: str = "pooled",
+        progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Vectors | TokenVectors | AsyncIterator[Array]:
+        """Vectors of texts; the arguments are those of `EmbeddingHandle.embed`.
+
+        An iterator may be asynchronous too: ``async for vector in await model.embed(texts)``. A plain one is
+        read on the event loop, 2,048 texts at a time, so it should not wait for anything.
+
+        Returns:
+            `Vectors` of shape (texts, dimension), also for a single text; `TokenVectors`; or for an iterator
+            an asynchronous iterator of one `Array` a text, in order.
+
+        Raises:
+            InvalidParameterError: an argument is unknown or out of range, or a text is not a ``str``.
+            UnsupportedInputError: the model is a reranker.
+        """
+        if isinstance(texts, Iterator | AsyncIterator):
+            return self._rows(texts, piecewise(output, options), progress)
+        request = embed_request(texts, output, options)
+        return (await self._gather(self._gathering(request, progress, total=len(request.texts)))).whole()
+
+    async def embed_query(
+        self, texts: Texts, *, progress: ProgressReport | None = None, **options: Unpack[VectorOptions]
+    ) -> Vectors:
+        """`embed` with the model's prompt for queries, or none if it has none."""
+        return await self.embed(texts, progress=progress, **self._with_prompt(QUERY, options))
+
+    async def embed_document(
+        self, texts: Texts, *, progress: ProgressReport | None = None, **options: Unpack[VectorOptions]
+    ) -> Vectors:
+        """`embed` with the model's prompt for documents, or none if it has none."""
+        return await self.embed(texts, progress=progress, **self._with_prompt(DOCUMENT, options))
+
+    async def similarity(self, left: Any, right: Any = None) -> Array:
+        """How similar rows of two matrices are, by the model's own similarity function; reckoned on a thread.
+
+        Args:
+            left: texts, or vectors (count, dimension).
+            right: texts or vectors; ``None`` compares ``left`` with itself.
+
+        Returns:
+            float32 of shape (rows of ``left``, rows of ``right``); higher is more similar.
+
+        Raises:
+            InvalidParameterError: the vectors' lengths differ. (numpy must be installed.)
+        """
+        import asyncio
+
+        first = await self._matrix(left)
+        second = first if right is None else await self._matrix(right)
+        return await asyncio.to_thread(self._similarity, first, second)
+
+    async def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_k: int | None = None,
+        batch_tokens: int | None = None,
+        progress: ProgressReport | None = None,
+    ) -> tuple[Ranked, ...]:
+        """The documents by relevance to the query, best first (cross-encoders).
+
+        The arguments are those of `EmbeddingHandle.rank`.
+
+        Raises:
+            InvalidParameterError: ``top_k`` is below 1, or a text is not a ``str``.
+            UnsupportedInputError: the model makes vectors, not scores.
+        """
+        ranking = Ranking(query, documents, top_k=top_k, batch_tokens=batch_tokens, progress=progress)
+        async with self.stream(ranking.request) as events:
+            async for event in events:
+                ranking.add(event)
+        return ranking.best()
+
+    async def _matrix(self, value: Any) -> Any:
+        return matrix(await self.embed(value) if are_texts(value) else value)
+
+    async def _gather(self, gathered: Gathered) -> Gathered:
+        async with self.stream(gathered.request) as events:
+            async for event in events:
+                gathered.add(event)
+        return gathered
+
+    async def _rows(
+        self,
+        texts: Iterator[str] | AsyncIterator[str],
+        request_of: Callable[[Sequence[str]], EmbedRequest],
+        progress: ProgressReport | None,
+    ) -> AsyncIterator[Array]:
+        done = 0
+        async for piece in _pieces(texts):
+            gathered = await self._gather(self._gathering(request_of(piece), progress, done))
+            for row in gathered.rows():
+                yield row
+            done += len(piece)
+
+
+async def _pieces(texts: Iterator[str] | AsyncIterator[str]) -> AsyncIterator[Sequence[str]]:
+    """The texts, as many at a time as make one request."""
+    if isinstance(texts, Iterator):
+        while piece := tuple(islice(texts, ITERATOR_CHUNK)):
+            yield piece
+        return
+    waiting: list[str] = []
+    async for text in texts:
+        waiting.append(text)
+        if len(waiting) == ITERATOR_CHUNK:
+            yield tuple(waiting)
+            waiting.clear()
+    if waiting:
+        yield tuple(waiting)
+
+
+__all__ = [
+    "AsyncEmbeddingHandle",
+    "EmbedOptions",
+    "EmbeddingHandle",
+    "Ranked",
+    "TokenVectors",
+    "VectorOptions",
+    "Vectors",
+]

@@ -192,3 +192,15 @@ def test_an_adapter_that_is_not_there_is_an_error(model: ImageHandle, tmp_path: 
         picture(model, lora=((str(tmp_path), 1.0),))
     with pytest.raises(InvalidParameterError, match="lora scale"):
         picture(model, lora=((str(tmp_path), float("inf")),))
+
+
+def test_an_adapter_on_a_hub_is_fetched_while_the_request_waits(
+    layers: Any, tiny_folder: Path, tmp_path: Path, hub: Any
+) -> None:
+    file = peft(layers, tmp_path)
+    hub.repos.add("org/adapter", {file.name: file.read_bytes()})
+    with InferenceEngine(endpoint=hub.endpoint, cache_dir=tmp_path / "cache") as engine:
+        model = engine.load_images(tiny_folder)
+        fetched = picture(model, lora=(("org/adapter", 1.0),))
+        assert np.abs(fetched - picture(model, lora=((str(file), 1.0),))).max() <= tolerance()
+        assert np.abs(fetched - picture(model)).max() > tolerance()

@@ -363,18 +363,27 @@ def test_the_asyncio_handle_gives_the_same(random_root: Path) -> None:
 
     from mlxengine import AsyncInferenceEngine
 
-    async def both() -> tuple[Any, Any, Any]:
+    async def all_of_it() -> tuple[Any, ...]:
         async with AsyncInferenceEngine() as engine:
             model = await engine.load_embeddings(embed_checkpoints.write("bert-dense", random_root))
             ranker = await engine.load_embeddings(embed_checkpoints.write("bert-reranker", random_root))
             vectors, query = await asyncio.gather(model.embed(WORDS), model.embed_query(WORDS))
-            return vectors, query, await ranker.rank(WORDS[4], WORDS, top_k=3)
+            tokens = await model.embed(WORDS, output="tokens")
+            rows = [row async for row in await model.embed(iter(WORDS), precision="float16")]
+            alike = await model.similarity(WORDS[:3], vectors)
+            return vectors, query, tokens, rows, alike, await ranker.rank(WORDS[4], WORDS, top_k=3)
 
-    vectors, query, ranked = asyncio.run(both())
+    vectors, query, tokens, rows, alike, ranked = asyncio.run(all_of_it())
     with InferenceEngine() as engine:
         model = engine.load_embeddings(embed_checkpoints.write("bert-dense", random_root))
         assert np.abs(vectors.numpy() - model.embed(WORDS).numpy()).max() < 1e-6
         assert np.abs(query.numpy() - model.embed_query(WORDS).numpy()).max() < 1e-6
+        for here, there in zip(tokens, model.embed(WORDS, output="tokens"), strict=True):
+            assert np.abs(here.numpy() - there.numpy()).max() < 1e-6
+        there = model.embed(WORDS, precision="float16").numpy()
+        assert rows[0].dtype == "float16"
+        assert np.abs(np.stack([row.numpy() for row in rows]) - there).max() < 1e-3
+        assert np.abs(alike.numpy() - model.similarity(WORDS[:3], vectors).numpy()).max() < 1e-6
     assert len(ranked) == 3
     assert ranked[0].score >= ranked[2].score
 

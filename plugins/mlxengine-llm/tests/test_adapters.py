@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlxengine_llm.plugin
 import pytest
-from llm_harness import Plugin, passes, raw, tokens_of, write_adapter
+from llm_harness import Plugin, passes, raw, tokens_of, write_adapter, write_tiny
 from mlxengine import GenerateParams, InferenceEngine, LoadAdapterRequest, UnloadAdapterRequest
 from mlxengine.errors import (
     CorruptFileError,
@@ -193,3 +195,31 @@ def test_an_adapter_of_the_configuration_is_not_loaded_twice(
     assert model.adapters.setup() == ()
     change(plugin, model, UnloadAdapterRequest(name="default"))
     assert model.adapters.setup() == (UnloadAdapterRequest(name="default"),)
+
+
+def test_an_adapter_that_comes_slowly_from_a_hub_stalls_no_other_answer(
+    tiny: Path, tmp_path: Path, hub: Any
+) -> None:
+    write_adapter(tmp_path / "adapter", tiny)
+    files = {item.name: item.read_bytes() for item in (tmp_path / "adapter").iterdir()}
+    hub.repos.add("org/adapter", files)
+    hub.faults.add("delay", "/api/models/", seconds=3.0)
+    other = write_tiny(tmp_path / "other", seed=1)
+    with InferenceEngine(endpoint=hub.endpoint, cache_dir=tmp_path / "cache") as engine:
+        adapted, talking = engine.load_text(tiny), engine.load_text(other)
+
+        def longest_gap(while_alive: threading.Thread) -> float:
+            while_alive.start()
+            gaps, before = [0.0], time.monotonic()
+            while while_alive.is_alive():
+                for _ in talking.stream(PROMPT, GenerateParams(max_tokens=20)):
+                    gaps.append(time.monotonic() - before)
+                    before += gaps[-1]
+            return max(gaps)
+
+        quiet = longest_gap(threading.Timer(1.0, lambda: None))
+        began = time.monotonic()
+        gap = longest_gap(threading.Thread(target=lambda: adapted.load_adapter("org/adapter", "a")))
+        assert time.monotonic() - began > 3
+        assert gap < quiet + 0.5
+        adapted.generate(PROMPT, GenerateParams(adapter="a", max_tokens=2))

@@ -19,17 +19,17 @@ def sources(item: ModelConfiguration) -> tuple[Provenance, ...]:
 
 
 def test_there_are_at_least_sixty_models_of_many_families_each_once() -> None:
-    ids = [item.id.casefold() for item in models.ALL]
+    ids = [item.id.casefold() for item in models.MODELS]
     assert len(ids) == len(set(ids))
-    assert len([item for item in models.ALL if item.base_model is None]) >= 60
-    assert len({item.family for item in models.ALL}) >= 20
-    registry = ModelRegistry(models.ALL)
+    assert len([item for item in models.MODELS if item.base_model is None]) >= 60
+    assert len({item.family for item in models.MODELS}) >= 20
+    registry = ModelRegistry(models.MODELS)
     sizes = [item.parameters or 0 for item in registry]
     assert sizes == sorted(sizes)
 
 
 def test_every_entry_can_be_asked_for_and_has_a_size() -> None:
-    for item in models.ALL:
+    for item in models.MODELS:
         assert ModelRef.parse(item.id).repo_id == item.id
         assert item.kind == "llm"
         assert item.parameters
@@ -38,8 +38,8 @@ def test_every_entry_can_be_asked_for_and_has_a_size() -> None:
 
 
 def test_at_least_sixty_models_have_license_context_and_memory_each_with_a_source() -> None:
-    registry = ModelRegistry(models.ALL)
-    originals = [item for item in models.ALL if item.base_model is None]
+    registry = ModelRegistry(models.MODELS)
+    originals = [item for item in models.MODELS if item.base_model is None]
     for wanted in ("license", "context_length", "memory_bytes", "parameter_count"):
         stated = [item for item in originals if registry.provenance(item.id, wanted)]
         assert len(stated) >= 60, (wanted, len(stated))
@@ -47,8 +47,8 @@ def test_at_least_sixty_models_have_license_context_and_memory_each_with_a_sourc
 
 
 def test_a_fact_is_there_with_a_source_or_not_at_all() -> None:
-    registry = ModelRegistry(models.ALL)
-    for item in models.ALL:
+    registry = ModelRegistry(models.MODELS)
+    for item in models.MODELS:
         for name in ("license", "context_length", "memory_bytes", "parameter_count", "template_notes"):
             if getattr(item, name) is not None:
                 assert registry.provenance(item.id, name), (item.id, name)
@@ -56,7 +56,7 @@ def test_a_fact_is_there_with_a_source_or_not_at_all() -> None:
 
 def test_sources_are_addresses_with_a_date_and_fields_that_exist() -> None:
     known = attrs.fields_dict(ModelConfiguration)
-    for item in models.ALL:
+    for item in models.MODELS:
         for source in sources(item):
             assert source.source.startswith("https://"), item.id
             assert date.fromisoformat(source.checked) <= date.today()
@@ -66,8 +66,8 @@ def test_sources_are_addresses_with_a_date_and_fields_that_exist() -> None:
 
 
 def test_conversions_lead_to_an_entry_and_the_entry_to_them() -> None:
-    registry = ModelRegistry(models.ALL)
-    conversions = [item for item in models.ALL if item.base_model]
+    registry = ModelRegistry(models.MODELS)
+    conversions = [item for item in models.MODELS if item.base_model]
     assert len(conversions) >= 60
     for item in conversions:
         base = registry.entry(item.base_model or "").configuration
@@ -78,7 +78,7 @@ def test_conversions_lead_to_an_entry_and_the_entry_to_them() -> None:
 
 def test_memory_is_parameters_times_bits() -> None:
     bits = {"none": 16.0, "4bit": 4.5, "8bit": 8.5}
-    figured = [item for item in models.ALL if item.memory_bytes and item.quantization in bits]
+    figured = [item for item in models.MODELS if item.memory_bytes and item.quantization in bits]
     assert len(figured) >= 200
     for item in figured:
         assert item.memory_bytes == pytest.approx(
@@ -87,7 +87,7 @@ def test_memory_is_parameters_times_bits() -> None:
 
 
 def test_a_size_in_a_name_is_near_the_number_of_weights() -> None:
-    for item in models.ALL:
+    for item in models.MODELS:
         if item.parameter_count is not None:
             assert 0.65 < (item.parameters or 0) / item.parameter_count < 1.15, item.id
 

@@ -11,7 +11,7 @@ from llm_harness import TEMPLATE, Plugin, write_tiny
 from mlxengine import Finished, GenerateParams, Message, ReasoningDelta, TextDelta, TextRequest, ToolCall
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 from mlxengine.text.messages import ToolCallPart
-from mlxengine.text.tools import answer_with_tools, call, describe
+from mlxengine.text.tools import call, describe
 
 # What a template that mlx-lm recognises names: the markers, and how a call is written.
 TOOLS = "{% if tools %}<tool_call>{{ tools }}{# tool_call.name #}{% endif %}" + TEMPLATE
@@ -179,38 +179,6 @@ def test_what_a_tool_raises_is_shown_to_the_model() -> None:
         ToolCallPart("4", "wether", {}),
     ):
         assert call([weather], wrong).error
-
-
-class Scripted:
-    """A handle whose replies are given."""
-
-    def __init__(self, *replies: Any) -> None:
-        self.replies, self.seen = list(replies), []
-
-    def generate(self, messages: Any, *_args: Any, **_more: Any) -> Any:
-        self.seen.append(messages)
-        return self.replies.pop(0)
-
-
-def test_the_tool_loop_runs_calls_and_ends_within_its_bound() -> None:
-    from mlxengine.text.replies import TextReply
-
-    def asks(**arguments: Any) -> Any:
-        made = [
-            ToolCall(id="1", name="weather", arguments=arguments),
-            ToolCall(id="2", name="weather", error="?"),
-        ]
-        return TextReply(text="", tool_calls=tuple(made))
-
-    model = Scripted(asks(city="Wien"), asks(city="Nowhere"), TextReply(text="sunny"))
-    reply, messages = answer_with_tools(model, "How is it?", [weather])  # type: ignore[arg-type]
-    assert reply.text == "sunny"
-    results = [part for message in messages for part in message.parts if hasattr(part, "error")]
-    assert [item.error for item in results] == [False, True, True, True]
-    endless = Scripted(*[asks(city="Wien")] * 9)
-    reply, _ = answer_with_tools(endless, "?", [weather], rounds=2)  # type: ignore[arg-type]
-    assert reply.tool_calls
-    assert len(endless.seen) == 3
 
 
 def test_the_last_event_is_the_only_end(plugin: Plugin, talker: Path) -> None:

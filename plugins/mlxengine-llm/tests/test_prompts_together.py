@@ -12,10 +12,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from attrs import frozen
-from llm_harness import Plugin, write_tiny
+from llm_harness import Plugin, tokens_of, write_tiny
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.utils import load_model
 from mlxengine import GenerateParams, TextRequest
+from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.shapes import Shapes
 from simulated_device import SimulatedDevice
 
@@ -174,6 +175,27 @@ def test_the_simulated_device_charges_a_pass_its_tokens_and_each_new_shape_once(
             network(mx.ones(shape, mx.int32))
         assert now() - began == time.monotonic() - began == 3 * (1.0 + 6 * 0.5) + 2 * 100.0
     assert (len(device.passes), len(device.shapes), device.tokens) == (3, 2, 18)
+
+
+@pytest.mark.parametrize(("worth", "sizes"), [(100, [8]), (50, [4, 2, 1])])
+def test_blank_rows_make_up_the_size_of_a_pass_where_another_costs_more(
+    plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch, worth: int, sizes: list[int]
+) -> None:
+    """``worth``: tokens that are read in the time that a pass takes for itself."""
+    monkeypatch.setattr(Pace, "worth", worth)
+    params = GenerateParams(max_tokens=8, temperature=0, ignore_eos=True)
+    asked = [TextRequest(prompt_tokens=list(one), params=params) for one in wave(7, 100, 8).prompts]
+    device = SimulatedDevice()
+    model = plugin.load(tiny, flags={"prompt_cache": False})
+    alone = [tokens_of(plugin.run([plugin.start(model, one)])[0]) for one in asked]
+    device.put(model.network)
+    model.trial.done = True
+    model.shapes = Shapes(device.a_shape)
+    model.batch.close()
+    with device.clock():
+        together = plugin.run([plugin.start(model, one, budget_ms=1000.0) for one in asked])
+    assert [rows for rows, positions in device.passes if positions > 1] == sizes
+    assert [tokens_of(events) for events in together] == alone
 
 
 @pytest.mark.parametrize("cache_step", [None, 256])

@@ -4,7 +4,9 @@ import contextlib
 import io
 from pathlib import Path
 
+import pytest
 from mlxengine import InferenceEngine
+from mlxengine.errors import InvalidParameterError
 from mlxengine_audio import ListenRequest, Speech, Voice
 from mlxengine_audio.cli import main
 
@@ -46,3 +48,9 @@ def test_the_verb_prints_when_somebody_speaks() -> None:
     with contextlib.redirect_stdout(out):
         assert main([str(HERE / "specimen"), str(HERE / "two-sentences.wav")]) == 0
     assert len(out.getvalue().splitlines()) == 3  # the comma is a pause too
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.5, float("nan"), "high", None])
+def test_a_threshold_that_is_no_probability_is_refused(threshold: object) -> None:
+    with pytest.raises(InvalidParameterError, match="threshold"):
+        ListenRequest(path="a.wav", threshold=threshold)  # type: ignore[arg-type]

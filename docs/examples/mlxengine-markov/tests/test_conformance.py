@@ -1,6 +1,7 @@
 """The clauses that every plugin keeps, on this one."""
 
-from mlxengine.errors import UnsupportedInputError
+import pytest
+from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 from mlxengine.testing import Example, PluginConformance, Specimen
 from mlxengine_markov import SPECIMEN, ContinueRequest
 
@@ -23,3 +24,9 @@ class TestMarkov(PluginConformance):
         ],
         refused=[(ContinueRequest(text="\0"), UnsupportedInputError)],
     )
+
+
+@pytest.mark.parametrize("length", [0, -1, "four", None, True])
+def test_a_length_that_is_no_number_of_words_is_refused(length: object) -> None:
+    with pytest.raises(InvalidParameterError, match="length"):
+        ContinueRequest(length=length)  # type: ignore[arg-type]

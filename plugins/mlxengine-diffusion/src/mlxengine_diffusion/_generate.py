@@ -51,7 +51,7 @@ def generate(model: PictureModel, request: ImageRequest, context: RunContext) ->
         InvalidParameterError, UnsupportedInputError, FeatureUnavailableError: it cannot be served.
     """
     job = plan(model.pipeline, request, context)
-    return _run(model, request, job)
+    return _run(model, request, job, context)
 
 
 def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
@@ -144,10 +144,8 @@ def _adapters(
         reference, scale = item
         _number("lora scale", scale, -100, 100)
         path = Path(reference).expanduser()
-        if not path.exists():
-            if context.fetch is None:
-                _refuse(f"The adapter {reference!s} does not exist, and nothing can be fetched here.")
-            path = context.fetch(str(reference), _LORA_FILES)
+        if context.fetch is None and not path.exists():
+            _refuse(f"The adapter {reference!s} does not exist, and nothing can be fetched here.")
         found.append((path, float(scale)))
     return tuple(found)
 
@@ -164,8 +162,21 @@ def _low_memory(pipeline: Pipeline, request: ImageRequest, context: RunContext) 
     return request.low_memory
 
 
-def _run(model: PictureModel, request: ImageRequest, first: Job) -> Generator[Event | None, None, None]:
+def _fetched(job: Job, context: RunContext) -> Generator[Event | None, None, Job]:
+    """The job with the folders of adapters that are on the hub."""
+    found = []
+    for path, scale in job.lora:
+        if context.fetch is not None and not path.exists():
+            path = yield from context.fetch(str(path), _LORA_FILES)
+        found.append((path, scale))
+    return evolve(job, lora=tuple(found))
+
+
+def _run(
+    model: PictureModel, request: ImageRequest, planned: Job, context: RunContext
+) -> Generator[Event | None, None, None]:
     pipeline = model.pipeline
+    first = yield from _fetched(planned, context)
     report = pipeline.read_prompt(first)
     if report.truncated:
         _log.warning("The prompt is longer than the model takes; left out: %s", report.truncated)

@@ -60,4 +60,11 @@ CPU_KERNELS = Feature(
     probe=_library,
 )
 
-ALL: tuple[Feature[Any], ...] = (EMBEDDINGS, RERANKING, BATCH, QUANTIZATION, CUSTOM_TOKENIZERS, CPU_KERNELS)
+FEATURES: tuple[Feature[Any], ...] = (
+    EMBEDDINGS,
+    RERANKING,
+    BATCH,
+    QUANTIZATION,
+    CUSTOM_TOKENIZERS,
+    CPU_KERNELS,
+)

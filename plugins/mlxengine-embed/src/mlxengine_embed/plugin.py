@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def list_features() -> Sequence[Feature[Any]]:
-    return features.ALL
+    return features.FEATURES
 
 
 @hookimpl

@@ -21,11 +21,12 @@ from mlxengine.errors import (
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.estimate import architectures, context_length, estimator, text_config
 from mlxengine.toolkit.gguf_support import choose_file, gguf_problem, no_readable_file
+from mlxengine.toolkit.media import describes_media, takes_media
 from mlxengine.toolkit.source import constant
 
 FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
 _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_NOT_GENERATORS = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification")
+_NOT_GENERATORS = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "VisionModel")
 _QUANTIZERS = {"bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}
 
 
@@ -36,19 +37,20 @@ def claim(card: ModelCard) -> Claim | None:
     config = card.config
     if not isinstance(config.get("model_type"), str) or "model_index.json" in card.documents or _embeds(card):
         return None
-    module = module_of(config)
-    if module is None and not _claims_to_generate(config):
+    module, media, generates = module_of(config), takes_media(card), _claims_to_generate(config)
+    wanted = card.configuration.plugin == "llm"
+    if module is None and not (generates and (wanted or not (media or describes_media(config)))):
         return None
-    if _sees(config) and (module is None or not _claims_to_generate(config)):
+    if media and not (generates or wanted):
         return None
     return Claim(
         kind="llm",
-        fit=_fit(config),
+        fit=_fit(config, module, media),
         files=(*FILES, "*.py") if card.configuration.trust_remote_code else FILES,
         capabilities=_capabilities(card),
         estimate=estimator(card),
         problem=_problem(card, module),
-        reason="text only, pictures are ignored" if _sees(config) else f"mlx-lm's {module}",
+        reason=_reason(module, media),
     )
 
 
@@ -120,13 +122,19 @@ def _remapping() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
     return plain, special
 
 
-def _fit(config: Mapping[str, Any]) -> Fit:
-    if _sees(config):
+def _fit(config: Mapping[str, Any], module: str | None, media: bool) -> Fit:
+    if media or (module is None and not config.get("model_file")):  # whoever does more comes first
         return Fit.FALLBACK
     # A backbone without a head (Qwen3Model, Gemma3TextModel) is more often an encoder than not.
     names = architectures(config)
     headless = bool(names) and all(n.endswith("Model") and not n.endswith("LMHeadModel") for n in names)
     return Fit.PARTIAL if headless else Fit.NATIVE
+
+
+def _reason(module: str | None, media: bool) -> str:
+    if module is None:
+        return "a language model that mlx-lm does not know"
+    return "text only: pictures and sound are left out" if media else f"mlx-lm's {module}"
 
 
 def _claims_to_generate(config: Mapping[str, Any]) -> bool:
@@ -136,10 +144,6 @@ def _claims_to_generate(config: Mapping[str, Any]) -> bool:
 def _embeds(card: ModelCard) -> bool:
     names = architectures(card.config)
     return "modules.json" in card.documents or any(name.endswith(_NOT_GENERATORS) for name in names)
-
-
-def _sees(config: Mapping[str, Any]) -> bool:
-    return any(isinstance(config.get(key), Mapping) for key in ("vision_config", "audio_config"))
 
 
 def _capabilities(card: ModelCard) -> frozenset[str]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.base import scaled_dot_product_attention
 from mlxengine.toolkit.answers import Answer
+from mlxengine.toolkit.attention import DecodeAttention
 from mlxengine.toolkit.decoding import TogetherDecoder
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.joining import matrix
@@ -125,6 +127,7 @@ class _Passes:
     ) -> None:
         self._network = network
         self._adapters = adapters
+        self._attention = DecodeAttention(network, scaled_dot_product_attention)
         self.caches = caches
         self.keep = keep
 
@@ -133,17 +136,20 @@ class _Passes:
 
     def decode(self, rows: Sequence[Row], tokens: mx.array, layers: list[Any]) -> mx.array:
         self._adapters.use(*map(adapter_of, rows))
-        logits: mx.array = self._network(tokens, cache=layers)[:, -1, :]
+        with self._attention:
+            logits: mx.array = self._network(tokens, cache=layers)[:, -1, :]
         return logits
 
     def read(
-        self, group: Sequence[Reading], counts: Sequence[int], length: int, layers: list[Any]
+        self, group: Sequence[Reading], counts: Sequence[int], length: int, layers: list[Any], blank: int = 0
     ) -> mx.array | None:
-        self._adapters.use(*(adapter_of(entry.row) for entry in group))
         pieces = [
             entry.tokens[len(entry.held) : len(entry.held) + count]
             for entry, count in zip(group, counts, strict=True)
         ]
+        pieces += pieces[-1:] * blank
+        adapters = [adapter_of(entry.row) for entry in group]
+        self._adapters.use(*adapters, *adapters[-1:] * blank)
         self._network(matrix(pieces, length), cache=layers)
         return None
 

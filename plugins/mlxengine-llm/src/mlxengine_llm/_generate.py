@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from mlxengine import (
     Event,
@@ -83,7 +84,8 @@ def _change_adapters(
 ) -> Iterator[Event | None]:
     context.features.require(features.LORA)
     if isinstance(request, LoadAdapterRequest):
-        folder = adapter_folder(request.source, context.fetch)
+        found = adapter_folder(request.source, context.fetch)
+        folder = found if isinstance(found, Path) else (yield from found)
         model.adapters.load(request.name, folder, scale=request.scale)
         if request.default:
             model.adapters.default = request.name

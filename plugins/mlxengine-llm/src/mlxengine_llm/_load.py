@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import (
@@ -38,6 +38,7 @@ from . import features
 from ._caches import Serving, caches_for
 from ._claim import is_gguf
 
+T = TypeVar("T")
 _log = logging.getLogger("mlxengine.llm.load")
 _TOKENIZER_FILES = ("*.json", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
 _REMOTE = "Read the repository's code first; then load with trust_remote_code=True if you trust it."
@@ -335,8 +336,8 @@ def _wrapped(folder: Path, settings: dict[str, Any], eos: Any) -> Any:
         return found
 
 
-def adapter_folder(source: str, fetch: Callable[[str, Sequence[str]], Path] | None) -> Path:
-    """A local adapter's folder, or that of one fetched from the hub.
+def adapter_folder(source: str, fetch: Callable[[str, Sequence[str]], T] | None) -> Path | T:
+    """A local adapter's folder, or what ``fetch`` gives for one that is on the hub.
 
     Raises:
         ModelNotFoundError: there is no such folder, and nothing can be fetched.
@@ -347,9 +348,9 @@ def adapter_folder(source: str, fetch: Callable[[str, Sequence[str]], Path] | No
 
 
 def local_folder(
-    source: str, fetch: Callable[[str, Sequence[str]], Path] | None, files: Sequence[str], what: str
-) -> Path:
-    """A local folder, or that of a repository whose ``files`` are fetched.
+    source: str, fetch: Callable[[str, Sequence[str]], T] | None, files: Sequence[str], what: str
+) -> Path | T:
+    """A local folder, or what ``fetch`` gives for the ``files`` of a repository.
 
     Raises:
         ModelNotFoundError: there is no such folder, and nothing can be fetched.

@@ -181,7 +181,7 @@ UNPACK = Feature(
     probe=_library,
 )
 
-ALL: tuple[Feature[Any], ...] = (
+FEATURES: tuple[Feature[Any], ...] = (
     STALL_FACTOR,
     TOOL_CALLING,
     REASONING,

@@ -10,6 +10,6 @@ from pathlib import Path
 from mlxengine import ModelConfiguration
 from mlxengine.registry import read_entries
 
-ALL = read_entries(Path(__file__).with_name("models.json"), ModelConfiguration)
+MODELS = read_entries(Path(__file__).with_name("models.json"), ModelConfiguration)
 
-__all__ = ["ALL"]
+__all__ = ["MODELS"]

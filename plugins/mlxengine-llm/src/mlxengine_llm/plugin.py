@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @hookimpl
 def list_features() -> Sequence[Feature[Any]]:
-    return features.ALL
+    return features.FEATURES
 
 
 @hookimpl
 def list_models() -> Sequence[ModelConfiguration]:
     from . import models
 
-    return models.ALL
+    return models.MODELS
 
 
 @hookimpl

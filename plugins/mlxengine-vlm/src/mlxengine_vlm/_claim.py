@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from mlxengine.errors import (
 )
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.estimate import architectures, estimator, number
-from mlxengine.toolkit.source import constant
+from mlxengine.toolkit.media import has_encoders, media_part, takes_media
+from mlxengine.toolkit.source import constant, keys
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.jsonl")
 _GENERATORS = (
@@ -27,23 +29,8 @@ _GENERATORS = (
     "LMHeadModel",
     "ForImageTextToText",
 )
-# These see, but have no vision_config.
-_SEEING = frozenset(
-    {
-        "bunny-llama",
-        "deepseek_vl_v2",
-        "llava-qwen2",
-        "llava_qwen2",
-        "minicpmo",
-        "molmo",
-        "moondream1",
-        "moondream2",
-        "moondream3",
-        "multi_modality",
-        "phi3_v",
-        "phi4mm",
-    }
-)
+# An architecture named for another task: it sees, and has no text to give.
+_OTHER_TASK = re.compile(r"For(?!CausalLM|ConditionalGeneration|Vision2Seq|ImageTextToText)[A-Z]")
 
 FAULTS = {
     "glm4v": "its encoder interpolates positions linearly, transformers cubically",
@@ -63,27 +50,43 @@ def claim(card: ModelCard) -> Claim | None:
     if card.source is Source.GGUF or not config or "model_index.json" in card.documents:
         return None
     kind = config.get("model_type")
-    if not isinstance(kind, str) or not sees(config) or not _generates(config) or _embeds(card):
+    if not isinstance(kind, str) or not _sees(card, kind) or "modules.json" in card.documents:
         return None
     found = library_name(kind)
-    fault = FAULTS.get(found or "")
+    chats = _chats(config, kind, found)
+    if not chats and found is None:
+        return None
+    blind = has_encoders(card) is False
+    fit, reason = Fit.NATIVE, f"mlx-vlm's {found}"
+    if found is None:
+        fit, reason = Fit.PARTIAL, "it takes pictures, and mlx-vlm does not know it"
+    elif blind:
+        fit, reason = Fit.FALLBACK, f"mlx-vlm's {found}, for text alone: the weights hold no encoder"
+    elif _encodes_first(config):
+        fit, reason = Fit.PARTIAL, f"mlx-vlm's {found}, an encoder-decoder"
+    elif not chats:
+        fit, reason = Fit.FALLBACK, f"mlx-vlm's {found} does not answer in text"
+    elif found in FAULTS:
+        fit, reason = Fit.PARTIAL, f"mlx-vlm's {found}: {FAULTS[found]}"
     return Claim(
         kind="vlm",
-        fit=Fit.NATIVE if found and fault is None else Fit.PARTIAL,
+        fit=fit,
         files=(*FILES, "*.py") if card.configuration.trust_remote_code else FILES,
-        capabilities=_capabilities(card),
+        capabilities=_capabilities(card, blind),
         estimate=_estimator(card),
-        problem=_problem(card, found),
-        reason=(f"mlx-vlm's {found}" + (f": {fault}" if fault else ""))
-        if found
-        else "it takes pictures, and mlx-vlm does not know it",
+        problem=_problem(card, found, chats),
+        reason=reason,
     )
 
 
-def sees(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration describes a model that takes pictures or sound."""
-    parts = ("vision_config", "audio_config", "vision_tower_config", "mm_vision_tower")
-    return config.get("model_type") in _SEEING or any(config.get(part) for part in parts)
+def _sees(card: ModelCard, kind: str) -> bool:
+    """Whether this plugin has anything to say about a model; one whose encoder was left out included."""
+    if media_part(card.config, "vision_config", "audio_config") is not None or takes_media(card):
+        return True
+    # Families that have no such part, in a checkpoint whose names nobody knows.
+    return (
+        has_encoders(card) is None and "text_config" not in card.config and _has_encoder(library_name(kind))
+    )
 
 
 def library_name(kind: str) -> str | None:
@@ -109,24 +112,52 @@ def _remapping() -> dict[str, str]:
     return found or {}
 
 
-def _generates(config: Mapping[str, Any]) -> bool:
+@functools.cache
+def _has_encoder(name: str | None) -> bool:
+    """Whether mlx-vlm's model of this name has a part for pictures or sound; one small file is read."""
+    folder = _library()
+    if folder is None or name is None:
+        return False
+    text = folder.joinpath("models", name, "__init__.py").read_text("utf-8", "replace")
+    return re.search(r"VisionConfig|VisionModel|AudioConfig", text) is not None
+
+
+@functools.cache
+def _prompted() -> frozenset[str]:
+    """The model types for which mlx-vlm knows how a prompt with media is written: those that chat."""
+    folder = _library()
+    found = () if folder is None else keys(folder / "prompt_utils.py", "MODEL_CONFIG")
+    return frozenset(name.replace("-", "_") for name in found)
+
+
+def _chats(config: Mapping[str, Any], kind: str, found: str | None) -> bool:
     names = architectures(config)
-    return not names or any(name.endswith(_GENERATORS) for name in names)
+    if any(_OTHER_TASK.search(name) for name in names):
+        return False
+    known = kind.lower().replace("-", "_") in _prompted() or found in _prompted()
+    return known or not names or any(name.endswith(_GENERATORS) for name in names)
 
 
-def _embeds(card: ModelCard) -> bool:
-    return "modules.json" in card.documents
+def _encodes_first(config: Mapping[str, Any]) -> bool:
+    """Whether an encoder reads all before the decoder writes, as in models for translation (Florence-2)."""
+    parts = (config, config.get("text_config"), config.get("decoder"))
+    return any(
+        isinstance(part, Mapping) and (part.get("is_encoder_decoder") or part.get("encoder_attention_heads"))
+        for part in parts
+    )
 
 
-def _capabilities(card: ModelCard) -> frozenset[str]:
+def _capabilities(card: ModelCard, blind: bool) -> frozenset[str]:
     config = card.config
     found = {"text"}
-    if config.get("vision_config") or config.get("model_type") in _SEEING or config.get("mm_vision_tower"):
-        found.add("vision")
-    if config.get("video_token_id") is not None or config.get("video_token_index") is not None:
-        found.add("video")
-    if config.get("audio_config"):
-        found.add("audio")
+    if not blind:
+        hears = media_part(config, "audio_config") is not None
+        if media_part(config, "vision_config") is not None or not hears:
+            found.add("vision")
+        if media_part(config, "video_token_id", "video_token_index") is not None:
+            found.add("video")
+        if hears:
+            found.add("audio")
     settings = [card.documents.get(name) for name in ("tokenizer_config.json", "processor_config.json")]
     inline = any(isinstance(item, Mapping) and item.get("chat_template") for item in settings)
     if inline or any(name in card.names() for name in ("chat_template.jinja", "chat_template.json")):
@@ -151,7 +182,7 @@ def _estimator(card: ModelCard) -> Any:
     return estimate
 
 
-def _problem(card: ModelCard, found: str | None) -> LoadError | None:
+def _problem(card: ModelCard, found: str | None, chats: bool) -> LoadError | None:
     config, name = card.config, card.id
     if (problem := config_problem(name, config, card.tensors)) is not None:
         return problem
@@ -162,8 +193,19 @@ def _problem(card: ModelCard, found: str | None) -> LoadError | None:
         )
     if found is None:
         return UnsupportedArchitectureError(
-            f"{name} has the architecture {config.get('model_type')!r}, which mlx-vlm does not implement.",
+            f"{name} has the model_type {config.get('model_type')!r}, which mlx-vlm does not implement.",
             hint="Update mlx-vlm, or choose another model: `mlxengine models --kind vlm`.",
+        )
+    if _encodes_first(config):
+        return UnsupportedArchitectureError(
+            f"{name} is an encoder-decoder (mlx-vlm's {found}), and this plugin runs decoders alone.",
+            hint="Choose a model without one: `mlxengine models --kind vlm`; mlx-vlm itself runs this one.",
+        )
+    if not chats:
+        return UnsupportedArchitectureError(
+            f"{name} is mlx-vlm's {found} for another task than to answer in text, "
+            f"by its architecture {', '.join(architectures(config))}.",
+            hint="Choose a model that answers in text: `mlxengine models --kind vlm`.",
         )
     if card.files and not card.names(".safetensors"):
         return IncompatibleWeightsError(
@@ -173,4 +215,4 @@ def _problem(card: ModelCard, found: str | None) -> LoadError | None:
     return None
 
 
-__all__ = ["FAULTS", "FILES", "claim", "library_name", "sees"]
+__all__ = ["FAULTS", "FILES", "claim", "library_name"]

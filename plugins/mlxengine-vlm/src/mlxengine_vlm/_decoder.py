@@ -126,7 +126,7 @@ class _Passes:
         return _last(self._language.follow(tokens, layers, self._ahead, crossed))
 
     def read(
-        self, group: Sequence[Reading], counts: Sequence[int], length: int, layers: list[Any]
+        self, group: Sequence[Reading], counts: Sequence[int], length: int, layers: list[Any], blank: int = 0
     ) -> mx.array | None:
         first = group[0]
         plans = [entry.plan for entry in group if isinstance(entry, VisionReading) and entry.plan is not None]
@@ -138,6 +138,7 @@ class _Passes:
             self._language.follow(tokens, layers, row.deltas, row.crossed)
             return None
         parts = [plan.take(count) for plan, count in zip(plans, counts, strict=True)]
+        parts += parts[-1:] * blank
         logits = self._language.read(parts, length, layers)
         return None if first.last else _last(logits)
 

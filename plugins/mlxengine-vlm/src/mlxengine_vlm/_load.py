@@ -195,12 +195,17 @@ def _stop_ids(
     card: ModelCard, tokenizer: Any, config: Mapping[str, Any], extra: tuple[str, ...]
 ) -> frozenset[int]:
     generation = card.documents.get("generation_config.json")
-    text = config.get("text_config")
-    stated: list[Any] = [tokenizer.eos_token_id]
-    stated += [part.get("eos_token_id") for part in (config, text, generation) if isinstance(part, Mapping)]
-    found: set[int] = set()
-    for item in stated:
-        found.update(item if isinstance(item, list | tuple) else () if item is None else (item,))
+    stated = {"config.json": config, "text_config of config.json": config.get("text_config")}
+    found: set[int] = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    for file, part in {**stated, "generation_config.json": generation}.items():
+        item = part.get("eos_token_id") if isinstance(part, Mapping) else None
+        ids = item if isinstance(item, list | tuple) else () if item is None else (item,)
+        if not all(isinstance(token, int) for token in ids):
+            raise LoadError(
+                f"eos_token_id in {file} is {str(item)[:60]!r}, which is no token's number.",
+                hint="Compare it with that of the original repository.",
+            )
+        found.update(ids)
     vocabulary = tokenizer.get_vocab()
     for name in extra:
         if name not in vocabulary:

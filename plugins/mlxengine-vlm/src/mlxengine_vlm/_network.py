@@ -14,7 +14,8 @@ from mlxengine.errors import (
     UnsupportedArchitectureError,
 )
 
-from ._checkpoint import normalise, rename
+from ._checkpoint import fitted, normalise, rename
+from ._faults import naming_fields, naming_tensors
 
 _SANITIZED = (
     ("VisionModel", "vision_config"),
@@ -51,43 +52,52 @@ def build(folder: Path, config: Mapping[str, Any]) -> Any:
             f"mlx-vlm has no model of type {plain.get('model_type')!r}: {error}.",
             hint="Update mlx-vlm, or choose another model: `mlxengine models --kind vlm`.",
         ) from error
-    try:
-        if plain.get("quantization_config") and "quantization" not in plain:
+    if plain.get("quantization_config") and "quantization" not in plain:
+        with naming_tensors(kind):
             return utils.load_model(folder, lazy=True)
-        return _assemble(utils, module, kind, folder, plain)
-    except (ValueError, KeyError, TypeError) as error:
-        raise IncompatibleWeightsError(
-            f"The checkpoint does not fit mlx-vlm's {kind}: {_short(error)}",
-            hint="Verify the download (`mlxengine hub verify --deep`), or use an mlx conversion of it.",
-        ) from error
+    _merge_generation(folder, plain)
+    tensors = rename(kind, _tensors(folder))
+    with naming_fields(kind, module, plain):
+        plain = fitted(module, plain)
+        settings = _settings(utils, module, folder, plain)
+        model = module.Model(settings)
+    with naming_tensors(kind):
+        declared = set(tensors)
+        tensors = _sanitized(utils, module, model, settings, tensors)
+        return utils.load_model_weights(model, plain, tensors, folder, lazy=True, declared_keys=declared)
 
 
-def _assemble(utils: Any, module: Any, kind: str, folder: Path, config: dict[str, Any]) -> Any:
-    _merge_generation(folder, config)
-    config.setdefault("text_config", config.pop("llm_config", {}))
-    config.setdefault("vision_config", {})
-    config.setdefault("audio_config", {})
+def _settings(utils: Any, module: Any, folder: Path, config: dict[str, Any]) -> Any:
+    """The configuration as the family's own classes have it."""
     settings = module.ModelConfig.from_dict(config)
     parts = ["text", "vision", "perceiver", "projector", "audio"]
     settings = utils.update_module_configs(settings, module, config, parts)
     settings = utils.apply_generation_config_defaults(settings, config)
     if hasattr(settings, "model_path"):
         settings.model_path = str(folder)
-    model = module.Model(settings)
-    tensors = rename(kind, _tensors(folder))
-    declared = set(tensors)
+    return settings
+
+
+def _sanitized(utils: Any, module: Any, model: Any, settings: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors under the names of the model's parameters."""
     tensors = utils.sanitize_weights(model, tensors)
     for name, section in _SANITIZED:
         if hasattr(module, name) and hasattr(settings, section):
             tensors = utils.sanitize_weights(getattr(module, name), tensors, getattr(settings, section))
-    return utils.load_model_weights(model, config, tensors, folder, lazy=True, declared_keys=declared)
+    return tensors
 
 
 def _tensors(folder: Path) -> dict[str, Any]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        listed = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-        files = sorted({folder / name for name in listed.values()})
+        try:
+            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = sorted({folder / name for name in listed.values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IncompatibleWeightsError(
+                f"{index.name} does not say which file holds which tensor.",
+                hint="Compare it with that of the original repository.",
+            ) from error
         if gone := [path.name for path in files if not path.is_file()]:
             raise IncompatibleWeightsError(
                 f"The index lists files that are not there: {', '.join(gone)}.",
@@ -116,11 +126,6 @@ def _merge_generation(folder: Path, config: dict[str, Any]) -> None:
         for key in ("eos_token_id", "temperature", "top_p", "top_k", "do_sample"):
             if key in stated:
                 config[key] = stated[key]
-
-
-def _short(error: Exception, limit: int = 400) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 __all__ = ["build"]

@@ -18,6 +18,7 @@ from mlxengine.toolkit.templates import bind
 
 from ._media import Picture, Sound
 
+_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 _FILTERED = ("padding", "return_tensors", "padding_side")
 
 
@@ -48,9 +49,11 @@ def load_processor(folder: Path, *, trust_remote_code: bool, chat_template: str 
                 "The processor of this model is code of its repository.",
                 hint="Read that code first; then load with trust_remote_code=True if you trust it.",
             ) from error
+        where, hint = _at_fault(folder)
+        said = " ".join(str(error).split())
         raise LoadError(
-            f"The processor of this model cannot be read: {type(error).__name__}: {error}.",
-            hint="The repository needs preprocessor_config.json (or processor_config.json) and a tokenizer.",
+            f"The processor of this model cannot be read ({where}): {type(error).__name__}: {said[:300]}.",
+            hint=hint,
         ) from error
     if image_processor is not None:
         processor.image_processor = image_processor
@@ -58,6 +61,29 @@ def load_processor(folder: Path, *, trust_remote_code: bool, chat_template: str 
         processor.chat_template = tokenizer_of(processor).chat_template = chat_template
     _quiet(processor)
     return processor
+
+
+def _at_fault(folder: Path) -> tuple[str, str]:
+    """Which file it is that a processor cannot be made of, and what to do."""
+    compare = "Compare it with that of the original repository."
+    settings = [name for name in _SETTINGS if (folder / name).is_file()]
+    if not settings:
+        return "there is no " + " and no ".join(_SETTINGS), f"The repository needs {' or '.join(_SETTINGS)}."
+    tokenizer = folder / "tokenizer.json"
+    if tokenizer.is_file():
+        from tokenizers import Tokenizer
+
+        try:
+            Tokenizer.from_file(str(tokenizer))
+        except Exception:  # the library raises nothing narrower
+            return tokenizer.name, compare
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception:
+        return "tokenizer_config.json", f"{compare} The repository needs a tokenizer beside it."
+    return " or ".join(settings), compare
 
 
 def tokenizer_of(processor: Any) -> Any:

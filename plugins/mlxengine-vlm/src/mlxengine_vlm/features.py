@@ -152,7 +152,7 @@ CUSTOM_TOKENIZERS = Feature(
     probe=_library,
 )
 
-ALL: tuple[Feature[Any], ...] = (
+FEATURES: tuple[Feature[Any], ...] = (
     STREAMING,
     MULTI_MODAL,
     AUDIO,

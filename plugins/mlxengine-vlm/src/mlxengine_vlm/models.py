@@ -24,6 +24,6 @@ class VisionConfiguration(ModelConfiguration):
     image_rules: str | None = None
 
 
-ALL = read_entries(Path(__file__).with_name("models.json"), VisionConfiguration)
+MODELS = read_entries(Path(__file__).with_name("models.json"), VisionConfiguration)
 
-__all__ = ["ALL", "VisionConfiguration"]
+__all__ = ["MODELS", "VisionConfiguration"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from attrs import field, frozen, validators
+from attrs import frozen
 from mlxengine import Array, Event, Request, Usage
+from mlxengine.errors import InvalidParameterError
 
 
 @frozen(kw_only=True)
@@ -18,9 +19,16 @@ class ListenRequest(Request):
     """
 
     path: str
-    threshold: float = field(default=0.5, validator=[validators.gt(0), validators.lt(1)])
+    threshold: float = 0.5
     min_speech: float = 0.25
     min_silence: float = 0.1
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.threshold, int | float) or not 0 < self.threshold < 1:
+            raise InvalidParameterError(
+                f"threshold={self.threshold!r} must be a number between 0 and 1.",
+                hint="0.5 suits most recordings.",
+            )
 
 
 @frozen(kw_only=True)

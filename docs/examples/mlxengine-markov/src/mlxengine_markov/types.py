@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from attrs import field, frozen, validators
+from attrs import frozen
 from mlxengine import Event, Request
+from mlxengine.errors import InvalidParameterError
 
 
 @frozen(kw_only=True)
@@ -17,8 +18,12 @@ class ContinueRequest(Request):
     """
 
     text: str = ""
-    length: int = field(default=20, validator=validators.ge(1))
+    length: int = 20
     seed: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.length, int) or isinstance(self.length, bool) or self.length < 1:
+            raise InvalidParameterError(f"length={self.length!r} must be a whole number from 1.")
 
 
 @frozen(kw_only=True)

@@ -1,0 +1,207 @@
+"""Whose turn it is on the device, and what a turn is: a fair loop over event iterators.
+
+Fair means device time: each model has a clock that advances with the measured time of its steps, divided by
+its weight, and the model whose clock is furthest behind goes next (stride scheduling over measured costs;
+Waldspurger and Weihl, 1995). Idle models do not save up time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from ..contract.events import Event, Finished, Progress, Waiting
+from ..errors import CancelledError, MLXEngineError
+from .faults import broken, calling, enter, leave, translate
+from .task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, Task
+
+if TYPE_CHECKING:
+    from ..contract.device import DeviceBackend
+
+log = logging.getLogger("mlxengine.scheduler")
+
+
+class Rounds:
+    """The tasks that run, by model; everything here happens on the scheduler's thread.
+
+    Args:
+        nudge: wakes that thread; called from any other.
+    """
+
+    def __init__(self, nudge: Callable[[], None]) -> None:
+        self.backend: DeviceBackend | None = None
+        self._nudge = nudge
+        self._groups: dict[Hashable, Group] = {}
+        self._floor = 0.0
+
+    def tasks(self) -> list[Task]:
+        """All that run; safe from any thread."""
+        return [task for group in list(self._groups.values()) for task in list(group.tasks)]
+
+    def abandon(self) -> list[Task]:
+        """Close every iterator and forget the tasks, which are still to be told how they ended."""
+        found = self.tasks()
+        for task in found:
+            self._close(task)
+        self._groups.clear()
+        return found
+
+    def runnable(self) -> list[Group]:
+        """The models that have something to do, and room for what they say."""
+        ready = []
+        for group in self._groups.values():
+            active = any(task.ready for task in group.tasks)
+            if active and not group.active:
+                group.clock = max(group.clock, self._floor)
+            group.active = active
+            if active:
+                ready.append(group)
+        return ready
+
+    def turn(self) -> None:
+        """Let the model go that had the least of the device."""
+        ready = self.runnable()
+        if ready:
+            group = min(ready, key=lambda item: item.clock)
+            self._floor = group.clock
+            self._serve(group, alone=len(ready) == 1)
+
+    def _serve(self, group: Group, *, alone: bool) -> None:
+        """One turn of a model: a step, and the steps after it that are predicted to be cheap.
+
+        Requests that share a batch advance together with the first one's step; what the others have to
+        say is waiting then and costs nothing, so it must not wait for another model's step.
+        """
+        began = time.perf_counter()
+        spent = 0.0
+        last: Task | None = None
+        for _ in range(len(group.tasks)):
+            task = group.tasks[0]
+            if last is not None and task.predicted > max(CHEAP_SECONDS, QUANTUM_SECONDS - spent):
+                break
+            group.tasks.rotate(-1)
+            if not task.ready:
+                continue
+            last = task
+            self._step(task)
+            spent = time.perf_counter() - began
+        if not alone and self.backend is not None:
+            # What was queued asynchronously must be charged to the model that queued it.
+            self._synchronize(group)
+        group.clock += (time.perf_counter() - began) / group.weight
+
+    def _synchronize(self, group: Group) -> None:
+        assert self.backend is not None
+        try:
+            self.backend.synchronize()
+        except Exception as error:
+            for task in list(group.tasks):
+                self._end(task, translate(task.record, task.hook, error))
+
+    def admit(self, task: Task) -> None:
+        """Begin a task."""
+        if task.cancelled:
+            self._end(task, CancelledError("The request was cancelled."))
+            return
+        self._groups.setdefault(task.group, Group()).tasks.append(task)
+        self._measure(task, lambda: self._begin(task))
+
+    def _begin(self, task: Task) -> None:
+        iterator = task.start()
+        if not hasattr(iterator, "__next__"):
+            what = f"returned {type(iterator).__name__}, not an iterator"
+            raise broken(task.record, task.hook, what)
+        task.iterator = iterator
+
+    def _step(self, task: Task) -> None:
+        self._measure(task, lambda: self._advance(task))
+
+    def _advance(self, task: Task) -> None:
+        assert task.iterator is not None
+        try:
+            event = next(task.iterator)
+        except StopIteration:
+            if task.answers:
+                raise broken(task.record, task.hook, "ended without a Finished event") from None
+            self._end(task)
+            return
+        if event is None:
+            return
+        if isinstance(event, Waiting):
+            self._set_aside(task, event.until)
+            return
+        if not isinstance(event, Event):
+            raise broken(task.record, task.hook, f"yielded {type(event).__name__}, not an Event")
+        now = time.perf_counter()
+        if task.first_event is None and not isinstance(event, Progress):
+            task.first_event = now
+        if isinstance(event, Finished):
+            task.finished = task.timed(event, now)
+            task.sink.put(task.finished)
+            self._end(task)
+        else:
+            task.sink.put(event)
+
+    def _set_aside(self, task: Task, until: Future[Any]) -> None:
+        def resume(_future: Future[Any]) -> None:
+            task.waiting = False
+            self._nudge()
+
+        task.waiting = True
+        until.add_done_callback(resume)
+
+    def _measure(self, task: Task, function: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        if task.first_step is None:
+            task.first_step = began
+        before = enter(task.record, task.hook, began)
+        try:
+            function()
+        except BaseException as error:
+            self._end(task, translate(task.record, task.hook, error))
+        finally:
+            leave(before)
+        spent = time.perf_counter() - began
+        task.device_seconds += spent
+        task.predicted += 0.5 * (spent - task.predicted)
+
+    def cancel(self, task: Task) -> None:
+        """Close a task's iterator; harmless when it is over."""
+        if not task.done:
+            self._end(task, CancelledError("The request was cancelled."))
+
+    def _end(self, task: Task, error: BaseException | None = None) -> None:
+        self._close(task)
+        group = self._groups.get(task.group)
+        if group is not None and task in group.tasks:
+            group.tasks.remove(task)
+            if not group.tasks:
+                del self._groups[task.group]
+        task.finish(error)
+
+    def _close(self, task: Task) -> None:
+        iterator, task.iterator = task.iterator, None
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            try:
+                with calling(task.record, task.hook):
+                    close()
+            except MLXEngineError as problem:
+                log.warning("Closing a request: %s", problem)
+
+    def end_group(self, key: Hashable, error: BaseException) -> None:
+        """End every task of a model."""
+        group = self._groups.get(key)
+        for task in list(group.tasks) if group is not None else ():
+            self._end(task, error)
+
+    def end_everything(self, error: BaseException) -> None:
+        """End every task."""
+        for key in list(self._groups):
+            self.end_group(key, error)
+
+
+__all__ = ["Rounds"]

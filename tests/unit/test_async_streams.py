@@ -1,0 +1,85 @@
+"""Readers on one event loop: none waits for what has come, and a burst of events calls into the loop once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from mlxengine import Event, Finished, TextDelta
+from mlxengine._scheduling.channel import Channel
+from mlxengine.streams import AsyncEventStream
+
+STREAMS = 32
+
+
+def streams() -> tuple[list[Channel], list[AsyncEventStream]]:
+    channels = [Channel(64, lambda: None) for _ in range(STREAMS)]
+    return channels, [AsyncEventStream(channel, lambda: None) for channel in channels]
+
+
+def test_the_events_of_many_streams_call_into_their_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = 0
+
+    async def burst() -> list[Event]:
+        channels, readers = streams()
+        loop = asyncio.get_running_loop()
+        plain = loop.call_soon_threadsafe
+
+        def counted(*args: Any) -> object:
+            nonlocal called
+            called += 1
+            return plain(*args)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+        waiting = [asyncio.create_task(anext(reader)) for reader in readers]
+        await asyncio.sleep(0)
+        for channel in channels:  # the loop does not get to it before all are there
+            channel.put(TextDelta(text="a"))
+        return await asyncio.wait_for(asyncio.gather(*waiting), 5)
+
+    found = asyncio.run(burst())
+    assert [event.text for event in found if isinstance(event, TextDelta)] == ["a"] * STREAMS
+    assert called == 1
+
+
+def test_no_event_is_missed_however_writer_and_loop_meet() -> None:
+    channels, readers = streams()
+    count = 300
+
+    def write() -> None:
+        for number in range(count):
+            for channel in channels:
+                channel.put(TextDelta(text=str(number)))
+        for channel in channels:
+            channel.put(Finished())
+            channel.end()
+
+    async def read(reader: AsyncEventStream) -> list[str]:
+        return [event.text async for event in reader if isinstance(event, TextDelta)]
+
+    async def read_all() -> list[list[str]]:
+        reading = [asyncio.create_task(read(reader)) for reader in readers]
+        await asyncio.sleep(0)
+        writer.start()
+        return await asyncio.wait_for(asyncio.gather(*reading), 30)
+
+    writer = threading.Thread(target=write)
+    assert asyncio.run(read_all()) == [[str(number) for number in range(count)]] * STREAMS
+    writer.join()
+
+
+def test_a_loop_that_is_closed_stops_no_writer() -> None:
+    channels, readers = streams()
+
+    async def leave() -> None:
+        waiting = [asyncio.create_task(anext(reader)) for reader in readers]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+
+    asyncio.run(leave())
+    for channel in channels:
+        channel.put(TextDelta(text="a"))
+        channel.end()

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import logging
@@ -30,10 +29,10 @@ from attrs import asdict, evolve, fields, frozen
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parity")]
 
-from family_configs import FAMILIES, REFERENCES, Family
+from family_configs import CHECKPOINTS, FAMILIES, REFERENCES, Family
 from mlxengine import GenerateParams, Message, RunContext, TextPart, TextRequest
 from mlxengine.errors import UnsupportedInputError
-from mlxengine_vlm._checkpoint import normalise
+from mlxengine_vlm._checkpoint import fitted, normalise
 from mlxengine_vlm._claim import FAULTS
 from mlxengine_vlm._generate import _answer
 from mlxengine_vlm._model import VisionModel
@@ -81,12 +80,7 @@ def build(name: str) -> Any:
 
     config = normalise(FAMILIES[name].config)
     module, _ = utils.get_model_and_args(config)
-    config.setdefault("audio_config", {})
-    text = config.get("text_config")
-    if isinstance(text, dict) and not FAMILIES[name].stored:
-        config["text_config"] = {
-            key: value for key, value in text.items() if key in _fields(module.TextConfig)
-        }
+    config = fitted(module, config)
     settings = module.ModelConfig.from_dict(config)
     parts = ["text", "vision", "perceiver", "projector", "audio"]
     settings = utils.update_module_configs(settings, module, config, parts)
@@ -102,10 +96,6 @@ def build(name: str) -> Any:
     network.eval()
     mx.eval(network.parameters())
     return network
-
-
-def _fields(made: Any) -> set[str]:
-    return {item.name for item in dataclasses.fields(made)}
 
 
 def model_of(name: str, folder: Path) -> VisionModel:
@@ -222,7 +212,7 @@ class Served:
 
 def examine(name: str, folder: Path) -> Row:
     """Everything about one family; what is wrong is a word in the row, never an exception."""
-    row = Row(name=name, transformers=FAULTS.get(name) or ("yes" if name in REFERENCES else "-"))
+    row = Row(name=name, transformers=FAULTS.get(name) or _compared(name))
     try:
         served = Served(name, folder / name)
     except Exception as error:
@@ -239,6 +229,10 @@ def examine(name: str, folder: Path) -> Row:
         return evolve(row, **{key: _word(check) for key, check in checks.items()})
     finally:
         served.close()
+
+
+def _compared(name: str) -> str:
+    return "yes" if name in REFERENCES else "text and features" if name in CHECKPOINTS else "-"
 
 
 def _word(check: Callable[[], str]) -> str:

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
-REFERENCES = json.loads((Path(__file__).parent / "parity" / "references.json").read_text("utf-8"))
+PARITY = Path(__file__).parent / "parity"
+REFERENCES, CHECKPOINTS = (
+    json.loads((PARITY / f"{name}.json").read_text("utf-8")) for name in ("references", "checkpoints")
+)
 VOCABULARY, IMAGE = 120, 7
 
 Arrays = dict[str, Any]
@@ -33,7 +36,6 @@ class Family:
         before, after: tokens around a picture.
         first: pictures come before everything else.
         placeholder: the token that stands for a picture.
-        stored: whether the configuration is the parity tests', which transformers wrote.
         index: the array that says where the pictures' features go, shape (1, pictures, tokens).
     """
 
@@ -45,7 +47,6 @@ class Family:
     first: bool = False
     placeholder: int = IMAGE
     index: str | None = None
-    stored: bool = False
 
     def prompt(self, text: list[int], *pictures: int) -> tuple[list[int], Arrays]:
         """Token ids and arrays of a prompt that shows the pictures of such seeds, then says the text."""
@@ -218,7 +219,7 @@ def _family(
 
 def _stored(kind: str, media: Media, tokens: int, **around: Any) -> Family:
     """A family whose configuration the parity tests have."""
-    return Family(config=REFERENCES[kind]["config"], tokens=tokens, media=media, stored=True, **around)
+    return Family(config=REFERENCES[kind]["config"], tokens=tokens, media=media, **around)
 
 
 _AROUND: dict[str, Any] = {"before": (5,), "after": (6,)}

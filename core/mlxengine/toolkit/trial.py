@@ -139,12 +139,12 @@ class Trial:
         ids = [token for token in range(3, 53) if token not in self._avoid]
         return [ids[(7 * at * at + 11 * row + 5 * attempt + at) % len(ids)] for at in range(_LENGTHS[row])]
 
-    def _first(self, pieces: Sequence[Sequence[int]], layers: list[Any]) -> None:
-        """Read pieces from the start in one pass, padded on the right to the longest."""
+    def begin(self, pieces: Sequence[Sequence[int]], layers: list[Any]) -> None:
+        """Read pieces into empty caches in one pass, padded on the right to the longest."""
         self._network(matrix(pieces, max(map(len, pieces))), cache=layers)
 
-    def _next(self, tokens: mx.array, layers: list[Any]) -> mx.array:
-        """Logits of tokens behind what the caches hold."""
+    def follow(self, tokens: mx.array, layers: list[Any]) -> mx.array:
+        """Logits of tokens, both of shape (rows, n, …), behind what the caches hold."""
         found: mx.array = self._network(tokens, cache=layers)
         return found
 
@@ -153,7 +153,7 @@ class Trial:
 
     def _read(self, tokens: Sequence[int]) -> list[Any]:
         layers = self._caches()
-        self._first([tokens], layers)
+        self.begin([tokens], layers)
         return layers
 
     def _rough(self, prompts: Sequence[list[int]], wanted: mx.array) -> float:
@@ -161,13 +161,13 @@ class Trial:
         found = []
         for prompt in prompts:
             layers = self._read(prompt[:2])
-            self._next(mx.array([prompt[2:-1]]), layers)
+            self.follow(mx.array([prompt[2:-1]]), layers)
             found.append(self._decode([prompt], layers))
         return min(max(4 * _difference(mx.concatenate(found), wanted), ROUGH), ROUGHEST)
 
     def _decode(self, prompts: Sequence[Sequence[int]], layers: list[Any]) -> mx.array:
         """Logits behind the last token of each, shape (rows, vocabulary)."""
-        found = self._next(mx.array([prompt[-1:] for prompt in prompts]), layers)[:, -1]
+        found = self.follow(mx.array([prompt[-1:] for prompt in prompts]), layers)[:, -1]
         mx.eval(found)
         return found
 
@@ -184,7 +184,7 @@ class Trial:
         pieces = [prompt[:-1] for prompt in prompts]
         lengths = [len(piece) for piece in pieces]
         layers = self._caches()
-        self._first(pieces, layers)
+        self.begin(pieces, layers)
         return self._decode(prompts, batch_of(layers, lengths, self._merge))
 
     def _behind(self, prompts: Sequence[list[int]]) -> mx.array:
@@ -196,7 +196,7 @@ class Trial:
         padding = [max(lengths) - length for length in lengths]
         for layer in layers:
             layer.prepare(lengths=lengths, right_padding=padding)
-        self._next(matrix(pieces, max(lengths)), layers)
+        self.follow(matrix(pieces, max(lengths)), layers)
         for layer in layers:
             layer.finalize()
         return self._decode(prompts, layers)

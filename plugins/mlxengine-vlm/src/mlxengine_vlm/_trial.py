@@ -36,6 +36,7 @@ class Trial(trial.Trial):
     ) -> None:
         self._model = network
         self._kind = kind
+        self._media = media_tokens
         self._language = Language(network)
         self._counts = False  # whether positions run apart from tokens
         found = Company.of(self._language.caches())
@@ -52,15 +53,15 @@ class Trial(trial.Trial):
         if self.company.together and looks_again(self._language.module):
             self._alone("every token of an answer takes its pictures' states from outside of the caches")
 
-    def _first(self, pieces: Sequence[Sequence[int]], layers: list[Any]) -> None:
-        plans = [embed(self._model, self._kind, piece, {}, self._avoid) for piece in pieces]
+    def begin(self, pieces: Sequence[Sequence[int]], layers: list[Any]) -> None:
+        plans = [embed(self._model, self._kind, piece, {}, self._media) for piece in pieces]
         if len(plans) > 1 and not all(plan.plain for plan in plans):
             raise ValueError(f"{self._kind} takes more than embeddings and positions")
         self._counts = plans[0].rope_deltas is not None
         parts = [plan.take(len(plan.ids)) for plan in plans]
         self._language.read(parts, max(map(len, pieces)), layers)
 
-    def _next(self, tokens: mx.array, layers: list[Any]) -> mx.array:
+    def follow(self, tokens: mx.array, layers: list[Any]) -> mx.array:
         deltas = mx.zeros((tokens.shape[0], 1), dtype=mx.int32) if self._counts else None
         return self._language.follow(tokens, layers, deltas)
 

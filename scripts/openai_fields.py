@@ -145,7 +145,7 @@ REQUEST = (
         'response_format "text"', {"type": "text"}, "GenerateParams(grammar=None)", "found.grammar is None"
     ),
     yours("safety_identifier", "Nothing is sent anywhere."),
-    same("seed", 0, note="Exact, not best effort, in fp32 on a CPU."),
+    same("seed", 0, note="Exact alone; beside other requests but for rounding."),
     honoured(
         "service_tier",
         "priority",

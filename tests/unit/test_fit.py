@@ -38,6 +38,9 @@ LLAMA = {
 }
 
 
+SILENT = {"layer_types": ["linear_attention", "full_attention"]}
+
+
 def card(tensors=(), **config):
     return ModelCard(
         ref=ModelRef(repo_id="org/name"),
@@ -61,12 +64,21 @@ def test_a_key_value_cache_counts_its_heads_windows_and_bits():
         estimator(card())(TextWorkload(context_length=512, batch=3, backend="cpu")).cache == 2 * plain.cache
     )
     quantized = estimator(card())(TextWorkload(context_length=512, batch=3, kv_bits=4))
-    assert quantized.cache == pytest.approx(plain.cache * 4.5 / 16)
+    assert quantized.cache == pytest.approx(plain.cache * 5 / 16)  # groups of 32
     kinds = ["sliding_attention", "full_attention"]
     sliding = estimator(card(sliding_window=256, layer_types=kinds))(
         TextWorkload(context_length=512, batch=3)
     )
     assert sliding.cache == plain.cache * 3 // 4
+
+
+def test_caches_that_a_configuration_does_not_tell_are_called_a_guess():
+    told, guess = (estimator(card(**more))(TextWorkload(context_length=512)) for more in ({}, SILENT))
+    assert (told.cache_known, guess.cache_known) == (True, False)
+    for estimate, said in ((told, False), (guess, True)):
+        claim = Claim(kind="llm", fit=Fit.NATIVE, estimate=lambda _, estimate=estimate: estimate)
+        report = fit(card(), claim, Kind(name="llm"), Device(backend="metal", name="M9", working_set=GB))
+        assert ("measured when the model is loaded" in report.explanation[1]) is said
 
 
 def test_weights_are_reckoned_as_they_are_kept_on_the_back_end():

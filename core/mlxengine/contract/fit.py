@@ -72,8 +72,9 @@ class FitReport:
     def explanation(self) -> tuple[str, str, str]:
         """Three lines for people: the verdict, the arithmetic, and what follows from it."""
         parts = f"{human(self.estimate.weights)} weights"
-        if self.estimate.cache:
-            parts += f" + {human(self.estimate.cache)} cache"
+        if self.estimate.cache or not self.estimate.cache_known:
+            guess = "" if self.estimate.cache_known else " (a guess: it is measured when the model is loaded)"
+            parts += f" + {human(self.estimate.cache)} cache{guess}"
         parts += f" + {human(self.estimate.workspace)} working space"
         budget = "an unknown budget" if self.budget is None else human(self.budget)
         words = {

@@ -68,11 +68,15 @@ class Workload:
 
 @frozen(kw_only=True)
 class MemoryEstimate:
-    """Bytes that a model needs: its weights, the caches of its requests, and working space."""
+    """Bytes that a model needs: its weights, the caches of its requests, and working space.
+
+    Without ``cache_known`` the caches are a guess, and are measured when the model is loaded.
+    """
 
     weights: int
     cache: int = 0
     workspace: int = 0
+    cache_known: bool = True
 
     @property
     def total(self) -> int:

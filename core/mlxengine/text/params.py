@@ -70,7 +70,10 @@ class GenerateParams:
     """Parameters of one text request. ``None`` means "the model's own default", never zero.
 
     Where the model has no default of its own (``generation_config.json``), those of mlx-lm hold:
-    ``max_tokens`` 256, greedy decoding (``temperature`` 0), no penalties.
+    ``max_tokens`` 256, greedy decoding (``temperature`` 0), no penalties. Of that file's keys these count:
+    ``max_new_tokens``; ``max_length``, for prompt and answer, where ``max_tokens`` is ``None``;
+    ``stop_strings``, besides ``stop``; ``repetition_penalty``, unless ``temperature`` is 0 here; and with
+    ``do_sample``, ``temperature``, ``top_p``, ``top_k`` and ``min_p``.
 
     Args:
         max_tokens: most tokens to generate, at least 1.
@@ -84,7 +87,7 @@ class GenerateParams:
         seed: makes sampling repeatable, alone or in any batch; 0 is a seed.
         stop: texts that end the answer and are not part of it, also across token borders.
         stop_token_ids: token ids that end the answer.
-        ignore_eos: go on past the model's end-of-text token.
+        ignore_eos: go on past the model's end-of-text token and its own ``stop_strings``.
         logprobs: report the log-probability of each token.
         top_logprobs: and of this many best alternatives, 0 to 20.
         grammar: what the whole answer must look like.

@@ -62,9 +62,13 @@ def sampler_settings(params: GenerateParams, defaults: Mapping[str, Any]) -> Sam
 
 
 def penalty_settings(params: GenerateParams, defaults: Mapping[str, Any]) -> PenaltySettings:
-    """The request's penalties; the model's own repetition penalty where it says nothing."""
+    """The request's penalties; the model's own repetition penalty where it says nothing.
+
+    A request with ``temperature=0`` means the most probable token, which a penalty that it does not name
+    must not change.
+    """
     repetition = params.repetition_penalty
-    if repetition is None:
+    if repetition is None and params.temperature != 0:
         repetition = defaults.get("repetition_penalty")
     return PenaltySettings(
         repetition=float(1.0 if repetition is None else repetition),
@@ -73,6 +77,29 @@ def penalty_settings(params: GenerateParams, defaults: Mapping[str, Any]) -> Pen
         frequency=params.frequency_penalty or 0.0,
         bias=params.logit_bias or (),
     )
+
+
+def stop_texts(params: GenerateParams, defaults: Mapping[str, Any]) -> tuple[str, ...]:
+    """The request's stop texts, and the model's own ``stop_strings``, which go with its end tokens."""
+    own = defaults.get("stop_strings")
+    found = [own] if isinstance(own, str) else own if isinstance(own, Sequence) else ()
+    return (
+        *params.stop,
+        *([] if params.ignore_eos else [item for item in found if item and isinstance(item, str)]),
+    )
+
+
+def token_limit(params: GenerateParams, defaults: Mapping[str, Any], prompt_length: int) -> int:
+    """Most tokens of the answer: the request's, then the model's ``max_new_tokens``, then `MAX_TOKENS`.
+
+    Where the request says nothing, prompt and answer are bounded by the model's ``max_length`` too; at least
+    one token may come.
+    """
+    if params.max_tokens is not None:
+        return params.max_tokens
+    own, longest = defaults.get("max_new_tokens"), defaults.get("max_length")
+    limit = own if isinstance(own, int) and own > 0 else MAX_TOKENS
+    return max(1, min(limit, longest - prompt_length)) if isinstance(longest, int) else limit
 
 
 class Router(Protocol):
@@ -131,13 +158,11 @@ class Answer(Row):
         self._streaming = streaming
         self._decode = voice.decode
         self._detokenizer = Detokenizer(voice.decode)
-        self._stops = StopTexts(params.stop)
+        self._stops = StopTexts(stop_texts(params, voice.defaults))
         self._stop_ids = frozenset(params.stop_token_ids) | (
             frozenset() if params.ignore_eos else voice.stop_ids
         )
-        limit = params.max_tokens or MAX_TOKENS
-        if params.max_tokens is None and isinstance(voice.defaults.get("max_new_tokens"), int):
-            limit = voice.defaults["max_new_tokens"]
+        limit = token_limit(params, voice.defaults, len(prompt))
         self._limit = limit if voice.context is None else min(limit, voice.context - len(prompt))
         self.scored = params.logprobs or params.top_logprobs > 0
         self._top = params.top_logprobs
@@ -315,4 +340,6 @@ __all__ = [
     "Voice",
     "penalty_settings",
     "sampler_settings",
+    "stop_texts",
+    "token_limit",
 ]

@@ -156,7 +156,8 @@ def _wrong(name: str, value: Any, tensors: int, largest: int) -> str | None:
         texts = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
         return None if texts else "that is no list of names"
     if name in _FRACTIONS:
-        good = isinstance(value, int | float) and abs(value) < _LARGEST**2
+        numbers = value if isinstance(value, list | tuple) else (value,)  # some families have one a layer
+        good = all(isinstance(item, int | float) and abs(item) < _LARGEST**2 for item in numbers)
         return None if good else "that is no finite number"
     if name in _LAYERS:
         return _no_count(value, min(MOST_LAYERS, tensors), "the weights have fewer tensors")

@@ -10,7 +10,7 @@ from ..contract.configuration import ModelCard
 from ..contract.hookspecs import MemoryEstimate, Workload
 from ..text.workload import USUAL_CONTEXT as USUAL_CONTEXT
 from ..text.workload import TextWorkload
-from .counts import MOST_LAYERS
+from .kv import Keeps, group_size, kv_numbers, number
 
 _PREFILL_CHUNK = 2048
 _HALF = ("F16", "BF16", "float16", "bfloat16")
@@ -89,23 +89,32 @@ def _bits(settings: Mapping[str, Any], layer: str) -> int:
     return found if isinstance(found, int) and found > 0 else 4
 
 
-def estimator(card: ModelCard) -> Callable[[TextWorkload], MemoryEstimate]:
-    """A pure function from a workload to the bytes that it needs."""
+def estimator(card: ModelCard, keeps: Keeps | None = None) -> Callable[[TextWorkload], MemoryEstimate]:
+    """A pure function from a workload to the bytes that it needs.
+
+    Args:
+        card: the model's.
+        keeps: what is known of the network that will be built.
+    """
+    known = keeps or Keeps()
     config = text_config(card.config) if card.config else from_gguf(card.gguf)
+    group = group_size(config)  # each has a scale and a bias
     usual = min(USUAL_CONTEXT, context_length(config) or USUAL_CONTEXT)
 
     def estimate(workload: TextWorkload) -> MemoryEstimate:
         length = workload.context_length or usual
-        # A quantized cache keeps a scale and a bias of 16 bits for each group of 64.
         full = 32.0 if workload.backend == "cpu" else 16.0
-        bits = full if workload.kv_bits is None else workload.kv_bits + full / 32
-        cache = sum(_kv_values(config, -(-length // _CACHE_STEP) * _CACHE_STEP)) * bits / 8 * workload.batch
+        bits = full if workload.kv_bits is None else workload.kv_bits + 2 * full / group
+        held = kv_numbers(config, -(-length // _CACHE_STEP) * _CACHE_STEP, known)
+        cache = held.total * bits / 8 * workload.batch
         vocabulary, hidden = number(config, "vocab_size"), number(config, "hidden_size", "n_embd")
         inner = number(config, "intermediate_size", "n_inner") or 4 * hidden
         logits = 3 * 4 * vocabulary * workload.batch
         prefill = 4 * min(length, _PREFILL_CHUNK) * (4 * hidden + 2 * inner)
         weights = loaded_weights(card, workload, dense_on=("cpu", "cuda"))
-        return MemoryEstimate(weights=weights, cache=round(cache), workspace=logits + prefill)
+        return MemoryEstimate(
+            weights=weights, cache=round(cache), workspace=logits + prefill, cache_known=held.told
+        )
 
     return estimate
 
@@ -116,38 +125,6 @@ def architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(found, str):
         return (found,)
     return tuple(str(item) for item in found) if isinstance(found, list | tuple) else ()
-
-
-def number(config: Mapping[str, Any], *keys: str) -> int:
-    """The first of the keys that holds a whole number, 0 without one; never more than any model has."""
-    for key in keys:
-        found = config.get(key)
-        if isinstance(found, int) and not isinstance(found, bool):
-            return max(0, min(found, _LARGEST))
-    return 0
-
-
-def _kv_values(config: Mapping[str, Any], length: int) -> list[int]:
-    """Numbers that each layer's cache holds for ``length`` tokens: keys and values of the KV heads."""
-    layers = min(number(config, "num_hidden_layers", "n_layer", "n_layers"), MOST_LAYERS)
-    heads = number(config, "num_attention_heads", "n_head")
-    if latent := number(config, "kv_lora_rank"):  # multi-head latent attention keeps one vector a token
-        per_token = latent + number(config, "qk_rope_head_dim")
-    else:
-        hidden = number(config, "hidden_size", "n_embd")
-        dimension = number(config, "head_dim") or (hidden // heads if heads else 0)
-        per_token = 2 * (number(config, "num_key_value_heads") or heads) * dimension
-    window = number(config, "sliding_window")
-    given = config.get("layer_types")
-    kinds = given if isinstance(given, list | tuple) else ()
-    found = []
-    for layer in range(layers):
-        kind = str(kinds[layer]) if layer < len(kinds) else "full_attention"
-        if kind.startswith(("linear", "conv", "mamba", "recurrent")):
-            found.append(0)
-        else:
-            found.append(per_token * (min(length, window) if "sliding" in kind and window else length))
-    return found
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -42,6 +42,8 @@ class GrammarRow:
 
     ``tokens`` are the row's tokens so far, of which the first ``prompt_length`` are the prompt. A row that
     is rebuilt from its tokens is followed from the start again.
+
+    An answer that begins with something else (`after`) may say there what it likes, but not end.
     """
 
     def __init__(
@@ -55,6 +57,17 @@ class GrammarRow:
         self._prompt_length = prompt_length
         self._consumed = 0
         self._bits: np.ndarray[Any, Any] | None = None
+        self._begins: Callable[[Sequence[int]], bool] | None = None
+        self._said: list[int] = []
+        self.bound = True  # whether the grammar holds for the next token
+
+    def after(self, begins: Callable[[Sequence[int]], bool]) -> None:
+        """Let the grammar begin behind the first tokens of the answer for which ``begins`` holds."""
+        self._begins = begins
+        self._restart()
+
+    def _restart(self) -> None:
+        self._consumed, self._said, self.bound = 0, [], self._begins is None
 
     def ready(self) -> bool:
         """Whether the grammar is compiled; the row must not be decoded before.
@@ -91,10 +104,12 @@ class GrammarRow:
         if self._consumed != count:
             if self._consumed > count:
                 self.matcher.reset()
-                self._consumed = 0
+                self._restart()
             missed: Any = tokens[self._prompt_length + self._consumed :].tolist()
             for token in missed:
                 self.consume(token)
+        if not self.bound:
+            return self._grammars.without_ends(logits)
         if self.matcher.is_error():
             raise GenerationError(
                 f"The grammar ({self._grammar.kind}) cannot go on: {_reason(self.matcher)}",
@@ -109,7 +124,10 @@ class GrammarRow:
         """Take note of the row's next token."""
         self._consumed += 1
         self._bits = None
-        if not self.matcher.is_stopped():
+        if self._begins is not None and not self.bound:
+            self._said.append(token)
+            self.bound = self._begins(self._said)
+        elif not self.matcher.is_stopped():
             self.matcher.consume_token(token)
 
     def masked(self, bits: np.ndarray[Any, Any]) -> None:
@@ -169,6 +187,7 @@ class Grammars:
         drawn: Any = tokens.tolist()
         for at, row in rows:
             row.consume(drawn[at])
+        rows = [(at, row) for at, row in rows if row.bound]
         words = (self._vocabulary + 31) // 32
         masks: Any = np.zeros((len(rows), words), dtype=np.int32)
         live = [(row.matcher, i) for i, (_, row) in enumerate(rows) if not row.matcher.is_error()]
@@ -186,6 +205,12 @@ class Grammars:
         flat = np.unpackbits(bits, count=min(size, bits.size * 8), bitorder="little")
         found[: flat.size] = flat.view(bool)
         return found
+
+    def without_ends(self, logits: mx.array) -> mx.array:
+        """Logits, shape (1, size), of which none ends the answer."""
+        allowed: Any = np.ones(logits.shape[-1], dtype=bool)
+        allowed[[token for token in self._stop_ids if token < allowed.size]] = False
+        return mx.where(mx.array(allowed)[None], logits, mx.array(-mx.inf, dtype=logits.dtype))
 
     def _compile(self, grammar: Grammar, future: Future[Any]) -> None:
         """Compile a grammar; on a thread of its own."""

@@ -42,14 +42,14 @@ def building(name: str) -> Iterator[None]:
         name: of the model, for the error.
 
     Raises:
-        IncompatibleWeightsError: something that is no error of ours was raised within, and memory was not
-            the reason.
+        IncompatibleWeightsError: something that is no error of ours was raised within, an end of the program
+            too, and memory was not the reason.
     """
     try:
         yield
     except (MLXEngineError, ImportError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if out_of_memory(error):
             raise
         text = " ".join(str(error).split())

@@ -131,7 +131,8 @@ def examine(name: str, folder: Path) -> Row:
         try:
             model = plugin.load(write_model(folder / name, name))
         except MLXEngineError as error:
-            return evolve(row, alone=f"{type(error).__name__}", served=_brief(error))
+            said = str(error).replace(str(folder / name), name)
+            return evolve(row, alone=type(error).__name__, served=said.split(". ")[0])
         with plugin.backend.stream():
             wanted = [reference(model, prompt) for prompt in PROMPTS]
         checks: dict[str, Callable[[], str]] = {
@@ -312,7 +313,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file.unlink()
             mx.clear_cache()
     if options.write:
-        write({**written(), **rows}.values())
+        rows = {**written(), **rows}
+        write(rows[name] for name in CONFIGS)
 
 
 if __name__ == "__main__":

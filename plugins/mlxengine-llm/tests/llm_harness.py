@@ -97,15 +97,23 @@ def write_tiny(
 ADAPTED = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
 
 
-def write_adapter(folder: Path, tiny: Path, *, dora: bool = False, seed: int = 3, rank: int = 4) -> Any:
-    """A random adapter in mlx-lm's format, and mlx-lm's own model with it."""
+def write_adapter(
+    folder: Path, tiny: Path, *, dora: bool = False, seed: int = 3, rank: int = 4, everywhere: bool = False
+) -> Any:
+    """A random adapter in mlx-lm's format, and mlx-lm's own model with it.
+
+    ``everywhere``: at every layer that mlx-lm adapts where nobody names any.
+    """
     from mlx.utils import tree_flatten
     from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import load_model
 
     network, _ = load_model(tiny)
-    parameters = {"rank": rank, "scale": 3.0, "dropout": 0.0, "keys": ADAPTED}
-    linear_to_lora_layers(network, 2, parameters, use_dora=dora)
+    parameters: dict[str, Any] = {"rank": rank, "scale": 3.0, "dropout": 0.0}
+    if not everywhere:
+        parameters["keys"] = ADAPTED
+    layers = len(network.layers)
+    linear_to_lora_layers(network, layers, parameters, use_dora=dora)
     mx.random.seed(seed)
     own = {
         name: mx.random.normal(value.shape) * 0.3 + (name.endswith(".m") * value)
@@ -114,7 +122,11 @@ def write_adapter(folder: Path, tiny: Path, *, dora: bool = False, seed: int = 3
     }
     folder.mkdir()
     mx.save_safetensors(str(folder / "adapters.safetensors"), own)
-    config = {"fine_tune_type": "dora" if dora else "lora", "num_layers": 2, "lora_parameters": parameters}
+    config = {
+        "fine_tune_type": "dora" if dora else "lora",
+        "num_layers": layers,
+        "lora_parameters": parameters,
+    }
     folder.joinpath("adapter_config.json").write_text(json.dumps(config))
     network.load_weights(list(own.items()), strict=False)
     network.eval()
@@ -257,7 +269,7 @@ def tokens_of(events: Sequence[Any]) -> list[int]:
 
 
 def passes(model: Any, plugin: Plugin) -> list[tuple[int, int]]:
-    """The rows and positions of each forward pass, noted as the passes happen."""
+    """The rows and positions of each forward pass that ends well, noted as the passes happen."""
     found: list[tuple[int, int]] = []
     whole = model.network
 
@@ -266,8 +278,9 @@ def passes(model: Any, plugin: Plugin) -> list[tuple[int, int]]:
             return getattr(whole, name)
 
         def __call__(self, tokens: Any, **more: Any) -> Any:
+            made = whole(tokens, **more)
             found.append(tokens.shape)
-            return whole(tokens, **more)
+            return made
 
     with plugin.backend.stream():
         model.batch._discard()

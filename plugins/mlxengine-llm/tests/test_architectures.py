@@ -158,7 +158,7 @@ def test_a_model_that_has_no_batch_serves_one_at_a_time_and_says_so_once(
         f"Requests are served one at a time: {why}"
     ]
     assert (model.info["batch"], model.info["alone"]) == (1, why)
-    assert model.missing == {"llm.batch": why}
+    assert model.missing["llm.batch"] == why
 
 
 def test_rows_that_have_met_already_go_on_one_after_the_other(

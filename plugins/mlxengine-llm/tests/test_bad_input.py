@@ -291,3 +291,32 @@ def test_the_models_own_sampling_holds_where_the_request_says_nothing(plugin: Pl
     assert text_of(events) == same
     greedy = plugin.load(edited(generation_config={**sampled, "do_sample": False}))
     assert plugin.text(greedy, "x") == plugin.text(greedy, "x", temperature=0, max_tokens=7)
+
+
+def test_the_models_own_penalty_leaves_an_answer_alone_that_is_asked_to_be_greedy(
+    plugin: Plugin, edited: Edit
+) -> None:
+    plain = plugin.load(edited(generation_config={}))
+    penal = plugin.load(edited(generation_config={"repetition_penalty": 9.0}))
+    more: dict[str, Any] = {"ignore_eos": True, "max_tokens": 30}
+    wanted = plugin.text(plain, "x", **more)
+    punished = plugin.text(plain, "x", repetition_penalty=9.0, **more)
+    assert punished != wanted
+    assert plugin.text(penal, "x", temperature=0, **more) == wanted
+    assert plugin.text(penal, "x", **more) == punished
+    assert plugin.text(penal, "x", temperature=0, repetition_penalty=9.0, **more) == punished
+
+
+def test_the_models_own_stop_strings_and_longest_length_count(plugin: Plugin, edited: Edit) -> None:
+    plain = plugin.load(edited(generation_config={}))
+    text = plugin.text(plain, "x", ignore_eos=True, max_tokens=20)
+    stop = next(letter for letter in text if letter.isascii())
+    for own in (stop, ["never said", stop]):
+        model = plugin.load(edited(generation_config={"stop_strings": own}))
+        (events,) = plugin.run([plugin.start(model, raw("x", max_tokens=20))])
+        assert (text_of(events), events[-1].stop) == (text[: text.index(stop)], stop)
+        assert plugin.text(model, "x", ignore_eos=True, max_tokens=20) == text
+    short = plugin.load(edited(generation_config={"max_length": 9}))
+    for prompt, longest, count in (("xyz", None, 6), ("xyz" * 4, None, 1), ("xyz", 12, 12)):
+        (events,) = plugin.run([plugin.start(short, raw(prompt, ignore_eos=True, max_tokens=longest))])
+        assert events[-1].usage.completion_tokens == count

@@ -38,8 +38,9 @@ def say(plugin: Plugin, model: Any, text: str, *, end: bool = True, **more: Any)
     """The events when the model says this text, token by token."""
     flags = more.pop("flags", {})
     tools = more.pop("tools", (weather,))
+    message = more.pop("message", Message.user("x"))
     params = GenerateParams(max_tokens=more.pop("max_tokens", 300), **more)
-    request = TextRequest(messages=(Message.user("x"),), tools=tools, params=params)
+    request = TextRequest(messages=(message,), tools=tools, params=params)
     stream = plugin.start(model, request, **flags)
     script = [*model.tokenizer.encode(text, add_special_tokens=False), *([2] if end else [])]
     answer = stream.answers()._answer

@@ -7,12 +7,13 @@ import json
 import re
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_harness import Plugin, raw, text_of, tokens_of
-from mlxengine import GenerateParams, Grammar, TextDelta
+from llm_harness import TEMPLATE, Plugin, raw, text_of, tokens_of, write_tiny
+from mlxengine import GenerateParams, Grammar, Message, ReasoningDelta, TextDelta, TextRequest
 from mlxengine.errors import (
     FeatureUnavailableError,
     GenerationError,
@@ -20,6 +21,7 @@ from mlxengine.errors import (
     MLXEngineError,
 )
 from mlxengine.toolkit import grammar as grammars
+from test_parts import joined, say
 
 from tests.hub.fixtures import HubModel
 
@@ -135,24 +137,29 @@ def test_masks_are_filled_once_a_step_for_all_rows(
     assert set(fills) == {0, 4}
 
 
-def test_a_row_with_a_grammar_goes_on_after_a_step_that_raised(plugin: Plugin, tiny: Path) -> None:
-    model = plugin.load(tiny)
-    request = wild(Grammar.json(SCHEMA), 3)
-    (wanted,) = plugin.run([plugin.start(model, request)])
-    with plugin.backend.stream():
-        model.batch._discard()
-    whole, calls = model.network, []
+def failing(whole: Any, at: Sequence[int]) -> Any:
+    """A network that raises at some of its calls."""
+    calls: list[int] = []
 
     class Failing:
         layers = whole.layers
 
         def __call__(self, *args: Any, **more: Any) -> Any:
             calls.append(1)
-            if len(calls) in (9, 14):
+            if len(calls) in at:
                 raise RuntimeError("planted")
             return whole(*args, **more)
 
-    model.network = Failing()
+    return Failing()
+
+
+def test_a_row_with_a_grammar_goes_on_after_a_step_that_raised(plugin: Plugin, tiny: Path) -> None:
+    model = plugin.load(tiny)
+    request = wild(Grammar.json(SCHEMA), 3)
+    (wanted,) = plugin.run([plugin.start(model, request)])
+    with plugin.backend.stream():
+        model.batch._discard()
+    model.network = failing(model.network, (9, 14))
     (events,) = plugin.run([plugin.start(model, request)])
     assert tokens_of(events) == tokens_of(wanted)
 
@@ -373,3 +380,75 @@ def test_two_hundred_of_two_hundred_answers_fit_their_schema(plugin: Plugin, smo
 
 def test_eight_of_eight_answers_of_a_real_model_fit_their_schema(plugin: Plugin, smollm2: HubModel) -> None:
     of_each_schema(plugin, smollm2.folder, each=1)
+
+
+REASONS = (
+    TEMPLATE.replace("assistant\n", "assistant\n<think>")
+    + "{% if add_generation_prompt and enable_thinking is false %}</think>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def reasoner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its template opens the reasoning, and closes it at once where none is wanted."""
+    folder = tmp_path_factory.mktemp("reasoner") / "model"
+    return write_tiny(folder, extra=["<think>", "</think>"], template=REASONS)
+
+
+@pytest.mark.feature("llm.reasoning")
+def test_the_grammar_begins_where_reasoning_ends(plugin: Plugin, reasoner: Path) -> None:
+    model = plugin.load(reasoner)
+    events = say(plugin, model, 'hm {"a": 1}</think>yes', tools=(), grammar=Grammar.choices(["yes", "no"]))
+    assert (joined(events, ReasoningDelta), joined(events, TextDelta)) == ('hm {"a": 1}', "yes")
+    assert events[-1].reason == "stop"
+
+
+@pytest.mark.feature("llm.reasoning")
+def test_a_grammar_binds_at_once_where_the_template_leaves_reasoning_out(
+    plugin: Plugin, reasoner: Path
+) -> None:
+    found = Grammar.choices(["yes", "no"])
+    events = say(plugin, plugin.load(reasoner), "no", tools=(), grammar=found, thinking=False)
+    assert (joined(events, ReasoningDelta), joined(events, TextDelta)) == ("", "no")
+
+
+@pytest.mark.feature("llm.reasoning")
+def test_reasoning_with_a_budget_ends_and_the_grammar_begins(plugin: Plugin, reasoner: Path) -> None:
+    model = plugin.load(reasoner)
+    asked = [
+        TextRequest(
+            messages=(Message.user("x"),),
+            params=GenerateParams(
+                max_tokens=300, temperature=1.0, seed=seed, thinking_budget=seed, grammar=Grammar.json(SCHEMA)
+            ),
+        )
+        for seed in range(4)
+    ]
+    alone = [plugin.run([plugin.start(model, request)])[0] for request in asked]
+    for events in alone:
+        assert set(json.loads(joined(events, TextDelta))) <= {"name", "age", "tags"}
+        assert events[-1].reason == "stop"
+    prompt = "<|im_start|>assistant\n<think>"
+    by_hand = plugin.text(
+        model, prompt, max_tokens=300, thinking_budget=3, grammar=Grammar.choices(["yes", "no"])
+    )
+    assert by_hand.rpartition("</think>")[2] in ("yes", "no")
+    together = plugin.run([plugin.start(model, request) for request in asked])
+    assert [joined(events, TextDelta) for events in together] == [
+        joined(events, TextDelta) for events in alone
+    ]
+
+
+@pytest.mark.feature("llm.reasoning")
+def test_reasoning_before_a_grammar_goes_on_after_a_step_that_raised(plugin: Plugin, reasoner: Path) -> None:
+    model = plugin.load(reasoner)
+    params = GenerateParams(
+        max_tokens=300, temperature=1.0, seed=1, thinking_budget=6, grammar=Grammar.json(SCHEMA)
+    )
+    request = TextRequest(messages=(Message.user("x"),), params=params)
+    (wanted,) = plugin.run([plugin.start(model, request)])
+    with plugin.backend.stream():
+        model.batch._discard()
+    model.network = failing(model.network, (4, 14))
+    (events,) = plugin.run([plugin.start(model, request)])
+    assert joined(events, TextDelta) == joined(wanted, TextDelta)

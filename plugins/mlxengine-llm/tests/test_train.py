@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from architectures import write_model
 from llm_harness import Plugin, raw, tokens_of
 from mlx.utils import tree_flatten
 from mlxengine import LoadAdapterRequest
@@ -57,6 +58,19 @@ def load(plugin: Plugin, model: Any, folder: Path) -> None:
     assert not isinstance(events[-1], Exception), events[-1]
 
 
+def check_merged(plugin: Plugin, source: Path, folder: Path) -> None:
+    """The adapter changes what the model says, and merged into it says the same."""
+    model = plugin.load(source)
+    load(plugin, model, folder / "own")
+    request = {"max_tokens": 20, "ignore_eos": True}
+    base, own = (
+        plugin.text(model, "number 3 abab", adapter=adapter, **request) for adapter in ("base", "own")
+    )
+    assert own != base
+    fuse(source, folder / "own", folder / "merged")
+    assert plugin.text(plugin.load(folder / "merged"), "number 3 abab", **request) == own
+
+
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_the_loss_falls_and_the_result_is_an_adapter_that_can_be_merged(
     plugin: Plugin, tiny: Path, examples: Path, tmp_path: Path, dora: bool
@@ -74,15 +88,7 @@ def test_the_loss_falls_and_the_result_is_an_adapter_that_can_be_merged(
     assert (tmp_path / "own" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob(".*"))
 
-    model = plugin.load(tiny)
-    load(plugin, model, tmp_path / "own")
-    request = {"max_tokens": 20, "ignore_eos": True}
-    base, own = (
-        plugin.text(model, "number 3 abab", adapter=adapter, **request) for adapter in ("base", "own")
-    )
-    assert own != base
-    fuse(tiny, tmp_path / "own", tmp_path / "merged")
-    assert plugin.text(plugin.load(tmp_path / "merged"), "number 3 abab", **request) == own
+    check_merged(plugin, tiny, tmp_path)
 
 
 def test_a_run_that_was_killed_comes_to_what_it_would_have_come_to(
@@ -194,3 +200,24 @@ def test_an_adapter_is_not_merged_into_packed_weights_unless_they_are_unpacked(
     with pytest.raises(ConfigurationError, match="exists"):
         fuse(tiny, tmp_path / "own", tmp_path / "merged")
     assert not [name for name, _ in tree_flatten(merged.network.parameters()) if "lora" in name]
+
+
+def test_what_is_made_of_a_mixture_of_experts_is_an_adapter_that_can_be_merged(
+    plugin: Plugin, examples: Path, tmp_path: Path
+) -> None:
+    mixture = write_model(tmp_path / "model", "qwen3_moe")
+    params = TrainParams(iterations=4, **PARAMS)
+    train(mixture, examples, tmp_path / "own", params)
+    assert any(".switch_mlp." in name for name in weights(tmp_path / "own"))
+    check_merged(plugin, mixture, tmp_path)
+    with pytest.raises(ConfigurationError, match="DoRA"):
+        train(mixture, examples, tmp_path / "dora", TrainParams(iterations=4, dora=True, **PARAMS))
+
+
+@pytest.mark.parametrize("name", ["afm7", "recurrent_gemma"])
+def test_a_model_whose_adapters_nobody_could_load_is_not_trained(
+    examples: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="mlx-lm"):
+        train(write_model(tmp_path / "model", name), examples, tmp_path / "own", TrainParams(**PARAMS))
+    assert not (tmp_path / "own").exists()

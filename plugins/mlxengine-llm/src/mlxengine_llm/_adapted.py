@@ -13,7 +13,10 @@ from attrs import frozen
 
 @frozen(kw_only=True)
 class Delta:
-    """An adapter at one layer: ``a`` (inputs, rank), ``b`` (rank, outputs), ``magnitude`` (outputs,)."""
+    """An adapter at one layer: ``a`` (inputs, rank), ``b`` (rank, outputs), ``magnitude`` (outputs,).
+
+    At a layer of experts ``a`` and ``b`` have their number before these dimensions.
+    """
 
     a: mx.array
     b: mx.array
@@ -145,4 +148,4 @@ def _stacked(by_name: Mapping[str | None, Ready]) -> _Stack:
     )
 
 
-__all__ = ["Adapted", "Delta", "Ready", "Rows"]
+__all__ = ["Adapted", "Delta", "Deltas", "Ready", "Rows"]

@@ -21,6 +21,7 @@ from mlxengine import LoadAdapterRequest, Request, UnloadAdapterRequest
 from mlxengine.errors import CorruptFileError, IncompatibleWeightsError, InvalidParameterError, LoadError
 
 from ._adapted import Adapted, Delta, Ready, Rows
+from ._experts import BLOCKS, EXPERTS, AdaptedExperts, part, rejoin
 
 FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
 BASE = "base"
@@ -36,7 +37,7 @@ class Adapters:
     def __init__(self, network: Any) -> None:
         self._network = network
         self._rows = Rows()
-        self._layers: dict[str, Adapted] = {}
+        self._layers: dict[str, Adapted | AdaptedExperts] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self._sources: dict[str, tuple[Path, float]] = {}
         self._configured: dict[str, tuple[Path, float]] = {}
@@ -98,14 +99,13 @@ class Adapters:
             raise InvalidParameterError(f"The adapter name {name!r} is taken or reserved.")
         deltas = read_adapter(folder, scale)
         modules = dict(self._network.named_modules())
-        _check_fit(folder, deltas, {path: self._base(path, modules) for path in deltas})
+        _check_fit(folder, deltas, {path: self._base(path, modules) for path in deltas}, modules)
         for path, delta in deltas.items():
             if path not in self._layers:
-                self._layers[path] = Adapted(modules[path], self._rows)
-                self._network.update_modules(tree_unflatten([(path, self._layers[path])]))
+                self._wrap(path, modules)
             layer = self._layers[path]
             ratio = _ratio(layer.base, delta)
-            kept = layer.base.scales.dtype if "scales" in layer.base else layer.base.weight.dtype
+            kept = _format(layer.base, delta)
             delta = attrs.evolve(delta, a=delta.a.astype(kept), b=delta.b.astype(kept))
             mx.eval([delta.a, delta.b, *([] if ratio is None else [ratio])])
             layer.deltas.put(name, Ready(delta, ratio))
@@ -128,36 +128,52 @@ class Adapters:
             if not layer.deltas.by_name:
                 del self._layers[path]
                 self._network.update_modules(tree_unflatten([(path, layer.base)]))
+                if isinstance(layer, AdaptedExperts):
+                    rejoin(dict(self._network.named_modules())[_parent(path)])
         if self.default == name:
             self.default = None
+
+    def _wrap(self, path: str, modules: Mapping[str, Any]) -> None:
+        base = modules[path]
+        if isinstance(base, EXPERTS):
+            self._layers[path] = AdaptedExperts(base, self._rows)
+            part(modules[_parent(path)], self._rows)
+        else:
+            self._layers[path] = Adapted(base, self._rows)
+        self._network.update_modules(tree_unflatten([(path, self._layers[path])]))
 
     def _base(self, path: str, modules: Mapping[str, Any]) -> Any:
         return self._layers[path].base if path in self._layers else modules.get(path)
 
 
 def merged(network: Any, folder: Path, scale: float = 1.0) -> Iterator[tuple[nn.Module, mx.array]]:
-    """The linear layers that an adapter touches, each with the weights, (outputs, inputs), that it makes.
+    """The layers that an adapter touches, each with the weights, (…, outputs, inputs), that it makes.
 
     Raises:
         IncompatibleWeightsError: it was made for another model, or a layer is packed.
     """
     deltas = read_adapter(folder, scale)
     modules = dict(network.named_modules())
-    _check_fit(folder, deltas, modules)
+    _check_fit(folder, deltas, modules, modules)
     for path, delta in deltas.items():
         layer = modules[path]
-        if isinstance(layer, nn.QuantizedLinear):
+        if "scales" in layer:
             raise IncompatibleWeightsError(f"{path} is quantized: nothing can be merged into it.")
         weight = layer.weight.astype(mx.float32)
-        weight = weight + delta.scale * (delta.a.astype(mx.float32) @ delta.b.astype(mx.float32)).T
+        low = delta.a.astype(mx.float32) @ delta.b.astype(mx.float32)
+        weight = weight + delta.scale * low.swapaxes(-1, -2)
         ratio = _ratio(layer, delta)
         if ratio is not None:
             weight = weight * ratio[:, None]
         yield layer, weight.astype(layer.weight.dtype)
 
 
-def _check_fit(folder: Path, deltas: Mapping[str, Delta], layers: Mapping[str, Any]) -> None:
-    problems = [_problem(path, delta, layers.get(path)) for path, delta in deltas.items()]
+def _check_fit(
+    folder: Path, deltas: Mapping[str, Delta], layers: Mapping[str, Any], modules: Mapping[str, Any]
+) -> None:
+    problems = [
+        _problem(path, delta, layers.get(path), modules.get(_parent(path))) for path, delta in deltas.items()
+    ]
     wrong = [text for text in problems if text]
     if wrong:
         raise IncompatibleWeightsError(
@@ -196,12 +212,10 @@ def _mlx_lm(config: Mapping[str, Any], weights: Mapping[str, mx.array], scale: f
     own = float(config["lora_parameters"]["scale"]) * scale
     found = {}
     for path in {name.removesuffix(".lora_a") for name in weights if name.endswith(".lora_a")}:
-        found[path] = Delta(
-            a=weights[f"{path}.lora_a"],
-            b=weights[f"{path}.lora_b"],
-            scale=own,
-            magnitude=weights.get(f"{path}.m"),
-        )
+        a, b = weights[f"{path}.lora_a"], weights[f"{path}.lora_b"]
+        if a.ndim == 3:  # of experts: (experts, rank, inputs) and (experts, outputs, rank)
+            a, b = a.swapaxes(-1, -2), b.swapaxes(-1, -2)
+        found[path] = Delta(a=a, b=b, scale=own, magnitude=weights.get(f"{path}.m"))
     return _complete(found, weights, 3 if kind == "dora" else 2)
 
 
@@ -231,16 +245,29 @@ def _complete(found: dict[str, Delta], weights: Mapping[str, Any], each: int) ->
     return found
 
 
-def _problem(path: str, delta: Delta, layer: Any) -> str | None:
-    if not isinstance(layer, nn.Linear | nn.QuantizedLinear):
-        return f"{path} is not a linear layer of the model"
-    outputs, inputs = layer.weight.shape
-    if isinstance(layer, nn.QuantizedLinear):
+def _problem(path: str, delta: Delta, layer: Any, block: Any) -> str | None:
+    if not isinstance(layer, EXPERTS if delta.a.ndim == 3 else nn.Linear | nn.QuantizedLinear):
+        return f"{path} is not a {'layer of experts' if delta.a.ndim == 3 else 'linear layer'} of the model"
+    if delta.a.ndim == 3 and not isinstance(block, BLOCKS):
+        return f"{path} is in no block of experts"
+    *experts, outputs, inputs = layer.weight.shape
+    if "scales" in layer:
         inputs = inputs * 32 // layer.bits
-    if delta.a.shape[0] != inputs or delta.b.shape[1] != outputs or delta.a.shape[1] != delta.b.shape[0]:
-        theirs = f"{delta.a.shape[0]} to {delta.b.shape[1]}"
-        return f"{path} maps {inputs} to {outputs} features, the adapter {theirs}"
+    rank = delta.a.shape[-1]
+    if delta.a.shape != (*experts, inputs, rank) or delta.b.shape != (*experts, rank, outputs):
+        ours, theirs = ("×".join(map(str, sizes)) for sizes in ((*experts, inputs), delta.a.shape[:-1]))
+        return f"{path} maps {ours} to {outputs} features, the adapter {theirs} to {delta.b.shape[-1]}"
     return None
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _format(base: Any, delta: Delta) -> mx.Dtype:
+    """The number format that a delta is kept in: that of what it is added to; some scales are no numbers."""
+    found: mx.Dtype = (base.scales if "scales" in base else base.weight).dtype
+    return found if mx.issubdtype(found, mx.floating) else delta.a.dtype
 
 
 def _ratio(base: Any, delta: Delta) -> mx.array | None:

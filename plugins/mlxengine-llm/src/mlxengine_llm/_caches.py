@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -17,6 +17,7 @@ class Serving:
 
     Args:
         kv_bits: bits of the key-value cache.
+        kv_group: numbers that are packed together, as `mlxengine_llm._packing` finds out.
         kv_tokens: most tokens in the cache; older ones but the first four are forgotten.
         speculation: guess tokens from the text so far.
         draft_model: guess tokens with this smaller model.
@@ -24,6 +25,7 @@ class Serving:
     """
 
     kv_bits: int | None = None
+    kv_group: int = 64
     kv_tokens: int | None = None
     speculation: bool = False
     draft_model: str | None = None
@@ -57,20 +59,48 @@ def caches_for(network: Any, serving: Serving) -> list[Any]:
 
         return [BoundedKVCache(max_size=serving.kv_tokens, keep=_KEPT) for _ in plain]
     if serving.kv_bits is not None:
-        return [QuantizedKVCache(group_size=_group(network), bits=serving.kv_bits) for _ in plain]
+        return [QuantizedKVCache(group_size=serving.kv_group, bits=serving.kv_bits) for _ in plain]
     return list(plain)
 
 
-def _group(network: Any) -> int:
-    args = getattr(network, "args", None)
-    size = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads  # type: ignore[union-attr]
-    group = next((item for item in (64, 32) if size % item == 0), None)
-    if group is None:
-        raise FeatureUnavailableError(
-            f"Heads of {size} numbers cannot be packed: mlx packs groups of 32 or 64.",
-            hint="Load it without llm.kv_bits.",
-        )
-    return group
+def widen(network: Any) -> None:
+    """Let sliding windows be as long as the masks that the network asks for.
+
+    A cache that is shorter than that loses what a token would still see if it were read in one pass with
+    those before it: answers would depend on the size of the pieces (PLaMo 3's windows lack one token).
+    """
+    import mlx.core as mx
+    from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
+
+    layers: list[Any] = make_prompt_cache(network)
+    windows = [layer for layer in layers if type(layer) is RotatingKVCache]
+    asked: dict[int, int] = {}
+    for layer in windows:
+        layer.make_mask = _noted(layer.max_size, layer.make_mask, asked)
+    if windows:
+        network(mx.zeros((1, 2), mx.int32), cache=layers)  # nobody evaluates it
+    if asked:
+        plain = network.make_cache
+
+        def make_cache() -> list[Any]:
+            found: list[Any] = plain()
+            for layer in found:
+                if type(layer) is RotatingKVCache:
+                    layer.max_size = asked.get(layer.max_size, layer.max_size)
+            return found
+
+        network.make_cache = make_cache
+
+
+def _noted(held: int, make_mask: Callable[..., Any], asked: dict[int, int]) -> Callable[..., Any]:
+    """The same, noting where a wider window is asked for than is held."""
+
+    def make(length: int, window_size: int | None = None, return_array: bool = False) -> Any:
+        if window_size is not None and window_size > held:
+            asked[held] = window_size
+        return make_mask(length, window_size=window_size, return_array=return_array)
+
+    return make
 
 
 def own(layer: Any) -> Any:
@@ -100,4 +130,4 @@ def plain(layer: Any) -> Any:
     return layer.plain() if hasattr(layer, "plain") else layer
 
 
-__all__ = ["Serving", "caches_for", "joined", "own", "plain"]
+__all__ = ["Serving", "caches_for", "joined", "own", "plain", "widen"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -129,15 +130,8 @@ class Prompts:
             mark = self._markers.mark_for((messages, tools))
             messages = [self._markers.hide_message(item, mark) for item in messages]
             tools = self._markers.hide(tools, mark)
-        thinking = request.params.thinking
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                tools=tools or None,
-                add_generation_prompt=request.add_generation_prompt,
-                tokenize=False,
-                **({} if thinking is None else {"enable_thinking": thinking}),
-            )
+            text = self._written(messages, tools, request)
         except TemplateBoundError:
             raise
         except Exception as error:  # templates are programs of the model's publisher
@@ -145,7 +139,40 @@ class Prompts:
                 f"The chat template of {self._card.id} refused the conversation: {error}.",
                 hint="Many want alternating user and assistant messages, and some no system message.",
             ) from error
-        return with_marks(str(text), mark), mark
+        return with_marks(text, mark), mark
+
+    def _written(self, messages: list[dict[str, Any]], tools: Any, request: TextRequest) -> str:
+        """What the template makes of the messages, whose calls have objects or JSON texts as arguments.
+
+        Most templates write objects as they need them. Some join the arguments to other text, and refuse
+        objects or show them in Python's notation: these mean JSON text.
+        """
+        thinking = request.params.thinking
+
+        def apply(messages: list[dict[str, Any]]) -> str:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                tools=tools or None,
+                add_generation_prompt=request.add_generation_prompt,
+                tokenize=False,
+                **({} if thinking is None else {"enable_thinking": thinking}),
+            )
+            return str(text)
+
+        given = [call["function"]["arguments"] for item in messages for call in item.get("tool_calls", ())]
+        try:
+            text = apply(messages)
+        except TemplateBoundError:
+            raise
+        except Exception:
+            if not given:
+                raise
+            return apply(_with_texts(messages))
+        said = "\n".join(item["content"] for item in messages)
+        shown = [str(arguments) for arguments in given if arguments]
+        if any(text.count(item) > said.count(item) for item in shown):
+            return apply(_with_texts(messages))
+        return text
 
 
 def tools_of(request: TextRequest) -> list[dict[str, Any]]:
@@ -170,6 +197,20 @@ def _message(message: Message) -> dict[str, Any]:
     if calls:
         found["tool_calls"] = calls
     return found
+
+
+def _with_texts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the arguments of calls as JSON text."""
+
+    def changed(call: dict[str, Any]) -> dict[str, Any]:
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        return {**call, "function": {**call["function"], "arguments": arguments}}
+
+    def with_text(message: dict[str, Any]) -> dict[str, Any]:
+        calls = message.get("tool_calls")
+        return {**message, "tool_calls": list(map(changed, calls))} if calls else message
+
+    return list(map(with_text, messages))
 
 
 __all__ = ["Prompts", "tools_of"]

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import importlib.util
-import re
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from attrs import evolve
 from mlxengine import Claim, Fit, ModelCard, Source
 from mlxengine.errors import (
+    BackendUnavailableError,
     IncompatibleWeightsError,
     LoadError,
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
 from mlxengine.toolkit.counts import config_problem
-from mlxengine.toolkit.estimate import architectures, context_length, estimator, text_config
+from mlxengine.toolkit.estimate import architectures, estimator
 from mlxengine.toolkit.gguf_support import choose_file, gguf_problem, no_readable_file
 from mlxengine.toolkit.media import describes_media, takes_media
-from mlxengine.toolkit.source import constant
 
-FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
+from ._estimate import keeps
+from ._library import demanded, module_of, source
+
+FILES = ("*.json", "model*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
 _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _NOT_GENERATORS = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "VisionModel")
 _QUANTIZERS = {"bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}
@@ -48,7 +49,7 @@ def claim(card: ModelCard) -> Claim | None:
         fit=_fit(config, module, media),
         files=(*FILES, "*.py") if card.configuration.trust_remote_code else FILES,
         capabilities=_capabilities(card),
-        estimate=estimator(card),
+        estimate=estimator(card, keeps(module)),
         problem=_problem(card, module),
         reason=_reason(module, media),
     )
@@ -78,48 +79,22 @@ def _claim_gguf(card: ModelCard) -> Claim | None:
     )
 
 
-def module_of(config: Mapping[str, Any]) -> str | None:
-    """The name of mlx-lm's module for a configuration, or ``None``; the module is not imported."""
-    folder = _library()
-    kind = config.get("model_type")
-    if folder is None or not isinstance(kind, str):
-        return None
-    plain, special = _remapping()
-    for architecture in architectures(config):
-        if (kind, architecture) in special:
-            kind = special[kind, architecture]
-            break
-    else:
-        kind = plain.get(kind, kind)
-    return kind if _implements(kind) else None
-
-
-@functools.cache
-def _library() -> Path | None:
-    spec = importlib.util.find_spec("mlx_lm")
-    places = spec.submodule_search_locations if spec else None
-    return Path(next(iter(places))) if places else None
-
-
-@functools.cache
-def _implements(name: str) -> bool:
-    """Whether mlx-lm has a module for a model of this name; its file alone is read."""
-    folder = _library()
-    if folder is None or not re.fullmatch(r"[\w.-]{1,100}", name):
-        return False
-    file = folder / "models" / f"{name}.py"
-    return file.is_file() and "ModelArgs" in file.read_text("utf-8", "replace")
-
-
-@functools.cache
-def _remapping() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
-    """mlx-lm's own tables of aliases."""
-    folder = _library()
-    if folder is None:
-        return {}, {}
-    names = ("MODEL_REMAPPING", "MODEL_ARCHITECTURE_REMAPPING")
-    plain, special = (constant(folder / "utils.py", name) or {} for name in names)
-    return plain, special
+def _missing_here(card: ModelCard, module: str) -> LoadError | None:
+    """What this machine or environment lacks for mlx-lm's module."""
+    lacking = [name for name in demanded(module) if importlib.util.find_spec(name) is None]
+    if lacking:
+        return BackendUnavailableError(
+            f"{card.id} needs {', '.join(lacking)} besides mlx-lm, which is not installed.",
+            hint="Install the package that has it, or choose a model of another architecture.",
+        )
+    unpacked = "quantization" not in card.config
+    ternary = unpacked and (card.quantization or {}).get("quant_method") == "bitnet"
+    if (ternary or "bitlinear_layers" in source(module)) and sys.platform != "darwin":
+        return BackendUnavailableError(
+            f"{card.id} has ternary weights, for which mlx-lm has a kernel in Metal only.",
+            hint="Run it on a Mac, or choose another quantization of the model.",
+        )
+    return None
 
 
 def _fit(config: Mapping[str, Any], module: str | None, media: bool) -> Fit:
@@ -157,7 +132,8 @@ def _capabilities(card: ModelCard) -> frozenset[str]:
 
 def _problem(card: ModelCard, module: str | None) -> LoadError | None:
     config, name = card.config, card.id
-    if (problem := config_problem(name, config, card.tensors)) is not None:
+    problem: LoadError | None = config_problem(name, config, card.tensors)
+    if problem is not None:
         return problem
     custom = config.get("model_file")
     if custom and not card.configuration.trust_remote_code:
@@ -170,6 +146,8 @@ def _problem(card: ModelCard, module: str | None) -> LoadError | None:
             f"{name} has the architecture {config.get('model_type')!r}, which mlx-lm does not implement.",
             hint="Update mlx-lm, or choose a model of a supported architecture.",
         )
+    if module is not None and (problem := _missing_here(card, module)) is not None:
+        return problem
     method = (card.quantization or {}).get("quant_method")
     if "quantization" not in config and isinstance(method, str) and method not in _QUANTIZERS:
         return IncompatibleWeightsError(
@@ -184,4 +162,4 @@ def _problem(card: ModelCard, module: str | None) -> LoadError | None:
     return None
 
 
-__all__ = ["FILES", "claim", "context_length", "module_of", "text_config"]
+__all__ = ["FILES", "claim", "is_gguf"]

@@ -22,10 +22,11 @@ from mlxengine.toolkit.sampling import guarded
 
 from . import features
 from ._chat import tools_of
-from ._load import adapter_folder
+from ._harmony import HarmonyRouter, final_begins, is_harmony
 from ._model import LanguageModel
-from ._parts import Router, thinking_budget
+from ._parts import Router, thinking_budget, thinks
 from ._score import score
+from ._sources import adapter_folder
 from ._tags import AdaptedAnswer
 
 
@@ -98,7 +99,7 @@ def _check_tools(model: LanguageModel, request: TextRequest, context: RunContext
     context.features.require(features.TOOL_CALLING)
     if not request.messages:
         raise InvalidParameterError("Tools need messages: they are described in the chat template.")
-    if not model.tokenizer.has_tool_calling:
+    if not (model.tokenizer.has_tool_calling or is_harmony(model.tokenizer)):
         raise UnsupportedInputError(
             f"{model.card.id} has no known format of tool calls.", hint="Choose a model that calls tools."
         )
@@ -107,15 +108,30 @@ def _check_tools(model: LanguageModel, request: TextRequest, context: RunContext
 def _part(model: LanguageModel, request: TextRequest, answer: Answer, context: RunContext) -> None:
     """Tell reasoning and tool calls apart in a conversation; a raw prompt gets raw text."""
     tokenizer, budget = model.tokenizer, request.params.thinking_budget
-    reasons = tokenizer.has_thinking and context.features.get(features.REASONING)
+    parted = context.features.get(features.REASONING)
+    reasons = parted and tokenizer.has_thinking
+    continued = not (request.messages and request.add_generation_prompt)
+    thinking = thinks(tokenizer, answer.prompt, continued=continued)
     if budget is not None:
         context.features.require(features.REASONING)
         if not reasons or len(tokenizer.think_end_tokens) != 1 or len(tokenizer.think_start_tokens) != 1:
             raise UnsupportedInputError(f"{model.card.id} has no reasoning whose length can be bounded.")
-        bound = thinking_budget(tokenizer, answer.prompt, budget)
+        bound = thinking_budget(tokenizer, answer.prompt, budget, thinking=thinking)
         answer.processors.append(guarded(bound, answer.fail))
-    if request.messages and (reasons or request.tools):
-        answer.router = Router(tokenizer, answer.prompt, tools_of(request), answer.index)
+    if answer.grammar is not None and reasons and thinking and (request.messages or budget is not None):
+        end = tuple(tokenizer.think_end_tokens)
+        answer.grammar.after(lambda said: tuple(said[-len(end) :]) == end)
+    harmony = is_harmony(tokenizer)
+    marked = tokenizer.has_thinking or bool(tokenizer.response_transitions) or harmony
+    if not request.messages or not (request.tools or (parted and marked)):
+        return
+    tools = tools_of(request)
+    if harmony:
+        answer.router = HarmonyRouter(tokenizer, answer.prompt, tools, answer.index)
+        if answer.grammar is not None:
+            answer.grammar.after(final_begins(tokenizer))
+        return
+    answer.router = Router(tokenizer, answer.prompt, tools, answer.index, thinking=thinking)
 
 
 def _check_serving(model: LanguageModel, context: RunContext) -> None:

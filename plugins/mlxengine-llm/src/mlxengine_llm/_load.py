@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from attrs import evolve
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import (
     CancelledError,
@@ -20,11 +20,10 @@ from mlxengine.errors import (
     InvalidParameterError,
     LoadError,
     MLXEngineError,
-    ModelNotFoundError,
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
-from mlxengine.toolkit.estimate import USUAL_CONTEXT, context_length, text_config
+from mlxengine.toolkit.estimate import USUAL_CONTEXT, context_length
 from mlxengine.toolkit.loading import (
     building,
     check_safetensors,
@@ -35,13 +34,12 @@ from mlxengine.toolkit.loading import (
 )
 
 from . import features
-from ._caches import Serving, caches_for
+from ._caches import Serving, caches_for, widen
 from ._claim import is_gguf
+from ._sources import adapter_folder, local_folder
+from ._tokenizer import REMOTE, abilities, load_tokenizer, stop_ids
 
-T = TypeVar("T")
 _log = logging.getLogger("mlxengine.llm.load")
-_TOKENIZER_FILES = ("*.json", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
-_REMOTE = "Read the repository's code first; then load with trust_remote_code=True if you trust it."
 
 
 def load(card: ModelCard, context: LoadContext) -> Loaded:
@@ -73,7 +71,8 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     if context.features.get(features.UNPACK):
         unpacked = unpack_where_faster(network, (context.device.free_memory or 0) // 2)
     upcast_for_cpu(network)
-    serving = _serving(context, network)
+    widen(network)
+    serving, why = _serving(context, network)
     draft = None if serving.draft_model is None else _draft(card, context, serving.draft_model, tokenizer)
     _report(context, 2)
     own = context.configuration.context_length
@@ -87,7 +86,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         config=config,
         context=longest,
         defaults=dict(card.documents.get("generation_config.json") or {}),
-        stop_ids=_stop_ids(tokenizer, context.configuration.extra_eos_tokens),
+        stop_ids=stop_ids(tokenizer, context.configuration.extra_eos_tokens),
         prefixes=_prefixes(card, context, network, tokenizer, serving),
         serving=serving,
         draft=draft,
@@ -107,6 +106,8 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         context_length=model.context,
         **({} if unpacked is None else {"weights": unpacked}),
     )
+    if why is not None:
+        model.missing[features.KV_BITS.name] = why
     if context.configuration.adapter is not None:
         folder = adapter_folder(context.configuration.adapter, context.fetch)
         model.adapters.configured("default", folder)
@@ -114,7 +115,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         model=model,
         warm=itertools.chain(warm(network), () if draft is None else warm(draft), _tried(model)),
         close=model.close,
-        capabilities=_abilities(tokenizer),
+        capabilities=abilities(tokenizer),
         info=model.info,
         missing=model.missing,
         cache=usual,
@@ -136,7 +137,11 @@ def _cache_size(network: Any, serving: Serving) -> Any:
 
 
 def _tried(model: Any) -> Iterator[None]:
-    """Where new shapes are dear no request waits for those of the trial, and prompts alone are padded too."""
+    """Packed caches are tried; where new shapes are dear no request waits for those of the trial either."""
+    if model.serving.kv_bits is not None:
+        from ._packing import check
+
+        yield from check(model.network, model.serving)
     if model.shapes.costly and not model.serving.serial:
         model.trial.hold()
         yield
@@ -149,7 +154,10 @@ def _max_rows(context: LoadContext) -> int:
     return chosen or most_rows(context.device.backend)
 
 
-def _serving(context: LoadContext, network: Any) -> Serving:
+def _serving(context: LoadContext, network: Any) -> tuple[Serving, str | None]:
+    """What the flags ask for, and why packed caches could not be asked for."""
+    from ._packing import group_size
+
     found = Serving(**{name: context.features.get(flag) for name, flag in features.SERVING.items()})
     if found.kv_tokens is not None and (not isinstance(found.kv_tokens, int) or found.kv_tokens < 16):
         raise InvalidParameterError(f"llm.kv_tokens={found.kv_tokens!r} must be an integer from 16.")
@@ -158,7 +166,12 @@ def _serving(context: LoadContext, network: Any) -> Serving:
             "llm.speculation and llm.draft_model cannot be used together.", hint="Choose one of them."
         )
     caches_for(network, found)  # refused now, not at the first request
-    return found
+    try:
+        return evolve(found, kv_group=group_size(network, found.kv_bits or 8)), None
+    except FeatureUnavailableError as error:
+        if found.kv_bits is not None:
+            raise
+        return found, error.message
 
 
 def _draft(card: ModelCard, context: LoadContext, source: str, tokenizer: Any) -> Any:
@@ -189,15 +202,6 @@ def _draft(card: ModelCard, context: LoadContext, source: str, tokenizer: Any) -
     return network
 
 
-def _abilities(tokenizer: Any) -> frozenset[str]:
-    found = {
-        "chat": tokenizer.has_chat_template,
-        "tools": tokenizer.has_tool_calling,
-        "reasoning": tokenizer.has_thinking,
-    }
-    return frozenset(name for name, has in found.items() if has)
-
-
 def _report(context: LoadContext, done: int) -> None:
     if context.cancelled():
         raise CancelledError("Loading was cancelled.")
@@ -217,7 +221,7 @@ def _from_folder(card: ModelCard, context: LoadContext) -> tuple[Any, Any, dict[
             f"config.json of {card.id} cannot be read: {error}.", hint="Fetch the model again."
         ) from error
     if config.get("model_file") and not trust:
-        raise RemoteCodeRefusedError(f"{card.id} wants to run {config['model_file']}.", hint=_REMOTE)
+        raise RemoteCodeRefusedError(f"{card.id} wants to run {config['model_file']}.", hint=REMOTE)
     for file in sorted(folder.glob("model*.safetensors")):
         check_safetensors(file)
     _check_shards(card, folder)
@@ -276,93 +280,6 @@ def _build(config: dict[str, Any], weights: dict[str, Any]) -> Any:
     return network
 
 
-def load_tokenizer(card: ModelCard, folder: Path, context: LoadContext, config: Mapping[str, Any]) -> Any:
-    """mlx-lm's tokenizer wrapper, of the model's tokenizer or the caller's, and the caller's chat template.
-
-    Raises:
-        RemoteCodeRefusedError: the tokenizer is code of the repository and that is not allowed.
-        LoadError: there is no tokenizer that can be read, or it has more tokens than the model.
-    """
-    own = context.features.get(features.TOKENIZER)
-    if own is not None:
-        folder = local_folder(own, context.fetch, _TOKENIZER_FILES, "tokenizer")
-    settings: dict[str, Any] = {"trust_remote_code": context.configuration.trust_remote_code}
-    if context.configuration.chat_template is not None:
-        settings["chat_template"] = context.configuration.chat_template
-    try:
-        tokenizer = _wrapped(folder, settings, config.get("eos_token_id"))
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise RemoteCodeRefusedError(
-                f"The tokenizer of {card.id} is code of the repository.", hint=_REMOTE
-            ) from error
-        raise LoadError(
-            f"The tokenizer of {card.id} cannot be read: {error}.",
-            hint="The repository needs a tokenizer.json (or tokenizer.model) that fits its configuration.",
-        ) from error
-    size = text_config(config).get("vocab_size")
-    if own is not None and isinstance(size, int) and len(tokenizer) > size:
-        raise IncompatibleWeightsError(
-            f"The tokenizer {own} has {len(tokenizer)} tokens, the vocabulary of {card.id} {size}.",
-            hint="Choose a tokenizer that was made for this model.",
-        )
-    return tokenizer
-
-
-def _wrapped(folder: Path, settings: dict[str, Any], eos: Any) -> Any:
-    """mlx-lm's wrapper; without the model's configuration where transformers refuses that one.
-
-    To find a tokenizer's class transformers reads ``config.json`` too, into a class whose checks know less
-    than the checkpoint does. A ``tokenizer.json`` needs none of it.
-    """
-    from mlx_lm.tokenizer_utils import load as load_wrapper
-
-    try:
-        return load_wrapper(folder, settings, eos_token_ids=eos)
-    except Exception as error:
-        if "trust_remote_code" in str(error) or not folder.joinpath("tokenizer.json").is_file():
-            raise
-        with tempfile.TemporaryDirectory(prefix="mlxengine-") as place:
-            alone = Path(place)
-            for pattern in _TOKENIZER_FILES:
-                for file in folder.glob(pattern):
-                    if file.name != "config.json":
-                        shutil.copyfile(file, alone / file.name)
-            try:
-                found = load_wrapper(alone, settings, eos_token_ids=eos)
-            except Exception:
-                raise error from None  # what was wrong first
-        _log.info("The tokenizer was read without config.json, which transformers refuses: %r", error)
-        return found
-
-
-def adapter_folder(source: str, fetch: Callable[[str, Sequence[str]], T] | None) -> Path | T:
-    """A local adapter's folder, or what ``fetch`` gives for one that is on the hub.
-
-    Raises:
-        ModelNotFoundError: there is no such folder, and nothing can be fetched.
-    """
-    from ._adapters import FILES as ADAPTER_FILES
-
-    return local_folder(source, fetch, ADAPTER_FILES, "adapter")
-
-
-def local_folder(
-    source: str, fetch: Callable[[str, Sequence[str]], T] | None, files: Sequence[str], what: str
-) -> Path | T:
-    """A local folder, or what ``fetch`` gives for the ``files`` of a repository.
-
-    Raises:
-        ModelNotFoundError: there is no such folder, and nothing can be fetched.
-    """
-    local = Path(source).expanduser()
-    if local.is_dir():
-        return local
-    if fetch is None or source.startswith(("/", ".", "~")):
-        raise ModelNotFoundError(f"There is no {what} folder {source}.")
-    return fetch(source, files)
-
-
 def _prefixes(card: ModelCard, context: LoadContext, network: Any, tokenizer: Any, serving: Serving) -> Any:
     from mlx.utils import tree_flatten
 
@@ -390,16 +307,6 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _stop_ids(tokenizer: Any, extra: tuple[str, ...]) -> frozenset[int]:
-    found = set(tokenizer.eos_token_ids)
-    vocabulary = tokenizer.get_vocab()
-    for text in extra:
-        if text not in vocabulary:
-            raise LoadError(f"extra_eos_tokens: {text!r} is not a token of this model.")
-        found.add(vocabulary[text])
-    return frozenset(found)
-
-
 def _check_shards(card: ModelCard, folder: Path) -> None:
     index = card.documents.get("model.safetensors.index.json")
     names = set(index.get("weight_map", {}).values()) if isinstance(index, Mapping) else set()
@@ -424,4 +331,4 @@ def _load_error(card: ModelCard, error: Exception) -> LoadError:
     return LoadError(f"{card.id} cannot be built: {type(error).__name__}: {text}.")
 
 
-__all__ = ["load", "load_tokenizer"]
+__all__ = ["load"]

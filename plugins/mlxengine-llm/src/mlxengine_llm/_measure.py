@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 from attrs import frozen
-from mlx_lm.models.cache import CacheList, ChunkedKVCache, RotatingKVCache
+from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 _SHORT, _LONG = 256, 512  # caches grow by 256 tokens
 
@@ -42,11 +42,29 @@ def measured(network: Any, caches: Callable[[], list[Any]]) -> CacheSize:
         network: mlx-lm's module.
         caches: makes the empty caches of a row.
     """
+    if _stateful(caches()):
+        return CacheSize(tuple(map(_of_one_token, _parts(network, caches(), 1))))
     found = []
     for short, long in zip(_parts(network, caches(), _SHORT), _parts(network, caches(), _LONG), strict=True):
         each = (long.nbytes - short.nbytes) // (_LONG - _SHORT)
         found.append((short.nbytes - each * _SHORT, each, _most(long)))
     return CacheSize(tuple(found))
+
+
+def _stateful(layers: Sequence[Any]) -> bool:
+    """Whether some layers keep states, and all are of kinds that a token shows whole.
+
+    Without Metal a state's kernels are loops over the tokens: to write down a pass over many takes seconds.
+    """
+    kinds = {type(layer) for layer in _flat(layers)}
+    return ArraysCache in kinds and kinds <= {ArraysCache, KVCache, RotatingKVCache}
+
+
+def _of_one_token(layer: Any) -> tuple[int, int, int | None]:
+    if isinstance(layer, ArraysCache):
+        return layer.nbytes, 0, None
+    held = 0 if layer.keys is None else layer.keys.shape[2]  # a whole step of growth
+    return 0, layer.nbytes // held if held else 0, _most(layer)
 
 
 def _parts(network: Any, layers: list[Any], tokens: int) -> list[Any]:

@@ -22,6 +22,8 @@ from ._adapters import Adapters
 from ._caches import Serving, caches_for
 from ._chat import Prompts
 from ._decoder import BatchDecoder
+from ._estimate import keeps
+from ._library import module_of
 from ._measure import CacheSize
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder
@@ -99,7 +101,7 @@ class LanguageModel:
     prompts: Prompts = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.estimate = estimator(self.card)
+        self.estimate = estimator(self.card, keeps(module_of(self.config)))
         self.grammars = _grammars(self.tokenizer, self.vocabulary, self.stop_ids)
         self.adapters = Adapters(self.network)
         self.prompts = Prompts(self.tokenizer, self.card, self.context)

@@ -33,7 +33,7 @@ _ALLOWED: dict[Mode, tuple[tuple[int, ...], tuple[int, ...]]] = {
     Mode.NVFP4: ((4,), (16,)),
     Mode.MXFP8: ((8,), (32,)),
 }
-_KEPT = ("*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "*.txt")
+_KEPT = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 
 
 @frozen(kw_only=True)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from attrs import asdict, field, frozen
@@ -19,6 +18,7 @@ from mlxengine import Progress
 from mlxengine.errors import ConfigurationError, CorruptFileError, InvalidParameterError
 
 from ._curve import Curve, Point, replace
+from ._examples import dataset
 
 CHECKPOINT = "checkpoint.safetensors"
 _NEVER = 1 << 60
@@ -145,7 +145,6 @@ class _Run:
         self.curve = Curve()
         self.network, _ = load_network(source)
         from mlx_lm.tokenizer_utils import load as load_tokenizer
-        from mlx_lm.tuner.utils import linear_to_lora_layers
 
         unpack_where_faster(self.network, 1 << 40)
         upcast_for_cpu(self.network)
@@ -154,8 +153,7 @@ class _Run:
             raise InvalidParameterError(f"The model has {blocks} layers, {params.layers} were to be adapted.")
         lora = {"rank": params.rank, "scale": params.scale, "dropout": params.dropout}
         mx.random.seed(params.seed)
-        self.network.freeze()
-        linear_to_lora_layers(self.network, params.layers or blocks, dict(lora), use_dora=params.dora)
+        self._adapt(params.layers or blocks, lora)
         self.config = {
             "fine_tune_type": "dora" if params.dora else "lora",
             "num_layers": params.layers or blocks,
@@ -165,9 +163,36 @@ class _Run:
         self.optimizer = Adam(learning_rate=params.learning_rate)
         self.optimizer.init(self.network.trainable_parameters())
         tokenizer = load_tokenizer(source, {"trust_remote_code": False})
-        self.train_set = _dataset(data / "train.jsonl", tokenizer, params)
+        read = partial(dataset, tokenizer=tokenizer, mask_prompt=params.mask_prompt)
+        self.train_set = read(data / "train.jsonl", least=params.batch_size)
         valid = data / "valid.jsonl"
-        self.valid_set = _dataset(valid, tokenizer, params) if valid.exists() else None
+        self.valid_set = read(valid, least=1) if valid.exists() else None
+
+    def _adapt(self, blocks: int, lora: dict[str, Any]) -> None:
+        """Give the last so many blocks adapters to be trained.
+
+        Raises:
+            ConfigurationError: mlx-lm cannot, or gives them a form that nobody loads.
+        """
+        from mlx.utils import tree_flatten
+        from mlx_lm.tuner.utils import linear_to_lora_layers
+
+        dora = self.params.dora
+        try:
+            self.network.freeze()
+            linear_to_lora_layers(self.network, blocks, dict(lora), use_dora=dora)
+        except (ValueError, AttributeError) as error:
+            raise ConfigurationError(
+                f"mlx-lm cannot train {'DoRA' if dora else 'LoRA'} on this model: {error}.",
+                hint="Train LoRA." if dora else "Choose another model.",
+            ) from error
+        found: Any = tree_flatten(self.network.trainable_parameters())
+        leaves = {name.rpartition(".")[2] for name, _ in found}
+        if not leaves <= {"lora_a", "lora_b", "m"}:
+            raise ConfigurationError(
+                "mlx-lm adapts some layers of this model in a form of their own, which cannot be loaded.",
+                hint="Choose another model.",
+            )
 
     def go(self, report: Callable[[Progress], None], stopped: Callable[[], bool]) -> None:
         total = self.params.iterations
@@ -309,38 +334,6 @@ class _Run:
             parts[kind].append((rest, value))
         self.network.load_weights(parts["adapter"], strict=False)
         self.optimizer.state = tree_unflatten(parts["optimizer"])
-
-
-def _dataset(file: Path, tokenizer: Any, params: TrainParams) -> Any:
-    from mlx_lm.tuner.datasets import CacheDataset, create_dataset
-
-    examples = []
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidParameterError(
-            f"The examples cannot be read: {error}.", hint="Give a folder with train.jsonl."
-        ) from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                examples.append(json.loads(line))
-            except ValueError as error:
-                raise InvalidParameterError(f"{file}, line {number} is not JSON: {error}.") from error
-    if len(examples) < (params.batch_size if file.stem == "train" else 1):
-        raise InvalidParameterError(f"{file} has {len(examples)} examples, a batch {params.batch_size}.")
-    try:
-        found = CacheDataset(
-            create_dataset(examples, tokenizer, SimpleNamespace(mask_prompt=params.mask_prompt))
-        )
-        for at in range(len(found)):
-            found[at]
-    except Exception as error:  # templates and examples are of any kind
-        raise InvalidParameterError(
-            f"The examples in {file} cannot be used: {type(error).__name__}: {error}.",
-            hint='Write {"messages": …}, {"prompt": …, "completion": …} or {"text": …} on each line.',
-        ) from error
-    return found
 
 
 __all__ = ["TrainParams", "Trained", "train"]

@@ -290,6 +290,8 @@ def test_warming_up_reads_prompts_of_few_sizes_and_leaves_nothing_behind(
     model = plugin.load(TINY, flags={"max_batch": 6})
     request = asking(DESCRIBE, RED)
     wanted = plugin.answer(model, request, prompt_cache=False)
+    with plugin.backend.stream():
+        model.trial.hold()
     model.shapes, model.context = Shapes(0.15), 300
     seen = noted(monkeypatch, model.network.language_model)
     with plugin.backend.stream():

@@ -23,6 +23,8 @@ _SPECIAL = {
     "qwen3_vl": _QWEN,
     "gemma3": {5: "<start_of_image>", 6: "<end_of_image>", 7: "<image_soft_token>"},
     "paligemma": {7: "<image>"},
+    "mllama": {7: "<|image|>"},
+    "mistral3": {5: "[IMG_BREAK]", 6: "[IMG_END]", 7: "[IMG]"},
     "lfm2_vl": {5: "<|image_start|>", 6: "<|image_end|>", 7: "<image>"},
 }
 _TAG = {
@@ -30,6 +32,8 @@ _TAG = {
     "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "gemma3": "<start_of_image>",
+    "mllama": "<|image|>",
+    "mistral3": "[IMG]",
 }
 _MEAN = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": True, "do_rescale": True}
 _SQUARE = {**_MEAN, "do_resize": True, "size": {"height": 32, "width": 32}}
@@ -56,6 +60,23 @@ _PREPROCESSOR: dict[str, dict[str, Any]] = {
     "qwen3_vl": {**_PATCHES, "image_processor_type": "Qwen2VLImageProcessorFast"},
     "gemma3": {**_SQUARE, "image_processor_type": "Gemma3ImageProcessor", "image_seq_length": 4},
     "paligemma": {**_SQUARE, "image_processor_type": "SiglipImageProcessor", "image_seq_length": 16},
+    "mllama": {
+        **_MEAN,
+        "image_processor_type": "MllamaImageProcessor",
+        "do_resize": True,
+        "do_pad": True,
+        "do_convert_rgb": True,
+        "size": {"height": 16, "width": 16},
+        "max_image_tiles": 4,
+    },
+    "mistral3": {
+        **_MEAN,
+        "image_processor_type": "PixtralImageProcessor",
+        "do_resize": True,
+        "do_convert_rgb": True,
+        "patch_size": 8,
+        "size": {"longest_edge": 32},
+    },
     "lfm2_vl": {
         **_MEAN,
         "image_processor_type": "Lfm2VlImageProcessorFast",
@@ -82,8 +103,20 @@ _PROCESSOR: dict[str, dict[str, Any]] = {
     "qwen3_vl": {"processor_class": "Qwen3VLProcessor"},
     "gemma3": {"processor_class": "Gemma3Processor", "image_seq_length": 4},
     "paligemma": {"processor_class": "PaliGemmaProcessor", "image_seq_length": 16},
+    "mllama": {"processor_class": "MllamaProcessor"},
+    "mistral3": {
+        "processor_class": "PixtralProcessor",
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "image_token": "[IMG]",
+        "image_break_token": "[IMG_BREAK]",
+        "image_end_token": "[IMG_END]",
+    },
     "lfm2_vl": {"processor_class": "Lfm2VlProcessor"},
 }
+
+WHOLE = sorted(_PROCESSOR)
+"""The architectures that can be laid out."""
 
 
 def lay_out(kind: str, folder: Path) -> Path:

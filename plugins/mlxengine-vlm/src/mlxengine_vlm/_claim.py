@@ -32,6 +32,17 @@ _GENERATORS = (
 # An architecture named for another task: it sees, and has no text to give.
 _OTHER_TASK = re.compile(r"For(?!CausalLM|ConditionalGeneration|Vision2Seq|ImageTextToText)[A-Z]")
 
+FAULTS = {
+    "glm4v": "its encoder interpolates positions linearly, transformers cubically",
+    "glm4v_moe": "its encoder interpolates positions linearly, transformers cubically",
+    "granite_vision": "its pictures have other embeddings than the prompt has places; they are refused",
+    "idefics2": "its encoder counts the positions of patches otherwise than transformers",
+    "llava_bunny": "it sees the first of several pictures alone",
+    "llava_next": "its pictures have other embeddings than the prompt has places; they are refused",
+    "paligemma": "it takes one picture in a prompt",
+}
+"""What is wrong in mlx-vlm's families that answer otherwise, as docs/reference/vision-families.md has it."""
+
 
 def claim(card: ModelCard) -> Claim | None:
     """The plugin's offer for a model, or ``None`` for what takes no pictures or sound."""
@@ -55,6 +66,8 @@ def claim(card: ModelCard) -> Claim | None:
         fit, reason = Fit.PARTIAL, f"mlx-vlm's {found}, an encoder-decoder"
     elif not chats:
         fit, reason = Fit.FALLBACK, f"mlx-vlm's {found} does not answer in text"
+    elif found in FAULTS:
+        fit, reason = Fit.PARTIAL, f"mlx-vlm's {found}: {FAULTS[found]}"
     return Claim(
         kind="vlm",
         fit=fit,
@@ -202,4 +215,4 @@ def _problem(card: ModelCard, found: str | None, chats: bool) -> LoadError | Non
     return None
 
 
-__all__ = ["FILES", "claim", "library_name"]
+__all__ = ["FAULTS", "FILES", "claim", "library_name"]

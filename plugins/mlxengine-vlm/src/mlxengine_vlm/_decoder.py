@@ -9,22 +9,24 @@ not disturb; every other prompt is read by itself. Each row keeps its own sample
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
-from attrs import define, evolve
+from attrs import define
 from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.decoding import TogetherDecoder
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.joining import Company
 from mlxengine.toolkit.reading import Reading
-from mlxengine.toolkit.rows import Row
+from mlxengine.toolkit.rows import Plan, Row, Stepped
 from mlxengine.toolkit.shapes import Shapes
 
 from ._cache import PrefixCache, trimmable
-from ._prefill import Prefill, stacked
+from ._language import NOTHING, Language
+from ._prefill import Prefill
 from ._sight import Sight
+from ._trial import Trial
 
 
 class VisionRow(Row):
@@ -32,12 +34,13 @@ class VisionRow(Row):
 
     ``sight`` makes the language model's inputs for the prompt; ``media`` names the content that the
     placeholders stand for, in order; ``deltas`` is how far positions run ahead of tokens (M-RoPE), shape
-    (1, 1), once that is known; ``reuse`` and ``cached`` are as in `Answer`.
+    (1, 1), once that is known; ``crossed`` is as in `Prefill`; ``reuse`` and ``cached`` are as in `Answer`.
     """
 
     sight: Sight
     media: tuple[str, ...] = ()
     deltas: Any = None
+    crossed: Mapping[str, Any] = NOTHING
     reuse = False
     cached = 0
 
@@ -62,6 +65,7 @@ class VisionDecoder(TogetherDecoder):
         grammars: of the model's rows, told before each step which tokens were drawn.
         shapes: which sizes of passes the device has met.
         look: makes the media's features of several prompts.
+        trial: which rows may share a pass.
         context: most positions that the model knows, or ``None``.
     """
 
@@ -72,13 +76,21 @@ class VisionDecoder(TogetherDecoder):
         grammars: Grammars | None,
         shapes: Shapes,
         look: Callable[[Sequence[Sight]], None],
+        trial: Trial,
         context: int | None = None,
     ) -> None:
-        passes = _Passes(network, prefixes, shapes, look)
-        found = Company.of(passes.caches())
-        company = evolve(found, equal=found.padded, behind=False)
-        passes.together = company.padded
-        super().__init__(passes, company, shapes, grammars, context=context, plain=found.equal)
+        self._trial = trial
+        self._passes = _Passes(network, prefixes, shapes, look)
+        self._passes.together = trial.company.equal
+        plain = Company.of(self._passes.caches()).equal or not trial.company.together
+        super().__init__(self._passes, trial.company, shapes, grammars, context=context, plain=plain)
+
+    def step(self, plan: Plan) -> Stepped:
+        if len(self) > 1 and self._trial.hold():
+            self._reading.company = self._trial.company
+            self._passes.together = self._trial.company.equal
+            return Stepped()  # the time that it took is nobody's pace
+        return super().step(plan)
 
     def insert(self, row: Row) -> None:
         assert isinstance(row, VisionRow)
@@ -98,36 +110,20 @@ class _Passes:
         look: Callable[[Sequence[Sight]], None],
     ) -> None:
         self._shapes = shapes
-        self._language = getattr(network, "language_model", network)
+        self._language = Language(network)
+        self.caches, self.merge = self._language.caches, self._language.merge
         self._prefixes = prefixes
         self._look = look
-        settings = getattr(self._language, "config", None)
-        self._prefix_lm = getattr(settings, "use_bidirectional_attention", None) is True
         self._deltas: list[Any] = []  # of the rows that decode
         self._ahead: Any = None  # the same in one array
-        self.together = False  # whether the caches let prompts share a pass
-
-    def caches(self) -> list[Any]:
-        from mlx_vlm.models.cache import make_prompt_cache
-
-        return list(make_prompt_cache(self._language))
-
-    def merge(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        return [_merged(parts) for parts in zip(*rows, strict=True)]
+        self.together = False  # whether prompts may share a pass
 
     def decode(self, rows: Sequence[Row], tokens: mx.array, layers: list[Any]) -> mx.array:
         deltas = [row.deltas for row in rows if isinstance(row, VisionRow) and row.deltas is not None]
         if list(map(id, deltas)) != list(map(id, self._deltas)):
             self._deltas, self._ahead = deltas, mx.concatenate(deltas) if deltas else None
-        logits: mx.array = _last(self._call(tokens, layers, self._ahead))
-        return logits
-
-    def _call(self, tokens: Any, layers: list[Any], deltas: Any) -> Any:
-        """Run tokens of answers, shape (rows, n), behind what the cache holds."""
-        options: dict[str, Any] = {} if deltas is None else {"rope_deltas": deltas}
-        if self._prefix_lm:  # such a model masks nothing by itself, not even the padding of shorter rows
-            options["mask"] = layers[0].make_mask(tokens.shape[1], return_array=True, window_size=None)
-        return self._language(tokens, cache=layers, **options)
+        crossed = rows[0].crossed if len(rows) == 1 and isinstance(rows[0], VisionRow) else NOTHING
+        return _last(self._language.follow(tokens, layers, self._ahead, crossed))
 
     def read(
         self, group: Sequence[Reading], counts: Sequence[int], length: int, layers: list[Any], blank: int = 0
@@ -138,13 +134,13 @@ class _Passes:
             at = len(first.held)
             row = first.row
             assert isinstance(row, VisionRow)
-            self._call(mx.array([first.tokens[at : at + counts[0]]]), layers, row.deltas)
+            tokens = mx.array([first.tokens[at : at + counts[0]]])
+            self._language.follow(tokens, layers, row.deltas, row.crossed)
             return None
         parts = [plan.take(count) for plan, count in zip(plans, counts, strict=True)]
         parts += parts[-1:] * blank
-        ids, inputs = parts[0] if (len(parts), length) == (1, counts[0]) else stacked(parts, length)
-        output = self._language(ids, cache=layers, **inputs)
-        return None if first.last else _last(output)
+        logits = self._language.read(parts, length, layers)
+        return None if first.last else _last(logits)
 
     def prepare(self, entries: Sequence[Reading]) -> None:
         sights = [entry.row.sight for entry in entries if isinstance(entry.row, VisionRow)]
@@ -162,7 +158,9 @@ class _Passes:
         row = entry.row
         assert isinstance(row, VisionRow)
         plan = entry.plan = row.sight()
-        row.deltas = self._delta(plan)
+        deltas = plan.rope_deltas
+        row.crossed = plan.crossed
+        row.deltas = None if deltas is None else deltas.reshape(1, 1).astype(mx.int32)
         if self._prefixes is not None and row.reuse and plan.restarts:
             found = self._prefixes.find(plan.ids, row.media, plan.media)
             if found is not None:
@@ -175,11 +173,6 @@ class _Passes:
         entry.last = int(entry.shares or bool(row.tokens))
         entry.border = self._border(entry, plan)
         entry.ready = True
-
-    def _delta(self, plan: Prefill) -> Any:
-        if plan.rope_deltas is not None:
-            return plan.rope_deltas.reshape(1, 1).astype(mx.int32)
-        return mx.zeros((1, 1), dtype=mx.int32) if hasattr(self._language, "get_rope_index") else None
 
     def _border(self, entry: Reading, plan: Prefill) -> int | None:
         """Behind the last picture, where the caches cannot be cut back to it later; and before an answer."""
@@ -211,21 +204,8 @@ class _Passes:
             entry.border = self._border(entry, entry.plan)
 
 
-def _merged(parts: Sequence[Any]) -> Any:
-    """The caches of single rows as a batch's."""
-    first = parts[0]
-    if type(first).__name__ == "CacheList":
-        return type(first)(*(_merged(children) for children in zip(*(p.caches for p in parts), strict=True)))
-    if callable(getattr(first, "filter", None)) and callable(getattr(first, "extend", None)):
-        for part in parts[1:]:
-            first.extend(part)
-        return first
-    return type(first).merge(parts)
-
-
-def _last(output: Any) -> Any:
-    """Logits of the last position in fp32, shape (rows, vocabulary)."""
-    logits = output.logits if hasattr(output, "logits") else output
+def _last(logits: mx.array) -> mx.array:
+    """Those of the last position in fp32, shape (rows, vocabulary)."""
     return logits[:, -1, :].astype(mx.float32)
 
 

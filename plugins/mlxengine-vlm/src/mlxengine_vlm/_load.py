@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
@@ -101,24 +102,33 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         shapes=Shapes(backend.new_shape_seconds()),
         first_piece=first_piece(network, context.device.backend),
     )
+    model.info.setdefault("batch", model.max_rows)
+    model.info.update(
+        library=f"mlx-vlm {mlx_vlm.__version__}",
+        architecture=model.kind,
+        vocabulary=len(tokenizer),
+        context_length=model.context,
+        takes=", ".join(sorted(takes)) or "text",
+    )
     names = {"image": "vision", "video": "video", "audio": "audio"}
     return Loaded(
         model=model,
-        warm=warm(network),
+        warm=itertools.chain(warm(network), _tried(model)),
         close=model.close,
         capabilities=frozenset(names[what] for what in takes),
-        info={
-            "library": f"mlx-vlm {mlx_vlm.__version__}",
-            "architecture": model.kind,
-            "vocabulary": len(tokenizer),
-            "context_length": model.context,
-            "batch": model.max_rows,
-            "takes": ", ".join(sorted(takes)) or "text",
-        },
+        info=model.info,
+        missing=model.missing,
         state=model.state,
         trim=model.trim,
         warm_up=model.warm_up,
     )
+
+
+def _tried(model: Any) -> Iterator[None]:
+    """Where new shapes are dear no request waits for those of the trial."""
+    if model.shapes.costly:
+        model.trial.hold()
+        yield
 
 
 def _max_rows(context: LoadContext) -> int:

@@ -13,6 +13,7 @@ from mlxengine.toolkit.estimate import text_config
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.plain_text import Markers, most_characters
+from mlxengine.toolkit.room import Room
 from mlxengine.toolkit.rows import SharedBatch
 from mlxengine.toolkit.shapes import Shapes
 from mlxengine.toolkit.warming import warm_up
@@ -21,6 +22,8 @@ from ._cache import FeatureCache, PrefixCache
 from ._decoder import VisionDecoder, VisionRow
 from ._processor import media_words, template_of, tokenizer_of
 from ._sight import Prompt, Sight, look
+from ._trial import Trial
+from .features import BATCH
 
 
 @define(eq=False, kw_only=True)
@@ -50,6 +53,8 @@ class VisionModel:
         shapes: which sizes of passes the device has met.
         first_piece: see `SharedBatch`.
         max_rows: most requests that are decoded together.
+        info, missing: see `mlxengine.Loaded`.
+        trial: whether rows may share a pass.
     """
 
     card: ModelCard
@@ -76,6 +81,9 @@ class VisionModel:
     aside: Aside = field(init=False, factory=Aside)
     shapes: Shapes = field(factory=Shapes)
     first_piece: int = Pace.FIRST
+    info: dict[str, Any] = field(init=False, factory=dict)
+    missing: dict[str, str] = field(init=False, factory=dict)
+    trial: Trial = field(init=False)
     batch: SharedBatch = field(init=False)
     voice: Voice = field(init=False)
     prefixes: PrefixCache | None = field(init=False)
@@ -99,6 +107,7 @@ class VisionModel:
             relieve=lambda: self.trim(0),
             first_piece=self.first_piece,
         )
+        self.trial = Trial(self.network, self.kind, self.media_tokens, self._served_alone)
         self.voice = Voice(
             decode=lambda tokens: str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
             defaults=self.defaults,
@@ -108,7 +117,13 @@ class VisionModel:
         )
 
     def _decoder(self, prefixes: PrefixCache | None, grammars: Grammars | None) -> VisionDecoder:
-        return VisionDecoder(self.network, prefixes, grammars, self.shapes, look, self.context)
+        return VisionDecoder(self.network, prefixes, grammars, self.shapes, look, self.trial, self.context)
+
+    def _served_alone(self, why: str) -> None:
+        self.batch.max_rows = self.max_rows = 1
+        self.batch.room = Room(1)
+        self.info.update(batch=1, alone=why)
+        self.missing[BATCH.name] = why
 
     def warm_up(self) -> Iterator[None]:
         """Run the sizes that serving will meet, on rows of text that are thrown away."""
@@ -171,6 +186,7 @@ class VisionModel:
             if kept is not None:
                 kept.clear()
         self.network = self.processor = None
+        del self.trial
 
 
 __all__ = ["VisionModel"]

@@ -8,12 +8,14 @@ picture can reach another row.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from attrs import define, field, frozen
+from mlxengine.errors import UnsupportedInputError
 
 SPLICED = frozenset(
     {"smolvlm", "idefics3", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "lfm2_vl", "paligemma"}
@@ -23,7 +25,10 @@ cache: those that the parity tests compare with transformers on both ways."""
 
 _CUT = frozenset({"inputs_embeds", "position_ids", "mask", "visual_pos_masks", "deepstack_visual_embeds"})
 _PASSED = frozenset({"rope_deltas"})
+_CROSSED = ("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask")
 _STACKED = frozenset({"inputs_embeds", "position_ids", "rope_deltas"})
+_ONE_PICTURE = frozenset({"paligemma"})  # mlx-vlm encodes the first, and puts nothing in the others' place
+_KEPT_BY_NETWORK = ("_position_ids", "_rope_deltas")
 _ACROSS = {"idefics3": 1, "smolvlm": 1}  # the axis of pictures, where it is not the first
 
 
@@ -87,6 +92,13 @@ class Prefill:
         """Shape (1, 1): how far positions run ahead of tokens after the prompt (M-RoPE), or ``None``."""
         return self.inputs.get("rope_deltas")
 
+    @property
+    def crossed(self) -> dict[str, Any]:
+        """What every token of the answer looks at, as the prompt's last one does (cross-attention)."""
+        found = {name: value for name, value in self.inputs.items() if name in _CROSSED}
+        masks = {name: value[:, :, -1:] for name, value in found.items() if name != "cross_attention_states"}
+        return {**found, **masks}
+
     def take(self, count: int) -> tuple[Any, dict[str, Any]]:
         """The next tokens (at most ``count``; all where it cannot be cut), shape (1, n), and their inputs."""
         begin = self.start
@@ -100,8 +112,9 @@ class Prefill:
         for name, value in self.inputs.items():
             if name == "mask":
                 cut[name] = value[..., begin:end, :end]
-            elif name == "position_ids":
-                cut[name] = value[..., begin:end]
+            elif name == "position_ids":  # ERNIE's have the three axes behind the tokens
+                behind = value.ndim == 3 and value.shape[1] == len(self.ids) != 1
+                cut[name] = value[:, begin:end] if behind else value[..., begin:end]
             elif name == "deepstack_visual_embeds":
                 first, last = int(self.media[:begin].sum()), int(self.media[:end].sum())
                 if last > first:
@@ -179,8 +192,39 @@ def _merged(model: Any, tokens: Any, given: Mapping[str, Any]) -> dict[str, Any]
     """mlx-vlm's own inputs of a prompt, its media encoded."""
     extra = {name: value for name, value in given.items() if name != "pixel_values"}
     mask = mx.ones(tokens.shape, dtype=mx.int32)
+    language = getattr(model, "language_model", model)
+    for name in _KEPT_BY_NETWORK:
+        if hasattr(language, name):
+            setattr(language, name, None)
     made = model.get_input_embeddings(tokens, given.get("pixel_values"), mask=mask, **extra)
-    return {name: value for name, value in made.to_dict().items() if value is not None}
+    inputs = {name: value for name, value in made.to_dict().items() if value is not None}
+    if "position_ids" not in inputs and hasattr(language, "get_rope_index"):
+        inputs |= _positions(language, tokens, given)
+    if looks_again(language) and "cross_attention_states" not in inputs:
+        inputs |= _nothing_to_see(inputs["inputs_embeds"])
+    return inputs
+
+
+def _nothing_to_see(embeds: Any) -> dict[str, Any]:
+    """What makes layers of cross-attention leave a text as it is, as transformers does by skipping them."""
+    states = mx.zeros((1, 1, embeds.shape[-1]), dtype=embeds.dtype)
+    return {"cross_attention_states": states, "full_text_row_masked_out_mask": mx.zeros((1, 1, 1, 1))}
+
+
+def _positions(language: Any, tokens: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Positions of a prompt and how far later ones run ahead, of a network that notes them itself (M-RoPE).
+
+    Rows that decode together share a network, so what it noted of one prompt would be used for the next.
+    """
+    ids, deltas = (getattr(language, name, None) for name in _KEPT_BY_NETWORK)
+    if ids is None or deltas is None:
+        ids, deltas = language.get_rope_index(
+            tokens,
+            image_grid_thw=given.get("image_grid_thw"),
+            video_grid_thw=given.get("video_grid_thw"),
+            attention_mask=mx.ones(tokens.shape, dtype=mx.int32),
+        )
+    return {"position_ids": ids, "rope_deltas": mx.array(deltas).reshape(1, 1).astype(mx.int32)}
 
 
 def embed(
@@ -200,7 +244,16 @@ def embed(
         given: what the processor made besides the tokens (``pixel_values``, grids, sizes …).
         media_tokens: the placeholders' token ids.
         known: the features of the same media from an earlier request: nothing is encoded then.
+
+    Raises:
+        UnsupportedInputError: mlx-vlm made more or fewer embeddings than the prompt has tokens, or would see
+            the first of several pictures alone.
     """
+    if kind in _ONE_PICTURE and "pixel_values" in given and given["pixel_values"].shape[0] > 1:
+        raise UnsupportedInputError(
+            f"mlx-vlm's {kind} takes one picture in a prompt, found {given['pixel_values'].shape[0]}.",
+            hint="Ask about each by itself, or use another model.",
+        )
     tokens = mx.array([list(ids)])
     media = np.isin(np.asarray(ids), list(media_tokens))
     if known is not None and (kind not in SPLICED or known.vectors.shape[0] != int(media.sum())):
@@ -211,6 +264,7 @@ def embed(
         inputs = _merged(model, tokens, given)
         if kind not in SPLICED:  # mlx-vlm hands its language models everything that the processor made
             inputs = {**{name: value for name, value in given.items() if name != "pixel_values"}, **inputs}
+    expands = _expands(kind, inputs["inputs_embeds"].shape[1], media)
     if kind == "gemma3" and media.any():
         inputs.pop("attention_mask_4d", None)
         window = int(getattr(model.config.text_config, "sliding_window", 0) or 0)
@@ -221,10 +275,33 @@ def embed(
         ids=list(ids),
         inputs=inputs,
         media=media,
-        whole="mask" in inputs or bool(set(inputs) - _CUT - _PASSED) or _no_chunks(model, tokens, inputs),
+        whole=expands
+        or "mask" in inputs
+        or bool(set(inputs) - _CUT - _PASSED)
+        or looks_again(getattr(model, "language_model", model))
+        or _no_chunks(model, tokens, inputs),
         restarts=kind in SPLICED and "attention_mask_4d" not in inputs,
         features=known or _features(kind, inputs, media),
     )
+
+
+def _expands(kind: str, length: int, media: Any) -> bool:
+    """Whether each picture is one token that several embeddings come for."""
+    if length == len(media):
+        return False
+    together = bool((media[1:] & media[:-1]).any())
+    if length < len(media) or together or not media.any():
+        raise UnsupportedInputError(
+            f"mlx-vlm's {kind} made {length} embeddings of a prompt of {len(media)} tokens, "
+            f"{int(media.sum())} of them placeholders.",
+            hint="Ask without pictures, or use another model: this family's pictures do not work here.",
+        )
+    return True
+
+
+def looks_again(language: Any) -> bool:
+    """Whether every token of an answer takes the picture's states anew, from the caller (cross-attention)."""
+    return "cross_attention_states" in inspect.signature(type(language).__call__).parameters
 
 
 def _splice(model: Any, tokens: Any, given: Mapping[str, Any], media: Any, known: Features) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers as hf
-from random_checkpoint import pixels, write
+from random_checkpoint import TEXT, pixels, write
 
 VOCABULARY, IMAGE = 120, 7
 
@@ -231,6 +231,144 @@ def _lfm2_vl(_kind: str) -> tuple[Any, Any, dict[str, Any]]:
     )
 
 
+def _glm4v(_kind: str) -> tuple[Any, Any, dict[str, Any]]:
+    text = {key: value for key, value in _TEXT.items() if key not in ("head_dim", "tie_word_embeddings")}
+    rope = {**_ROPE, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+    config = hf.Glm4vConfig(
+        text_config={**text, "rope_parameters": rope},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 48,
+            "out_hidden_size": 64,
+            "num_heads": 3,
+            "intermediate_size": 80,
+            "patch_size": 8,
+            "image_size": 32,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        image_token_id=IMAGE,
+        video_token_id=8,
+        image_start_token_id=5,
+        image_end_token_id=6,
+        vision_start_token_id=5,
+        vision_end_token_id=6,
+        tie_word_embeddings=False,
+    )
+    return hf.Glm4vForConditionalGeneration, config, _QWEN_INPUTS
+
+
+def _mllama(_kind: str) -> tuple[Any, Any, dict[str, Any]]:
+    text = {key: value for key, value in _TEXT.items() if key != "head_dim"}
+    vision = {
+        "image_size": 16,
+        "patch_size": 8,
+        "hidden_size": 64,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "attention_heads": 16,
+        "max_num_tiles": 4,
+        "num_global_layers": 1,
+        "vision_output_dim": 128,
+        "intermediate_layers_indices": [0],
+    }
+    config = hf.MllamaConfig(
+        text_config={**text, "cross_attention_layers": [1], "rope_parameters": _ROPE},
+        vision_config=vision,
+        image_token_index=IMAGE,
+    )
+    ids = _prompt(1)
+    return (
+        hf.MllamaForConditionalGeneration,
+        config,
+        {
+            "input_ids": ids,
+            "pixel_values": (1, 1, 4, 3, 16, 16),
+            "aspect_ratio_ids": [[1]],
+            "aspect_ratio_mask": [[[1, 0, 0, 0]]],
+            "cross_attention_mask": [[[[int(at >= ids.index(IMAGE)), 0, 0, 0]] for at in range(len(ids))]],
+        },
+    )
+
+
+def _idefics2(_kind: str) -> tuple[Any, Any, dict[str, Any]]:
+    text = {key: value for key, value in _TEXT.items() if key != "head_dim"}
+    vision = {key: value for key, value in _SIGLIP.items() if key != "vision_use_head"}
+    config = hf.Idefics2Config(
+        text_config=hf.MistralConfig(**text, rope_parameters=_ROPE),
+        vision_config=vision,
+        perceiver_config={
+            "hidden_size": 64,
+            "num_key_value_heads": 2,
+            "resampler_depth": 1,
+            "resampler_head_dim": 16,
+            "resampler_n_heads": 4,
+            "resampler_n_latents": 8,
+        },
+        image_token_id=IMAGE,
+        tie_word_embeddings=False,
+    )
+    inputs = {
+        "input_ids": _prompt(8),
+        "pixel_values": (1, 1, 3, 32, 32),
+        "pixel_attention_mask": [[[[1] * 32] * 32]],
+    }
+    return hf.Idefics2ForConditionalGeneration, config, inputs
+
+
+def _mistral3(_kind: str) -> tuple[Any, Any, dict[str, Any]]:
+    config = hf.Mistral3Config(
+        text_config=hf.MistralConfig(**_TEXT, rope_parameters=_ROPE, sliding_window=None),
+        vision_config=hf.PixtralVisionConfig(
+            hidden_size=48,
+            intermediate_size=80,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            head_dim=16,
+            image_size=32,
+            patch_size=8,
+            hidden_act="silu",
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        ),
+        image_token_index=IMAGE,
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+    )
+    inputs = {"input_ids": _prompt(4), "pixel_values": (1, 3, 32, 32), "image_sizes": [[32, 32]]}
+    return hf.Mistral3ForConditionalGeneration, config, inputs
+
+
+def _aya_vision(_kind: str) -> tuple[Any, Any, dict[str, Any]]:
+    config = hf.AyaVisionConfig(
+        text_config=hf.Cohere2Config(
+            **{**_TEXT, "tie_word_embeddings": True, "num_hidden_layers": 4},
+            rope_parameters=_ROPE,
+            sliding_window=64,
+            logit_scale=1.0,
+        ),
+        vision_config=hf.SiglipVisionConfig(**_SIGLIP),
+        image_token_index=IMAGE,
+        downsample_factor=2,
+        alignment_intermediate_size=64,
+    )
+    inputs = {"input_ids": _prompt(4), "pixel_values": (1, 3, 32, 32)}
+    return hf.AyaVisionForConditionalGeneration, config, inputs
+
+
+def _llava_onevision(_kind: str) -> tuple[Any, Any, dict[str, Any]]:
+    text = {key: value for key, value in _TEXT.items() if key != "head_dim"}
+    config = hf.LlavaOnevisionConfig(
+        text_config=hf.Qwen2Config(**text, rope_parameters=_ROPE),
+        vision_config=hf.SiglipVisionConfig(**_SIGLIP),
+        image_token_index=IMAGE,
+        video_token_index=8,
+        image_grid_pinpoints=[[32, 32]],
+        tie_word_embeddings=False,
+    )
+    inputs = {"input_ids": _prompt(36), "pixel_values": (1, 2, 3, 32, 32), "image_sizes": [[32, 32]]}
+    return hf.LlavaOnevisionForConditionalGeneration, config, inputs
+
+
 ARCHITECTURES: dict[str, Callable[[str], tuple[Any, Any, dict[str, Any]]]] = {
     "smolvlm": _smolvlm,
     "idefics3": _smolvlm,
@@ -241,11 +379,17 @@ ARCHITECTURES: dict[str, Callable[[str], tuple[Any, Any, dict[str, Any]]]] = {
     "gemma3": _gemma3,
     "paligemma": _paligemma,
     "lfm2_vl": _lfm2_vl,
+    "glm4v": _glm4v,
+    "mllama": _mllama,
+    "idefics2": _idefics2,
+    "mistral3": _mistral3,
+    "aya_vision": _aya_vision,
+    "llava_onevision": _llava_onevision,
 }
 
 
 def reference(kind: str) -> dict[str, Any]:
-    """Config, names and shapes of the tensors, inputs, and the logits of the last three positions."""
+    """Config, the tensors' names and shapes, inputs, and the last three positions' logits, a text's too."""
     model_class, config, inputs = ARCHITECTURES[kind](kind)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "made"
@@ -259,11 +403,16 @@ def reference(kind: str) -> dict[str, Any]:
         feed = {name: _torch(name, value) for name, value in inputs.items()}
         with torch.no_grad():
             logits = model(**feed).logits[0, -3:]
+            plain = {
+                name: torch.zeros(1, len(TEXT), dtype=int) for name in inputs if name == "token_type_ids"
+            }
+            text = model(input_ids=torch.tensor([TEXT]), **plain).logits[0, -3:]
     return {
         "config": config_json,
         "shapes": shapes,
         "inputs": inputs,
         "logits": [[round(value, 6) for value in row] for row in logits.tolist()],
+        "text": [[round(value, 6) for value in row] for row in text.tolist()],
     }
 
 

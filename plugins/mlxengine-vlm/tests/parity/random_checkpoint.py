@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+TEXT = [1, 20, 31, 44, 9, 60, 71, 15]
+"""A prompt without pictures."""
+
 
 def tensor(name: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
     """Normal values with the spread of a trained layer; norms are near one, biases small but not zero."""

@@ -1,0 +1,81 @@
+"""mlx-vlm's language models, run on several rows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import mlx.core as mx
+
+from ._prefill import stacked
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Language:
+    """The language model of a network.
+
+    Args:
+        network: a model of mlx-vlm.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.module = getattr(network, "language_model", network)
+        settings = getattr(self.module, "config", None)
+        self._prefix_lm = getattr(settings, "use_bidirectional_attention", None) is True
+
+    def caches(self) -> list[Any]:
+        """The empty caches of a row."""
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        return list(make_prompt_cache(self.module))
+
+    def merge(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        """The caches of single rows as a batch's."""
+        return [_merged(parts) for parts in zip(*rows, strict=True)]
+
+    def read(self, parts: Sequence[tuple[Any, dict[str, Any]]], length: int, layers: list[Any]) -> mx.array:
+        """Logits of what `Prefill.take` gave, shape (rows, length, vocabulary), padded on the right."""
+        ids, inputs = parts[0]
+        if len(parts) > 1 or ids.shape[1] < length:
+            ids, inputs = stacked(parts, length)
+        return _logits(self.module(ids, cache=layers, **inputs))
+
+    def follow(
+        self, tokens: mx.array, layers: list[Any], deltas: Any, crossed: Mapping[str, Any] = NOTHING
+    ) -> mx.array:
+        """Logits of tokens of answers, shape (rows, n, vocabulary), behind what the caches hold.
+
+        Args:
+            tokens: shape (rows, n).
+            deltas: how far positions run ahead of tokens, shape (rows, 1), or ``None`` (M-RoPE).
+            crossed: as in `Prefill.crossed`, of a single row.
+        """
+        options = dict(crossed)
+        if deltas is not None:
+            options["rope_deltas"] = deltas
+            if hasattr(self.module, "_rope_deltas"):  # without any, some count positions from zero again
+                self.module._rope_deltas = deltas
+        if self._prefix_lm:  # such a model masks nothing by itself, not even the padding of shorter rows
+            options["mask"] = layers[0].make_mask(tokens.shape[1], return_array=True, window_size=None)
+        return _logits(self.module(tokens, cache=layers, **options))
+
+
+def _merged(parts: Sequence[Any]) -> Any:
+    first = parts[0]
+    if type(first).__name__ == "CacheList":
+        return type(first)(*(_merged(children) for children in zip(*(p.caches for p in parts), strict=True)))
+    if callable(getattr(first, "filter", None)) and callable(getattr(first, "extend", None)):
+        for part in parts[1:]:
+            first.extend(part)
+        return first
+    return type(first).merge(parts)
+
+
+def _logits(output: Any) -> mx.array:
+    found: mx.array = output.logits if hasattr(output, "logits") else output
+    return found
+
+
+__all__ = ["NOTHING", "Language"]

@@ -159,3 +159,11 @@ def test_what_the_configuration_file_says_of_plugins_holds_for_verbs(
     assert "similarity" not in text, "a verb of a plugin that is turned off"
     assert main(["similarity", "--help"]) == 2
     assert set(map(str, seen)) == {"{'llm': 'mlxengine-llm'}"}
+
+
+def test_a_flag_that_the_models_plugin_would_ignore_is_refused_by_verbs_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = str(Path(__file__).parents[1] / "models" / "tiny-shapes-vlm")
+    assert main(["run", "-m", model, "--feature", "llm.stall_factor=4", "What is it?"]) == 2
+    assert "llm.stall_factor cannot be set for this model" in capsys.readouterr().err

@@ -51,10 +51,7 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> No
 @contextlib.contextmanager
 def engine(arguments: argparse.Namespace, out: Output) -> Iterator[InferenceEngine]:
     """The engine that the command line asks for; Ctrl-C ends the process without waiting for it."""
-    flags: dict[str, object] = {}
-    for text in arguments.feature:
-        flags.update(parse_flags(text))
-    with InferenceEngine(features=flags, offline=True if arguments.offline else None) as made:
+    with InferenceEngine(features=_flags(arguments), offline=True if arguments.offline else None) as made:
         try:
             yield made
         except KeyboardInterrupt:
@@ -91,8 +88,24 @@ def load_named(
     """Load a model as such a handle, its download shown; a large one is asked about first."""
     if not engine.mock:
         ask_before_fetching(model, out, offline=arguments.offline, yes=arguments.yes)
+    # Set for the model as well, so that one whose plugin would ignore a flag is refused.
+    flags = {name: value for name, value in _flags(arguments).items() if not name.startswith("core.")}
     with ProgressLine(out) as progress:
-        return engine.load_as(handle, model, plugin=arguments.plugin, warm_up=warm_up, on_progress=progress)
+        return engine.load_as(
+            handle,
+            model,
+            plugin=arguments.plugin,
+            features=flags or None,
+            warm_up=warm_up,
+            on_progress=progress,
+        )
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for text in arguments.feature:
+        found.update(parse_flags(text))
+    return found
 
 
 def prompt_words(words: list[str], default: str | None) -> list[str]:

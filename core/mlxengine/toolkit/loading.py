@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .._hub.headers import safetensors_tensors
-from ..errors import IncompatibleWeightsError, MLXEngineError, out_of_memory
+from ..contract.configuration import ModelCard
+from ..errors import IncompatibleWeightsError, LoadError, MLXEngineError, out_of_memory
 
 _SLICE = 32 << 20
 
@@ -108,4 +109,33 @@ def most_rows(backend: str | None) -> int:
     return 32 if backend == "cpu" else 128
 
 
-__all__ = ["building", "check_safetensors", "descriptor_limit_kept", "first_piece", "most_rows", "warm"]
+_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_COUNTS = ("max_new_tokens", "max_length")
+
+
+def generation_defaults(card: ModelCard) -> dict[str, Any]:
+    """A model's ``generation_config.json``, empty where it has none.
+
+    Raises:
+        LoadError: a value that requests go by is no number.
+    """
+    found = dict(card.documents.get("generation_config.json") or {})
+    for name in (*_NUMBERS, *_COUNTS):
+        value, kinds = found.get(name), int if name in _COUNTS else (int, float)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            raise LoadError(
+                f"{name} in generation_config.json of {card.id} is {str(value)[:60]!r}, which is no number.",
+                hint="Compare it with that of the original repository.",
+            )
+    return found
+
+
+__all__ = [
+    "building",
+    "check_safetensors",
+    "descriptor_limit_kept",
+    "first_piece",
+    "generation_defaults",
+    "most_rows",
+    "warm",
+]

@@ -320,3 +320,15 @@ def test_the_models_own_stop_strings_and_longest_length_count(plugin: Plugin, ed
     for prompt, longest, count in (("xyz", None, 6), ("xyz" * 4, None, 1), ("xyz", 12, 12)):
         (events,) = plugin.run([plugin.start(short, raw(prompt, ignore_eos=True, max_tokens=longest))])
         assert events[-1].usage.completion_tokens == count
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("repetition_penalty", {}), ("temperature", "warm"), ("top_k", True), ("max_length", 4.5)],
+)
+def test_a_default_that_is_no_number_is_named_when_the_model_is_loaded(
+    plugin: Plugin, edited: Edit, name: str, value: object
+) -> None:
+    folder = edited(generation_config={name: value, "do_sample": True})
+    with pytest.raises(LoadError, match=f"{name} in generation_config.json"):
+        plugin.load(folder)

@@ -29,6 +29,7 @@ from mlxengine.toolkit.loading import (
     check_safetensors,
     descriptor_limit_kept,
     first_piece,
+    generation_defaults,
     most_rows,
     warm,
 )
@@ -85,7 +86,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         tokenizer=tokenizer,
         config=config,
         context=longest,
-        defaults=dict(card.documents.get("generation_config.json") or {}),
+        defaults=generation_defaults(card),
         stop_ids=stop_ids(tokenizer, context.configuration.extra_eos_tokens),
         prefixes=_prefixes(card, context, network, tokenizer, serving),
         serving=serving,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
 from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, Source, TextWorkload
 from mlxengine.errors import (
     IncompatibleWeightsError,
@@ -177,7 +178,7 @@ def _estimator(card: ModelCard) -> Any:
         patches = (across // side) * (down // side)
         # Activations of one encoder layer in fp32, about eight widths a patch; pictures go one by one.
         encoder = 4 * 8 * patches * width
-        return MemoryEstimate(weights=base.weights, cache=base.cache, workspace=base.workspace + encoder)
+        return evolve(base, workspace=base.workspace + encoder)
 
     return estimate
 

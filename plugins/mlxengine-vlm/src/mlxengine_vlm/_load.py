@@ -14,6 +14,7 @@ from mlxengine.toolkit.loading import (
     check_safetensors,
     descriptor_limit_kept,
     first_piece,
+    generation_defaults,
     most_rows,
     warm,
 )
@@ -86,7 +87,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         processor=processor,
         config=config,
         context=context.configuration.context_length or context_length(config),
-        defaults=dict(card.documents.get("generation_config.json") or {}),
+        defaults=generation_defaults(card),
         stop_ids=_stop_ids(card, tokenizer, config, context.configuration.extra_eos_tokens),
         media_tokens=frozenset(config[name] for name in _MEDIA_TOKENS if isinstance(config.get(name), int)),
         image_token=config.get("image_token_index"),

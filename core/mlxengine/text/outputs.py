@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +15,17 @@ from ..readonly import freeze
 
 @frozen(kw_only=True)
 class TopLogprob:
-    """One alternative at a position: its token id, text and natural-log probability."""
+    """One alternative at a position: its token id, text and natural-log probability.
+
+    ``bytes`` are what the token stands for, also where it is only a part of a character (``text`` shows
+    U+FFFD there): those of an answer's tokens joined are its UTF-8, up to where a stop text cut it. ``None``
+    where the tokenizer does not tell.
+    """
 
     token_id: int
     text: str
     logprob: float
+    bytes: builtins.bytes | None = None
 
 
 @frozen(kw_only=True)

@@ -88,10 +88,17 @@ class ChoiceFinished(Event):
 
 @frozen(kw_only=True)
 class TextScore(Event):
-    """Natural-log probability of each of ``token_ids``, given all before it; the very first has none."""
+    """Natural-log probability of each of ``token_ids``, given all before it.
+
+    The very first token of a text has none, nor have those of its context. ``greedy``: each of them is the
+    most probable one at its place. ``tokens`` tell more of each, if alternatives were asked for. ``index`` is
+    the text's place among those of the request.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    greedy: bool = False
+    tokens: tuple[TokenLogprob, ...] = ()
 
     @property
     def total(self) -> float:

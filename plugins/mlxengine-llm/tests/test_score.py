@@ -16,6 +16,7 @@ from llm_harness import Plugin, passes, raw, tokens_of
 from mlxengine import AsyncInferenceEngine, Finished, InferenceEngine, ScoreRequest, TextScore
 from mlxengine.errors import InvalidParameterError, PromptTooLongError
 from mlxengine.toolkit.joining import Company
+from mlxengine_llm._score import _normalised
 
 TEXT = "a text whose probability is asked for " * 5
 
@@ -119,6 +120,15 @@ def test_alternatives_are_the_networks_best_with_their_bytes(plugin: Plugin, tin
         assert token.logprob == value
         assert [item.token_id for item in token.top] == np.argsort(-row)[:5].tolist()
         assert [item.logprob for item in token.top] == pytest.approx(-np.sort(-row)[:5], abs=1e-4)
+
+
+def test_a_large_vocabulary_costs_no_precision(plugin: Plugin) -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 49_152)).astype(np.float32) * 3
+    exact = logits.astype(np.float64)
+    exact -= np.log(np.exp(exact).sum(axis=-1, keepdims=True))
+    with plugin.backend.stream():
+        found = np.array(_normalised(mx.array(logits)))
+    assert np.abs(found - exact).max() < 1e-5
 
 
 @pytest.mark.parametrize("budget_ms", [0.001, 1000])

@@ -18,6 +18,7 @@ from mlxengine.toolkit.rows import Stepped
 from ._model import LanguageModel
 
 _LOGITS = 1 << 28  # bytes that the logits of a pass may take, in fp32
+_BLOCKS = 256
 
 
 @frozen(kw_only=True)
@@ -45,7 +46,7 @@ class _Found:
 
     def add(self, logits: mx.array, wanted: list[int], top: int) -> None:
         """Logits of shape (tokens, vocabulary) in fp32, and the token that follows each."""
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        logprobs = _normalised(logits)
         ids = mx.array(wanted)
         picked: Any = mx.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0]
         self.greedy &= bool(mx.all(mx.argmax(logits, axis=-1) == ids).item())
@@ -67,6 +68,18 @@ class _Found:
             tokens=tuple(model.voice.scored(token, value, best) for token, value, best in told),
             index=index,
         )
+
+
+def _normalised(logits: mx.array) -> mx.array:
+    """Log-probabilities, summed in blocks.
+
+    mlx's own ``logsumexp`` comes out 1.3e-4 too small over 49,152 tokens on a CPU, for each token alike: it
+    adds up in fp32 there, one term after another.
+    """
+    size = logits.shape[-1]
+    logits = logits - mx.max(logits, axis=-1, keepdims=True)
+    terms = mx.pad(mx.exp(logits), [(0, 0), (0, -size % _BLOCKS)]).reshape(-1, _BLOCKS, -(-size // _BLOCKS))
+    return logits - mx.log(mx.sum(mx.sum(terms, axis=-1), axis=-1))[:, None]
 
 
 def score(model: LanguageModel, request: ScoreRequest, context: RunContext) -> Iterator[Event | None]:

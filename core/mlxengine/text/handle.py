@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from ..contract._convert import only
 from ..contract.requests import Request
@@ -60,6 +60,27 @@ def text_request(
     )
 
 
+class ScoreOptions(TypedDict, total=False):
+    """What may stand beside texts to score; `ScoreRequest` says what each means."""
+
+    context: str | Sequence[str] | None
+    rolling: bool
+    top_logprobs: int
+    adapter: str | None
+
+
+def _score_request(text: str | Sequence[str], options: ScoreOptions) -> ScoreRequest:
+    only(options, ScoreOptions, "text")
+    return ScoreRequest(text=text, **options)
+
+
+def _scored(text: str | Sequence[str], result: Result) -> TextScore | tuple[TextScore, ...]:
+    found = sorted(
+        (item for item in result.events if isinstance(item, TextScore)), key=lambda item: item.index
+    )
+    return found[0] if isinstance(text, str) else tuple(found)
+
+
 class TextHandle(ModelHandle):
     """A language or vision-language model."""
 
@@ -92,13 +113,31 @@ class TextHandle(ModelHandle):
         """
         return TextReply.of(self.stream(prompt, params, **options))
 
-    def score(self, text: str) -> TextScore:
-        """How probable the text is to the model, token by token.
+    @overload
+    def score(self, text: str, **options: Unpack[ScoreOptions]) -> TextScore: ...
+
+    @overload
+    def score(
+        self, text: list[str] | tuple[str, ...], **options: Unpack[ScoreOptions]
+    ) -> tuple[TextScore, ...]: ...
+
+    def score(
+        self, text: str | list[str] | tuple[str, ...], **options: Unpack[ScoreOptions]
+    ) -> TextScore | tuple[TextScore, ...]:
+        """How probable a text is to the model, token by token; or each of several, which are read together.
+
+        Args:
+            text: what to score.
+            context: what stands before it, of which nothing is scored: one for all, or one for each. With
+                ``""`` the text's own first token is scored too, behind the model's opening token.
+            rolling: score a text that is longer than the model's context in windows.
+            top_logprobs: tell the best alternatives to each token, 0 to 20.
+            adapter: as in `GenerateParams`.
 
         Raises:
-            MLXEngineError: the model does not score texts, or the text is too short or too long.
+            MLXEngineError: the model does not score texts, or a text is too short or too long.
         """
-        return _scored(self.run(ScoreRequest(text=text)))
+        return _scored(text, self.run(_score_request(text, options)))
 
     def load_adapter(self, source: str, name: str, *, scale: float = 1.0, default: bool = False) -> None:
         """Load a LoRA or DoRA adapter; requests choose it with ``GenerateParams(adapter=name)``.
@@ -117,10 +156,6 @@ class TextHandle(ModelHandle):
         from .session import Session
 
         return Session(self, **options)
-
-
-def _scored(result: Result) -> TextScore:
-    return next(event for event in result.events if isinstance(event, TextScore))
 
 
 class AsyncTextHandle(AsyncModelHandle):
@@ -170,13 +205,23 @@ class AsyncTextHandle(AsyncModelHandle):
         """Forget an adapter."""
         await self.run(UnloadAdapterRequest(name=name))
 
-    async def score(self, text: str) -> TextScore:
-        """How probable the text is to the model, token by token.
+    @overload
+    async def score(self, text: str, **options: Unpack[ScoreOptions]) -> TextScore: ...
+
+    @overload
+    async def score(
+        self, text: list[str] | tuple[str, ...], **options: Unpack[ScoreOptions]
+    ) -> tuple[TextScore, ...]: ...
+
+    async def score(
+        self, text: str | list[str] | tuple[str, ...], **options: Unpack[ScoreOptions]
+    ) -> TextScore | tuple[TextScore, ...]:
+        """How probable a text is to the model, or each of several; the arguments are `TextHandle.score`'s.
 
         Raises:
-            MLXEngineError: the model does not score texts, or the text is too short or too long.
+            MLXEngineError: the model does not score texts, or a text is too short or too long.
         """
-        return _scored(await self.run(ScoreRequest(text=text)))
+        return _scored(text, await self.run(_score_request(text, options)))
 
     def session(self, **options: Unpack[SessionOptions]) -> AsyncSession:
         """A conversation that keeps its history; see `AsyncSession`."""
@@ -185,4 +230,4 @@ class AsyncTextHandle(AsyncModelHandle):
         return AsyncSession(self, **options)
 
 
-__all__ = ["AsyncTextHandle", "Prompt", "PromptOptions", "TextHandle", "text_request"]
+__all__ = ["AsyncTextHandle", "Prompt", "PromptOptions", "ScoreOptions", "TextHandle", "text_request"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +15,17 @@ from ..readonly import freeze
 
 @frozen(kw_only=True)
 class TopLogprob:
-    """One alternative at a position: its token id, text and natural-log probability."""
+    """One alternative at a position: its token id, text and natural-log probability.
+
+    ``bytes`` are what the token stands for, also where it is only a part of a character (``text`` shows
+    U+FFFD there): those of an answer's tokens joined are its UTF-8, up to where a stop text cut it. ``None``
+    where the tokenizer does not tell.
+    """
 
     token_id: int
     text: str
     logprob: float
+    bytes: builtins.bytes | None = None
 
 
 @frozen(kw_only=True)
@@ -81,10 +88,17 @@ class ChoiceFinished(Event):
 
 @frozen(kw_only=True)
 class TextScore(Event):
-    """Natural-log probability of each of ``token_ids``, given all before it; the very first has none."""
+    """Natural-log probability of each of ``token_ids``, given all before it.
+
+    The very first token of a text has none, nor have those of its context. ``greedy``: each of them is the
+    most probable one at its place. ``tokens`` tell more of each, if alternatives were asked for. ``index`` is
+    the text's place among those of the request.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    greedy: bool = False
+    tokens: tuple[TokenLogprob, ...] = ()
 
     @property
     def total(self) -> float:

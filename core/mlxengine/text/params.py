@@ -14,7 +14,9 @@ from .grammar import Grammar
 _Check = Callable[[Any, "Attribute[Any]", Any], None]
 
 
-def _number(low: float | None = None, high: float | None = None, *, integer: bool = False) -> _Check:
+def number(low: float | None = None, high: float | None = None, *, integer: bool = False) -> _Check:
+    """A validator: a number within limits, or ``None``."""
+
     def check(_instance: object, attribute: Attribute[Any], value: Any) -> None:
         if value is None:
             return
@@ -100,29 +102,29 @@ class GenerateParams:
         InvalidParameterError: a value has the wrong type or is outside its range.
     """
 
-    max_tokens: int | None = field(default=None, validator=_number(1, integer=True))
-    temperature: float | None = field(default=None, validator=_number(0, 100))
-    top_p: float | None = field(default=None, validator=_number(0, 1))
-    top_k: int | None = field(default=None, validator=_number(0, integer=True))
-    min_p: float | None = field(default=None, validator=_number(0, 1))
-    repetition_penalty: float | None = field(default=None, validator=_number(0.01, 100))
-    repetition_context_size: int | None = field(default=None, validator=_number(1, integer=True))
-    presence_penalty: float | None = field(default=None, validator=_number(-100, 100))
-    frequency_penalty: float | None = field(default=None, validator=_number(-100, 100))
+    max_tokens: int | None = field(default=None, validator=number(1, integer=True))
+    temperature: float | None = field(default=None, validator=number(0, 100))
+    top_p: float | None = field(default=None, validator=number(0, 1))
+    top_k: int | None = field(default=None, validator=number(0, integer=True))
+    min_p: float | None = field(default=None, validator=number(0, 1))
+    repetition_penalty: float | None = field(default=None, validator=number(0.01, 100))
+    repetition_context_size: int | None = field(default=None, validator=number(1, integer=True))
+    presence_penalty: float | None = field(default=None, validator=number(-100, 100))
+    frequency_penalty: float | None = field(default=None, validator=number(-100, 100))
     logit_bias: tuple[tuple[int, float], ...] | None = field(
         default=None, converter=_bias, validator=_bias_pairs
     )
-    seed: int | None = field(default=None, validator=_number(0, 2**64 - 1, integer=True))
+    seed: int | None = field(default=None, validator=number(0, 2**64 - 1, integer=True))
     stop: tuple[str, ...] = field(default=(), converter=_texts, validator=_strings)
     stop_token_ids: tuple[int, ...] = field(default=(), converter=integers)
     ignore_eos: bool = False
     logprobs: bool = False
-    top_logprobs: int = field(default=0, validator=_number(0, 20, integer=True))
+    top_logprobs: int = field(default=0, validator=number(0, 20, integer=True))
     grammar: Grammar | None = field(default=None, validator=_grammar)
     thinking: bool | None = None
-    thinking_budget: int | None = field(default=None, validator=_number(0, integer=True))
+    thinking_budget: int | None = field(default=None, validator=number(0, integer=True))
     adapter: str | None = None
-    n: int = field(default=1, validator=_number(1, 128, integer=True))
+    n: int = field(default=1, validator=number(1, 128, integer=True))
 
     @property
     def given(self) -> frozenset[str]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ..contract._convert import anything, optional_text
+from ..contract._convert import anything, optional_text, texts
 from ..contract.requests import Request
 from ..errors import InvalidParameterError
 from .messages import Message
-from .params import GenerateParams
+from .params import GenerateParams, number
 
 
 def _messages(value: Iterable[Message]) -> tuple[Message, ...]:
@@ -54,23 +54,73 @@ class TextRequest(Request):
             raise InvalidParameterError(f"params must be GenerateParams, found {type(self.params).__name__}.")
 
 
+def _one_or_more(value: str | Iterable[str] | None) -> str | tuple[str, ...] | None:
+    return optional_text(value) if value is None or isinstance(value, str) else texts(value)
+
+
+def _ids(value: Iterable[Any] | None) -> Tokens | None:
+    if value is None:
+        return None
+    given = tuple(value)
+    if not all(isinstance(item, int) for item in given):
+        if any(isinstance(item, int | str) for item in given):
+            raise InvalidParameterError("Give the token ids of one text, or of each of several.")
+        given = tuple(tuple(item) for item in given)
+    return given
+
+
+Tokens = tuple[int, ...] | tuple[tuple[int, ...], ...]
+"""Token ids of one text, or of each of several."""
+
+
 @frozen(kw_only=True)
 class ScoreRequest(Request):
-    """How probable a text is to a language model.
+    """How probable texts are to a language model; several are read together where the model allows it.
 
     Args:
-        text: what to score; the tokenizer's own opening tokens are put before it.
-        tokens: token ids instead of a text, at least two; the first is only context.
+        text: what to score, one text or several; the tokenizer's own opening tokens are put before each.
+        tokens: token ids instead, of one text or of several, at least two each; the first is only context.
+        context: what stands before the text, of which nothing is scored: one for all texts, or one for each.
+            They are tokenized as one text; a token that holds some of both is scored. Where it comes to no
+            token, the model's BOS (its EOS, if it has none) opens the text, so all of that is scored.
+        rolling: score texts that are longer than the model's context too, in windows, each token once: what
+            lies further back than the context reaches is not seen.
+        top_logprobs: tell the best alternatives to each token, 0 to 20.
         adapter: as in `GenerateParams`.
     """
 
-    text: str | None = field(default=None, converter=optional_text)
-    tokens: tuple[int, ...] | None = field(default=None, converter=_optional_tuple)
+    text: str | tuple[str, ...] | None = field(default=None, converter=_one_or_more)
+    tokens: Tokens | None = field(default=None, converter=_ids)
+    context: str | tuple[str, ...] | None = field(default=None, converter=_one_or_more)
+    rolling: bool = False
+    top_logprobs: int = field(default=0, validator=number(0, 20, integer=True))
     adapter: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if (self.text is None) == (self.tokens is None):
             raise InvalidParameterError("A score request takes exactly one of text and tokens.")
+        if self.text == () or self.tokens == ():
+            raise InvalidParameterError("There is nothing to score.", hint="Give at least one text.")
+        if self.context is not None and self.text is None:
+            raise InvalidParameterError(
+                "A context stands before a text.", hint="Put the context's ids before those of the text."
+            )
+        if isinstance(self.context, tuple) and len(self.context) != len(self._texts):
+            raise InvalidParameterError(
+                f"There are {len(self.context)} contexts for {len(self._texts)} texts.",
+                hint="Give one for all of them, or one for each.",
+            )
+
+    @property
+    def _texts(self) -> tuple[str, ...]:
+        return (self.text,) if isinstance(self.text, str) else self.text or ()
+
+    @property
+    def pairs(self) -> tuple[tuple[str | None, str], ...]:
+        """Each text behind its context; none where tokens were given."""
+        if isinstance(self.context, tuple):
+            return tuple(zip(self.context, self._texts, strict=True))
+        return tuple((self.context, text) for text in self._texts)
 
 
 @frozen(kw_only=True)

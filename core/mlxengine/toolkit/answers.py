@@ -22,6 +22,7 @@ from .detokenize import Detokenizer, StopTexts
 from .grammar import GrammarRow, Grammars
 from .rows import Row, SharedBatch
 from .sampling import PenaltySettings, SamplerSettings, SeededSampler, processors_for, sampler_for
+from .token_bytes import TokenBytes
 
 MAX_TOKENS = 256
 
@@ -36,6 +37,7 @@ class Voice:
         stop_ids: token ids that end an answer.
         context: longest context in tokens, or ``None``.
         grammars: compiles what an answer must look like; ``None`` where that is not supported.
+        spelling: what bytes a token stands for.
     """
 
     decode: Callable[[Sequence[int]], str]
@@ -43,6 +45,21 @@ class Voice:
     stop_ids: frozenset[int] = frozenset()
     context: int | None = None
     grammars: Grammars | None = None
+    spelling: TokenBytes = field(factory=TokenBytes)
+
+    def scored(
+        self, token: int, logprob: float, best: Sequence[tuple[int, float]] = (), *, first: bool = False
+    ) -> TokenLogprob:
+        """A token, which is the ``first`` of its text or not, with the best alternatives and theirs."""
+        top = tuple(
+            TopLogprob(token_id=item, logprob=value, **self._named(item, first)) for item, value in best
+        )
+        return TokenLogprob(token_id=token, logprob=logprob, top=top, **self._named(token, first))
+
+    def _named(self, token: int, first: bool) -> dict[str, Any]:
+        spelled = self.spelling(token, first=first)
+        text = self.decode([token]) if spelled is None else spelled.decode(errors="replace")
+        return {"text": text, "bytes": spelled}
 
 
 def sampler_settings(params: GenerateParams, defaults: Mapping[str, Any]) -> SamplerSettings:
@@ -156,7 +173,7 @@ class Answer(Row):
         self.router: Router | None = None  # parts the text into text, reasoning and tool calls
         self.events: deque[Event] = deque()
         self._streaming = streaming
-        self._decode = voice.decode
+        self._voice = voice
         self._detokenizer = Detokenizer(voice.decode)
         self._stops = StopTexts(stop_texts(params, voice.defaults))
         self._stop_ids = frozenset(params.stop_token_ids) | (
@@ -269,15 +286,8 @@ class Answer(Row):
         if self._top:
             best = np.argpartition(-values, self._top - 1)[: self._top].tolist()
             best.sort(key=lambda item: (-values[item], item))
-        return TokenLogprob(
-            token_id=token,
-            text=self._decode([token]),
-            logprob=float(values[token]),
-            top=tuple(
-                TopLogprob(token_id=item, text=self._decode([item]), logprob=float(values[item]))
-                for item in best
-            ),
-        )
+        scored = [(item, float(values[item])) for item in best]
+        return self._voice.scored(token, float(values[token]), scored, first=len(self.tokens) == 1)
 
 
 def _grammar(voice: Voice, params: GenerateParams, prompt_length: int) -> GrammarRow | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypedDict, TypeGuard
+from typing import Any, TypedDict, TypeGuard, TypeVar
 
 from attrs import evolve, frozen
 
@@ -14,7 +14,8 @@ from ._vectors import Gathered, similarity_of
 from .outputs import Scores
 from .requests import EmbedRequest, RankRequest
 
-Texts = str | Sequence[str]
+Texts = str | Sequence[str] | Sequence[Sequence[int]]
+T = TypeVar("T")
 ProgressReport = Callable[[int, int | None], None]
 Ranges = tuple[Sequence[float], Sequence[float]]
 
@@ -143,7 +144,7 @@ class Ranking:
         return tuple(Ranked(index=i, score=scores[i], document=documents[i]) for i in order)
 
 
-def as_tuple(texts: Texts) -> tuple[str, ...]:
+def as_tuple(texts: str | Sequence[T]) -> tuple[str | T, ...]:
     if isinstance(texts, str):
         return (texts,)
     if not isinstance(texts, Iterable):

@@ -78,7 +78,8 @@ class EmbeddingHandle(Embedder, ModelHandle):
 
         Args:
             texts: a text, a sequence of texts, or an iterator of texts. An iterator is read as its vectors
-                are taken, so a corpus need not fit in memory.
+                are taken, so a corpus need not fit in memory. The token ids of each, as the model's tokenizer
+                makes them, may stand for texts; no prompt is put before them.
             output: ``"pooled"``, or ``"tokens"`` for one vector a token.
             progress: called with how many texts are done, and of how many.
             prompt: put before every text, as it is; ``""`` leaves out the model's default prompt.

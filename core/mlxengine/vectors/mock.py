@@ -30,12 +30,12 @@ class VectorMock(Mock):
 
 def _embed(request: EmbedRequest) -> Iterator[Event | None]:
     for index, text in enumerate(request.texts):
-        digest = hashlib.sha256(text.encode()).digest()
+        digest = hashlib.sha256((text if isinstance(text, str) else str(text)).encode()).digest()
         size = min(DIMENSION, request.truncate_dim or DIMENSION)
         values = array.array("f", (byte / 255 for byte in digest[:size]))
         vectors = Array(data=values.tobytes(), shape=(1, size), dtype="float32")
         yield Embeddings(indices=(index,), vectors=vectors, mock=True)
-    words = sum(len(text.split()) for text in request.texts)
+    words = sum(len(text.split() if isinstance(text, str) else text) for text in request.texts)
     yield Finished(usage=TokenUsage(prompt_tokens=words), mock=True)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from attrs import field, frozen
 
-from ..contract._convert import optional_text, text, texts
+from ..contract._convert import document, optional_text, text, texts
 from ..contract.requests import Request
 
 
@@ -17,12 +18,20 @@ def _ranges(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     return lowest, highest
 
 
+def _inputs(value: Iterable[str | Sequence[int]]) -> tuple[str | tuple[int, ...], ...]:
+    if isinstance(value, str):
+        return texts(value)  # refused
+    given: list[Any] = [tuple(item) if isinstance(item, list) else item for item in value]
+    return document(tuple(given))
+
+
 @frozen(kw_only=True)
 class EmbedRequest(Request):
     """Texts in, one vector each out.
 
     Args:
-        texts: what to embed.
+        texts: what to embed; or the token ids of each, which are taken as they are: special tokens and any
+            prompt are among them already.
         prompt: put before every text, as it is.
         prompt_name: name of one of the model's own prompts (``"query"``, ``"document"``).
         normalize: scale vectors to unit length; ``None`` does what the model's repository says.
@@ -32,7 +41,7 @@ class EmbedRequest(Request):
         batch_tokens: most padded tokens in one step; ``None`` lets the plugin choose.
     """
 
-    texts: tuple[str, ...] = field(converter=texts)
+    texts: tuple[str | tuple[int, ...], ...] = field(converter=_inputs)
     prompt: str | None = field(default=None, converter=optional_text)
     prompt_name: str | None = field(default=None, converter=optional_text)
     normalize: bool | None = None

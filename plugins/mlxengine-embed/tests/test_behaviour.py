@@ -78,6 +78,37 @@ def test_a_text_of_ten_times_the_maximum_is_cut_as_its_beginning_is(minilm_model
     assert dict(found.metrics.extra)["truncated"] == 1
 
 
+def test_token_ids_give_the_vectors_of_their_texts(
+    minilm_model: EmbeddingHandle, minilm_folder: Path
+) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(minilm_folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    texts = ["A cat sleeps.", "Shares fell sharply in the morning.", "x"]
+    ids = [tokenizer.encode(text).ids for text in texts]
+    found, wanted = minilm_model.embed(ids), minilm_model.embed(texts)
+    assert np.abs(found.numpy() - wanted.numpy()).max() < 1e-6
+    assert found.usage.prompt_tokens == sum(map(len, ids)) == wanted.usage.prompt_tokens
+    assert [len(item.numpy()) for item in minilm_model.embed(ids, output="tokens")] == list(map(len, ids))
+    wrong: list[Any] = [
+        [[]],
+        [ids[0], "a text"],
+        ["a text", ids[0]],
+        [[10**6]],
+        [[-1]],
+        [[True]],
+        [[1] * 600],
+        [1, 2],
+        [[1.5]],
+    ]
+    for inputs in wrong:
+        with pytest.raises(InvalidParameterError):
+            minilm_model.embed(inputs)
+    with pytest.raises(InvalidParameterError, match="No prompt"):
+        minilm_model.embed(ids, prompt="query: ")
+
+
 def test_vectors_come_in_the_order_of_the_texts_with_progress(minilm_model: EmbeddingHandle) -> None:
     texts = mixed_texts()[27:60]
     seen: list[tuple[int, int | None]] = []

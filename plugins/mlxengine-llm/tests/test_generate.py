@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from llm_harness import Plugin, raw, text_of, tokens_of
-from mlxengine import Finished, FinishReason, GenerateParams, Message, TextDelta, TextRequest
+from mlxengine import Finished, FinishReason, GenerateParams, Grammar, Message, TextDelta, TextRequest
 
 PROMPTS = ["The sky", "A b c d e f", "once upon a time there was a small", "12", "ünïcode ☃ and more"]
 
@@ -142,6 +142,18 @@ def test_logprobs_are_those_of_the_model_with_the_best_alternatives(plugin: Plug
             best = mx.argsort(-row)[:3].tolist()
             assert [item.token_id for item in score.top] == best
             assert score.top[0].logprob == pytest.approx(score.logprob)
+
+
+@pytest.mark.feature("llm.logprobs")
+def test_the_bytes_of_an_answers_tokens_joined_are_its_utf8(plugin: Plugin, tiny: Path) -> None:
+    model = plugin.load(tiny)
+    wanted = "é世!"
+    request = raw("x", max_tokens=20, grammar=Grammar.regex(wanted), top_logprobs=2)
+    (events,) = plugin.run([plugin.start(model, request)])
+    scores = [score for event in events if isinstance(event, TextDelta) for score in event.logprobs]
+    assert b"".join(score.bytes for score in scores) == wanted.encode() == text_of(events).encode()
+    assert [score.bytes for score in scores] == [bytes([value]) for value in wanted.encode()]
+    assert all(score.top[0].bytes == score.bytes for score in scores)
 
 
 def test_logit_bias_and_penalties_change_what_is_chosen(plugin: Plugin, tiny: Path) -> None:

@@ -184,6 +184,7 @@ def test_log_probabilities_are_of_the_tokens_that_were_drawn(plugin: Plugin, tin
     assert "".join(score.text for score in scored) == text_of(events)
     assert all(score.top[0].token_id == score.token_id and len(score.top) == 3 for score in scored)
     assert all(-0.5 < score.logprob <= 0 for score in scored)
+    assert b"".join(score.bytes or b"" for score in scored) == text_of(events).encode()
 
 
 def test_text_alone_needs_no_picture_and_raw_prompts_and_tokens_work(plugin: Plugin, tiny: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -94,7 +94,10 @@ class _Count:
 
 def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
     """The request with the prompt and the dimension that it stands for."""
-    _check_texts(request.texts, "texts")
+    if tokenized := any(isinstance(item, tuple) for item in request.texts[:1]):
+        _check_ids(model, request)
+    else:
+        _check_texts(request.texts, "texts")
     _check_budget(request.batch_tokens)
     recipe = model.recipe
     for name, value, allowed in (
@@ -118,7 +121,7 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
                 hint="Name one of these, or give the text itself as prompt.",
             )
         prompt = recipe.prompts[request.prompt_name]
-    elif prompt is None and recipe.default_prompt is not None:
+    elif prompt is None and recipe.default_prompt is not None and not tokenized:
         prompt = recipe.prompts.get(recipe.default_prompt)
     size = request.truncate_dim
     if size is None and request.output == "pooled":
@@ -143,6 +146,31 @@ def _check_texts(texts: Sequence[object], name: str) -> None:
             raise InvalidParameterError(
                 f"{name}[{index}] is a {type(text).__name__}, not a text.", hint="Give a sequence of str."
             )
+
+
+def _check_ids(model: EmbeddingModel, request: EmbedRequest) -> None:
+    """Token ids are read as they are, so they have to be what the encoder takes."""
+    if request.prompt or request.prompt_name is not None:
+        raise InvalidParameterError(
+            "No prompt can be put before token ids.", hint="Tokenize the prompt and the text as one text."
+        )
+    longest, size = model.tokenizer.max_length, model.tokenizer.size
+    for index, ids in enumerate(request.texts):
+        if not isinstance(ids, tuple):
+            raise InvalidParameterError(
+                f"texts[{index}] is a {type(ids).__name__}, others are token ids.",
+                hint="Give texts, or the token ids of each, in one request.",
+            )
+        if not 0 < len(ids) <= longest:
+            raise InvalidParameterError(
+                f"texts[{index}] has {len(ids)} token ids; {model.id} takes 1 to {longest}.",
+                hint="Give the text itself, which is cut to that length, or cut the ids.",
+            )
+        for token in ids:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
+                raise InvalidParameterError(
+                    f"texts[{index}] holds {token!r}, which is no token id; {model.id} has {size} tokens."
+                )
 
 
 def _check_budget(tokens: int | None) -> None:
@@ -178,8 +206,7 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
             if offset:
                 yield None
             piece = window[offset : offset + _PIECE]
-            texts = [request.prompt + text for text in piece] if request.prompt else piece
-            tokens += yield from model.tokenizer.encoding(texts)
+            tokens += yield from _tokens(model, piece, request.prompt)
         for batch, computed in _ahead(model, request, tokens, start, budget):
             rows = [tokens[place] for place in batch]
             count.add(rows)
@@ -200,6 +227,16 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
         for indices, vectors, truncated in held:
             yield _event(indices, quantize(vectors, request.precision, ranges), truncated)
     yield count.finished()
+
+
+def _tokens(
+    model: EmbeddingModel, piece: Sequence[str | tuple[int, ...]], prompt: str | None
+) -> Generator[Event | None, None, list[Tokens]]:
+    """The tokens of texts with the prompt before each, or of what is tokens already."""
+    texts = [(prompt or "") + item for item in piece if isinstance(item, str)]
+    if texts:
+        return (yield from model.tokenizer.encoding(texts))
+    return [Tokens(ids=np.array(ids, dtype=np.int32)) for ids in piece]
 
 
 def _ahead(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mlxengine import Event, Message, ModelCard, TextPart, TextRequest, ToolCallPart, ToolResultPart
@@ -49,15 +49,21 @@ class Prompts:
         return then(self.tokens(request, plain))
 
     def encoded(
-        self, text: str, then: Callable[[list[int]], Iterator[Event | None]]
+        self,
+        texts: Sequence[str],
+        then: Callable[[list[list[int]]], Iterator[Event | None]],
+        *,
+        bounded: bool = True,
     ) -> Iterator[Event | None]:
-        """Go on with the tokens of a text that is no prompt; as `serve`."""
+        """Go on with the tokens of texts that are no prompts; as `serve`. ``bounded``: by the context."""
 
-        def encode() -> list[int]:
-            self._check_length(text)
-            return self._markers.encode(text, add_special_tokens=True)
+        def encode() -> list[list[int]]:
+            if bounded:
+                self._check_length(max(texts, key=len))
+            return [self._markers.encode(text, add_special_tokens=True) for text in texts]
 
-        return self._aside.prepared(encode, then) if len(text) > _AT_ONCE else then(encode())
+        many = sum(map(len, texts)) > _AT_ONCE
+        return self._aside.prepared(encode, then) if many else then(encode())
 
     def tokens(self, request: TextRequest, plain: bool = True) -> list[int]:
         """The token ids that the request stands for, at least one and fewer than the context holds.

@@ -63,9 +63,11 @@ class BatchDecoder(TogetherDecoder):
         self._reading.add(Reading(row, tokens, layers, list(held), border))
 
     def step(self, plan: Plan) -> Stepped:
-        if len(self) > 1 and self._trial.hold():
-            self._reading.company = self._trial.company
-            return Stepped()  # the time that it took is nobody's pace
+        if len(self) > 1:
+            tried = self._trial.hold()
+            self._reading.company = self._trial.company  # texts that are scored may have held it already
+            if tried:
+                return Stepped()  # the time that it took is nobody's pace
         return super().step(plan)
 
     def _left(self, row: Row, entry: Reading | None) -> None:

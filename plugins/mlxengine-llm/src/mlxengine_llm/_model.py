@@ -16,6 +16,7 @@ from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.room import Room
 from mlxengine.toolkit.rows import Decoder, Row, SharedBatch
 from mlxengine.toolkit.shapes import Shapes
+from mlxengine.toolkit.token_bytes import TokenBytes
 from mlxengine.toolkit.warming import warm_up
 
 from ._adapters import Adapters
@@ -120,6 +121,7 @@ class LanguageModel:
             stop_ids=self.stop_ids,
             context=self.context,
             grammars=self.grammars,
+            spelling=TokenBytes(getattr(self.tokenizer, "backend_tokenizer", None)),
         )
 
     def _caches(self) -> list[Any]:

@@ -16,6 +16,7 @@ from mlxengine.toolkit.plain_text import Markers, most_characters
 from mlxengine.toolkit.room import Room
 from mlxengine.toolkit.rows import SharedBatch
 from mlxengine.toolkit.shapes import Shapes
+from mlxengine.toolkit.token_bytes import TokenBytes
 from mlxengine.toolkit.warming import warm_up
 
 from ._cache import FeatureCache, PrefixCache
@@ -114,6 +115,7 @@ class VisionModel:
             stop_ids=self.stop_ids,
             context=self.context,
             grammars=grammars,
+            spelling=TokenBytes(fast),
         )
 
     def _decoder(self, prefixes: PrefixCache | None, grammars: Grammars | None) -> VisionDecoder:

@@ -17,7 +17,13 @@ from .._memory.live import LiveModel, PendingLoad, Report
 from .._scheduling.scheduler import Scheduler
 from .._scheduling.task import Task
 from .._scheduling.threads import forked, refuse_fork
-from ..errors import CancelledError, EngineClosedError, InsufficientMemoryError, PluginCrashedError
+from ..errors import (
+    CancelledError,
+    EngineClosedError,
+    InsufficientMemoryError,
+    PluginCrashedError,
+    QueueFullError,
+)
 from .loader import Loader
 from .outcomes import Outcomes
 from .statistics import Statistics
@@ -187,17 +193,24 @@ class ModelPool:
 
     # -- running ---------------------------------------------------------------------------------------
 
-    def submit(self, live: LiveModel, task: Task) -> None:
+    def submit(self, live: LiveModel, task: Task, bound: int | None = None) -> None:
         """Run a request on a model; one that is evicted is loaded first.
 
         Raises:
             EngineClosedError: the engine was closed.
+            QueueFullError: ``bound`` requests wait already.
         """
         task.on_done = lambda error: self._done(live, task, error)
         if live.crashes >= _CRASHES:
             self.ledger.evict(live, f"after {live.crashes} crashes in a row")
+        try:
+            self.ledger.use(live, task, bound)
+        except QueueFullError as error:
+            self.statistics.record(live, task, error)
+            raise
         self.changed()
-        self.ledger.use(live, task)
+        if task.has_deadline:
+            self._scheduler.heed(task)
         with self._lock:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")

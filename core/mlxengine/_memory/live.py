@@ -100,8 +100,13 @@ class LiveModel:
 
     @property
     def running(self) -> int:
-        """Requests that run on it, or wait for it to be loaded again."""
+        """Requests that run on it, or wait for it."""
         return len(self.tasks)
+
+    @property
+    def waiting(self) -> int:
+        """Those of them whose first step is still to come."""
+        return sum(task.waits for task in list(self.tasks))
 
     @property
     def evicted(self) -> bool:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
+from math import inf
 from typing import Protocol
 
 import attrs
@@ -13,6 +14,7 @@ from attrs import define, field, frozen
 
 from ..contract.events import Event, Finished
 from ..contract.plugins import PluginRecord
+from ..errors import GenerationError, RunTimeoutError, WaitTimeoutError
 
 # A step that is predicted to cost less than this rides along in its model's turn.
 CHEAP_SECONDS = 0.001
@@ -62,6 +64,9 @@ class Task:
         answers: whether the iterator owes exactly one `Finished`.
         hook: the hook that is running, for errors.
         on_done: called once when the task is over, with its error; on the scheduler's thread.
+        wait_timeout, run_timeout: see `Request`.
+
+    ``first_step`` is when its first step began in which it had its place, ``None`` while it waits for that.
     """
 
     group: Hashable
@@ -81,6 +86,37 @@ class Task:
     waiting: bool = False
     finished: Finished | None = None
     on_done: Callable[[BaseException | None], None] | None = None
+    wait_timeout: float | None = None
+    run_timeout: float | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is a request whose first step is still to come."""
+        return self.answers and self.first_step is None and not self.done
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether it has a deadline at all."""
+        return self.wait_timeout is not None or self.run_timeout is not None
+
+    @property
+    def due(self) -> float:
+        """Its next deadline, a ``time.perf_counter`` reading; ``inf`` where there is none."""
+        if self.first_step is None:
+            return self.submitted + (inf if self.wait_timeout is None else self.wait_timeout)
+        return self.first_step + (inf if self.run_timeout is None else self.run_timeout)
+
+    def overdue(self) -> GenerationError:
+        """The error for having missed it."""
+        if self.first_step is None:
+            return WaitTimeoutError(
+                f"The request waited for {self.wait_timeout:g} s and its turn had not come.",
+                hint="Try again when less is asked of the model, or allow it a longer wait_timeout.",
+            )
+        return RunTimeoutError(
+            f"The request ran for {self.run_timeout:g} s and was not at its end.",
+            hint="Ask for less (max_tokens, steps), or allow it a longer run_timeout.",
+        )
 
     @property
     def ready(self) -> bool:

@@ -289,6 +289,10 @@ class HookSpecs:
         `Finished`. ``close()`` cancels: free what the request holds, and do not yield again. Return
         ``None`` for a request type that this plugin does not know.
 
+        Where requests wait for a place (in a batch, say), give the iterator an attribute ``waiting``, true
+        while its request has none: that time counts as waiting, for `Request.wait_timeout` and in figures.
+        Without it a request runs from its first step.
+
         Every call (this hook, each step, ``close``) comes on the same thread, never two at once.
         """
         raise AssertionError

@@ -317,6 +317,11 @@ class AnswerStream(Iterator[Event | None]):
             raise _typed(answer.failure)
         return None
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the row waits for a place in the batch, and has said nothing."""
+        return not (self._closed or self._answer.inside or self._answer.tokens)
+
     def close(self) -> None:
         """Cancel: the row leaves the batch at once, in prefill or in decode."""
         if not self._closed:

@@ -97,6 +97,11 @@ class Prepared(Iterator[Event | None]):
             self._answers = self._then(self._future.result())
         return self._answers
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the answers wait for their place."""
+        return bool(getattr(self._answers, "waiting", False))
+
     def close(self) -> None:
         """Give up the preparation, or the answers."""
         self._closed = True

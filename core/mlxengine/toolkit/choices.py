@@ -74,6 +74,11 @@ class ChoicesStream(Iterator[Event | None]):
                 return event
         return None
 
+    @property
+    def waiting(self) -> bool:
+        """Whether none of the rows has a place in the batch yet."""
+        return not self._ends and all(stream.waiting for stream in self._live)
+
     def close(self) -> None:
         """Cancel what is left."""
         self._ready.clear()

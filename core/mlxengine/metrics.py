@@ -11,7 +11,7 @@ from .errors import ConfigurationError
 from .readonly import freeze
 
 if TYPE_CHECKING:
-    from ._scheduling.task import SchedulerStatus
+    from ._scheduling.task import ModelQueue, SchedulerStatus
     from .health import Health
     from .memory import MemoryReport
 
@@ -123,7 +123,23 @@ class EngineCollector:
         states = self._core.StateSetMetricFamily("mlxengine_health", "Whether the engine works.")
         states.add_metric([], {str(state): state is health.state for state in type(health.state)})
         yield states
-        yield self._gauge("tasks", "Requests that run or wait.", self._engine.status().tasks)
+        status = self._engine.status()
+        yield self._gauge("tasks", "Requests that run or wait.", status.tasks)
+        yield from self._queues(status.queues)
+
+    def _queues(self, queues: Sequence[ModelQueue]) -> Iterator[Any]:
+        gauge, labels = self._core.GaugeMetricFamily, ["model", "kind"]
+        requests = gauge("mlxengine_model_requests", "Requests to a model now.", labels=[*labels, "state"])
+        bound = gauge("mlxengine_model_most_waiting", "How many requests may wait.", labels=labels)
+        rows = gauge("mlxengine_model_rows", "Requests with a place in a model's batch.", labels=labels)
+        for item in queues:
+            which = [item.id, item.kind]
+            requests.add_metric([*which, "running"], item.running)
+            requests.add_metric([*which, "waiting"], item.waiting)
+            for family, value in ((bound, item.most_waiting), (rows, item.rows)):
+                if value is not None:
+                    family.add_metric(which, value)
+        yield from (requests, bound, rows)
 
     def _requests(self) -> Iterator[Any]:
         core, labels = self._core, ["model", "kind"]
@@ -186,14 +202,18 @@ class EngineCollector:
                 "mlxengine_model_shortages", "How often memory ran out under a model.", labels=labels
             ),
         }
+        kv = gauge("mlxengine_model_kv_bytes", "Key-value caches of requests.", labels=[*labels, "of"])
         for item in report.models:
+            for of, held in (("used", item.kv_used), ("total", item.kv_total)):
+                if held is not None and not item.evicted:
+                    kv.add_metric([item.id, item.kind, of], held)
             for name, measured in families.items():
                 if not item.evicted:
                     value = getattr(item, name)
                     measured.add_metric(
                         [item.id, item.kind], float(value is not None if name == "degraded" else value)
                     )
-        yield from families.values()
+        yield from (*families.values(), kv)
         yield self._gauge("evictions", "Models that had to leave memory so far.", len(report.evictions))
 
     def _gauge(self, name: str, text: str, value: float) -> Any:

@@ -16,9 +16,11 @@ from mlxengine import (
     Fit,
     InferenceEngine,
     Loaded,
+    ModelState,
     Request,
     TextDelta,
     hookimpl,
+    openmetrics,
 )
 from mlxengine.errors import (
     InvalidParameterError,
@@ -26,6 +28,7 @@ from mlxengine.errors import (
     RunTimeoutError,
     WaitTimeoutError,
 )
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 PLACES = 2
 
@@ -47,7 +50,10 @@ class Clerk:
 
     @hookimpl
     def load_model(self, card: Any, context: Any) -> Loaded:
-        return Loaded(model=self)
+        return Loaded(model=self, state=self.state)
+
+    def state(self) -> ModelState:
+        return ModelState(rows=len(self.inside), kv_used=10 * len(self.inside), kv_total=100)
 
     @hookimpl
     def generate(self, model: Any, request: Request) -> Any:
@@ -151,6 +157,44 @@ def test_of_300_requests_64_wait_236_are_refused_at_once_and_the_first_served_ra
         (counted,) = engine.metrics()
         assert counted.requests == {"done": 66, "QueueFullError": 236}
         assert model.run(Request()).finished, "there is room again"
+
+
+def sample(text: str, name: str, **labels: str) -> float:
+    """The value that prometheus-client's own parser finds."""
+    [found] = [
+        item.value
+        for family in text_string_to_metric_families(text)
+        for item in family.samples
+        if item.name == name and labels.items() <= item.labels.items()
+    ]
+    return float(found)
+
+
+def test_what_runs_and_waits_is_told_by_model_in_values_and_in_openmetrics(folder: Any) -> None:
+    clerk = Clerk()
+    clerk.open.clear()
+    with InferenceEngine(plugins=[("clerk", clerk)]) as engine:
+        model = engine.load(folder, features={"core.max_waiting": 64})
+        streams = [model.stream(Request()) for _ in range(PLACES + 5)]
+        until(lambda: len(clerk.inside) == PLACES and engine.status().queues[0].running == PLACES)
+        (queue,) = engine.status().queues
+        assert (queue.id, queue.kind, queue.most_waiting) == (model.id, "counter", 64)
+        assert (queue.running, queue.waiting, queue.rows) == (PLACES, 5, PLACES)
+        (held,) = engine.memory().models
+        assert (held.running, held.waiting, held.kv_used, held.kv_total) == (PLACES, 5, 20, 100)
+        text = openmetrics(engine)
+        which = {"model": model.id, "kind": "counter"}
+        assert sample(text, "mlxengine_model_requests", state="running", **which) == PLACES
+        assert sample(text, "mlxengine_model_requests", state="waiting", **which) == 5
+        assert sample(text, "mlxengine_model_most_waiting", **which) == 64
+        assert sample(text, "mlxengine_model_rows", **which) == PLACES
+        assert sample(text, "mlxengine_model_kv_bytes", of="used", **which) == 20
+        assert sample(text, "mlxengine_model_kv_bytes", of="total", **which) == 100
+        for stream in streams:
+            stream.cancel()
+        until(lambda: not model._live.tasks)
+        (queue,) = engine.status().queues
+        assert (queue.running, queue.waiting, queue.rows) == (0, 0, 0)
 
 
 def test_asyncio_is_refused_alike_and_the_engine_has_a_default(folder: Any) -> None:

@@ -15,8 +15,9 @@ from attrs import frozen
 from .._memory.caretaker import Caretaker
 from .._memory.live import LiveModel, PendingLoad, Report
 from .._scheduling.scheduler import Scheduler
-from .._scheduling.task import Task
+from .._scheduling.task import ModelQueue, Task
 from .._scheduling.threads import forked, refuse_fork
+from ..contract._core_features import most_waiting
 from ..errors import (
     CancelledError,
     EngineClosedError,
@@ -31,7 +32,7 @@ from .statistics import Statistics
 if TYPE_CHECKING:
     from ..contract.configuration import ModelConfiguration
     from ..health import Health
-    from ..memory import MemoryReport
+    from ..memory import MemoryReport, ModelMemory
 
 log = logging.getLogger("mlxengine.memory")
 
@@ -200,6 +201,7 @@ class ModelPool:
             EngineClosedError: the engine was closed.
             QueueFullError: ``bound`` requests wait already.
         """
+        task.on_begin = self.changed
         task.on_done = lambda error: self._done(live, task, error)
         if live.crashes >= _CRASHES:
             self.ledger.evict(live, f"after {live.crashes} crashes in a row")
@@ -278,11 +280,10 @@ class ModelPool:
 
     def report(self) -> MemoryReport:
         """The ledger beside what the array library says."""
-        from ..memory import MemoryReport, ModelMemory
+        from ..memory import MemoryReport
 
         backend = self._loader.backend
         reading = self._scheduler.run(backend.memory) if backend is not None else None
-        now = time.monotonic()
         return MemoryReport(
             budget=self.ledger.budget,
             reserved=self.ledger.reserved,
@@ -290,25 +291,45 @@ class ModelPool:
             active=reading.active if reading else None,
             cache=reading.cache if reading else None,
             peak=reading.peak if reading else None,
-            models=tuple(
-                ModelMemory(
-                    id=live.card.id,
-                    kind=live.claim.kind,
-                    reserved=self.ledger.charged(live),
-                    predicted=live.predicted.total,
-                    weights=live.weights,
-                    running=live.running,
-                    pinned=live.pinned,
-                    inhibitors=tuple(live.inhibitors),
-                    idle_seconds=now - live.last_used,
-                    evicted=live.evicted,
-                    caches=live.state.caches,
-                    degraded=live.degraded,
-                    shortages=live.state.shortages,
-                )
-                for live in self.live()
-            ),
+            models=tuple(self._memory_of(live) for live in self.live()),
             evictions=tuple(self.ledger.evictions),
+        )
+
+    def _memory_of(self, live: LiveModel) -> ModelMemory:
+        from ..memory import ModelMemory
+
+        state = live.state
+        return ModelMemory(
+            id=live.card.id,
+            kind=live.claim.kind,
+            reserved=self.ledger.charged(live),
+            predicted=live.predicted.total,
+            weights=live.weights,
+            running=live.running,
+            pinned=live.pinned,
+            inhibitors=tuple(live.inhibitors),
+            idle_seconds=time.monotonic() - live.last_used,
+            evicted=live.evicted,
+            caches=state.caches,
+            degraded=live.degraded,
+            shortages=state.shortages,
+            waiting=live.waiting,
+            kv_used=state.kv_used,
+            kv_total=state.kv_total,
+        )
+
+    def queues(self) -> tuple[ModelQueue, ...]:
+        """What runs and waits, by model; never waits."""
+        return tuple(
+            ModelQueue(
+                id=live.card.id,
+                kind=live.claim.kind,
+                running=live.running,
+                waiting=live.waiting,
+                most_waiting=most_waiting(live.features),
+                rows=live.state.rows,
+            )
+            for live in self.live()
         )
 
     def close(self, timeout: float) -> list[threading.Thread]:

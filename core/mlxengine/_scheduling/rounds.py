@@ -158,7 +158,7 @@ class Rounds:
             self._end(task)
             return
         if task.first_step is None and not _still_waits(task.iterator, event):
-            task.first_step = began
+            task.begin(began)
             if task in self._timed:
                 self._due = min(self._due, task.due)
         if event is None:

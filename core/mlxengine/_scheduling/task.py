@@ -63,6 +63,7 @@ class Task:
         sink: where its events go.
         answers: whether the iterator owes exactly one `Finished`.
         hook: the hook that is running, for errors.
+        on_begin: called once when it has its place; on the scheduler's thread.
         on_done: called once when the task is over, with its error; on the scheduler's thread.
         wait_timeout, run_timeout: see `Request`.
 
@@ -85,6 +86,7 @@ class Task:
     done: bool = False
     waiting: bool = False
     finished: Finished | None = None
+    on_begin: Callable[[], None] | None = None
     on_done: Callable[[BaseException | None], None] | None = None
     wait_timeout: float | None = None
     run_timeout: float | None = None
@@ -123,6 +125,12 @@ class Task:
         """Whether there is something to do for it, and room for what it says."""
         return not self.waiting and not self.sink.full
 
+    def begin(self, now: float) -> None:
+        """It has its place."""
+        self.first_step = now
+        if self.on_begin is not None:
+            self.on_begin()
+
     def finish(self, error: BaseException | None = None) -> None:
         """The task is over; counted once."""
         if self.done:
@@ -156,10 +164,32 @@ class Group:
 
 
 @frozen(kw_only=True)
+class ModelQueue:
+    """What is asked of one model now.
+
+    Args:
+        id, kind: which model.
+        running: requests that have had their first step.
+        waiting: requests whose first step is still to come.
+        most_waiting: how many may wait (``core.max_waiting``), ``None``: any number.
+        rows: requests that have a place in its batch, ``None`` where its kind has none. One that runs may
+            have left its row for a while: its reader does not read, or memory is short.
+    """
+
+    id: str
+    kind: str
+    running: int
+    waiting: int
+    most_waiting: int | None
+    rows: int | None
+
+
+@frozen(kw_only=True)
 class SchedulerStatus:
     """What the loop is doing: the plugin whose step runs, since when (seconds), and how much waits.
 
-    ``died`` is what the loop last failed with, ``died_at`` when (``time.monotonic``).
+    ``died`` is what the loop last failed with, ``died_at`` when (``time.monotonic``); ``queues`` tells the
+    models apart.
     """
 
     alive: bool
@@ -168,3 +198,4 @@ class SchedulerStatus:
     tasks: int
     died: str | None
     died_at: float | None = None
+    queues: tuple[ModelQueue, ...] = ()

@@ -124,12 +124,18 @@ class ModelState:
         requests: bytes that the requests that run may take beyond the estimate's caches, at most.
         degraded: why it serves less than it was loaded for at the moment, for people.
         shortages: how often memory ran out under it so far.
+        rows: requests that have a place in its batch; ``None`` where there is none.
+        kv_used, kv_total: bytes of key-value caches that requests fill now, and that are set aside for them,
+            or may come to be at most; ``None`` where nobody keeps account.
     """
 
     caches: int = 0
     requests: int = 0
     degraded: str | None = None
     shortages: int = 0
+    rows: int | None = None
+    kv_used: int | None = None
+    kv_total: int | None = None
 
 
 @frozen(kw_only=True)

@@ -77,7 +77,17 @@ class SharedBatch:
     @property
     def cost(self) -> int:
         """Bytes that the rows that are in, or parked with their caches, may take together at most."""
-        return sum(row.cost for row in (*self._rows, *self._aside))
+        return sum(row.cost for row in self.caching)
+
+    @property
+    def inside(self) -> int:
+        """Rows that have a place."""
+        return len(self._rows)
+
+    @property
+    def caching(self) -> tuple[Row, ...]:
+        """The rows that have a cache: those inside, and those that are parked."""
+        return (*self._rows, *self._aside)
 
     @property
     def degraded(self) -> str | None:

@@ -71,6 +71,28 @@ def test_of_300_requests_64_are_served_by_priority_as_each_alone(engine: Inferen
         )
 
 
+def test_rows_and_the_bytes_that_their_caches_fill_are_told(engine: InferenceEngine, tiny: Path) -> None:
+    with engine.load_text(str(tiny)) as model:
+        streams = [model.stream(LONG) for _ in range(ROWS + 3)]
+        batch = model._live.loaded.model.batch
+        until(lambda: batch.inside == ROWS and all(len(row.tokens) > 280 for row in batch.caching))
+
+        def both() -> tuple[int, int]:
+            layers = batch._decoder._batch.layers
+            return sum(layer.nbytes for layer in layers), model._live.state.kv_used
+
+        measured, told = engine._scheduler.run(both)
+        assert told == pytest.approx(measured, rel=0.15)
+        (queue,) = engine.status().queues
+        assert (queue.running, queue.waiting, queue.rows) == (ROWS, 3, ROWS)
+        (held,) = engine.memory().models
+        assert told <= held.kv_used <= held.kv_total
+        for stream in streams:
+            stream.cancel()
+        until(lambda: not model._live.tasks)
+        assert engine.memory().models[0].kv_used == 0
+
+
 def test_a_deadline_takes_out_its_own_row_and_no_other_is_changed(
     engine: InferenceEngine, tiny: Path
 ) -> None:

@@ -161,6 +161,9 @@ class LanguageModel:
             requests=max(0, self.batch.cost - self.reserved),
             degraded=self.batch.degraded,
             shortages=self.batch.room.shortages,
+            rows=self.batch.inside,
+            kv_used=sum(self.cost_of(len(row.prompt) + len(row.tokens)) for row in self.batch.caching),
+            kv_total=max(self.reserved, self.batch.cost),
         )
 
     def cost_of(self, tokens: int) -> int:

@@ -78,6 +78,7 @@ class ModelMetrics:
         id, kind: which model.
         requests: how many, by how they ended: a finish reason, or the error's class.
         usage: sums over those that finished, by the kind's own units (``"prompt_tokens"`` …).
+        unfinished: the same over those that were cancelled, came too late or failed, up to where they were.
         device_seconds: what all of them had of the device.
         queue_seconds, first_event_seconds, total_seconds: times from submission, of those that finished.
         peak_memory_bytes: the largest that a request reported, ``None`` where none did.
@@ -87,6 +88,7 @@ class ModelMetrics:
     kind: str
     requests: Mapping[str, int] = field(converter=freeze)
     usage: Mapping[str, float] = field(converter=freeze)
+    unfinished: Mapping[str, float] = field(converter=freeze)
     device_seconds: float
     queue_seconds: Histogram
     first_event_seconds: Histogram
@@ -149,6 +151,11 @@ class EngineCollector:
         usage = core.CounterMetricFamily(
             "mlxengine_usage", "What requests used, in the units of their kind.", labels=[*labels, "unit"]
         )
+        unfinished = core.CounterMetricFamily(
+            "mlxengine_unfinished_usage",
+            "What requests used that were cancelled, came too late or failed.",
+            labels=[*labels, "unit"],
+        )
         device = core.CounterMetricFamily(
             "mlxengine_device_seconds", "Time that requests had of the device.", labels=labels
         )
@@ -165,17 +172,18 @@ class EngineCollector:
             which = [item.id, item.kind]
             for outcome, count in item.requests.items():
                 requests.add_metric([*which, outcome], count)
-            for unit, number in item.usage.items():
-                usage.add_metric([*which, unit], number)
+            for family, counts in ((usage, item.usage), (unfinished, item.unfinished)):
+                for unit, number in counts.items():
+                    family.add_metric([*which, unit], number)
             device.add_metric(which, item.device_seconds)
-            for name, family in families.items():
+            for name, times_of in families.items():
                 histogram: Histogram = getattr(item, name)
                 buckets, below = [], 0
                 for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
                     below += count
                     buckets.append((str(bound), below))
-                family.add_metric(which, buckets, sum_value=histogram.total)
-        yield from (requests, usage, device, *families.values())
+                times_of.add_metric(which, buckets, sum_value=histogram.total)
+        yield from (requests, usage, unfinished, device, *families.values())
 
     def _memory(self) -> Iterator[Any]:
         report = self._engine.memory()

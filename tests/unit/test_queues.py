@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from attrs import frozen
 from mlxengine import (
     AsyncInferenceEngine,
     Claim,
@@ -19,6 +20,7 @@ from mlxengine import (
     ModelState,
     Request,
     TextDelta,
+    Usage,
     hookimpl,
     openmetrics,
 )
@@ -33,12 +35,18 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 PLACES = 2
 
 
+@frozen(kw_only=True)
+class Said(Usage):
+    words: int = 0
+
+
 class Clerk:
     """Serves ``PLACES`` requests at once, of whoever waits the one of the highest priority first."""
 
     def __init__(self) -> None:
         self.served: list[int] = []  # priorities, in the order in which they had a place
         self.steps = 10
+        self.broken = False
         self.open = threading.Event()
         self.open.set()
         self.inside: list[Visit] = []
@@ -89,8 +97,14 @@ class Visit:
         self.done += 1
         if self.done > self.clerk.steps:
             self.close()
-            return Finished()
+            return Finished(usage=Said(words=self.clerk.steps))
         return TextDelta(text="x")
+
+    @property
+    def usage(self) -> Said:
+        if self.clerk.broken:
+            raise ZeroDivisionError
+        return Said(words=self.done)
 
     def close(self) -> None:
         for place in (self.clerk.line, self.clerk.inside):
@@ -195,6 +209,39 @@ def test_what_runs_and_waits_is_told_by_model_in_values_and_in_openmetrics(folde
         until(lambda: not model._live.tasks)
         (queue,) = engine.status().queues
         assert (queue.running, queue.waiting, queue.rows) == (0, 0, 0)
+
+
+def test_what_cancelled_and_late_requests_used_is_counted_apart(folder: Any) -> None:
+    clerk = Clerk()
+    with InferenceEngine(plugins=[("clerk", clerk)], queue_size=4) as engine:
+        model = engine.load(folder)
+        model.run(Request())
+        stream = model.stream(Request())
+        until(lambda: clerk.inside and clerk.inside[0].done == 4)  # so many wait to be read
+        stream.cancel()
+        clerk.open.clear()
+        with pytest.raises(RunTimeoutError):
+            model.run(Request(run_timeout=0.05))
+        (counted,) = engine.metrics()
+        assert counted.requests == {"done": 1, "CancelledError": 1, "RunTimeoutError": 1}
+        assert dict(counted.usage) == {"words": 10}
+        assert dict(counted.unfinished) == {"words": 4}
+        text = openmetrics(engine)
+        assert sample(text, "mlxengine_unfinished_usage_total", unit="words") == 4
+
+
+def test_an_iterator_that_cannot_say_what_it_used_is_closed_all_the_same(folder: Any) -> None:
+    clerk = Clerk()
+    clerk.open.clear()
+    clerk.broken = True
+    with InferenceEngine(plugins=[("clerk", clerk)]) as engine:
+        model = engine.load(folder)
+        stream = model.stream(Request())
+        until(lambda: clerk.inside)
+        stream.cancel()
+        until(lambda: not model._live.tasks)
+        assert not clerk.inside
+        assert not engine.metrics()[0].unfinished
 
 
 def test_asyncio_is_refused_alike_and_the_engine_has_a_default(folder: Any) -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from ..contract.events import Event, Finished, Progress, Waiting
+from ..contract.events import Event, Finished, Progress, Usage, Waiting
 from ..errors import CancelledError, MLXEngineError
 from .faults import broken, calling, enter, leave, translate
 from .task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, Task
@@ -216,13 +216,21 @@ class Rounds:
 
     def _close(self, task: Task) -> None:
         iterator, task.iterator = task.iterator, None
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            try:
-                with calling(task.record, task.hook):
+        if iterator is None:
+            return
+        try:
+            with calling(task.record, task.hook):
+                if task.finished is None and isinstance(used := getattr(iterator, "usage", None), Usage):
+                    task.spent = used
+        except MLXEngineError as problem:
+            log.warning("Asking a request what it used: %s", problem)
+        try:
+            with calling(task.record, task.hook):
+                close = getattr(iterator, "close", None)
+                if close is not None:
                     close()
-            except MLXEngineError as problem:
-                log.warning("Closing a request: %s", problem)
+        except MLXEngineError as problem:
+            log.warning("Closing a request: %s", problem)
 
     def end_group(self, key: Hashable, error: BaseException) -> None:
         """End every task of a model."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import attrs
 from attrs import define, field, frozen
 
-from ..contract.events import Event, Finished
+from ..contract.events import Event, Finished, Usage
 from ..contract.plugins import PluginRecord
 from ..errors import GenerationError, RunTimeoutError, WaitTimeoutError
 
@@ -67,6 +67,7 @@ class Task:
         on_done: called once when the task is over, with its error; on the scheduler's thread.
         wait_timeout, run_timeout: see `Request`.
 
+    ``spent`` is what was used where it ended otherwise than with a `Finished`, as far as its iterator tells.
     ``first_step`` is when its first step began in which it had its place, ``None`` while it waits for that.
     """
 
@@ -86,6 +87,7 @@ class Task:
     done: bool = False
     waiting: bool = False
     finished: Finished | None = None
+    spent: Usage | None = None
     on_begin: Callable[[], None] | None = None
     on_done: Callable[[BaseException | None], None] | None = None
     wait_timeout: float | None = None

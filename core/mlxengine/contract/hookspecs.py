@@ -297,7 +297,8 @@ class HookSpecs:
 
         Where requests wait for a place (in a batch, say), give the iterator an attribute ``waiting``, true
         while its request has none: that time counts as waiting, for `Request.wait_timeout` and in figures.
-        Without it a request runs from its first step.
+        Without it a request runs from its first step. An attribute ``usage``, a `Usage`, says what was used
+        so far; it is asked for where no `Finished` says so: the request was cancelled, or failed.
 
         Every call (this hook, each step, ``close``) comes on the same thread, never two at once.
         """

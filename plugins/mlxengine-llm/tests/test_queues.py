@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-from llm_harness import raw, tokens_of
-from mlxengine import Finished, InferenceEngine, Request
+from llm_harness import Plugin, raw, tokens_of
+from mlxengine import Finished, InferenceEngine, Request, TokenUsage, Waiting
 from mlxengine.errors import QueueFullError, RunTimeoutError, WaitTimeoutError
+from mlxengine.toolkit.pace import Pace
 
 ROWS = 2
 # Quiet, so that nobody has to read it for it to keep its row.
@@ -110,3 +113,76 @@ def test_a_deadline_takes_out_its_own_row_and_no_other_is_changed(
         assert tokens_of(list(other)) == alone
         assert not len(model._live.loaded.model.batch)
         assert isinstance(list(model.stream(short(1)))[-1], Finished)
+
+
+def test_of_a_prompt_that_is_given_up_what_was_read_is_counted(plugin: Plugin, tiny: Path) -> None:
+    model = plugin.load(tiny)
+    model.batch.pace = Pace(1.0, 64)  # in small pieces
+    running = plugin.start(model, raw("x", max_tokens=2000, ignore_eos=True))
+    given_up = plugin.start(model, raw("words " * 500, max_tokens=1))
+    with plugin.backend.stream():
+        while not (rows := [row for row in model.batch.caching if len(row.prompt) == 3000 and row.read]):
+            for stream in (running, given_up):
+                if isinstance(event := next(stream), Waiting):
+                    wait([event.until])
+        read = given_up.usage.prompt_tokens
+        (entry,) = model.batch._decoder._reading._entries
+        assert entry.row is rows[0]
+        assert 0 < read == len(entry.held) < 3000
+        given_up.close()
+        assert given_up.usage == TokenUsage(prompt_tokens=read)
+        running.close()
+
+
+def test_200_cancels_in_every_phase_leave_memory_where_it_was_and_their_tokens_counted(
+    tiny: Path,
+) -> None:
+    many = 200
+    long = raw("words " * 60, max_tokens=900, temperature=0, ignore_eos=True)
+    cold = (("llm.prompt_cache", False), ("llm.streaming", False))
+    steady = attrs.evolve(raw("steady", max_tokens=60, temperature=0, ignore_eos=True), features=cold)
+    with InferenceEngine(features={"llm.max_batch": 4}) as engine:
+        model = engine.load_text(str(tiny))
+        batch = model._live.loaded.model.batch
+        alone = tokens_of(list(model.stream(steady)))
+        phases: Counter[str] = Counter()
+
+        def phase(stream: Any) -> str:
+            """Where the newest row is when it is cancelled; on the scheduler's thread."""
+            stream.cancel()
+            rows = [row for row in (*batch.caching, *batch._waiting) if len(row.prompt) > 300]
+            if not rows:
+                return "preparing"
+            return "decoding" if rows[-1].tokens else "reading" if rows[-1].inside else "waiting"
+
+        def cancel(number: int) -> None:
+            stream = model.stream(attrs.evolve(long, features=cold))
+            wanted = number % 4
+            if wanted == 1:
+                until(lambda: any(len(row.prompt) > 300 for row in batch.caching))
+            elif wanted == 2:
+                until(lambda: any(len(row.tokens) > 2 for row in batch.caching if len(row.prompt) > 300))
+            phases[engine._scheduler.run(lambda: phase(stream))] += 1
+            until(lambda: not [task for task in model._live.tasks if task.cancelled])
+
+        for number in range(8):
+            cancel(number)
+        before = engine.memory().active
+        phases.clear()
+        counted = dict(engine.metrics()[0].unfinished)
+        for number in range(many):
+            beside = model.stream(steady) if number % 20 == 0 else None
+            cancel(number)
+            if beside is not None:
+                assert tokens_of(list(beside)) == alone
+        until(lambda: not model._live.tasks)
+        after = engine.memory()
+        assert after.active <= before + 2**16
+        assert (len(batch), batch.cost, after.models[0].kv_used) == (0, 0, 0)
+        (now,) = engine.metrics()
+        assert now.requests["CancelledError"] == many + 8
+        decoded = now.unfinished["completion_tokens"] - counted["completion_tokens"]
+        read = now.unfinished["prompt_tokens"] - counted["prompt_tokens"]
+        assert decoded >= 3 * phases["decoding"] > 0, phases
+        assert read >= 360 * phases["decoding"], phases
+        assert {"reading", "decoding"} < set(phases), phases

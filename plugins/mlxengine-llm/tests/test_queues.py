@@ -186,3 +186,65 @@ def test_200_cancels_in_every_phase_leave_memory_where_it_was_and_their_tokens_c
         assert decoded >= 3 * phases["decoding"] > 0, phases
         assert read >= 360 * phases["decoding"], phases
         assert {"reading", "decoding"} < set(phases), phases
+
+
+@pytest.mark.feature("llm.preemption")
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 1.0, "seed": 7}])
+def test_an_answer_is_parked_for_one_of_a_higher_priority_and_goes_on_as_alone(
+    plugin: Plugin, tiny: Path, params: dict[str, Any]
+) -> None:
+    model = plugin.load(tiny, flags={"max_batch": ROWS, "preemption": True})
+
+    def ask(name: str, priority: int, tokens: int) -> Any:
+        request = raw(name, max_tokens=tokens, ignore_eos=True, repetition_penalty=1.1, **params)
+        return plugin.start(model, attrs.evolve(request, priority=priority), prompt_cache=False)
+
+    asked = [("low one", 0, 60), ("low two", 0, 60), ("middle", 1, 20), ("high", 2, 20), ("same", 0, 5)]
+    alone = [tokens_of(plugin.run([ask(*item)])[0]) for item in asked]
+    ends: list[int] = []
+    parked: list[str] = []
+    park = model.batch._park
+
+    def noted(decoder: Any, row: Any) -> None:
+        parked.append(plugin_text(model, row))
+        park(decoder, row)
+
+    model.batch._park = noted
+    streams = [Noted(ask(*item), number, ends) for number, item in enumerate(asked[:2])]
+    later = [lambda n=n: Noted(ask(*asked[n]), n, ends) for n in range(2, 5)]
+    found = plugin.run(streams, later={10: [later[0], later[2]], 14: [later[1]]})
+    assert sorted(parked) == ["low one", "low two"], "the one of the same priority pushes nobody out"
+    assert set(ends[:2]) == {2, 3}, "those of a higher priority end first"
+    order = [0, 1, 2, 4, 3]  # as they came
+    assert [tokens_of(events) for events in found] == [alone[number] for number in order]
+    assert not len(model.batch)
+    assert model.batch.cost == 0
+
+
+def test_without_the_flag_nobody_is_pushed_out(plugin: Plugin, tiny: Path) -> None:
+    model = plugin.load(tiny, flags={"max_batch": 1})
+    ends: list[int] = []
+
+    def ask(number: int, priority: int) -> Any:
+        request = raw("x", max_tokens=20, temperature=0, ignore_eos=True)
+        return Noted(plugin.start(model, attrs.evolve(request, priority=priority)), number, ends)
+
+    plugin.run([ask(0, 0)], later={5: [lambda: ask(1, 9)]})
+    assert ends == [0, 1]
+
+
+def plugin_text(model: Any, row: Any) -> str:
+    return str(model.tokenizer.decode(row.prompt))
+
+
+class Noted:
+    """A stream that notes when it is at its end."""
+
+    def __init__(self, stream: Any, number: int, ends: list[int]) -> None:
+        self.stream, self.number, self.ends = stream, number, ends
+
+    def __next__(self) -> Any:
+        event = next(self.stream)
+        if isinstance(event, Finished):
+            self.ends.append(self.number)
+        return event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -248,3 +249,31 @@ class Noted:
         if isinstance(event, Finished):
             self.ends.append(self.number)
         return event
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_random_traffic_under_preemption_is_answered_as_each_alone(
+    plugin: Plugin, tiny: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    model = plugin.load(tiny, flags={"max_batch": 3, "preemption": True})
+    asked = [(chance.randrange(1000), chance.randrange(4)) for _ in range(24)]
+
+    def ask(number: int, priority: int) -> Any:
+        drawn = {"temperature": float(number % 2), "seed": number, "n": 2 if number % 5 == 0 else 1}
+        request = raw("q" * (number % 40 + 1), max_tokens=5 + number % 37, ignore_eos=True, **drawn)
+        return plugin.start(model, attrs.evolve(request, priority=priority), prompt_cache=bool(number % 3))
+
+    def choices(events: list[Any]) -> list[list[int]]:
+        return [tokens_of([event for event in events if event.index == at]) for at in (0, 1)]
+
+    alone = [choices(plugin.run([ask(number, 0)])[0]) for number, _ in asked]
+    parks: list[Any] = []
+    park = model.batch._park
+    model.batch._park = lambda decoder, row: (parks.append(row), park(decoder, row))
+    later: dict[int, list[Any]] = {}
+    for item, turn in zip(asked, sorted(chance.randrange(150) for _ in asked), strict=True):
+        later.setdefault(turn, []).append(lambda item=item: ask(*item))
+    assert [choices(events) for events in plugin.run([], later=later)] == alone
+    assert len(parks) > 3
+    assert (len(model.batch), model.batch.cost) == (0, 0)

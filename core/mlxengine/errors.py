@@ -12,6 +12,7 @@
     ├ LoadError            UnsupportedArchitectureError IncompatibleWeightsError
     │                      InsufficientMemoryError RemoteCodeRefusedError BackendUnavailableError
     └ GenerationError      PromptTooLongError UnsupportedInputError CancelledError
+                           QueueFullError WaitTimeoutError RunTimeoutError
     MisuseError(RuntimeError)  StreamConsumedError ModelClosedError EngineClosedError
 
 A message says what was asked and what was found; ``hint`` says what to do next. ``recoverable``
@@ -209,6 +210,22 @@ class UnsupportedInputError(GenerationError):
 
 class CancelledError(GenerationError):
     """The request was cancelled before it finished."""
+
+
+class QueueFullError(GenerationError):
+    """As many requests wait for the model as may; this one was not taken on."""
+
+    recoverable = True
+
+
+class WaitTimeoutError(GenerationError):
+    """The request's turn did not come within the time that it could wait."""
+
+    recoverable = True
+
+
+class RunTimeoutError(GenerationError):
+    """The request ran for as long as it might, and was ended."""
 
 
 class MisuseError(RuntimeError):

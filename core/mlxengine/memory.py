@@ -15,6 +15,7 @@ class ModelMemory:
         predicted: what the plugin's estimate said before loading, for the same.
         weights: what loading really took, ``None`` where nothing measures it.
         running: requests that run on it now.
+        waiting: requests whose first step is still to come.
         pinned: it is never evicted.
         inhibitors: names of those who keep it loaded for now.
         idle_seconds: since its last request ended.
@@ -22,6 +23,8 @@ class ModelMemory:
         caches: what it keeps for requests to come; dropped first when others need the memory.
         degraded: what it serves less than was asked for, and why.
         shortages: how often memory ran out under its requests since it was loaded.
+        kv_used, kv_total: of key-value caches: what the requests that run fill, and what is set aside for
+            them, or may come to be at most; ``None`` where its plugin keeps no account.
     """
 
     id: str
@@ -37,6 +40,9 @@ class ModelMemory:
     caches: int = 0
     degraded: str | None = None
     shortages: int = 0
+    waiting: int = 0
+    kv_used: int | None = None
+    kv_total: int | None = None
 
 
 @frozen(kw_only=True)

@@ -11,7 +11,7 @@ from .errors import ConfigurationError
 from .readonly import freeze
 
 if TYPE_CHECKING:
-    from ._scheduling.task import SchedulerStatus
+    from ._scheduling.task import ModelQueue, SchedulerStatus
     from .health import Health
     from .memory import MemoryReport
 
@@ -78,6 +78,7 @@ class ModelMetrics:
         id, kind: which model.
         requests: how many, by how they ended: a finish reason, or the error's class.
         usage: sums over those that finished, by the kind's own units (``"prompt_tokens"`` …).
+        unfinished: the same over those that were cancelled, came too late or failed, up to where they were.
         device_seconds: what all of them had of the device.
         queue_seconds, first_event_seconds, total_seconds: times from submission, of those that finished.
         peak_memory_bytes: the largest that a request reported, ``None`` where none did.
@@ -87,6 +88,7 @@ class ModelMetrics:
     kind: str
     requests: Mapping[str, int] = field(converter=freeze)
     usage: Mapping[str, float] = field(converter=freeze)
+    unfinished: Mapping[str, float] = field(converter=freeze)
     device_seconds: float
     queue_seconds: Histogram
     first_event_seconds: Histogram
@@ -123,7 +125,23 @@ class EngineCollector:
         states = self._core.StateSetMetricFamily("mlxengine_health", "Whether the engine works.")
         states.add_metric([], {str(state): state is health.state for state in type(health.state)})
         yield states
-        yield self._gauge("tasks", "Requests that run or wait.", self._engine.status().tasks)
+        status = self._engine.status()
+        yield self._gauge("tasks", "Requests that run or wait.", status.tasks)
+        yield from self._queues(status.queues)
+
+    def _queues(self, queues: Sequence[ModelQueue]) -> Iterator[Any]:
+        gauge, labels = self._core.GaugeMetricFamily, ["model", "kind"]
+        requests = gauge("mlxengine_model_requests", "Requests to a model now.", labels=[*labels, "state"])
+        bound = gauge("mlxengine_model_most_waiting", "How many requests may wait.", labels=labels)
+        rows = gauge("mlxengine_model_rows", "Requests with a place in a model's batch.", labels=labels)
+        for item in queues:
+            which = [item.id, item.kind]
+            requests.add_metric([*which, "running"], item.running)
+            requests.add_metric([*which, "waiting"], item.waiting)
+            for family, value in ((bound, item.most_waiting), (rows, item.rows)):
+                if value is not None:
+                    family.add_metric(which, value)
+        yield from (requests, bound, rows)
 
     def _requests(self) -> Iterator[Any]:
         core, labels = self._core, ["model", "kind"]
@@ -132,6 +150,11 @@ class EngineCollector:
         )
         usage = core.CounterMetricFamily(
             "mlxengine_usage", "What requests used, in the units of their kind.", labels=[*labels, "unit"]
+        )
+        unfinished = core.CounterMetricFamily(
+            "mlxengine_unfinished_usage",
+            "What requests used that were cancelled, came too late or failed.",
+            labels=[*labels, "unit"],
         )
         device = core.CounterMetricFamily(
             "mlxengine_device_seconds", "Time that requests had of the device.", labels=labels
@@ -149,17 +172,18 @@ class EngineCollector:
             which = [item.id, item.kind]
             for outcome, count in item.requests.items():
                 requests.add_metric([*which, outcome], count)
-            for unit, number in item.usage.items():
-                usage.add_metric([*which, unit], number)
+            for family, counts in ((usage, item.usage), (unfinished, item.unfinished)):
+                for unit, number in counts.items():
+                    family.add_metric([*which, unit], number)
             device.add_metric(which, item.device_seconds)
-            for name, family in families.items():
+            for name, times_of in families.items():
                 histogram: Histogram = getattr(item, name)
                 buckets, below = [], 0
                 for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
                     below += count
                     buckets.append((str(bound), below))
-                family.add_metric(which, buckets, sum_value=histogram.total)
-        yield from (requests, usage, device, *families.values())
+                times_of.add_metric(which, buckets, sum_value=histogram.total)
+        yield from (requests, usage, unfinished, device, *families.values())
 
     def _memory(self) -> Iterator[Any]:
         report = self._engine.memory()
@@ -186,14 +210,18 @@ class EngineCollector:
                 "mlxengine_model_shortages", "How often memory ran out under a model.", labels=labels
             ),
         }
+        kv = gauge("mlxengine_model_kv_bytes", "Key-value caches of requests.", labels=[*labels, "of"])
         for item in report.models:
+            for of, held in (("used", item.kv_used), ("total", item.kv_total)):
+                if held is not None and not item.evicted:
+                    kv.add_metric([item.id, item.kind, of], held)
             for name, measured in families.items():
                 if not item.evicted:
                     value = getattr(item, name)
                     measured.add_metric(
                         [item.id, item.kind], float(value is not None if name == "degraded" else value)
                     )
-        yield from families.values()
+        yield from (*families.values(), kv)
         yield self._gauge("evictions", "Models that had to leave memory so far.", len(report.evictions))
 
     def _gauge(self, name: str, text: str, value: float) -> Any:

@@ -26,6 +26,7 @@ from mlxengine.cli import ps
 from mlxengine.cli._output import Output
 
 GB, MB = 10**9, 10**6
+STATE = ModelState(caches=200 * MB, rows=2, kv_used=10 * MB, kv_total=40 * MB)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ class Plain:
 
     @hookimpl
     def load_model(self, card, context):
-        return Loaded(model=card.config, state=lambda: ModelState(caches=200 * MB))
+        return Loaded(model=card.config, state=lambda: STATE)
 
     @hookimpl
     def generate(self, model, request, context):
@@ -107,6 +108,10 @@ def test_ps_shows_what_models_hold_what_runs_and_why_they_stay(engine, folder, c
             "reserved_bytes": 1500 * MB,
             "cache_bytes": 200 * MB,
             "running": 0,
+            "waiting": 0,
+            "rows": 2,
+            "kv_used_bytes": 10 * MB,
+            "kv_total_bytes": 40 * MB,
             "pinned": True,
             "kept_by": [],
             "degraded": None,
@@ -116,7 +121,7 @@ def test_ps_shows_what_models_hold_what_runs_and_why_they_stay(engine, folder, c
         assert (models["second"]["running"], models["second"]["kept_by"]) == (1, ["indexing"])
         table = shown(capsys, as_json=False)
         [line] = [line for line in table.splitlines() if first.id in line]
-        assert line.split()[1:] == ["plain", "1.4", "GiB", "191", "MiB", "0", "pinned"]
+        assert " ".join(line.split()[1:]) == "plain 1.4 GiB 191 MiB 9.5 MiB of 38.1 MiB 0 0 pinned"
         assert "kept by indexing" in table
     wait_for(lambda entry: not any(model["kept_by"] for model in entry["models"]), capsys)
     stream.close()

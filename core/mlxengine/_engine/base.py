@@ -215,7 +215,7 @@ class EngineBase:
 
     def status(self) -> SchedulerStatus:
         """What the scheduler is doing now; never waits."""
-        return self._scheduler.status()
+        return attrs.evolve(self._scheduler.status(), queues=self._pool.queues())
 
     def memory(self) -> MemoryReport:
         """What is reserved, what is really held, and what was evicted; waits for one step at most."""

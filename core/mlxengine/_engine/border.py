@@ -27,6 +27,10 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _count_or_none(value: Any) -> bool:
+    return value is None or _count(value)
+
+
 def _texts(value: Any) -> bool:
     return all(isinstance(item, str) for item in value)
 
@@ -63,6 +67,9 @@ _STATE: Mapping[str, tuple[str, Test]] = {
     "requests": _BYTES,
     "degraded": ("a text or None", _is(str, type(None))),
     "shortages": ("a number from 0", _count),
+    "rows": ("a number from 0 or None", _count_or_none),
+    "kv_used": ("bytes from 0 or None", _count_or_none),
+    "kv_total": ("bytes from 0 or None", _count_or_none),
 }
 
 

@@ -22,6 +22,7 @@ from .._memory.live import LiveModel, PendingLoad, Report, free
 from .._scheduling.scheduler import Scheduler
 from .._scheduling.task import FutureSink, Task
 from .._scheduling.threads import Threads, collect
+from ..contract._core_features import most_waiting
 from ..contract.events import Event, Progress, Waiting
 from ..contract.features import Layer, Level
 from ..contract.hookspecs import LoadContext, Loaded, RunContext
@@ -157,6 +158,7 @@ class Loader:
         own = dict(configuration.features)
         features = self._host.features.view(Layer(Level.LOAD, own))
         features.registry.refuse_foreign(own, owner.record.name, claim.honours)
+        most_waiting(features)  # refuses what is no number
         from .._memory.plan import plans
 
         kind = self._host.kind(claim.kind)

@@ -15,9 +15,16 @@ from attrs import frozen
 from .._memory.caretaker import Caretaker
 from .._memory.live import LiveModel, PendingLoad, Report
 from .._scheduling.scheduler import Scheduler
-from .._scheduling.task import Task
+from .._scheduling.task import ModelQueue, Task
 from .._scheduling.threads import forked, refuse_fork
-from ..errors import CancelledError, EngineClosedError, InsufficientMemoryError, PluginCrashedError
+from ..contract._core_features import most_waiting
+from ..errors import (
+    CancelledError,
+    EngineClosedError,
+    InsufficientMemoryError,
+    PluginCrashedError,
+    QueueFullError,
+)
 from .loader import Loader
 from .outcomes import Outcomes
 from .statistics import Statistics
@@ -25,7 +32,7 @@ from .statistics import Statistics
 if TYPE_CHECKING:
     from ..contract.configuration import ModelConfiguration
     from ..health import Health
-    from ..memory import MemoryReport
+    from ..memory import MemoryReport, ModelMemory
 
 log = logging.getLogger("mlxengine.memory")
 
@@ -187,17 +194,25 @@ class ModelPool:
 
     # -- running ---------------------------------------------------------------------------------------
 
-    def submit(self, live: LiveModel, task: Task) -> None:
+    def submit(self, live: LiveModel, task: Task, bound: int | None = None) -> None:
         """Run a request on a model; one that is evicted is loaded first.
 
         Raises:
             EngineClosedError: the engine was closed.
+            QueueFullError: ``bound`` requests wait already.
         """
+        task.on_begin = self.changed
         task.on_done = lambda error: self._done(live, task, error)
         if live.crashes >= _CRASHES:
             self.ledger.evict(live, f"after {live.crashes} crashes in a row")
+        try:
+            self.ledger.use(live, task, bound)
+        except QueueFullError as error:
+            self.statistics.record(live, task, error)
+            raise
         self.changed()
-        self.ledger.use(live, task)
+        if task.has_deadline:
+            self._scheduler.heed(task)
         with self._lock:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")
@@ -265,11 +280,10 @@ class ModelPool:
 
     def report(self) -> MemoryReport:
         """The ledger beside what the array library says."""
-        from ..memory import MemoryReport, ModelMemory
+        from ..memory import MemoryReport
 
         backend = self._loader.backend
         reading = self._scheduler.run(backend.memory) if backend is not None else None
-        now = time.monotonic()
         return MemoryReport(
             budget=self.ledger.budget,
             reserved=self.ledger.reserved,
@@ -277,25 +291,45 @@ class ModelPool:
             active=reading.active if reading else None,
             cache=reading.cache if reading else None,
             peak=reading.peak if reading else None,
-            models=tuple(
-                ModelMemory(
-                    id=live.card.id,
-                    kind=live.claim.kind,
-                    reserved=self.ledger.charged(live),
-                    predicted=live.predicted.total,
-                    weights=live.weights,
-                    running=live.running,
-                    pinned=live.pinned,
-                    inhibitors=tuple(live.inhibitors),
-                    idle_seconds=now - live.last_used,
-                    evicted=live.evicted,
-                    caches=live.state.caches,
-                    degraded=live.degraded,
-                    shortages=live.state.shortages,
-                )
-                for live in self.live()
-            ),
+            models=tuple(self._memory_of(live) for live in self.live()),
             evictions=tuple(self.ledger.evictions),
+        )
+
+    def _memory_of(self, live: LiveModel) -> ModelMemory:
+        from ..memory import ModelMemory
+
+        state = live.state
+        return ModelMemory(
+            id=live.card.id,
+            kind=live.claim.kind,
+            reserved=self.ledger.charged(live),
+            predicted=live.predicted.total,
+            weights=live.weights,
+            running=live.running,
+            pinned=live.pinned,
+            inhibitors=tuple(live.inhibitors),
+            idle_seconds=time.monotonic() - live.last_used,
+            evicted=live.evicted,
+            caches=state.caches,
+            degraded=live.degraded,
+            shortages=state.shortages,
+            waiting=live.waiting,
+            kv_used=state.kv_used,
+            kv_total=state.kv_total,
+        )
+
+    def queues(self) -> tuple[ModelQueue, ...]:
+        """What runs and waits, by model; never waits."""
+        return tuple(
+            ModelQueue(
+                id=live.card.id,
+                kind=live.claim.kind,
+                running=live.running,
+                waiting=live.waiting,
+                most_waiting=most_waiting(live.features),
+                rows=live.state.rows,
+            )
+            for live in self.live()
         )
 
     def close(self, timeout: float) -> list[threading.Thread]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,7 +15,7 @@ from .._scheduling.channel import Channel
 from .._scheduling.task import FutureSink, Task
 from .._scheduling.threads import refuse_fork
 from ..contract._convert import only
-from ..contract._core_features import DEGRADE
+from ..contract._core_features import DEGRADE, most_waiting
 from ..contract.features import Features, Layer, Level
 from ..contract.hookspecs import RunContext
 from ..errors import (
@@ -111,20 +112,24 @@ class Serving(EngineBase):
             )
             return self._generate(live, request, context)
 
-        features()
+        most = most_waiting(features())
+        submitted = time.perf_counter()
         channel = Channel(self._queue_size, self._scheduler.nudge)
         current: list[Task] = []
 
-        def submit() -> None:
+        def submit(bound: int | None = None) -> None:
             task = Task(
                 group=live,
                 record=live.record,
                 start=begin,
                 sink=sink,
+                submitted=submitted,
+                wait_timeout=request.wait_timeout,
+                run_timeout=request.run_timeout,
                 cancelled=any(earlier.cancelled for earlier in current),
             )
             current[:] = [task]
-            self._pool.submit(live, task)
+            self._pool.submit(live, task, bound)
 
         sink = RecoveringSink(
             channel,
@@ -132,7 +137,7 @@ class Serving(EngineBase):
             lambda then, relieve: self._pool.aside(live, then, relieve=relieve),
             relieves=live.features.get(DEGRADE),
         )
-        submit()
+        submit(most)
         scheduler = self._scheduler
         return channel, lambda: scheduler.cancel(current[0])
 

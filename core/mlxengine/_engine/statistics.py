@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .._memory.live import LiveModel
     from .._scheduling.task import Task
+    from ..contract.events import Usage
     from ..metrics import ModelMetrics
 
 log = logging.getLogger("mlxengine.requests")
@@ -34,6 +35,7 @@ class _Counted:
     def __init__(self) -> None:
         self.requests: dict[str, int] = {}
         self.usage: dict[str, float] = {}
+        self.unfinished: dict[str, float] = {}
         self.device_seconds = 0.0
         self.queue, self.first_event, self.whole = Times(), Times(), Times()
         self.peak_memory: int | None = None
@@ -54,10 +56,11 @@ class Statistics:
             counted = self._models.setdefault((live.card.id, live.claim.kind), _Counted())
             counted.requests[outcome] = counted.requests.get(outcome, 0) + 1
             counted.device_seconds += task.device_seconds
+            if task.spent is not None:
+                _add(counted.unfinished, task.spent)
             if finished is not None:
                 metrics = finished.metrics
-                for unit, number in finished.usage.counts.items():
-                    counted.usage[unit] = counted.usage.get(unit, 0) + number
+                _add(counted.usage, finished.usage)
                 counted.queue.add(metrics.queue_seconds)
                 counted.whole.add(metrics.total_seconds)
                 if metrics.first_event_seconds is not None:
@@ -81,6 +84,7 @@ class Statistics:
                     kind=kind,
                     requests=dict(counted.requests),
                     usage=dict(counted.usage),
+                    unfinished=dict(counted.unfinished),
                     device_seconds=counted.device_seconds,
                     queue_seconds=histogram(counted.queue),
                     first_event_seconds=histogram(counted.first_event),
@@ -89,6 +93,11 @@ class Statistics:
                 )
                 for (id, kind), counted in self._models.items()
             )
+
+
+def _add(sums: dict[str, float], usage: Usage) -> None:
+    for unit, number in usage.counts.items():
+        sums[unit] = sums.get(unit, 0) + number
 
 
 def _say(live: LiveModel, task: Task, outcome: str) -> None:
@@ -108,6 +117,8 @@ def _say(live: LiveModel, task: Task, outcome: str) -> None:
             "first_event_seconds": metrics.first_event_seconds,
             "total_seconds": round(metrics.total_seconds, 6),
         }
+    elif task.spent is not None:
+        fields |= task.spent.counts
     words = " ".join(f"{name}={value}" for name, value in fields.items())
     log.info("request %s", words, extra=fields)
 

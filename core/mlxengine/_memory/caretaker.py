@@ -77,12 +77,17 @@ class Caretaker:
                 self._changed.set()
 
     def _described(self, live: LiveModel) -> dict[str, Any]:
+        state = live.state
         return {
             "id": live.card.id,
             "kind": live.claim.kind,
             "reserved_bytes": self._ledger.charged(live),
-            "cache_bytes": live.state.caches,
+            "cache_bytes": state.caches,
             "running": live.running,
+            "waiting": live.waiting,
+            "rows": state.rows,
+            "kv_used_bytes": state.kv_used,
+            "kv_total_bytes": state.kv_total,
             "pinned": live.pinned,
             "kept_by": list(live.inhibitors),
             "degraded": live.degraded,

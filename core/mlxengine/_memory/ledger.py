@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .._scheduling.task import Task
-from ..errors import InsufficientMemoryError
+from ..errors import InsufficientMemoryError, QueueFullError
 from .live import LiveModel
 from .reservations import Reservations
 
@@ -197,9 +197,18 @@ class Ledger:
             level, "Evicted %s %s: expected %d bytes back, got %s", event.id, reason, expected, event.freed
         )
 
-    def use(self, live: LiveModel, task: Task) -> None:
-        """Count a request on a model, which keeps it from now on as it is: in memory, or out of it."""
+    def use(self, live: LiveModel, task: Task, bound: int | None = None) -> None:
+        """Count a request on a model, which keeps it from now on as it is: in memory, or out of it.
+
+        Raises:
+            QueueFullError: ``bound`` requests wait for it already.
+        """
         with self._lock:
+            if bound is not None and (waiting := live.waiting) >= bound:
+                raise QueueFullError(
+                    f"{waiting} requests wait for {live.card.id}, and core.max_waiting is {bound}.",
+                    hint="Try again later, or load the model with a higher core.max_waiting.",
+                )
             live.tasks.add(task)
 
     def evict(self, live: LiveModel, reason: str) -> bool:

@@ -100,8 +100,13 @@ class LiveModel:
 
     @property
     def running(self) -> int:
-        """Requests that run on it, or wait for it to be loaded again."""
-        return len(self.tasks)
+        """Requests that have had their first step."""
+        return sum(not task.waits for task in list(self.tasks))
+
+    @property
+    def waiting(self) -> int:
+        """Requests whose first step is still to come."""
+        return sum(task.waits for task in list(self.tasks))
 
     @property
     def evicted(self) -> bool:
@@ -111,12 +116,12 @@ class LiveModel:
     @property
     def idle(self) -> bool:
         """Whether the model may be evicted."""
-        return not (self.running or self.pinned or self.inhibitors or self.evicted or self.closed)
+        return not (self.tasks or self.pinned or self.inhibitors or self.evicted or self.closed)
 
     @property
     def why_kept(self) -> str:
         """Why it may not be evicted, for people."""
-        reasons = [f"{self.running} running" if self.running else "", "pinned" if self.pinned else ""]
+        reasons = [f"{len(self.tasks)} running" if self.tasks else "", "pinned" if self.pinned else ""]
         return ", ".join(filter(None, [*reasons, *self.inhibitors])) or "idle"
 
     @property

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from ..contract.events import Event, Progress
-from ..errors import EngineClosedError, MLXEngineError, out_of_memory
+from ..errors import EngineClosedError, MLXEngineError, WaitTimeoutError, out_of_memory
 from .channel import Channel
 
 log = logging.getLogger("mlxengine.scheduler")
@@ -48,6 +48,7 @@ class RecoveringSink:
 
     def end(self, error: BaseException | None = None) -> None:
         recoverable = isinstance(error, MLXEngineError) and error.recoverable
+        recoverable = recoverable and not isinstance(error, WaitTimeoutError)  # its time is over
         short = self._relieves and out_of_memory(error)
         if error is None or not (recoverable or short) or self._spoke or not self._attempts:
             self._channel.end(error)

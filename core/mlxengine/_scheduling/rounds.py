@@ -11,9 +11,10 @@ import logging
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from math import inf
 from typing import TYPE_CHECKING, Any
 
-from ..contract.events import Event, Finished, Progress, Waiting
+from ..contract.events import Event, Finished, Progress, Usage, Waiting
 from ..errors import CancelledError, MLXEngineError
 from .faults import broken, calling, enter, leave, translate
 from .task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, Task
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ..contract.device import DeviceBackend
 
 log = logging.getLogger("mlxengine.scheduler")
+
+_LONGEST_SLEEP = 3600.0  # more than some systems' clocks take at once is never asked of them
 
 
 class Rounds:
@@ -36,6 +39,8 @@ class Rounds:
         self._nudge = nudge
         self._groups: dict[Hashable, Group] = {}
         self._floor = 0.0
+        self._timed: set[Task] = set()  # those with a deadline, admitted or not
+        self._due = inf  # the first of their deadlines, or earlier
 
     def tasks(self) -> list[Task]:
         """All that run; safe from any thread."""
@@ -47,6 +52,7 @@ class Rounds:
         for task in found:
             self._close(task)
         self._groups.clear()
+        self._timed.difference_update(found)
         return found
 
     def runnable(self) -> list[Group]:
@@ -101,8 +107,30 @@ class Rounds:
             for task in list(group.tasks):
                 self._end(task, translate(task.record, task.hook, error))
 
+    def heed(self, task: Task) -> None:
+        """Keep a task's deadlines from now on, also before it is admitted."""
+        if not task.done:
+            self._timed.add(task)
+            self._due = min(self._due, task.due)
+
+    def until_due(self) -> float | None:
+        """Seconds until a deadline has to be looked at."""
+        return None if self._due == inf else min(max(0.0, self._due - time.perf_counter()), _LONGEST_SLEEP)
+
+    def expire(self) -> None:
+        """End the tasks whose deadline has come."""
+        now = time.perf_counter()
+        if now < self._due:
+            return
+        self._timed = {task for task in self._timed if not task.done}
+        for task in [task for task in self._timed if task.due <= now]:
+            self._end(task, task.overdue())
+        self._due = min((task.due for task in self._timed), default=inf)
+
     def admit(self, task: Task) -> None:
-        """Begin a task."""
+        """Begin a task, unless it ended while it waited for its model."""
+        if task.done:
+            return
         if task.cancelled:
             self._end(task, CancelledError("The request was cancelled."))
             return
@@ -121,6 +149,7 @@ class Rounds:
 
     def _advance(self, task: Task) -> None:
         assert task.iterator is not None
+        began = time.perf_counter()
         try:
             event = next(task.iterator)
         except StopIteration:
@@ -128,6 +157,10 @@ class Rounds:
                 raise broken(task.record, task.hook, "ended without a Finished event") from None
             self._end(task)
             return
+        if task.first_step is None and not _still_waits(task.iterator, event):
+            task.begin(began)
+            if task in self._timed:
+                self._due = min(self._due, task.due)
         if event is None:
             return
         if isinstance(event, Waiting):
@@ -155,8 +188,6 @@ class Rounds:
 
     def _measure(self, task: Task, function: Callable[[], None]) -> None:
         began = time.perf_counter()
-        if task.first_step is None:
-            task.first_step = began
         before = enter(task.record, task.hook, began)
         try:
             function()
@@ -175,6 +206,7 @@ class Rounds:
 
     def _end(self, task: Task, error: BaseException | None = None) -> None:
         self._close(task)
+        self._timed.discard(task)
         group = self._groups.get(task.group)
         if group is not None and task in group.tasks:
             group.tasks.remove(task)
@@ -184,13 +216,21 @@ class Rounds:
 
     def _close(self, task: Task) -> None:
         iterator, task.iterator = task.iterator, None
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            try:
-                with calling(task.record, task.hook):
+        if iterator is None:
+            return
+        try:
+            with calling(task.record, task.hook):
+                if task.finished is None and isinstance(used := getattr(iterator, "usage", None), Usage):
+                    task.spent = used
+        except MLXEngineError as problem:
+            log.warning("Asking a request what it used: %s", problem)
+        try:
+            with calling(task.record, task.hook):
+                close = getattr(iterator, "close", None)
+                if close is not None:
                     close()
-            except MLXEngineError as problem:
-                log.warning("Closing a request: %s", problem)
+        except MLXEngineError as problem:
+            log.warning("Closing a request: %s", problem)
 
     def end_group(self, key: Hashable, error: BaseException) -> None:
         """End every task of a model."""
@@ -202,6 +242,11 @@ class Rounds:
         """End every task."""
         for key in list(self._groups):
             self.end_group(key, error)
+
+
+def _still_waits(iterator: object, event: object) -> bool:
+    """Whether a request has no place yet, after a step: what it needs is being made, or others are served."""
+    return isinstance(event, Waiting) or bool(getattr(iterator, "waiting", False))
 
 
 __all__ = ["Rounds"]

@@ -55,6 +55,14 @@ class Scheduler:
         """
         self._post(lambda: self._rounds.admit(task), task.finish)
 
+    def heed(self, task: Task) -> None:
+        """Keep a task's deadlines from now on, whether it was submitted or still waits for its model.
+
+        Raises:
+            EngineClosedError: the scheduler was closed.
+        """
+        self._post(lambda: self._rounds.heed(task), lambda _error: None)
+
     def cancel(self, task: Task) -> None:
         """Close a task's iterator before any further step of it; harmless when it is over."""
         task.cancelled = True
@@ -191,13 +199,15 @@ class Scheduler:
         """Take in what is new, then let one model go; ``False`` when the scheduler was closed."""
         with self._wake:
             while not (self._inbox or self._closed or self._rounds.runnable()):
-                self._wake.wait()
+                if not self._wake.wait(self._rounds.until_due()):
+                    break
             posted, closed = list(self._inbox), self._closed
             self._inbox.clear()
         for action, _ in posted:
             action()
         if closed:
             return False
+        self._rounds.expire()
         self._rounds.turn()
         return True
 

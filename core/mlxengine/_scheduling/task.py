@@ -6,13 +6,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
+from math import inf
 from typing import Protocol
 
 import attrs
 from attrs import define, field, frozen
 
-from ..contract.events import Event, Finished
+from ..contract.events import Event, Finished, Usage
 from ..contract.plugins import PluginRecord
+from ..errors import GenerationError, RunTimeoutError, WaitTimeoutError
 
 # A step that is predicted to cost less than this rides along in its model's turn.
 CHEAP_SECONDS = 0.001
@@ -61,7 +63,12 @@ class Task:
         sink: where its events go.
         answers: whether the iterator owes exactly one `Finished`.
         hook: the hook that is running, for errors.
+        on_begin: called once when it has its place; on the scheduler's thread.
         on_done: called once when the task is over, with its error; on the scheduler's thread.
+        wait_timeout, run_timeout: see `Request`.
+
+    ``spent`` is what was used where it ended otherwise than with a `Finished`, as far as its iterator tells.
+    ``first_step`` is when its first step began in which it had its place, ``None`` while it waits for that.
     """
 
     group: Hashable
@@ -80,12 +87,51 @@ class Task:
     done: bool = False
     waiting: bool = False
     finished: Finished | None = None
+    spent: Usage | None = None
+    on_begin: Callable[[], None] | None = None
     on_done: Callable[[BaseException | None], None] | None = None
+    wait_timeout: float | None = None
+    run_timeout: float | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is a request whose first step is still to come."""
+        return self.answers and self.first_step is None and not self.done
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether it has a deadline at all."""
+        return self.wait_timeout is not None or self.run_timeout is not None
+
+    @property
+    def due(self) -> float:
+        """Its next deadline, a ``time.perf_counter`` reading; ``inf`` where there is none."""
+        if self.first_step is None:
+            return self.submitted + (inf if self.wait_timeout is None else self.wait_timeout)
+        return self.first_step + (inf if self.run_timeout is None else self.run_timeout)
+
+    def overdue(self) -> GenerationError:
+        """The error for having missed it."""
+        if self.first_step is None:
+            return WaitTimeoutError(
+                f"The request waited for {self.wait_timeout:g} s and its turn had not come.",
+                hint="Try again when less is asked of the model, or allow it a longer wait_timeout.",
+            )
+        return RunTimeoutError(
+            f"The request ran for {self.run_timeout:g} s and was not at its end.",
+            hint="Ask for less (max_tokens, steps), or allow it a longer run_timeout.",
+        )
 
     @property
     def ready(self) -> bool:
         """Whether there is something to do for it, and room for what it says."""
         return not self.waiting and not self.sink.full
+
+    def begin(self, now: float) -> None:
+        """It has its place."""
+        self.first_step = now
+        if self.on_begin is not None:
+            self.on_begin()
 
     def finish(self, error: BaseException | None = None) -> None:
         """The task is over; counted once."""
@@ -120,10 +166,32 @@ class Group:
 
 
 @frozen(kw_only=True)
+class ModelQueue:
+    """What is asked of one model now.
+
+    Args:
+        id, kind: which model.
+        running: requests that have had their first step.
+        waiting: requests whose first step is still to come.
+        most_waiting: how many may wait (``core.max_waiting``), ``None``: any number.
+        rows: requests that have a place in its batch, ``None`` where its kind has none. One that runs may
+            have left its row for a while: its reader does not read, or memory is short.
+    """
+
+    id: str
+    kind: str
+    running: int
+    waiting: int
+    most_waiting: int | None
+    rows: int | None
+
+
+@frozen(kw_only=True)
 class SchedulerStatus:
     """What the loop is doing: the plugin whose step runs, since when (seconds), and how much waits.
 
-    ``died`` is what the loop last failed with, ``died_at`` when (``time.monotonic``).
+    ``died`` is what the loop last failed with, ``died_at`` when (``time.monotonic``); ``queues`` tells the
+    models apart.
     """
 
     alive: bool
@@ -132,3 +200,4 @@ class SchedulerStatus:
     tasks: int
     died: str | None
     died_at: float | None = None
+    queues: tuple[ModelQueue, ...] = ()

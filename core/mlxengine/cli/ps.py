@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
             out.line(f"{engine['pid']}  {reserved} reserved  {engine['program'] or ''}".rstrip())
             models: Any = engine["models"]
             if models:
-                heads = ("  model", "kind", "reserved", "caches", "running", "stays")
+                heads = ("  model", "kind", "reserved", "caches", "kv", "running", "waiting", "stays")
                 out.table(heads, [_row(model) for model in models])
 
     out.emit({"engines": found}, table)
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 def _timed(model: Mapping[str, Any], now: float) -> dict[str, Any]:
     return {
         **{key: value for key, value in model.items() if key != "used_at"},
-        "idle_seconds": 0.0 if model.get("running") else max(0.0, now - model.get("used_at", now)),
+        "idle_seconds": 0.0 if _busy(model) else max(0.0, now - model.get("used_at", now)),
     }
 
 
@@ -59,16 +59,28 @@ def _row(model: Mapping[str, Any]) -> tuple[object, ...]:
         model["kind"],
         human(model["reserved_bytes"]),
         human(model["cache_bytes"]),
+        _kv(model),
         model["running"],
+        model["waiting"],
         _stays(model),
     )
+
+
+def _busy(model: Mapping[str, Any]) -> bool:
+    return bool(model["running"] or model["waiting"])
+
+
+def _kv(model: Mapping[str, Any]) -> str:
+    """What the running requests fill, of what is set aside for them."""
+    used, total = model["kv_used_bytes"], model["kv_total_bytes"]
+    return "-" if used is None or total is None else f"{human(used)} of {human(total)}"
 
 
 def _stays(model: Mapping[str, Any]) -> str:
     """How long a model stays in memory, and why."""
     reasons = ["pinned"] if model["pinned"] else []
     reasons += [f"kept by {name}" for name in model["kept_by"]]
-    if not reasons and not model["running"] and model["ttl_seconds"] is not None:
+    if not reasons and not _busy(model) and model["ttl_seconds"] is not None:
         reasons.append(f"{max(0.0, model['ttl_seconds'] - model['idle_seconds']):.0f} s")
     if model["degraded"]:
         reasons.append("degraded")

@@ -124,12 +124,18 @@ class ModelState:
         requests: bytes that the requests that run may take beyond the estimate's caches, at most.
         degraded: why it serves less than it was loaded for at the moment, for people.
         shortages: how often memory ran out under it so far.
+        rows: requests that have a place in its batch; ``None`` where there is none.
+        kv_used, kv_total: bytes of key-value caches that requests fill now, and that are set aside for them,
+            or may come to be at most; ``None`` where nobody keeps account.
     """
 
     caches: int = 0
     requests: int = 0
     degraded: str | None = None
     shortages: int = 0
+    rows: int | None = None
+    kv_used: int | None = None
+    kv_total: int | None = None
 
 
 @frozen(kw_only=True)
@@ -288,6 +294,11 @@ class HookSpecs:
         `Waiting` if there is nothing to do before a future is done. The last event is exactly one
         `Finished`. ``close()`` cancels: free what the request holds, and do not yield again. Return
         ``None`` for a request type that this plugin does not know.
+
+        Where requests wait for a place (in a batch, say), give the iterator an attribute ``waiting``, true
+        while its request has none: that time counts as waiting, for `Request.wait_timeout` and in figures.
+        Without it a request runs from its first step. An attribute ``usage``, a `Usage`, says what was used
+        so far; it is asked for where no `Finished` says so: the request was cancelled, or failed.
 
         Every call (this hook, each step, ``close``) comes on the same thread, never two at once.
         """

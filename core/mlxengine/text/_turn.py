@@ -65,11 +65,7 @@ class Turn:
             return
         reply = TextReply.of(self._events)
         self._messages.append(reply_message(reply.text, reply.tool_calls))
-        self._usage = TokenUsage(
-            prompt_tokens=self._usage.prompt_tokens + reply.usage.prompt_tokens,
-            completion_tokens=self._usage.completion_tokens + reply.usage.completion_tokens,
-            cached_tokens=self._usage.cached_tokens + reply.usage.cached_tokens,
-        )
+        self._usage += reply.usage
         if reply.tool_calls and self._rounds > 0 and can_run(self.request.tools, reply.tool_calls):
             self._rounds -= 1
             self.calls = reply.tool_calls

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 import attrs
@@ -184,6 +185,8 @@ class Answer(Row):
         self.scored = params.logprobs or params.top_logprobs > 0
         self._top = params.top_logprobs
         self._text: list[str] = []
+        self._parted: list[Event] = []  # what the router gave, while nothing is to be said before the end
+        self._reasoned = 0
         self._ids: list[int] = []
         self._scores: list[TokenLogprob] = []
         self._start = time.perf_counter()
@@ -193,6 +196,17 @@ class Answer(Row):
     def longest(self) -> int:
         """Tokens of the prompt and of the longest answer that may come."""
         return len(self.prompt) + self._limit
+
+    @property
+    def usage(self) -> TokenUsage:
+        """What was used so far; of a prompt that is read in pieces, those that were read."""
+        begun = bool(self.tokens) or not self.reading
+        return TokenUsage(
+            prompt_tokens=len(self.prompt) if begun else self.read,
+            completion_tokens=len(self.tokens),
+            cached_tokens=self.cached if begun else min(self.cached, self.read),
+            reasoning_tokens=self._reasoned,
+        )
 
     @property
     def unread(self) -> int:
@@ -218,18 +232,25 @@ class Answer(Row):
             self._finish(FinishReason.LENGTH)
 
     def _say(self, text: str, *, last: bool = False) -> None:
+        if self.router is not None:
+            self._part(self.router, text, last=last)
+            return
         self._text.append(text)
         if (text and self._streaming) or (last and (self._ids or any(self._text))):
             text, self._text = "".join(self._text), []
-            if self.router is None:
-                self.events.append(self._delta(text))
-                return
-            spoken = self.router.feed(text)
-            if last:
-                spoken += self.router.finish()
-                if self._ids and not any(isinstance(item, TextDelta) for item in spoken):
-                    spoken.append(TextDelta(text="", index=self.index))
-            self.events.extend(self._with_tokens(item) for item in spoken)
+            self.events.append(self._delta(text))
+
+    def _part(self, router: Router, text: str, *, last: bool) -> None:
+        """Say a piece as what the router makes of it, each token with the part that it belongs to."""
+        spoken = router.feed(text) if text else []
+        if last:
+            spoken += router.finish()
+            if self._ids and not any(isinstance(item, TextDelta) for item in spoken):
+                spoken.append(TextDelta(text="", index=self.index))
+        self._parted.extend(self._with_tokens(item) for item in spoken)
+        if last or self._streaming:
+            self.events.extend(self._parted if self._streaming else _joined(self._parted))
+            self._parted.clear()
 
     def _delta(self, text: str) -> TextDelta:
         """Text with the tokens since the last piece, and their log-probabilities."""
@@ -244,6 +265,7 @@ class Answer(Row):
         if not isinstance(event, ReasoningDelta):
             return event
         ids, self._ids = tuple(self._ids), []
+        self._reasoned += len(ids)
         return attrs.evolve(event, token_ids=ids)
 
     def _finish(self, reason: FinishReason, stop: str | int | None = None) -> None:
@@ -267,9 +289,7 @@ class Answer(Row):
         count = len(self.tokens)
         return Finished(
             reason=reason,
-            usage=TokenUsage(
-                prompt_tokens=len(self.prompt), completion_tokens=count, cached_tokens=self.cached
-            ),
+            usage=self.usage,
             metrics=Metrics(
                 prompt_per_second=len(self.prompt) / max(first - self._start, 1e-9),
                 generation_per_second=(count - 1) / (now - first) if count > 1 else None,
@@ -288,6 +308,21 @@ class Answer(Row):
             best.sort(key=lambda item: (-values[item], item))
         scored = [(item, float(values[item])) for item in best]
         return self._voice.scored(token, float(values[token]), scored, first=len(self.tokens) == 1)
+
+
+def _joined(events: Sequence[Event]) -> list[Event]:
+    """The events with deltas of one kind that follow each other made one."""
+    found: list[Event] = []
+    for kind, group in groupby(events, key=type):
+        run: Any = list(group)
+        if kind not in (TextDelta, ReasoningDelta):
+            found += run
+            continue
+        whole: dict[str, Any] = {"text": "".join(item.text for item in run)}
+        for name in ("token_ids", "logprobs") if kind is TextDelta else ("token_ids",):
+            whole[name] = tuple(value for item in run for value in getattr(item, name))
+        found.append(attrs.evolve(run[0], **whole))
+    return found
 
 
 def _grammar(voice: Voice, params: GenerateParams, prompt_length: int) -> GrammarRow | None:
@@ -326,6 +361,16 @@ class AnswerStream(Iterator[Event | None]):
             self.close()
             raise _typed(answer.failure)
         return None
+
+    @property
+    def usage(self) -> TokenUsage:
+        """What was used so far."""
+        return self._answer.usage
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the row waits for a place in the batch, and has said nothing."""
+        return not (self._closed or self._answer.inside or self._answer.tokens)
 
     def close(self) -> None:
         """Cancel: the row leaves the batch at once, in prefill or in decode."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from ..contract.events import Event, Waiting
+from ..contract.events import Event, Usage, Waiting
 
 T = TypeVar("T")
 _Job = Callable[[], None]
@@ -96,6 +96,17 @@ class Prepared(Iterator[Event | None]):
         if self._answers is None:
             self._answers = self._then(self._future.result())
         return self._answers
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the answers used so far."""
+        found: Usage | None = getattr(self._answers, "usage", None)
+        return found
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the answers wait for their place."""
+        return bool(getattr(self._answers, "waiting", False))
 
     def close(self) -> None:
         """Give up the preparation, or the answers."""

@@ -42,6 +42,7 @@ class ChoicesStream(Iterator[Event | None]):
     """Several answers to one request, each told apart by its events' ``index``; one `Finished` at the end."""
 
     def __init__(self, batch: SharedBatch, answers: Sequence[Answer], context: RunContext) -> None:
+        self._answers = tuple(answers)
         self._live = deque(AnswerStream(batch, answer, context) for answer in answers)
         self._ends: list[Finished] = []
         self._ready: deque[Event] = deque()
@@ -74,11 +75,31 @@ class ChoicesStream(Iterator[Event | None]):
                 return event
         return None
 
+    @property
+    def usage(self) -> TokenUsage:
+        """What was used so far."""
+        parts = [answer.usage for answer in self._answers]
+        return _used(parts, parts[0])
+
+    @property
+    def waiting(self) -> bool:
+        """Whether none of the rows has a place in the batch yet."""
+        return not self._ends and all(stream.waiting for stream in self._live)
+
     def close(self) -> None:
         """Cancel what is left."""
         self._ready.clear()
         while self._live:
             self._live.pop().close()
+
+
+def _used(parts: Sequence[TokenUsage], first: TokenUsage) -> TokenUsage:
+    """All answers' tokens behind the one prompt, which was read for the first."""
+    return attrs.evolve(
+        first,
+        completion_tokens=sum(part.completion_tokens for part in parts),
+        reasoning_tokens=sum(part.reasoning_tokens for part in parts),
+    )
 
 
 def _together(ends: Sequence[Finished]) -> Finished:
@@ -87,10 +108,7 @@ def _together(ends: Sequence[Finished]) -> Finished:
     return attrs.evolve(
         first,
         index=0,
-        usage=attrs.evolve(
-            TokenUsage.of(first.usage),
-            completion_tokens=sum(TokenUsage.of(event.usage).completion_tokens for event in ends),
-        ),
+        usage=_used([TokenUsage.of(event.usage) for event in ends], TokenUsage.of(first.usage)),
         metrics=attrs.evolve(ends[-1].metrics, generation_per_second=sum(rates)),
     )
 

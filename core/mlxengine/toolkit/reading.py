@@ -249,6 +249,7 @@ class Readings:
         count = min(entry.piece, most) if entry.divisible else entry.piece
         logits = self._pass([entry], [count], entry.layers)
         entry.held = entry.tokens[: len(entry.held) + count]
+        entry.row.read = min(len(entry.held), len(entry.row.prompt))
         if entry.shares:
             cut(entry.layers, len(entry.held))
         mx.async_eval(states(entry.layers))  # type: ignore[no-untyped-call]

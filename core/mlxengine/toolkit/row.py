@@ -46,6 +46,7 @@ class Row:
         self.cost = 0  # bytes that its cache may take at most, if its owner says so
         self.seen = -1
         self.reading = True
+        self.read = 0  # tokens of its prompt that are in its cache, while that is read in pieces
         self.scored = False  # whether `take` wants the log-probabilities
 
     def standing(self, now: float, seconds: float = 0.0) -> float:

@@ -44,6 +44,8 @@ class SharedBatch:
         affords: whether there is memory for rows that may take so many bytes together; such that do not
             fit beside others wait. A row alone is let in.
         first_piece: tokens of a prompt that are read at once before anything is known of the speed.
+        preempts: whether a row that decodes is parked, with its cache, for one of a higher priority that
+            finds no place; it goes on when there is one again.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class SharedBatch:
         relieve: Callable[[], None] = lambda: None,
         affords: Callable[[int], bool] = lambda _bytes: True,
         first_piece: int = Pace.FIRST,
+        preempts: bool = False,
     ) -> None:
         self._open = open_decoder
         self.max_rows = max_rows
         self.room = Room(max_rows)
         self._relieve = relieve
         self._affords = affords
+        self._preempts = preempts
         self._crowded = False
         self._aside: list[Row] = []  # parked, with their caches
         self._decoder: Decoder | None = None
@@ -77,7 +81,17 @@ class SharedBatch:
     @property
     def cost(self) -> int:
         """Bytes that the rows that are in, or parked with their caches, may take together at most."""
-        return sum(row.cost for row in (*self._rows, *self._aside))
+        return sum(row.cost for row in self.caching)
+
+    @property
+    def inside(self) -> int:
+        """Rows that have a place."""
+        return len(self._rows)
+
+    @property
+    def caching(self) -> tuple[Row, ...]:
+        """The rows that have a cache: those inside, and those that are parked."""
+        return (*self._rows, *self._aside)
 
     @property
     def degraded(self) -> str | None:
@@ -180,20 +194,18 @@ class SharedBatch:
     def _enter(self) -> Decoder | None:
         if self._decoder is None and self._waiting:
             self._decoder = self._open(self.max_rows)
-        while (
-            self._decoder is not None
-            and self._waiting
-            and len(self._rows) < self.room.now
-            and self._suspect is None
-        ):
+        while self._decoder is not None and self._waiting and self._suspect is None:
+            full = len(self._rows) >= self.room.now
+            if full and not self._outranked():
+                break
             free = [item for item in self._waiting if not self._must_wait(item)]
             if not free:
                 break
             now = time.monotonic()
-            row = min(free, key=lambda item: item.standing(now))
+            row = min(free, key=lambda item: (-item.priority if full else 0, item.standing(now)))
             more = 0 if row in self._aside else row.cost
             self._crowded = bool(self._rows) and not self._affords(self.cost + more)
-            if self._crowded:
+            if self._crowded or (full and not self._make_way(self._decoder, row)):
                 break
             self._waiting.remove(row)
             if row.failure is not None:
@@ -209,6 +221,21 @@ class SharedBatch:
             if self._stuck > 1:  # something raises in every step: let rows in one by one to find it
                 self._suspect = row
         return self._decoder
+
+    def _outranked(self) -> bool:
+        """Whether one that waits may push out one that is in."""
+        return self._preempts and max(row.priority for row in self._waiting) > min(
+            row.priority for row in self._rows
+        )
+
+    def _make_way(self, decoder: Decoder, row: Row) -> bool:
+        """Park a row of a lower priority than this one: of the lowest, the one that came last."""
+        below = [other for other in self._rows if other.priority < row.priority and not other.reading]
+        for other in sorted(below, key=lambda item: (item.priority, -item.since)):
+            self._park(decoder, other)
+            if not other.inside:
+                return len(self._rows) < self.room.now
+        return False
 
     def _must_wait(self, row: Row) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,6 +109,28 @@ def test_reasoning_is_parted_from_the_answer(plugin: Plugin, talker: Path) -> No
     assert [type(event) for event in both if isinstance(event, ToolCall)] == [ToolCall]
     whole = say(plugin, model, "<think>one</think>two", tools=(), flags={"reasoning": False})
     assert joined(whole, TextDelta) == "<think>one</think>two"
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_tokens_of_the_reasoning_are_counted_however_the_answer_is_told(
+    plugin: Plugin, talker: Path, streaming: bool
+) -> None:
+    model, flags = plugin.load(talker), {"streaming": streaming}
+    events = say(plugin, model, "<think>one two</think>three", tools=(), flags=flags)
+    usage = events[-1].usage
+    assert usage.reasoning_tokens == len(["<think>", *"one two"])
+    assert usage.completion_tokens == len(["<think>", *"one two", "</think>", *"three", "end"])
+    told = [event for event in events if isinstance(event, ReasoningDelta)]
+    assert sum(len(event.token_ids) for event in told) == usage.reasoning_tokens
+    assert len(told) == (7 if streaming else 1)
+    assert joined(events, ReasoningDelta) == "one two"
+    assert joined(events, TextDelta) == "three"
+    mixed = say(plugin, model, f"<think>hm</think>ab{WEATHER}cd", flags=flags)
+    assert mixed[-1].usage.reasoning_tokens == len(["<think>", *"hm"])
+    order = [kind for kind, _ in groupby(mixed, key=type)]
+    assert order == [ReasoningDelta, TextDelta, ToolCall, TextDelta, Finished]
+    assert joined(mixed, TextDelta) == "abcd"
+    assert say(plugin, model, "none at all", tools=(), flags=flags)[-1].usage.reasoning_tokens == 0
 
 
 def test_a_template_that_begins_the_reasoning_is_followed(plugin: Plugin, tmp_path: Path) -> None:

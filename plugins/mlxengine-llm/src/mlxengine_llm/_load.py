@@ -99,6 +99,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         first_piece=first_piece(network, context.device.backend),
         stall_factor=context.features.get(features.STALL_FACTOR),
         max_rows=_max_rows(context),
+        preempts=context.features.get(features.PREEMPTION),
     )
     model.info.setdefault("batch", 1 if model.serving.serial else model.max_rows)
     model.info.update(

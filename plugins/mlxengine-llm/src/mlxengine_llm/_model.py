@@ -51,6 +51,7 @@ class LanguageModel:
         prefixes: caches of earlier prompts, or ``None``.
         grammars: compiles what answers must look like; ``None`` for a tokenizer that has no fast form.
         max_rows: most requests that are decoded together.
+        preempts: see `SharedBatch`.
         stall_factor: see `SharedBatch`.
         serving: what has to be served one row at a time.
         draft: a smaller model's module that guesses tokens, or ``None``.
@@ -79,6 +80,7 @@ class LanguageModel:
     stop_ids: frozenset[int]
     prefixes: PrefixCache | None = None
     max_rows: int = 32
+    preempts: bool = False
     stall_factor: float = 8.0
     serving: Serving = field(factory=Serving)
     draft: Any = None
@@ -113,6 +115,7 @@ class LanguageModel:
             relieve=lambda: self.trim(0),
             affords=self._affords,
             first_piece=self.first_piece,
+            preempts=self.preempts,
         )
         self.trial = Trial(self.network, self.adapters, self._caches, self._served_alone)
         self.voice = Voice(
@@ -163,6 +166,9 @@ class LanguageModel:
             requests=max(0, self.batch.cost - self.reserved),
             degraded=self.batch.degraded,
             shortages=self.batch.room.shortages,
+            rows=self.batch.inside,
+            kv_used=sum(self.cost_of(len(row.prompt) + len(row.tokens)) for row in self.batch.caching),
+            kv_total=max(self.reserved, self.batch.cost),
         )
 
     def cost_of(self, tokens: int) -> int:

@@ -39,6 +39,14 @@ MAX_BATCH: Feature[int | None] = Feature(
     applies_to=("llm",),
     probe=_library,
 )
+PREEMPTION = Feature(
+    name="llm.preemption",
+    default=False,
+    summary="Park an answer of a lower priority, with its cache, while one of a higher finds no place.",
+    stage=Stage.EXPERIMENTAL,
+    applies_to=("llm",),
+    probe=_library,
+)
 LOGPROBS = Feature(
     name="llm.logprobs",
     default=True,
@@ -194,6 +202,7 @@ FEATURES: tuple[Feature[Any], ...] = (
     STREAMING,
     BATCH,
     MAX_BATCH,
+    PREEMPTION,
     LOGPROBS,
     STRUCTURED_OUTPUT,
     UNPACK,

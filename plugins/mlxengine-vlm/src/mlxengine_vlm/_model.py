@@ -171,6 +171,7 @@ class VisionModel:
             caches=sum(item.nbytes for item in (self.prefixes, self.features) if item is not None),
             degraded=self.batch.room.reason,
             shortages=self.batch.room.shortages,
+            rows=self.batch.inside,
         )
 
     def trim(self, most: int) -> None:

@@ -1,15 +1,13 @@
 """Run in a process of its own: import a plugin, ask its pure hooks, and say what that did.
 
-Reads ``{"value": entry-point value, "name": …, "paths": sys.path additions, "cards": pickled}`` from
-standard input, writes a JSON report to standard output.
+Reads ``{"value": entry-point value, "name": …, "paths": sys.path additions, "specimen": its configuration or
+null}`` from standard input, writes a JSON report to standard output.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
-import pickle
 import sys
 import time
 from collections.abc import Iterator
@@ -53,6 +51,18 @@ def heavy() -> set[str]:
     return {name.partition(".")[0] for name in sys.modules} & set(HEAVY)
 
 
+def _card(told: dict[str, Any]) -> Any:
+    """The card of the specimen, from its configuration as JSON has it."""
+    from mlxengine import ModelConfiguration
+    from mlxengine._hub import resolve
+
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in told.items()
+    }
+    values["features"] = tuple(tuple(pair) for pair in values["features"])
+    return resolve(ModelConfiguration(**values))
+
+
 def main() -> None:
     asked = json.load(sys.stdin)
     sys.path[:0] = [path for path in asked["paths"] if path not in sys.path]
@@ -60,6 +70,7 @@ def main() -> None:
 
     import mlxengine
     from mlxengine.testing._hooks import Hooks
+    from mlxengine.testing._strangers import foreign_cards
 
     for name in mlxengine.__all__:  # what core itself costs is not the plugin's
         with contextlib.suppress(ImportError):
@@ -73,7 +84,7 @@ def main() -> None:
     for key in ("features", "models", "kinds", "commands"):
         with _watched(report, key):
             getattr(hooks, key)()
-    cards = pickle.loads(base64.b64decode(asked["cards"]))
+    cards = (*foreign_cards(), *([] if asked["specimen"] is None else [_card(asked["specimen"])]))
     package = sys.modules[asked["value"].partition(":")[0].partition(".")[0]]
     global _own
     _own = next(iter(getattr(package, "__path__", ())), _own)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -167,7 +165,7 @@ class Subject:
             "name": self.name,
             "value": self.value,
             "paths": [path or os.getcwd() for path in sys.path],  # noqa: PTH109 - what an empty entry means
-            "cards": base64.b64encode(pickle.dumps(self.cards)).decode(),
+            "specimen": None if self._specimen is None else _told(self.card.configuration),
         }
         command = [sys.executable, "-m", "mlxengine.testing._probe"]
         limit = self.seconds
@@ -274,6 +272,11 @@ class Subject:
                 if taken > _MOST_STEPS or time.monotonic() > deadline:
                     raise Broken(f"it has not come to an end after {taken:,} steps (limit {limit:g} s)")
         return events, steps
+
+
+def _told(configuration: ModelConfiguration) -> dict[str, Any]:
+    """A configuration as JSON, but for what nobody claims by."""
+    return attrs.asdict(configuration, filter=lambda item, _: item.name not in ("provenance", "sources"))
 
 
 def _installed(name: str) -> str:

@@ -41,8 +41,8 @@ class InferenceEngine(Serving):
             default (``HF_ENDPOINT``, ``HF_HOME``, the stored token, ``HF_HUB_OFFLINE``).
         memory_budget: what all models may take together, in bytes or as ``"8GB"``; ``None`` is what the
             device recommends. What does not fit is refused, idle models are evicted to make room.
-        idle_ttl: seconds after its last request that a model is evicted; ``None`` keeps it. The next
-            request of an evicted model loads it again.
+        idle_ttl: seconds after its last request that a model is evicted, unless its load says otherwise;
+            ``None`` keeps it. The next request of an evicted model loads it again.
         queue_size: events that may wait for one reader before its request pauses (64).
         step_budget_ms: how long one step of a request should take at most (100); what cannot be cut
             (a denoising step) may take longer.
@@ -69,6 +69,8 @@ class InferenceEngine(Serving):
             warm_up: run what serving will run for the first time, where the plugin offers that: on a device
                 that compiles for each new size (CUDA) the first users do not wait for it then. Requests of
                 this model and others go on meanwhile.
+            idle_ttl: the engine's ``idle_ttl`` for this model; ``None`` keeps it. It counts for all who share
+                the model, and a handle can change it.
             on_progress: called with events of the download and the load, on another thread. If it raises,
                 that is logged and it is not called again; the load goes on.
 
@@ -76,7 +78,7 @@ class InferenceEngine(Serving):
             ConfigurationError, ResolutionError, DownloadError, PluginError, LoadError: as they say.
             EngineClosedError: the engine was closed.
         """
-        found: ModelHandle = self._handle(self._load(None, model, options))
+        found: ModelHandle = self._handle(self._load(None, model, options), options)
         return found
 
     def load_as(
@@ -87,7 +89,7 @@ class InferenceEngine(Serving):
         Raises:
             InvalidParameterError: the model is of a kind that has another one, found before it is fetched.
         """
-        found = self._handle(self._load(handle, model, options))
+        found = self._handle(self._load(handle, model, options), options)
         assert isinstance(found, handle)
         return found
 
@@ -103,7 +105,7 @@ class InferenceEngine(Serving):
         except BaseException:
             self._release(live)
             raise
-        found: ModelHandle = self._handle(live)
+        found: ModelHandle = self._handle(live, options)
         return found
 
     def load_text(self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]) -> TextHandle:

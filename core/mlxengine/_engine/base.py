@@ -50,7 +50,7 @@ class EngineBase:
         from .. import _hub
         from .._config import feature_layers, load_settings
         from ..contract._convert import only
-        from ..contract.loading import EngineOptions
+        from ..contract.loading import EngineOptions, check_idle_ttl
 
         only(options, EngineOptions)
         backend, idle_ttl = options.get("backend", "mlx"), options.get("idle_ttl")
@@ -62,8 +62,7 @@ class EngineBase:
             raise InvalidParameterError(
                 f"close_timeout={close_timeout!r} must be a positive number of seconds."
             )
-        if idle_ttl is not None and not idle_ttl > 0:
-            raise InvalidParameterError(f"idle_ttl={idle_ttl!r} must be a positive number of seconds.")
+        check_idle_ttl(idle_ttl)
         if backend not in ("mlx", "mock"):
             raise InvalidParameterError(f"backend={backend!r} is not known.", hint='Write "mlx" or "mock".')
         self._settings = settings = load_settings()

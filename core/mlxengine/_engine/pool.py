@@ -48,12 +48,14 @@ class ModelPool:
     Args:
         loader: does the loading, on threads of this pool.
         scheduler: runs requests.
-        idle_ttl: seconds after its last request that a model stays in memory; ``None``: for ever.
+        idle_ttl: seconds after its last request that a model stays in memory unless its load says otherwise;
+            ``None``: for ever.
     """
 
     def __init__(self, loader: Loader, scheduler: Scheduler, idle_ttl: float | None = None) -> None:
         self._loader = loader
         self._scheduler = scheduler
+        self._idle_ttl = idle_ttl
         self._process = os.getpid()
         self.ledger = loader.ledger
         self.outcomes = Outcomes()
@@ -64,7 +66,7 @@ class ModelPool:
         self._pending: dict[LoadKey, PendingLoad] = {}
         self._waiting: dict[LiveModel, list[Task]] = {}
         self._closed = False
-        self._caretaker = Caretaker(self.ledger, self.live, idle_ttl, loader.shortage)
+        self._caretaker = Caretaker(self.ledger, self.live, loader.shortage)
         self._cared_for = False
 
     def live(self) -> tuple[LiveModel, ...]:
@@ -121,6 +123,7 @@ class ModelPool:
                 self._drop(pending)
             pending.end(error)
             return
+        live.idle_ttl = self._idle_ttl
         with self._lock:
             self._drop(pending)
             keep = pending.waiters > 0 and not self._closed
@@ -164,6 +167,12 @@ class ModelPool:
             self._live.discard(live)
             self._forget(live)
         self._free(live)
+
+    def evict(self, live: LiveModel) -> bool:
+        """Take a model out of memory for its holder; whether it is out now, and nothing brings it back."""
+        self.ledger.evict(live, "because its holder asked for it")
+        self.changed()
+        return live.evicted and not live.tasks
 
     def stop(self, live: LiveModel) -> None:
         """Free a model whoever holds it; its requests end with `CancelledError`, its handles are closed."""

@@ -20,7 +20,6 @@ class Caretaker:
     Args:
         ledger: evicts, and writes what is held where `mlxengine ps` reads it.
         live: the models that somebody holds.
-        ttl: seconds after its last request that a model stays in memory; ``None``: for ever.
         shortage: why memory is short on this machine, whoever took it; ``None`` while it is not.
     """
 
@@ -28,13 +27,11 @@ class Caretaker:
         self,
         ledger: Ledger,
         live: Callable[[], Sequence[LiveModel]],
-        ttl: float | None,
         shortage: Callable[[], str | None],
     ) -> None:
         self._shortage = shortage
         self._ledger = ledger
         self._live = live
-        self._ttl = ttl
         self._changed = threading.Event()
         self._stopped = threading.Event()
 
@@ -49,9 +46,10 @@ class Caretaker:
 
     def run(self) -> None:
         """Until `stop`."""
-        pause = _LOOK if self._ttl is None else min(1.0, self._ttl / 4)
         looked = time.monotonic()
         while not self._stopped.is_set():
+            ttls = [live.idle_ttl for live in self._live() if live.idle_ttl is not None]
+            pause = min(1.0, min(ttls) / 4) if ttls else _LOOK
             if self._changed.wait(pause) and not self._stopped.is_set():
                 self._changed.clear()
                 self._ledger.publish([self._described(live) for live in self._live() if not live.evicted])
@@ -62,11 +60,10 @@ class Caretaker:
             self._stopped.wait(min(_PAUSE, pause))
 
     def _reap(self) -> None:
-        if self._ttl is None:
-            return
         for live in self._live():
-            if live.idle and time.monotonic() - live.last_used >= self._ttl:
-                self._ledger.evict(live, f"after {self._ttl:g} s without a request")
+            ttl = live.idle_ttl
+            if ttl is not None and live.idle and time.monotonic() - live.last_used >= ttl:
+                self._ledger.evict(live, f"after {ttl:g} s without a request")
                 self._changed.set()
 
     def _ease(self) -> None:
@@ -86,7 +83,7 @@ class Caretaker:
             "pinned": live.pinned,
             "kept_by": list(live.inhibitors),
             "degraded": live.degraded,
-            "ttl_seconds": self._ttl,
+            "ttl_seconds": live.idle_ttl,
             "used_at": time.time() - (time.monotonic() - live.last_used),
         }
 

@@ -38,7 +38,8 @@ class LiveModel:
     ``ladder`` are the ways to load it, from what was asked for to what takes the least; ``plan`` is the one
     in use. ``loaded`` is ``None`` before it is loaded and while it is evicted; its next request loads it
     again, and ``setup`` brings it to where requests had brought it, or says why that cannot be done.
-    Sizes are in bytes, ``last_used`` is a ``time.monotonic`` reading.
+    Sizes are in bytes, ``last_used`` is a ``time.monotonic`` reading, ``idle_ttl`` the seconds after it that
+    the model stays in memory (``None``: for ever).
     """
 
     card: ModelCard
@@ -60,6 +61,7 @@ class LiveModel:
     pinned: bool = False
     inhibitors: dict[str, int] = field(factory=dict)
     last_used: float = field(factory=time.monotonic)
+    idle_ttl: float | None = None
 
     @property
     def features(self) -> Features:

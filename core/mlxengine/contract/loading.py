@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from ..errors import InvalidParameterError
 from .events import Event
 
 
@@ -34,7 +35,22 @@ class LoadOptions(TypedDict, total=False):
     features: Mapping[str, object] | None
     verify: str | None
     warm_up: bool
+    idle_ttl: float | None
     on_progress: Callable[[Event], None] | None
 
 
-__all__ = ["EngineOptions", "LoadOptions"]
+def check_idle_ttl(seconds: float | None) -> None:
+    """Whether this can be a model's time without a request.
+
+    Raises:
+        InvalidParameterError: it is neither ``None`` nor a positive number of seconds.
+    """
+    usable = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0
+    if seconds is not None and not usable:
+        raise InvalidParameterError(
+            f"idle_ttl={seconds!r} must be a positive number of seconds.",
+            hint="None keeps the model; evict() of its handle takes it out at once.",
+        )
+
+
+__all__ = ["EngineOptions", "LoadOptions", "check_idle_ttl"]

@@ -1,0 +1,199 @@
+"""How long a model stays: its own idle time, and out at once with its handles kept."""
+
+import asyncio
+import json
+import time
+
+import pytest
+from mlxengine import (
+    AsyncInferenceEngine,
+    Claim,
+    Finished,
+    Fit,
+    InferenceEngine,
+    Loaded,
+    MemoryEstimate,
+    Request,
+    TextDelta,
+    errors,
+    hookimpl,
+)
+
+MB = 10**6
+SETUP = Request(features=(), priority=7)
+
+
+class Kept:
+    """Serves folders whose config says how a model behaves; a request of priority 7 sets something up."""
+
+    def __init__(self):
+        self.loads, self.frees, self.set_up = [], [], []
+
+    @hookimpl
+    def claim_model(self, card):
+        size = card.config.get("megabytes", 400) * MB
+        return Claim(
+            kind="kept", fit=Fit.NATIVE, uses_mlx=False, estimate=lambda _: MemoryEstimate(weights=size)
+        )
+
+    @hookimpl
+    def load_model(self, card, context):
+        name = context.path.name
+        self.loads.append(name)
+        model = {**card.config, "setup": []}
+        return Loaded(
+            model=model,
+            warm=iter([None] * card.config.get("slices", 1)),
+            close=lambda: self.frees.append(name),
+            setup=lambda: model["setup"],
+        )
+
+    @hookimpl
+    def generate(self, model, request, context):
+        if request.priority == SETUP.priority:
+            model["setup"].append(request)
+        for _ in range(model.get("steps", 2)):
+            time.sleep(model.get("seconds", 0.001))
+            yield TextDelta(text=str(len(model["setup"])))
+        yield Finished()
+
+
+@pytest.fixture(autouse=True)
+def reservations(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLXENGINE_RESERVATIONS", str(tmp_path / "reservations.json"))
+
+
+@pytest.fixture
+def plugin():
+    return Kept()
+
+
+@pytest.fixture
+def make(tmp_path):
+    def write(name, **behaviour):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(behaviour))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def engine(plugin):
+    with InferenceEngine(plugins=[("kept", plugin)], memory_budget="1GB") as made:
+        yield made
+
+
+def text(handle, request=None):
+    return "".join(item.text for item in handle.run(request or Request()).events)
+
+
+def wait_for(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+# -- idle time per model -------------------------------------------------------------------------------
+
+
+def test_each_model_leaves_after_its_own_time_and_one_without_stays(plugin, make):
+    with InferenceEngine(plugins=[("kept", plugin)], memory_budget="8GB", idle_ttl=600) as engine:
+        short, usual = engine.load(make("short"), idle_ttl=0.05), engine.load(make("usual"))
+        never = engine.load(make("never"), idle_ttl=None)
+        assert (short.idle_ttl, usual.idle_ttl, never.idle_ttl) == (0.05, 600, None)
+        wait_for(lambda: plugin.frees)
+        assert plugin.frees == ["short"]
+        assert "0.05 s without a request" in engine.memory().evictions[0].reason
+        assert text(short) == "00"
+        assert short.idle_ttl == 0.05, "it is the same when the model has come back"
+
+
+def test_a_handle_changes_the_idle_time_of_its_model_for_all_who_share_it(engine, plugin, make):
+    folder = make("a")
+    first, second = engine.load(folder), engine.load(folder)
+    assert first.idle_ttl is None
+    second.idle_ttl = 0.05
+    assert first.idle_ttl == 0.05
+    wait_for(lambda: plugin.frees == ["a"], seconds=5)
+    assert engine.load(folder).idle_ttl == 0.05, "a load that says nothing leaves it"
+    assert engine.load(folder, idle_ttl=None).idle_ttl is first.idle_ttl is None
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "60", True])
+def test_an_idle_time_that_is_not_positive_is_refused_at_load_and_on_the_handle(
+    engine, plugin, make, seconds
+):
+    folder = make("a")
+    for ask in (engine.load, engine.switch):
+        with pytest.raises(errors.InvalidParameterError, match="idle_ttl"):
+            ask(folder, idle_ttl=seconds)
+    assert plugin.loads == []
+    handle = engine.load(folder, idle_ttl=5)
+    with pytest.raises(errors.InvalidParameterError, match="idle_ttl"):
+        handle.idle_ttl = seconds
+    assert handle.idle_ttl == 5
+
+
+# -- out at once ---------------------------------------------------------------------------------------
+
+
+def test_evicting_frees_the_weights_and_the_next_request_finds_what_others_had_set_up(engine, plugin, make):
+    handle = engine.load(make("a"))
+    assert text(handle, SETUP) == text(handle) == "11"
+    assert handle.evict() is True
+    assert plugin.frees == ["a"]
+    assert engine.memory().reserved == 0
+    assert [item.reason for item in engine.memory().evictions] == ["because its holder asked for it"]
+    assert handle.evict() is True, "it is out already"
+    assert plugin.frees == ["a"]
+    assert text(handle) == "11"
+    assert plugin.loads == ["a", "a"]
+
+
+def test_what_is_busy_pinned_or_kept_is_not_evicted_on_demand(engine, plugin, make):
+    handle = engine.load(make("a", steps=1000, seconds=0.005))
+    stream = handle.stream(Request())
+    next(stream)
+    assert handle.evict() is False
+    stream.close()
+    wait_for(lambda: not engine.memory().models[0].running)
+    with handle.keep("indexing"):
+        assert handle.evict() is False
+    handle.pin()
+    assert handle.evict() is False
+    handle.pin(False)
+    assert plugin.frees == []
+    assert handle.evict() is True
+
+
+def test_a_closed_handle_or_engine_evicts_nothing_and_says_so(engine, plugin, make):
+    folder = make("a")
+    first, second = engine.load(folder), engine.load(folder)
+    first.close()
+    with pytest.raises(errors.ModelClosedError):
+        first.evict()
+    engine.close()
+    with pytest.raises(errors.EngineClosedError):
+        second.evict()
+
+
+def test_in_asyncio_a_model_has_its_own_idle_time_and_is_evicted_on_demand(plugin, make):
+    async def main():
+        async with AsyncInferenceEngine(plugins=[("kept", plugin)], memory_budget="1GB") as engine:
+            handle = await engine.load(make("a"), idle_ttl=300)
+            assert handle.idle_ttl == 300
+            assert await handle.evict() is True
+            assert plugin.frees == ["a"]
+            assert len((await handle.run(Request())).events) == 2
+            switched = await engine.switch(make("b"), idle_ttl=0.05)
+            while "b" not in plugin.frees:
+                await asyncio.sleep(0.005)
+            await handle.close()
+            with pytest.raises(errors.ModelClosedError):
+                await handle.evict()
+            assert len((await switched.run(Request())).events) == 2
+
+    asyncio.run(asyncio.wait_for(main(), 20))

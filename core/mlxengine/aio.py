@@ -189,13 +189,18 @@ class AsyncInferenceEngine:
 
     # -- closing -------------------------------------------------------------------------------------
 
-    async def close(self) -> None:
+    async def close(self, drain: float = 0) -> None:
         """Cancel every request and load, free every model, end every thread. May be called twice.
 
+        Args:
+            drain: seconds that requests may go on before; ``math.inf`` waits for all. New requests and loads
+                get `EngineClosedError` meanwhile, and ``close()`` from elsewhere ends the waiting.
+
         Raises:
+            InvalidParameterError: ``drain`` is no number from 0 on.
             PluginContractError: a plugin's step has not returned within ``close_timeout`` seconds.
         """
-        await asyncio.to_thread(self.sync.close)
+        await asyncio.to_thread(self.sync.close, drain)
 
     async def __aenter__(self) -> Self:
         return self

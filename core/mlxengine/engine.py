@@ -12,6 +12,7 @@ from ._engine.serving import Serving
 from ._memory.live import LiveModel
 from ._scheduling.faults import running, stuck
 from ._scheduling.threads import forked
+from .contract.loading import check_drain
 from .errors import MLXEngineError
 
 if TYPE_CHECKING:
@@ -154,13 +155,22 @@ class InferenceEngine(Serving):
 
     # -- closing -------------------------------------------------------------------------------------
 
-    def close(self) -> None:
+    def close(self, drain: float = 0) -> None:
         """Cancel every request and load, free every model, end every thread. May be called twice.
 
+        Args:
+            drain: seconds that requests may go on before; ``math.inf`` waits for all. New requests and loads
+                get `EngineClosedError` meanwhile, and ``close()`` from elsewhere ends the waiting.
+
         Raises:
+            InvalidParameterError: ``drain`` is no number from 0 on.
             PluginContractError: a plugin's step has not returned within ``close_timeout`` seconds; whoever
                 waited for anything got the same error, and its thread is left behind.
         """
+        check_drain(drain)
+        if drain and not self._closed and not forked(self._process):
+            self._draining = True
+            self._pool.drain(drain, lambda: self._closed)
         if self._closed:
             return
         self._closed = True

@@ -12,7 +12,7 @@ from attrs import frozen
 from .contract.configuration import ModelCard, ModelConfiguration
 from .contract.events import Event, Finished, Metrics, Usage
 from .contract.features import Explanation, Feature
-from .contract.loading import check_idle_ttl
+from .contract.loading import check_drain, check_idle_ttl
 from .contract.requests import Request
 from .streams import AsyncEventStream, EventStream
 
@@ -138,10 +138,10 @@ class _Handle:
         """
         return self._live.explain(feature)
 
-    def _release(self) -> None:
+    def _release(self, drain: float = 0) -> None:
         if not self._closed:
             self._closed = True
-            self._engine._release(self._live)
+            self._engine._release(self._live, drain)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -182,9 +182,18 @@ class ModelHandle(_Handle):
         """
         return self._engine._evict(self._live, self._closed)
 
-    def close(self) -> None:
-        """Give the model up. It is freed when no other handle holds it. May be called twice."""
-        self._release()
+    def close(self, drain: float = 0) -> None:
+        """Give the model up. It is freed when no other handle holds it. May be called twice.
+
+        Args:
+            drain: seconds that the model's requests may go on if nobody else holds it; ``math.inf`` waits for
+                all. This handle takes no new ones: they get `ModelClosedError`.
+
+        Raises:
+            InvalidParameterError: ``drain`` is no number from 0 on.
+        """
+        check_drain(drain)
+        self._release(drain)
 
     def __enter__(self) -> Self:
         return self
@@ -231,9 +240,23 @@ class AsyncModelHandle(_Handle):
 
         return await asyncio.to_thread(self._engine._evict, self._live, self._closed)
 
-    async def close(self) -> None:
-        """Give the model up. It is freed when no other handle holds it. May be called twice."""
-        self._release()
+    async def close(self, drain: float = 0) -> None:
+        """Give the model up. It is freed when no other handle holds it. May be called twice.
+
+        Args:
+            drain: seconds that the model's requests may go on if nobody else holds it; ``math.inf`` waits for
+                all. This handle takes no new ones: they get `ModelClosedError`.
+
+        Raises:
+            InvalidParameterError: ``drain`` is no number from 0 on.
+        """
+        import asyncio
+
+        check_drain(drain)
+        if drain:
+            await asyncio.to_thread(self._release, drain)
+        else:
+            self._release()
 
     async def __aenter__(self) -> Self:
         return self

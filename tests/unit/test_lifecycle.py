@@ -1,7 +1,9 @@
-"""How long a model stays: its own idle time, and out at once with its handles kept."""
+"""How long a model stays: its own idle time, out at once with its handles kept, closing with a drain."""
 
 import asyncio
 import json
+import math
+import threading
 import time
 
 import pytest
@@ -104,7 +106,7 @@ def test_each_model_leaves_after_its_own_time_and_one_without_stays(plugin, make
         short, usual = engine.load(make("short"), idle_ttl=0.05), engine.load(make("usual"))
         never = engine.load(make("never"), idle_ttl=None)
         assert (short.idle_ttl, usual.idle_ttl, never.idle_ttl) == (0.05, 600, None)
-        wait_for(lambda: plugin.frees)
+        wait_for(lambda: engine.memory().evictions)
         assert plugin.frees == ["short"]
         assert "0.05 s without a request" in engine.memory().evictions[0].reason
         assert text(short) == "00"
@@ -195,5 +197,156 @@ def test_in_asyncio_a_model_has_its_own_idle_time_and_is_evicted_on_demand(plugi
             with pytest.raises(errors.ModelClosedError):
                 await handle.evict()
             assert len((await switched.run(Request())).events) == 2
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+# -- drain ---------------------------------------------------------------------------------------------
+
+
+class Closing:
+    """Calls something on a thread, and says when it has returned."""
+
+    def __init__(self, call):
+        self.seconds, self._thread = None, threading.Thread(target=self._run, args=(call,))
+        self._thread.start()
+
+    def _run(self, call):
+        began = time.monotonic()
+        call()
+        self.seconds = time.monotonic() - began
+
+    def wait(self):
+        self._thread.join(20)
+        assert self.seconds is not None
+        return self.seconds
+
+
+def started(handle):
+    stream = handle.stream(Request())
+    next(stream)
+    return stream
+
+
+def test_a_handle_that_drains_lets_its_requests_end_and_takes_no_new_ones(engine, plugin, make):
+    handle = engine.load(make("a", steps=40, seconds=0.01))
+    stream = started(handle)
+    closing = Closing(lambda: handle.close(drain=math.inf))
+    wait_for(lambda: handle.closed)
+    with pytest.raises(errors.ModelClosedError):
+        handle.stream(Request())
+    assert plugin.frees == []
+    assert len(list(stream)) == 40
+    closing.wait()
+    assert plugin.frees == ["a"]
+    assert engine.memory().reserved == 0
+
+
+def test_a_drain_ends_after_its_seconds_and_what_still_runs_is_told(engine, plugin, make):
+    handle = engine.load(make("a", steps=10**6))
+    stream = started(handle)
+    assert 0.2 <= Closing(lambda: handle.close(drain=0.2)).wait() < 5
+    with pytest.raises(errors.CancelledError, match="closed while the request was running"):
+        list(stream)
+    assert plugin.frees == ["a"]
+
+
+def test_of_two_handles_that_drain_at_once_the_last_one_waits_and_no_request_is_cut(engine, plugin, make):
+    folder = make("a", steps=40, seconds=0.01)
+    handles = [engine.load(folder), engine.load(folder)]
+    streams = [started(handle) for handle in handles]
+    closing = [Closing(lambda handle=handle: handle.close(drain=20)) for handle in handles]
+    assert [len(list(stream)) for stream in streams] == [40, 40]
+    assert max(item.wait() for item in closing) > 0.1
+    assert plugin.frees == ["a"]
+
+
+def test_who_loads_a_model_that_drains_shares_it_and_it_stays(engine, plugin, make):
+    folder = make("a", steps=30, seconds=0.01)
+    first = engine.load(folder)
+    stream = started(first)
+    closing = Closing(lambda: first.close(drain=20))
+    wait_for(lambda: first.closed)
+    second = engine.load(folder)
+    closing.wait()
+    assert len(list(stream)) == 30
+    assert len(text(second)) == 30
+    assert plugin.loads == ["a"]
+    assert plugin.frees == []
+
+
+def test_an_engine_that_drains_refuses_requests_and_loads_and_lets_what_runs_end(engine, plugin, make):
+    first = engine.load(make("a", steps=40, seconds=0.01))
+    second = engine.load(make("b"))
+    stream = started(first)
+    closing = Closing(lambda: engine.close(drain=20))
+    wait_for(lambda: engine._draining)
+    for refused in (
+        lambda: second.stream(Request()),
+        lambda: engine.load(make("c")),
+        second.evict,
+    ):
+        with pytest.raises(errors.EngineClosedError, match="is closing"):
+            refused()
+    assert not engine.closed
+    assert len(list(stream)) == 40
+    assert closing.wait() < 10
+    assert engine.closed
+    assert sorted(plugin.frees) == ["a", "b"]
+
+
+def test_a_drain_of_an_engine_brings_back_the_model_that_a_request_waits_for(engine, plugin, make):
+    handle = engine.load(make("a", slices=50))
+    handle.evict()
+    stream = handle.stream(Request())
+    engine.close(drain=20)
+    assert len(list(stream)) == 3
+    assert plugin.loads == plugin.frees == ["a", "a"]
+
+
+def test_closing_meanwhile_ends_the_drain_of_engine_and_handle(engine, plugin, make):
+    handle, other = engine.load(make("a", steps=10**6)), engine.load(make("b", steps=10**6))
+    streams = [started(handle), started(other)]
+    closing = [Closing(lambda: other.close(drain=600)), Closing(lambda: engine.close(drain=600))]
+    wait_for(lambda: engine._draining and other.closed)
+    engine.close()
+    for stream in streams:
+        with pytest.raises(errors.CancelledError):
+            list(stream)
+    assert all(item.wait() < 15 for item in closing)
+    assert sorted(plugin.frees) == ["a", "b"]
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), "5", None, True])
+def test_a_drain_that_is_no_number_from_0_on_is_refused_and_nothing_is_closed(engine, make, seconds):
+    handle = engine.load(make("a"))
+    for close in (handle.close, engine.close):
+        with pytest.raises(errors.InvalidParameterError, match="drain"):
+            close(drain=seconds)
+    assert text(handle) == "00"
+
+
+def test_in_asyncio_engine_and_handle_drain_without_blocking_the_loop(plugin, make):
+    async def main():
+        engine = AsyncInferenceEngine(plugins=[("kept", plugin)], memory_budget="1GB")
+        handle = await engine.load(make("a", steps=30, seconds=0.01))
+        reading = asyncio.create_task(handle.run(Request()))
+        while not engine.sync.status().tasks:
+            await asyncio.sleep(0.001)
+        await handle.close(drain=20)
+        assert len((await reading).events) == 30
+        assert plugin.frees == ["a"]
+        other = await engine.load(make("b", steps=30, seconds=0.01))
+        reading = asyncio.create_task(other.run(Request()))
+        while not engine.sync.status().tasks:
+            await asyncio.sleep(0.001)
+        closing = asyncio.create_task(engine.close(drain=20))
+        while not engine.sync._draining:
+            await asyncio.sleep(0.001)
+        with pytest.raises(errors.EngineClosedError, match="is closing"):
+            await other.run(Request())
+        assert len((await reading).events) == 30
+        await closing
+        assert plugin.frees == ["a", "b"]
 
     asyncio.run(asyncio.wait_for(main(), 20))

@@ -96,7 +96,7 @@ class EngineBase:
         self._registry: ModelRegistry | None = None
         self._process = os.getpid()
         self._close_timeout = close_timeout
-        self._closed = False
+        self._closed = self._draining = False
         # Ends the scheduler's thread in order when the interpreter exits or nobody holds the engine.
         self._finalizer = weakref.finalize(
             self, _shut_down, self._scheduler, self._loader, self._pool, close_timeout

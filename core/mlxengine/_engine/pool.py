@@ -31,6 +31,7 @@ log = logging.getLogger("mlxengine.memory")
 
 # A model whose requests crashed so often in a row is loaded afresh for the next one.
 _CRASHES = 3
+_DRAINING = 0.02  # seconds between two looks at whether requests still run
 
 
 @frozen
@@ -156,17 +157,33 @@ class ModelPool:
         """Nobody joins this load any more; with the lock held."""
         self._pending = {key: other for key, other in self._pending.items() if other is not pending}
 
-    def release(self, live: LiveModel) -> None:
-        """One holder less; the last one frees the model."""
+    def release(self, live: LiveModel, drain: float = 0) -> None:
+        """One holder less; the last one frees the model, after ``drain`` seconds if requests run so long."""
         if forked(self._process):
             return
-        with self._lock:
-            live.holders -= 1
-            if live.holders > 0 or live not in self._live:
-                return
-            self._live.discard(live)
-            self._forget(live)
+        deadline = time.monotonic() + drain
+        while True:
+            with self._lock:
+                others = live.holders > 1 or live not in self._live or self._closed
+                if others or not live.tasks or time.monotonic() >= deadline:
+                    live.holders -= 1
+                    if others:
+                        return
+                    self._live.discard(live)
+                    self._forget(live)
+                    break
+            try:
+                time.sleep(_DRAINING)
+            except BaseException:  # Ctrl-C ends the waiting, and nobody could release it later
+                self.release(live)
+                raise
         self._free(live)
+
+    def drain(self, seconds: float, over: Callable[[], bool]) -> None:
+        """Wait until no request runs, so many seconds have gone, or it is ``over``."""
+        deadline = time.monotonic() + seconds
+        while any(live.tasks for live in self.live()) and time.monotonic() < deadline and not over():
+            time.sleep(_DRAINING)
 
     def evict(self, live: LiveModel) -> bool:
         """Take a model out of memory for its holder; whether it is out now, and nothing brings it back."""

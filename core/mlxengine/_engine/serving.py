@@ -47,6 +47,7 @@ class Serving(EngineBase):
         """What is to be loaded; what is wrong with the wish itself is said before anything is done."""
         from ..contract.loading import LoadOptions, check_idle_ttl
 
+        self._refuse_closing()
         only(options, LoadOptions)
         verify = options.get("verify")
         if verify not in (None, "deep"):
@@ -84,10 +85,15 @@ class Serving(EngineBase):
         self._pool.submit(live, task)
         return sink.future, lambda: self._scheduler.cancel(task)
 
-    def _refuse_closed(self, live: LiveModel, closed: bool) -> None:
-        refuse_fork(self._process)
+    def _refuse_closing(self) -> None:
         if self._closed:
             raise EngineClosedError("The engine is closed.")
+        if self._draining:
+            raise EngineClosedError("The engine is closing: what runs may end, and nothing new begins.")
+
+    def _refuse_closed(self, live: LiveModel, closed: bool) -> None:
+        refuse_fork(self._process)
+        self._refuse_closing()
         if closed or live.closed:
             raise ModelClosedError(f"The handle of {live.card.id} is closed.")
 
@@ -159,9 +165,9 @@ class Serving(EngineBase):
             )
         return iterator
 
-    def _release(self, live: LiveModel) -> None:
+    def _release(self, live: LiveModel, drain: float = 0) -> None:
         if not self._closed:
-            self._pool.release(live)
+            self._pool.release(live, drain)
 
 
 __all__ = ["Serving"]

@@ -53,4 +53,18 @@ def check_idle_ttl(seconds: float | None) -> None:
         )
 
 
-__all__ = ["EngineOptions", "LoadOptions", "check_idle_ttl"]
+def check_drain(seconds: float) -> None:
+    """Whether closing can let requests go on for so long.
+
+    Raises:
+        InvalidParameterError: it is no number from 0 on.
+    """
+    usable = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0
+    if not usable:
+        raise InvalidParameterError(
+            f"drain={seconds!r} must be a number of seconds from 0 on.",
+            hint="0 ends requests at once; math.inf waits until the last one has ended by itself.",
+        )
+
+
+__all__ = ["EngineOptions", "LoadOptions", "check_drain", "check_idle_ttl"]

@@ -1,5 +1,7 @@
-"""How long a model stays: its own idle time, out at once with its handles kept, closing with a drain."""
+"""How long a model stays: its own idle time, out at once with its handles kept, closing with a drain,
+and what is being loaded."""
 
+import argparse
 import asyncio
 import json
 import math
@@ -15,11 +17,14 @@ from mlxengine import (
     InferenceEngine,
     Loaded,
     MemoryEstimate,
+    Progress,
     Request,
     TextDelta,
     errors,
     hookimpl,
 )
+from mlxengine.cli import ps
+from mlxengine.cli._output import Output
 
 MB = 10**6
 SETUP = Request(features=(), priority=7)
@@ -29,7 +34,7 @@ class Kept:
     """Serves folders whose config says how a model behaves; a request of priority 7 sets something up."""
 
     def __init__(self):
-        self.loads, self.frees, self.set_up = [], [], []
+        self.loads, self.frees, self.parts = [], [], 0
 
     @hookimpl
     def claim_model(self, card):
@@ -43,6 +48,9 @@ class Kept:
         name = context.path.name
         self.loads.append(name)
         model = {**card.config, "setup": []}
+        for done in range(card.config.get("parts", 0)):
+            context.report(Progress(stage="unpack", done=done, total=4, unit="parts"))
+            wait_for(lambda done=done: done < self.parts or context.cancelled())
         return Loaded(
             model=model,
             warm=iter([None] * card.config.get("slices", 1)),
@@ -350,3 +358,66 @@ def test_in_asyncio_engine_and_handle_drain_without_blocking_the_loop(plugin, ma
         assert plugin.frees == ["a", "b"]
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+# -- loads under way -----------------------------------------------------------------------------------
+
+
+def told(capsys, *, as_json=True):
+    ps.run(argparse.Namespace(), Output(json=as_json))
+    shown = capsys.readouterr().out
+    return json.loads(shown)["engines"] if as_json else shown
+
+
+def test_loads_are_listed_with_their_progress_here_and_to_other_processes(engine, plugin, make, capsys):
+    assert engine.loads == ()
+    folder = make("a", parts=2)
+    loading = Closing(lambda: engine.load(folder))
+    wait_for(lambda: engine.loads and (said := engine.loads[0].progress) and said.stage == "unpack")
+    plugin.parts = 1
+    wait_for(lambda: engine.loads[0].progress == Progress(stage="unpack", done=1, total=4, unit="parts"))
+    [load] = engine.loads
+    assert load.id == str(folder)
+    assert 0 < load.seconds < 10
+    wait_for(lambda: any(item["done"] == 1 for entry in told(capsys) for item in entry["loads"]))
+    [entry] = told(capsys)
+    seconds = entry["loads"][0].pop("seconds")
+    assert 0 <= seconds < 30
+    assert entry["loads"] == [{"id": str(folder), "stage": "unpack", "done": 1, "total": 4, "unit": "parts"}]
+    assert f"{folder}  loading: unpack 25%, " in told(capsys, as_json=False)
+    plugin.parts = 2
+    loading.wait()
+    assert engine.loads == ()
+    wait_for(lambda: told(capsys) and not told(capsys)[0]["loads"])
+
+
+def test_a_model_that_is_brought_back_is_listed_too(engine, plugin, make):
+    plugin.parts = 1
+    handle = engine.load(make("a", parts=1))
+    handle.evict()
+    plugin.parts = 0
+    stream = handle.stream(Request())
+    wait_for(lambda: engine.loads and (said := engine.loads[0].progress) and said.stage == "unpack")
+    assert engine.loads[0].id == handle.id
+    plugin.parts = 1
+    assert len(list(stream)) == 3
+    assert engine.loads == ()
+
+
+def test_a_load_that_fails_or_is_cut_off_by_closing_is_listed_no_more(engine, plugin, make, capsys):
+    with pytest.raises(errors.InsufficientMemoryError):
+        engine.load(make("big", megabytes=2000))
+    assert engine.loads == ()
+
+    folder = make("a", parts=1)
+
+    def load():
+        with pytest.raises(errors.CancelledError):
+            engine.load(folder)
+
+    loading = Closing(load)
+    wait_for(lambda: str(folder) in told(capsys, as_json=False))
+    engine.close()
+    loading.wait()
+    assert engine.loads == ()
+    assert told(capsys) == []

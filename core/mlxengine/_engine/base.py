@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..contract.kinds import Kind
     from ..contract.loading import EngineOptions
     from ..health import Health
-    from ..memory import MemoryReport
+    from ..memory import LoadUnderWay, MemoryReport
     from ..metrics import ModelMetrics
     from ..registry import ModelRegistry
 
@@ -137,6 +137,11 @@ class EngineBase:
     def models(self) -> tuple[ModelCard, ...]:
         """The cards of the models that are loaded now."""
         return tuple(live.card for live in self._pool.live())
+
+    @property
+    def loads(self) -> tuple[LoadUnderWay, ...]:
+        """The models that are being loaded now, with their progress; never waits."""
+        return self._pool.under_way()
 
     @property
     def mock(self) -> bool:

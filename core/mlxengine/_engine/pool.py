@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from .statistics import Statistics
 if TYPE_CHECKING:
     from ..contract.configuration import ModelConfiguration
     from ..health import Health
-    from ..memory import MemoryReport
+    from ..memory import LoadUnderWay, MemoryReport
 
 log = logging.getLogger("mlxengine.memory")
 
@@ -66,14 +67,42 @@ class ModelPool:
         self._live: set[LiveModel] = set()
         self._pending: dict[LoadKey, PendingLoad] = {}
         self._waiting: dict[LiveModel, list[Task]] = {}
+        self._loads: list[PendingLoad] = []
         self._closed = False
-        self._caretaker = Caretaker(self.ledger, self.live, loader.shortage)
+        self._caretaker = Caretaker(self.ledger, self.live, self.loads, loader.shortage)
         self._cared_for = False
 
     def live(self) -> tuple[LiveModel, ...]:
         """The models that are loaded now."""
         with self._lock:
             return tuple(self._live)
+
+    def loads(self) -> tuple[PendingLoad, ...]:
+        """The loads that are under way, those of evicted models too."""
+        with self._lock:
+            return tuple(self._loads)
+
+    def under_way(self) -> tuple[LoadUnderWay, ...]:
+        """The same, for people."""
+        from ..memory import LoadUnderWay
+
+        now = time.monotonic()
+        return tuple(
+            LoadUnderWay(id=load.id, seconds=now - load.began, progress=load.progress)
+            for load in self.loads()
+        )
+
+    @contextmanager
+    def _listed(self, pending: PendingLoad) -> Iterator[None]:
+        pending.reports.append(lambda _: self.changed())
+        with self._lock:
+            self._loads.append(pending)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._loads.remove(pending)
+            self.changed()
 
     def start(self, key: LoadKey, report: Report | None) -> PendingLoad:
         """Begin a load, or join one; the caller waits for its future, or calls `give_up`.
@@ -90,7 +119,7 @@ class ModelPool:
                 self._cared_for = True
             pending = self._pending.get(key)
             if pending is None:
-                pending = PendingLoad()
+                pending = PendingLoad(id=key.configuration.id)
                 live = self._by_configuration.get(key.configuration)
                 if (
                     live is not None
@@ -118,7 +147,8 @@ class ModelPool:
 
     def _load(self, key: LoadKey, pending: PendingLoad) -> None:
         try:
-            live = self._loader.load(key.configuration, key.handle, key.verify, pending)
+            with self._listed(pending):
+                live = self._loader.load(key.configuration, key.handle, key.verify, pending)
         except BaseException as error:
             with self._lock:
                 self._drop(pending)
@@ -253,7 +283,9 @@ class ModelPool:
     def _revive(self, live: LiveModel) -> None:
         error: BaseException | None = None
         try:
-            self._loader.bring_in(live, PendingLoad())
+            pending = PendingLoad(id=live.card.id)
+            with self._listed(pending):
+                self._loader.bring_in(live, pending)
             if live.closed:
                 self._free(live)
         except BaseException as problem:

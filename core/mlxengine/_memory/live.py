@@ -15,7 +15,7 @@ from attrs import define, evolve, field
 
 from .._scheduling.task import Task
 from .._scheduling.threads import collect
-from ..contract.events import Event
+from ..contract.events import Event, Progress
 from ..contract.features import Explanation, Feature, Features
 from ..contract.hookspecs import Claim, Loaded, MemoryEstimate, ModelState
 from ..contract.plugins import PluginRecord
@@ -139,8 +139,13 @@ class PendingLoad:
     waiters: int = 0
     counted: bool = False
     reports: list[Report] = field(factory=list)
+    id: str
+    began: float = field(factory=time.monotonic)
+    progress: Progress | None = None
 
     def report(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self.progress = event
         for report in list(self.reports):
             try:
                 report(event)

@@ -186,8 +186,8 @@ class ModelHandle(_Handle):
         """Give the model up. It is freed when no other handle holds it. May be called twice.
 
         Args:
-            drain: seconds that the model's requests may go on if nobody else holds it; ``math.inf`` waits for
-                all. This handle takes no new ones: they get `ModelClosedError`.
+            drain: seconds that the model's requests may go on before; ``math.inf`` waits for all that run
+                now. This handle takes no new ones: they get `ModelClosedError`.
 
         Raises:
             InvalidParameterError: ``drain`` is no number from 0 on.
@@ -244,8 +244,8 @@ class AsyncModelHandle(_Handle):
         """Give the model up. It is freed when no other handle holds it. May be called twice.
 
         Args:
-            drain: seconds that the model's requests may go on if nobody else holds it; ``math.inf`` waits for
-                all. This handle takes no new ones: they get `ModelClosedError`.
+            drain: seconds that the model's requests may go on before; ``math.inf`` waits for all that run
+                now. This handle takes no new ones: they get `ModelClosedError`.
 
         Raises:
             InvalidParameterError: ``drain`` is no number from 0 on.

@@ -5,6 +5,7 @@ import argparse
 import asyncio
 import json
 import math
+import random
 import threading
 import time
 
@@ -53,7 +54,7 @@ class Kept:
             wait_for(lambda done=done: done < self.parts or context.cancelled())
         return Loaded(
             model=model,
-            warm=iter([None] * card.config.get("slices", 1)),
+            warm=(time.sleep(0.002) for _ in range(card.config.get("slices", 1))),
             close=lambda: self.frees.append(name),
             setup=lambda: model["setup"],
         )
@@ -179,6 +180,21 @@ def test_what_is_busy_pinned_or_kept_is_not_evicted_on_demand(engine, plugin, ma
     assert handle.evict() is True
 
 
+def test_a_model_that_is_being_brought_back_is_not_evicted_though_who_asked_has_given_up(
+    engine, plugin, make
+):
+    handle = engine.load(make("a", slices=100))
+    handle.evict()
+    given_up = handle.stream(Request())
+    wait_for(lambda: handle._live.loaded is not None)
+    given_up.close()
+    wait_for(lambda: not handle._live.tasks, seconds=1)
+    assert handle.evict() is False
+    waiting = handle.stream(Request())
+    assert len(list(waiting)) == 3
+    assert plugin.frees == ["a"]
+
+
 def test_a_closed_handle_or_engine_evicts_nothing_and_says_so(engine, plugin, make):
     folder = make("a")
     first, second = engine.load(folder), engine.load(folder)
@@ -266,6 +282,18 @@ def test_of_two_handles_that_drain_at_once_the_last_one_waits_and_no_request_is_
     closing = [Closing(lambda handle=handle: handle.close(drain=20)) for handle in handles]
     assert [len(list(stream)) for stream in streams] == [40, 40]
     assert max(item.wait() for item in closing) > 0.1
+    assert plugin.frees == ["a"]
+
+
+def test_what_a_handle_drains_is_not_cut_by_another_that_just_closes(engine, plugin, make):
+    folder = make("a", steps=40, seconds=0.01)
+    first, second = engine.load(folder), engine.load(folder)
+    stream = started(first)
+    closing = Closing(lambda: first.close(drain=20))
+    wait_for(lambda: first.closed)
+    second.close()
+    assert len(list(stream)) == 40
+    closing.wait()
     assert plugin.frees == ["a"]
 
 
@@ -421,3 +449,70 @@ def test_a_load_that_fails_or_is_cut_off_by_closing_is_listed_no_more(engine, pl
     loading.wait()
     assert engine.loads == ()
     assert told(capsys) == []
+
+
+# -- everything at once --------------------------------------------------------------------------------
+
+
+def test_loads_evictions_closes_and_requests_from_threads_and_asyncio_race_without_a_loss(plugin, make):
+    folders = [make(f"m{number}", megabytes=300, slices=3) for number in range(5)]
+    whole, refused, surprises = [], [], []
+
+    def note(error):
+        (refused if type(error) is errors.InsufficientMemoryError else surprises).append(error)
+
+    async def in_asyncio(engine, seed):
+        chance = random.Random(seed)
+        for _ in range(25):
+            try:
+                async with await engine.load(chance.choice(folders)) as handle:
+                    running = asyncio.create_task(handle.run(Request()))
+                    if chance.random() < 0.4:
+                        await asyncio.sleep(chance.random() * 0.01)
+                        running.cancel()
+                    await handle.evict()
+                    whole.append(len((await running).events))
+            except asyncio.CancelledError:
+                continue
+            except BaseException as error:
+                note(error)
+
+    def in_a_thread(engine, seed):
+        chance = random.Random(seed)
+        for _ in range(25):
+            try:
+                handle = engine.load(chance.choice(folders), idle_ttl=chance.choice([0.01, None]))
+            except BaseException as error:
+                note(error)
+                continue
+            try:
+                stream = handle.stream(Request())
+                if chance.random() < 0.3:
+                    stream.close()
+                    handle.evict()
+                    whole.append(len(text(handle)))
+                elif chance.random() < 0.5:
+                    handle.close(drain=5)
+                    whole.append(len(list(stream)) - 1)
+                else:
+                    handle.evict()
+                    whole.append(len(list(stream)) - 1)
+            except BaseException as error:
+                note(error)
+            handle.close()
+
+    async def main():
+        async with AsyncInferenceEngine(plugins=[("kept", plugin)], memory_budget="1GB") as engine:
+            await asyncio.gather(
+                *(asyncio.to_thread(in_a_thread, engine.sync, seed) for seed in range(4)),
+                *(in_asyncio(engine, seed) for seed in range(4, 8)),
+            )
+            assert (engine.sync.models, engine.sync.loads) == ((), ())
+            assert (await engine.memory()).reserved == 0
+            assert not engine.sync.status().tasks
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert surprises == []
+    assert set(whole) == {2}, "a request gave a part of its answer"
+    assert len(whole) > 40
+    assert sorted(plugin.loads) == sorted(plugin.frees)

@@ -188,25 +188,26 @@ class ModelPool:
         self._pending = {key: other for key, other in self._pending.items() if other is not pending}
 
     def release(self, live: LiveModel, drain: float = 0) -> None:
-        """One holder less; the last one frees the model, after ``drain`` seconds if requests run so long."""
+        """One holder less, once what runs now has ended or ``drain`` seconds are over; the last frees it."""
         if forked(self._process):
             return
         deadline = time.monotonic() + drain
-        while True:
-            with self._lock:
-                others = live.holders > 1 or live not in self._live or self._closed
-                if others or not live.tasks or time.monotonic() >= deadline:
-                    live.holders -= 1
-                    if others:
-                        return
-                    self._live.discard(live)
-                    self._forget(live)
+        running = list(live.tasks) if drain else []
+        try:
+            while any(task in live.tasks for task in running) and time.monotonic() < deadline:
+                if self._closed or live.closed:
                     break
-            try:
                 time.sleep(_DRAINING)
-            except BaseException:  # Ctrl-C ends the waiting, and nobody could release it later
-                self.release(live)
-                raise
+        finally:  # after Ctrl-C too: nobody could release it later
+            self._let_go(live)
+
+    def _let_go(self, live: LiveModel) -> None:
+        with self._lock:
+            live.holders -= 1
+            if live.holders > 0 or live not in self._live or self._closed:
+                return
+            self._live.discard(live)
+            self._forget(live)
         self._free(live)
 
     def drain(self, seconds: float, over: Callable[[], bool]) -> None:
@@ -219,7 +220,7 @@ class ModelPool:
         """Take a model out of memory for its holder; whether it is out now, and nothing brings it back."""
         self.ledger.evict(live, "because its holder asked for it")
         self.changed()
-        return live.evicted and not live.tasks
+        return live.evicted and not (live.tasks or live.returning)
 
     def stop(self, live: LiveModel) -> None:
         """Free a model whoever holds it; its requests end with `CancelledError`, its handles are closed."""
@@ -267,7 +268,7 @@ class ModelPool:
                 except InsufficientMemoryError:
                     live.tasks.discard(task)
                     raise
-                self._waiting[live] = [task]
+                self._waiting[live], live.returning = [task], True
                 return
         self._scheduler.submit(task)
 
@@ -291,7 +292,7 @@ class ModelPool:
         except BaseException as problem:
             error = problem
         with self._lock:
-            tasks = self._waiting.pop(live)
+            tasks, live.returning = self._waiting.pop(live), False
         for task in tasks:
             if error is not None:
                 task.finish(error)

@@ -39,7 +39,8 @@ class LiveModel:
     in use. ``loaded`` is ``None`` before it is loaded and while it is evicted; its next request loads it
     again, and ``setup`` brings it to where requests had brought it, or says why that cannot be done.
     Sizes are in bytes, ``last_used`` is a ``time.monotonic`` reading, ``idle_ttl`` the seconds after it that
-    the model stays in memory (``None``: for ever).
+    the model stays in memory (``None``: for ever). While it is ``returning`` to memory it stays, even if the
+    request that needed it was given up: others may wait by then.
     """
 
     card: ModelCard
@@ -62,6 +63,7 @@ class LiveModel:
     inhibitors: dict[str, int] = field(factory=dict)
     last_used: float = field(factory=time.monotonic)
     idle_ttl: float | None = None
+    returning: bool = False
 
     @property
     def features(self) -> Features:
@@ -113,7 +115,8 @@ class LiveModel:
     @property
     def idle(self) -> bool:
         """Whether the model may be evicted."""
-        return not (self.running or self.pinned or self.inhibitors or self.evicted or self.closed)
+        busy = self.running or self.returning
+        return not (busy or self.pinned or self.inhibitors or self.evicted or self.closed)
 
     @property
     def why_kept(self) -> str:

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from .health import Health as Health
     from .health import HealthState as HealthState
     from .memory import Eviction as Eviction
+    from .memory import LoadUnderWay as LoadUnderWay
     from .memory import MemoryReport as MemoryReport
     from .memory import ModelMemory as ModelMemory
     from .metrics import EngineCollector as EngineCollector
@@ -153,7 +154,7 @@ _HOMES = {
     "errors": "MLXEngineError MisuseError",
     "handle": "AsyncModelHandle ModelHandle Result",
     "health": "Health HealthState",
-    "memory": "Eviction MemoryReport ModelMemory",
+    "memory": "Eviction LoadUnderWay MemoryReport ModelMemory",
     "metrics": "EngineCollector Histogram ModelMetrics openmetrics",
     "pictures.handle": "AsyncImageHandle ImageHandle Picture",
     "pictures.outputs": "ImagePreview ImageReady",

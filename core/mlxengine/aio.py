@@ -46,7 +46,9 @@ class AsyncInferenceEngine:
 
         Cancelling the task cancels the load.
         """
-        found: AsyncModelHandle = self.sync._handle(await self._load(None, model, options), "async_handle")
+        found: AsyncModelHandle = self.sync._handle(
+            await self._load(None, model, options), options, "async_handle"
+        )
         return found
 
     async def load_as(
@@ -57,7 +59,7 @@ class AsyncInferenceEngine:
         Raises:
             InvalidParameterError: the model is of a kind that has another one, found before it is fetched.
         """
-        found = self.sync._handle(await self._load(handle, model, options), "async_handle")
+        found = self.sync._handle(await self._load(handle, model, options), options, "async_handle")
         assert isinstance(found, handle)
         return found
 
@@ -75,7 +77,7 @@ class AsyncInferenceEngine:
         except BaseException:
             self.sync._release(live)
             raise
-        found: AsyncModelHandle = self.sync._handle(live, "async_handle")
+        found: AsyncModelHandle = self.sync._handle(live, options, "async_handle")
         return found
 
     async def load_text(
@@ -187,13 +189,18 @@ class AsyncInferenceEngine:
 
     # -- closing -------------------------------------------------------------------------------------
 
-    async def close(self) -> None:
+    async def close(self, drain: float = 0) -> None:
         """Cancel every request and load, free every model, end every thread. May be called twice.
 
+        Args:
+            drain: seconds that requests may go on before; ``math.inf`` waits for all. New requests and loads
+                get `EngineClosedError` meanwhile, and ``close()`` from elsewhere ends the waiting.
+
         Raises:
+            InvalidParameterError: ``drain`` is no number from 0 on.
             PluginContractError: a plugin's step has not returned within ``close_timeout`` seconds.
         """
-        await asyncio.to_thread(self.sync.close)
+        await asyncio.to_thread(self.sync.close, drain)
 
     async def __aenter__(self) -> Self:
         return self

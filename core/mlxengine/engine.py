@@ -12,6 +12,7 @@ from ._engine.serving import Serving
 from ._memory.live import LiveModel
 from ._scheduling.faults import running, stuck
 from ._scheduling.threads import forked
+from .contract.loading import check_drain
 from .errors import MLXEngineError
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class InferenceEngine(Serving):
             default (``HF_ENDPOINT``, ``HF_HOME``, the stored token, ``HF_HUB_OFFLINE``).
         memory_budget: what all models may take together, in bytes or as ``"8GB"``; ``None`` is what the
             device recommends. What does not fit is refused, idle models are evicted to make room.
-        idle_ttl: seconds after its last request that a model is evicted; ``None`` keeps it. The next
-            request of an evicted model loads it again.
+        idle_ttl: seconds after its last request that a model is evicted, unless its load says otherwise;
+            ``None`` keeps it. The next request of an evicted model loads it again.
         queue_size: events that may wait for one reader before its request pauses (64).
         step_budget_ms: how long one step of a request should take at most (100); what cannot be cut
             (a denoising step) may take longer.
@@ -69,6 +70,8 @@ class InferenceEngine(Serving):
             warm_up: run what serving will run for the first time, where the plugin offers that: on a device
                 that compiles for each new size (CUDA) the first users do not wait for it then. Requests of
                 this model and others go on meanwhile.
+            idle_ttl: the engine's ``idle_ttl`` for this model; ``None`` keeps it. It counts for all who share
+                the model, and a handle can change it.
             on_progress: called with events of the download and the load, on another thread. If it raises,
                 that is logged and it is not called again; the load goes on.
 
@@ -76,7 +79,7 @@ class InferenceEngine(Serving):
             ConfigurationError, ResolutionError, DownloadError, PluginError, LoadError: as they say.
             EngineClosedError: the engine was closed.
         """
-        found: ModelHandle = self._handle(self._load(None, model, options))
+        found: ModelHandle = self._handle(self._load(None, model, options), options)
         return found
 
     def load_as(
@@ -87,7 +90,7 @@ class InferenceEngine(Serving):
         Raises:
             InvalidParameterError: the model is of a kind that has another one, found before it is fetched.
         """
-        found = self._handle(self._load(handle, model, options))
+        found = self._handle(self._load(handle, model, options), options)
         assert isinstance(found, handle)
         return found
 
@@ -103,7 +106,7 @@ class InferenceEngine(Serving):
         except BaseException:
             self._release(live)
             raise
-        found: ModelHandle = self._handle(live)
+        found: ModelHandle = self._handle(live, options)
         return found
 
     def load_text(self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]) -> TextHandle:
@@ -152,13 +155,22 @@ class InferenceEngine(Serving):
 
     # -- closing -------------------------------------------------------------------------------------
 
-    def close(self) -> None:
+    def close(self, drain: float = 0) -> None:
         """Cancel every request and load, free every model, end every thread. May be called twice.
 
+        Args:
+            drain: seconds that requests may go on before; ``math.inf`` waits for all. New requests and loads
+                get `EngineClosedError` meanwhile, and ``close()`` from elsewhere ends the waiting.
+
         Raises:
+            InvalidParameterError: ``drain`` is no number from 0 on.
             PluginContractError: a plugin's step has not returned within ``close_timeout`` seconds; whoever
                 waited for anything got the same error, and its thread is left behind.
         """
+        check_drain(drain)
+        if drain and not self._closed and not forked(self._process):
+            self._draining = True
+            self._pool.drain(drain, lambda: self._closed)
         if self._closed:
             return
         self._closed = True

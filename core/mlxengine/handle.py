@@ -12,6 +12,7 @@ from attrs import frozen
 from .contract.configuration import ModelCard, ModelConfiguration
 from .contract.events import Event, Finished, Metrics, Usage
 from .contract.features import Explanation, Feature
+from .contract.loading import check_drain, check_idle_ttl
 from .contract.requests import Request
 from .streams import AsyncEventStream, EventStream
 
@@ -98,6 +99,23 @@ class _Handle:
         self._live.pinned = on
         self._engine._pool.changed()
 
+    @property
+    def idle_ttl(self) -> float | None:
+        """Seconds after its last request that the model is evicted; ``None``: it stays. It may be set.
+
+        All handles of the model share it.
+
+        Raises:
+            InvalidParameterError: set to what is no positive number.
+        """
+        return self._live.idle_ttl
+
+    @idle_ttl.setter
+    def idle_ttl(self, seconds: float | None) -> None:
+        check_idle_ttl(seconds)
+        self._live.idle_ttl = seconds
+        self._engine._pool.changed()
+
     @contextmanager
     def keep(self, name: str) -> Iterator[None]:
         """Keep the model in memory while the block runs; ``name`` tells others why it cannot go."""
@@ -120,10 +138,10 @@ class _Handle:
         """
         return self._live.explain(feature)
 
-    def _release(self) -> None:
+    def _release(self, drain: float = 0) -> None:
         if not self._closed:
             self._closed = True
-            self._engine._release(self._live)
+            self._engine._release(self._live, drain)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -153,9 +171,29 @@ class ModelHandle(_Handle):
         """
         return Result.of(self.stream(request))
 
-    def close(self) -> None:
-        """Give the model up. It is freed when no other handle holds it. May be called twice."""
-        self._release()
+    def evict(self) -> bool:
+        """Take the model out of memory now; the handle stays, and its next request loads the model again.
+
+        Returns:
+            Whether it is out. A model that is pinned, kept, or has requests of anybody stays.
+
+        Raises:
+            ModelClosedError, EngineClosedError: the handle or its engine was closed.
+        """
+        return self._engine._evict(self._live, self._closed)
+
+    def close(self, drain: float = 0) -> None:
+        """Give the model up. It is freed when no other handle holds it. May be called twice.
+
+        Args:
+            drain: seconds that the model's requests may go on before; ``math.inf`` waits for all that run
+                now. This handle takes no new ones: they get `ModelClosedError`.
+
+        Raises:
+            InvalidParameterError: ``drain`` is no number from 0 on.
+        """
+        check_drain(drain)
+        self._release(drain)
 
     def __enter__(self) -> Self:
         return self
@@ -189,9 +227,36 @@ class AsyncModelHandle(_Handle):
         """
         return Result.of([event async for event in self.stream(request)])
 
-    async def close(self) -> None:
-        """Give the model up. It is freed when no other handle holds it. May be called twice."""
-        self._release()
+    async def evict(self) -> bool:
+        """Take the model out of memory now; the handle stays, and its next request loads the model again.
+
+        Returns:
+            Whether it is out. A model that is pinned, kept, or has requests of anybody stays.
+
+        Raises:
+            ModelClosedError, EngineClosedError: the handle or its engine was closed.
+        """
+        import asyncio
+
+        return await asyncio.to_thread(self._engine._evict, self._live, self._closed)
+
+    async def close(self, drain: float = 0) -> None:
+        """Give the model up. It is freed when no other handle holds it. May be called twice.
+
+        Args:
+            drain: seconds that the model's requests may go on before; ``math.inf`` waits for all that run
+                now. This handle takes no new ones: they get `ModelClosedError`.
+
+        Raises:
+            InvalidParameterError: ``drain`` is no number from 0 on.
+        """
+        import asyncio
+
+        check_drain(drain)
+        if drain:
+            await asyncio.to_thread(self._release, drain)
+        else:
+            self._release()
 
     async def __aenter__(self) -> Self:
         return self

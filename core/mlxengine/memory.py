@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from .contract.events import Progress
+
 
 @frozen(kw_only=True)
 class ModelMemory:
@@ -93,4 +95,19 @@ class MemoryReport:
         return sum(item.caches for item in self.models)
 
 
-__all__ = ["Eviction", "MemoryReport", "ModelMemory"]
+@frozen(kw_only=True)
+class LoadUnderWay:
+    """A model that is being loaded, or brought back for a request after an eviction.
+
+    Args:
+        id: which model, as it was asked for.
+        seconds: since the load began.
+        progress: what was heard last: the stage, and how far it is. ``None``: nothing yet.
+    """
+
+    id: str
+    seconds: float
+    progress: Progress | None
+
+
+__all__ = ["Eviction", "LoadUnderWay", "MemoryReport", "ModelMemory"]

@@ -42,8 +42,8 @@ each_pair = pytest.mark.parametrize(("plain", "twin"), TWINS.items(), ids=lambda
 # What only one of the two has, and why.
 ALONE: dict[type, str] = {
     # These never wait: `AsyncInferenceEngine.sync` has them.
-    InferenceEngine: "plugins features kinds registry device models mock closed register status metrics "
-    "health",
+    InferenceEngine: "plugins features kinds registry device models loads mock closed register status "
+    "metrics health",
     AsyncInferenceEngine: "sync",
     # asyncio's own name for giving up an iterator, which `contextlib.aclosing` calls.
     EventStream: "close",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..contract.kinds import Kind
     from ..contract.loading import EngineOptions
     from ..health import Health
-    from ..memory import MemoryReport
+    from ..memory import LoadUnderWay, MemoryReport
     from ..metrics import ModelMetrics
     from ..registry import ModelRegistry
 
@@ -50,7 +50,7 @@ class EngineBase:
         from .. import _hub
         from .._config import feature_layers, load_settings
         from ..contract._convert import only
-        from ..contract.loading import EngineOptions
+        from ..contract.loading import EngineOptions, check_idle_ttl
 
         only(options, EngineOptions)
         backend, idle_ttl = options.get("backend", "mlx"), options.get("idle_ttl")
@@ -62,8 +62,7 @@ class EngineBase:
             raise InvalidParameterError(
                 f"close_timeout={close_timeout!r} must be a positive number of seconds."
             )
-        if idle_ttl is not None and not idle_ttl > 0:
-            raise InvalidParameterError(f"idle_ttl={idle_ttl!r} must be a positive number of seconds.")
+        check_idle_ttl(idle_ttl)
         if backend not in ("mlx", "mock"):
             raise InvalidParameterError(f"backend={backend!r} is not known.", hint='Write "mlx" or "mock".')
         self._settings = settings = load_settings()
@@ -97,7 +96,7 @@ class EngineBase:
         self._registry: ModelRegistry | None = None
         self._process = os.getpid()
         self._close_timeout = close_timeout
-        self._closed = False
+        self._closed = self._draining = False
         # Ends the scheduler's thread in order when the interpreter exits or nobody holds the engine.
         self._finalizer = weakref.finalize(
             self, _shut_down, self._scheduler, self._loader, self._pool, close_timeout
@@ -138,6 +137,11 @@ class EngineBase:
     def models(self) -> tuple[ModelCard, ...]:
         """The cards of the models that are loaded now."""
         return tuple(live.card for live in self._pool.live())
+
+    @property
+    def loads(self) -> tuple[LoadUnderWay, ...]:
+        """The models that are being loaded now, with their progress; never waits."""
+        return self._pool.under_way()
 
     @property
     def mock(self) -> bool:

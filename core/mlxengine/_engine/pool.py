@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,12 +33,13 @@ from .statistics import Statistics
 if TYPE_CHECKING:
     from ..contract.configuration import ModelConfiguration
     from ..health import Health
-    from ..memory import MemoryReport, ModelMemory
+    from ..memory import LoadUnderWay, MemoryReport, ModelMemory
 
 log = logging.getLogger("mlxengine.memory")
 
 # A model whose requests crashed so often in a row is loaded afresh for the next one.
 _CRASHES = 3
+_DRAINING = 0.02  # seconds between two looks at whether requests still run
 
 
 @frozen
@@ -55,12 +57,14 @@ class ModelPool:
     Args:
         loader: does the loading, on threads of this pool.
         scheduler: runs requests.
-        idle_ttl: seconds after its last request that a model stays in memory; ``None``: for ever.
+        idle_ttl: seconds after its last request that a model stays in memory unless its load says otherwise;
+            ``None``: for ever.
     """
 
     def __init__(self, loader: Loader, scheduler: Scheduler, idle_ttl: float | None = None) -> None:
         self._loader = loader
         self._scheduler = scheduler
+        self._idle_ttl = idle_ttl
         self._process = os.getpid()
         self.ledger = loader.ledger
         self.outcomes = Outcomes()
@@ -70,14 +74,42 @@ class ModelPool:
         self._live: set[LiveModel] = set()
         self._pending: dict[LoadKey, PendingLoad] = {}
         self._waiting: dict[LiveModel, list[Task]] = {}
+        self._loads: list[PendingLoad] = []
         self._closed = False
-        self._caretaker = Caretaker(self.ledger, self.live, idle_ttl, loader.shortage)
+        self._caretaker = Caretaker(self.ledger, self.live, self.loads, loader.shortage)
         self._cared_for = False
 
     def live(self) -> tuple[LiveModel, ...]:
         """The models that are loaded now."""
         with self._lock:
             return tuple(self._live)
+
+    def loads(self) -> tuple[PendingLoad, ...]:
+        """The loads that are under way, those of evicted models too."""
+        with self._lock:
+            return tuple(self._loads)
+
+    def under_way(self) -> tuple[LoadUnderWay, ...]:
+        """The same, for people."""
+        from ..memory import LoadUnderWay
+
+        now = time.monotonic()
+        return tuple(
+            LoadUnderWay(id=load.id, seconds=now - load.began, progress=load.progress)
+            for load in self.loads()
+        )
+
+    @contextmanager
+    def _listed(self, pending: PendingLoad) -> Iterator[None]:
+        pending.reports.append(lambda _: self.changed())
+        with self._lock:
+            self._loads.append(pending)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._loads.remove(pending)
+            self.changed()
 
     def start(self, key: LoadKey, report: Report | None) -> PendingLoad:
         """Begin a load, or join one; the caller waits for its future, or calls `give_up`.
@@ -94,7 +126,7 @@ class ModelPool:
                 self._cared_for = True
             pending = self._pending.get(key)
             if pending is None:
-                pending = PendingLoad()
+                pending = PendingLoad(id=key.configuration.id)
                 live = self._by_configuration.get(key.configuration)
                 if (
                     live is not None
@@ -122,12 +154,14 @@ class ModelPool:
 
     def _load(self, key: LoadKey, pending: PendingLoad) -> None:
         try:
-            live = self._loader.load(key.configuration, key.handle, key.verify, pending)
+            with self._listed(pending):
+                live = self._loader.load(key.configuration, key.handle, key.verify, pending)
         except BaseException as error:
             with self._lock:
                 self._drop(pending)
             pending.end(error)
             return
+        live.idle_ttl = self._idle_ttl
         with self._lock:
             self._drop(pending)
             keep = pending.waiters > 0 and not self._closed
@@ -160,17 +194,40 @@ class ModelPool:
         """Nobody joins this load any more; with the lock held."""
         self._pending = {key: other for key, other in self._pending.items() if other is not pending}
 
-    def release(self, live: LiveModel) -> None:
-        """One holder less; the last one frees the model."""
+    def release(self, live: LiveModel, drain: float = 0) -> None:
+        """One holder less, once what runs now has ended or ``drain`` seconds are over; the last frees it."""
         if forked(self._process):
             return
+        deadline = time.monotonic() + drain
+        running = list(live.tasks) if drain else []
+        try:
+            while any(task in live.tasks for task in running) and time.monotonic() < deadline:
+                if self._closed or live.closed:
+                    break
+                time.sleep(_DRAINING)
+        finally:  # after Ctrl-C too: nobody could release it later
+            self._let_go(live)
+
+    def _let_go(self, live: LiveModel) -> None:
         with self._lock:
             live.holders -= 1
-            if live.holders > 0 or live not in self._live:
+            if live.holders > 0 or live not in self._live or self._closed:
                 return
             self._live.discard(live)
             self._forget(live)
         self._free(live)
+
+    def drain(self, seconds: float, over: Callable[[], bool]) -> None:
+        """Wait until no request runs, so many seconds have gone, or it is ``over``."""
+        deadline = time.monotonic() + seconds
+        while any(live.tasks for live in self.live()) and time.monotonic() < deadline and not over():
+            time.sleep(_DRAINING)
+
+    def evict(self, live: LiveModel) -> bool:
+        """Take a model out of memory for its holder; whether it is out now, and nothing brings it back."""
+        self.ledger.evict(live, "because its holder asked for it")
+        self.changed()
+        return live.evicted and not (live.tasks or live.returning)
 
     def stop(self, live: LiveModel) -> None:
         """Free a model whoever holds it; its requests end with `CancelledError`, its handles are closed."""
@@ -226,7 +283,7 @@ class ModelPool:
                 except InsufficientMemoryError:
                     live.tasks.discard(task)
                     raise
-                self._waiting[live] = [task]
+                self._waiting[live], live.returning = [task], True
                 return
         self._scheduler.submit(task)
 
@@ -242,13 +299,15 @@ class ModelPool:
     def _revive(self, live: LiveModel) -> None:
         error: BaseException | None = None
         try:
-            self._loader.bring_in(live, PendingLoad())
+            pending = PendingLoad(id=live.card.id)
+            with self._listed(pending):
+                self._loader.bring_in(live, pending)
             if live.closed:
                 self._free(live)
         except BaseException as problem:
             error = problem
         with self._lock:
-            tasks = self._waiting.pop(live)
+            tasks, live.returning = self._waiting.pop(live), False
         for task in tasks:
             if error is not None:
                 task.finish(error)

@@ -46,12 +46,14 @@ class Serving(EngineBase):
         self, handle: type | None, model: str | Path | ModelConfiguration, options: LoadOptions
     ) -> LoadKey:
         """What is to be loaded; what is wrong with the wish itself is said before anything is done."""
-        from ..contract.loading import LoadOptions
+        from ..contract.loading import LoadOptions, check_idle_ttl
 
+        self._refuse_closing()
         only(options, LoadOptions)
         verify = options.get("verify")
         if verify not in (None, "deep"):
             raise InvalidParameterError(f"verify={verify!r} is not known.", hint='Write verify="deep".')
+        check_idle_ttl(options.get("idle_ttl"))
         configuration = self._configure(model)
         plugin, features = options.get("plugin"), options.get("features")
         if plugin is not None:
@@ -61,8 +63,11 @@ class Serving(EngineBase):
             configuration = attrs.evolve(configuration, features=tuple(sorted(merged.items())))
         return LoadKey(configuration, handle, verify)
 
-    def _handle(self, live: LiveModel, which: str = "handle") -> Any:
+    def _handle(self, live: LiveModel, options: LoadOptions, which: str = "handle") -> Any:
         """What the caller gets for a model that it holds; one that has no handle is given up."""
+        if "idle_ttl" in options:
+            live.idle_ttl = options["idle_ttl"]
+            self._pool.changed()
         try:
             return self._host.kind(live.claim.kind).find(which)(self, live)
         except BaseException:
@@ -81,13 +86,25 @@ class Serving(EngineBase):
         self._pool.submit(live, task)
         return sink.future, lambda: self._scheduler.cancel(task)
 
-    def _open(self, live: LiveModel, request: Request, closed: bool) -> tuple[Channel, Callable[[], None]]:
-        """Put a request on the scheduler; the channel it is read from, and the way to cancel it."""
-        refuse_fork(self._process)
+    def _refuse_closing(self) -> None:
         if self._closed:
             raise EngineClosedError("The engine is closed.")
+        if self._draining:
+            raise EngineClosedError("The engine is closing: what runs may end, and nothing new begins.")
+
+    def _refuse_closed(self, live: LiveModel, closed: bool) -> None:
+        refuse_fork(self._process)
+        self._refuse_closing()
         if closed or live.closed:
             raise ModelClosedError(f"The handle of {live.card.id} is closed.")
+
+    def _evict(self, live: LiveModel, closed: bool) -> bool:
+        self._refuse_closed(live, closed)
+        return self._pool.evict(live)
+
+    def _open(self, live: LiveModel, request: Request, closed: bool) -> tuple[Channel, Callable[[], None]]:
+        """Put a request on the scheduler; the channel it is read from, and the way to cancel it."""
+        self._refuse_closed(live, closed)
         from .._scheduling.recovery import RecoveringSink
         from ..contract.requests import Request
 
@@ -153,9 +170,9 @@ class Serving(EngineBase):
             )
         return iterator
 
-    def _release(self, live: LiveModel) -> None:
+    def _release(self, live: LiveModel, drain: float = 0) -> None:
         if not self._closed:
-            self._pool.release(live)
+            self._pool.release(live, drain)
 
 
 __all__ = ["Serving"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .ledger import Ledger
-from .live import LiveModel
+from .live import LiveModel, PendingLoad
 
 _LOOK = 10.0  # seconds between two looks at the machine's free memory
 _PAUSE = 0.25  # seconds between two notes to other processes, which need not know of every request
@@ -20,7 +20,7 @@ class Caretaker:
     Args:
         ledger: evicts, and writes what is held where `mlxengine ps` reads it.
         live: the models that somebody holds.
-        ttl: seconds after its last request that a model stays in memory; ``None``: for ever.
+        loads: the loads that are under way.
         shortage: why memory is short on this machine, whoever took it; ``None`` while it is not.
     """
 
@@ -28,13 +28,13 @@ class Caretaker:
         self,
         ledger: Ledger,
         live: Callable[[], Sequence[LiveModel]],
-        ttl: float | None,
+        loads: Callable[[], Sequence[PendingLoad]],
         shortage: Callable[[], str | None],
     ) -> None:
         self._shortage = shortage
         self._ledger = ledger
         self._live = live
-        self._ttl = ttl
+        self._loads = loads
         self._changed = threading.Event()
         self._stopped = threading.Event()
 
@@ -49,24 +49,28 @@ class Caretaker:
 
     def run(self) -> None:
         """Until `stop`."""
-        pause = _LOOK if self._ttl is None else min(1.0, self._ttl / 4)
         looked = time.monotonic()
         while not self._stopped.is_set():
+            ttls = [live.idle_ttl for live in self._live() if live.idle_ttl is not None]
+            pause = min(1.0, min(ttls) / 4) if ttls else _LOOK
             if self._changed.wait(pause) and not self._stopped.is_set():
                 self._changed.clear()
-                self._ledger.publish([self._described(live) for live in self._live() if not live.evicted])
+                self._ledger.publish(
+                    [self._described(live) for live in self._live() if not live.evicted],
+                    [_under_way(load) for load in self._loads()],
+                )
             self._reap()
             if time.monotonic() - looked >= _LOOK:
                 looked = time.monotonic()
                 self._ease()
             self._stopped.wait(min(_PAUSE, pause))
+        self._ledger.publish([], [])
 
     def _reap(self) -> None:
-        if self._ttl is None:
-            return
         for live in self._live():
-            if live.idle and time.monotonic() - live.last_used >= self._ttl:
-                self._ledger.evict(live, f"after {self._ttl:g} s without a request")
+            ttl = live.idle_ttl
+            if ttl is not None and live.idle and time.monotonic() - live.last_used >= ttl:
+                self._ledger.evict(live, f"after {ttl:g} s without a request")
                 self._changed.set()
 
     def _ease(self) -> None:
@@ -91,9 +95,21 @@ class Caretaker:
             "pinned": live.pinned,
             "kept_by": list(live.inhibitors),
             "degraded": live.degraded,
-            "ttl_seconds": self._ttl,
+            "ttl_seconds": live.idle_ttl,
             "used_at": time.time() - (time.monotonic() - live.last_used),
         }
+
+
+def _under_way(load: PendingLoad) -> dict[str, Any]:
+    said = load.progress
+    return {
+        "id": load.id,
+        "stage": None if said is None else said.stage,
+        "done": None if said is None else said.done,
+        "total": None if said is None else said.total,
+        "unit": None if said is None else said.unit,
+        "began_at": time.time() - (time.monotonic() - load.began),
+    }
 
 
 __all__ = ["Caretaker"]

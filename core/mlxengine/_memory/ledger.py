@@ -240,10 +240,10 @@ class Ledger:
         """Bytes that a model is charged with."""
         return self._charged.get(live, 0)
 
-    def publish(self, models: Sequence[Mapping[str, object]]) -> None:
-        """Tell other processes what the models are and hold."""
+    def publish(self, models: Sequence[Mapping[str, object]], loads: Sequence[Mapping[str, object]]) -> None:
+        """Tell other processes what the models are and hold, and what is being loaded."""
         with self._lock:
-            self._shared.set(self.reserved, models)
+            self._shared.set(self.reserved, models, loads)
 
     def _share(self) -> None:
         self._shared.set(self.reserved)

@@ -15,7 +15,7 @@ from attrs import define, evolve, field
 
 from .._scheduling.task import Task
 from .._scheduling.threads import collect
-from ..contract.events import Event
+from ..contract.events import Event, Progress
 from ..contract.features import Explanation, Feature, Features
 from ..contract.hookspecs import Claim, Loaded, MemoryEstimate, ModelState
 from ..contract.plugins import PluginRecord
@@ -38,7 +38,9 @@ class LiveModel:
     ``ladder`` are the ways to load it, from what was asked for to what takes the least; ``plan`` is the one
     in use. ``loaded`` is ``None`` before it is loaded and while it is evicted; its next request loads it
     again, and ``setup`` brings it to where requests had brought it, or says why that cannot be done.
-    Sizes are in bytes, ``last_used`` is a ``time.monotonic`` reading.
+    Sizes are in bytes, ``last_used`` is a ``time.monotonic`` reading, ``idle_ttl`` the seconds after it that
+    the model stays in memory (``None``: for ever). While it is ``returning`` to memory it stays, even if the
+    request that needed it was given up: others may wait by then.
     """
 
     card: ModelCard
@@ -60,6 +62,8 @@ class LiveModel:
     pinned: bool = False
     inhibitors: dict[str, int] = field(factory=dict)
     last_used: float = field(factory=time.monotonic)
+    idle_ttl: float | None = None
+    returning: bool = False
 
     @property
     def features(self) -> Features:
@@ -116,7 +120,8 @@ class LiveModel:
     @property
     def idle(self) -> bool:
         """Whether the model may be evicted."""
-        return not (self.tasks or self.pinned or self.inhibitors or self.evicted or self.closed)
+        busy = self.tasks or self.returning
+        return not (busy or self.pinned or self.inhibitors or self.evicted or self.closed)
 
     @property
     def why_kept(self) -> str:
@@ -142,8 +147,13 @@ class PendingLoad:
     waiters: int = 0
     counted: bool = False
     reports: list[Report] = field(factory=list)
+    id: str
+    began: float = field(factory=time.monotonic)
+    progress: Progress | None = None
 
     def report(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self.progress = event
         for report in list(self.reports):
             try:
                 report(event)

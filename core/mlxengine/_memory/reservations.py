@@ -34,11 +34,12 @@ def default_path() -> Path:
 
 @frozen(kw_only=True)
 class Holder:
-    """An engine's entry: its process, the bytes that it has reserved, and what it said of its models."""
+    """An engine's entry: its process, the bytes reserved, and what it said of its models and loads."""
 
     pid: int
     reserved: int
     models: tuple[Mapping[str, Any], ...] = ()
+    loads: tuple[Mapping[str, Any], ...] = ()
 
 
 class Reservations:
@@ -65,14 +66,20 @@ class Reservations:
             self._set(entries, wanted)
         return None
 
-    def set(self, wanted: int, models: Sequence[Mapping[str, object]] | None = None) -> None:
-        """Set this engine's entry whatever others hold; 0 removes it.
+    def set(
+        self,
+        wanted: int,
+        models: Sequence[Mapping[str, object]] | None = None,
+        loads: Sequence[Mapping[str, object]] | None = None,
+    ) -> None:
+        """Set this engine's entry whatever others hold; 0 removes it unless something is being loaded.
 
         Args:
             models: what is said about each model in memory; ``None`` leaves what was said before.
+            loads: the same for each load that is under way.
         """
         with self._locked() as entries:
-            self._set(entries, wanted, models)
+            self._set(entries, wanted, models, loads)
 
     def others(self) -> int:
         """Bytes that other engines hold now."""
@@ -83,7 +90,12 @@ class Reservations:
         """Every engine that holds something now."""
         with self._locked() as entries:
             return [
-                Holder(pid=item["pid"], reserved=item["bytes"], models=tuple(item.get("models", ())))
+                Holder(
+                    pid=item["pid"],
+                    reserved=item["bytes"],
+                    models=tuple(item.get("models", ())),
+                    loads=tuple(item.get("loads", ())),
+                )
                 for item in entries.values()
             ]
 
@@ -92,14 +104,17 @@ class Reservations:
         entries: dict[str, Any],
         wanted: int,
         models: Sequence[Mapping[str, object]] | None = None,
+        loads: Sequence[Mapping[str, object]] | None = None,
     ) -> None:
         before = entries.pop(self._key, {})
-        if wanted:
+        under_way = before.get("loads", []) if loads is None else list(loads)
+        if wanted or under_way:
             entries[self._key] = {
                 "pid": os.getpid(),
                 "started": _started(os.getpid()),
                 "bytes": wanted,
                 "models": before.get("models", []) if models is None else list(models),
+                "loads": under_way,
             }
 
     @contextmanager

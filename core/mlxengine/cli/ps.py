@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
             "program": _program(holder.pid),
             "reserved_bytes": holder.reserved,
             "models": [_timed(model, now) for model in holder.models],
+            "loads": [_begun(load, now) for load in holder.loads],
         }
         for holder in Reservations().everyone()
     ]
@@ -41,6 +42,9 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
             if models:
                 heads = ("  model", "kind", "reserved", "caches", "kv", "running", "waiting", "stays")
                 out.table(heads, [_row(model) for model in models])
+            loads: Any = engine["loads"]
+            for load in loads:
+                out.line(f"  {load['id']}  {_far(load)}, {load['seconds']:.0f} s so far")
 
     out.emit({"engines": found}, table)
     return 0
@@ -51,6 +55,19 @@ def _timed(model: Mapping[str, Any], now: float) -> dict[str, Any]:
         **{key: value for key, value in model.items() if key != "used_at"},
         "idle_seconds": 0.0 if _busy(model) else max(0.0, now - model.get("used_at", now)),
     }
+
+
+def _begun(load: Mapping[str, Any], now: float) -> dict[str, Any]:
+    told = {key: value for key, value in load.items() if key != "began_at"}
+    return {**told, "seconds": max(0.0, now - load["began_at"])}
+
+
+def _far(load: Mapping[str, Any]) -> str:
+    """At which stage a load is, and how far."""
+    if load["stage"] is None:
+        return "loading"
+    far = f" {load['done'] / load['total']:.0%}" if load["total"] else ""
+    return f"loading: {load['stage']}{far}"
 
 
 def _row(model: Mapping[str, Any]) -> tuple[object, ...]:

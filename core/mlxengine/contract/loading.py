@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from ..errors import InvalidParameterError
 from .events import Event
 
 
@@ -34,7 +35,36 @@ class LoadOptions(TypedDict, total=False):
     features: Mapping[str, object] | None
     verify: str | None
     warm_up: bool
+    idle_ttl: float | None
     on_progress: Callable[[Event], None] | None
 
 
-__all__ = ["EngineOptions", "LoadOptions"]
+def check_idle_ttl(seconds: float | None) -> None:
+    """Whether this can be a model's time without a request.
+
+    Raises:
+        InvalidParameterError: it is neither ``None`` nor a positive number of seconds.
+    """
+    usable = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0
+    if seconds is not None and not usable:
+        raise InvalidParameterError(
+            f"idle_ttl={seconds!r} must be a positive number of seconds.",
+            hint="None keeps the model; evict() of its handle takes it out at once.",
+        )
+
+
+def check_drain(seconds: float) -> None:
+    """Whether closing can let requests go on for so long.
+
+    Raises:
+        InvalidParameterError: it is no number from 0 on.
+    """
+    usable = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0
+    if not usable:
+        raise InvalidParameterError(
+            f"drain={seconds!r} must be a number of seconds from 0 on.",
+            hint="0 ends requests at once; math.inf waits until the last one has ended by itself.",
+        )
+
+
+__all__ = ["EngineOptions", "LoadOptions", "check_drain", "check_idle_ttl"]

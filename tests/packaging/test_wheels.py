@@ -200,7 +200,7 @@ def test_audio_runs_from_its_wheel_on_mlx_audio_and_vanishes_with_it(bare: Envir
 
 
 KNOWS = """
-import json, os, subprocess, sys
+import json, os, subprocess, sys, time
 from pathlib import Path
 from mlxengine import InferenceEngine
 from mlxengine_forecast import ForecastHandle, write_random_model
@@ -217,6 +217,7 @@ def said(*words):
 
 with InferenceEngine() as engine, engine.load(folder) as handle:
     print(type(handle) is ForecastHandle, len(handle.forecast([1, 2, 3], 4)))
+    time.sleep(1)  # other processes are told a few times a second
     print(sorted({model["kind"] for holder in said("ps")["engines"] for model in holder["models"]}))
 print(len(said("run", "-m", folder, "1", "2", "--horizon", "3")["forecast"]))
 print(said("bench", "-m", folder, "--repeats", "1", "--horizon", "2")["kind"])

@@ -160,16 +160,26 @@ class LanguageModel:
 
     def state(self) -> ModelState:
         """What is kept for prompts to come, and whether fewer requests than usual are served together."""
-        kept = (self.prefixes, *list(self.adapted.values()))
         return ModelState(
-            caches=sum(item.nbytes for item in kept if item is not None),
-            requests=max(0, self.batch.cost - self.reserved),
+            caches=self._kept,
+            requests=self._beyond,
             degraded=self.batch.degraded,
             shortages=self.batch.room.shortages,
             rows=self.batch.inside,
             kv_used=sum(self.cost_of(len(row.prompt) + len(row.tokens)) for row in self.batch.caching),
             kv_total=max(self.reserved, self.batch.cost),
         )
+
+    @property
+    def _kept(self) -> int:
+        """Bytes of prompts' caches."""
+        kept = (self.prefixes, *list(self.adapted.values()))
+        return sum(item.nbytes for item in kept if item is not None)
+
+    @property
+    def _beyond(self) -> int:
+        """Bytes that requests may take at most beyond what is reserved for them."""
+        return max(0, self.batch.cost - self.reserved)
 
     def cost_of(self, tokens: int) -> int:
         """Bytes that the cache of a request of so many tokens takes."""
@@ -184,18 +194,17 @@ class LanguageModel:
 
     def _affords(self, wanted: int) -> bool:
         """Whether requests may take so many bytes together; prompts' caches make room for them."""
-        room = self.room()
-        state = self.state()
-        short = 0 if room is None else wanted - self.reserved - state.requests - room
-        if 0 < short <= state.caches:
-            self.trim(state.caches - short)
-        return short <= state.caches
+        room, kept = self.room(), self._kept
+        short = 0 if room is None else wanted - self.reserved - self._beyond - room
+        if 0 < short <= kept:
+            self.trim(kept - short)
+        return short <= kept
 
     def trim(self, most: int) -> None:
         """Let go of prompts' caches until at most so many bytes are held, those of adapters first."""
         kept = [*self.adapted.values(), *([] if self.prefixes is None else [self.prefixes])]
         for item in kept:
-            item.trim(max(0, item.nbytes - (self.state().caches - most)))
+            item.trim(max(0, item.nbytes - (self._kept - most)))
 
     def warm_up(self) -> Iterator[None]:
         """Run the sizes that serving will meet, on rows that are thrown away."""

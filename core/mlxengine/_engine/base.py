@@ -19,6 +19,7 @@ from ..contract._core_features import MOCK
 from ..contract.features import FeatureRegistry, Layer, Level
 from ..contract.plugins import Owner, PluginRecord
 from ..errors import InvalidParameterError, MLXEngineError
+from .figures import Figures
 from .host import Host
 from .loader import Loader
 from .pool import ModelPool
@@ -92,6 +93,7 @@ class EngineBase:
             self._host, self._scheduler, self._options, parse_bytes(options.get("memory_budget"))
         )
         self._pool = ModelPool(self._loader, self._scheduler, idle_ttl)
+        self._figures = Figures(self._pool, self._loader, self._scheduler)
         self._switch = Switch(self._pool)
         self._registry: ModelRegistry | None = None
         self._process = os.getpid()
@@ -141,7 +143,7 @@ class EngineBase:
     @property
     def loads(self) -> tuple[LoadUnderWay, ...]:
         """The models that are being loaded now, with their progress; never waits."""
-        return self._pool.under_way()
+        return self._figures.under_way()
 
     @property
     def mock(self) -> bool:
@@ -219,11 +221,11 @@ class EngineBase:
 
     def status(self) -> SchedulerStatus:
         """What the scheduler is doing now; never waits."""
-        return attrs.evolve(self._scheduler.status(), queues=self._pool.queues())
+        return attrs.evolve(self._scheduler.status(), queues=self._figures.queues())
 
     def memory(self) -> MemoryReport:
         """What is reserved, what is really held, and what was evicted; waits for one step at most."""
-        return self._pool.report()
+        return self._figures.report()
 
     def metrics(self) -> tuple[ModelMetrics, ...]:
         """What was counted of the requests that are over, by model; never waits."""
@@ -231,7 +233,7 @@ class EngineBase:
 
     def health(self) -> Health:
         """Whether the engine works, by what really ran last; never waits."""
-        return self._pool.health()
+        return self._figures.health()
 
     def _card(self, model: str | Path | ModelConfiguration | ModelCard) -> ModelCard:
         from ..contract.configuration import ModelCard

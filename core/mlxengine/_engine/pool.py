@@ -16,9 +16,8 @@ from attrs import frozen
 from .._memory.caretaker import Caretaker
 from .._memory.live import LiveModel, PendingLoad, Report
 from .._scheduling.scheduler import Scheduler
-from .._scheduling.task import ModelQueue, Task
+from .._scheduling.task import Task
 from .._scheduling.threads import forked, refuse_fork
-from ..contract._core_features import most_waiting
 from ..errors import (
     CancelledError,
     EngineClosedError,
@@ -32,8 +31,6 @@ from .statistics import Statistics
 
 if TYPE_CHECKING:
     from ..contract.configuration import ModelConfiguration
-    from ..health import Health
-    from ..memory import LoadUnderWay, MemoryReport, ModelMemory
 
 log = logging.getLogger("mlxengine.memory")
 
@@ -88,16 +85,6 @@ class ModelPool:
         """The loads that are under way, those of evicted models too."""
         with self._lock:
             return tuple(self._loads)
-
-    def under_way(self) -> tuple[LoadUnderWay, ...]:
-        """The same, for people."""
-        from ..memory import LoadUnderWay
-
-        now = time.monotonic()
-        return tuple(
-            LoadUnderWay(id=load.id, seconds=now - load.began, progress=load.progress)
-            for load in self.loads()
-        )
 
     @contextmanager
     def _listed(self, pending: PendingLoad) -> Iterator[None]:
@@ -314,12 +301,6 @@ class ModelPool:
             else:
                 self._scheduler.submit(task)
 
-    def health(self) -> Health:
-        """Whether what ran last went well, and which models serve less than was asked for."""
-        found = [(live.card.id, live.degraded) for live in self.live()]
-        degraded = [f"{name}: {reason}" for name, reason in found if reason is not None]
-        return self.outcomes.health(self._scheduler.status(), degraded)
-
     def aside(self, live: LiveModel, then: Callable[[], None], *, relieve: bool) -> None:
         """Call a function on a thread of its own; with ``relieve``, when caches and idle models are gone."""
 
@@ -336,60 +317,6 @@ class ModelPool:
                 self._spawn(work)
                 return
         then()
-
-    def report(self) -> MemoryReport:
-        """The ledger beside what the array library says."""
-        from ..memory import MemoryReport
-
-        backend = self._loader.backend
-        reading = self._scheduler.run(backend.memory) if backend is not None else None
-        return MemoryReport(
-            budget=self.ledger.budget,
-            reserved=self.ledger.reserved,
-            others=self.ledger.others,
-            active=reading.active if reading else None,
-            cache=reading.cache if reading else None,
-            peak=reading.peak if reading else None,
-            models=tuple(self._memory_of(live) for live in self.live()),
-            evictions=tuple(self.ledger.evictions),
-        )
-
-    def _memory_of(self, live: LiveModel) -> ModelMemory:
-        from ..memory import ModelMemory
-
-        state = live.state
-        return ModelMemory(
-            id=live.card.id,
-            kind=live.claim.kind,
-            reserved=self.ledger.charged(live),
-            predicted=live.predicted.total,
-            weights=live.weights,
-            running=live.running,
-            pinned=live.pinned,
-            inhibitors=tuple(live.inhibitors),
-            idle_seconds=time.monotonic() - live.last_used,
-            evicted=live.evicted,
-            caches=state.caches,
-            degraded=live.degraded,
-            shortages=state.shortages,
-            waiting=live.waiting,
-            kv_used=state.kv_used,
-            kv_total=state.kv_total,
-        )
-
-    def queues(self) -> tuple[ModelQueue, ...]:
-        """What runs and waits, by model; never waits."""
-        return tuple(
-            ModelQueue(
-                id=live.card.id,
-                kind=live.claim.kind,
-                running=live.running,
-                waiting=live.waiting,
-                most_waiting=most_waiting(live.features),
-                rows=live.state.rows,
-            )
-            for live in self.live()
-        )
 
     def close(self, timeout: float) -> list[threading.Thread]:
         """Cancel every load and free every model.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlxengine import TextRequest
 from mlxengine.errors import InvalidParameterError
 from mlxengine.testing import Example, Specimen
 
@@ -29,6 +30,7 @@ def specimen(tmp_path: Path) -> Specimen:
         examples=[
             Example(request=CountRequest(upto=3), text="one two three ", shows={"words"}),
             Example(request=CountRequest(upto=5, start=2)),
+            Example(request=TextRequest(prompt="aloud"), text="aloud"),
         ],
         refused=[(CountRequest(upto=9), InvalidParameterError)],
     )

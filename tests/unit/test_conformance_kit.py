@@ -34,6 +34,7 @@ FAULTS = {
     "AddsASharedOption": "contract/commands-resolve",
     "ForgetsAFile": "behaviour/claimed-files-suffice",
     "LosesText": "behaviour/deltas-add-up",
+    "Miscounts": "behaviour/prepared-counts-agree",
     "Counts": "behaviour/same-request-same-answer",
     "SharesState": "behaviour/interleaving-changes-nothing",
     "KnowsOneFolder": "behaviour/engine-gives-the-same",

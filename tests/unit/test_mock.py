@@ -12,6 +12,7 @@ from mlxengine import (
     GenerateParams,
     ImageRequest,
     InferenceEngine,
+    Message,
     TextHandle,
     TextRequest,
 )
@@ -100,3 +101,11 @@ def test_a_parameter_that_does_not_exist_is_refused_and_the_error_names_those_th
     with pytest.raises(InvalidParameterError, match=f"Unknown parameter.*Known: .*{known}"):
         use(chat)
     assert len(engine.models) == 1
+
+
+def test_the_mock_counts_what_it_bills(engine: InferenceEngine) -> None:
+    model = engine.load_text("any/name")
+    for prompt in ("three short words", [Message.system("Be brief."), Message.user("Hi there")]):
+        assert model.count(prompt) == model.generate(prompt).usage.prompt_tokens
+    assert model.render("Hi there") == "Hi there"
+    assert len(model.tokenize("Hi there")) == 2

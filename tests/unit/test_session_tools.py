@@ -20,6 +20,7 @@ from mlxengine import (
     InferenceEngine,
     Loaded,
     Message,
+    ReasoningDelta,
     Request,
     TextDelta,
     TokenUsage,
@@ -117,6 +118,16 @@ def test_calls_are_run_their_results_shown_and_the_whole_turn_kept(session: Any)
     script.lines = [ASK, "Still noon."]
     assert talk.respond("And now?").text == "Still noon."
     assert [message.role.value for message in talk.undo()] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_what_was_thought_before_a_call_is_kept_and_shown_with_its_result(session: Any) -> None:
+    thought = ReasoningDelta(text="I need the time.")
+    script = Script([thought, *ASK], [ReasoningDelta(text="Noon."), TextDelta(text="It is noon.")])
+    talk = session(script)
+    talk.respond("What time is it?")
+    assert script.seen[1].messages[1].reasoning == "I need the time."
+    assert [item.reasoning for item in talk.messages] == ["", "I need the time.", "", "Noon."]
+    assert talk.messages[1].parts[1] == ToolCallPart("1", "clock", {"zone": "utc"})
 
 
 def test_a_tool_that_raises_and_calls_that_cannot_be_run_are_told_to_the_model(session: Any) -> None:

@@ -19,7 +19,8 @@ from ..contract.tokens import TokenUsage
 from ..engine import InferenceEngine
 from ..errors import MLXEngineError
 from ..handle import ModelHandle
-from ..text.outputs import TextDelta
+from ..text.outputs import Prepared, TextDelta
+from ..text.requests import PrepareRequest, TextRequest
 from ._clauses import Broken, Part, clause, demand
 from ._compare import answer, difference, foreign_values
 from ._lane import Worker
@@ -98,6 +99,29 @@ def deltas_add_up(subject: Subject) -> None:
         demand(
             not tokens or tokens <= counted, f"example {number} gave {tokens} tokens but counted {counted}"
         )
+
+
+@clause(
+    Part.BEHAVIOUR,
+    "a text request that can be prepared has as many tokens as its answer says",
+    why="agents ask beforehand how full the context is; a count that is not the bill's misleads them.",
+)
+def prepared_counts_agree(subject: Subject) -> None:
+    for number, (example, run) in enumerate(zip(subject.specimen.examples, subject.solo, strict=True)):
+        if not isinstance(example.request, TextRequest):
+            continue
+        request = PrepareRequest(request=example.request)
+        try:
+            close = getattr(subject.start(subject.loaded.model, request), "close", None)
+        except Broken:
+            return  # the plugin prepares nothing
+        if close is not None:
+            subject.lane.step(close)
+        [prepared] = subject.run(subject.loaded.model, [request])
+        told = [len(event.token_ids) for event in prepared.events if isinstance(event, Prepared)]
+        usage = run.events[-1].usage
+        billed = usage.prompt_tokens if isinstance(usage, TokenUsage) else 0
+        demand(told == [billed], f"example {number} was prepared with {told} tokens and billed with {billed}")
 
 
 @clause(

@@ -30,6 +30,7 @@ _VALUES: Mapping[str, Any] = {
     "grammar": Grammar.choices(["yes", "no"]),
     "thinking": True,
     "thinking_budget": 8,
+    "reasoning_effort": "low",
     "adapter": "other",
     "n": 2,
 }

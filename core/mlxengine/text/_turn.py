@@ -64,7 +64,7 @@ class Turn:
             self.ready.append(event)
             return
         reply = TextReply.of(self._events)
-        self._messages.append(reply_message(reply.text, reply.tool_calls))
+        self._messages.append(reply_message(reply.text, reply.tool_calls, reply.reasoning))
         self._usage += reply.usage
         if reply.tool_calls and self._rounds > 0 and can_run(self.request.tools, reply.tool_calls):
             self._rounds -= 1

@@ -2,7 +2,8 @@
 
 Started by `mlxengine.toolkit.templates` as a script, so that it imports jinja2 and nothing else. It reads
 messages from its standard input and answers each on its standard output: eight bytes of length, then JSON.
-The first names the template, each further one the variables of one rendering.
+The first names the template, each further one the variables of one rendering, or (``null``) asks for the
+names that the template reads: finding them folds constants, which takes what it likes as well.
 
 The operating system bounds what a process may take, whatever construct takes it: nothing that runs inside
 the engine's own process could stop ``'a' * 10**9``, or a filter written in C that holds Python's lock.
@@ -32,10 +33,13 @@ def main() -> None:
     sys.path[:] = start["path"]
     _bound_memory(start["memory"])
     template: Any = None
-    while (variables := _read(source)) is not None:
+    while (asked := _read(source)) is not None:
         try:
-            template = template or _environment().from_string(start["template"])
-            answer = _rendered(template, variables, start["characters"])
+            if asked["variables"] is None:
+                answer = _names(start["template"])
+            else:
+                template = template or _environment().from_string(start["template"])
+                answer = _rendered(template, asked["variables"], start["characters"])
         except MemoryError:
             answer = {"bound": "memory"}
         except RecursionError:
@@ -45,7 +49,7 @@ def main() -> None:
         _write(sink, answer)
 
 
-def _rendered(template: Any, variables: dict[str, Any], most: int) -> dict[str, str]:
+def _rendered(template: Any, variables: dict[str, Any], most: int) -> dict[str, Any]:
     pieces, count = [], 0
     for piece in template.generate(**variables):
         pieces.append(piece)
@@ -53,6 +57,17 @@ def _rendered(template: Any, variables: dict[str, Any], most: int) -> dict[str, 
         if count > most:
             return {"bound": "length"}
     return {"text": "".join(pieces)}
+
+
+def _names(source: str) -> dict[str, Any]:
+    """The variables that a template is given and reads, and what it looks for in values by name."""
+    from jinja2 import meta, nodes
+
+    tree = _environment().parse(source)
+    texts = (node.value for node in tree.find_all(nodes.Const))
+    names = {text for text in texts if isinstance(text, str)}
+    names.update(node.attr for node in tree.find_all(nodes.Getattr))
+    return {"variables": sorted(meta.find_undeclared_variables(tree)), "attributes": sorted(names)}
 
 
 def _environment() -> Any:
@@ -118,7 +133,7 @@ def _read(source: BinaryIO) -> Any:
     return json.loads(source.read(length))
 
 
-def _write(sink: BinaryIO, answer: dict[str, str]) -> None:
+def _write(sink: BinaryIO, answer: dict[str, Any]) -> None:
     data = json.dumps(answer).encode()
     sink.write(struct.pack("<Q", len(data)) + data)
     sink.flush()

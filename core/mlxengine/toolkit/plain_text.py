@@ -150,6 +150,19 @@ def _cannot() -> UnsupportedInputError:
     )
 
 
+def unused(values: Any, *, beside: str = "") -> str:
+    """A character that the values, nested as JSON is, hold nowhere, other than ``beside``.
+
+    Raises:
+        UnsupportedInputError: they hold all that could be one.
+    """
+    texts = list(_texts(values))
+    for mark in _MARKS:
+        if mark != beside and not any(mark in text for text in texts):
+            return mark
+    raise UnsupportedInputError("The conversation holds every character that no text should hold.")
+
+
 def with_marks(text: str, mark: str) -> str:
     """A rendered text whose marks are themselves again where the template wrote them as JSON escapes."""
     return text.replace(f"\\u{ord(mark):04x}", mark) if mark else text
@@ -202,4 +215,4 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-__all__ = ["Markers", "most_characters", "token_ids", "with_marks"]
+__all__ = ["Markers", "most_characters", "token_ids", "unused", "with_marks"]

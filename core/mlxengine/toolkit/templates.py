@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attrs import field, frozen
+
 from ..errors import UnsupportedInputError
 
 SECONDS = 5.0
@@ -31,6 +33,14 @@ _PROGRAM = Path(__file__).with_name("_template_process.py")
 
 class TemplateBoundError(UnsupportedInputError):
     """A chat template took more time, memory or text than it may."""
+
+
+@frozen(kw_only=True)
+class Reads:
+    """What a template reads: ``variables`` that it is given, and ``attributes``, names within values."""
+
+    variables: frozenset[str]
+    attributes: frozenset[str]
 
 
 class ChatTemplate:
@@ -52,6 +62,7 @@ class ChatTemplate:
         self._characters = characters
         self._lock = threading.Lock()
         self._process: _Process | None = None
+        self._reads: Reads | None = None
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """The text for the given variables, which are plain JSON values.
@@ -60,11 +71,28 @@ class ChatTemplate:
             TemplateBoundError: it takes too long, too much memory, or writes too much.
             UnsupportedInputError: the template refuses, or has a mistake.
         """
+        return str(self._ask(variables)["text"])
+
+    def reads(self) -> Reads:
+        """The names that the template reads; found once.
+
+        Raises:
+            TemplateBoundError: as `render`.
+            UnsupportedInputError: the template has a mistake.
+        """
+        if self._reads is None:
+            found = self._ask(None)
+            self._reads = Reads(
+                variables=frozenset(found["variables"]), attributes=frozenset(found["attributes"])
+            )
+        return self._reads
+
+    def _ask(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
         with self._lock:
             if self._process is None or not self._process.alive:
                 self._process = self._start()
             try:
-                answer = self._process.ask(variables, self._seconds)
+                answer = self._process.ask({"variables": variables}, self._seconds)
             except BaseException as error:
                 self._process.end()
                 self._process = None
@@ -79,7 +107,7 @@ class ChatTemplate:
             raise self._bounded(f"{self._characters} characters")
         if "error" in answer:
             raise UnsupportedInputError(str(answer["error"]))
-        return str(answer["text"])
+        return answer
 
     def close(self) -> None:
         """End the process; a later rendering starts another."""
@@ -124,15 +152,15 @@ class _Process:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, variables: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """Send variables, wait for the answer.
+    def ask(self, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """Send a message, wait for the answer.
 
         Raises:
             TimeoutError: it does not come in time.
             OSError: the process ended.
         """
         until = time.monotonic() + seconds
-        self.send(variables, until)
+        self.send(message, until)
         (length,) = struct.unpack("<Q", self._receive(8, until))
         found: dict[str, Any] = json.loads(self._receive(length, until))
         return found
@@ -172,22 +200,43 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def bind(owner: Any, template: Callable[[Any], str | None] | None = None) -> Callable[[], None]:
-    """Let a tokenizer (or processor) of transformers render its chat template within bounds from now on.
+@frozen(kw_only=True)
+class Conversation:
+    """What a template is given: messages and tools as plain JSON values, and further variables by name."""
 
-    Tokenizers that render in code of their own keep it: that is a library's code, not the model's.
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    variables: Mapping[str, Any] = field(factory=dict)
 
-    Args:
-        owner: its ``apply_chat_template`` is replaced, for texts; it gives no tokens any more.
-        template: the source for the given tools; by default the owner's choice.
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of transformers' ``apply_chat_template`` besides the messages, for a text."""
+        return {
+            **self.variables,
+            "tools": self.tools,
+            "add_generation_prompt": self.add_generation_prompt,
+            "tokenize": False,
+        }
 
-    Returns:
-        A function that ends what was started.
+
+class OwnTemplate:
+    """The chat template of a tokenizer (or processor) of transformers; `bind` makes one.
+
+    ``bounded``: it is one, and no code in its place.
     """
-    rendered: dict[str, ChatTemplate] = {}
-    lock = threading.Lock()
+
+    def __init__(self, owner: Any, choose: Callable[[Any], str | None] | None) -> None:
+        self._owner = owner
+        self._choose = choose
+        self._made: dict[str, ChatTemplate] = {}
+        self._lock = threading.Lock()
+        self.bounded = _renders_as_transformers(owner)
+        if self.bounded:
+            owner.apply_chat_template = self.apply
 
     def apply(
+        self,
         conversation: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
@@ -196,20 +245,16 @@ def bind(owner: Any, template: Callable[[Any], str | None] | None = None) -> Cal
         return_dict: bool = False,
         **variables: Any,
     ) -> str:
+        """The conversation as the template writes it; the arguments are those of transformers."""
         if tokenize or return_dict:
             raise ValueError("this chat template gives text only")
-        source = chat_template or (template(tools) if template else owner.get_chat_template(None, tools))
-        if source is None:
-            raise ValueError("the chat_template is not set")
-        with lock:
-            found = rendered.setdefault(source, ChatTemplate(source))
+        found = self._template(chat_template or self._source(tools))
         messages = [
             {name: value for name, value in item.items() if value is not None} for item in conversation
         ]
-        words = getattr(owner, "tokenizer", owner).special_tokens_map
         return found.render(
             {
-                **words,
+                **self.words,
                 "messages": messages,
                 "tools": tools,
                 "documents": None,
@@ -218,13 +263,59 @@ def bind(owner: Any, template: Callable[[Any], str | None] | None = None) -> Cal
             }
         )
 
-    def close() -> None:
-        for found in rendered.values():
+    def write(self, conversation: Conversation) -> str:
+        """The conversation as the template writes it, or as its owner's own code does."""
+        return str(self._owner.apply_chat_template(conversation.messages, **conversation.options))
+
+    def reads(self, tools: Sequence[Mapping[str, Any]] | None) -> Reads | None:
+        """The names that the template reads; ``None`` where nobody can tell, of code.
+
+        Raises:
+            UnsupportedInputError: there is no template, or it has a mistake.
+        """
+        return self._template(self._source(tools)).reads() if self.bounded else None
+
+    @property
+    def words(self) -> Mapping[str, Any]:
+        """The special tokens, which templates read by their names."""
+        return dict(getattr(self._owner, "tokenizer", self._owner).special_tokens_map)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a template, or code in its place."""
+        if not self.bounded:
+            return True
+        chosen = self._choose(None) if self._choose else getattr(self._owner, "chat_template", None)
+        return chosen is not None
+
+    def close(self) -> None:
+        """End what was started."""
+        for found in self._made.values():
             found.close()
 
-    if _renders_as_transformers(owner):
-        owner.apply_chat_template = apply
-    return close
+    def _source(self, tools: Any) -> str | None:
+        if self._choose is not None:
+            return self._choose(tools)
+        found: str | None = self._owner.get_chat_template(None, tools)
+        return found
+
+    def _template(self, source: str | None) -> ChatTemplate:
+        if source is None:
+            raise ValueError("the chat_template is not set")
+        with self._lock:
+            return self._made.setdefault(source, ChatTemplate(source))
+
+
+def bind(owner: Any, template: Callable[[Any], str | None] | None = None) -> OwnTemplate:
+    """Let a tokenizer (or processor) of transformers render its chat template within bounds from now on.
+
+    Tokenizers that render in code of their own keep it: that is a library's code, not the model's.
+
+    Args:
+        owner: its ``apply_chat_template`` is replaced, for texts; it gives no tokens any more.
+        template: the source for the given tools; by default the owner's choice.
+    """
+    return OwnTemplate(owner, template)
 
 
 def _renders_as_transformers(owner: Any) -> bool:
@@ -234,4 +325,4 @@ def _renders_as_transformers(owner: Any) -> bool:
     return own in (PreTrainedTokenizerBase.apply_chat_template, ProcessorMixin.apply_chat_template)
 
 
-__all__ = ["ChatTemplate", "TemplateBoundError", "bind"]
+__all__ = ["ChatTemplate", "Conversation", "OwnTemplate", "Reads", "TemplateBoundError", "bind"]

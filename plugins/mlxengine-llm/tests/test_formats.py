@@ -127,5 +127,5 @@ def test_a_template_gets_the_arguments_of_calls_as_it_wants_them(
         Message.user("I have seen {'city': 'Wien <b>'}"),
         *history(ToolCallPart("1", "weather", {"city": "Wien <b>"})),
     )
-    tokens = model.prompts.tokens(TextRequest(messages=messages))
+    tokens = model.prompts.make(TextRequest(messages=messages)).ids
     assert f"CALL {seen}" in model.tokenizer.decode(tokens)

@@ -105,7 +105,7 @@ def test_a_grammar_holds_for_the_final_message(plugin: Plugin, harmonic: Path) -
 def test_a_conversation_with_calls_is_written_back(plugin: Plugin, harmonic: Path) -> None:
     model = plugin.load(harmonic)
     messages = history(ToolCallPart("1", "weather", {"city": "Wien"}))
-    text = model.tokenizer.decode(model.prompts.tokens(TextRequest(messages=messages)))
+    text = model.tokenizer.decode(model.prompts.make(TextRequest(messages=messages)).ids)
     result = "<|start|>functions.weather to=assistant<|channel|>commentary<|message|>"
     assert text == (
         "<|start|>user<|message|>How is it?<|end|>"

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlxengine import AudioPart, GenerateParams, ImagePart, Message, TextPart, TextRequest
 from mlxengine.errors import UnsupportedInputError
 from mlxengine_vlm._media import MediaLimits
-from mlxengine_vlm._prompt import make_prompt, write
+from mlxengine_vlm._prompt import Media
 from random_checkpoint import tensor
 from vlm_checkpoints import write_tokenizer
 from vlm_harness import Plugin, text_of
@@ -151,8 +151,9 @@ def test_sound_at_another_rate_is_resampled_and_a_second_one_refused_not_dropped
     plugin: Plugin, hearing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, fast = AudioPart(tone(440)[::2], RATE // 2), AudioPart(tone(440), RATE)
-    written = [write(hearing, about(sound), MediaLimits(), True) for sound in (slow, fast)]
-    ids = [make_prompt(hearing, item).ids for item in written]
+    ids = [
+        hearing.prompts.make(about(sound), True, Media(hearing, MediaLimits())).ids for sound in (slow, fast)
+    ]
     assert ids[0] == ids[1]
     monkeypatch.setattr(hearing.processor, "supports_multiple_audio", False, raising=False)
     with pytest.raises(UnsupportedInputError, match="one sound"):

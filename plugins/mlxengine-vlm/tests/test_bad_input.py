@@ -15,7 +15,7 @@ from mlxengine import AudioPart, Message, TextPart, TextRequest, VideoPart
 from mlxengine.errors import InvalidParameterError, PromptTooLongError, UnsupportedInputError
 from mlxengine_vlm._media import MediaLimits, picture, sound
 from mlxengine_vlm._processor import tokenizer_of
-from mlxengine_vlm._prompt import make_prompt, write
+from mlxengine_vlm._prompt import Media
 from PIL import Image
 from vlm_harness import Plugin, asking
 from vlm_pictures import Thing, draw
@@ -192,7 +192,8 @@ def test_tags_are_counted_against_pictures(plugin: Plugin, tiny: Any) -> None:
 @pytest.mark.feature("vlm.special_tokens_in_text")
 def test_tags_and_markers_in_a_text_are_text_unless_a_flag_says_otherwise(plugin: Plugin, tiny: Any) -> None:
     def made(text: str, *pictures: Any) -> Any:
-        return make_prompt(tiny, write(tiny, asking(text, *pictures), MediaLimits(), True))
+        media = Media(tiny, MediaLimits())
+        return media.prompt(tiny.prompts.make(asking(text, *pictures), True, media).ids)
 
     words = tokenizer_of(tiny.processor)
     end = "<end_of_utterance>"

@@ -216,7 +216,6 @@ def test_what_this_plugin_does_not_have_is_refused_and_not_ignored(plugin: Plugi
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     for request in (
         asking(DESCRIBE, RED, adapter="a"),
-        asking(DESCRIBE, RED, thinking=True),
         asking(DESCRIBE, RED, thinking_budget=5),
         attrs.evolve(asking(DESCRIBE, RED), tools=[tool]),
     ):

@@ -24,10 +24,13 @@ from mlxengine import (
     Kind,
     Loaded,
     ModelConfiguration,
+    Prepared,
+    PrepareRequest,
     Provenance,
     Request,
     Stage,
     TextDelta,
+    TextRequest,
     TokenUsage,
     hookimpl,
 )
@@ -89,6 +92,10 @@ class Good:
 
     @hookimpl
     def generate(self, model, request, context):
+        if isinstance(request, PrepareRequest):
+            return self.prepare(request.request)
+        if isinstance(request, TextRequest):
+            return self.echo(request)
         if not isinstance(request, CountRequest):
             return None
         if request.upto > len(model.words):
@@ -103,6 +110,14 @@ class Good:
 
     def delta(self, model, number):
         return TextDelta(text=model.words[number - 1])
+
+    def prepare(self, request):
+        yield Prepared(token_ids=range(len(request.prompt)), text=request.prompt)
+        yield Finished()
+
+    def echo(self, request):
+        yield TextDelta(text=request.prompt)
+        yield Finished(usage=TokenUsage(prompt_tokens=len(request.prompt)))
 
     @hookimpl
     def self_test(self):
@@ -250,6 +265,12 @@ class HoldsLazyArrays(Good):
 class LosesText(Good):
     def delta(self, model, number):
         return TextDelta(text="" if number == 2 else model.words[number - 1])
+
+
+class Miscounts(Good):
+    def echo(self, request):
+        yield TextDelta(text=request.prompt)
+        yield Finished(usage=TokenUsage(prompt_tokens=len(request.prompt) + 1))
 
 
 class Counts(Good):

@@ -9,6 +9,7 @@ from mlxengine import (
     Event,
     Finished,
     LoadAdapterRequest,
+    PrepareRequest,
     Request,
     RunContext,
     ScoreRequest,
@@ -19,9 +20,9 @@ from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, Uns
 from mlxengine.toolkit.answers import Answer, AnswerStream
 from mlxengine.toolkit.choices import ChoicesStream, choices
 from mlxengine.toolkit.sampling import guarded
+from mlxengine.toolkit.turns import tools_of
 
 from . import features
-from ._chat import tools_of
 from ._harmony import HarmonyRouter, final_begins, is_harmony
 from ._model import LanguageModel
 from ._parts import Router, thinking_budget, thinks
@@ -38,8 +39,18 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         return score(model, request, context)
     if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest):
         return _change_adapters(model, request, context)
-    if not isinstance(request, TextRequest):
+    asked = request.request if isinstance(request, PrepareRequest) else request
+    if not isinstance(asked, TextRequest):
         return None
+    _check(model, asked, context)
+    plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
+    if isinstance(request, PrepareRequest):
+        return model.prompts.tell(asked, plain)
+    return model.prompts.serve(asked, plain, lambda prompt: _admit(model, asked, context, prompt))
+
+
+def _check(model: LanguageModel, request: TextRequest, context: RunContext) -> None:
+    """Refuse what the model or the flags do not allow, before anything is prepared."""
     if request.params.logprobs or request.params.top_logprobs:
         context.features.require(features.LOGPROBS)
     if request.params.grammar is not None:
@@ -51,8 +62,6 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
     _check_serving(model, context)
     if request.tools:
         _check_tools(model, request, context)
-    plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
-    return model.prompts.serve(request, plain, lambda prompt: _admit(model, request, context, prompt))
 
 
 def _admit(
@@ -110,7 +119,8 @@ def _part(model: LanguageModel, request: TextRequest, answer: Answer, context: R
     tokenizer, budget = model.tokenizer, request.params.thinking_budget
     parted = context.features.get(features.REASONING)
     reasons = parted and tokenizer.has_thinking
-    continued = not (request.messages and request.add_generation_prompt)
+    opened = request.add_generation_prompt and not request.continue_final_message
+    continued = not (request.messages and opened)
     thinking = thinks(tokenizer, answer.prompt, continued=continued)
     if budget is not None:
         context.features.require(features.REASONING)

@@ -10,6 +10,7 @@ from attrs import define, field
 from mlxengine import MemoryEstimate, ModelCard, ModelState, TextWorkload
 from mlxengine.errors import InvalidParameterError
 from mlxengine.toolkit.answers import Voice
+from mlxengine.toolkit.conversation import Prompts
 from mlxengine.toolkit.estimate import estimator, text_config
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.pace import Pace
@@ -21,7 +22,7 @@ from mlxengine.toolkit.warming import warm_up
 
 from ._adapters import Adapters
 from ._caches import Serving, caches_for
-from ._chat import Prompts
+from ._chat import prompts_of
 from ._decoder import BatchDecoder
 from ._estimate import keeps
 from ._library import module_of
@@ -107,7 +108,7 @@ class LanguageModel:
         self.estimate = estimator(self.card, keeps(module_of(self.config)))
         self.grammars = _grammars(self.tokenizer, self.vocabulary, self.stop_ids)
         self.adapters = Adapters(self.network)
-        self.prompts = Prompts(self.tokenizer, self.card, self.context)
+        self.prompts = prompts_of(self.tokenizer, self.card.id, self.context)
         self.batch = SharedBatch(
             self._decoder,
             max_rows=1 if self.serving.serial else self.max_rows,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from attrs import evolve
-from mlxengine import Event, Request, RunContext, TextRequest
+from mlxengine import Event, PrepareRequest, Request, RunContext, TextRequest
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
 from mlxengine.toolkit.answers import AnswerStream
 from mlxengine.toolkit.choices import ChoicesStream, choices
@@ -15,21 +15,32 @@ from . import features
 from ._decoder import VisionAnswer
 from ._media import WEB, MediaLimits
 from ._model import VisionModel
-from ._prompt import make_prompt, write
+from ._prompt import Media
 from ._sight import Prompt
 from ._web import fetch
 
 
 def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
     """The plugin's ``generate``: ``None`` for what is not a text request on a vision-language model."""
-    if not isinstance(model, VisionModel) or not isinstance(request, TextRequest):
+    asked = request.request if isinstance(request, PrepareRequest) else request
+    if not isinstance(model, VisionModel) or not isinstance(asked, TextRequest):
         return None
-    _check(model, request, context)
+    _check(model, asked, context)
+    plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
+
+    def go_on(limits: MediaLimits) -> Iterator[Event | None]:
+        media = Media(model, limits)
+        if isinstance(request, PrepareRequest):
+            return model.prompts.tell(asked, plain, media)
+        return model.prompts.serve(
+            asked, plain, lambda ids: _answer(model, asked, context, media.prompt(ids)), media
+        )
+
     limits = MediaLimits(pixels=context.features.get(features.MAX_PIXELS))
-    urls = _urls(request) if context.features.get(features.URLS) else []
+    urls = _urls(asked) if context.features.get(features.URLS) else []
     if urls:
-        return _once_fetched(model, request, context, limits, urls)
-    return _admit(model, request, context, limits)
+        return _once_fetched(context, limits, urls, go_on)
+    return go_on(limits)
 
 
 def _check(model: VisionModel, request: TextRequest, context: RunContext) -> None:
@@ -42,7 +53,6 @@ def _check(model: VisionModel, request: TextRequest, context: RunContext) -> Non
     for asked, what in (
         (params.adapter, "adapters"),
         (request.tools or None, "tools"),
-        (params.thinking, "a switch for reasoning"),
         (params.thinking_budget, "a bound on reasoning"),
     ):
         if asked is not None:
@@ -55,16 +65,6 @@ def _check(model: VisionModel, request: TextRequest, context: RunContext) -> Non
             raise InvalidParameterError(
                 f"logit_bias names the token {token}; {model.card.id} has {model.vocabulary} of them."
             )
-
-
-def _admit(
-    model: VisionModel, request: TextRequest, context: RunContext, limits: MediaLimits
-) -> Iterator[Event | None]:
-    plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
-    return model.aside.prepared(
-        lambda: write(model, request, limits, plain),
-        lambda written: _answer(model, request, context, make_prompt(model, written)),
-    )
 
 
 def _answer(
@@ -93,11 +93,15 @@ def _urls(request: TextRequest) -> list[str]:
     sources: list[object] = []
     for part in (part for item in request.messages for part in item.parts):
         sources += [getattr(part, "source", None), *getattr(part, "frames", ())]
+        sources += [image.source for image in getattr(part, "images", ())]
     return [source for source in sources if isinstance(source, str) and source.startswith(WEB)]
 
 
 def _once_fetched(
-    model: VisionModel, request: TextRequest, context: RunContext, limits: MediaLimits, urls: list[str]
+    context: RunContext,
+    limits: MediaLimits,
+    urls: list[str],
+    go_on: Callable[[MediaLimits], Iterator[Event | None]],
 ) -> Iterator[Event | None]:
     """Fetch on other threads, while the scheduler's serves others; then go on as usual."""
     pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="mlxengine-vlm-fetch")
@@ -109,7 +113,7 @@ def _once_fetched(
         found = {url: future.result() for url, future in waiting.items()}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    yield from _admit(model, request, context, evolve(limits, url=lambda url, _limit: found[url]))
+    yield from go_on(evolve(limits, url=lambda url, _limit: found[url]))
 
 
 __all__ = ["serve"]

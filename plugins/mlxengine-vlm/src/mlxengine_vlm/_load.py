@@ -76,7 +76,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         chat_template=context.configuration.chat_template,
     )
     tokenizer = tokenizer_of(processor)
-    end_templates = bound(processor)
+    template = bound(processor)
     tags = _tags(processor, tokenizer, config)
     takes = _takes(network, processor, context, config)
     cached = context.features.get(features.PROMPT_CACHE)
@@ -99,7 +99,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         cache_bytes=context.features.get(features.PROMPT_CACHE_MB) * 2**20 if cached else 0,
         max_rows=_max_rows(context),
         cache_room=context.cache_room,
-        end_templates=end_templates,
+        template=template,
         shapes=Shapes(backend.new_shape_seconds()),
         first_piece=first_piece(network, context.device.backend),
     )

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from threading import Lock
 from typing import Any
 
 from attrs import define, field
 from mlxengine import ModelCard, ModelState
 from mlxengine.toolkit.answers import Voice
-from mlxengine.toolkit.aside import Aside
+from mlxengine.toolkit.conversation import Prompts
 from mlxengine.toolkit.estimate import text_config
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.pace import Pace
-from mlxengine.toolkit.plain_text import Markers, most_characters
 from mlxengine.toolkit.room import Room
 from mlxengine.toolkit.rows import SharedBatch
 from mlxengine.toolkit.shapes import Shapes
+from mlxengine.toolkit.templates import OwnTemplate
 from mlxengine.toolkit.token_bytes import TokenBytes
 from mlxengine.toolkit.warming import warm_up
 
 from ._cache import FeatureCache, PrefixCache
 from ._decoder import VisionDecoder, VisionRow
-from ._processor import media_words, template_of, tokenizer_of
+from ._processor import tokenizer_of
+from ._prompt import prompts_of
 from ._sight import Prompt, Sight, look
 from ._trial import Trial
 from .features import BATCH
@@ -46,10 +48,9 @@ class VisionModel:
         takes: ``"image"``, ``"video"``, ``"audio"``: what a request may bring.
         template_takes_parts: whether the chat template writes the tags itself.
         cache_bytes: most memory for caches of prompts; a quarter more goes to media features. 0: none.
-        end_templates: ends what renders chat templates.
-        markers: keeps the texts of messages plain.
-        most_characters: a longer text cannot fit the context; ``None`` where any may.
-        aside: threads that prepare prompts.
+        template: the chat template.
+        prompts: makes tokens of requests.
+        processing: held by who uses the processor.
         cache_room: see `mlxengine.LoadContext`.
         shapes: which sizes of passes the device has met.
         first_piece: see `SharedBatch`.
@@ -75,11 +76,10 @@ class VisionModel:
     template_takes_parts: bool
     cache_bytes: int
     max_rows: int
+    template: OwnTemplate
     cache_room: Callable[[], int | None] = field(default=lambda: None)
-    end_templates: Callable[[], None] = field(default=lambda: None)
-    markers: Markers = field(init=False)
-    most_characters: int | None = field(init=False)
-    aside: Aside = field(init=False, factory=Aside)
+    prompts: Prompts = field(init=False)
+    processing: Lock = field(init=False, factory=Lock)
     shapes: Shapes = field(factory=Shapes)
     first_piece: int = Pace.FIRST
     info: dict[str, Any] = field(init=False, factory=dict)
@@ -95,8 +95,7 @@ class VisionModel:
         share = self.cache_bytes // 4
         self.features = FeatureCache(share, self.cache_room) if self.cache_bytes else None
         tokenizer = tokenizer_of(self.processor)
-        self.markers = Markers(tokenizer, template_of(self.processor), media_words(self.processor, self.tags))
-        self.most_characters = None if self.context is None else most_characters(tokenizer, self.context)
+        self.prompts = prompts_of(self)
         fast = getattr(tokenizer, "backend_tokenizer", None)
         if fast is not None and self.stop_ids:
             grammars = Grammars(fast.to_str, self.vocabulary, self.stop_ids)
@@ -183,8 +182,7 @@ class VisionModel:
     def close(self) -> None:
         """Let go of the weights and of every cache."""
         self.batch.close()
-        self.aside.close()
-        self.end_templates()
+        self.prompts.close()
         for kept in (self.prefixes, self.features):
             if kept is not None:
                 kept.clear()

@@ -7,14 +7,14 @@ default and every failure swallowed; so the flag is always given here, and what 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from attrs import frozen
 from mlxengine.errors import LoadError, MLXEngineError, RemoteCodeRefusedError, UnsupportedInputError
-from mlxengine.toolkit.templates import bind
+from mlxengine.toolkit.templates import OwnTemplate, bind
 
 from ._media import Picture, Sound
 
@@ -104,18 +104,20 @@ def media_words(processor: Any, tags: Iterable[str | None]) -> list[str]:
     return [word for word in found if isinstance(word, str)]
 
 
-def bound(processor: Any) -> Callable[[], None]:
-    """Let a processor and its tokenizer render chat templates within bounds; returns what ends that."""
+def bound(processor: Any) -> OwnTemplate:
+    """Let a processor and its tokenizer render the processor's chat template, or its own, within bounds."""
     tokenizer = tokenizer_of(processor)
-    ends = [bind(tokenizer)]
+
+    def source(tools: Any) -> str | None:
+        own = getattr(processor, "chat_template", None)
+        found = own if isinstance(own, str) else None
+        return found or (
+            None if tokenizer.chat_template is None else tokenizer.get_chat_template(None, tools)
+        )
+
     if processor is not tokenizer:
-        ends.append(bind(processor, lambda _tools: template_of(processor)))
-
-    def end() -> None:
-        for one in ends:
-            one()
-
-    return end
+        bind(processor, source)
+    return bind(tokenizer, source)
 
 
 def takes(processor: Any, what: str) -> bool:

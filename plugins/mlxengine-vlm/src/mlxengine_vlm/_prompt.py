@@ -1,122 +1,221 @@
-"""From a request to token ids and media, counted against each other."""
+"""What stands for pictures, videos and sound in a prompt, counted against what the request brings."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from attrs import Factory, define, field, frozen
-from mlxengine import (
-    AudioPart,
-    ImagePart,
-    Message,
-    TextPart,
-    TextRequest,
-    ToolCallPart,
-    ToolResultPart,
-    VideoPart,
-)
-from mlxengine.errors import InvalidParameterError, PromptTooLongError, UnsupportedInputError
-from mlxengine.readonly import thaw
-from mlxengine.toolkit.plain_text import with_marks
-from mlxengine.toolkit.templates import TemplateBoundError
+from attrs import define, field
+from mlxengine import AudioPart, ImagePart, VideoPart
+from mlxengine.errors import UnsupportedInputError
+from mlxengine.text.messages import Part
+from mlxengine.toolkit.conversation import Parts, Prompts
+from mlxengine.toolkit.templates import Conversation, OwnTemplate, Reads
+from mlxengine.toolkit.turns import text_of
 
 from ._media import MediaLimits, Picture, Sound, picture, sound
-from ._model import VisionModel
-from ._processor import Clip, arrays, prepare, token_ids, tokenizer_of
+from ._processor import Clip, arrays, media_words, prepare, template_of, token_ids, tokenizer_of
 from ._sight import Prompt
+
+if TYPE_CHECKING:
+    from ._model import VisionModel
+
+
+def prompts_of(model: VisionModel) -> Prompts:
+    """What makes token ids of requests to a model."""
+    return Prompts(
+        tokenizer_of(model.processor),
+        name=model.card.id,
+        context=model.context,
+        template=_Template(model.template, model.processor, model.config, model.template_takes_parts),
+        source=template_of(model.processor),
+        words=media_words(model.processor, model.tags),
+    )
 
 
 @define
-class _Media:
-    """The media of a conversation, in the order of their placeholders."""
+class Media(Parts):
+    """The media of one request, in the order of their places; decoded and encoded beside the device."""
 
-    pictures: list[Picture] = Factory(list)
-    clips: list[Clip] = Factory(list)
-    sounds: list[Sound] = Factory(list)
-    digests: list[str] = Factory(list)
+    model: VisionModel
+    limits: MediaLimits
+    pictures: list[Picture] = field(init=False, factory=list)
+    clips: list[Clip] = field(init=False, factory=list)
+    sounds: list[Sound] = field(init=False, factory=list)
+    digests: list[str] = field(init=False, factory=list)
+    given: dict[str, Any] = field(init=False, factory=dict)
 
+    @property
+    def listed(self) -> bool:
+        return self.model.template_takes_parts
 
-@frozen(kw_only=True)
-class Written:
-    """A request as text with its media, made beside the device; ``mark``: see `Markers`."""
+    def shown(self, part: Part) -> list[dict[str, Any]]:
+        if isinstance(part, VideoPart):
+            found = self._video(part)
+        elif isinstance(part, ImagePart):
+            self._need("image", "pictures")
+            self._add(picture(part.source, self.limits))
+            found = [{"type": "image"}]
+        else:
+            assert isinstance(part, AudioPart)
+            self._need("audio", "sound")
+            heard = sound(part.source, part.sampling_rate, self.limits)
+            self.sounds.append(heard)
+            self.digests.append(heard.digest)
+            found = [{"type": "audio"}]
+        if len(self.pictures) + sum(len(clip.frames) for clip in self.clips) > self.limits.count:
+            raise UnsupportedInputError(
+                f"The request has more than {self.limits.count} pictures and frames.",
+                hint="Send fewer at once.",
+            )
+        return found
 
-    text: str = field(repr=False)
-    mark: str
-    ids: list[int] | None
-    media: _Media
+    def placed(self, text: str) -> bool:
+        return all(tag is None or text.count(tag) == found for tag, found, _ in self._places())
 
+    def check(self, ids: Sequence[int]) -> None:
+        for token in self.model.media_tokens.intersection(ids):
+            raise UnsupportedInputError(
+                f"Token {token} stands for a picture or sound, and prompt_tokens bring none.",
+                hint="Send messages with ImagePart instead.",
+            )
 
-def write(model: VisionModel, request: TextRequest, limits: MediaLimits, plain: bool) -> Written:
-    """The text and the decoded media of a request; touches no array of mlx, so any thread may do it.
+    def encode(self, prompts: Prompts, text: str, mark: str, *, raw: bool) -> list[int]:
+        del raw  # processors put the opening token before both
+        model, markers = self.model, prompts.markers
+        self._check_tags(text)
+        text = _without_second_start(tokenizer_of(model.processor), text)
+        if self.digests:
+            if model.context is not None and len(text) >= model.context:
+                # The processor must not meet a text that alone is too long.
+                prompts.check_room(markers.encode(text, mark, add_special_tokens=True))
+            return self._processed(prompts, text, mark)
+        ids = markers.encode(text, mark, add_special_tokens=True)
+        if model.media_tokens.intersection(ids):
+            raise UnsupportedInputError(
+                "The prompt has tags for pictures or sound, and brings none.",
+                hint="Give them as message parts, and leave the model's own tags out of the texts.",
+            )
+        return ids
 
-    ``plain``: what the messages say never becomes a special token.
+    def prompt(self, ids: list[int]) -> Prompt:
+        """Token ids with the media among them."""
+        return Prompt(ids=ids, given=self.given, media=tuple(self.digests))
 
-    Raises:
-        UnsupportedInputError: media that the model does not take, cannot be decoded, or do not match
-            their tags in the text.
-        InvalidParameterError: the prompt is empty, or a token id is not in the vocabulary.
-        PromptTooLongError: the text alone leaves no room for an answer.
-    """
-    tokenizer = tokenizer_of(model.processor)
-    media = _Media()
-    if request.prompt_tokens is not None:
-        ids = list(request.prompt_tokens)
-        _check_tokens(model, ids, len(tokenizer))
-        return Written(text="", mark="", ids=ids, media=media)
-    text, mark = request.prompt or "", ""
-    if request.prompt is None:
-        text, mark = _render(model, request, media, limits, plain)
-    if model.most_characters is not None and len(text) > model.most_characters:
-        raise _too_long(model, f"{len(text)} characters")
-    _check_tags(model, text, media)
-    text = _without_second_start(tokenizer, text)
-    if media.digests and (model.context is None or len(text) < model.context):
-        return Written(text=text, mark=mark, ids=None, media=media)
-    ids = model.markers.encode(text, mark, add_special_tokens=True) if text else []
-    if media.digests:  # a text that fits is encoded again, by the processor, which must not meet a longer one
-        _check_room(model, ids)
-        return Written(text=text, mark=mark, ids=None, media=media)
-    if model.media_tokens.intersection(ids):
-        raise UnsupportedInputError(
-            "The prompt has tags for pictures or sound, and brings none.",
-            hint="Give them as message parts, and leave the model's own tags out of the texts.",
-        )
-    return Written(text=text, mark=mark, ids=ids, media=media)
+    def _processed(self, prompts: Prompts, text: str, mark: str) -> list[int]:
+        """Token ids and ``given``, as the model's processor makes them of text and media."""
+        import mlx.core as mx
 
-
-def make_prompt(model: VisionModel, written: Written) -> Prompt:
-    """Tokens and media of a request; on the scheduler's thread, since processors make arrays of mlx.
-
-    Raises:
-        UnsupportedInputError: the processor refuses the media, or the template left them out.
-        InvalidParameterError: the prompt is empty.
-        PromptTooLongError: the prompt leaves no room for an answer.
-    """
-    media, ids, given = written.media, written.ids, dict[str, Any]()
-    if ids is None:
-        made = prepare(
-            model.processor,
-            written.text,
-            image_token=model.image_token,
-            pictures=media.pictures,
-            clips=media.clips,
-            sounds=media.sounds,
-        )
-        ids, given = token_ids(made), arrays(made)
-        if written.mark and written.mark in written.text:
-            kept = model.markers.kept(ids, written.text, written.mark)
-            given = {name: _only(value, kept, len(ids)) for name, value in given.items()}
-            ids = [ids[at] for at in kept]
+        model = self.model
+        with model.processing:
+            made = prepare(
+                model.processor,
+                text,
+                image_token=model.image_token,
+                pictures=self.pictures,
+                clips=self.clips,
+                sounds=self.sounds,
+            )
+            ids, given = token_ids(made), arrays(made)
+            if mark and mark in text:
+                kept = prompts.markers.kept(ids, text, mark)
+                given = {name: _only(value, kept, len(ids)) for name, value in given.items()}
+                ids = [ids[at] for at in kept]
+            # What is left to compute belongs to this thread's stream: another could not do it.
+            mx.eval([value for value in given.values() if isinstance(value, mx.array)])
         if model.media_tokens and not model.media_tokens.intersection(ids):
             raise UnsupportedInputError(
                 "The model's chat template left the media out of the prompt.",
                 hint="Give the model's own template with ModelConfiguration(chat_template=…).",
             )
-    if not ids:
-        raise InvalidParameterError("The prompt is empty.", hint="Give at least one token of prompt.")
-    _check_room(model, ids)
-    return Prompt(ids=ids, given=given, media=tuple(media.digests))
+        self.given = given
+        return ids
+
+    def _places(self) -> tuple[tuple[str | None, int, str], ...]:
+        model = self.model
+        return (
+            (model.image_tag, len(self.pictures), "picture"),
+            (model.video_tag, len(self.clips), "video"),
+            (model.audio_tag, len(self.sounds), "sound"),
+        )
+
+    def _check_tags(self, text: str) -> None:
+        for tag, found, what in self._places():
+            if tag is None or (tags := text.count(tag)) == found:
+                continue
+            raise UnsupportedInputError(
+                f"The prompt has {tags} tags {tag!r} for {found} {what}{'' if found == 1 else 's'}.",
+                hint=f"Give each {what} as a message part, and leave {tag!r} out of the texts.",
+            )
+
+    def _add(self, *pictures: Picture) -> None:
+        self.pictures.extend(pictures)
+        self.digests.extend(item.digest for item in pictures)
+
+    def _video(self, part: VideoPart) -> list[dict[str, Any]]:
+        """A clip where the model has a place for one, else its frames as pictures in a row."""
+        if not part.frames:
+            raise UnsupportedInputError("The video has no frames.", hint="Give at least one frame.")
+        self._need("image", "pictures")
+        frames = tuple(picture(frame, self.limits) for frame in part.frames)
+        if self.model.video_tag is None or "video" not in self.model.takes:
+            self._add(*frames)
+            return [{"type": "image"} for _ in frames]
+        if len({frame.size for frame in frames}) > 1:
+            raise UnsupportedInputError("The frames of a video must have one size.", hint="Scale them first.")
+        digest = hashlib.sha256(
+            "".join([frame.digest for frame in frames] + [repr(part.fps)]).encode()
+        ).hexdigest()
+        self.clips.append(Clip(frames=frames, fps=part.fps, digest=digest))
+        self.digests.append(digest)
+        return [{"type": "video"}]
+
+    def _need(self, what: str, name: str) -> None:
+        if what not in self.model.takes:
+            raise UnsupportedInputError(
+                f"{self.model.card.id} takes no {name}.",
+                hint="Choose a model that does: `mlxengine models --kind vlm`.",
+            )
+
+
+class _Template:
+    """The model's own template; mlx-vlm's way to write media where that one knows nothing of them."""
+
+    def __init__(
+        self, own: OwnTemplate, processor: Any, config: Mapping[str, Any], takes_parts: bool
+    ) -> None:
+        self._own = own
+        self._processor = processor
+        self._config = config
+        self._takes_parts = takes_parts
+        self.words = own.words
+        self.exists = True
+        self.close = own.close
+
+    def reads(self, tools: Sequence[Mapping[str, Any]] | None) -> Reads | None:
+        return self._own.reads(tools) if self._own.exists else None
+
+    def write(self, conversation: Conversation) -> str:
+        messages = conversation.messages
+        shown = [part["type"] for item in messages for part in item["content"] if not isinstance(part, str)]
+        media = any(kind != "text" for kind in shown)
+        if self._own.exists and (self._takes_parts or not media):
+            return self._own.write(conversation)
+        from mlx_vlm.prompt_utils import apply_chat_template
+
+        if conversation.tools or conversation.variables or any("tool_calls" in item for item in messages):
+            raise ValueError("it has no place for tools and switches beside pictures")
+        plain = [{"role": item["role"], "content": text_of(dict(item))} for item in messages]
+        made = apply_chat_template(
+            self._processor,
+            dict(self._config),
+            plain if len(plain) > 1 else plain[0]["content"],
+            add_generation_prompt=conversation.add_generation_prompt,
+            num_images=shown.count("image"),
+            num_audios=shown.count("audio"),
+        )
+        return made if isinstance(made, str) else str(made.get("content", made))
 
 
 def _only(value: Any, kept: list[int], length: int) -> Any:
@@ -125,43 +224,6 @@ def _only(value: Any, kept: list[int], length: int) -> Any:
 
     fits = getattr(value, "ndim", 0) >= 2 and tuple(value.shape[:2]) == (1, length)
     return value[:, mx.array(kept)] if fits else value
-
-
-def _check_room(model: VisionModel, ids: list[int]) -> None:
-    if model.context is not None and len(ids) >= model.context:
-        raise _too_long(model, f"{len(ids)} tokens with its media")
-
-
-def _too_long(model: VisionModel, what: str) -> PromptTooLongError:
-    return PromptTooLongError(
-        f"The prompt has {what}; {model.card.id} takes {model.context} tokens, answer included.",
-        hint="Use fewer or smaller pictures, or a shorter text.",
-    )
-
-
-def _check_tokens(model: VisionModel, ids: list[int], size: int) -> None:
-    for token in ids:
-        if isinstance(token, bool) or not 0 <= token < size:
-            raise InvalidParameterError(f"{token!r} is not a token id; the vocabulary has {size} tokens.")
-        if token in model.media_tokens:
-            raise UnsupportedInputError(
-                f"Token {token} stands for a picture or sound, and prompt_tokens bring none.",
-                hint="Send messages with ImagePart instead.",
-            )
-
-
-def _check_tags(model: VisionModel, text: str, media: _Media) -> None:
-    for tag, found, what in (
-        (model.image_tag, len(media.pictures), "picture"),
-        (model.video_tag, len(media.clips), "video"),
-        (model.audio_tag, len(media.sounds), "sound"),
-    ):
-        if tag is None or (tags := text.count(tag)) == found:
-            continue
-        raise UnsupportedInputError(
-            f"The prompt has {tags} tags {tag!r} for {found} {what}{'' if found == 1 else 's'}.",
-            hint=f"Give each {what} as a message part, and leave {tag!r} out of the texts.",
-        )
 
 
 def _without_second_start(tokenizer: Any, text: str) -> str:
@@ -174,135 +236,4 @@ def _without_second_start(tokenizer: Any, text: str) -> str:
     return text
 
 
-def _render(
-    model: VisionModel, request: TextRequest, media: _Media, limits: MediaLimits, plain: bool
-) -> tuple[str, str]:
-    """The conversation as the template writes it, and the mark in it."""
-    messages = [_message(model, item, media, limits) for item in request.messages]
-    if len(media.digests) and not any(item["content"] for item in messages):
-        raise InvalidParameterError("The conversation is empty.")
-    if request.instructions is not None:
-        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": request.instructions}]})
-    mark = ""
-    if plain:
-        mark = model.markers.mark_for(messages)
-        messages = [model.markers.hide_message(item, mark) for item in messages]
-    return with_marks(_written(model, messages, media, request), mark), mark
-
-
-def _written(model: VisionModel, messages: list[dict[str, Any]], media: _Media, request: TextRequest) -> str:
-    template = getattr(model.processor, "chat_template", None) or tokenizer_of(model.processor).chat_template
-    if template is None or not model.template_takes_parts:
-        return _library_template(model, messages, media, request)
-    try:
-        return str(
-            tokenizer_of(model.processor).apply_chat_template(
-                messages,
-                chat_template=template if isinstance(template, str) else None,
-                add_generation_prompt=request.add_generation_prompt,
-                tokenize=False,
-            )
-        )
-    except TemplateBoundError:
-        raise
-    except Exception as error:  # templates are programs of the model's publisher
-        raise UnsupportedInputError(
-            f"The chat template of {model.card.id} refused the conversation: {error}.",
-            hint="Many templates want alternating user and assistant messages, and some no system message.",
-        ) from error
-
-
-def _library_template(
-    model: VisionModel, messages: list[dict[str, Any]], media: _Media, request: TextRequest
-) -> str:
-    """The prompt as mlx-vlm writes it for models whose template knows nothing of media."""
-    from mlx_vlm.prompt_utils import apply_chat_template
-
-    plain = [
-        {"role": item["role"], "content": "".join(part.get("text", "") for part in item["content"])}
-        for item in messages
-    ]
-    try:
-        made = apply_chat_template(
-            model.processor,
-            model.config,
-            plain if len(plain) > 1 else plain[0]["content"],
-            add_generation_prompt=request.add_generation_prompt,
-            num_images=len(media.pictures),
-            num_audios=len(media.sounds),
-        )
-    except TemplateBoundError:
-        raise
-    except Exception as error:
-        raise UnsupportedInputError(
-            f"{model.card.id} has no chat template that can be used: {error}.",
-            hint="Send TextRequest(prompt=…), or load it with ModelConfiguration(chat_template=…).",
-        ) from error
-    return made if isinstance(made, str) else str(made.get("content", made))
-
-
-def _message(model: VisionModel, message: Message, media: _Media, limits: MediaLimits) -> dict[str, Any]:
-    found: dict[str, Any] = {"role": str(message.role)}
-    content: list[dict[str, Any]] = []
-    calls: list[dict[str, Any]] = []
-    for part in message.parts:
-        if isinstance(part, TextPart):
-            content.append({"type": "text", "text": part.text})
-        elif isinstance(part, ImagePart):
-            _need(model, "image", "pictures")
-            found_picture = picture(part.source, limits)
-            media.pictures.append(found_picture)
-            media.digests.append(found_picture.digest)
-            content.append({"type": "image"})
-        elif isinstance(part, VideoPart):
-            content.extend(_video(model, part, media, limits))
-        elif isinstance(part, AudioPart):
-            _need(model, "audio", "sound")
-            found_sound = sound(part.source, part.sampling_rate, limits)
-            media.sounds.append(found_sound)
-            media.digests.append(found_sound.digest)
-            content.append({"type": "audio"})
-        elif isinstance(part, ToolCallPart):
-            function = {"name": part.name, "arguments": thaw(part.arguments)}
-            calls.append({"id": part.id, "type": "function", "function": function})
-        elif isinstance(part, ToolResultPart):
-            found |= {"tool_call_id": part.id, "name": part.name}
-            content.append({"type": "text", "text": part.content})
-    if len(media.pictures) + sum(len(clip.frames) for clip in media.clips) > limits.count:
-        raise UnsupportedInputError(
-            f"The request has more than {limits.count} pictures and frames.", hint="Send fewer at once."
-        )
-    if calls:
-        found["tool_calls"] = calls
-    return {**found, "content": content}
-
-
-def _video(model: VisionModel, part: VideoPart, media: _Media, limits: MediaLimits) -> list[dict[str, Any]]:
-    """A clip where the model has a place for one, else its frames as pictures in a row."""
-    if not part.frames:
-        raise UnsupportedInputError("The video has no frames.", hint="Give at least one frame.")
-    _need(model, "image", "pictures")
-    frames = tuple(picture(frame, limits) for frame in part.frames)
-    if model.video_tag is None or "video" not in model.takes:
-        media.pictures.extend(frames)
-        media.digests.extend(frame.digest for frame in frames)
-        return [{"type": "image"} for _ in frames]
-    if len({frame.size for frame in frames}) > 1:
-        raise UnsupportedInputError("The frames of a video must have one size.", hint="Scale them first.")
-    digest = hashlib.sha256(
-        "".join([frame.digest for frame in frames] + [repr(part.fps)]).encode()
-    ).hexdigest()
-    media.clips.append(Clip(frames=frames, fps=part.fps, digest=digest))
-    media.digests.append(digest)
-    return [{"type": "video"}]
-
-
-def _need(model: VisionModel, what: str, name: str) -> None:
-    if what not in model.takes:
-        raise UnsupportedInputError(
-            f"{model.card.id} takes no {name}.",
-            hint="Choose a model that does: `mlxengine models --kind vlm`.",
-        )
-
-
-__all__ = ["Written", "make_prompt", "write"]
+__all__ = ["Media", "prompts_of"]

@@ -9,9 +9,9 @@ from typing import Any
 from mlxengine import Event, Message, ModelCard, TextPart, TextRequest, ToolCallPart, ToolResultPart
 from mlxengine.errors import InvalidParameterError, PromptTooLongError, UnsupportedInputError
 from mlxengine.readonly import thaw
-from mlxengine.text.tools import describe
 from mlxengine.toolkit.aside import Aside
 from mlxengine.toolkit.plain_text import Markers, most_characters, with_marks
+from mlxengine.toolkit.speech import tools_of
 from mlxengine.toolkit.templates import TemplateBoundError, bind
 
 _AT_ONCE = 1 << 14  # characters that are encoded in about a millisecond
@@ -181,11 +181,6 @@ class Prompts:
         return text
 
 
-def tools_of(request: TextRequest) -> list[dict[str, Any]]:
-    """The request's tools as JSON-schema function objects."""
-    return [thaw(describe(tool)) for tool in request.tools]
-
-
 def _message(message: Message) -> dict[str, Any]:
     found: dict[str, Any] = {"role": str(message.role), "content": message.text}
     calls: list[dict[str, Any]] = []
@@ -219,4 +214,4 @@ def _with_texts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(map(with_text, messages))
 
 
-__all__ = ["Prompts", "tools_of"]
+__all__ = ["Prompts"]

@@ -10,6 +10,7 @@ from mlxengine import Event, Request, RunContext, TextRequest
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
 from mlxengine.toolkit.answers import AnswerStream
 from mlxengine.toolkit.choices import ChoicesStream, choices
+from mlxengine.toolkit.speech import Answering, check, shown
 
 from . import features
 from ._decoder import VisionAnswer
@@ -39,17 +40,16 @@ def _check(model: VisionModel, request: TextRequest, context: RunContext) -> Non
         context.features.require(features.LOGPROBS)
     if params.grammar is not None:
         context.features.require(features.STRUCTURED_OUTPUT)
-    for asked, what in (
-        (params.adapter, "adapters"),
-        (request.tools or None, "tools"),
-        (params.thinking, "a switch for reasoning"),
-        (params.thinking_budget, "a bound on reasoning"),
-    ):
-        if asked is not None:
-            raise FeatureUnavailableError(
-                f"The vision-language plugin does not have {what}, which the request asks for.",
-                hint="Leave it out, or ask a language model.",
-            )
+    if request.tools:
+        context.features.require(features.TOOL_CALLING)
+    if params.thinking_budget is not None:
+        context.features.require(features.REASONING)
+    check(model.dialect, request, model.card.id)
+    if params.adapter is not None:
+        raise FeatureUnavailableError(
+            "The vision-language plugin does not have adapters, which the request asks for.",
+            hint="Leave it out, or ask a language model.",
+        )
     for token, _ in params.logit_bias or ():
         if token >= model.vocabulary:
             raise InvalidParameterError(
@@ -61,8 +61,9 @@ def _admit(
     model: VisionModel, request: TextRequest, context: RunContext, limits: MediaLimits
 ) -> Iterator[Event | None]:
     plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
+    told = shown(model.dialect, request)
     return model.aside.prepared(
-        lambda: write(model, request, limits, plain),
+        lambda: write(model, told, limits, plain),
         lambda written: _answer(model, request, context, make_prompt(model, written)),
     )
 
@@ -71,16 +72,26 @@ def _answer(
     model: VisionModel, request: TextRequest, context: RunContext, prompt: Prompt
 ) -> Iterator[Event | None]:
     remember = context.features.get(features.PROMPT_CACHE)
+    streaming = context.features.get(features.STREAMING)
+    answering = Answering(
+        dialect=model.dialect,
+        request=request,
+        prompt=prompt.ids,
+        stop_ids=model.stop_ids,
+        parted=context.features.get(features.REASONING),
+        deltas=streaming,
+    )
     answers = choices(
         model.voice,
         prompt.ids,
-        request.params,
-        streaming=context.features.get(features.STREAMING),
+        answering.params,
+        streaming=streaming,
         priority=request.priority,
         make=VisionAnswer,
     )
     sight = model.sight(prompt, remember=remember)
     for answer in answers:
+        answering.prepare(answer)
         assert isinstance(answer, VisionAnswer)
         answer.media, answer.reuse, answer.sight = prompt.media, remember, sight
         model.batch.admit(answer)

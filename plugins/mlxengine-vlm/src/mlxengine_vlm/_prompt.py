@@ -19,6 +19,7 @@ from mlxengine import (
 from mlxengine.errors import InvalidParameterError, PromptTooLongError, UnsupportedInputError
 from mlxengine.readonly import thaw
 from mlxengine.toolkit.plain_text import with_marks
+from mlxengine.toolkit.speech import tools_of
 from mlxengine.toolkit.templates import TemplateBoundError
 
 from ._media import MediaLimits, Picture, Sound, picture, sound
@@ -183,21 +184,27 @@ def _render(
         raise InvalidParameterError("The conversation is empty.")
     if request.instructions is not None:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": request.instructions}]})
-    mark = ""
+    tools, mark = tools_of(request), ""
     if plain:
-        mark = model.markers.mark_for(messages)
+        mark = model.markers.mark_for((messages, tools))
         messages = [model.markers.hide_message(item, mark) for item in messages]
-    return with_marks(_written(model, messages, media, request), mark), mark
+        tools = model.markers.hide(tools, mark)
+    return with_marks(_written(model, messages, tools, media, request), mark), mark
 
 
-def _written(model: VisionModel, messages: list[dict[str, Any]], media: _Media, request: TextRequest) -> str:
+def _written(
+    model: VisionModel, messages: list[dict[str, Any]], tools: Any, media: _Media, request: TextRequest
+) -> str:
     template = getattr(model.processor, "chat_template", None) or tokenizer_of(model.processor).chat_template
     if template is None or not model.template_takes_parts:
         return _library_template(model, messages, media, request)
+    thinking = request.params.thinking
     try:
         return str(
             tokenizer_of(model.processor).apply_chat_template(
                 messages,
+                tools=tools or None,
+                **({} if thinking is None else {"enable_thinking": thinking}),
                 chat_template=template if isinstance(template, str) else None,
                 add_generation_prompt=request.add_generation_prompt,
                 tokenize=False,

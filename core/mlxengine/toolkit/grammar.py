@@ -34,7 +34,7 @@ _BUILDERS = 4  # grammars that are compiled at the same time
 _LIMITS = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 50_000, "step_max_items": 20_000}
 _HINT = "Simplify it; llguidance documents what it supports."
 # A model that likes blank space could otherwise go on with it for ever.
-_JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,4}"}
+BLANKS = r"[\x20\x0A\x0D\x09]{0,4}"
 
 
 class GrammarRow:
@@ -43,7 +43,8 @@ class GrammarRow:
     ``tokens`` are the row's tokens so far, of which the first ``prompt_length`` are the prompt. A row that
     is rebuilt from its tokens is followed from the start again.
 
-    An answer that begins with something else (`after`) may say there what it likes, but not end.
+    An answer that begins with something else (`after`), or may do so, says there what it likes, but
+    cannot end.
     """
 
     def __init__(
@@ -58,16 +59,21 @@ class GrammarRow:
         self._consumed = 0
         self._bits: np.ndarray[Any, Any] | None = None
         self._begins: Callable[[Sequence[int]], bool] | None = None
+        self._opens: int | None = None
         self._said: list[int] = []
         self.bound = True  # whether the grammar holds for the next token
 
-    def after(self, begins: Callable[[Sequence[int]], bool]) -> None:
-        """Let the grammar begin behind the first tokens of the answer for which ``begins`` holds."""
-        self._begins = begins
+    def after(self, begins: Callable[[Sequence[int]], bool], *, opens: int | None = None) -> None:
+        """Let the grammar begin behind the first tokens of the answer for which ``begins`` holds.
+
+        With ``opens`` that is so only where the answer begins with that token.
+        """
+        self._begins, self._opens = begins, opens
         self._restart()
 
     def _restart(self) -> None:
-        self._consumed, self._said, self.bound = 0, [], self._begins is None
+        self._consumed, self._said = 0, []
+        self.bound = self._begins is None or self._opens is not None
 
     def ready(self) -> bool:
         """Whether the grammar is compiled; the row must not be decoded before.
@@ -118,10 +124,14 @@ class GrammarRow:
         if self._bits is None:
             self._bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
         allowed = self._grammars.allowed(self._bits, logits.shape[-1], ended=self.matcher.is_stopped())
+        if self._opens is not None and not self._consumed:
+            allowed[self._opens] = True
         return mx.where(mx.array(allowed)[None], logits, mx.array(-mx.inf, dtype=logits.dtype))
 
     def consume(self, token: int) -> None:
         """Take note of the row's next token."""
+        if self._opens == token and not self._consumed:
+            self.bound = False
         self._consumed += 1
         self._bits = None
         if self._begins is not None and not self.bound:
@@ -259,10 +269,21 @@ def _compiled(grammar: Grammar, compiler: Any) -> str:
     if grammar.kind is GrammarKind.LARK:
         return str(compiler.grammar_from_lark(grammar.source))
     schema = json.loads(grammar.source)
+    check_patterns(schema)
+    return str(compiler.grammar_from_json_schema(schema, defaults={"whitespace_pattern": BLANKS}))
+
+
+def check_patterns(schema: Any) -> None:
+    """Refuse a schema that would take minutes to compile.
+
+    Raises:
+        InvalidParameterError: one of its objects has too many ``patternProperties``.
+    """
     most = max(_pattern_counts(schema), default=0)
     if most > _PATTERNS:
-        raise ValueError(f"an object has {most} patternProperties, at most {_PATTERNS} may be.")
-    return str(compiler.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS))
+        raise InvalidParameterError(
+            f"A schema has an object with {most} patternProperties, at most {_PATTERNS} may be.", hint=_HINT
+        )
 
 
 def _pattern_counts(schema: Any) -> Iterator[int]:
@@ -275,4 +296,4 @@ def _pattern_counts(schema: Any) -> Iterator[int]:
         yield from _pattern_counts(item)
 
 
-__all__ = ["GrammarRow", "Grammars"]
+__all__ = ["GrammarRow", "Grammars", "check_patterns"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from mlxengine import (
     ToolCall,
 )
 from mlxengine.text.messages import Role, ToolCallPart, ToolResultPart
-from mlxengine_llm._parts import Router
+from mlxengine.toolkit.speech import Router
 from mlxengine_llm._tokenizer import load_tokenizer
 from test_parts import joined, say
 
@@ -56,37 +55,29 @@ def test_structural_markers_are_no_text_without_tools_either(plugin: Plugin, tmp
     assert (joined(events, ReasoningDelta), joined(events, TextDelta)) == ("hm", "Hello.")
 
 
-def test_the_headers_of_muse_spark_are_followed_with_and_without_tools() -> None:
-    from mlx_lm.tool_parsers import muse_spark
-
-    tokenizer = SimpleNamespace(
-        has_thinking=False,
-        has_tool_calling=True,
-        structural_markers=(),
-        response_transitions=RESPONSE_FORMAT["transitions"],
-        response_initial_state=RESPONSE_FORMAT["initial_state"],
-        tool_call_start=muse_spark.tool_call_start,
-        tool_call_end=muse_spark.tool_call_end,
-        tool_parser=muse_spark.parse_tool_call,
-    )
+def test_the_headers_of_muse_spark_are_followed_with_and_without_tools(
+    plugin: Plugin, tmp_path: Path
+) -> None:
+    template = "<atem:function_calls>" + TEMPLATE
+    dialect = plugin.load(write_tiny(tmp_path / "muse", template=template)).dialect
     said = (
         "to=self<|message|>hm<|eom|><|start|>assistant to=weather<|message|><atem:function_calls>"
         '<atem:invoke name="weather"></atem:invoke></atem:function_calls>'
     )
 
     def events(text: str, tools: Any) -> list[Any]:
-        router = Router(tokenizer, [1], tools)
+        router = Router(dialect, dialect.calls, tools)
         return [event for letter in text for event in router.feed(letter)] + router.finish()
 
-    found = events(said, [{}])
+    found = events(said, {"weather": {}})
     assert joined(found, ReasoningDelta) == "hm"
     assert [(item.name, dict(item.arguments)) for item in found if isinstance(item, ToolCall)] == [
         ("weather", {})
     ]
     assert joined(found, TextDelta) == ""
-    plain = events("to=self<|message|>hm<|eom|><|start|>assistant to=user<|message|>Hello.", [])
+    plain = events("to=self<|message|>hm<|eom|><|start|>assistant to=user<|message|>Hello.", {})
     assert (joined(plain, ReasoningDelta), joined(plain, TextDelta)) == ("hm", "Hello.")
-    assert joined(events("no header", []), TextDelta) == "no header"
+    assert joined(events("no header", {}), TextDelta) == "no header"
 
 
 def test_what_muse_spark_leaves_out_of_its_files_is_what_mlx_lm_says(plugin: Plugin, tmp_path: Path) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 from llm_harness import Plugin, write_tiny
 from mlxengine import Grammar, InferenceEngine, ReasoningDelta, TextDelta, TextRequest, ToolCall
-from mlxengine.readonly import thaw
 from mlxengine.text.messages import ToolCallPart
-from mlxengine.text.tools import describe
-from mlxengine_llm._harmony import HarmonyRouter
+from mlxengine.toolkit.speech import Router
 from test_formats import history
 from test_parts import joined, say, weather
 
@@ -76,7 +74,8 @@ def test_messages_to_functions_are_calls(plugin: Plugin, harmonic: Path, call: s
 
 
 def test_a_call_that_breaks_off_anywhere_has_no_arguments(plugin: Plugin, harmonic: Path) -> None:
-    tokenizer = plugin.load(harmonic).tokenizer
+    model = plugin.load(harmonic)
+    tokenizer = model.tokenizer
 
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False))
@@ -84,7 +83,7 @@ def test_a_call_that_breaks_off_anywhere_has_no_arguments(plugin: Plugin, harmon
     said, size, prompt = encode(CALL * 2), len(encode(CALL)), encode("<|start|>assistant")
     begins = len(encode(CALL.partition("eather")[0]))
     for cut in range(1, 2 * size + 1):
-        router = HarmonyRouter(tokenizer, prompt, [thaw(describe(weather))])
+        router = Router(model.dialect, None, {"weather": {}}, prompt)
         events = [*router.feed(tokenizer.decode(said[:cut])), *router.finish()]
         whole = (cut >= size - 1) + (cut >= 2 * size - 1)
         begun = (cut >= begins) + (cut >= size + begins)

@@ -9,7 +9,16 @@ from typing import Any, Literal
 import mlx.core as mx
 import pytest
 from llm_harness import TEMPLATE, Plugin, write_tiny
-from mlxengine import Finished, GenerateParams, Message, ReasoningDelta, TextDelta, TextRequest, ToolCall
+from mlxengine import (
+    Finished,
+    GenerateParams,
+    Message,
+    ReasoningDelta,
+    TextDelta,
+    TextRequest,
+    ToolCall,
+    ToolCallDelta,
+)
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 from mlxengine.text.messages import ToolCallPart
 from mlxengine.text.tools import call, describe
@@ -128,9 +137,28 @@ def test_tokens_of_the_reasoning_are_counted_however_the_answer_is_told(
     mixed = say(plugin, model, f"<think>hm</think>ab{WEATHER}cd", flags=flags)
     assert mixed[-1].usage.reasoning_tokens == len(["<think>", *"hm"])
     order = [kind for kind, _ in groupby(mixed, key=type)]
-    assert order == [ReasoningDelta, TextDelta, ToolCall, TextDelta, Finished]
+    assert order == [
+        ReasoningDelta,
+        TextDelta,
+        *([ToolCallDelta] if streaming else []),
+        ToolCall,
+        TextDelta,
+        Finished,
+    ]
     assert joined(mixed, TextDelta) == "abcd"
     assert say(plugin, model, "none at all", tools=(), flags=flags)[-1].usage.reasoning_tokens == 0
+
+
+@pytest.mark.feature("llm.tool_calling")
+def test_a_call_that_max_tokens_cuts_has_no_arguments(plugin: Plugin, talker: Path) -> None:
+    events = say(plugin, plugin.load(talker), WEATHER, max_tokens=len(WEATHER) - 20)
+    (found,) = [event for event in events if isinstance(event, ToolCall)]
+    assert (found.name, found.arguments, found.error) == (
+        "weather",
+        None,
+        "the answer ended within the call",
+    )
+    assert events[-1].reason == "length"
 
 
 def test_a_template_that_begins_the_reasoning_is_followed(plugin: Plugin, tmp_path: Path) -> None:

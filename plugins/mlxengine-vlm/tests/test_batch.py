@@ -9,7 +9,12 @@ from typing import Any
 import attrs
 import pytest
 from mlxengine import Finished, TextDelta
-from mlxengine.errors import FeatureUnavailableError, GenerationError, InvalidParameterError
+from mlxengine.errors import (
+    FeatureUnavailableError,
+    GenerationError,
+    InvalidParameterError,
+    UnsupportedInputError,
+)
 from mlxengine.toolkit import rows
 from mlxengine.toolkit.shapes import Shapes
 from mlxengine_vlm._decoder import VisionDecoder
@@ -214,12 +219,13 @@ def test_n_answers_to_one_picture_are_told_apart_and_follow_their_seeds(plugin: 
 
 def test_what_this_plugin_does_not_have_is_refused_and_not_ignored(plugin: Plugin, tiny: Any) -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    with pytest.raises(FeatureUnavailableError):
+        plugin.start(tiny, asking(DESCRIBE, RED, adapter="a"))
     for request in (
-        asking(DESCRIBE, RED, adapter="a"),
         asking(DESCRIBE, RED, thinking_budget=5),
         attrs.evolve(asking(DESCRIBE, RED), tools=[tool]),
     ):
-        with pytest.raises(FeatureUnavailableError):
+        with pytest.raises(UnsupportedInputError):
             plugin.start(tiny, request)
 
 

@@ -16,16 +16,13 @@ from mlxengine import (
     TextRequest,
     UnloadAdapterRequest,
 )
-from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
-from mlxengine.toolkit.answers import Answer, AnswerStream
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
+from mlxengine.toolkit.answers import AnswerStream
 from mlxengine.toolkit.choices import ChoicesStream, choices
-from mlxengine.toolkit.sampling import guarded
-from mlxengine.toolkit.turns import tools_of
+from mlxengine.toolkit.speech import Answering, check, shown
 
 from . import features
-from ._harmony import HarmonyRouter, final_begins, is_harmony
 from ._model import LanguageModel
-from ._parts import Router, thinking_budget, thinks
 from ._score import score
 from ._sources import adapter_folder
 from ._tags import AdaptedAnswer
@@ -44,9 +41,10 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         return None
     _check(model, asked, context)
     plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
+    told = shown(model.dialect, asked)
     if isinstance(request, PrepareRequest):
-        return model.prompts.tell(asked, plain)
-    return model.prompts.serve(asked, plain, lambda prompt: _admit(model, asked, context, prompt))
+        return model.prompts.tell(told, plain)
+    return model.prompts.serve(told, plain, lambda prompt: _admit(model, asked, context, prompt))
 
 
 def _check(model: LanguageModel, request: TextRequest, context: RunContext) -> None:
@@ -61,23 +59,35 @@ def _check(model: LanguageModel, request: TextRequest, context: RunContext) -> N
     _check_tokens(model, request)
     _check_serving(model, context)
     if request.tools:
-        _check_tools(model, request, context)
+        context.features.require(features.TOOL_CALLING)
+    if request.params.thinking_budget is not None:
+        context.features.require(features.REASONING)
+    check(model.dialect, request, model.card.id)
 
 
 def _admit(
     model: LanguageModel, request: TextRequest, context: RunContext, prompt: list[int]
 ) -> Iterator[Event | None]:
     adapter = model.adapters.resolve(request.params.adapter)  # what was loaded before may be gone
+    streaming = context.features.get(features.STREAMING)
+    answering = Answering(
+        dialect=model.dialect,
+        request=request,
+        prompt=prompt,
+        stop_ids=model.stop_ids,
+        parted=context.features.get(features.REASONING),
+        deltas=streaming,
+    )
     answers = choices(
         model.voice,
         prompt,
-        request.params,
-        streaming=context.features.get(features.STREAMING),
+        answering.params,
+        streaming=streaming,
         priority=request.priority,
         make=AdaptedAnswer,
     )
     for answer in answers:
-        _part(model, request, answer, context)
+        answering.prepare(answer)
         answer.reuse = context.features.get(features.PROMPT_CACHE)
         assert isinstance(answer, AdaptedAnswer)
         answer.adapter = adapter
@@ -102,46 +112,6 @@ def _change_adapters(
     else:
         model.unload_adapter(request.name)
     yield Finished()
-
-
-def _check_tools(model: LanguageModel, request: TextRequest, context: RunContext) -> None:
-    context.features.require(features.TOOL_CALLING)
-    if not request.messages:
-        raise InvalidParameterError("Tools need messages: they are described in the chat template.")
-    if not (model.tokenizer.has_tool_calling or is_harmony(model.tokenizer)):
-        raise UnsupportedInputError(
-            f"{model.card.id} has no known format of tool calls.", hint="Choose a model that calls tools."
-        )
-
-
-def _part(model: LanguageModel, request: TextRequest, answer: Answer, context: RunContext) -> None:
-    """Tell reasoning and tool calls apart in a conversation; a raw prompt gets raw text."""
-    tokenizer, budget = model.tokenizer, request.params.thinking_budget
-    parted = context.features.get(features.REASONING)
-    reasons = parted and tokenizer.has_thinking
-    opened = request.add_generation_prompt and not request.continue_final_message
-    continued = not (request.messages and opened)
-    thinking = thinks(tokenizer, answer.prompt, continued=continued)
-    if budget is not None:
-        context.features.require(features.REASONING)
-        if not reasons or len(tokenizer.think_end_tokens) != 1 or len(tokenizer.think_start_tokens) != 1:
-            raise UnsupportedInputError(f"{model.card.id} has no reasoning whose length can be bounded.")
-        bound = thinking_budget(tokenizer, answer.prompt, budget, thinking=thinking)
-        answer.processors.append(guarded(bound, answer.fail))
-    if answer.grammar is not None and reasons and thinking and (request.messages or budget is not None):
-        end = tuple(tokenizer.think_end_tokens)
-        answer.grammar.after(lambda said: tuple(said[-len(end) :]) == end)
-    harmony = is_harmony(tokenizer)
-    marked = tokenizer.has_thinking or bool(tokenizer.response_transitions) or harmony
-    if not request.messages or not (request.tools or (parted and marked)):
-        return
-    tools = tools_of(request)
-    if harmony:
-        answer.router = HarmonyRouter(tokenizer, answer.prompt, tools, answer.index)
-        if answer.grammar is not None:
-            answer.grammar.after(final_begins(tokenizer))
-        return
-    answer.router = Router(tokenizer, answer.prompt, tools, answer.index, thinking=thinking)
 
 
 def _check_serving(model: LanguageModel, context: RunContext) -> None:

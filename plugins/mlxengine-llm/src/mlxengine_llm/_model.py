@@ -17,6 +17,7 @@ from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.room import Room
 from mlxengine.toolkit.rows import Decoder, Row, SharedBatch
 from mlxengine.toolkit.shapes import Shapes
+from mlxengine.toolkit.speech import Dialect
 from mlxengine.toolkit.token_bytes import TokenBytes
 from mlxengine.toolkit.warming import warm_up
 
@@ -30,6 +31,7 @@ from ._measure import CacheSize
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder
 from ._tags import AdaptedAnswer
+from ._tokenizer import dialect_of
 from ._trial import Trial
 from .features import BATCH
 
@@ -70,6 +72,7 @@ class LanguageModel:
         adapted: like ``prefixes``, for each adapter in use.
         voice: what their answers have in common.
         prompts: makes tokens of requests.
+        dialect: how the model writes reasoning and tool calls.
     """
 
     card: ModelCard
@@ -103,11 +106,13 @@ class LanguageModel:
     adapted: dict[str, PrefixCache] = field(init=False, factory=dict)
     voice: Voice = field(init=False)
     prompts: Prompts = field(init=False)
+    dialect: Dialect = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.estimate = estimator(self.card, keeps(module_of(self.config)))
         self.grammars = _grammars(self.tokenizer, self.vocabulary, self.stop_ids)
         self.adapters = Adapters(self.network)
+        self.dialect = dialect_of(self.tokenizer)
         self.prompts = prompts_of(self.tokenizer, self.card.id, self.context)
         self.batch = SharedBatch(
             self._decoder,

@@ -12,9 +12,9 @@ from typing import Any
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import IncompatibleWeightsError, LoadError, RemoteCodeRefusedError
 from mlxengine.toolkit.estimate import text_config
+from mlxengine.toolkit.speech import Dialect
 
 from . import features
-from ._harmony import is_harmony
 from ._library import tokenizer_defaults
 from ._sources import local_folder
 
@@ -99,15 +99,15 @@ def stop_ids(tokenizer: Any, extra: tuple[str, ...]) -> frozenset[int]:
     return frozenset(found)
 
 
+def dialect_of(tokenizer: Any) -> Dialect:
+    """How the model of a tokenizer writes reasoning and tool calls."""
+    template = getattr(tokenizer, "chat_template", None)
+    return Dialect.of(tokenizer, template if isinstance(template, str) else "")
+
+
 def abilities(tokenizer: Any) -> frozenset[str]:
     """What its template lets the model do."""
-    channels = is_harmony(tokenizer)
-    found = {
-        "chat": tokenizer.has_chat_template,
-        "tools": tokenizer.has_tool_calling or channels,
-        "reasoning": tokenizer.has_thinking or channels,
-    }
-    return frozenset(name for name, has in found.items() if has)
+    return dialect_of(tokenizer).abilities | ({"chat"} if tokenizer.has_chat_template else set())
 
 
-__all__ = ["REMOTE", "abilities", "load_tokenizer", "stop_ids"]
+__all__ = ["REMOTE", "abilities", "dialect_of", "load_tokenizer", "stop_ids"]

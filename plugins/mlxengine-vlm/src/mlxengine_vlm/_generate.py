@@ -10,6 +10,7 @@ from mlxengine import Event, PrepareRequest, Request, RunContext, TextRequest
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
 from mlxengine.toolkit.answers import AnswerStream
 from mlxengine.toolkit.choices import ChoicesStream, choices
+from mlxengine.toolkit.speech import Answering, check, shown
 
 from . import features
 from ._decoder import VisionAnswer
@@ -27,13 +28,14 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         return None
     _check(model, asked, context)
     plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
+    told = shown(model.dialect, asked)
 
     def go_on(limits: MediaLimits) -> Iterator[Event | None]:
         media = Media(model, limits)
         if isinstance(request, PrepareRequest):
-            return model.prompts.tell(asked, plain, media)
+            return model.prompts.tell(told, plain, media)
         return model.prompts.serve(
-            asked, plain, lambda ids: _answer(model, asked, context, media.prompt(ids)), media
+            told, plain, lambda ids: _answer(model, asked, context, media.prompt(ids)), media
         )
 
     limits = MediaLimits(pixels=context.features.get(features.MAX_PIXELS))
@@ -50,16 +52,16 @@ def _check(model: VisionModel, request: TextRequest, context: RunContext) -> Non
         context.features.require(features.LOGPROBS)
     if params.grammar is not None:
         context.features.require(features.STRUCTURED_OUTPUT)
-    for asked, what in (
-        (params.adapter, "adapters"),
-        (request.tools or None, "tools"),
-        (params.thinking_budget, "a bound on reasoning"),
-    ):
-        if asked is not None:
-            raise FeatureUnavailableError(
-                f"The vision-language plugin does not have {what}, which the request asks for.",
-                hint="Leave it out, or ask a language model.",
-            )
+    if request.tools:
+        context.features.require(features.TOOL_CALLING)
+    if params.thinking_budget is not None:
+        context.features.require(features.REASONING)
+    check(model.dialect, request, model.card.id)
+    if params.adapter is not None:
+        raise FeatureUnavailableError(
+            "The vision-language plugin does not have adapters, which the request asks for.",
+            hint="Leave it out, or ask a language model.",
+        )
     for token, _ in params.logit_bias or ():
         if token >= model.vocabulary:
             raise InvalidParameterError(
@@ -71,16 +73,26 @@ def _answer(
     model: VisionModel, request: TextRequest, context: RunContext, prompt: Prompt
 ) -> Iterator[Event | None]:
     remember = context.features.get(features.PROMPT_CACHE)
+    streaming = context.features.get(features.STREAMING)
+    answering = Answering(
+        dialect=model.dialect,
+        request=request,
+        prompt=prompt.ids,
+        stop_ids=model.stop_ids,
+        parted=context.features.get(features.REASONING),
+        deltas=streaming,
+    )
     answers = choices(
         model.voice,
         prompt.ids,
-        request.params,
-        streaming=context.features.get(features.STREAMING),
+        answering.params,
+        streaming=streaming,
         priority=request.priority,
         make=VisionAnswer,
     )
     sight = model.sight(prompt, remember=remember)
     for answer in answers:
+        answering.prepare(answer)
         assert isinstance(answer, VisionAnswer)
         answer.media, answer.reuse, answer.sight = prompt.media, remember, sight
         model.batch.admit(answer)

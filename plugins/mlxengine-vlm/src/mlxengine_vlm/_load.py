@@ -112,11 +112,12 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         takes=", ".join(sorted(takes)) or "text",
     )
     names = {"image": "vision", "video": "video", "audio": "audio"}
+    found = {names[what] for what in takes} | model.dialect.abilities
     return Loaded(
         model=model,
         warm=itertools.chain(warm(network), _tried(model)),
         close=model.close,
-        capabilities=frozenset(names[what] for what in takes),
+        capabilities=frozenset(found),
         info=model.info,
         missing=model.missing,
         state=model.state,

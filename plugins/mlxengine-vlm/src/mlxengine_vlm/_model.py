@@ -16,13 +16,14 @@ from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.room import Room
 from mlxengine.toolkit.rows import SharedBatch
 from mlxengine.toolkit.shapes import Shapes
+from mlxengine.toolkit.speech import Dialect
 from mlxengine.toolkit.templates import OwnTemplate
 from mlxengine.toolkit.token_bytes import TokenBytes
 from mlxengine.toolkit.warming import warm_up
 
 from ._cache import FeatureCache, PrefixCache
 from ._decoder import VisionDecoder, VisionRow
-from ._processor import tokenizer_of
+from ._processor import template_of, tokenizer_of
 from ._prompt import prompts_of
 from ._sight import Prompt, Sight, look
 from ._trial import Trial
@@ -57,6 +58,7 @@ class VisionModel:
         max_rows: most requests that are decoded together.
         info, missing: see `mlxengine.Loaded`.
         trial: whether rows may share a pass.
+        dialect: how the model writes reasoning and tool calls.
     """
 
     card: ModelCard
@@ -85,6 +87,7 @@ class VisionModel:
     info: dict[str, Any] = field(init=False, factory=dict)
     missing: dict[str, str] = field(init=False, factory=dict)
     trial: Trial = field(init=False)
+    dialect: Dialect = field(init=False)
     batch: SharedBatch = field(init=False)
     voice: Voice = field(init=False)
     prefixes: PrefixCache | None = field(init=False)
@@ -95,6 +98,7 @@ class VisionModel:
         share = self.cache_bytes // 4
         self.features = FeatureCache(share, self.cache_room) if self.cache_bytes else None
         tokenizer = tokenizer_of(self.processor)
+        self.dialect = Dialect.of(tokenizer, template_of(self.processor) or "")
         self.prompts = prompts_of(self)
         fast = getattr(tokenizer, "backend_tokenizer", None)
         if fast is not None and self.stop_ids:

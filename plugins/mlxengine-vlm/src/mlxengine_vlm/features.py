@@ -86,6 +86,22 @@ STRUCTURED_OUTPUT = Feature(
     applies_to=("vlm",),
     probe=_llguidance,
 )
+TOOL_CALLING = Feature(
+    name="vlm.tool_calling",
+    default=True,
+    summary="Tools described to the model, and its calls as events.",
+    provides=LLMEngineFeatures.TOOL_CALLING,
+    applies_to=("vlm",),
+    probe=_library,
+)
+REASONING = Feature(
+    name="vlm.reasoning",
+    default=True,
+    summary="Reasoning parted from the answer, with a budget; off: it is part of the text.",
+    provides=LLMEngineFeatures.REASONING,
+    applies_to=("vlm",),
+    probe=_library,
+)
 SPECIAL_TOKENS_IN_TEXT = Feature(
     name="vlm.special_tokens_in_text",
     default=False,
@@ -160,6 +176,8 @@ FEATURES: tuple[Feature[Any], ...] = (
     MAX_BATCH,
     LOGPROBS,
     STRUCTURED_OUTPUT,
+    TOOL_CALLING,
+    REASONING,
     UNPACK,
     SPECIAL_TOKENS_IN_TEXT,
     PROMPT_CACHE,

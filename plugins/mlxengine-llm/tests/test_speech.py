@@ -17,6 +17,8 @@ from mlxengine.toolkit.speech import FORMATS, Dialect, Router
 from mlxengine.toolkit.speech.dialect import HARMONY, MUSE
 from speech_texts import ARGUMENTS, CALLS, DESCRIBED, SHOWN, TEXTS, TOOLS
 
+from tests.tool_calls import check, plain
+
 # mlx-lm's parsers of these cannot read what the planned texts have: braces in strings, or no arguments.
 SIMPLER = {
     "function_gemma": "<start_function_call>call:weather{city:<escape>Wien<escape>,days:3}<end_function_call>"
@@ -62,30 +64,8 @@ def calls_of(events: list[Any]) -> list[Any]:
     return [(item.name, None if item.arguments is None else json.loads(plain(item))) for item in found]
 
 
-def plain(item: ToolCall) -> str:
-    from mlxengine.readonly import thaw
-
-    return json.dumps(thaw(item.arguments))
-
-
 def joined(events: list[Any], kind: type) -> str:
     return "".join(event.text for event in events if isinstance(event, kind))
-
-
-def check(events: list[Any]) -> None:
-    """Deltas come before their call, the name first, and joined they are its arguments."""
-    told: dict[str, list[ToolCallDelta]] = {}
-    for event in events:
-        if isinstance(event, ToolCallDelta):
-            told.setdefault(event.id, []).append(event)
-        elif isinstance(event, ToolCall):
-            deltas = told.pop(event.id, [])
-            assert all(item.name == event.name for item in deltas)
-            if deltas:
-                assert deltas[0].arguments == ""
-            if event.arguments is not None:
-                assert json.loads("".join(item.arguments for item in deltas)) == json.loads(plain(event))
-    assert not told, "each call that is told ends"
 
 
 def test_every_format_of_mlx_lm_is_known() -> None:

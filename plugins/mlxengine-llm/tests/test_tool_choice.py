@@ -2,81 +2,46 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from llm_harness import TEMPLATE, Plugin, write_tiny
 from mlxengine import (
-    GenerateParams,
     Grammar,
     Message,
     ReasoningDelta,
-    TextDelta,
     TextRequest,
-    ToolCall,
-    ToolCallDelta,
     ToolChoice,
 )
+from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 from mlxengine.readonly import thaw
 from speech_texts import MARKS, SHOWN
-from test_speech import check
+
+from tests.hub.fixtures import HubModel
+from tests.tool_calls import (  # noqa: F401
+    BOTH,
+    SCHEMAS,
+    calls_of,
+    test_a_forced_call_fits_its_schema_50_of_50,
+    test_each_of_sixteen_that_want_different_things_equals_its_solo_run,
+    test_one_call_where_parallel_calls_are_ruled_out_and_none_where_tools_are,
+    test_required_calls_are_valid_with_and_without_reasoning,
+    text_of,
+    tool,
+    written,
+)
+from tests.tool_calls import asking as asking_of
 
 pytestmark = [pytest.mark.feature("llm.tool_calling"), pytest.mark.feature("llm.structured_output")]
 
-SCHEMA: Mapping[str, Any] = {
-    "type": "object",
-    "properties": {
-        "city": {"type": "string", "minLength": 2, "maxLength": 12},
-        "unit": {"enum": ["C", "F"]},
-        "days": {"type": "integer", "minimum": 1, "maximum": 14},
-        "near": {"type": "array", "items": {"type": "string", "maxLength": 4}, "maxItems": 2},
-        "exact": {"type": ["boolean", "null"]},
-        "code": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]+$", "maxLength": 8},
-    },
-    "required": ["city", "days", "code"],
-    "additionalProperties": False,
-}
-NESTED = {
-    "type": "object",
-    "properties": {"to": {"$ref": "#/$defs/person"}},
-    "required": ["to"],
-    "additionalProperties": False,
-    "$defs": {
-        "person": {
-            "type": "object",
-            "properties": {
-                "name": {"type": "string", "maxLength": 6},
-                "age": {"type": "integer", "minimum": 0, "maximum": 150},
-                "boss": {"anyOf": [{"type": "null"}, {"type": "integer"}]},
-            },
-            "required": ["name", "age"],
-            "additionalProperties": False,
-        }
-    },
-}
-SCHEMAS = {"weather": SCHEMA, "send": NESTED}
-# One of each kind of notation every day.
-_DAILY = ("harmony", "json_tools", "qwen3_coder", "gemma4", "generic")
+# JSON and another notation every day.
+_DAILY = ("json_tools", "gemma4")
 NAMES = [pytest.param(name, marks=[] if name in _DAILY else pytest.mark.slow) for name in (*SHOWN, "generic")]
 
 
-def tool(name: str, schema: Any = None, *, strict: bool = False) -> dict[str, Any]:
-    parameters = SCHEMAS[name] if schema is None else schema
-    function = {"name": name, "description": "", "parameters": parameters, "strict": strict}
-    return {"type": "function", "function": function}
-
-
-BOTH = (tool("weather"), tool("send"))
-
-
-def asking(choice: Any, seed: int = 0, *, tools: Any = BOTH, **more: Any) -> TextRequest:
-    wanted = {name: more.pop(name) for name in ("parallel_tool_calls",) if name in more}
-    params = GenerateParams(**{"max_tokens": 2000, "temperature": 1.0, "seed": seed, **more})
-    return TextRequest(
-        messages=(Message.user("x"),), tools=tools, tool_choice=choice, params=params, **wanted
-    )
+def asking(choice: Any, seed: int = 0, **more: Any) -> TextRequest:
+    return asking_of(Message.user("x"), choice, seed, **more)
 
 
 @pytest.fixture(scope="module")
@@ -105,131 +70,10 @@ def model(request: Any, plugin: Plugin, tmp_path_factory: pytest.TempPathFactory
     return found
 
 
-def calls_of(events: Any) -> list[ToolCall]:
-    for event in events:
-        if isinstance(event, Exception):
-            raise event
-    return [event for event in events if isinstance(event, ToolCall)]
-
-
-def text_of(events: Any) -> str:
-    return "".join(event.text for event in events if isinstance(event, TextDelta))
-
-
-def valid(call: ToolCall) -> None:
-    """What the schema of the tool says, checked by hand."""
-    assert call.error is None, (call.raw, call.error)
-    found: Any = thaw(call.arguments)
-    if call.name == "send":
-        assert set(found) == {"to"}
-        assert {"name", "age"} <= set(found["to"]) <= {"name", "age", "boss"}
-        assert isinstance(found["to"]["name"], str)
-        assert len(found["to"]["name"]) <= 6
-        assert type(found["to"]["age"]) is int
-        assert 0 <= found["to"]["age"] <= 150
-        assert type(found["to"].get("boss")) in (type(None), int)
-        return
-    assert {"city", "days", "code"} <= set(found) <= set(SCHEMA["properties"])
-    assert isinstance(found["city"], str)
-    assert 2 <= len(found["city"]) <= 12
-    assert found.get("unit", "C") in ("C", "F")
-    assert type(found["days"]) is int
-    assert 1 <= found["days"] <= 14
-    near = found.get("near", [])
-    assert isinstance(near, list)
-    assert len(near) <= 2
-    assert all(isinstance(item, str) and len(item) <= 4 for item in near)
-    assert found.get("exact") in (True, False, None)
-    assert re.fullmatch(r"[A-Z]{2}-[0-9]+", found["code"])
-    assert len(found["code"]) <= 8
-
-
-def test_a_forced_call_fits_its_schema_50_of_50(plugin: Plugin, model: Any) -> None:
-    alone: dict[str, Any] = {"parallel_tool_calls": False, "thinking": False}
-    started = [plugin.start(model, asking(ToolChoice("weather"), seed, **alone)) for seed in range(50)]
-    found = 0
-    for events in plugin.run(started):
-        (call,) = calls_of(events)
-        valid(call)
-        assert call.name == "weather"
-        check(events)
-        assert any(isinstance(event, ToolCallDelta) for event in events)
-        assert text_of(events).strip() == ""
-        assert events[-1].reason == "tool_calls"
-        found += 1
-    assert found == 50
-
-
-def test_required_calls_are_valid_with_and_without_reasoning(plugin: Plugin, model: Any) -> None:
-    """Reasoning is made likely, so that some answers begin with it."""
-    dialect, tokenizer = model.dialect, model.tokenizer
-    begins = dialect.headers.thought[0] if dialect.headers else dialect.think[0] if dialect.think else ""
-    ends = dialect.headers.thought_end if dialect.headers else dialect.think[1] if dialect.think else ""
-    start, end = (tokenizer.encode(text, add_special_tokens=False)[:1] for text in (begins, ends))
-    likely: dict[str, Any] = {
-        "logit_bias": (*((item, 40.0) for item in start), *((item, 4.0) for item in end))
-    }
-    if dialect.bounded:
-        likely = {"logit_bias": ((start[0], 40.0),), "thinking_budget": 8}
-    requests = [
-        asking("required", seed, **(likely if seed % 2 else {"thinking": False})) for seed in range(6)
-    ]
-    reasoned = 0
-    for events in plugin.run([plugin.start(model, request) for request in requests]):
-        calls = calls_of(events)
-        assert calls
-        for call in calls:
-            valid(call)
-        check(events)
-        assert text_of(events).strip() == ""
-        reasoned += bool(begins) and begins in written(model, events)
-    assert reasoned >= 3 if dialect.reasons else reasoned == 0
-
-
-def test_one_call_where_parallel_calls_are_ruled_out_and_none_where_tools_are(
-    plugin: Plugin, model: Any
-) -> None:
-    opens = model.dialect.calls.opens if model.dialect.calls else "{"
-    likely = (model.tokenizer.encode(opens, add_special_tokens=False)[0], 6.0)
-    one = [asking("required", seed, parallel_tool_calls=False, logit_bias=(likely,)) for seed in range(3)]
-    for events in plugin.run([plugin.start(model, request) for request in one]):
-        (call,) = calls_of(events)
-        valid(call)
-    none = [asking("none", seed, max_tokens=60, logit_bias=(likely,)) for seed in range(3)]
-    for events in plugin.run([plugin.start(model, request) for request in none]):
-        assert not calls_of(events)
-        assert opens not in text_of(events)
-
-
-def test_each_of_sixteen_that_want_different_things_equals_its_solo_run(plugin: Plugin, model: Any) -> None:
-    free = "auto" if model.dialect.named else "required"
-    strict = (tool("weather", strict=True), tool("send"))
-    requests = []
-    for seed in range(0, 16, 8):
-        few = {"max_tokens": 40}
-        requests += [
-            asking(ToolChoice("weather"), seed, **few),
-            asking("required", seed + 1, **few),
-            asking("none", seed + 2, **few),
-            asking(free, seed + 3, **few),
-            asking(free, seed + 4, tools=strict, **few),
-            asking(free, seed + 5, grammar=Grammar.regex("[a-z]{3,9}"), **few),
-            asking(free, seed + 6, parallel_tool_calls=False, **few),
-            TextRequest(
-                messages=(Message.user("x"),), params=GenerateParams(temperature=1.0, seed=seed, **few)
-            ),
-        ]
-    alone = [plugin.run([plugin.start(model, request)])[0] for request in requests]
-    later = {2 * at: [lambda item=item: plugin.start(model, item)] for at, item in enumerate(requests)}
-    together = plugin.run([], later=later)
-    for left, right in zip(alone, together, strict=True):
-        assert left[:-1] == right[:-1]
-
-
-def written(model: Any, events: Any) -> str:
-    """All that an answer wrote, the marks of its calls too."""
-    deltas = [event for event in events if isinstance(event, TextDelta | ReasoningDelta)]
-    return str(model.tokenizer.decode([token for event in deltas for token in event.token_ids]))
+@pytest.fixture
+def message() -> Message:
+    """What is asked."""
+    return Message.user("x")
 
 
 def accepts(model: Any, request: TextRequest, text: str) -> bool:
@@ -304,3 +148,114 @@ def test_a_grammar_stands_beside_the_tools(plugin: Plugin, model: Any) -> None:
         assert not accepts(model, request, f"{before}{other}{after}")
         assert accepts(model, asking("none", grammar=grammar), f"{before}{fits}{after}")
         assert accepts(model, request, written(model, events))
+
+
+@pytest.fixture(scope="module")
+def qwen(plugin: Plugin, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    template = "{# " + SHOWN["qwen3_coder"] + " #}" + TEMPLATE
+    return plugin.load(write_tiny(tmp_path_factory.mktemp("qwen") / "model", template=template))
+
+
+@pytest.fixture(scope="module")
+def silent(plugin: Plugin, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model whose template knows nothing of tools."""
+    return plugin.load(write_tiny(tmp_path_factory.mktemp("silent") / "model"))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "schema"),
+    [
+        ("not", {"properties": {"a": {"type": "integer", "not": {"const": 3}}}}),
+        ("uniqueItems", {"properties": {"a": {"type": "array", "uniqueItems": True}}}),
+        ("format", {"properties": {"a": {"type": "string", "format": "date"}}}),
+        ("minProperties", {"type": "object", "minProperties": 2}),
+        ("anyOf", {"anyOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}),
+        ("enum", {"properties": {"a": {"enum": [" blank ", "b"]}}}),
+    ],
+)
+def test_a_schema_that_cannot_be_held_is_refused_by_its_keyword_where_it_must_hold(
+    plugin: Plugin, qwen: Any, keyword: str, schema: Any
+) -> None:
+    own = (tool("a", {"type": "object", **schema}),)
+    strict = (tool("a", {"type": "object", **schema}, strict=True),)
+    few = {"max_tokens": 4}
+    for request in (
+        asking("required", tools=own, **few),
+        asking(ToolChoice("a"), tools=own, **few),
+        asking("auto", tools=strict, **few),
+    ):
+        (events,) = plugin.run([plugin.start(qwen, request)])
+        assert isinstance(events[-1], UnsupportedInputError | InvalidParameterError)
+        assert keyword in str(events[-1])
+    (events,) = plugin.run([plugin.start(qwen, asking("auto", tools=own, **few))])
+    assert not isinstance(events[-1], Exception)
+
+
+def test_a_schema_with_too_many_patterns_is_refused_at_once(plugin: Plugin, qwen: Any) -> None:
+    many = {"type": "object", "patternProperties": {f"^{at}$": {} for at in range(500)}}
+    (events,) = plugin.run([plugin.start(qwen, asking("required", tools=(tool("a", many),)))])
+    assert isinstance(events[-1], InvalidParameterError)
+    assert "patternProperties" in str(events[-1])
+
+
+def test_a_model_without_a_notation_is_told_of_the_tools_and_of_its_calls(
+    plugin: Plugin, silent: Any
+) -> None:
+    from mlxengine.text.messages import ToolCallPart, ToolResultPart
+    from mlxengine.toolkit.speech import shown
+
+    history = (
+        Message.system("Be brief."),
+        Message.user("How is it?"),
+        Message(role="assistant", parts=(ToolCallPart("1", "weather", {"city": "Wien"}),)),
+        Message(role="tool", parts=(ToolResultPart(id="1", name="weather", content="sunny"),)),
+    )
+    request = TextRequest(messages=history, tools=BOTH, tool_choice="required")
+    text = silent.tokenizer.decode(silent.prompts.tokens(shown(silent.dialect, request)))
+    assert text.startswith("<|im_start|>system\nBe brief.\n\nYou can call these tools")
+    assert '"name": "weather"' in text
+    assert '<|im_start|>assistant\n{"name": "weather", "arguments": {"city": "Wien"}}<|im_end|>' in text
+    assert "<|im_start|>user\nweather returned: sunny<|im_end|>" in text
+    with pytest.raises(UnsupportedInputError, match="tool calls"):
+        plugin.start(silent, asking("auto"))
+
+
+def test_a_call_in_the_reasoning_of_a_bound_answer_is_reasoning(plugin: Plugin, model: Any) -> None:
+    """What stands there is free, and what is forced comes behind it."""
+    from mlxengine.toolkit.speech import Router
+
+    if model.dialect.think is None or model.dialect.calls is None:
+        return
+    start, end = model.dialect.think
+    opens = model.dialect.calls.opens
+    router = Router(model.dialect, model.dialect.calls, SCHEMAS, bound=True)
+    events = [*router.feed(f"{start}a {opens} b{end}done"), *router.finish()]
+    reasoning = "".join(event.text for event in events if isinstance(event, ReasoningDelta))
+    assert (reasoning, text_of(events)) == (f"a {opens} b", "done")
+
+
+def test_a_real_model_without_a_notation_makes_a_valid_call(plugin: Plugin, smollm2: HubModel) -> None:
+    model = plugin.load(smollm2.folder)
+    assert not model.dialect.named
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"enum": [1, 2, 3]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    request = asking_of(
+        Message.user("How is the weather in Vienna? Call the tool."),
+        ToolChoice("weather"),
+        tools=(tool("weather", schema), tool("send")),
+        temperature=0,
+        max_tokens=120,
+        parallel_tool_calls=False,
+    )
+    (events,) = plugin.run([plugin.start(model, request)])
+    (call,) = calls_of(events)
+    found: Any = thaw(call.arguments)
+    assert call.name == "weather"
+    assert "Vienna" in found["city"]
+    assert set(found) <= {"city", "days"}
+    assert text_of(events) == ""
+    assert events[-1].reason == "tool_calls"

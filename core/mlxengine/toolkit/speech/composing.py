@@ -126,8 +126,12 @@ class Composer:
 
     def _under_headers(self, lark: Lark, headers: Headers, *, forced: bool) -> str:
         """Messages with headers: what is thought, and then the answer or calls."""
-        ahead = [item for item in headers.thought if not forced or headers.spoken(item) == "reasoning"]
-        thought = one_of(list(map(lark.text, ahead)))
+        spoken = [
+            item
+            for item in headers.thought
+            if not forced or headers.spoken(item.removesuffix(headers.message)) == "reasoning"
+        ]
+        thought = one_of(list(map(lark.text, spoken)))
         before = f"({thought} {lark.through(headers.thought_end)})*" if self.reasons else ""
         if headers.message in self.heading:  # the prompt has begun a message already
             if headers.spoken(self.heading) == "text":

@@ -211,7 +211,7 @@ def test_a_model_without_a_notation_is_told_of_the_tools_and_of_its_calls(
         Message(role="tool", parts=(ToolResultPart(id="1", name="weather", content="sunny"),)),
     )
     request = TextRequest(messages=history, tools=BOTH, tool_choice="required")
-    text = silent.tokenizer.decode(silent.prompts.tokens(shown(silent.dialect, request)))
+    text = silent.tokenizer.decode(silent.prompts.make(shown(silent.dialect, request)).ids)
     assert text.startswith("<|im_start|>system\nBe brief.\n\nYou can call these tools")
     assert '"name": "weather"' in text
     assert '<|im_start|>assistant\n{"name": "weather", "arguments": {"city": "Wien"}}<|im_end|>' in text

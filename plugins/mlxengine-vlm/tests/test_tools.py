@@ -50,7 +50,8 @@ def thinking_model(folder: Path, shown: str) -> Path:
         tokenizer["added_tokens"].append({**like, "id": token, "content": mark})
     file.write_text(json.dumps(tokenizer))
     template = folder / "chat_template.jinja"
-    template.write_text("{# " + shown + " #}" + template.read_text())
+    switch = "{% if enable_thinking %}{% endif %}"
+    template.write_text("{# " + shown + " #}" + switch + template.read_text())
     return folder
 
 

@@ -16,7 +16,7 @@ from llm_harness import Plugin, passes, raw, tokens_of
 from mlxengine import AsyncInferenceEngine, Finished, InferenceEngine, ScoreRequest, TextScore
 from mlxengine.errors import InvalidParameterError, PromptTooLongError
 from mlxengine.toolkit.joining import Company
-from mlxengine_llm._score import _normalised
+from mlxengine.toolkit.logprobs import normalised
 
 TEXT = "a text whose probability is asked for " * 5
 
@@ -127,7 +127,7 @@ def test_a_large_vocabulary_costs_no_precision(plugin: Plugin) -> None:
     exact = logits.astype(np.float64)
     exact -= np.log(np.exp(exact).sum(axis=-1, keepdims=True))
     with plugin.backend.stream():
-        found = np.array(_normalised(mx.array(logits)))
+        found = np.array(normalised(mx.array(logits)))
     assert np.abs(found - exact).max() < 1e-5
 
 

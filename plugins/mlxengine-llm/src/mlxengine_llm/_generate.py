@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from mlxengine import (
     Event,
-    Finished,
     LoadAdapterRequest,
     Request,
     RunContext,
@@ -16,6 +14,8 @@ from mlxengine import (
     UnloadAdapterRequest,
 )
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
+from mlxengine.toolkit.adapter_rows import AdaptedAnswer
+from mlxengine.toolkit.adapters import change
 from mlxengine.toolkit.answers import Answer, AnswerStream
 from mlxengine.toolkit.choices import ChoicesStream, choices
 from mlxengine.toolkit.sampling import guarded
@@ -26,8 +26,6 @@ from ._harmony import HarmonyRouter, final_begins, is_harmony
 from ._model import LanguageModel
 from ._parts import Router, thinking_budget, thinks
 from ._score import score
-from ._sources import adapter_folder
-from ._tags import AdaptedAnswer
 
 
 def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
@@ -37,7 +35,8 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
     if isinstance(request, ScoreRequest):
         return score(model, request, context)
     if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest):
-        return _change_adapters(model, request, context)
+        context.features.require(features.LORA)
+        return change(model.adapters, request, context.fetch, model.kept.forget)
     if not isinstance(request, TextRequest):
         return None
     if request.params.logprobs or request.params.top_logprobs:
@@ -71,28 +70,12 @@ def _admit(
         _part(model, request, answer, context)
         answer.reuse = context.features.get(features.PROMPT_CACHE)
         assert isinstance(answer, AdaptedAnswer)
-        answer.adapter = adapter
+        model.adapters.give(answer, adapter)
         answer.cost = model.cost_of(answer.longest)
-        model.answers.add(answer)
         model.batch.admit(answer)
     if len(answers) == 1:
         return AnswerStream(model.batch, answers[0], context)
     return ChoicesStream(model.batch, answers, context)
-
-
-def _change_adapters(
-    model: LanguageModel, request: LoadAdapterRequest | UnloadAdapterRequest, context: RunContext
-) -> Iterator[Event | None]:
-    context.features.require(features.LORA)
-    if isinstance(request, LoadAdapterRequest):
-        found = adapter_folder(request.source, context.fetch)
-        folder = found if isinstance(found, Path) else (yield from found)
-        model.adapters.load(request.name, folder, scale=request.scale)
-        if request.default:
-            model.adapters.default = request.name
-    else:
-        model.unload_adapter(request.name)
-    yield Finished()
 
 
 def _check_tools(model: LanguageModel, request: TextRequest, context: RunContext) -> None:

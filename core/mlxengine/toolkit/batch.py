@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from .grammar import Grammars
+from .logprobs import normalised
 from .row import Drawn, Row
 from .sampling import greedy
 
@@ -237,7 +238,7 @@ def _draw(
         logits = mx.concatenate(parts)
     samplers = [row.sampler for row in rows]
     if any(row.scored for row in rows) or any(sampler is not greedy for sampler in samplers):
-        logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        logits = normalised(logits)
     if all(sampler is samplers[0] for sampler in samplers):
         drawn = samplers[0](logits)
     else:

@@ -46,6 +46,7 @@ class Trial:
         told: called once with the reason if rows cannot decode together, before the first two would.
         merge: makes a batch's caches of those of single rows.
         avoid: ids that are not tokens of text.
+        plain: called before the passes, whose rows use no adapter.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Trial:
         told: Callable[[str], None] = lambda _why: None,
         merge: Merge = merged,
         avoid: frozenset[int] = frozenset(),
+        plain: Callable[[], None] = lambda: None,
     ) -> None:
         self._network = network
         self._caches = caches
@@ -65,6 +67,7 @@ class Trial:
         self._told = told
         self._merge = merge
         self._avoid = avoid
+        self._plain = plain
         self.company = company
         self.done = False
         if not self.company.together:
@@ -83,6 +86,7 @@ class Trial:
         if self.done:
             return False
         self.done = True
+        self._plain()
         with precise(self._network):
             self._try()
         return True

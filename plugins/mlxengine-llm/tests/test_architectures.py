@@ -17,8 +17,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 from mlxengine import InferenceEngine
 from mlxengine.errors import LoadError
+from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.joining import Company
-from mlxengine_llm._adapters import Adapters
 from mlxengine_llm._trial import Trial
 
 ALL = Company(padded=True, equal=True, behind=True, together=True)

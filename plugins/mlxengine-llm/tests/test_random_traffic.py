@@ -345,7 +345,7 @@ class Traffic:
         with self._plugin.backend.stream():
             for model in (self._model, self._other):
                 model.trim(0)
-                for prefixes in filter(None, (model.prefixes, *model.adapted.values())):
+                for prefixes in filter(None, (model.prefixes, *model.kept.adapted.values())):
                     prefixes.clear()
                 model.batch._discard()
             gc.collect()

@@ -7,6 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.base import scaled_dot_product_attention
+from mlxengine.toolkit.adapter_rows import adapter_of
+from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.attention import DecodeAttention
 from mlxengine.toolkit.decoding import TogetherDecoder
@@ -16,10 +18,8 @@ from mlxengine.toolkit.reading import Reading
 from mlxengine.toolkit.rows import Plan, Row, Stepped
 from mlxengine.toolkit.shapes import Shapes
 
-from ._adapters import Adapters
 from ._caches import joined, own
 from ._prefix import SMALLEST, PrefixCache, clone, trimmable
-from ._tags import adapter_of
 from ._trial import Trial
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from mlxengine import (
     Event,
-    Finished,
     LoadAdapterRequest,
     PrepareRequest,
     Request,
@@ -17,6 +15,8 @@ from mlxengine import (
     UnloadAdapterRequest,
 )
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
+from mlxengine.toolkit.adapter_rows import AdaptedAnswer
+from mlxengine.toolkit.adapters import change
 from mlxengine.toolkit.answers import AnswerStream
 from mlxengine.toolkit.choices import ChoicesStream, choices
 from mlxengine.toolkit.speech import Answering, check, shown
@@ -24,8 +24,6 @@ from mlxengine.toolkit.speech import Answering, check, shown
 from . import features
 from ._model import LanguageModel
 from ._score import score
-from ._sources import adapter_folder
-from ._tags import AdaptedAnswer
 
 
 def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
@@ -35,7 +33,8 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
     if isinstance(request, ScoreRequest):
         return score(model, request, context)
     if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest):
-        return _change_adapters(model, request, context)
+        context.features.require(features.LORA)
+        return change(model.adapters, request, context.fetch, model.kept.forget)
     asked = request.request if isinstance(request, PrepareRequest) else request
     if not isinstance(asked, TextRequest):
         return None
@@ -90,28 +89,12 @@ def _admit(
         answering.prepare(answer)
         answer.reuse = context.features.get(features.PROMPT_CACHE)
         assert isinstance(answer, AdaptedAnswer)
-        answer.adapter = adapter
+        model.adapters.give(answer, adapter)
         answer.cost = model.cost_of(answer.longest)
-        model.answers.add(answer)
         model.batch.admit(answer)
     if len(answers) == 1:
         return AnswerStream(model.batch, answers[0], context)
     return ChoicesStream(model.batch, answers, context)
-
-
-def _change_adapters(
-    model: LanguageModel, request: LoadAdapterRequest | UnloadAdapterRequest, context: RunContext
-) -> Iterator[Event | None]:
-    context.features.require(features.LORA)
-    if isinstance(request, LoadAdapterRequest):
-        found = adapter_folder(request.source, context.fetch)
-        folder = found if isinstance(found, Path) else (yield from found)
-        model.adapters.load(request.name, folder, scale=request.scale)
-        if request.default:
-            model.adapters.default = request.name
-    else:
-        model.unload_adapter(request.name)
-    yield Finished()
 
 
 def _check_serving(model: LanguageModel, context: RunContext) -> None:

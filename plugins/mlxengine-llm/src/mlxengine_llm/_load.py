@@ -24,6 +24,7 @@ from mlxengine.errors import (
     UnsupportedArchitectureError,
 )
 from mlxengine.toolkit.estimate import USUAL_CONTEXT, context_length
+from mlxengine.toolkit.folders import adapter_folder, local_folder
 from mlxengine.toolkit.loading import (
     building,
     check_safetensors,
@@ -37,7 +38,6 @@ from mlxengine.toolkit.loading import (
 from . import features
 from ._caches import Serving, caches_for, widen
 from ._claim import is_gguf
-from ._sources import adapter_folder, local_folder
 from ._tokenizer import REMOTE, abilities, load_tokenizer, stop_ids
 
 _log = logging.getLogger("mlxengine.llm.load")

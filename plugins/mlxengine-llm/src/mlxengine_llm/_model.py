@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from attrs import define, field
 from mlxengine import MemoryEstimate, ModelCard, ModelState, TextWorkload
-from mlxengine.errors import InvalidParameterError
+from mlxengine.toolkit.adapter_rows import ByAdapter
+from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.conversation import Prompts
 from mlxengine.toolkit.estimate import estimator, text_config
@@ -21,16 +21,15 @@ from mlxengine.toolkit.speech import Dialect
 from mlxengine.toolkit.token_bytes import TokenBytes
 from mlxengine.toolkit.warming import warm_up
 
-from ._adapters import Adapters
 from ._caches import Serving, caches_for
 from ._chat import prompts_of
 from ._decoder import BatchDecoder
 from ._estimate import keeps
+from ._experts import EXPERTS
 from ._library import module_of
 from ._measure import CacheSize
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder
-from ._tags import AdaptedAnswer
 from ._tokenizer import dialect_of
 from ._trial import Trial
 from .features import BATCH
@@ -68,8 +67,7 @@ class LanguageModel:
         trial: whether rows may share a pass.
         info: what ``handle.info`` shows.
         missing: features that it turns out not to have, with the reason.
-        answers: to all requests that somebody still holds.
-        adapted: like ``prefixes``, for each adapter in use.
+        kept: ``prefixes``, and the same for each adapter in use.
         voice: what their answers have in common.
         prompts: makes tokens of requests.
         dialect: how the model writes reasoning and tool calls.
@@ -102,8 +100,7 @@ class LanguageModel:
     missing: dict[str, str] = field(init=False, factory=dict)
     trial: Trial = field(init=False)
     batch: SharedBatch = field(init=False)
-    answers: weakref.WeakSet[AdaptedAnswer] = field(init=False, factory=weakref.WeakSet)
-    adapted: dict[str, PrefixCache] = field(init=False, factory=dict)
+    kept: ByAdapter[PrefixCache] = field(init=False)
     voice: Voice = field(init=False)
     prompts: Prompts = field(init=False)
     dialect: Dialect = field(init=False)
@@ -111,7 +108,8 @@ class LanguageModel:
     def __attrs_post_init__(self) -> None:
         self.estimate = estimator(self.card, keeps(module_of(self.config)))
         self.grammars = _grammars(self.tokenizer, self.vocabulary, self.stop_ids)
-        self.adapters = Adapters(self.network)
+        self.adapters = Adapters(self.network, EXPERTS)
+        self.kept = ByAdapter(self.prefixes, self._prefixes_of_adapter)
         self.dialect = dialect_of(self.tokenizer)
         self.prompts = prompts_of(self.tokenizer, self.card.id, self.context)
         self.batch = SharedBatch(
@@ -144,11 +142,11 @@ class LanguageModel:
 
     def _decoder(self, _rows: int) -> Decoder:
         if self.serving.serial:
-            return SerialDecoder(self.network, self.serving, self.adapters, self.prefixes_of, self.draft)
+            return SerialDecoder(self.network, self.serving, self.adapters, self.kept, self.draft)
         return BatchDecoder(
             self.network,
             self.adapters,
-            self.prefixes_of,
+            self.kept,
             self._caches,
             self.shapes,
             self.trial,
@@ -156,18 +154,14 @@ class LanguageModel:
             self.context,
         )
 
-    def prefixes_of(self, adapter: str | None) -> PrefixCache | None:
-        """The caches of prompts that were read with an adapter: what it computes is no other's."""
-        if self.prefixes is None or adapter is None:
-            return self.prefixes
-        if adapter not in self.adapted:
-            self.adapted[adapter] = PrefixCache(self.prefixes.budget // 4, room=self.prefixes.room)
-        return self.adapted[adapter]
+    def _prefixes_of_adapter(self) -> PrefixCache:
+        assert self.prefixes is not None
+        return PrefixCache(self.prefixes.budget // 4, room=self.prefixes.room)
 
     def state(self) -> ModelState:
         """What is kept for prompts to come, and whether fewer requests than usual are served together."""
         return ModelState(
-            caches=self._kept,
+            caches=self.kept.nbytes,
             requests=self._beyond,
             degraded=self.batch.degraded,
             shortages=self.batch.room.shortages,
@@ -175,12 +169,6 @@ class LanguageModel:
             kv_used=sum(self.cost_of(len(row.prompt) + len(row.tokens)) for row in self.batch.caching),
             kv_total=max(self.reserved, self.batch.cost),
         )
-
-    @property
-    def _kept(self) -> int:
-        """Bytes of prompts' caches."""
-        kept = (self.prefixes, *list(self.adapted.values()))
-        return sum(item.nbytes for item in kept if item is not None)
 
     @property
     def _beyond(self) -> int:
@@ -200,7 +188,7 @@ class LanguageModel:
 
     def _affords(self, wanted: int) -> bool:
         """Whether requests may take so many bytes together; prompts' caches make room for them."""
-        room, kept = self.room(), self._kept
+        room, kept = self.room(), self.kept.nbytes
         short = 0 if room is None else wanted - self.reserved - self._beyond - room
         if 0 < short <= kept:
             self.trim(kept - short)
@@ -208,9 +196,7 @@ class LanguageModel:
 
     def trim(self, most: int) -> None:
         """Let go of prompts' caches until at most so many bytes are held, those of adapters first."""
-        kept = [*self.adapted.values(), *([] if self.prefixes is None else [self.prefixes])]
-        for item in kept:
-            item.trim(max(0, item.nbytes - (self._kept - most)))
+        self.kept.trim(most)
 
     def warm_up(self) -> Iterator[None]:
         """Run the sizes that serving will meet, on rows that are thrown away."""
@@ -223,23 +209,6 @@ class LanguageModel:
             affords=lambda rows, tokens: self._affords(self.batch.cost + rows * self.cost_of(tokens)),
         )
 
-    def unload_adapter(self, name: str) -> None:
-        """Forget an adapter and what was computed with it.
-
-        Raises:
-            InvalidParameterError: it is not loaded, or a request still uses it.
-        """
-        users = sum(
-            answer.adapter == name and not answer.done and answer.failure is None for answer in self.answers
-        )
-        if users:
-            raise InvalidParameterError(
-                f"The adapter {name!r} is in use by {users} requests.",
-                hint="Wait for them, or cancel them.",
-            )
-        self.adapters.unload(name)
-        self.adapted.pop(name, None)
-
     @property
     def vocabulary(self) -> int:
         """Number of logits: at least the tokenizer's tokens."""
@@ -249,12 +218,10 @@ class LanguageModel:
     def close(self) -> None:
         """Let go of the weights and of every cache."""
         self.batch.close()
-        self.adapted.clear()
+        self.kept.clear()
         self.prompts.close()
         self.network = self.tokenizer = self.draft = None
         del self.trial
-        if self.prefixes is not None:
-            self.prefixes.clear()
 
 
 def _decode(tokenizer: Any) -> Callable[[Sequence[int]], str]:

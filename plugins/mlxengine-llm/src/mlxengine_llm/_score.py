@@ -1,261 +1,49 @@
-"""How probable texts are to the model: short ones together, a long one a piece at a time."""
+"""Scoring texts on mlx-lm's networks."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import islice
 
 import mlx.core as mx
-from attrs import define, field, frozen
-from mlxengine import Event, Finished, Metrics, RunContext, ScoreRequest, TextScore, TokenUsage
-from mlxengine.errors import InvalidParameterError, PromptTooLongError
+from mlxengine import Event, RunContext, ScoreRequest
+from mlxengine.toolkit import score as toolkit
 from mlxengine.toolkit.joining import matrix
-from mlxengine.toolkit.pace import Pace
-from mlxengine.toolkit.rows import Stepped
 
 from ._model import LanguageModel
 
-_LOGITS = 1 << 28  # bytes that the logits of a pass may take, in fp32
-_BLOCKS = 256
-
-
-@frozen(kw_only=True)
-class _Window:
-    """Tokens that are read from an empty cache, to score those from ``first`` (at least 1) on."""
-
-    text: int
-    tokens: list[int]
-    first: int
-
-    @property
-    def reads(self) -> int:
-        """Tokens that are read; the last one is only scored."""
-        return len(self.tokens) - 1
-
-
-@define
-class _Found:
-    """What is known of the tokens of a text so far."""
-
-    token_ids: list[int] = field(factory=list)
-    logprobs: list[float] = field(factory=list)
-    best: list[list[tuple[int, float]]] = field(factory=list)
-    greedy: bool = True
-
-    def add(self, logits: mx.array, wanted: list[int], top: int) -> None:
-        """Logits of shape (tokens, vocabulary) in fp32, and the token that follows each."""
-        logprobs = _normalised(logits)
-        ids = mx.array(wanted)
-        picked: Any = mx.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0]
-        self.greedy &= bool(mx.all(mx.argmax(logits, axis=-1) == ids).item())
-        self.token_ids += wanted
-        self.logprobs += picked.tolist()
-        if top:
-            places = mx.argpartition(-logprobs, top - 1, axis=-1)[:, :top]
-            values: Any = mx.take_along_axis(logprobs, places, axis=-1)
-            rows: Any = places.tolist()
-            for row, scores in zip(rows, values.tolist(), strict=True):
-                self.best.append(sorted(zip(row, scores, strict=True), key=lambda item: (-item[1], item[0])))
-
-    def event(self, model: LanguageModel, index: int) -> TextScore:
-        told = zip(self.token_ids, self.logprobs, self.best, strict=bool(self.best))
-        return TextScore(
-            token_ids=tuple(self.token_ids),
-            logprobs=tuple(self.logprobs),
-            greedy=self.greedy,
-            tokens=tuple(model.voice.scored(token, value, best) for token, value, best in told),
-            index=index,
-        )
-
-
-def _normalised(logits: mx.array) -> mx.array:
-    """Log-probabilities, summed in blocks.
-
-    mlx's own ``logsumexp`` comes out 1.3e-4 too small over 49,152 tokens on a CPU, for each token alike: it
-    adds up in fp32 there, one term after another.
-    """
-    size = logits.shape[-1]
-    logits = logits - mx.max(logits, axis=-1, keepdims=True)
-    terms = mx.pad(mx.exp(logits), [(0, 0), (0, -size % _BLOCKS)]).reshape(-1, _BLOCKS, -(-size // _BLOCKS))
-    return logits - mx.log(mx.sum(mx.sum(terms, axis=-1), axis=-1))[:, None]
-
 
 def score(model: LanguageModel, request: ScoreRequest, context: RunContext) -> Iterator[Event | None]:
-    """Check the request and start.
-
-    Raises:
-        InvalidParameterError: a text has nothing to score, or a token id is not in the vocabulary.
-        PromptTooLongError: a text does not fit in the context, and ``rolling`` was not asked for.
-    """
-    adapter = model.adapters.resolve(request.adapter)
-
-    def start(texts: list[tuple[list[int], int]]) -> Iterator[Event | None]:
-        for tokens, first in texts:
-            _check(model, tokens, first, rolling=request.rolling)
-        windows = [
-            window
-            for at, (tokens, first) in enumerate(texts)
-            for window in _windows(at, tokens, first, model.context)
-        ]
-        scorer = _Scorer(model, [_Found() for _ in texts], request.top_logprobs, adapter, context.budget_ms)
-        return scorer.run(windows, sum(len(tokens) for tokens, _ in texts))
-
-    if request.tokens is not None:
-        rows = [item for item in request.tokens if isinstance(item, tuple)]
-        ids = [item for item in request.tokens if isinstance(item, int)]
-        return start([(list(row), 1) for row in rows or [tuple(ids)]])
-    pairs = request.pairs
-    wholes = [(before or "") + text for before, text in pairs]
-    befores = list(dict.fromkeys(before for before, _ in pairs if before is not None))
-
-    def encoded(tokens: list[list[int]]) -> Iterator[Event | None]:
-        known = dict(zip(befores, tokens[len(wholes) :], strict=True))
-        texts = []
-        for (before, _), whole in zip(pairs, tokens, strict=False):
-            texts.append((whole, 1) if before is None else _behind(model, known[before], whole))
-        return start(texts)
-
-    return model.prompts.encoded([*wholes, *befores], encoded, bounded=not request.rolling)
-
-
-def _behind(model: LanguageModel, before: list[int], whole: list[int]) -> tuple[list[int], int]:
-    """The tokens of a text with its context, and where those begin that are not of the context alone."""
-    pairs = enumerate(zip(before, whole, strict=False))
-    first = next((at for at, (one, other) in pairs if one != other), min(len(before), len(whole)))
-    if first:
-        return whole, first
+    """As `mlxengine.toolkit.score.score`."""
     tokenizer = model.tokenizer
-    opening = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return [opening, *whole], 1
+    scored = toolkit.Scored(
+        name=model.card.id,
+        begin=lambda texts: _begin(model, texts),
+        encode=lambda texts, then, bounded: model.prompts.encoded(texts, then, bounded=bounded),
+        voice=model.voice,
+        adapters=model.adapters,
+        trial=model.trial,
+        vocabulary=model.vocabulary,
+        context=model.context,
+        opening=tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
+        first_piece=model.first_piece,
+        alone=model.serving.serial,
+    )
+    return toolkit.score(scored, request, context.budget_ms)
 
 
-def _check(model: LanguageModel, tokens: list[int], first: int, *, rolling: bool) -> None:
-    if len(tokens) <= first:
-        raise InvalidParameterError(
-            f"A text of {len(tokens)} tokens, of which {first} are only context, cannot be scored.",
-            hint="Give a longer text, or context='' to score its first token too.",
-        )
-    if model.context is not None and len(tokens) > model.context + 1 and not rolling:
-        raise PromptTooLongError(
-            f"The text has {len(tokens)} tokens; {model.card.id} takes {model.context}.",
-            hint="Ask for rolling=True to score it in windows.",
-        )
-    size = model.vocabulary
-    wrong = [item for item in tokens if isinstance(item, bool) or not 0 <= item < size]
-    if wrong:
-        raise InvalidParameterError(
-            f"{wrong[0]!r} is not a token id: the vocabulary of {model.card.id} has {size} tokens."
-        )
+def _begin(model: LanguageModel, texts: Sequence[Sequence[int]]) -> toolkit.Read:
+    from mlx_lm.models.cache import make_prompt_cache
 
+    layers = make_prompt_cache(model.network)
+    left = [iter(text) for text in texts]
 
-def _windows(text: int, tokens: list[int], first: int, context: int | None) -> Iterator[_Window]:
-    """Windows that score each token from ``first`` on once, each with as much before it as fits.
+    def read(count: int) -> mx.array:
+        pieces = [list(islice(text, count)) for text in left]
+        logits: mx.array = model.network(matrix(pieces, max(map(len, pieces))), cache=layers)
+        return logits
 
-    They are those of lm-evaluation-harness (``get_rolling_token_windows`` with a context of one token); the
-    last one begins so early that it is full.
-    """
-    size = len(tokens) if context is None else context
-    while first < len(tokens):
-        end = min(first + size, len(tokens))
-        start = max(0, end - size - 1)
-        yield _Window(text=text, tokens=tokens[start:end], first=first - start)
-        first = end
-
-
-@define
-class _Scorer:
-    model: LanguageModel
-    found: list[_Found]
-    top: int
-    adapter: str | None
-    budget_ms: float
-    pace: Pace = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.pace = Pace(first=self.model.first_piece)
-
-    def run(self, windows: list[_Window], tokens: int) -> Iterator[Event | None]:
-        """The passes, with an event for each text as soon as it is done."""
-        start = time.perf_counter()
-        if len(windows) > 1 and not self.model.serving.serial and self.model.trial.hold():
-            yield None
-        left = Counter(window.text for window in windows)
-        waiting = sorted(windows, key=lambda item: item.reads)  # stable, and those of a text are equally long
-        while waiting:
-            group = self._group(waiting)
-            del waiting[: len(group)]
-            if len(group) == 1:
-                yield from self._alone(group[0])
-            else:
-                self._together(group)
-                yield None
-            for window in group:
-                left[window.text] -= 1
-                if not left[window.text]:
-                    yield self.found[window.text].event(self.model, window.text)
-        yield Finished(
-            usage=TokenUsage(prompt_tokens=tokens),
-            metrics=Metrics(
-                prompt_per_second=tokens / (time.perf_counter() - start),
-                peak_memory_bytes=mx.get_peak_memory(),
-            ),
-        )
-
-    def _group(self, waiting: list[_Window]) -> list[_Window]:
-        """The first of those that wait, by length, which share a pass."""
-        company, serial = self.model.trial.company, self.model.serving.serial
-        budget = self._budget()
-        group = waiting[:1]
-        for window in waiting[1:]:
-            alike = company.padded or (company.equal and window.reads == group[0].reads)
-            if serial or not alike or (len(group) + 1) * window.reads > budget:
-                break
-            group.append(window)
-        return group
-
-    def _budget(self) -> int:
-        """Tokens of a pass."""
-        return min(self.pace.tokens(self.budget_ms), max(_LOGITS // (4 * self.model.vocabulary), 1))
-
-    def _together(self, group: Sequence[_Window]) -> None:
-        began = time.perf_counter()
-        length = max(window.reads for window in group)
-        logits = self._read([window.tokens[:-1] for window in group], length, self._caches())
-        for row, window in zip(logits, group, strict=True):
-            wanted = window.tokens[window.first :]
-            self.found[window.text].add(row[window.first - 1 : window.reads], wanted, self.top)
-        self.pace.observe(Stepped(prompt_tokens=len(group) * length), time.perf_counter() - began)
-
-    def _alone(self, window: _Window) -> Iterator[Event | None]:
-        layers = self._caches()
-        at = 0
-        while at < window.reads:
-            began = time.perf_counter()
-            piece = window.tokens[at : min(at + self._budget(), window.reads)]
-            logits = self._read([piece], len(piece), layers)[0]
-            skipped = max(window.first - 1 - at, 0)
-            end = at + len(piece)
-            if skipped < len(piece):
-                wanted = window.tokens[at + skipped + 1 : end + 1]
-                self.found[window.text].add(logits[skipped:], wanted, self.top)
-            else:
-                mx.eval(logits)
-            self.pace.observe(Stepped(prompt_tokens=len(piece)), time.perf_counter() - began)
-            at = end
-            yield None
-
-    def _read(self, pieces: Sequence[Sequence[int]], length: int, layers: list[Any]) -> mx.array:
-        """Logits in fp32, shape (rows, length, vocabulary)."""
-        self.model.adapters.use(*[self.adapter] * len(pieces))
-        logits: mx.array = self.model.network(matrix(pieces, length), cache=layers)
-        return logits.astype(mx.float32)
-
-    def _caches(self) -> list[Any]:
-        from mlx_lm.models.cache import make_prompt_cache
-
-        return list(make_prompt_cache(self.model.network))
+    return read
 
 
 __all__ = ["score"]

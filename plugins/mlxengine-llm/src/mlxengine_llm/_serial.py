@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+from mlxengine.toolkit.adapter_rows import adapter_of
+from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.answers import Answer
+from mlxengine.toolkit.logprobs import normalised
 from mlxengine.toolkit.rows import Drawn, Plan, Row, Stepped
 from mlxengine.toolkit.sampling import greedy
 
-from ._adapters import Adapters
 from ._caches import Serving, caches_for, own
 from ._prefix import PrefixCache
 from ._speculation import Draft, Guesser, Lookup, Payoff
-from ._tags import adapter_of
 
 
 class SerialDecoder:
@@ -122,7 +123,7 @@ class SerialDecoder:
         context = mx.array(tokens)
         for processor in row.processors:
             logits = processor(context, logits)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        logprobs = normalised(logits)
         chosen: Any = row.sampler(logprobs).item()
         return Drawn(row, int(chosen), logprobs[0])
 
@@ -138,7 +139,7 @@ class SerialDecoder:
 
     def _check(self, row: Row, logits: mx.array, guesses: list[int]) -> list[Drawn]:
         """The guesses that the model agrees with, and the token after them."""
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        logprobs = normalised(logits)
         chosen: Any = mx.argmax(logprobs, axis=-1).tolist()
         right = next((at for at, token in enumerate(guesses) if chosen[at] != token), len(guesses))
         for layer in self._cache:

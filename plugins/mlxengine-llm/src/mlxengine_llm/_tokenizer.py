@@ -12,11 +12,11 @@ from typing import Any
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import IncompatibleWeightsError, LoadError, RemoteCodeRefusedError
 from mlxengine.toolkit.estimate import text_config
+from mlxengine.toolkit.folders import local_folder
 from mlxengine.toolkit.speech import Dialect
 
 from . import features
 from ._library import tokenizer_defaults
-from ._sources import local_folder
 
 _log = logging.getLogger("mlxengine.llm.load")
 _FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja")

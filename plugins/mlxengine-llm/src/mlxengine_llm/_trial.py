@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mlxengine.toolkit import trial
+from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.joining import Company
 
-from ._adapters import Adapters
 from ._caches import joined, own
 
 _log = logging.getLogger("mlxengine.llm.batch")
@@ -32,14 +32,15 @@ class Trial(trial.Trial):
         caches: Callable[[], list[Any]],
         told: Callable[[str], None] = lambda _why: None,
     ) -> None:
-        self._adapters = adapters
-        super().__init__(network, caches, Company.of(caches(), own), log=_log, told=told, merge=joined)
-
-    def hold(self) -> bool:
-        """Try what was not tried yet; whether that took passes."""
-        if not self.done:
-            self._adapters.use(None)
-        return super().hold()
+        super().__init__(
+            network,
+            caches,
+            Company.of(caches(), own),
+            log=_log,
+            told=told,
+            merge=joined,
+            plain=lambda: adapters.use(None),
+        )
 
 
 __all__ = ["Trial"]

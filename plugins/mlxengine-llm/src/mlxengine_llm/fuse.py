@@ -38,8 +38,9 @@ def fuse(source: Path, adapter: Path, target: Path, *, scale: float = 1.0, dequa
     """
     import mlx.core as mx
     from mlx_lm.utils import dequantize_model, save_config, save_model
+    from mlxengine.toolkit.adapters import merged
 
-    from ._adapters import merged
+    from ._experts import EXPERTS
 
     if target.exists():
         raise ConfigurationError(f"{target} exists already.", hint="Name a new folder.")
@@ -53,7 +54,7 @@ def fuse(source: Path, adapter: Path, target: Path, *, scale: float = 1.0, dequa
         network = dequantize_model(network)
         config.pop("quantization", None)
         config.pop("quantization_config", None)
-    for layer, weight in merged(network, adapter, scale):
+    for layer, weight in merged(network, adapter, scale, EXPERTS):
         layer.weight = weight
         mx.eval(weight)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,13 +83,13 @@ def run(options: argparse.Namespace, out: Output) -> int:
     """The command ``mlxengine fuse``."""
     from mlxengine import hub
     from mlxengine.cli.verbs import ProgressLine
-
-    from ._adapters import FILES
+    from mlxengine.toolkit.folders import ADAPTER_FILES
 
     _, source = fetched(options.model, out)
-    local = Path(options.adapter).expanduser()
-    with ProgressLine(out) as progress:
-        adapter = local if local.is_dir() else hub.fetch(options.adapter, files=FILES, report=progress)
+    adapter = Path(options.adapter).expanduser()
+    if not adapter.is_dir():
+        with ProgressLine(out) as progress:
+            adapter = hub.fetch(options.adapter, files=ADAPTER_FILES, report=progress)
     made = fuse(source, adapter, options.target, scale=options.scale, dequantize=options.dequantize)
     size = sum(file.stat().st_size for file in made.glob("*.safetensors"))
     kind = json.loads(made.joinpath("config.json").read_text("utf-8")).get("model_type")

@@ -6,8 +6,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from attrs import evolve
-from mlxengine import Event, PrepareRequest, Request, RunContext, TextRequest
-from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
+from mlxengine import (
+    Event,
+    LoadAdapterRequest,
+    PrepareRequest,
+    Request,
+    RunContext,
+    ScoreRequest,
+    TextRequest,
+    UnloadAdapterRequest,
+)
+from mlxengine.errors import InvalidParameterError
+from mlxengine.toolkit.adapters import change
 from mlxengine.toolkit.answers import AnswerStream
 from mlxengine.toolkit.choices import ChoicesStream, choices
 from mlxengine.toolkit.speech import Answering, check, shown
@@ -17,14 +27,22 @@ from ._decoder import VisionAnswer
 from ._media import WEB, MediaLimits
 from ._model import VisionModel
 from ._prompt import Media
+from ._score import score
 from ._sight import Prompt
 from ._web import fetch
 
 
 def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
     """The plugin's ``generate``: ``None`` for what is not a text request on a vision-language model."""
+    if not isinstance(model, VisionModel):
+        return None
+    if isinstance(request, ScoreRequest):
+        return score(model, request, context)
+    if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest):
+        context.features.require(features.LORA)
+        return change(model.adapters, request, context.fetch, model.kept.forget)
     asked = request.request if isinstance(request, PrepareRequest) else request
-    if not isinstance(model, VisionModel) or not isinstance(asked, TextRequest):
+    if not isinstance(asked, TextRequest):
         return None
     _check(model, asked, context)
     plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
@@ -52,16 +70,14 @@ def _check(model: VisionModel, request: TextRequest, context: RunContext) -> Non
         context.features.require(features.LOGPROBS)
     if params.grammar is not None:
         context.features.require(features.STRUCTURED_OUTPUT)
+    if params.adapter is not None:
+        context.features.require(features.LORA)
+    model.adapters.resolve(params.adapter)
     if request.tools:
         context.features.require(features.TOOL_CALLING)
     if params.thinking_budget is not None:
         context.features.require(features.REASONING)
     check(model.dialect, request, model.card.id)
-    if params.adapter is not None:
-        raise FeatureUnavailableError(
-            "The vision-language plugin does not have adapters, which the request asks for.",
-            hint="Leave it out, or ask a language model.",
-        )
     for token, _ in params.logit_bias or ():
         if token >= model.vocabulary:
             raise InvalidParameterError(
@@ -72,6 +88,7 @@ def _check(model: VisionModel, request: TextRequest, context: RunContext) -> Non
 def _answer(
     model: VisionModel, request: TextRequest, context: RunContext, prompt: Prompt
 ) -> Iterator[Event | None]:
+    adapter = model.adapters.resolve(request.params.adapter)  # what was loaded before may be gone
     remember = context.features.get(features.PROMPT_CACHE)
     streaming = context.features.get(features.STREAMING)
     answering = Answering(
@@ -95,6 +112,7 @@ def _answer(
         answering.prepare(answer)
         assert isinstance(answer, VisionAnswer)
         answer.media, answer.reuse, answer.sight = prompt.media, remember, sight
+        model.adapters.give(answer, adapter)
         model.batch.admit(answer)
     if len(answers) == 1:
         return AnswerStream(model.batch, answers[0], context)

@@ -8,6 +8,8 @@ from typing import Any
 
 from attrs import define, field
 from mlxengine import ModelCard, ModelState
+from mlxengine.toolkit.adapter_rows import ByAdapter
+from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.conversation import Prompts
 from mlxengine.toolkit.estimate import text_config
@@ -23,6 +25,8 @@ from mlxengine.toolkit.warming import warm_up
 
 from ._cache import FeatureCache, PrefixCache
 from ._decoder import VisionDecoder, VisionRow
+from ._experts import EXPERTS
+from ._layers import LayerNames
 from ._processor import template_of, tokenizer_of
 from ._prompt import prompts_of
 from ._sight import Prompt, Sight, look
@@ -57,8 +61,11 @@ class VisionModel:
         first_piece: see `SharedBatch`.
         max_rows: most requests that are decoded together.
         info, missing: see `mlxengine.Loaded`.
+        adapters: LoRA and DoRA adapters that are loaded.
         trial: whether rows may share a pass.
         dialect: how the model writes reasoning and tool calls.
+        prefixes: caches of earlier prompts, or ``None``.
+        kept: ``prefixes``, and the same for each adapter in use.
     """
 
     card: ModelCard
@@ -86,16 +93,20 @@ class VisionModel:
     first_piece: int = Pace.FIRST
     info: dict[str, Any] = field(init=False, factory=dict)
     missing: dict[str, str] = field(init=False, factory=dict)
+    adapters: Adapters = field(init=False)
     trial: Trial = field(init=False)
     dialect: Dialect = field(init=False)
     batch: SharedBatch = field(init=False)
     voice: Voice = field(init=False)
     prefixes: PrefixCache | None = field(init=False)
+    kept: ByAdapter[PrefixCache] = field(init=False)
     features: FeatureCache | None = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.adapters = Adapters(self.network, EXPERTS, LayerNames(self.network))
         self.prefixes = PrefixCache(self.cache_bytes, self.cache_room) if self.cache_bytes else None
         share = self.cache_bytes // 4
+        self.kept = ByAdapter(self.prefixes, lambda: PrefixCache(share, self.cache_room))
         self.features = FeatureCache(share, self.cache_room) if self.cache_bytes else None
         tokenizer = tokenizer_of(self.processor)
         self.dialect = Dialect.of(tokenizer, template_of(self.processor) or "")
@@ -106,12 +117,12 @@ class VisionModel:
         else:
             grammars = None
         self.batch = SharedBatch(
-            lambda _rows: self._decoder(self.prefixes, grammars),
+            lambda _rows: self._decoder(self.kept, grammars),
             max_rows=self.max_rows,
             relieve=lambda: self.trim(0),
             first_piece=self.first_piece,
         )
-        self.trial = Trial(self.network, self.kind, self.media_tokens, self._served_alone)
+        self.trial = Trial(self.network, self.kind, self.media_tokens, self.adapters, self._served_alone)
         self.voice = Voice(
             decode=lambda tokens: str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
             defaults=self.defaults,
@@ -121,8 +132,12 @@ class VisionModel:
             spelling=TokenBytes(fast),
         )
 
-    def _decoder(self, prefixes: PrefixCache | None, grammars: Grammars | None) -> VisionDecoder:
-        return VisionDecoder(self.network, prefixes, grammars, self.shapes, look, self.trial, self.context)
+    def _decoder(
+        self, prefixes: Callable[[str | None], PrefixCache | None], grammars: Grammars | None
+    ) -> VisionDecoder:
+        return VisionDecoder(
+            self.network, self.adapters, prefixes, grammars, self.shapes, look, self.trial, self.context
+        )
 
     def _served_alone(self, why: str) -> None:
         self.batch.max_rows = self.max_rows = 1
@@ -140,7 +155,7 @@ class VisionModel:
             return made
 
         return warm_up(
-            lambda: self._decoder(None, None),
+            lambda: self._decoder(lambda _adapter: None, None),
             row,
             self.shapes,
             max_rows=self.max_rows,
@@ -171,7 +186,7 @@ class VisionModel:
     def state(self) -> ModelState:
         """What is kept for requests to come, and whether fewer than usual are served together."""
         return ModelState(
-            caches=sum(item.nbytes for item in (self.prefixes, self.features) if item is not None),
+            caches=sum(item.nbytes for item in (self.kept, self.features) if item is not None),
             degraded=self.batch.room.reason,
             shortages=self.batch.room.shortages,
             rows=self.batch.inside,
@@ -179,7 +194,7 @@ class VisionModel:
 
     def trim(self, most: int) -> None:
         """Let go of caches until at most so many bytes are held: of prompts, then of media."""
-        for kept in (self.prefixes, self.features):
+        for kept in (self.kept, self.features):
             if kept is not None:
                 kept.trim(max(0, kept.nbytes - (self.state().caches - most)))
 
@@ -187,7 +202,7 @@ class VisionModel:
         """Let go of the weights and of every cache."""
         self.batch.close()
         self.prompts.close()
-        for kept in (self.prefixes, self.features):
+        for kept in (self.kept, self.features):
             if kept is not None:
                 kept.clear()
         self.network = self.processor = None

@@ -1,4 +1,4 @@
-"""Where what goes with a model is found: an adapter, a draft model, another tokenizer."""
+"""Where what goes with a model is found: an adapter, a draft model, another tokenizer. Imports no mlx."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mlxengine.errors import ModelNotFoundError
+from ..errors import ModelNotFoundError
 
 T = TypeVar("T")
+
+ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
+"""The files of an adapter, in mlx-lm's and in PEFT's format."""
 
 
 def adapter_folder(source: str, fetch: Callable[[str, Sequence[str]], T] | None) -> Path | T:
@@ -17,8 +20,6 @@ def adapter_folder(source: str, fetch: Callable[[str, Sequence[str]], T] | None)
     Raises:
         ModelNotFoundError: there is no such folder, and nothing can be fetched.
     """
-    from ._adapters import FILES as ADAPTER_FILES
-
     return local_folder(source, fetch, ADAPTER_FILES, "adapter")
 
 
@@ -38,4 +39,4 @@ def local_folder(
     return fetch(source, files)
 
 
-__all__ = ["adapter_folder", "local_folder"]
+__all__ = ["ADAPTER_FILES", "adapter_folder", "local_folder"]

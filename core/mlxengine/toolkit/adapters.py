@@ -7,36 +7,58 @@ layer that an adapter touches is wrapped, and unwrapped when the last such adapt
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from mlxengine import LoadAdapterRequest, Request, UnloadAdapterRequest
-from mlxengine.errors import CorruptFileError, IncompatibleWeightsError, InvalidParameterError, LoadError
 
-from ._adapted import Adapted, Delta, Ready, Rows
-from ._experts import BLOCKS, EXPERTS, AdaptedExperts, part, rejoin
+from ..contract.events import Event, Finished
+from ..contract.requests import Request
+from ..errors import IncompatibleWeightsError, InvalidParameterError
+from ..text.requests import LoadAdapterRequest, UnloadAdapterRequest
+from .adapted import Adapted, Delta, Ready, Rows
+from .adapted_experts import AdaptedExperts, Experts, part, rejoin
+from .adapter_files import read_adapter
+from .folders import adapter_folder
 
-FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
 BASE = "base"
+"""What requests call the plain weights."""
+
+
+class User(Protocol):
+    """What uses an adapter until it is done or has failed."""
+
+    adapter: str | None
+    done: bool
+    failure: Exception | None
 
 
 class Adapters:
     """The adapters of one model.
 
     Args:
-        network: mlx-lm's module.
+        network: an ``mlx.nn.Module``.
+        experts: the classes of experts of its library, if it has any.
+        named: the path that the network has for a layer, of the one that an adapter has for it; may raise a
+            `LoadError` for a layer that cannot be adapted.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(
+        self,
+        network: Any,
+        experts: Experts | None = None,
+        named: Callable[[str], str] = str,
+    ) -> None:
         self._network = network
+        self._experts = experts or Experts()
+        self._named = named
         self._rows = Rows()
+        self._users: weakref.WeakSet[User] = weakref.WeakSet()
         self._layers: dict[str, Adapted | AdaptedExperts] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self._sources: dict[str, tuple[Path, float]] = {}
@@ -83,6 +105,11 @@ class Adapters:
             ),
         )
 
+    def give(self, user: User, name: str | None) -> None:
+        """Note who uses an adapter: it is not unloaded as long as that lives and is not done."""
+        user.adapter = name
+        self._users.add(user)
+
     def use(self, *names: str | None) -> None:
         """The adapter of each row of the following forward passes; one name is that of all rows."""
         self._rows.names = names
@@ -93,13 +120,15 @@ class Adapters:
         Raises:
             InvalidParameterError: the name is taken.
             IncompatibleWeightsError: it was made for another model; the tensors are named.
-            LoadError, CorruptFileError: it cannot be read, or is of a kind that is not supported.
+            LoadError, CorruptFileError: it cannot be read, or is of a kind that is not supported, or
+                adapts a layer that cannot be.
         """
         if name in self._names or name == BASE or not name:
             raise InvalidParameterError(f"The adapter name {name!r} is taken or reserved.")
-        deltas = read_adapter(folder, scale)
+        deltas = _renamed(folder, read_adapter(folder, scale), self._named)
         modules = dict(self._network.named_modules())
-        _check_fit(folder, deltas, {path: self._base(path, modules) for path in deltas}, modules)
+        bases = {path: self._base(path, modules) for path in deltas}
+        _check_fit(folder, deltas, bases, modules, self._experts)
         for path, delta in deltas.items():
             if path not in self._layers:
                 self._wrap(path, modules)
@@ -116,11 +145,16 @@ class Adapters:
         """Forget an adapter; layers that no other one touches are the base's own again.
 
         Raises:
-            InvalidParameterError: it is not loaded.
+            InvalidParameterError: it is not loaded, or a request still uses it.
         """
         if name not in self._names:
             self.resolve(name)
             raise InvalidParameterError(f"{name!r} is not an adapter that can be unloaded.")
+        users = sum(user.adapter == name and not user.done and user.failure is None for user in self._users)
+        if users:
+            raise InvalidParameterError(
+                f"The adapter {name!r} is in use by {users} requests.", hint="Wait for them, or cancel them."
+            )
         del self._sources[name]
         for path in self._names.pop(name):
             layer = self._layers[path]
@@ -135,7 +169,7 @@ class Adapters:
 
     def _wrap(self, path: str, modules: Mapping[str, Any]) -> None:
         base = modules[path]
-        if isinstance(base, EXPERTS):
+        if isinstance(base, self._experts.layers):
             self._layers[path] = AdaptedExperts(base, self._rows)
             part(modules[_parent(path)], self._rows)
         else:
@@ -146,7 +180,38 @@ class Adapters:
         return self._layers[path].base if path in self._layers else modules.get(path)
 
 
-def merged(network: Any, folder: Path, scale: float = 1.0) -> Iterator[tuple[nn.Module, mx.array]]:
+def change(
+    adapters: Adapters,
+    request: LoadAdapterRequest | UnloadAdapterRequest,
+    fetch: Callable[[str, Sequence[str]], Generator[Event | None, None, Path]] | None,
+    forget: Callable[[str], None] = lambda _name: None,
+) -> Iterator[Event | None]:
+    """Serve a request to load or unload an adapter.
+
+    Args:
+        adapters: of the model.
+        request: what to do.
+        fetch: see `mlxengine.RunContext`.
+        forget: told of one that was unloaded, to let go of what was computed with it.
+    """
+    if isinstance(request, LoadAdapterRequest):
+        found = adapter_folder(request.source, fetch)
+        folder = found if isinstance(found, Path) else (yield from found)
+        adapters.load(request.name, folder, scale=request.scale)
+        if request.default:
+            adapters.default = request.name
+    else:
+        adapters.unload(request.name)
+        forget(request.name)
+    yield Finished()
+
+
+def merged(
+    network: Any,
+    folder: Path,
+    scale: float = 1.0,
+    experts: Experts | None = None,
+) -> Iterator[tuple[nn.Module, mx.array]]:
     """The layers that an adapter touches, each with the weights, (…, outputs, inputs), that it makes.
 
     Raises:
@@ -154,7 +219,7 @@ def merged(network: Any, folder: Path, scale: float = 1.0) -> Iterator[tuple[nn.
     """
     deltas = read_adapter(folder, scale)
     modules = dict(network.named_modules())
-    _check_fit(folder, deltas, modules, modules)
+    _check_fit(folder, deltas, modules, modules, experts or Experts())
     for path, delta in deltas.items():
         layer = modules[path]
         if "scales" in layer:
@@ -168,11 +233,26 @@ def merged(network: Any, folder: Path, scale: float = 1.0) -> Iterator[tuple[nn.
         yield layer, weight.astype(layer.weight.dtype)
 
 
+def _renamed(folder: Path, deltas: Mapping[str, Delta], named: Callable[[str], str]) -> dict[str, Delta]:
+    found: dict[str, Delta] = {}
+    for path, delta in deltas.items():
+        name = named(path)
+        if name in found:
+            raise IncompatibleWeightsError(f"The adapter in {folder} has the layer {name} twice.")
+        found[name] = delta
+    return found
+
+
 def _check_fit(
-    folder: Path, deltas: Mapping[str, Delta], layers: Mapping[str, Any], modules: Mapping[str, Any]
+    folder: Path,
+    deltas: Mapping[str, Delta],
+    layers: Mapping[str, Any],
+    modules: Mapping[str, Any],
+    experts: Experts,
 ) -> None:
     problems = [
-        _problem(path, delta, layers.get(path), modules.get(_parent(path))) for path, delta in deltas.items()
+        _problem(path, delta, layers.get(path), modules.get(_parent(path)), experts)
+        for path, delta in deltas.items()
     ]
     wrong = [text for text in problems if text]
     if wrong:
@@ -182,80 +262,18 @@ def _check_fit(
         )
 
 
-def read_adapter(folder: Path, scale: float = 1.0) -> dict[str, Delta]:
-    """The deltas of an adapter folder, by the path of the layer."""
-    from mlxengine.toolkit.loading import check_safetensors
-
-    try:
-        config = json.loads(folder.joinpath("adapter_config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(
-            f"{folder} is not an adapter: its adapter_config.json cannot be read: {error}.",
-            hint="Give a folder in mlx-lm's or PEFT's format.",
-        ) from error
-    is_peft = "peft_type" in config
-    file = folder / ("adapter_model.safetensors" if is_peft else "adapters.safetensors")
-    if not file.exists():
-        raise LoadError(f"{folder} has no {file.name}.")
-    check_safetensors(file)
-    weights: Any = mx.load(str(file))
-    try:
-        return _peft(config, weights, scale) if is_peft else _mlx_lm(config, weights, scale)
-    except (KeyError, TypeError) as error:
-        raise CorruptFileError(f"The adapter in {folder} lacks {error}.") from error
-
-
-def _mlx_lm(config: Mapping[str, Any], weights: Mapping[str, mx.array], scale: float) -> dict[str, Delta]:
-    kind = config.get("fine_tune_type", "lora")
-    if kind not in ("lora", "dora"):
-        raise LoadError(f"An adapter of the type {kind!r} cannot be loaded beside the weights.")
-    own = float(config["lora_parameters"]["scale"]) * scale
-    found = {}
-    for path in {name.removesuffix(".lora_a") for name in weights if name.endswith(".lora_a")}:
-        a, b = weights[f"{path}.lora_a"], weights[f"{path}.lora_b"]
-        if a.ndim == 3:  # of experts: (experts, rank, inputs) and (experts, outputs, rank)
-            a, b = a.swapaxes(-1, -2), b.swapaxes(-1, -2)
-        found[path] = Delta(a=a, b=b, scale=own, magnitude=weights.get(f"{path}.m"))
-    return _complete(found, weights, 3 if kind == "dora" else 2)
-
-
-def _peft(config: Mapping[str, Any], weights: Mapping[str, mx.array], scale: float) -> dict[str, Delta]:
-    if config["peft_type"] != "LORA" or config.get("alpha_pattern") or config.get("rank_pattern"):
-        raise LoadError("Of PEFT's adapters, LoRA and DoRA with one rank and alpha can be loaded.")
-    rank = int(config["r"])
-    own = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank) * scale
-    found = {}
-    for name in weights:
-        if name.endswith(".lora_A.weight"):
-            stem = name.removesuffix(".lora_A.weight")
-            found[stem.removeprefix("base_model.model.")] = Delta(
-                a=weights[name].T,
-                b=weights[f"{stem}.lora_B.weight"].T,
-                scale=own,
-                magnitude=weights.get(f"{stem}.lora_magnitude_vector"),
-            )
-    return _complete(found, weights, 3 if config.get("use_dora") else 2)
-
-
-def _complete(found: dict[str, Delta], weights: Mapping[str, Any], each: int) -> dict[str, Delta]:
-    if not found or len(weights) != each * len(found):
-        raise IncompatibleWeightsError(
-            f"The adapter has {len(weights)} tensors, of which {each * len(found)} belong to LoRA layers."
-        )
-    return found
-
-
-def _problem(path: str, delta: Delta, layer: Any, block: Any) -> str | None:
-    if not isinstance(layer, EXPERTS if delta.a.ndim == 3 else nn.Linear | nn.QuantizedLinear):
+def _problem(path: str, delta: Delta, layer: Any, block: Any, experts: Experts) -> str | None:
+    kinds: Any = experts.layers if delta.a.ndim == 3 else (nn.Linear, nn.QuantizedLinear)
+    if not isinstance(layer, kinds):
         return f"{path} is not a {'layer of experts' if delta.a.ndim == 3 else 'linear layer'} of the model"
-    if delta.a.ndim == 3 and not isinstance(block, BLOCKS):
+    if delta.a.ndim == 3 and not isinstance(block, experts.blocks):
         return f"{path} is in no block of experts"
-    *experts, outputs, inputs = layer.weight.shape
+    *many, outputs, inputs = layer.weight.shape
     if "scales" in layer:
         inputs = inputs * 32 // layer.bits
     rank = delta.a.shape[-1]
-    if delta.a.shape != (*experts, inputs, rank) or delta.b.shape != (*experts, rank, outputs):
-        ours, theirs = ("×".join(map(str, sizes)) for sizes in ((*experts, inputs), delta.a.shape[:-1]))
+    if delta.a.shape != (*many, inputs, rank) or delta.b.shape != (*many, rank, outputs):
+        ours, theirs = ("×".join(map(str, sizes)) for sizes in ((*many, inputs), delta.a.shape[:-1]))
         return f"{path} maps {ours} to {outputs} features, the adapter {theirs} to {delta.b.shape[-1]}"
     return None
 
@@ -282,4 +300,4 @@ def _ratio(base: Any, delta: Delta) -> mx.array | None:
     return delta.magnitude.astype(mx.float32) / mx.linalg.norm(adapted, axis=1)
 
 
-__all__ = ["BASE", "FILES", "Adapters", "merged", "read_adapter"]
+__all__ = ["BASE", "Adapters", "User", "change", "merged"]

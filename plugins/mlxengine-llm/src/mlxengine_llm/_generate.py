@@ -90,7 +90,6 @@ def _admit(
         answer.reuse = context.features.get(features.PROMPT_CACHE)
         assert isinstance(answer, AdaptedAnswer)
         model.adapters.give(answer, adapter)
-        answer.cost = model.cost_of(answer.longest)
         model.batch.admit(answer)
     if len(answers) == 1:
         return AnswerStream(model.batch, answers[0], context)

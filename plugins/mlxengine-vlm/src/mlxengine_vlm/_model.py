@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any
 
-from attrs import define, field
+from attrs import Factory, define, field
 from mlxengine import ModelCard, ModelState
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.conversation import Prompts
@@ -22,7 +22,7 @@ from mlxengine.toolkit.warming import warm_up
 
 from ._cache import FeatureCache, PrefixCache
 from ._decoder import VisionDecoder, VisionRow
-from ._processor import tokenizer_of
+from ._processor import bound, tokenizer_of
 from ._prompt import prompts_of
 from ._sight import Prompt, Sight, look
 from ._trial import Trial
@@ -48,7 +48,7 @@ class VisionModel:
         takes: ``"image"``, ``"video"``, ``"audio"``: what a request may bring.
         template_takes_parts: whether the chat template writes the tags itself.
         cache_bytes: most memory for caches of prompts; a quarter more goes to media features. 0: none.
-        template: the chat template.
+        template: the chat template; the processor's own if left out.
         prompts: makes tokens of requests.
         processing: held by who uses the processor.
         cache_room: see `mlxengine.LoadContext`.
@@ -76,7 +76,7 @@ class VisionModel:
     template_takes_parts: bool
     cache_bytes: int
     max_rows: int
-    template: OwnTemplate
+    template: OwnTemplate = field(default=Factory(lambda self: bound(self.processor), takes_self=True))
     cache_room: Callable[[], int | None] = field(default=lambda: None)
     prompts: Prompts = field(init=False)
     processing: Lock = field(init=False, factory=Lock)

@@ -143,6 +143,18 @@ def test_what_the_mock_makes_is_marked(run: Run, tmp_path: Path) -> None:
     assert picture.stat().st_size > 0
 
 
+def test_run_tells_what_a_prompt_is_instead_of_answering_it(run: Run) -> None:
+    asked = ("run", "one two three", "--prepare")
+    assert run(*asked, "count").out == "3\n"
+    assert run(*asked, "text").out == "one two three\n"
+    assert run(*asked, "tokens").out == "0 1 2\n"
+    told = run(*asked, "count", "--json").json
+    assert (told["prompt_tokens"], told["text"], told["mock"]) == (3, "one two three", True)
+    done = run(*asked, "words")
+    assert done.code == 2
+    assert "'words' is not count, text or tokens" in done.err
+
+
 def test_bench_gives_mean_and_deviation_and_compares_two_results(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "before.json"
     first = run("bench", "-m", "x/y", "--repeats", "3", "--json", "-o", str(file)).json

@@ -284,6 +284,16 @@ def test_pictures_of_a_result_stand_in_it_or_after_it_as_the_template_has_it(
     found.close()
 
 
+def test_a_template_that_comes_out_right_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, asked = prompts(LISTED), []
+    real = found._template.write
+    monkeypatch.setattr(found._template, "write", lambda item: (asked.append(item), real(item))[1])
+    parts = [TextPart("Left:"), ImagePart(b""), TextPart("\nwhat is it?")]
+    text = found.make(TextRequest(messages=(Message.user(parts),)), True, Seen()).text
+    assert (text, len(asked)) == ("user:Left:[P]\nwhat is it?;", 1)
+    found.close()
+
+
 def test_a_template_for_parts_gets_parts_from_a_back_end_that_gives_texts(made: Any) -> None:
     assert made(LISTED, Message.system("Be brief."), ASK) == "system:Be brief.;user:How is it?;"
 

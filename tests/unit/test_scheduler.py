@@ -6,6 +6,7 @@ import time
 from concurrent.futures import Future
 
 import pytest
+from mlxengine._scheduling import channel as weighing
 from mlxengine._scheduling.channel import Channel
 from mlxengine._scheduling.scheduler import Scheduler
 from mlxengine._scheduling.task import FutureSink, Task
@@ -19,7 +20,7 @@ from mlxengine.errors import (
     PluginContractError,
     PluginCrashedError,
 )
-from mlxengine.text.outputs import TextDelta
+from mlxengine.text.outputs import Prepared, TextDelta
 
 RECORD = PluginRecord(name="fake", distribution="fake-dist")
 
@@ -324,3 +325,13 @@ def test_a_task_that_waits_is_cancelled_and_closed_at_once(scheduler):
     assert closed.wait(5)
     with pytest.raises(CancelledError):
         read(channel)
+
+
+def test_an_event_of_many_token_ids_is_weighed_without_looking_at_each(monkeypatch):
+    ids, looked = tuple(range(200_000)), []
+    real = weighing.weight
+    monkeypatch.setattr(weighing, "weight", lambda value: (looked.append(value), real(value))[1])
+    told = Prepared(token_ids=ids, text="ab")
+    assert weighing.weight(told) == sum(map(real, (told.index, told.mock))) + 8 * len(ids) + 2
+    assert len(looked) < 10
+    assert weighing.weight((*ids, "four")) == 8 * len(ids) + 4

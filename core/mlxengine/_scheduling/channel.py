@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 16 * 2**20  # five pictures of 1024 x 1024, or more text than anybody reads
 _SMALL = frozenset({int, float, bool, type(None)})
+_MANY = 1024  # values; a prompt's token ids are more, and the scheduler waits for the count
 _FLAT = frozenset({str, bytes, bytearray})
 _fields: dict[type, tuple[str, ...]] = {}  # looking them up costs more than the rest
 
@@ -24,6 +25,8 @@ def weight(value: object) -> int:
     if kind in _FLAT:
         return len(value)  # type: ignore[arg-type]
     if kind is tuple or kind is list:
+        if len(value) > _MANY and _SMALL.issuperset(map(type, value)):  # type: ignore[arg-type, call-overload]
+            return 8 * len(value)  # type: ignore[arg-type]
         return sum(map(weight, value)) if value else 0  # type: ignore[call-overload]
     names = _fields.get(kind)
     if names is None:

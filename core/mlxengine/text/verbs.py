@@ -12,9 +12,10 @@ from ..contract.requests import Request
 from ..contract.tokens import TokenUsage
 from .handle import TextHandle, text_request
 from .messages import ImagePart, Message, TextPart
-from .outputs import TextDelta
+from .outputs import Prepared, TextDelta
 from .params import GenerateParams, params_from
 from .replies import TextReply
+from .requests import PrepareRequest, TextRequest
 
 _PARAMETERS = {
     "max_tokens": int,
@@ -64,6 +65,12 @@ def stats(usage: TokenUsage, metrics: Metrics) -> str:
     return ", ".join(parts)
 
 
+def _part(text: str) -> str:
+    if text not in ("count", "text", "tokens"):
+        raise ValueError(f"{text!r} is not count, text or tokens")
+    return text
+
+
 class _Asking(Asking):
     options = (
         *OPTIONS,
@@ -74,6 +81,12 @@ class _Asking(Asking):
             repeated=True,
             help="a picture in the question; repeatable",
         ),
+        Option(
+            flag="--prepare",
+            type=_part,
+            metavar="count|text|tokens",
+            help="answer nothing: tell the prompt's number of tokens, its text, or their ids",
+        ),
     )
     first = "Say hello in one short sentence."
 
@@ -81,12 +94,17 @@ class _Asking(Asking):
         prompt = " ".join(words)
         images = [ImagePart(name) for name in options["image"]]
         question = Message.user([*images, TextPart(prompt)]) if images else prompt
-        return text_request(question, params(options), instructions=options["system"])
+        request = text_request(question, params(options), instructions=options["system"])
+        if options["prepare"] is not None and isinstance(request, TextRequest):
+            return PrepareRequest(request=request)
+        return request
 
     def show(self, event: Event) -> str:
         return event.text if isinstance(event, TextDelta) else ""
 
-    def answer(self, events: Sequence[Event], _options: Mapping[str, Any]) -> Answer:
+    def answer(self, events: Sequence[Event], options: Mapping[str, Any]) -> Answer:
+        for told in (event for event in events if isinstance(event, Prepared)):
+            return _prepared(told, options["prepare"])
         reply = TextReply.of(events)
         value = {
             "text": reply.text,
@@ -97,6 +115,13 @@ class _Asking(Asking):
             "mock": reply.mock,
         }
         return Answer(value=value, stats=stats(reply.usage, reply.metrics))
+
+
+def _prepared(told: Prepared, what: str) -> Answer:
+    count = len(told.token_ids)
+    texts = {"count": str(count), "text": told.text or "", "tokens": " ".join(map(str, told.token_ids))}
+    value = {"prompt_tokens": count, "text": told.text, "token_ids": told.token_ids, "mock": told.mock}
+    return Answer(value=value, text=texts[what], stats=f"{count} prompt tokens")
 
 
 class _Measuring(Measuring):

@@ -119,15 +119,15 @@ class Markers:
             UnsupportedInputError: the tokenizer does not keep the marks apart.
         """
         run = self._run(mark)
+        tokens = list(ids)
         found: list[int] = []
         at = marks = 0
-        while at < len(ids):
-            if ids[at] == run[0] and list(ids[at : at + len(run)]) == run:
-                marks += 1
-                at += len(run)
-            else:
-                found.append(at)
-                at += 1
+        while (begins := _index(tokens, run[0], at)) < len(tokens):
+            whole = tokens[begins : begins + len(run)] == run
+            found += range(at, begins if whole else begins + 1)
+            at = begins + (len(run) if whole else 1)
+            marks += whole
+        found += range(at, len(tokens))
         if marks != text.count(mark):
             raise _cannot()
         return found
@@ -196,6 +196,14 @@ def _pattern(texts: Iterable[str]) -> re.Pattern[str] | None:
     if not rests:
         return None
     return re.compile("|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items()))
+
+
+def _index(tokens: list[int], token: int, start: int) -> int:
+    """Where a token is found from a place on, or the end."""
+    try:
+        return tokens.index(token, start)
+    except ValueError:
+        return len(tokens)
 
 
 def _is_plain(text: str) -> bool:

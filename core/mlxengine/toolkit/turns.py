@@ -107,8 +107,11 @@ def forms(messages: _Messages) -> Iterator[_Messages]:
 
 def leaves_out(text: str, messages: _Messages) -> bool:
     """Whether something that a user says is not in a rendered text: the template looked for another form."""
-    said = (text_of(item).strip() for item in messages if item["role"] == "user")
-    return any(item not in text for item in said)
+    contents = [item["content"] for item in messages if item["role"] == "user"]
+    parts = [
+        part for content in contents for part in ([_part(content)] if isinstance(content, str) else content)
+    ]
+    return any(part.get("text", "").strip() not in text for part in parts)
 
 
 def shows_values(text: str, messages: _Messages) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any
 
-from attrs import define, field
+from attrs import Factory, define, field
 from mlxengine import ModelCard, ModelState
 from mlxengine.toolkit.account import Account
 from mlxengine.toolkit.adapter_rows import ByAdapter
@@ -28,7 +28,7 @@ from ._cache import FeatureCache, PrefixCache
 from ._decoder import VisionDecoder, VisionRow
 from ._experts import EXPERTS
 from ._layers import LayerNames
-from ._processor import template_of, tokenizer_of
+from ._processor import bound, template_of, tokenizer_of
 from ._prompt import prompts_of
 from ._sight import Prompt, Sight, look
 from ._trial import Trial
@@ -54,7 +54,7 @@ class VisionModel:
         takes: ``"image"``, ``"video"``, ``"audio"``: what a request may bring.
         template_takes_parts: whether the chat template writes the tags itself.
         cache_bytes: most memory for caches of prompts; a quarter more goes to media features. 0: none.
-        template: the chat template.
+        template: the chat template; the processor's own if left out.
         prompts: makes tokens of requests.
         processing: held by who uses the processor.
         preempts: see `SharedBatch`.
@@ -88,7 +88,7 @@ class VisionModel:
     template_takes_parts: bool
     cache_bytes: int
     max_rows: int
-    template: OwnTemplate
+    template: OwnTemplate = field(default=Factory(lambda self: bound(self.processor), takes_self=True))
     preempts: bool = False
     cache_size: Callable[[int], int] = field(default=lambda _tokens: 0)
     reserved: int = 0

@@ -18,10 +18,10 @@ from ...text.requests import TextRequest
 from ...text.tools import describe
 from ..answers import Answer
 from ..sampling import LogitsProcessor, guarded
-from .composing import Composer, Tool
-from .dialect import Dialect
-from .formats import GENERIC
-from .router import Router
+from ._composing import Composer, Tool
+from ._dialect import Dialect
+from ._formats import GENERIC
+from ._router import Router
 
 _GENERIC_TEXT = """You can call these tools, which are described as JSON:
 {tools}

@@ -10,11 +10,11 @@ from attrs import frozen
 from ...text.grammar import Grammar, GrammarKind
 from ...text.requests import ToolChoice
 from ..grammar import BLANKS, check_patterns
-from .dialect import Dialect, Headers
-from .formats import GENERIC, Format
-from .lark import ANYTHING, Lark, one_of
-from .values import Schema
-from .writers import whole_object
+from ._dialect import Dialect, Headers
+from ._formats import GENERIC, Format
+from ._lark import ANYTHING, Lark, one_of
+from ._values import Schema
+from ._writers import whole_object
 
 
 @frozen(kw_only=True)

@@ -14,7 +14,7 @@ from mlxengine import (
     TextRequest,
     ToolChoice,
 )
-from mlxengine.errors import InvalidParameterError, UnsupportedInputError
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 from mlxengine.readonly import thaw
 from speech_texts import MARKS, SHOWN
 
@@ -187,6 +187,13 @@ def test_a_schema_that_cannot_be_held_is_refused_by_its_keyword_where_it_must_ho
         assert isinstance(events[-1], UnsupportedInputError | InvalidParameterError)
         assert keyword in str(events[-1])
     (events,) = plugin.run([plugin.start(qwen, asking("auto", tools=own, **few))])
+    assert not isinstance(events[-1], Exception)
+
+
+def test_without_structured_output_nothing_can_be_forced(plugin: Plugin, qwen: Any) -> None:
+    (events,) = plugin.run([plugin.start(qwen, asking("required"), structured_output=False)])
+    assert isinstance(events[-1], FeatureUnavailableError)
+    (events,) = plugin.run([plugin.start(qwen, asking("auto", max_tokens=4), structured_output=False)])
     assert not isinstance(events[-1], Exception)
 
 

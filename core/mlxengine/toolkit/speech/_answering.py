@@ -41,6 +41,8 @@ def shown(dialect: Dialect, request: TextRequest) -> TextRequest:
     """
     if not request.tools or dialect.named:
         return request
+    if request.tool_choice == "none":
+        return attrs.evolve(request, tools=())
     text = _GENERIC_TEXT.format(tools="\n".join(json.dumps(tool) for tool in tools_of(request)))
     messages = tuple(map(_as_text, request.messages))
     instructions = request.instructions

@@ -73,7 +73,7 @@ class Composer:
             start = self._calls(lark)
         else:
             start = self._freely(lark)
-        return Grammar.lark(lark.source(f"{ahead} {start}".strip()))
+        return Grammar.lark(lark.source(f"{ahead} ({start})".strip()))
 
     def _reasoning(self, lark: Lark) -> str:
         """Reasoning whose marks are several tokens, so that nobody can tell by the first whether it comes."""

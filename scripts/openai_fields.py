@@ -105,9 +105,11 @@ REQUEST = (
     yours("metadata", "Keep it with what you log."),
     refused('modalities ["text", "audio"]', ["text", "audio"], '`["text"]` is what there is: drop it.'),
     same("n", 3),
-    yours(
+    honoured(
         "parallel_tool_calls",
-        "`true` is how it is. For `false`, run the first call and send errors for the others.",
+        False,
+        "TextRequest(messages=[Message.user('…')], parallel_tool_calls=value)",
+        "found.parallel_tool_calls is False",
     ),
     refused(
         "prediction",
@@ -173,21 +175,23 @@ REQUEST = (
     honoured(
         'tool_choice "none"',
         [_FUNCTION],
-        "TextRequest(messages=[Message.user('…')], tools=())",
-        "found.tools == ()",
-        "Leave the tools out: the model is not told of them.",
+        "TextRequest(messages=[Message.user('…')], tools=value, tool_choice='none')",
+        "found.tool_choice == 'none'",
+        "The model is told of the tools, and calls none.",
     ),
-    refused(
+    honoured(
         'tool_choice "required"',
-        "required",
-        "Nor a function by name: constrain the answer with `Grammar.json` to the call that is wanted.",
+        [_FUNCTION],
+        "TextRequest(messages=[Message.user('…')], tools=value, tool_choice='required')",
+        "found.tool_choice == 'required'",
+        "A function by name is `ToolChoice(name)`.",
     ),
     honoured(
         "tools",
         [_FUNCTION],
         "TextRequest(messages=[Message.user('…')], tools=value)",
         "describe(found.tools[0])['function']['name'] == 'clock'",
-        "As they are; Python functions too. For a strict schema see `response_format`.",
+        "As they are, `strict` too; Python functions as well.",
     ),
     same("top_logprobs", 5),
     same("top_p", 0.9),

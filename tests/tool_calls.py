@@ -218,7 +218,7 @@ def test_one_call_where_parallel_calls_are_ruled_out_and_none_where_tools_are(
     none = [asking(message, "none", seed, max_tokens=60, logit_bias=(likely,)) for seed in range(3)]
     for events in plugin.run([plugin.start(model, request) for request in none]):
         assert not calls_of(events)
-        assert opens not in text_of(events)
+        assert opens not in text_of(events) or not model.dialect.named
 
 
 def test_each_of_sixteen_that_want_different_things_equals_its_solo_run(

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlxengine import Event, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta
-from mlxengine.toolkit.speech import FORMATS, Dialect, Router
-from mlxengine.toolkit.speech.dialect import HARMONY, MUSE
+from mlxengine.toolkit.speech import FORMATS, HARMONY, MUSE, Dialect, Router
 from speech_texts import ARGUMENTS, CALLS, DESCRIBED, SHOWN, TEXTS, TOOLS
 
 from tests.tool_calls import check, plain

@@ -14,7 +14,7 @@ from mlxengine import (
     TextRequest,
     ToolChoice,
 )
-from mlxengine.errors import InvalidParameterError, UnsupportedInputError
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 from mlxengine.readonly import thaw
 from speech_texts import MARKS, SHOWN
 
@@ -148,6 +148,10 @@ def test_a_grammar_stands_beside_the_tools(plugin: Plugin, model: Any) -> None:
         assert not accepts(model, request, f"{before}{other}{after}")
         assert accepts(model, asking("none", grammar=grammar), f"{before}{fits}{after}")
         assert accepts(model, request, written(model, events))
+        if dialect.think and not dialect.bounded:  # reasoning is part of the grammar then
+            thought = f"{dialect.think[0]}hm{dialect.think[1]}"
+            assert accepts(model, request, thought + written(model, events))
+            assert accepts(model, request, f"{thought}{before}{fits}{after}")
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +192,13 @@ def test_a_schema_that_cannot_be_held_is_refused_by_its_keyword_where_it_must_ho
         assert isinstance(events[-1], UnsupportedInputError | InvalidParameterError)
         assert keyword in str(events[-1])
     (events,) = plugin.run([plugin.start(qwen, asking("auto", tools=own, **few))])
+    assert not isinstance(events[-1], Exception)
+
+
+def test_without_structured_output_nothing_can_be_forced(plugin: Plugin, qwen: Any) -> None:
+    (events,) = plugin.run([plugin.start(qwen, asking("required"), structured_output=False)])
+    assert isinstance(events[-1], FeatureUnavailableError)
+    (events,) = plugin.run([plugin.start(qwen, asking("auto", max_tokens=4), structured_output=False)])
     assert not isinstance(events[-1], Exception)
 
 

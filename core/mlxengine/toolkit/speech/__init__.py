@@ -5,9 +5,20 @@ template is to see it, and `Answering` holds the answers to what the request ask
 Nothing here needs mlx-lm or mlx-vlm; a tokenizer of transformers is enough.
 """
 
-from .answering import Answering, check, shown
-from .dialect import Dialect
-from .formats import FORMATS, Format
-from .router import Router
+from ._answering import Answering, check, shown
+from ._dialect import HARMONY, MUSE, Dialect, Headers
+from ._formats import FORMATS, Format
+from ._router import Router
 
-__all__ = ["FORMATS", "Answering", "Dialect", "Format", "Router", "check", "shown"]
+__all__ = [
+    "FORMATS",
+    "HARMONY",
+    "MUSE",
+    "Answering",
+    "Dialect",
+    "Format",
+    "Headers",
+    "Router",
+    "check",
+    "shown",
+]

@@ -77,10 +77,13 @@ def _admit(
         parted=context.features.get(features.REASONING),
         deltas=streaming,
     )
+    params = answering.params
+    if params.grammar is not None:
+        context.features.require(features.STRUCTURED_OUTPUT)
     answers = choices(
         model.voice,
         prompt,
-        answering.params,
+        params,
         streaming=streaming,
         priority=request.priority,
         make=AdaptedAnswer,

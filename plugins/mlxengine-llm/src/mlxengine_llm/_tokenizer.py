@@ -101,8 +101,8 @@ def stop_ids(tokenizer: Any, extra: tuple[str, ...]) -> frozenset[int]:
 
 def dialect_of(tokenizer: Any) -> Dialect:
     """How the model of a tokenizer writes reasoning and tool calls."""
-    template = getattr(tokenizer, "chat_template", None)
-    return Dialect.of(tokenizer, template if isinstance(template, str) else "")
+    template = getattr(tokenizer, "chat_template", None)  # some have several, by name
+    return Dialect.of(tokenizer, str(template or ""))
 
 
 def abilities(tokenizer: Any) -> frozenset[str]:

@@ -99,10 +99,13 @@ def _answer(
         parted=context.features.get(features.REASONING),
         deltas=streaming,
     )
+    params = answering.params
+    if params.grammar is not None:
+        context.features.require(features.STRUCTURED_OUTPUT)
     answers = choices(
         model.voice,
         prompt.ids,
-        answering.params,
+        params,
         streaming=streaming,
         priority=request.priority,
         make=VisionAnswer,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from .source import Item, Source
+from ._source import Item, Source
 
 Schema = Mapping[str, Any]
 

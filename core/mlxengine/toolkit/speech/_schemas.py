@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...errors import UnsupportedInputError
-from .values import Schema, resolved
+from ._values import Schema, resolved
 
 _TOLD = {"title", "description", "default", "examples", "deprecated", "$schema", "$id", "$comment", "type"}
 _DEFINED = {"$defs", "definitions"}

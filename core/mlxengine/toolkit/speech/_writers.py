@@ -1,4 +1,4 @@
-"""How a call is written within a piece, as a grammar: for each notation that `readers` reads.
+"""How a call is written within a piece, as a grammar: for each notation that is read.
 
 A writer gives an expression for one call of a tool. Without a schema, any arguments will do.
 """
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import schemas
-from .lark import ANYTHING, Lark, one_of
-from .readers import Tags
-from .values import Schema, dumped, kinds
+from . import _schemas as schemas
+from ._lark import ANYTHING, Lark, one_of
+from ._readers import Tags
+from ._values import Schema, dumped, kinds
 
 Writer = Callable[[Lark, str, Schema | None], str]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from .formats import XTML, Format, format_named, format_of
+from ._formats import XTML, Format, format_named, format_of
 
 _THINK = (
     ("<think>", "</think>"),

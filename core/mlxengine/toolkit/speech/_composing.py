@@ -10,11 +10,11 @@ from attrs import frozen
 from ...text.grammar import Grammar, GrammarKind
 from ...text.requests import ToolChoice
 from ..grammar import BLANKS, check_patterns
-from .dialect import Dialect, Headers
-from .formats import GENERIC, Format
-from .lark import ANYTHING, Lark, one_of
-from .values import Schema
-from .writers import whole_object
+from ._dialect import Dialect, Headers
+from ._formats import GENERIC, Format
+from ._lark import ANYTHING, Lark, one_of
+from ._values import Schema
+from ._writers import whole_object
 
 
 @frozen(kw_only=True)
@@ -57,6 +57,8 @@ class Composer:
             UnsupportedInputError: a schema of a tool asks for what cannot be held.
         """
         dialect = self.dialect
+        if not self.dialect.named and self.choice == "none":
+            return self.answer  # its calls would be plain text anyway
         forced = bool(self.tools) and self.choice not in ("auto", "none")
         bound = forced or any(tool.strict for tool in self.tools) or not self.several or self.choice == "none"
         if self.answer is None and not (self.tools and bound):
@@ -71,7 +73,7 @@ class Composer:
             start = self._calls(lark)
         else:
             start = self._freely(lark)
-        return Grammar.lark(lark.source(f"{ahead} {start}".strip()))
+        return Grammar.lark(lark.source(f"{ahead} ({start})".strip()))
 
     def _reasoning(self, lark: Lark) -> str:
         """Reasoning whose marks are several tokens, so that nobody can tell by the first whether it comes."""
@@ -82,14 +84,12 @@ class Composer:
 
     def _freely(self, lark: Lark) -> str:
         """Text, and calls where the model likes to make some."""
-        form, silent = self.dialect.calls, self.dialect.silent
+        form, silent = self.dialect.calls or GENERIC, self.dialect.silent
         if self.answer is not None:
             text = self._answer(lark)
             if silent:
                 text = f"{lark.text(silent[0])} {text} {lark.text(silent[1])}"
             return text if self.choice == "none" or not self.tools else f"({text}) | ({self._calls(lark)})"
-        if form is None:
-            return lark.without(GENERIC.opens)
         free = lark.without(form.opens, silent)
         if self.choice == "none":
             return free

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from . import readers, writers
-from .readers import Reader, Tags
-from .writers import Writer
+from . import _readers as readers
+from . import _writers as writers
+from ._readers import Reader, Tags
+from ._writers import Writer
 
 
 @frozen(kw_only=True)
@@ -19,7 +20,7 @@ class Format:
     Args:
         name: as mlx-lm has it in ``tool_parser_type``.
         opens, closes: around a piece, which holds one call or several; ``closes`` may be empty.
-        read, write: the calls within a piece, see `readers` and `writers`.
+        read, write: the calls within a piece, see `Reader` and `Writer`.
         around: what stands before and behind all calls of a piece.
         between: what parts calls that stand in one piece; ``None`` where each has a piece of its own.
         shown: groups of texts, of which all of one stand in the chat templates of models that write so.

@@ -18,10 +18,10 @@ from ...text.requests import TextRequest
 from ..answers import Answer
 from ..sampling import LogitsProcessor, guarded
 from ..turns import tools_of
-from .composing import Composer, Tool
-from .dialect import Dialect
-from .formats import GENERIC
-from .router import Router
+from ._composing import Composer, Tool
+from ._dialect import Dialect
+from ._formats import GENERIC
+from ._router import Router
 
 _GENERIC_TEXT = """You can call these tools, which are described as JSON:
 {tools}
@@ -39,6 +39,8 @@ def shown(dialect: Dialect, request: TextRequest) -> TextRequest:
         request = attrs.evolve(request, params=attrs.evolve(request.params, thinking=None))
     if not request.tools or dialect.named:
         return request
+    if request.tool_choice == "none":
+        return attrs.evolve(request, tools=())
     text = _GENERIC_TEXT.format(tools="\n".join(json.dumps(tool) for tool in tools_of(request)))
     messages = tuple(map(_as_text, request.messages))
     instructions = request.instructions

@@ -14,8 +14,8 @@ from typing import Any
 
 from attrs import frozen
 
-from .source import Item, Named, Reading, Source, Whole
-from .values import (
+from ._source import Item, Named, Reading, Source, Whole
+from ._values import (
     Schema,
     dumped,
     json_arguments,
@@ -133,7 +133,7 @@ class Tags:
         key_name: how that is written, ``NAME``, with its type, ``KIND``, if ``types``.
         value: between that and the value.
         value_end: ends the value.
-        trim: see `values.string`.
+        trim: see `string`.
         cdata: a value may stand in ``<![CDATA[…]]>``.
         types: the tag of an argument says its type.
         line: what models write behind each tag.

@@ -9,10 +9,10 @@ from typing import Any
 
 from ...contract.events import Event
 from ...text.outputs import ReasoningDelta, TextDelta, ToolCall, ToolCallDelta
-from .dialect import Dialect
-from .formats import Format
-from .readers import one_object
-from .source import MORE, BrokenOffError, Named, Reading, Source, Whole, beginning, first
+from ._dialect import Dialect
+from ._formats import Format
+from ._readers import one_object
+from ._source import MORE, BrokenOffError, Named, Reading, Source, Whole, beginning, first
 
 
 class Router:

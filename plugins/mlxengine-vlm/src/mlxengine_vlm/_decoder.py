@@ -14,7 +14,8 @@ from typing import Any
 
 import mlx.core as mx
 from attrs import define
-from mlxengine.toolkit.answers import Answer
+from mlxengine.toolkit.adapter_rows import AdaptedAnswer, adapter_of
+from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.decoding import TogetherDecoder
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.joining import Company
@@ -45,7 +46,7 @@ class VisionRow(Row):
     cached = 0
 
 
-class VisionAnswer(Answer, VisionRow):
+class VisionAnswer(AdaptedAnswer, VisionRow):
     """An answer to a prompt that may have media."""
 
 
@@ -61,7 +62,8 @@ class VisionDecoder(TogetherDecoder):
 
     Args:
         network: a model of mlx-vlm.
-        prefixes: where caches of prompts are kept for later ones, or ``None``.
+        adapters: of the network; each row uses its own.
+        prefixes: where caches of an adapter's prompts are kept for later ones, or ``None``.
         grammars: of the model's rows, told before each step which tokens were drawn.
         shapes: which sizes of passes the device has met.
         look: makes the media's features of several prompts.
@@ -72,7 +74,8 @@ class VisionDecoder(TogetherDecoder):
     def __init__(
         self,
         network: Any,
-        prefixes: PrefixCache | None,
+        adapters: Adapters,
+        prefixes: Callable[[str | None], PrefixCache | None],
         grammars: Grammars | None,
         shapes: Shapes,
         look: Callable[[Sequence[Sight]], None],
@@ -80,16 +83,18 @@ class VisionDecoder(TogetherDecoder):
         context: int | None = None,
     ) -> None:
         self._trial = trial
-        self._passes = _Passes(network, prefixes, shapes, look)
+        self._passes = _Passes(network, adapters, prefixes, shapes, look)
         self._passes.together = trial.company.equal
         plain = Company.of(self._passes.caches()).equal or not trial.company.together
         super().__init__(self._passes, trial.company, shapes, grammars, context=context, plain=plain)
 
     def step(self, plan: Plan) -> Stepped:
-        if len(self) > 1 and self._trial.hold():
-            self._reading.company = self._trial.company
+        if len(self) > 1:
+            tried = self._trial.hold()
+            self._reading.company = self._trial.company  # texts that are scored may have held it already
             self._passes.together = self._trial.company.equal
-            return Stepped()  # the time that it took is nobody's pace
+            if tried:
+                return Stepped()  # the time that it took is nobody's pace
         return super().step(plan)
 
     def insert(self, row: Row) -> None:
@@ -105,11 +110,13 @@ class _Passes:
     def __init__(
         self,
         network: Any,
-        prefixes: PrefixCache | None,
+        adapters: Adapters,
+        prefixes: Callable[[str | None], PrefixCache | None],
         shapes: Shapes,
         look: Callable[[Sequence[Sight]], None],
     ) -> None:
         self._shapes = shapes
+        self._adapters = adapters
         self._language = Language(network)
         self.caches, self.merge = self._language.caches, self._language.merge
         self._prefixes = prefixes
@@ -119,6 +126,7 @@ class _Passes:
         self.together = False  # whether prompts may share a pass
 
     def decode(self, rows: Sequence[Row], tokens: mx.array, layers: list[Any]) -> mx.array:
+        self._adapters.use(*map(adapter_of, rows))
         deltas = [row.deltas for row in rows if isinstance(row, VisionRow) and row.deltas is not None]
         if list(map(id, deltas)) != list(map(id, self._deltas)):
             self._deltas, self._ahead = deltas, mx.concatenate(deltas) if deltas else None
@@ -129,6 +137,8 @@ class _Passes:
         self, group: Sequence[Reading], counts: Sequence[int], length: int, layers: list[Any], blank: int = 0
     ) -> mx.array | None:
         first = group[0]
+        adapters = [adapter_of(entry.row) for entry in group]
+        self._adapters.use(*adapters, *adapters[-1:] * blank)
         plans = [entry.plan for entry in group if isinstance(entry, VisionReading) and entry.plan is not None]
         if not plans or not plans[0].left:  # of an answer that is read again
             at = len(first.held)
@@ -157,12 +167,14 @@ class _Passes:
     def _start(self, entry: VisionReading) -> None:
         row = entry.row
         assert isinstance(row, VisionRow)
+        self._adapters.use(adapter_of(row))
         plan = entry.plan = row.sight()
         deltas = plan.rope_deltas
         row.crossed = plan.crossed
         row.deltas = None if deltas is None else deltas.reshape(1, 1).astype(mx.int32)
-        if self._prefixes is not None and row.reuse and plan.restarts:
-            found = self._prefixes.find(plan.ids, row.media, plan.media)
+        prefixes = self._prefixes(adapter_of(row))
+        if prefixes is not None and row.reuse and plan.restarts:
+            found = prefixes.find(plan.ids, row.media, plan.media)
             if found is not None:
                 entry.layers, plan.start = found
                 if not row.tokens:
@@ -177,7 +189,8 @@ class _Passes:
     def _border(self, entry: Reading, plan: Prefill) -> int | None:
         """Behind the last picture, where the caches cannot be cut back to it later; and before an answer."""
         layers = self.caches() if entry.layers is None else entry.layers
-        stops = self._prefixes is not None and plan.restarts and not plan.whole and not trimmable(layers)
+        keeps = self._prefixes(adapter_of(entry.row)) is not None
+        stops = keeps and plan.restarts and not plan.whole and not trimmable(layers)
         if stops and len(entry.held) < plan.media_end < len(plan.ids):
             return plan.media_end
         return len(plan.ids) if entry.row.tokens and len(entry.held) < len(plan.ids) else None
@@ -185,7 +198,7 @@ class _Passes:
     def keeps(self, entry: Reading) -> bool:
         row = entry.row
         return (
-            self._prefixes is not None
+            self._prefixes(adapter_of(row)) is not None
             and isinstance(entry, VisionReading)
             and entry.plan is not None
             and entry.plan.restarts
@@ -198,8 +211,9 @@ class _Passes:
         row = entry.row
         assert isinstance(entry, VisionReading)
         assert isinstance(row, VisionRow)
-        if self.keeps(entry) and self._prefixes is not None:
-            self._prefixes.keep(entry.held, row.media, entry.layers or [])
+        prefixes = self._prefixes(adapter_of(row))
+        if self.keeps(entry) and prefixes is not None:
+            prefixes.keep(entry.held, row.media, entry.layers or [])
         if entry.plan is not None:
             entry.border = self._border(entry, entry.plan)
 

@@ -6,8 +6,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from attrs import evolve
-from mlxengine import Event, Request, RunContext, TextRequest
+from mlxengine import (
+    Event,
+    LoadAdapterRequest,
+    Request,
+    RunContext,
+    ScoreRequest,
+    TextRequest,
+    UnloadAdapterRequest,
+)
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
+from mlxengine.toolkit.adapters import change
 from mlxengine.toolkit.answers import AnswerStream
 from mlxengine.toolkit.choices import ChoicesStream, choices
 
@@ -16,13 +25,21 @@ from ._decoder import VisionAnswer
 from ._media import WEB, MediaLimits
 from ._model import VisionModel
 from ._prompt import make_prompt, write
+from ._score import score
 from ._sight import Prompt
 from ._web import fetch
 
 
 def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
     """The plugin's ``generate``: ``None`` for what is not a text request on a vision-language model."""
-    if not isinstance(model, VisionModel) or not isinstance(request, TextRequest):
+    if not isinstance(model, VisionModel):
+        return None
+    if isinstance(request, ScoreRequest):
+        return score(model, request, context)
+    if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest):
+        context.features.require(features.LORA)
+        return change(model.adapters, request, context.fetch, model.kept.forget)
+    if not isinstance(request, TextRequest):
         return None
     _check(model, request, context)
     limits = MediaLimits(pixels=context.features.get(features.MAX_PIXELS))
@@ -39,8 +56,10 @@ def _check(model: VisionModel, request: TextRequest, context: RunContext) -> Non
         context.features.require(features.LOGPROBS)
     if params.grammar is not None:
         context.features.require(features.STRUCTURED_OUTPUT)
+    if params.adapter is not None:
+        context.features.require(features.LORA)
+    model.adapters.resolve(params.adapter)
     for asked, what in (
-        (params.adapter, "adapters"),
         (request.tools or None, "tools"),
         (params.thinking, "a switch for reasoning"),
         (params.thinking_budget, "a bound on reasoning"),
@@ -70,6 +89,7 @@ def _admit(
 def _answer(
     model: VisionModel, request: TextRequest, context: RunContext, prompt: Prompt
 ) -> Iterator[Event | None]:
+    adapter = model.adapters.resolve(request.params.adapter)  # what was loaded before may be gone
     remember = context.features.get(features.PROMPT_CACHE)
     answers = choices(
         model.voice,
@@ -83,6 +103,7 @@ def _answer(
     for answer in answers:
         assert isinstance(answer, VisionAnswer)
         answer.media, answer.reuse, answer.sight = prompt.media, remember, sight
+        model.adapters.give(answer, adapter)
         model.batch.admit(answer)
     if len(answers) == 1:
         return AnswerStream(model.batch, answers[0], context)

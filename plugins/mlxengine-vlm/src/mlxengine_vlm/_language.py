@@ -23,7 +23,7 @@ class Language:
     def __init__(self, network: Any) -> None:
         self.module = getattr(network, "language_model", network)
         settings = getattr(self.module, "config", None)
-        self._prefix_lm = getattr(settings, "use_bidirectional_attention", None) is True
+        self.prefix_lm = getattr(settings, "use_bidirectional_attention", None) is True
 
     def caches(self) -> list[Any]:
         """The empty caches of a row."""
@@ -57,7 +57,7 @@ class Language:
             options["rope_deltas"] = deltas
             if hasattr(self.module, "_rope_deltas"):  # without any, some count positions from zero again
                 self.module._rope_deltas = deltas
-        if self._prefix_lm:  # such a model masks nothing by itself, not even the padding of shorter rows
+        if self.prefix_lm:  # such a model masks nothing by itself, not even the padding of shorter rows
             options["mask"] = layers[0].make_mask(tokens.shape[1], return_array=True, window_size=None)
         return _logits(self.module(tokens, cache=layers, **options))
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
-from mlxengine.errors import CancelledError, FeatureUnavailableError, LoadError
+from mlxengine.errors import CancelledError, LoadError
 from mlxengine.toolkit.estimate import context_length
+from mlxengine.toolkit.folders import adapter_folder
 from mlxengine.toolkit.loading import (
     building,
     check_safetensors,
@@ -44,10 +45,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
 
 def _load(card: ModelCard, context: LoadContext) -> Loaded:
     if context.configuration.adapter is not None:
-        raise FeatureUnavailableError(
-            "Adapters are not available for vision-language models.",
-            hint="Fuse the adapter into the model first, or load a language model.",
-        )
+        context.features.require(features.LORA)
     _report(context, 0)
     with descriptor_limit_kept():
         import mlx_vlm
@@ -111,6 +109,9 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         context_length=model.context,
         takes=", ".join(sorted(takes)) or "text",
     )
+    if context.configuration.adapter is not None:
+        folder = adapter_folder(context.configuration.adapter, context.fetch)
+        model.adapters.configured("default", folder)
     names = {"image": "vision", "video": "video", "audio": "audio"}
     return Loaded(
         model=model,
@@ -121,6 +122,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         missing=model.missing,
         state=model.state,
         trim=model.trim,
+        setup=model.adapters.setup,
         warm_up=model.warm_up,
     )
 

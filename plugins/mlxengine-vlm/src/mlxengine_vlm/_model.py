@@ -7,6 +7,8 @@ from typing import Any
 
 from attrs import define, field
 from mlxengine import ModelCard, ModelState
+from mlxengine.toolkit.adapter_rows import ByAdapter
+from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.aside import Aside
 from mlxengine.toolkit.estimate import text_config
@@ -21,6 +23,8 @@ from mlxengine.toolkit.warming import warm_up
 
 from ._cache import FeatureCache, PrefixCache
 from ._decoder import VisionDecoder, VisionRow
+from ._experts import EXPERTS
+from ._layers import LayerNames
 from ._processor import media_words, template_of, tokenizer_of
 from ._sight import Prompt, Sight, look
 from ._trial import Trial
@@ -55,7 +59,10 @@ class VisionModel:
         first_piece: see `SharedBatch`.
         max_rows: most requests that are decoded together.
         info, missing: see `mlxengine.Loaded`.
+        adapters: LoRA and DoRA adapters that are loaded.
         trial: whether rows may share a pass.
+        prefixes: caches of earlier prompts, or ``None``.
+        kept: ``prefixes``, and the same for each adapter in use.
     """
 
     card: ModelCard
@@ -84,15 +91,19 @@ class VisionModel:
     first_piece: int = Pace.FIRST
     info: dict[str, Any] = field(init=False, factory=dict)
     missing: dict[str, str] = field(init=False, factory=dict)
+    adapters: Adapters = field(init=False)
     trial: Trial = field(init=False)
     batch: SharedBatch = field(init=False)
     voice: Voice = field(init=False)
     prefixes: PrefixCache | None = field(init=False)
+    kept: ByAdapter[PrefixCache] = field(init=False)
     features: FeatureCache | None = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.adapters = Adapters(self.network, EXPERTS, LayerNames(self.network))
         self.prefixes = PrefixCache(self.cache_bytes, self.cache_room) if self.cache_bytes else None
         share = self.cache_bytes // 4
+        self.kept = ByAdapter(self.prefixes, lambda: PrefixCache(share, self.cache_room))
         self.features = FeatureCache(share, self.cache_room) if self.cache_bytes else None
         tokenizer = tokenizer_of(self.processor)
         self.markers = Markers(tokenizer, template_of(self.processor), media_words(self.processor, self.tags))
@@ -103,12 +114,12 @@ class VisionModel:
         else:
             grammars = None
         self.batch = SharedBatch(
-            lambda _rows: self._decoder(self.prefixes, grammars),
+            lambda _rows: self._decoder(self.kept, grammars),
             max_rows=self.max_rows,
             relieve=lambda: self.trim(0),
             first_piece=self.first_piece,
         )
-        self.trial = Trial(self.network, self.kind, self.media_tokens, self._served_alone)
+        self.trial = Trial(self.network, self.kind, self.media_tokens, self.adapters, self._served_alone)
         self.voice = Voice(
             decode=lambda tokens: str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
             defaults=self.defaults,
@@ -118,8 +129,12 @@ class VisionModel:
             spelling=TokenBytes(fast),
         )
 
-    def _decoder(self, prefixes: PrefixCache | None, grammars: Grammars | None) -> VisionDecoder:
-        return VisionDecoder(self.network, prefixes, grammars, self.shapes, look, self.trial, self.context)
+    def _decoder(
+        self, prefixes: Callable[[str | None], PrefixCache | None], grammars: Grammars | None
+    ) -> VisionDecoder:
+        return VisionDecoder(
+            self.network, self.adapters, prefixes, grammars, self.shapes, look, self.trial, self.context
+        )
 
     def _served_alone(self, why: str) -> None:
         self.batch.max_rows = self.max_rows = 1
@@ -137,7 +152,7 @@ class VisionModel:
             return made
 
         return warm_up(
-            lambda: self._decoder(None, None),
+            lambda: self._decoder(lambda _adapter: None, None),
             row,
             self.shapes,
             max_rows=self.max_rows,
@@ -168,7 +183,7 @@ class VisionModel:
     def state(self) -> ModelState:
         """What is kept for requests to come, and whether fewer than usual are served together."""
         return ModelState(
-            caches=sum(item.nbytes for item in (self.prefixes, self.features) if item is not None),
+            caches=sum(item.nbytes for item in (self.kept, self.features) if item is not None),
             degraded=self.batch.room.reason,
             shortages=self.batch.room.shortages,
             rows=self.batch.inside,
@@ -176,7 +191,7 @@ class VisionModel:
 
     def trim(self, most: int) -> None:
         """Let go of caches until at most so many bytes are held: of prompts, then of media."""
-        for kept in (self.prefixes, self.features):
+        for kept in (self.kept, self.features):
             if kept is not None:
                 kept.trim(max(0, kept.nbytes - (self.state().caches - most)))
 
@@ -185,7 +200,7 @@ class VisionModel:
         self.batch.close()
         self.aside.close()
         self.end_templates()
-        for kept in (self.prefixes, self.features):
+        for kept in (self.kept, self.features):
             if kept is not None:
                 kept.clear()
         self.network = self.processor = None

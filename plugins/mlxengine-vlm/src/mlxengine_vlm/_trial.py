@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 from attrs import evolve
 from mlxengine.toolkit import trial
+from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.joining import Company
 
 from ._language import Language
@@ -24,6 +25,7 @@ class Trial(trial.Trial):
         network: a model of mlx-vlm, its weights evaluated.
         kind: its ``model_type``.
         media_tokens: the placeholders' token ids.
+        adapters: of the network; none is in use while it is tried.
         told: as in `mlxengine.toolkit.trial.Trial`.
     """
 
@@ -32,6 +34,7 @@ class Trial(trial.Trial):
         network: Any,
         kind: str,
         media_tokens: frozenset[int],
+        adapters: Adapters,
         told: Callable[[str], None] = lambda _why: None,
     ) -> None:
         self._model = network
@@ -49,6 +52,7 @@ class Trial(trial.Trial):
             told=told,
             merge=self._language.merge,
             avoid=media_tokens,
+            plain=lambda: adapters.use(None),
         )
         if self.company.together and looks_again(self._language.module):
             self._alone("every token of an answer takes its pictures' states from outside of the caches")

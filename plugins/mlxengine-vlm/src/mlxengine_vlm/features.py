@@ -93,6 +93,14 @@ SPECIAL_TOKENS_IN_TEXT = Feature(
     applies_to=("vlm",),
     probe=_library,
 )
+LORA = Feature(
+    name="vlm.lora",
+    default=True,
+    summary="LoRA and DoRA adapters of the language model's layers, loaded beside the weights, per request.",
+    provides=LLMEngineFeatures.LORA,
+    applies_to=("vlm",),
+    probe=_library,
+)
 UNPACK = Feature(
     name="vlm.unpack",
     default=True,
@@ -160,6 +168,7 @@ FEATURES: tuple[Feature[Any], ...] = (
     MAX_BATCH,
     LOGPROBS,
     STRUCTURED_OUTPUT,
+    LORA,
     UNPACK,
     SPECIAL_TOKENS_IN_TEXT,
     PROMPT_CACHE,

@@ -117,6 +117,7 @@ class Deltas:
         return tuple(name if name in self.by_name else None for name in self.rows.names)
 
     def stack(self) -> _Stack:
+        """All of them as arrays, made when rows first differ."""
         if self._stack is None:
             self._stack = _stacked(self.by_name)
             mx.eval([value for value in attrs.astuple(self._stack) if isinstance(value, mx.array)])

@@ -215,7 +215,6 @@ def test_n_answers_to_one_picture_are_told_apart_and_follow_their_seeds(plugin: 
 def test_what_this_plugin_does_not_have_is_refused_and_not_ignored(plugin: Plugin, tiny: Any) -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     for request in (
-        asking(DESCRIBE, RED, adapter="a"),
         asking(DESCRIBE, RED, thinking=True),
         asking(DESCRIBE, RED, thinking_budget=5),
         attrs.evolve(asking(DESCRIBE, RED), tools=[tool]),

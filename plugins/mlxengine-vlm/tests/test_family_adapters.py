@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from families import FAMILIES, Served
+from mlx.utils import tree_unflatten
 from mlx_vlm.models.switch_layers import SwitchGLU, SwitchLinear
 from mlxengine import (
     GenerateParams,
@@ -132,6 +133,34 @@ def _check_adapters(served: Served, folder: Path) -> None:
                 wanted = said(run(served, plain)[0])
                 assert tokens == wanted[0]
                 assert logprobs == pytest.approx(wanted[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl_moe"])
+def test_an_adapter_beside_packed_weights_computes_what_it_does_beside_what_they_stand_for(
+    name: str, tmp_path: Path
+) -> None:
+    served = Served(name, tmp_path / "model")
+    network, options = served.model.network, {"group_size": 32, "bits": 8}
+    added = write_adapter(network, tmp_path / "a", 3)
+    whole = dict(network.named_modules())
+    with served.plugin.backend.stream():
+        packed = {path: whole[path].to_quantized(**options) for path in added}
+        network.update_modules(tree_unflatten(list(packed.items())))
+    run(served, LoadAdapterRequest(name="a", source=str(tmp_path / "a")))
+    found = said(run(served, asked(PROMPT, 8, "a"))[0])
+    scores = run(served, ScoreRequest(tokens=PROMPT * 3, adapter="a"))[0][0].logprobs
+    run(served, UnloadAdapterRequest(name="a"))
+    with served.plugin.backend.stream():
+        for path, layer in packed.items():
+            plain = mx.dequantize(layer.weight, layer.scales, layer.biases, **options)
+            whole[path].weight = plain + mx.array(added[path], dtype=mx.float32)
+        network.update_modules(tree_unflatten([(path, whole[path]) for path in added]))
+        mx.eval(network.parameters())
+    wanted = said(run(served, asked(PROMPT, 8))[0])
+    assert found[0] == wanted[0]
+    assert found[1] == pytest.approx(wanted[1], abs=1e-4)
+    assert scores == pytest.approx(run(served, ScoreRequest(tokens=PROMPT * 3))[0][0].logprobs, abs=1e-4)
+    served.close()
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["rows", "flattened"])

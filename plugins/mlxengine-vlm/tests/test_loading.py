@@ -15,7 +15,6 @@ from mlx.utils import tree_flatten
 from mlxengine import Fit, TextWorkload
 from mlxengine.errors import (
     CorruptFileError,
-    FeatureUnavailableError,
     IncompatibleWeightsError,
     LoadError,
     RemoteCodeRefusedError,
@@ -161,11 +160,6 @@ def test_a_processor_of_the_repositorys_own_code_is_refused(
 
     with pytest.raises(LoadError):
         load_processor(folder, trust_remote_code=False, chat_template=None)
-
-
-def test_adapters_are_refused_and_not_ignored(plugin: Plugin) -> None:
-    with pytest.raises(FeatureUnavailableError, match="dapter"):
-        plugin.load(TINY, adapter="org/adapter")
 
 
 def test_importing_the_plugin_imports_no_model_library() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from mlxengine import (
     TextRequest,
     UnloadAdapterRequest,
 )
+from mlxengine.errors import LoadError
 from mlxengine.toolkit.adapters import Adapters
 from mlxengine_vlm._experts import EXPERTS
+from mlxengine_vlm._layers import LayerNames
 
 pytestmark = pytest.mark.feature("vlm.lora")
 DAILY = ("qwen2_vl", "paligemma", "mllama", "kimi_vl")
@@ -82,10 +85,33 @@ def write_adapter(network: nn.Module, folder: Path, seed: int) -> dict[str, np.n
 def test_a_family_is_scored_as_it_answers_and_adapted_as_by_merged_weights(name: str, tmp_path: Path) -> None:
     served = Served(name, tmp_path / "model")
     try:
+        _check_names(served.model.network)
         _check_scores(served)
         _check_adapters(served, tmp_path)
     finally:
         served.close()
+
+
+def _check_names(network: nn.Module) -> None:
+    """A layer of the language model is found by each library's path; one of another part is refused."""
+    named = LayerNames(network)
+    for path, layer in network.named_modules():
+        if not isinstance(layer, nn.Linear | SwitchLinear):
+            continue
+        if path.startswith("language_model."):
+            inner = path.removeprefix("language_model.").removeprefix("model.")
+            for before in (
+                "",
+                "model.",
+                "language_model.model.",
+                "model.language_model.",
+                "model.text_model.",
+            ):
+                assert named(f"{before}{inner}") == path
+            continue
+        for before in ("", "model."):
+            with pytest.raises(LoadError, match=re.escape(f"{before}{path}, which is not")):
+                named(f"{before}{path}")
 
 
 def _check_scores(served: Served) -> None:

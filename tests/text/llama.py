@@ -91,15 +91,15 @@ class Llama:
         """A layer's weight, (outputs, inputs)."""
         return self._tensors[f"{self._stored}{name}.weight"].astype(np.float64)
 
-    def adapter(self, seed: int, *, rank: int = 4, dora: bool = False, size: float = 0.3) -> Adapter:
+    def adapter(self, seed: int, *, rank: int = 4, dora: bool = False) -> Adapter:
         """A random adapter of three layers in each block."""
         chance = np.random.default_rng(seed)
         layers: dict[str, tuple[Array, Array, Array | None]] = {}
         for at in range(self._config["num_hidden_layers"]):
             for name in CHANGED:
                 weight = self.weight(f"layers.{at}.{name}")
-                a = chance.normal(size=(weight.shape[1], rank)) * size * math.sqrt(32 / weight.shape[1])
-                b = chance.normal(size=(rank, weight.shape[0])) * size
+                a = chance.normal(size=(weight.shape[1], rank)) * 0.3 * math.sqrt(32 / weight.shape[1])
+                b = chance.normal(size=(rank, weight.shape[0])) * 0.3
                 lengths = np.linalg.norm(weight, axis=1) * chance.uniform(0.7, 1.3, weight.shape[0])
                 own = lengths.astype(np.float32) if dora else None
                 layers[f"layers.{at}.{name}"] = (a.astype(np.float32), b.astype(np.float32), own)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 from mlxengine import GenerateParams, Request, ScoreRequest, TextDelta, TextRequest, TextScore
+from mlxengine.toolkit.aside import Prepared
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / f"plugins/mlxengine-{kind}/tests") for kind in ("llm", "vlm")]
@@ -101,6 +102,12 @@ class Subject:
             if isinstance(events[-1], Exception):
                 raise events[-1]
         return found
+
+    def admitted(self, model: Any, request: Request) -> Any:
+        """The iterator of a request whose row waits for the next step, which may take its time."""
+        stream = self.plugin.start(model, request, budget_ms=10_000.0)
+        with self.plugin.backend.stream():
+            return stream.answers() if isinstance(stream, Prepared) else stream
 
     def tokens(self, model: Any, text: str) -> list[int]:
         """The tokens of a text."""

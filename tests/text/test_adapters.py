@@ -61,8 +61,9 @@ def test_a_row_is_what_numpy_computes_whatever_the_format_and_the_base_comes_bac
 ) -> None:
     adapter = llama.adapter(3, dora=dora)
     kind = subject.kind
-    sources = [adapter.write(tmp_path / f"own-{at}", before) for at, before in enumerate(kind.paths)]
-    sources += [adapter.write_peft(tmp_path / f"peft-{at}", before) for at, before in enumerate(kind.peft)]
+    paths, peft = (kind.paths[:1], kind.peft[:1]) if dora else (kind.paths, kind.peft)
+    sources = [adapter.write(tmp_path / f"own-{at}", before) for at, before in enumerate(paths)]
+    sources += [adapter.write_peft(tmp_path / f"peft-{at}", before) for at, before in enumerate(peft)]
     model = subject.load()
     before = score(subject, model)
     wanted = llama.score(subject.tokens(model, TEXT), adapter)
@@ -88,7 +89,7 @@ def test_two_adapters_and_the_base_in_one_batch_equal_their_solo_runs(
     model = subject.load()
     load(subject, model, llama.adapter(3), tmp_path, "a")
     load(subject, model, llama.adapter(4, rank=6, dora=dora), tmp_path, "b")
-    params = {"max_tokens": 24, "ignore_eos": True, "top_logprobs": 2, "temperature": 0.0}
+    params = {"max_tokens": 12, "ignore_eos": True, "top_logprobs": 2, "temperature": 0.0}
     requests = [
         make(TEXT * (1 + at % 2), adapter=adapter, **params)
         for at, adapter in enumerate(("a", None, "b", "base", "a"))
@@ -265,7 +266,7 @@ seeing = pytest.mark.parametrize("subject", [VISION], ids=["vlm"], indirect=True
 def test_a_picture_is_answered_as_by_the_checkpoint_that_the_adapter_was_merged_into(
     subject: Subject, llama: Llama, tmp_path: Path
 ) -> None:
-    adapter = llama.adapter(3, size=0.15)
+    adapter = llama.adapter(3)
     model = subject.load()
     load(subject, model, adapter, tmp_path, "a")
     merged = subject.load(llama.merged(tmp_path / "merged", adapter, subject.folder))
@@ -275,7 +276,8 @@ def test_a_picture_is_answered_as_by_the_checkpoint_that_the_adapter_was_merged_
         (wanted,) = subject.run(merged, subject.kind.conversation(text, **params))
         (base,) = subject.run(model, subject.kind.conversation(text, **params))
         check_same(found, wanted, within=1e-3)
-        assert drawn(base) != drawn(found)
+        change = [one.logprob - other.logprob for one, other in zip(said(found), said(base), strict=False)]
+        assert max(map(abs, change)) > 0.01
 
 
 @seeing

@@ -203,15 +203,15 @@ def test_what_scoring_finds_out_of_padding_holds_for_answers_too(
     def wrong(_prompts: Any) -> Any:
         raise ValueError("padding")
 
-    running = subject.plugin.start(model, raw("x" * 9, max_tokens=40, ignore_eos=True))
+    running = subject.admitted(model, raw("x" * 9, max_tokens=40, ignore_eos=True))
     monkeypatch.setattr(model.trial, "_padded", wrong)
     monkeypatch.setattr(model.trial, "_behind", wrong)
 
     def start(request: Any) -> Callable[[], Any]:
-        return lambda: subject.plugin.start(model, request)
+        return lambda: subject.admitted(model, request)
 
     later = {3: [start(ScoreRequest(text=["one text", "a longer text"]))]}
-    later[20] = [start(raw("y" * length, max_tokens=3)) for length in (20, 31)]
+    later[20] = [start(raw("y" * length, max_tokens=3)) for length in (29, 31)]
     found = subject.plugin.run([running], later=later)
     assert all(isinstance(events[-1], Finished) for events in found)
     assert model.trial.done

@@ -17,6 +17,7 @@ from mlxengine import (
     FinishReason,
     Fit,
     GenerateParams,
+    ImagePart,
     InferenceEngine,
     Loaded,
     Message,
@@ -30,6 +31,7 @@ from mlxengine import (
     hookimpl,
 )
 from mlxengine.errors import CancelledError, InvalidParameterError
+from mlxengine.text.tools import DescribedTool, can_run, describe, run_calls
 
 ASK = [ToolCall(id="1", name="clock", arguments={"zone": "utc"})]
 
@@ -240,3 +242,24 @@ def test_the_async_session_awaits_coroutine_tools_and_runs_the_others_in_threads
             assert made.messages[-1].text == "Done."
 
     asyncio.run(talk())
+
+
+def test_a_session_without_asyncio_runs_coroutine_functions_too(session: Any) -> None:
+    async def clock(zone: str) -> str:
+        """The time."""
+        await asyncio.sleep(0)
+        return f"noon in {zone}"
+
+    assert results(session(Script(ASK, "Fine."), tools=[clock]).stream("x")) == [("noon in utc", False)]
+
+
+def test_a_described_tool_is_shown_as_it_says_and_its_pictures_go_along() -> None:
+    described = {"name": "clock", "description": "Looks.", "parameters": {"type": "object"}}
+    tool = DescribedTool(described, lambda zone: ["at noon", {"zone": zone}, ImagePart("clock.png")])
+    assert describe(tool) == {"name": "clock", "description": "Looks.", "parameters": {"type": "object"}}
+    assert can_run([tool], ASK)
+    (result,) = run_calls([tool], ASK)
+    assert (result.content, result.error) == ('at noon\n{"zone": "utc"}', False)
+    assert result.images == (ImagePart("clock.png"),)
+    (plain,) = run_calls([DescribedTool(described, lambda zone: [zone, 2])], ASK)
+    assert (plain.content, plain.images) == ('["utc", 2]', ())

@@ -16,6 +16,7 @@ from mlxengine import (
     ImagePart,
     InferenceEngine,
     Message,
+    ReasoningPart,
     TextDelta,
     TextHandle,
     TextPart,
@@ -155,6 +156,10 @@ def test_a_transcript_is_restored_as_it_was(chat: TextHandle, tmp_path: Path) ->
         ),
         Message.assistant([TextPart("x"), ToolCallPart("1", "clock", {"zone": ["utc", None]})]),
         Message.tool(ToolResultPart("1", "clock", "noon", error=True)),
+        Message.tool(
+            ToolResultPart("1", "clock", "noon", images=(ImagePart("a.png"), ImagePart(b"\x89PNG")))
+        ),
+        Message.assistant([ReasoningPart("I saw it."), TextPart("Noon.")]),
         Message.assistant([VideoPart(["f0.png", b"f1"], fps=2.0)]),
     )
     params = GenerateParams(seed=0, temperature=0.5, stop=("a", "b"), logit_bias={3: -1.5})

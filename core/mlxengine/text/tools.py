@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from ..contract._convert import document
-from ..errors import InvalidParameterError
+from ..errors import InvalidParameterError, ToolError
 from ..readonly import freeze
 from .messages import ImagePart, ToolCallPart, ToolResultPart
 
@@ -211,7 +211,7 @@ def _said(part: ToolCallPart, result: Any) -> ToolResultPart:
 
 
 def _raised(part: ToolCallPart, error: Exception) -> ToolResultPart:
-    return _failed(part, f"{type(error).__name__}: {error}")
+    return _failed(part, str(error) if isinstance(error, ToolError) else f"{type(error).__name__}: {error}")
 
 
 def _failed(part: ToolCallPart, reason: str) -> ToolResultPart:

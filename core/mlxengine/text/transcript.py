@@ -24,6 +24,7 @@ from .messages import (
     ImagePart,
     Message,
     Part,
+    ReasoningPart,
     TextPart,
     ToolCallPart,
     ToolResultPart,
@@ -38,6 +39,7 @@ _PARTS: dict[str, type] = {
     "image": ImagePart,
     "audio": AudioPart,
     "video": VideoPart,
+    "reasoning": ReasoningPart,
     "tool_call": ToolCallPart,
     "tool_result": ToolResultPart,
 }
@@ -135,6 +137,8 @@ def _encode(part: Part) -> dict[str, Any]:
             value = _encode_media(value)
         elif item.name == "frames":
             value = [_encode_media(frame) for frame in value]
+        elif item.name == "images":
+            value = [_encode_media(image.source) for image in value]
         found[item.name] = thaw(value)
     return found
 
@@ -146,6 +150,8 @@ def _decode(data: Mapping[str, Any]) -> Any:
         values["source"] = _decode_media(values["source"])
     if "frames" in values:
         values["frames"] = tuple(_decode_media(frame) for frame in values["frames"])
+    if "images" in values:
+        values["images"] = tuple(ImagePart(_decode_media(image)) for image in values["images"])
     return kind(**values)
 
 

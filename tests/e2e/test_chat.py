@@ -148,6 +148,10 @@ def test_ctrl_c_about_a_tool_drops_the_turn_and_keeps_the_conversation(
     child.expect("> ")
     child.sendline("/undo")
     child.expect_exact("(there is nothing to forget)")
+    if when == "runs at a server":
+        child.expect("> ")
+        child.sendline('die {"code": 0}')
+        child.expect_exact("the call was cancelled")
     assert finish(child) == 0
 
 
@@ -255,7 +259,9 @@ def test_what_is_wrong_with_a_file_of_tools_is_said_with_its_line(
 def test_a_file_of_tools_may_import_what_lies_beside_it(run: Run, echo: str, tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text("SAID = 'from beside'\n")
     path = tmp_path / "my_tools.py"
-    path.write_text("from os import getcwd\nfrom beside import SAID\n\ndef tell() -> str:\n    return SAID\n")
+    path.write_text(
+        "from textwrap import dedent\nfrom beside import SAID\n\ndef tell() -> str:\n    return SAID\n"
+    )
     done = run("chat", "-m", echo, "--tools", str(path), "--yes", "--json", input="tell {}\n/tools\n", **REAL)
     answer, tools = lines(done)
     assert answer["text"] == "from beside"

@@ -130,6 +130,13 @@ def test_a_picture_that_a_tool_returns_is_in_its_result(shared: tuple[DescribedT
     assert [image.source for image in result.images] == [mcp_server.PIXEL]
 
 
+def test_every_page_of_tools_is_listed_and_every_kind_of_content_is_told() -> None:
+    with planted("pages") as tools:
+        assert list(named(tools)) == ["page0", "page1", "page2"]
+        assert named(tools)["page0"]() == "a text\na file\nb: file:///b\n(audio/wav, which cannot be shown)"
+        assert named(tools)["page2"]() == '{"page": "page2"}'
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [("fail", {"why": "it rains"}, "it rains"), ("add", {"first": "many"}, "first")],

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import signal
 import sys
 import time
 
-from mcp.server import MCPServer
+from mcp.server import MCPServer, Server
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import ImageContent, TextContent
+from mcp.server.stdio import stdio_server
+from mcp_types import (
+    AudioContent,
+    CallToolResult,
+    EmbeddedResource,
+    ImageContent,
+    ListToolsResult,
+    ResourceLink,
+    TextContent,
+    TextResourceContents,
+    Tool,
+)
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -63,6 +75,33 @@ def look() -> list[TextContent | ImageContent]:
     return [TextContent(text="a pixel"), ImageContent(data=data, mime_type="image/png")]
 
 
+CONTENTS = [
+    TextContent(text="a text"),
+    EmbeddedResource(resource=TextResourceContents(uri="file:///a", text="a file")),
+    ResourceLink(name="b", uri="file:///b"),
+    AudioContent(data="", mime_type="audio/wav"),
+]
+
+
+async def list_pages(_context, params) -> ListToolsResult:
+    page = int(params.cursor) if params and params.cursor else 0
+    tools = [Tool(name=f"page{page}", input_schema={"type": "object"})]
+    return ListToolsResult(tools=tools, next_cursor=str(page + 1) if page < 2 else None)
+
+
+async def call_page(_context, params) -> CallToolResult:
+    if params.name == "page0":
+        return CallToolResult(content=CONTENTS)
+    return CallToolResult(content=[], structured_content={"page": params.name})
+
+
+async def serve_pages() -> None:
+    """A server that lists a tool a page, and whose results are of every kind."""
+    pages = Server("pages", on_list_tools=list_pages, on_call_tool=call_page)
+    async with stdio_server() as (reading, writing):
+        await pages.run(reading, writing, pages.create_initialization_options())
+
+
 def main(words: list[str]) -> None:
     if "early" in words:
         sys.exit("no key was given")
@@ -72,9 +111,11 @@ def main(words: list[str]) -> None:
         print("this is not JSON", flush=True)
     if "stubborn" in words:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    server.run()
-    if "stubborn" in words:
-        time.sleep(60)
+    try:
+        asyncio.run(serve_pages()) if "pages" in words else server.run()
+    finally:
+        if "stubborn" in words:
+            time.sleep(60)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from mlxengine_echo import write_model
+from PIL import Image, ImageDraw
 
 from tests.hub import weights
 from tests.unit.planted import mcp_server
@@ -367,6 +368,24 @@ def test_the_history_goes_on_with_another_model(run: Run, echo: str, file: Path,
     ]
 
 
+def test_ctrl_c_while_another_model_loads_keeps_the_one_that_is_there(terminal: Terminal, echo: str) -> None:
+    child = terminal("chat", "-m", echo, **REAL)
+    child.expect("> ")
+    child.sendline("hello")
+    child.expect("> ")
+    child.sendline(f"/model {weights.folder_of(weights.SMOLLM2)}")
+    child.expect_exact("load")
+    child.sendintr()
+    child.expect_exact("(stopped)")
+    child.expect("> ")
+    child.sendline("/model")
+    child.expect_exact("echo)")
+    child.expect("> ")
+    child.sendline("still here")
+    child.expect_exact("still here\r\nstill here")
+    assert finish(child) == 0
+
+
 def test_what_the_command_line_says_goes_before_what_was_saved(run: Run, tmp_path: Path) -> None:
     talk = tmp_path / "talk.json"
     words = ("chat", "--json", "-q")
@@ -406,3 +425,22 @@ def test_a_real_conversation_goes_on_with_another_model_and_from_a_file(
     assert good["text"] == "Good."
     read = [item["usage"]["prompt_tokens"] for item in (first, loaded, all_of_it)]
     assert read[0] + 8 < read[1] < read[2], "each was shown all that was said before"
+
+
+def test_a_picture_is_seen_in_its_turn_and_stays_in_the_conversation(run: Run, tmp_path: Path) -> None:
+    model = weights.folder_of(weights.TINY_VLM)
+    picture = Image.new("RGB", (64, 64), (128, 128, 128))
+    ImageDraw.Draw(picture).polygon([(32, 23), (23, 39), (41, 39)], (220, 30, 30))
+    picture.save(tmp_path / "red.png")
+    said = [
+        f"/image {tmp_path / 'absent.png'}",
+        f"/image {tmp_path / 'red.png'}",
+        "What shape is this?",
+        f"/save {tmp_path / 'talk.json'}",
+    ]
+    words = ("chat", "-m", str(model), "--temperature", "0", "--max-tokens", "8", "--json", "-q")
+    absent, answer = lines(run(*words, input="\n".join(said) + "\n", **REAL))
+    assert absent["error"]["type"] == "InvalidParameterError"
+    assert answer["text"].strip() == "triangle"
+    saved = json.loads((tmp_path / "talk.json").read_text())["messages"][0]["parts"]
+    assert saved[0] == {"type": "image", "source": {"path": str(tmp_path / "red.png")}}

@@ -17,6 +17,7 @@ from mlxengine import AsyncInferenceEngine, InferenceEngine, ToolCallPart, ToolR
 from mlxengine.errors import (
     ConfigurationError,
     InvalidParameterError,
+    MisuseError,
     MLXEngineError,
     ToolError,
     ToolServerError,
@@ -172,11 +173,14 @@ def test_a_server_that_dies_ends_the_calls_that_run_and_all_later_ones_with_a_ty
                 named(tools)["add"](first=1, second=2)
 
 
-def test_a_tool_of_a_server_that_was_left_is_an_error() -> None:
-    with planted() as tools:
+def test_a_tool_of_a_server_that_was_left_is_an_error_and_so_is_entering_it_again() -> None:
+    server = planted()
+    with server as tools:
         add = named(tools)["add"]
     with pytest.raises(ToolServerError, match="has ended"):
         add(first=1, second=2)
+    with pytest.raises(MisuseError, match="once"), server:
+        raise AssertionError("it began")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -263,3 +265,31 @@ def test_a_described_tool_is_shown_as_it_says_and_its_pictures_go_along() -> Non
     assert result.images == (ImagePart("clock.png"),)
     (plain,) = run_calls([DescribedTool(described, lambda zone: [zone, 2])], ASK)
     assert (plain.content, plain.images) == ('["utc", 2]', ())
+
+
+def test_ctrl_c_does_not_wait_for_tools_that_run_and_drops_the_turn(session: Any) -> None:
+    begun, free = threading.Semaphore(0), threading.Event()
+    ended: list[bool] = []
+
+    def wait() -> str:
+        """Wait."""
+        begun.release()
+        ended.append(free.wait(5))
+        return "waited"
+
+    def interrupt() -> None:
+        begun.acquire()
+        begun.acquire()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    calls = [ToolCall(id=str(number), name="wait", arguments={}) for number in range(2)]
+    talk = session(Script(calls, "Fine."), tools=[wait])
+    threading.Thread(target=interrupt).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            talk.respond("x")
+        assert ended == []
+        assert talk.messages == ()
+    finally:
+        free.set()
+    assert talk.respond("y").text == "Fine."

@@ -160,6 +160,11 @@ class Chat:
                     elif text:
                         self._answer(text)
                         code = 0
+                except KeyboardInterrupt:
+                    if not self._person:
+                        raise
+                    self._out.end_line()
+                    self._out.note(f"(stopped{'' if text.startswith('/') else '; this turn is forgotten'})")
                 except (MLXEngineError, OSError) as error:
                     code = self._out.fail(error, exit_code(error) if isinstance(error, MLXEngineError) else 2)
         return 0 if self._person else code
@@ -185,14 +190,10 @@ class Chat:
                     f"The model called tools {_ROUNDS} times over in one turn; the turn is forgotten.",
                     hint="Ask for less at once.",
                 )
-        except BaseException as error:
+        except BaseException:
             if len(self._session.messages) > before:
                 self._session.undo()
-            if not (self._person and isinstance(error, KeyboardInterrupt)):
-                raise
-            self._out.end_line()
-            self._out.note("(stopped; this turn is forgotten)")
-            return
+            raise
         self._images.clear()
         self._last = reply = evolve(reply, usage=usage)
         if self._out.json:

@@ -19,17 +19,18 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
-from ..errors import ConfigurationError, InvalidParameterError, ToolError, ToolServerError
+from ..errors import ConfigurationError, InvalidParameterError, MisuseError, ToolError, ToolServerError
 from .messages import ImagePart
 from .tools import DescribedTool
 
 log = logging.getLogger("mlxengine.mcp")
 _KEPT = 2000  # bytes of what a server wrote to stderr last
+_LAST_WORDS = 0.05  # seconds in which they arrive when it has ended
 
 # The server's input goes through `cat`, which ends when we do, however that happens: then a server that does
 # not end with its input is ended. When the server ends, what it started ends with it. Both are the whole
@@ -143,7 +144,7 @@ class ToolServer:
     def _start(self) -> concurrent.futures.Future[list[Any]]:
         # A loop of its own: the client's task groups have to be left by the task that entered them.
         if self._thread is not None:
-            raise ToolServerError("A tool server is entered once.", hint="Call mcp_tools again.")
+            raise MisuseError("A server is started once: call mcp_tools again.")
         listed: concurrent.futures.Future[list[Any]] = concurrent.futures.Future()
         begun = threading.Event()
 
@@ -189,7 +190,7 @@ class ToolServer:
             listed.cancel()
 
     @contextlib.asynccontextmanager
-    async def _reading_stderr(self) -> Any:
+    async def _reading_stderr(self) -> AsyncIterator[TextIO]:
         reading, writing = os.pipe()
         with os.fdopen(writing, "w") as errors:
             transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -252,6 +253,7 @@ class ToolServer:
             result = await self._client.call_tool(name, arguments, read_timeout_seconds=self._timeout)
         except MCPError as error:
             if error.code == CONNECTION_CLOSED:
+                await asyncio.sleep(_LAST_WORDS)
                 raise self._gone() from error
             if error.code == REQUEST_TIMEOUT:
                 raise ToolError(f"{name} did not answer within {self._timeout:g} s.") from error

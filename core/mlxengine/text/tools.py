@@ -147,15 +147,18 @@ def call(tools: Sequence[Callable[..., Any]], part: ToolCallPart) -> ToolResultP
 def run_calls(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResultPart]:
     """Run the calls of one answer, several of them side by side in threads; the results in their order.
 
-    A call that could not be parsed gets an error as its result.
+    A call that could not be parsed gets an error as its result. Ctrl-C does not wait for tools that run.
     """
     functions = _functions(tools)
     if len(calls) == 1:
         return [_run(functions, calls[0])]
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(min(len(calls), _SIDE_BY_SIDE), "mlxengine-tool") as pool:
+    pool = ThreadPoolExecutor(min(len(calls), _SIDE_BY_SIDE), "mlxengine-tool")
+    try:
         return list(pool.map(lambda item: _run(functions, item), calls))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 async def run_calls_async(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResultPart]:

@@ -407,24 +407,23 @@ def test_a_home_folder_in_the_name_of_a_file_is_understood(run: Run, tmp_path: P
 def test_a_real_conversation_goes_on_with_another_model_and_from_a_file(
     run: Run, echo: str, tmp_path: Path
 ) -> None:
-    model = weights.folder_of(weights.SMOLLM2)
-    talk = tmp_path / "talk.json"
+    talk, question = tmp_path / "talk.json", "What is the capital of France?"
     said = [
-        "What is the capital of France?",
+        "Good morning.",
+        f"/model {weights.folder_of(weights.SMOLLM2)}",
+        question,
         f"/save {talk}",
-        f"/model {echo}",
-        "Good.",
-        f"/model {model}",
-        "And of Italy?",
+        "/clear",
+        question,
         f"/load {talk}",
         "And of Italy?",
     ]
-    words = ("chat", "-m", str(model), "--max-tokens", "8", "--temperature", "0", "--json", "-q")
-    first, good, all_of_it, loaded = lines(run(*words, input="\n".join(said) + "\n", **REAL))
-    assert "Paris" in str(first["text"])
-    assert good["text"] == "Good."
-    read = [item["usage"]["prompt_tokens"] for item in (first, loaded, all_of_it)]
-    assert read[0] + 8 < read[1] < read[2], "each was shown all that was said before"
+    words = ("chat", "-m", echo, "--max-tokens", "8", "--temperature", "0", "--json", "-q")
+    echoed, after, alone, loaded = lines(run(*words, input="\n".join(said) + "\n", **REAL))
+    assert echoed["text"] == "Good morning."
+    assert "Paris" in str(alone["text"])
+    read = [item["usage"]["prompt_tokens"] for item in (alone, after, loaded)]
+    assert read[0] < read[1] < read[2] - 8, "each was shown all that was said before"
 
 
 def test_a_picture_is_seen_in_its_turn_and_stays_in_the_conversation(run: Run, tmp_path: Path) -> None:

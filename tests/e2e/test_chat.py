@@ -293,7 +293,7 @@ def test_mcp_servers_give_tools_by_command_and_by_their_name_in_the_configuratio
     [
         ("no-such-program x", 2, "InvalidParameterError", "no program 'no-such-program'"),
         ("'", 2, "UsageError", "no command line"),
-        ("", 2, "UsageError", "no command line"),
+        ("", 2, "InvalidParameterError", "no program ''"),
         (f"{PLANTED} early", 6, "ToolServerError", "no key was given"),
     ],
 )

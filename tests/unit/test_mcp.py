@@ -183,6 +183,17 @@ def test_a_tool_of_a_server_that_was_left_is_an_error_and_so_is_entering_it_agai
         raise AssertionError("it began")
 
 
+def test_leaving_the_block_ends_the_calls_that_run_with_a_typed_error() -> None:
+    async def main() -> None:
+        async with planted() as tools:
+            waiting = asyncio.create_task(named(tools)["wait"](seconds=30))
+            await asyncio.sleep(0.3)
+        with pytest.raises(ToolServerError, match="has ended"):
+            await asyncio.wait_for(waiting, 10)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("words", "said"), [("early", "no key was given"), ("mute", "did not list its tools within 1 s")]
 )

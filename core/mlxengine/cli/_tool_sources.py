@@ -70,7 +70,7 @@ def server_of(words: str) -> ToolServer:
     found = load_settings().tool_servers.get(words)
     if found is None:
         try:
-            command, *args = shlex.split(words)
+            command, *args = shlex.split(words) or [""]
         except ValueError as error:
             raise UsageError(f"--mcp {words!r} is no command line: {error}.") from error
         found = ToolServerSettings(command=command, args=tuple(args))

@@ -253,7 +253,8 @@ class ToolServer:
             result = await self._client.call_tool(name, arguments, read_timeout_seconds=self._timeout)
         except MCPError as error:
             if error.code == CONNECTION_CLOSED:
-                await asyncio.sleep(_LAST_WORDS)
+                with contextlib.suppress(asyncio.CancelledError):  # the loop ends with the server
+                    await asyncio.sleep(_LAST_WORDS)
                 raise self._gone() from error
             if error.code == REQUEST_TIMEOUT:
                 raise ToolError(f"{name} did not answer within {self._timeout:g} s.") from error

@@ -12,6 +12,9 @@ The file is ``mlxengine.toml`` in the user's configuration folder, or what ``MLX
     noise = false                     # this plugin is turned off
     [plugin.audio]                    # what the plugin itself reads, by `plugin_settings`
     device = "front"
+    [mcp.time]                        # a server of tools, for `mlxengine chat --mcp time`
+    command = "uvx"
+    args = ["mcp-server-time"]
     [[models]]
     id = "org/name"
     size = "135M"
@@ -54,6 +57,18 @@ class HubSettings:
 
 
 @frozen(kw_only=True)
+class ToolServerSettings:
+    """How an MCP server is started; `mlxengine.text.mcp.mcp_tools` says what each means."""
+
+    command: str
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(factory=dict, converter=freeze, repr=False)
+    cwd: Path | None = None
+    start_timeout: float = 60.0
+    timeout: float = 60.0
+
+
+@frozen(kw_only=True)
 class Settings:
     """The configuration file's content; everything is empty where there is none.
 
@@ -66,6 +81,7 @@ class Settings:
         distributions: which distribution provides an entry-point name that several claim.
         off: names of plugins that are turned off, by the file or by ``MLXENGINE_PLUGINS``.
         tables: the plugins' own tables, by the plugin's name.
+        tool_servers: MCP servers, by the names that the file gives them.
     """
 
     path: Path | None = None
@@ -76,6 +92,7 @@ class Settings:
     distributions: Mapping[str, str] = field(factory=dict, converter=freeze)
     off: frozenset[str] = frozenset()
     tables: Mapping[str, Mapping[str, Any]] = field(factory=dict, converter=freeze)
+    tool_servers: Mapping[str, ToolServerSettings] = field(factory=dict, converter=freeze)
 
 
 def default_path() -> Path:
@@ -181,7 +198,7 @@ class _Reader:
         self._path = path
 
     def settings(self, data: Mapping[str, Any]) -> Settings:
-        self.known(data, ("model", "features", "hub", "plugins", "plugin", "models"), "")
+        self.known(data, ("model", "features", "hub", "plugins", "plugin", "mcp", "models"), "")
         models = self._value(data, "models", list, "") or []
         hub = self._table(data, "hub")
         self.known(hub, ("endpoint", "cache_dir", "offline", "ask_above"), "hub.")
@@ -204,11 +221,34 @@ class _Reader:
             ),
             distributions={name: item for name, item in chosen.items() if item is not False},
             off=_off(frozenset(name for name, item in chosen.items() if item is False)),
-            tables=self._tables(self._table(data, "plugin")),
+            tables=self._tables(data, "plugin"),
+            tool_servers={name: self._server(name, item) for name, item in self._tables(data, "mcp").items()},
         )
 
-    def _tables(self, found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        return {name: self._value(found, name, dict, "plugin.") for name in found}
+    def _tables(self, data: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+        found = self._table(data, key)
+        return {name: self._value(found, name, dict, f"{key}.") for name in found}
+
+    def _server(self, name: str, item: Mapping[str, Any]) -> ToolServerSettings:
+        place = f"mcp.{name}."
+        kinds = {
+            "command": str,
+            "args": list,
+            "env": dict,
+            "cwd": str,
+            "start_timeout": float,
+            "timeout": float,
+        }
+        self.known(item, kinds, place)
+        values = {key: self._value(item, key, kinds[key], place) for key in item}
+        if "command" not in values:
+            raise self.wrong(f"mcp.{name} has no command", 'Write command = "program", args = ["…"].')
+        for key, texts in (("args", values.get("args", [])), ("env", [*values.get("env", {}).values()])):
+            if not all(isinstance(text, str) for text in texts):
+                raise self.wrong(f"{place}{key} must hold texts only")
+        if "cwd" in values:
+            values["cwd"] = Path(values["cwd"]).expanduser()
+        return ToolServerSettings(**values | {"args": tuple(values.get("args", ()))})
 
     def _model(self, data: Mapping[str, Any]) -> str | None:
         model: str | None = self._value(data, "model", str, "")
@@ -287,7 +327,8 @@ class _Reader:
         value = data.get(name)
         if value is None:
             return None
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        fits = isinstance(value, int | float if kind is float else kind)
+        if not fits or (kind in (int, float) and isinstance(value, bool)):
             found = (
                 type(value).__name__ if isinstance(value, list | dict) else repr(value)
             )  # it may hold a secret
@@ -331,6 +372,7 @@ _KINDS: dict[str, type] = {
 _WORDS: dict[type, str] = {
     str: "a text",
     int: "a whole number",
+    float: "a number",
     bool: "true or false",
     list: "a list",
     dict: "a table",

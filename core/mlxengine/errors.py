@@ -13,6 +13,7 @@
     │                      InsufficientMemoryError RemoteCodeRefusedError BackendUnavailableError
     └ GenerationError      PromptTooLongError UnsupportedInputError CancelledError
                            QueueFullError WaitTimeoutError RunTimeoutError
+                           ToolError ToolServerError
     MisuseError(RuntimeError)  StreamConsumedError ModelClosedError EngineClosedError
 
 A message says what was asked and what was found; ``hint`` says what to do next. ``recoverable``
@@ -226,6 +227,14 @@ class WaitTimeoutError(GenerationError):
 
 class RunTimeoutError(GenerationError):
     """The request ran for as long as it might, and was ended."""
+
+
+class ToolError(GenerationError):
+    """A tool could not do what it was called for; a session shows the model why."""
+
+
+class ToolServerError(ToolError):
+    """A server of tools could not be started, or has ended."""
 
 
 class MisuseError(RuntimeError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from mlxengine import (
     FinishReason,
     Fit,
     GenerateParams,
+    ImagePart,
     InferenceEngine,
     Loaded,
     Message,
@@ -31,6 +34,7 @@ from mlxengine import (
     hookimpl,
 )
 from mlxengine.errors import CancelledError, InvalidParameterError
+from mlxengine.text.tools import DescribedTool, can_run, describe, run_calls
 
 ASK = [ToolCall(id="1", name="clock", arguments={"zone": "utc"})]
 
@@ -251,3 +255,52 @@ def test_the_async_session_awaits_coroutine_tools_and_runs_the_others_in_threads
             assert made.messages[-1].text == "Done."
 
     asyncio.run(talk())
+
+
+def test_a_session_without_asyncio_runs_coroutine_functions_too(session: Any) -> None:
+    async def clock(zone: str) -> str:
+        """The time."""
+        await asyncio.sleep(0)
+        return f"noon in {zone}"
+
+    assert results(session(Script(ASK, "Fine."), tools=[clock]).stream("x")) == [("noon in utc", False)]
+
+
+def test_a_described_tool_is_shown_as_it_says_and_its_pictures_go_along() -> None:
+    described = {"name": "clock", "description": "Looks.", "parameters": {"type": "object"}}
+    tool = DescribedTool(described, lambda zone: ["at noon", {"zone": zone}, ImagePart("clock.png")])
+    assert describe(tool) == {"name": "clock", "description": "Looks.", "parameters": {"type": "object"}}
+    assert can_run([tool], ASK)
+    (result,) = run_calls([tool], ASK)
+    assert (result.content, result.error) == ('at noon\n{"zone": "utc"}', False)
+    assert result.images == (ImagePart("clock.png"),)
+    (plain,) = run_calls([DescribedTool(described, lambda zone: [zone, 2])], ASK)
+    assert (plain.content, plain.images) == ('["utc", 2]', ())
+
+
+def test_ctrl_c_does_not_wait_for_tools_that_run_and_drops_the_turn(session: Any) -> None:
+    begun, free = threading.Semaphore(0), threading.Event()
+    ended: list[bool] = []
+
+    def wait() -> str:
+        """Wait."""
+        begun.release()
+        ended.append(free.wait(5))
+        return "waited"
+
+    def interrupt() -> None:
+        begun.acquire()
+        begun.acquire()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    calls = [ToolCall(id=str(number), name="wait", arguments={}) for number in range(2)]
+    talk = session(Script(calls, "Fine."), tools=[wait])
+    threading.Thread(target=interrupt).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            talk.respond("x")
+        assert ended == []
+        assert talk.messages == ()
+    finally:
+        free.set()
+    assert talk.respond("y").text == "Fine."

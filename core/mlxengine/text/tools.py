@@ -12,9 +12,12 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from attrs import field, frozen
+
 from ..contract._convert import document
-from ..errors import InvalidParameterError
-from .messages import ToolCallPart, ToolResultPart
+from ..errors import InvalidParameterError, ToolError
+from ..readonly import freeze
+from .messages import ImagePart, ToolCallPart, ToolResultPart
 
 if TYPE_CHECKING:
     from .outputs import ToolCall
@@ -23,17 +26,44 @@ _SIDE_BY_SIDE = 8
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
 
 
+def _frozen(value: Mapping[str, Any]) -> Any:
+    return freeze(document(value))
+
+
+@frozen
+class DescribedTool:
+    """A function with a description of its own, where its annotations do not say what it takes.
+
+    Args:
+        description: the JSON-schema function object that models are shown.
+        function: called with the arguments by their names; it may be a coroutine function.
+    """
+
+    description: Mapping[str, Any] = field(converter=_frozen)
+    function: Callable[..., Any]
+
+    @property
+    def __name__(self) -> str:
+        return name_of(self.description)
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.function(**arguments)
+
+
 def describe(tool: Callable[..., Any] | Mapping[str, Any]) -> Mapping[str, Any]:
     """A tool as the JSON-schema function object that chat templates take.
 
     A function is described by its name, its docstring (its first paragraph; a line ``name: text`` describes
-    that parameter) and its annotations; parameters without a default are required. A mapping passes as it is.
+    that parameter) and its annotations; parameters without a default are required. A mapping, and what a
+    `DescribedTool` says of itself, passes as it is.
 
     Raises:
         InvalidParameterError: it is neither, or a parameter cannot be described.
     """
     if isinstance(tool, Mapping):
         return document(tool)
+    if isinstance(tool, DescribedTool):
+        return tool.description
     if not callable(tool):
         raise InvalidParameterError(
             f"A tool is a function or a description, found {type(tool).__name__}.",
@@ -94,13 +124,22 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
 
 
 def call(tools: Sequence[Callable[..., Any]], part: ToolCallPart) -> ToolResultPart:
-    """Run the tool that a call names; what it raises becomes a result that the model sees."""
+    """Run the tool that a call names; what it raises becomes a result that the model sees.
+
+    It may be a coroutine function, where no event loop runs in this thread. What it returns is shown as it is
+    if it is a text, else as JSON; of a list with pictures (`ImagePart`), these go along with the texts.
+    """
     found = _find(tools, part.name)
     if found is None:
         names = ", ".join(map(name_of, tools))
         return _failed(part, f"There is no tool {part.name!r}; there are: {names}.")
     try:
-        return _said(part, found(**part.arguments))
+        result = found(**part.arguments)
+        if inspect.iscoroutine(result):
+            import asyncio
+
+            result = asyncio.run(result)
+        return _said(part, result)
     except Exception as error:
         return _raised(part, error)
 
@@ -108,15 +147,18 @@ def call(tools: Sequence[Callable[..., Any]], part: ToolCallPart) -> ToolResultP
 def run_calls(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResultPart]:
     """Run the calls of one answer, several of them side by side in threads; the results in their order.
 
-    A call that could not be parsed gets an error as its result.
+    A call that could not be parsed gets an error as its result. Ctrl-C does not wait for tools that run.
     """
     functions = _functions(tools)
     if len(calls) == 1:
         return [_run(functions, calls[0])]
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(min(len(calls), _SIDE_BY_SIDE), "mlxengine-tool") as pool:
+    pool = ThreadPoolExecutor(min(len(calls), _SIDE_BY_SIDE), "mlxengine-tool")
+    try:
         return list(pool.map(lambda item: _run(functions, item), calls))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 async def run_calls_async(tools: Sequence[Any], calls: Sequence[ToolCall]) -> list[ToolResultPart]:
@@ -152,7 +194,8 @@ def _functions(tools: Sequence[Any]) -> list[Callable[..., Any]]:
 
 
 def _find(tools: Sequence[Callable[..., Any]], name: str) -> Callable[..., Any] | None:
-    return next((tool for tool in tools if name_of(tool) == name), None)
+    found = next((tool for tool in tools if name_of(tool) == name), None)
+    return found.function if isinstance(found, DescribedTool) else found
 
 
 def _run(tools: Sequence[Callable[..., Any]], item: ToolCall) -> ToolResultPart:
@@ -163,12 +206,15 @@ def _run(tools: Sequence[Callable[..., Any]], item: ToolCall) -> ToolResultPart:
 
 
 def _said(part: ToolCallPart, result: Any) -> ToolResultPart:
-    text = result if isinstance(result, str) else json.dumps(result, default=str)
-    return ToolResultPart(part.id, part.name, _shown(text))
+    items = result if isinstance(result, list | tuple) else [result]
+    images = tuple(item for item in items if isinstance(item, ImagePart))
+    said = [item for item in items if not isinstance(item, ImagePart)] if images else [result]
+    text = "\n".join(item if isinstance(item, str) else json.dumps(item, default=str) for item in said)
+    return ToolResultPart(part.id, part.name, _shown(text), images=images)
 
 
 def _raised(part: ToolCallPart, error: Exception) -> ToolResultPart:
-    return _failed(part, f"{type(error).__name__}: {error}")
+    return _failed(part, str(error) if isinstance(error, ToolError) else f"{type(error).__name__}: {error}")
 
 
 def _failed(part: ToolCallPart, reason: str) -> ToolResultPart:
@@ -180,4 +226,4 @@ def _shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-__all__ = ["call", "can_run", "describe", "name_of", "run_calls", "run_calls_async"]
+__all__ = ["DescribedTool", "call", "can_run", "describe", "name_of", "run_calls", "run_calls_async"]

@@ -1,0 +1,67 @@
+"""The application: an engine behind the routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route, Router
+
+from ._guard import Guard
+from ._http import ASGIApp, Receive, Scope, Send
+from ._listing import ListModels
+from ._models import Models
+from ._observe import Health, Metrics, Ready
+from ._server import Server
+from .options import ServerOptions
+
+if TYPE_CHECKING:
+    from mlxengine import AsyncInferenceEngine
+
+
+def create_app(
+    engine: AsyncInferenceEngine,
+    options: ServerOptions | None = None,
+    *,
+    failed: Callable[[BaseException], None] | None = None,
+) -> ASGIApp:
+    """An ASGI application that serves an engine's models.
+
+    The engine stays its owner's: whoever made it closes it, after the application's lifespan has ended.
+
+    Args:
+        engine: what runs the models.
+        options: which models, who may come, how much of anything.
+        failed: called when a model that the options name cannot be loaded, with the error.
+    """
+    options = options or ServerOptions()
+    server = Server(engine, options, Models(engine, options), failed)
+
+    @asynccontextmanager
+    async def lifespan(_app: object) -> AsyncIterator[None]:
+        server.preload()
+        yield
+        await server.close()
+
+    router = Router(_routes(server), lifespan=lifespan, redirect_slashes=False)
+
+    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = router  # then what it does not find is raised, for the guard to say in form
+        await router(scope, receive, send)
+
+    return Guard(routed, options, server.counts)
+
+
+def _routes(server: Server) -> list[Route]:
+    listing = ListModels(server)
+    return [
+        Route("/health", Health(server), methods=["GET"]),
+        Route("/ready", Ready(server), methods=["GET"]),
+        Route("/metrics", Metrics(server), methods=["GET"]),
+        Route("/v1/models", listing, methods=["GET"]),
+        Route("/v1/models/{name:path}", listing, methods=["GET"]),
+    ]
+
+
+__all__ = ["create_app"]

@@ -102,25 +102,30 @@ if TYPE_CHECKING:
     from .text.messages import AudioPart as AudioPart
     from .text.messages import ImagePart as ImagePart
     from .text.messages import Message as Message
+    from .text.messages import ReasoningPart as ReasoningPart
     from .text.messages import Role as Role
     from .text.messages import TextPart as TextPart
     from .text.messages import ToolCallPart as ToolCallPart
     from .text.messages import ToolResultPart as ToolResultPart
     from .text.messages import VideoPart as VideoPart
     from .text.outputs import ChoiceFinished as ChoiceFinished
+    from .text.outputs import Prepared as Prepared
     from .text.outputs import ReasoningDelta as ReasoningDelta
     from .text.outputs import TextDelta as TextDelta
     from .text.outputs import TextScore as TextScore
     from .text.outputs import TokenLogprob as TokenLogprob
     from .text.outputs import ToolCall as ToolCall
+    from .text.outputs import ToolCallDelta as ToolCallDelta
     from .text.outputs import ToolResult as ToolResult
     from .text.outputs import TopLogprob as TopLogprob
     from .text.params import GenerateParams as GenerateParams
     from .text.partial_json import PartialJSON as PartialJSON
     from .text.replies import TextReply as TextReply
     from .text.requests import LoadAdapterRequest as LoadAdapterRequest
+    from .text.requests import PrepareRequest as PrepareRequest
     from .text.requests import ScoreRequest as ScoreRequest
     from .text.requests import TextRequest as TextRequest
+    from .text.requests import ToolChoice as ToolChoice
     from .text.requests import UnloadAdapterRequest as UnloadAdapterRequest
     from .text.session import AsyncSession as AsyncSession
     from .text.session import Session as Session
@@ -165,14 +170,16 @@ _HOMES = {
     "streams": "AsyncEventStream EventStream",
     "text.grammar": "Grammar",
     "text.handle": "AsyncTextHandle TextHandle",
-    "text.messages": "AudioPart ImagePart Message Role TextPart ToolCallPart ToolResultPart VideoPart",
-    "text.outputs": "ChoiceFinished ReasoningDelta TextDelta TextScore TokenLogprob ToolCall ToolResult "
-    "TopLogprob",
+    "text.messages": "AudioPart ImagePart Message ReasoningPart Role TextPart ToolCallPart ToolResultPart "
+    "VideoPart",
+    "text.outputs": "ChoiceFinished Prepared ReasoningDelta TextDelta TextScore TokenLogprob ToolCall "
+    "ToolCallDelta ToolResult TopLogprob",
     "text.params": "GenerateParams",
     "text.partial_json": "PartialJSON",
     "text.replies": "TextReply",
     "text.workload": "TextWorkload",
-    "text.requests": "LoadAdapterRequest ScoreRequest TextRequest UnloadAdapterRequest",
+    "text.requests": "LoadAdapterRequest PrepareRequest ScoreRequest TextRequest ToolChoice "
+    "UnloadAdapterRequest",
     "text.session": "AsyncSession Session",
     "vectors.handle": "AsyncEmbeddingHandle EmbeddingHandle",
     "vectors.outputs": "Embeddings Scores",

@@ -67,10 +67,11 @@ class Array:
 
 
 class FinishReason(enum.StrEnum):
-    """Why a request ended."""
+    """Why a request ended; ``length`` is the request's own limit, ``context`` the end of the model's."""
 
     STOP = "stop"
     LENGTH = "length"
+    CONTEXT = "context"
     TOOL_CALLS = "tool_calls"
     DONE = "done"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from ..contract._convert import only
@@ -11,10 +11,17 @@ from ..errors import InvalidParameterError
 from ..handle import AsyncModelHandle, ModelHandle, Result
 from ..streams import AsyncEventStream, EventStream
 from .messages import Message, as_messages
-from .outputs import TextScore
+from .outputs import Prepared, TextScore
 from .params import GenerateParams
 from .replies import TextReply
-from .requests import LoadAdapterRequest, ScoreRequest, TextRequest, UnloadAdapterRequest
+from .requests import (
+    LoadAdapterRequest,
+    PrepareRequest,
+    ScoreRequest,
+    TextRequest,
+    ToolChoice,
+    UnloadAdapterRequest,
+)
 
 if TYPE_CHECKING:
     from .session import AsyncSession, Session, SessionOptions
@@ -27,6 +34,10 @@ class PromptOptions(TypedDict, total=False):
 
     instructions: str | None
     tools: Sequence[Any]
+    tool_choice: ToolChoice | str
+    parallel_tool_calls: bool | None
+    chat_template_kwargs: Mapping[str, Any]
+    continue_final_message: bool
 
 
 def text_request(
@@ -39,9 +50,8 @@ def text_request(
             parameters beside it.
     """
     only(options, PromptOptions, "params")
-    instructions, tools = options.get("instructions"), options.get("tools", ())
     if isinstance(prompt, Request):
-        if params is not None or instructions is not None or tools:
+        if params is not None or options:
             raise InvalidParameterError(
                 "A request carries its own parameters.",
                 hint="Put params, instructions and tools into the request: attrs.evolve(request, params=…).",
@@ -55,8 +65,7 @@ def text_request(
     return TextRequest(
         messages=as_messages(prompt),
         params=params or GenerateParams(),
-        instructions=instructions,
-        tools=tuple(tools),
+        **options,
     )
 
 
@@ -81,6 +90,23 @@ def _scored(text: str | Sequence[str], result: Result) -> TextScore | tuple[Text
     return found[0] if isinstance(text, str) else tuple(found)
 
 
+def _prepare_request(prompt: Prompt, options: PromptOptions) -> PrepareRequest:
+    request = text_request(prompt, **options)
+    if not isinstance(request, TextRequest):
+        raise InvalidParameterError(f"Only a text request is prepared, found {type(request).__name__}.")
+    return PrepareRequest(request=request)
+
+
+def _prepared(result: Result) -> Prepared:
+    return next(item for item in result.events if isinstance(item, Prepared))
+
+
+def _text(found: Prepared) -> str:
+    if found.text is None:
+        raise InvalidParameterError("Token ids are given to the model as they are: there is no text of them.")
+    return found.text
+
+
 class TextHandle(ModelHandle):
     """A language or vision-language model."""
 
@@ -97,6 +123,7 @@ class TextHandle(ModelHandle):
             params: how to generate; ``None`` is the model's own defaults.
             instructions: a system message put before the conversation.
             tools: tools that the model may call.
+            tool_choice, parallel_tool_calls, chat_template_kwargs, continue_final_message: see `TextRequest`.
         """
         return super().stream(text_request(request, params, **options))
 
@@ -139,6 +166,24 @@ class TextHandle(ModelHandle):
         """
         return _scored(text, self.run(_score_request(text, options)))
 
+    def count(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> int:
+        """How many tokens a prompt has: what ``usage.prompt_tokens`` of its answer will be.
+
+        Nothing runs on the device for it. The arguments are those of `stream`.
+
+        Raises:
+            MLXEngineError: what a request for an answer would be refused with.
+        """
+        return len(_prepared(self.run(_prepare_request(prompt, options))).token_ids)
+
+    def render(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> str:
+        """The text that the model's chat template makes of a conversation; as `count`."""
+        return _text(_prepared(self.run(_prepare_request(prompt, options))))
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text as a prompt without a chat template, the model's opening tokens included."""
+        return _prepared(self.run(_prepare_request(TextRequest(prompt=text), {}))).token_ids
+
     def load_adapter(self, source: str, name: str, *, scale: float = 1.0, default: bool = False) -> None:
         """Load a LoRA or DoRA adapter; requests choose it with ``GenerateParams(adapter=name)``.
 
@@ -174,6 +219,7 @@ class AsyncTextHandle(AsyncModelHandle):
             params: how to generate; ``None`` is the model's own defaults.
             instructions: a system message put before the conversation.
             tools: tools that the model may call.
+            tool_choice, parallel_tool_calls, chat_template_kwargs, continue_final_message: see `TextRequest`.
         """
         return super().stream(text_request(request, params, **options))
 
@@ -190,6 +236,22 @@ class AsyncTextHandle(AsyncModelHandle):
         """
         stream = self.stream(prompt, params, **options)
         return TextReply.of([event async for event in stream])
+
+    async def count(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> int:
+        """How many tokens a prompt has; the arguments are `stream`'s.
+
+        Raises:
+            MLXEngineError: what a request for an answer would be refused with.
+        """
+        return len(_prepared(await self.run(_prepare_request(prompt, options))).token_ids)
+
+    async def render(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> str:
+        """The text that the model's chat template makes of a conversation; as `count`."""
+        return _text(_prepared(await self.run(_prepare_request(prompt, options))))
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text as a prompt without a chat template, the model's opening tokens included."""
+        return _prepared(await self.run(_prepare_request(TextRequest(prompt=text), {}))).token_ids
 
     async def load_adapter(
         self, source: str, name: str, *, scale: float = 1.0, default: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from attrs import evolve, field, frozen
 
@@ -63,6 +63,16 @@ def _frozen(value: Mapping[str, Any]) -> Any:
 
 
 @frozen
+class ReasoningPart:
+    """What the model thought before it spoke or called, in an assistant's message.
+
+    It goes to chat templates that take it (``reasoning_content``), which decide how much of it they show.
+    """
+
+    text: str = field(converter=text)
+
+
+@frozen
 class ToolCallPart:
     """A call that the model made: ``arguments`` is the decoded JSON object."""
 
@@ -73,15 +83,19 @@ class ToolCallPart:
 
 @frozen
 class ToolResultPart:
-    """What a tool answered to the call ``id``; ``error`` marks a failure that the model should see."""
+    """What a tool answered to the call ``id``; ``error`` marks a failure that the model should see.
+
+    ``images``: pictures that belong to it, for models that see.
+    """
 
     id: str = field(converter=text)
     name: str = field(converter=text)
     content: str = field(converter=text)
     error: bool = False
+    images: tuple[ImagePart, ...] = field(default=(), converter=anything)
 
 
-Part = TextPart | ImagePart | VideoPart | AudioPart | ToolCallPart | ToolResultPart
+Part = TextPart | ImagePart | VideoPart | AudioPart | ReasoningPart | ToolCallPart | ToolResultPart
 
 
 def _parts(content: str | Part | Iterable[str | Part]) -> tuple[Part, ...]:
@@ -93,7 +107,7 @@ def _parts(content: str | Part | Iterable[str | Part]) -> tuple[Part, ...]:
         if not isinstance(item, Part):
             raise InvalidParameterError(
                 f"A message is made of texts and parts, found {type(item).__name__}.",
-                hint="Use a str, TextPart, ImagePart, VideoPart, AudioPart, ToolCallPart or ToolResultPart.",
+                hint=f"Use a str, {', '.join(kind.__name__ for kind in get_args(Part))}.",
             )
     return found
 
@@ -135,16 +149,24 @@ class Message:
         """The text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
+    @property
+    def reasoning(self) -> str:
+        """The parts of reasoning, joined."""
+        return "".join(part.text for part in self.parts if isinstance(part, ReasoningPart))
+
     def with_text(self, text: str) -> Message:
         """The same message with its text parts replaced by one."""
         rest = tuple(part for part in self.parts if not isinstance(part, TextPart))
         return evolve(self, parts=(*rest, TextPart(text)))
 
 
-def reply_message(text: str, calls: Iterable[ToolCall] = ()) -> Message:
+def reply_message(text: str, calls: Iterable[ToolCall] = (), reasoning: str = "") -> Message:
     """What a model said, as a message; a call that could not be read stands there without arguments."""
-    parts = [ToolCallPart(call.id, call.name, call.arguments or {}) for call in calls]
-    return Message.assistant([TextPart(text), *parts] if text or not parts else parts)
+    parts: list[Part] = [ReasoningPart(reasoning)] if reasoning else []
+    made = [ToolCallPart(call.id, call.name, call.arguments or {}) for call in calls]
+    if text or not made:
+        parts.append(TextPart(text))
+    return Message.assistant([*parts, *made])
 
 
 def as_messages(prompt: str | Message | Iterable[Message]) -> tuple[Message, ...]:
@@ -172,6 +194,7 @@ __all__ = [
     "ImagePart",
     "Message",
     "Part",
+    "ReasoningPart",
     "Role",
     "TextPart",
     "ToolCallPart",

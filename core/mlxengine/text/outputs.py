@@ -57,6 +57,19 @@ class ReasoningDelta(Event):
 
 
 @frozen(kw_only=True)
+class ToolCallDelta(Event):
+    """A piece of a call that is being written: the first has the name and no arguments yet.
+
+    The ``arguments`` of a call's deltas joined are the JSON text of those of its `ToolCall`, which follows
+    when the call is whole. A call that cannot be read ends with a `ToolCall` that says so.
+    """
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@frozen(kw_only=True)
 class ToolCall(Event):
     """A complete tool call; ``arguments`` is ``None`` where ``raw`` could not be parsed (``error``: why)."""
 
@@ -87,6 +100,18 @@ class ChoiceFinished(Event):
 
 
 @frozen(kw_only=True)
+class Prepared(Event):
+    """A request as the model is given it: ``text`` as its chat template writes it, and all token ids.
+
+    There are as many ids as the answer's usage will count for the prompt, those of pictures included.
+    ``text`` is ``None`` where ids were given.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str | None = None
+
+
+@frozen(kw_only=True)
 class TextScore(Event):
     """Natural-log probability of each of ``token_ids``, given all before it.
 
@@ -113,11 +138,13 @@ class TextScore(Event):
 
 __all__ = [
     "ChoiceFinished",
+    "Prepared",
     "ReasoningDelta",
     "TextDelta",
     "TextScore",
     "TokenLogprob",
     "ToolCall",
+    "ToolCallDelta",
     "ToolResult",
     "TopLogprob",
 ]

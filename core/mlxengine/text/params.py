@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Attribute, field, fields, frozen
 
-from ..contract._convert import integers, text
+from ..contract._convert import integers, optional_text, text
 from ..errors import InvalidParameterError
 from .grammar import Grammar
 
@@ -95,6 +95,8 @@ class GenerateParams:
         grammar: what the whole answer must look like.
         thinking: whether a model that can reason first should; ``None`` leaves it to its template.
         thinking_budget: most tokens of reasoning; then its end is forced.
+        reasoning_effort: how hard to think, in the words of the model's template (``"low"``, ``"medium"``,
+            ``"high"``); refused where the template has no such choice.
         adapter: name of a loaded adapter; ``"base"`` is the plain weights, ``None`` the model's default.
         n: number of answers; answer i of a seeded request draws with ``seed + i``.
 
@@ -123,6 +125,7 @@ class GenerateParams:
     grammar: Grammar | None = field(default=None, validator=_grammar)
     thinking: bool | None = None
     thinking_budget: int | None = field(default=None, validator=number(0, integer=True))
+    reasoning_effort: str | None = field(default=None, converter=optional_text)
     adapter: str | None = None
     n: int = field(default=1, validator=number(1, 128, integer=True))
 

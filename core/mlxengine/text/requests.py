@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from attrs import field, frozen
 
-from ..contract._convert import anything, optional_text, texts
+from ..contract._convert import anything, document, optional_text, text, texts
 from ..contract.requests import Request
 from ..errors import InvalidParameterError
-from .messages import Message
+from ..readonly import freeze
+from .messages import Message, Role
 from .params import GenerateParams, number
+from .tools import name_of
 
 
 def _messages(value: Iterable[Message]) -> tuple[Message, ...]:
@@ -20,6 +22,28 @@ def _messages(value: Iterable[Message]) -> tuple[Message, ...]:
 
 def _optional_tuple(value: Iterable[int] | None) -> tuple[int, ...] | None:
     return None if value is None else tuple(value)
+
+
+@frozen
+class ToolChoice:
+    """The one tool that an answer has to call, by its name."""
+
+    name: str = field(converter=text)
+
+
+_CHOICES = ("auto", "none", "required")
+
+
+def _tool_choice(_instance: object, _attribute: object, value: Any) -> None:
+    if not isinstance(value, ToolChoice) and value not in _CHOICES:
+        raise InvalidParameterError(
+            f"tool_choice={value!r} is none of {', '.join(map(repr, _CHOICES))} and no ToolChoice.",
+            hint='Write tool_choice=ToolChoice("name") for the one to be called.',
+        )
+
+
+def _frozen(value: Mapping[str, Any]) -> Any:
+    return freeze(document(value))
 
 
 @frozen(kw_only=True)
@@ -32,8 +56,16 @@ class TextRequest(Request):
         prompt_tokens: token ids instead of either.
         params: how to generate.
         instructions: a system message put before the conversation.
-        tools: Python functions, or descriptions of tools as JSON-schema function objects.
+        tools: Python functions, or descriptions of tools as JSON-schema function objects. One with
+            ``"strict": true`` in its ``function`` is called with arguments of its schema only.
+        tool_choice: ``"auto"`` lets the model choose, ``"none"`` shows it the tools and lets it call none,
+            ``"required"`` makes it call at least one, `ToolChoice` the one that it names.
+        parallel_tool_calls: whether one answer may make several calls; ``None`` leaves it to the model.
+        chat_template_kwargs: further variables of the model's chat template, such as ``enable_thinking``;
+            one that the template does not read is refused.
         add_generation_prompt: end the rendered conversation where the assistant starts to speak.
+        continue_final_message: the last message is the assistant's, and is continued: the answer is what
+            follows it.
     """
 
     messages: tuple[Message, ...] = field(default=(), converter=_messages)
@@ -42,7 +74,11 @@ class TextRequest(Request):
     params: GenerateParams = field(factory=GenerateParams)
     instructions: str | None = field(default=None, converter=optional_text)
     tools: tuple[Any, ...] = field(default=(), converter=anything)
+    tool_choice: ToolChoice | str = field(default="auto", validator=_tool_choice)
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(factory=dict, converter=_frozen)
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
     def __attrs_post_init__(self) -> None:
         given = [bool(self.messages), self.prompt is not None, self.prompt_tokens is not None]
@@ -52,6 +88,24 @@ class TextRequest(Request):
             )
         if not isinstance(self.params, GenerateParams):
             raise InvalidParameterError(f"params must be GenerateParams, found {type(self.params).__name__}.")
+        if self.tool_choice not in ("auto", "none") and not self.tools:
+            raise InvalidParameterError(
+                f"tool_choice={self.tool_choice!r} needs tools.", hint="Give tools=[…], or leave it out."
+            )
+        if isinstance(self.tool_choice, ToolChoice):
+            known = [name_of(tool) for tool in self.tools]
+            if self.tool_choice.name not in known:
+                raise InvalidParameterError(
+                    f"tool_choice names {self.tool_choice.name!r}, which is none of the tools.",
+                    hint=f"They are: {', '.join(known)}.",
+                )
+        if self.continue_final_message and (
+            not self.messages or self.messages[-1].role is not Role.ASSISTANT
+        ):
+            raise InvalidParameterError(
+                "continue_final_message needs a last message of the assistant.",
+                hint='End the messages with Message.assistant("…").',
+            )
 
 
 def _one_or_more(value: str | Iterable[str] | None) -> str | tuple[str, ...] | None:
@@ -124,6 +178,13 @@ class ScoreRequest(Request):
 
 
 @frozen(kw_only=True)
+class PrepareRequest(Request):
+    """What the model would be given for a request, without a step on the device; see `Prepared`."""
+
+    request: TextRequest
+
+
+@frozen(kw_only=True)
 class LoadAdapterRequest(Request):
     """Load a LoRA or DoRA adapter beside the weights of a model.
 
@@ -147,4 +208,11 @@ class UnloadAdapterRequest(Request):
     name: str
 
 
-__all__ = ["LoadAdapterRequest", "ScoreRequest", "TextRequest", "UnloadAdapterRequest"]
+__all__ = [
+    "LoadAdapterRequest",
+    "PrepareRequest",
+    "ScoreRequest",
+    "TextRequest",
+    "ToolChoice",
+    "UnloadAdapterRequest",
+]

@@ -43,16 +43,16 @@ def describe(tool: Callable[..., Any] | Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         hints = typing.get_type_hints(tool)
     except Exception as error:
-        raise InvalidParameterError(f"The annotations of {_name(tool)} cannot be read: {error}.") from error
+        raise InvalidParameterError(f"The annotations of {name_of(tool)} cannot be read: {error}.") from error
     properties: dict[str, Any] = {}
     required = []
     for name, parameter in inspect.signature(tool).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise InvalidParameterError(
-                f"The parameter {name} of {_name(tool)} cannot be given by name.",
+                f"The parameter {name} of {name_of(tool)} cannot be given by name.",
                 hint="Tools are called with named arguments.",
             )
-        properties[name] = _schema(hints.get(name, str), f"{_name(tool)}({name})")
+        properties[name] = _schema(hints.get(name, str), f"{name_of(tool)}({name})")
         lines = [line.strip() for line in text.splitlines() if line.strip().startswith(f"{name}:")]
         if lines:
             properties[name]["description"] = lines[0].removeprefix(f"{name}:").strip()
@@ -60,11 +60,12 @@ def describe(tool: Callable[..., Any] | Mapping[str, Any]) -> Mapping[str, Any]:
             required.append(name)
     schema = {"type": "object", "properties": properties, "required": required}
     summary = " ".join(text.split("\n\n")[0].split())
-    function = {"name": _name(tool), "description": summary, "parameters": schema}
+    function = {"name": name_of(tool), "description": summary, "parameters": schema}
     return document({"type": "function", "function": function})
 
 
-def _name(tool: Any) -> str:
+def name_of(tool: Any) -> str:
+    """The name by which a model calls a tool."""
     if isinstance(tool, Mapping):
         return str(tool.get("function", tool).get("name"))
     return str(getattr(tool, "__name__", type(tool).__name__))
@@ -96,7 +97,7 @@ def call(tools: Sequence[Callable[..., Any]], part: ToolCallPart) -> ToolResultP
     """Run the tool that a call names; what it raises becomes a result that the model sees."""
     found = _find(tools, part.name)
     if found is None:
-        names = ", ".join(map(_name, tools))
+        names = ", ".join(map(name_of, tools))
         return _failed(part, f"There is no tool {part.name!r}; there are: {names}.")
     try:
         return _said(part, found(**part.arguments))
@@ -142,7 +143,7 @@ async def run_calls_async(tools: Sequence[Any], calls: Sequence[ToolCall]) -> li
 
 def can_run(tools: Sequence[Any], calls: Sequence[ToolCall]) -> bool:
     """Whether no call is meant for a tool that is only described: such calls are the caller's."""
-    described = {_name(tool) for tool in tools if isinstance(tool, Mapping)}
+    described = {name_of(tool) for tool in tools if isinstance(tool, Mapping)}
     return not any(item.name in described for item in calls)
 
 
@@ -151,7 +152,7 @@ def _functions(tools: Sequence[Any]) -> list[Callable[..., Any]]:
 
 
 def _find(tools: Sequence[Callable[..., Any]], name: str) -> Callable[..., Any] | None:
-    return next((tool for tool in tools if _name(tool) == name), None)
+    return next((tool for tool in tools if name_of(tool) == name), None)
 
 
 def _run(tools: Sequence[Callable[..., Any]], item: ToolCall) -> ToolResultPart:
@@ -179,4 +180,4 @@ def _shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-__all__ = ["call", "can_run", "describe", "run_calls", "run_calls_async"]
+__all__ = ["call", "can_run", "describe", "name_of", "run_calls", "run_calls_async"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 from mlxengine.errors import MisuseError, MLXEngineError
 
+from ._admission import Admission
 from ._counts import Counts
 from ._models import Models
 from .options import ServerOptions
@@ -32,6 +33,7 @@ class Server:
     models: Models
     failed: Callable[[BaseException], None] | None = None
     counts: Counts = field(factory=Counts)
+    admission: Admission = field(factory=Admission)
     loading: set[str] = field(factory=set)
     _tasks: set[asyncio.Task[None]] = field(factory=set)
 

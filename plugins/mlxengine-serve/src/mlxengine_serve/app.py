@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route, Router
 
+from . import openai_chat, openai_completions, openai_embeddings
+from ._answers import Endpoint
 from ._guard import Guard
 from ._http import ASGIApp, Receive, Scope, Send
 from ._listing import ListModels
@@ -18,6 +20,8 @@ from .options import ServerOptions
 
 if TYPE_CHECKING:
     from mlxengine import AsyncInferenceEngine
+
+DIALECTS = (openai_chat, openai_completions, openai_embeddings)
 
 
 def create_app(
@@ -56,6 +60,7 @@ def create_app(
 def _routes(server: Server) -> list[Route]:
     listing = ListModels(server)
     return [
+        *(Route(item.PATH, Endpoint(server, item.PATH, item.read), methods=["POST"]) for item in DIALECTS),
         Route("/health", Health(server), methods=["GET"]),
         Route("/ready", Ready(server), methods=["GET"]),
         Route("/metrics", Metrics(server), methods=["GET"]),

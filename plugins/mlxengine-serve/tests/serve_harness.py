@@ -62,7 +62,6 @@ class Scripted:
     plan: Plan = field(factory=lambda: said("Hello", " world"))
     asked: list[Request] = field(factory=list)
     alive: int = 0
-    closed: list[float] = field(factory=list)
     loads: list[str] = field(factory=list)
     load_seconds: float = 0.0
     kind: str = "llm"
@@ -99,17 +98,43 @@ class Scripted:
     @hookimpl
     def generate(self, model: object, request: Request, context: Any) -> Iterator[Event | None]:
         self.asked.append(request)
-        steps = self.plan(request)
+        return _Counted(self, self.plan(request))
 
-        def run() -> Iterator[Event | None]:
-            self.alive += 1
-            try:
-                yield from steps
-            finally:
-                self.alive -= 1
-                self.closed.append(time.monotonic())
 
-        return run()
+class _Counted:
+    """An iterator that its plugin knows of, with what the engine asks of one besides."""
+
+    def __init__(self, plugin: Scripted, steps: Any) -> None:
+        self._plugin, self._steps, self._open = plugin, iter(steps), True
+        plugin.alive += 1
+
+    @property
+    def waiting(self) -> bool:
+        return bool(getattr(self._steps, "waiting", False))
+
+    @property
+    def usage(self) -> TokenUsage:
+        return getattr(self._steps, "usage", TokenUsage())
+
+    def __iter__(self) -> _Counted:
+        return self
+
+    def __next__(self) -> Event | None:
+        try:
+            return next(self._steps)
+        except BaseException:
+            self._end()
+            raise
+
+    def close(self) -> None:
+        close = getattr(self._steps, "close", None)
+        if close is not None:
+            close()
+        self._end()
+
+    def _end(self) -> None:
+        self._plugin.alive -= self._open
+        self._open = False
 
 
 def write_model(folder: Path, **config: Any) -> Path:

@@ -78,7 +78,7 @@ def test_what_failed_last_is_not_ready_until_a_token_is_made_again(own: Served, 
         handle.run(own.plugin.last)
     status, reason = ready(own)
     assert status == 503
-    assert "made no token" in reason
+    assert "no token was made" in reason
     own.plugin.plan = said("a")
     assert ready(own)[0] == 200
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any, Protocol
 
 from attrs import define, evolve, frozen
@@ -16,7 +17,7 @@ from mlxengine import (
     Request,
     TokenUsage,
 )
-from mlxengine.errors import ModelClosedError
+from mlxengine.errors import InsufficientMemoryError, ModelClosedError
 
 from ._admission import retry_after
 from ._http import (
@@ -32,10 +33,12 @@ from ._http import (
     send_bytes,
     until_gone,
 )
-from ._refusals import Refusal, encoded, refusal_of
+from ._refusals import ENDING, Refusal, encoded, refusal_of
 from ._server import Server
+from ._turns import Turn
 from .options import ServerOptions
 
+_FAREWELL_SECONDS = 1.0
 log = logging.getLogger("mlxengine.serve")
 
 
@@ -125,7 +128,8 @@ async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> No
     headers = ignored(list(asked.unknown))
     if asked.writer is None:
         try:
-            events = [event async for event in events_of(server, caller, asked)]
+            async with aclosing(events_of(server, caller, asked)) as found:
+                events = [event async for event in found]
         except Exception as error:
             raise _refused(server, caller, error) from error
         if asked.aside:
@@ -150,10 +154,19 @@ async def _stream(
     )
     async with out:
         try:
-            async for event in events_of(server, caller, asked):
-                data = writer.event(event)
-                if data:
-                    await out.write(data)
+            async with aclosing(events_of(server, caller, asked)) as events:
+                async for event in events:
+                    data = writer.event(event)
+                    if data:
+                        await out.write(data)
+        except asyncio.CancelledError:
+            # The client left, and hears no more; or the server ends, and says so.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    if out.started:
+                        await out.write(writer.fail(ENDING, caller.id))
+                        await out.end()
+            raise
         except Exception as error:
             refusal = _refused(server, caller, error)
             if not out.started:
@@ -168,7 +181,7 @@ def _refused(server: Server, caller: Caller, error: Exception) -> Refusal:
     return refusal_of(error, retry_after(server.engine.sync, caller.model))
 
 
-async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncIterator[Event]:
+async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenerator[Event]:
     """The events of what was asked, the model loaded first where it has to be; closing it ends it.
 
     Raises:
@@ -180,27 +193,54 @@ async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncIterat
         evolve(item, priority=priority, wait_timeout=options.wait_seconds, run_timeout=options.run_seconds)
         for item in asked.requests
     ]
-    try:
-        async with asyncio.timeout(options.wait_seconds):
-            handle = await server.models.get_as(asked.handle, asked.model, asked.gives)
-    except TimeoutError:
-        raise Refusal(504, "The model was not loaded in time.", code="timeout") from None
-    caller.model = handle.id
-    if len(requests) > 1:
-        async for event in _together(handle, requests):
-            yield event
-        return
-    try:
-        stream = handle.stream(requests[0])
-    except ModelClosedError:  # it was unloaded in this moment; whoever asks now loads it again
-        handle = await server.models.get_as(asked.handle, asked.model, asked.gives)
-        stream = handle.stream(requests[0])
-    async with stream:
+    name = (await server.models.named(asked.model)).name
+    deadline = (
+        None if options.wait_seconds is None else asyncio.get_running_loop().time() + options.wait_seconds
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout_at(deadline):
+                turn = await stack.enter_async_context(server.turns.turn(name))
+                handle = await _loaded(server, asked, turn)
+        except TimeoutError:
+            raise Refusal(504, "The model's turn did not come in time.", code="timeout") from None
+        caller.model = handle.id
+        while True:
+            try:
+                async with aclosing(_run(handle, requests)) as found:
+                    async for event in found:
+                        turn.began()
+                        yield event
+                return
+            except ModelClosedError:  # it was unloaded in this moment; whoever asks now loads it again
+                if turn.begun:
+                    raise
+                handle = await _loaded(server, asked, turn)
+            except InsufficientMemoryError:
+                if not await turn.room():
+                    raise
+
+
+async def _loaded(server: Server, asked: Asked, turn: Turn) -> AsyncModelHandle:
+    while True:
+        try:
+            return await server.models.get_as(asked.handle, asked.model, asked.gives)
+        except InsufficientMemoryError:
+            if not await turn.room():
+                raise
+
+
+def _run(handle: AsyncModelHandle, requests: list[Request]) -> AsyncGenerator[Event]:
+    return _alone(handle, requests[0]) if len(requests) == 1 else _together(handle, requests)
+
+
+async def _alone(handle: AsyncModelHandle, request: Request) -> AsyncGenerator[Event]:
+    async with handle.stream(request) as stream:
         async for event in stream:
             yield event
 
 
-async def _together(handle: AsyncModelHandle, requests: list[Request]) -> AsyncIterator[Event]:
+async def _together(handle: AsyncModelHandle, requests: list[Request]) -> AsyncGenerator[Event]:
     """Several requests as one with as many choices; ``index`` counts through, usage is summed."""
     found: asyncio.Queue[tuple[int, Event | BaseException]] = asyncio.Queue(maxsize=64)
 

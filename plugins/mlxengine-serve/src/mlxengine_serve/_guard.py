@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import time
@@ -15,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from ._counts import Counts
 from ._http import CALLER, ASGIApp, Caller, ClientGone, Receive, Scope, Send, header, raw, send_bytes
-from ._refusals import Refusal, encoded, form_of, refusal_of
+from ._refusals import ENDING, Refusal, encoded, form_of, refusal_of
 from .options import LOOPBACK, Key, ServerOptions
 
 OPEN = frozenset({"/", "/health", "/ready"})
@@ -68,6 +69,10 @@ class Guard:
             out.caller.key = self._check_key(scope)
             await self.app(scope, receive, out)
         except ClientGone:
+            raise
+        except asyncio.CancelledError:
+            if not out.caller.status:
+                await out.refuse(scope, ENDING)
             raise
         except HTTPException as error:  # the router's own: no such path, or not by this method
             text = f"There is no {scope['method']} {scope['path'][:200]} here."

@@ -43,7 +43,8 @@ class Ready:
 
     server: Server
     _proved: float = field(default=float("-inf"), init=False)
-    _probing: asyncio.Task[str | None] | None = field(default=None, init=False)
+    _failed: str | None = field(default=None, init=False)
+    _probing: asyncio.Task[None] | None = field(default=None, init=False)
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         reason = await self.trouble()
@@ -68,32 +69,33 @@ class Ready:
         if not unwell and time.monotonic() - self._proved < self.server.options.ready_seconds:
             return None
         # What failed last may have been mended since: a token tells.
-        found = await self._token()
-        return found or (health.reason if unwell and not self._can_probe() else None)
+        await self._token()
+        health = engine.health()
+        return self._failed or (health.reason if health.state is HealthState.UNHEALTHY else None)
 
-    def _can_probe(self) -> bool:
-        return any(isinstance(handle, AsyncTextHandle) for handle in self.server.models.loaded().values())
-
-    async def _token(self) -> str | None:
+    async def _token(self) -> None:
         """Make one token, once for all who ask at the same time."""
         if self._probing is None or self._probing.done():
             self._probing = asyncio.get_running_loop().create_task(self._make_token())
-        return await asyncio.shield(self._probing)
+        await asyncio.shield(self._probing)
 
-    async def _make_token(self) -> str | None:
+    async def _make_token(self) -> None:
         bound = self.server.options.ready_seconds
-        for name, handle in self.server.models.loaded().items():
-            if isinstance(handle, AsyncTextHandle):
-                try:
-                    async with asyncio.timeout(bound):
+        self._failed = None
+        try:
+            async with asyncio.timeout(bound):
+                report = await asyncio.to_thread(self.server.engine.sync.memory)
+                # one that was evicted would come back for it, and others have to go
+                there = {item.id for item in report.models if not item.evicted}
+                for handle in self.server.models.loaded().values():
+                    if isinstance(handle, AsyncTextHandle) and handle.id in there:
                         await handle.run(_PROBE)
-                except TimeoutError:
-                    return f"{name} made no token within {bound:g} s"
-                except (MLXEngineError, MisuseError) as error:
-                    return f"{name} made no token: {error}"
-                break
-        self._proved = time.monotonic()
-        return None
+                        break
+            self._proved = time.monotonic()
+        except TimeoutError:
+            self._failed = f"no token was made within {bound:g} s"
+        except (MLXEngineError, MisuseError) as error:
+            self._failed = f"no token was made: {error}"
 
 
 @define(eq=False)

@@ -39,6 +39,9 @@ class Refusal(Exception):
         return found
 
 
+ENDING = Refusal(503, "The server is being ended.", code="shutting_down", retry_after=1)
+
+
 class Form(Protocol):
     """How an interface says what went wrong."""
 
@@ -117,4 +120,4 @@ def encoded(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-__all__ = ["Form", "Refusal", "anthropic_form", "encoded", "form_of", "openai_form", "refusal_of"]
+__all__ = ["ENDING", "Form", "Refusal", "anthropic_form", "encoded", "form_of", "openai_form", "refusal_of"]

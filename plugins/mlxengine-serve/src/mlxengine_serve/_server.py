@@ -13,6 +13,7 @@ from mlxengine.errors import MisuseError, MLXEngineError
 from ._admission import Admission
 from ._counts import Counts
 from ._models import Models
+from ._turns import Turns
 from .options import ServerOptions
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ class Server:
     options: ServerOptions
     models: Models
     failed: Callable[[BaseException], None] | None = None
-    counts: Counts = field(factory=Counts)
-    admission: Admission = field(factory=Admission)
-    loading: set[str] = field(factory=set)
-    _tasks: set[asyncio.Task[None]] = field(factory=set)
+    counts: Counts = field(factory=Counts, init=False)
+    admission: Admission = field(factory=Admission, init=False)
+    turns: Turns = field(init=False)
+    loading: set[str] = field(factory=set, init=False)
+    _tasks: set[asyncio.Task[None]] = field(factory=set, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.turns = Turns(self.engine.sync, self.models)
 
     def preload(self) -> None:
         """Begin to load the models that were named, one after the other, beside the first requests."""

@@ -13,6 +13,7 @@ from ._answers import Endpoint
 from ._guard import Guard
 from ._http import ASGIApp, Receive, Scope, Send
 from ._listing import ListModels
+from ._manage import Manage
 from ._models import Models
 from ._observe import Health, Metrics, Ready
 from ._server import Server
@@ -64,6 +65,8 @@ def _routes(server: Server) -> list[Route]:
         Route("/health", Health(server), methods=["GET"]),
         Route("/ready", Ready(server), methods=["GET"]),
         Route("/metrics", Metrics(server), methods=["GET"]),
+        Route("/v1/models/load", Manage(server, unload=False), methods=["POST"]),
+        Route("/v1/models/unload", Manage(server, unload=True), methods=["POST"]),
         Route("/v1/models", listing, methods=["GET"]),
         Route("/v1/models/{name:path}", listing, methods=["GET"]),
     ]

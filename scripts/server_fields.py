@@ -45,7 +45,7 @@ def section(table: Table) -> str:
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(section(item.TABLE) for item in DIALECTS)])
+    return "\n".join([HEAD, *(section(table) for table, _ in DIALECTS)])
 
 
 def main() -> int:

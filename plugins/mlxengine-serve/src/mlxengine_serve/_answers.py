@@ -88,13 +88,16 @@ class Asked:
     priority: int = 0
 
 
+Read = Callable[[dict[str, Any], str], Asked]
+
+
 @define(eq=False)
 class Endpoint:
     """A path whose body a dialect reads: ``read(fields, request id)``."""
 
     server: Server
     path: str
-    read: Callable[[dict[str, Any], str], Asked]
+    read: Read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["mlxengine_serve.route"] = self.path
@@ -273,4 +276,4 @@ async def _together(handle: AsyncModelHandle, requests: list[Request]) -> AsyncG
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-__all__ = ["Asked", "Endpoint", "Writer", "answer", "events_of"]
+__all__ = ["Asked", "Endpoint", "Read", "Writer", "answer", "events_of"]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route, Router
 
-from . import openai_chat, openai_completions, openai_embeddings
-from ._answers import Endpoint
+from . import anthropic_messages, openai_chat, openai_completions, openai_embeddings
+from ._answers import Endpoint, Read
+from ._fields import Table
 from ._guard import Guard
 from ._http import ASGIApp, Receive, Scope, Send
 from ._listing import ListModels
@@ -22,7 +23,14 @@ from .options import ServerOptions
 if TYPE_CHECKING:
     from mlxengine import AsyncInferenceEngine
 
-DIALECTS = (openai_chat, openai_completions, openai_embeddings)
+DIALECTS: tuple[tuple[Table, Read], ...] = (
+    (openai_chat.TABLE, openai_chat.read),
+    (openai_completions.TABLE, openai_completions.read),
+    (openai_embeddings.TABLE, openai_embeddings.read),
+    (anthropic_messages.TABLE, anthropic_messages.read),
+    (anthropic_messages.COUNT_TABLE, anthropic_messages.read_count),
+)
+"""What is read by a table: its fields, and how."""
 
 
 def create_app(
@@ -61,7 +69,10 @@ def create_app(
 def _routes(server: Server) -> list[Route]:
     listing = ListModels(server)
     return [
-        *(Route(item.PATH, Endpoint(server, item.PATH, item.read), methods=["POST"]) for item in DIALECTS),
+        *(
+            Route(table.path, Endpoint(server, table.path, read), methods=["POST"])
+            for table, read in DIALECTS
+        ),
         Route("/health", Health(server), methods=["GET"]),
         Route("/ready", Ready(server), methods=["GET"]),
         Route("/metrics", Metrics(server), methods=["GET"]),

@@ -25,7 +25,6 @@ from ._asking import BEYOND, SAMPLING, TIERS, arguments, choice, image, paramete
 from ._chat_stream import ChatStream, finish_reason, logprobs_of, usage_of, written
 from ._fields import Fields, Table, callers, honoured, refused
 
-PATH = "/v1/chat/completions"
 _DIRECT = {
     **SAMPLING,
     "max_completion_tokens": "max_tokens",  # behind max_tokens: it goes before that
@@ -35,7 +34,7 @@ _DIRECT = {
 
 TABLE = Table(
     "OpenAI chat completions",
-    PATH,
+    "/v1/chat/completions",
     (
         honoured("messages", "Leading system and developer messages become one."),
         honoured("model", "A served model's name or alias; left out, it is the first one."),
@@ -340,4 +339,4 @@ def _choice(number: int, reply: TextReply, logprobs: bool) -> dict[str, Any]:
     }
 
 
-__all__ = ["PATH", "TABLE", "messages_of", "read", "request_of", "tools_of", "whole"]
+__all__ = ["TABLE", "messages_of", "read", "request_of", "tools_of", "whole"]

@@ -24,10 +24,9 @@ from ._chat_stream import COMMENT, DONE, finish_reason, frame, usage_of
 from ._fields import Fields, Table, callers, honoured, refused
 from ._refusals import Refusal, openai_form
 
-PATH = "/v1/completions"
 TABLE = Table(
     "OpenAI completions",
-    PATH,
+    "/v1/completions",
     (
         honoured("model", "A served model's name or alias; left out, it is the first one."),
         honoured("prompt", "A text, token ids, or several of either: their answers follow each other."),
@@ -186,4 +185,4 @@ class _Stream:
         return frame({**self._head, "choices": [choice]})
 
 
-__all__ = ["PATH", "TABLE", "read"]
+__all__ = ["TABLE", "read"]

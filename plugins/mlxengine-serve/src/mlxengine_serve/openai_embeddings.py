@@ -13,10 +13,9 @@ from mlxengine.errors import UnsupportedInputError
 from ._answers import Asked
 from ._fields import Fields, Table, callers, honoured
 
-PATH = "/v1/embeddings"
 TABLE = Table(
     "OpenAI embeddings",
-    PATH,
+    "/v1/embeddings",
     (
         honoured("input", "A text, token ids, or several of either."),
         honoured("model", "A served model's name or alias; left out, it is the first one."),
@@ -117,4 +116,4 @@ def _written(vector: bytes, encoding: str) -> Any:
     return base64.b64encode(vector).decode() if encoding == "base64" else array("f", vector).tolist()
 
 
-__all__ = ["PATH", "TABLE", "read", "vectors_of"]
+__all__ = ["TABLE", "read", "vectors_of"]

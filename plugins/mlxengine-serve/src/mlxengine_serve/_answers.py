@@ -46,7 +46,7 @@ class Writer(Protocol):
     """A dialect's stream: events in, frames out."""
 
     def open(self) -> bytes:
-        """What the stream begins with, once, before anything else."""
+        """What the stream begins with; asked for once, before any event."""
         ...
 
     def beat(self) -> bytes:
@@ -152,7 +152,7 @@ async def _stream(
         headers=headers,
         first_seconds=server.options.first_byte_seconds,
         beat_seconds=server.options.heartbeat_seconds,
-        open=writer.open,
+        opening=writer.open(),
         beat=writer.beat,
     )
     async with out:

@@ -158,7 +158,7 @@ class EventWriter:
         headers: besides those of every such stream.
         first_seconds: when it begins without an event.
         beat_seconds: how long it may be silent.
-        open: what it begins with.
+        opening: what it begins with.
         beat: what shows that it lives.
     """
 
@@ -166,7 +166,7 @@ class EventWriter:
     headers: Headers = field(kw_only=True)
     first_seconds: float = field(kw_only=True)
     beat_seconds: float = field(kw_only=True)
-    open: Callable[[], bytes] = field(kw_only=True)
+    opening: bytes = field(kw_only=True)
     beat: Callable[[], bytes] = field(kw_only=True)
     started: bool = field(default=False, init=False)
     _said: bool = field(default=False, init=False)
@@ -204,7 +204,7 @@ class EventWriter:
             **self.headers,
         }
         await self.send({"type": "http.response.start", "status": 200, "headers": raw(headers)})
-        return self.open()
+        return self.opening
 
     async def _tick(self) -> None:
         await asyncio.sleep(self.first_seconds)

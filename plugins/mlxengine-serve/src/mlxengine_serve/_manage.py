@@ -61,7 +61,7 @@ class Manage:
             headers={},
             first_seconds=options.first_byte_seconds,
             beat_seconds=options.heartbeat_seconds,
-            open=lambda: frame({"stage": "load", "done": 0, "total": None, "unit": "steps"}),
+            opening=frame({"stage": "load", "done": 0, "total": None, "unit": "steps"}),
             beat=lambda: COMMENT,
         )
         async with out:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route, Router
 
-from . import anthropic_messages, openai_chat, openai_completions, openai_embeddings
+from . import anthropic_messages, openai_chat, openai_completions, openai_embeddings, openai_responses
 from ._answers import Endpoint, Read
 from ._fields import Table
 from ._guard import Guard
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DIALECTS: tuple[tuple[Table, Read], ...] = (
     (openai_chat.TABLE, openai_chat.read),
     (openai_completions.TABLE, openai_completions.read),
+    (openai_responses.TABLE, openai_responses.read),
     (openai_embeddings.TABLE, openai_embeddings.read),
     (anthropic_messages.TABLE, anthropic_messages.read),
     (anthropic_messages.COUNT_TABLE, anthropic_messages.read_count),

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from .options import ServedModel as ServedModel
     from .options import ServerOptions as ServerOptions
     from .options import read_keys as read_keys
+    from .routes import Door as Door
 
 _HOMES = {
     "create_app": "app",
+    "Door": "routes",
     "Key": "options",
     "ServedModel": "options",
     "ServerOptions": "options",

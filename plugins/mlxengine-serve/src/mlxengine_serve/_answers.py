@@ -14,6 +14,7 @@ from mlxengine import (
     ChoiceFinished,
     Event,
     Finished,
+    ImageRequest,
     Request,
     TokenUsage,
 )
@@ -104,22 +105,31 @@ class Endpoint:
         caller: Caller = scope[CALLER]
         body = await read_json(scope, receive, self.server.options)
         asked = self.read(body, caller.id)
-        _bounded(asked, self.server.options)
+        bounded(asked, self.server.options)
         with self.server.admission.admitted(caller.key):
             await until_gone(receive, answer(self.server, caller, asked, send))
 
 
-def _bounded(asked: Asked, options: ServerOptions) -> None:
-    """Whether a request asks for no more answers than it may.
+def bounded(asked: Asked, options: ServerOptions) -> None:
+    """Whether a request asks for no more than it may: answers, and pixels and steps of pictures.
 
     Raises:
         Refusal: 400, it does.
     """
     counts = [getattr(getattr(item, "params", item), "n", 1) for item in asked.requests]
     if sum(counts) > options.max_choices:
-        raise Refusal(
-            400, f"A request may have {options.max_choices} answers.", param="n", code="invalid_value"
-        )
+        raise _beyond("n", f"A request may have {options.max_choices} answers.")
+    for item in asked.requests:
+        if isinstance(item, ImageRequest):
+            if (item.steps or 0) > options.max_steps:
+                raise _beyond("steps", f"A picture may have {options.max_steps} steps.")
+            width, height = item.size or (0, 0)
+            if width * height > options.max_pixels:
+                raise _beyond("size", f"A picture may have {options.max_pixels} pixels.")
+
+
+def _beyond(param: str, message: str) -> Refusal:
+    return Refusal(400, message, param=param, code="invalid_value")
 
 
 async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> None:
@@ -159,7 +169,9 @@ async def _stream(
         try:
             async with aclosing(events_of(server, caller, asked)) as events:
                 async for event in events:
-                    data = writer.event(event)
+                    data = (
+                        (await asyncio.to_thread(writer.event, event)) if asked.aside else writer.event(event)
+                    )
                     if data:
                         await out.write(data)
         except asyncio.CancelledError:
@@ -276,4 +288,4 @@ async def _together(handle: AsyncModelHandle, requests: list[Request]) -> AsyncG
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-__all__ = ["Asked", "Endpoint", "Read", "Writer", "answer", "events_of"]
+__all__ = ["Asked", "Endpoint", "Read", "Writer", "answer", "bounded", "events_of"]

@@ -62,7 +62,12 @@ def logprobs_of(entries: Iterable[TokenLogprob]) -> dict[str, Any]:
 
 def _logprob(entry: TopLogprob) -> dict[str, Any]:
     stands_for = None if entry.bytes is None else list(entry.bytes)
-    return {"token": entry.text, "logprob": entry.logprob, "bytes": stands_for}
+    return {"token": entry.text, "logprob": finite(entry.logprob), "bytes": stands_for}
+
+
+def finite(logprob: float) -> float:
+    """A log-probability that JSON has a number for; OpenAI's own for one that cannot be is -9999."""
+    return max(logprob, -9999.0)
 
 
 def written(call: ToolCall) -> str:
@@ -159,4 +164,14 @@ class ChatStream:
         return frame({**self._head, "choices": [choice]})
 
 
-__all__ = ["COMMENT", "DONE", "ChatStream", "finish_reason", "frame", "logprobs_of", "usage_of", "written"]
+__all__ = [
+    "COMMENT",
+    "DONE",
+    "ChatStream",
+    "finish_reason",
+    "finite",
+    "frame",
+    "logprobs_of",
+    "usage_of",
+    "written",
+]

@@ -116,8 +116,12 @@ def form_of(path: str) -> Form:
 
 
 def encoded(value: Any) -> bytes:
-    """A value as JSON; a lone surrogate of a client's stays the escape that it came as."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    """A value as JSON; a lone surrogate of a client's stays the escape that it came as.
+
+    Raises:
+        ValueError: a number in it is none that JSON has.
+    """
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
 __all__ = ["ENDING", "Form", "Refusal", "anthropic_form", "encoded", "form_of", "openai_form", "refusal_of"]

@@ -19,7 +19,7 @@ from mlxengine import (
 )
 from mlxengine.contract.events import Usage
 
-from ._chat_stream import written
+from ._chat_stream import finite, written
 from ._refusals import Refusal, encoded
 
 _CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
@@ -207,7 +207,7 @@ def _logprobs(entries: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
 
 def _logprob(entry: Any) -> dict[str, Any]:
     stands_for = entry.text.encode("utf-8", "replace") if entry.bytes is None else entry.bytes
-    return {"token": entry.text, "logprob": entry.logprob, "bytes": list(stands_for)}
+    return {"token": entry.text, "logprob": finite(entry.logprob), "bytes": list(stands_for)}
 
 
 __all__ = ["ResponseStream", "usage_of"]

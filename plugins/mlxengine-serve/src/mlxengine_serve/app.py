@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route, Router
 
-from . import anthropic_messages, openai_chat, openai_completions, openai_embeddings, openai_responses
+from . import (
+    anthropic_messages,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_images,
+    openai_responses,
+    rerank,
+)
 from ._answers import Endpoint, Read
+from ._any_kind import AnyKind
 from ._fields import Table
 from ._guard import Guard
 from ._http import ASGIApp, Receive, Scope, Send
@@ -19,6 +28,7 @@ from ._models import Models
 from ._observe import Health, Metrics, Ready
 from ._server import Server
 from .options import ServerOptions
+from .routes import Door, plugin_routes
 
 if TYPE_CHECKING:
     from mlxengine import AsyncInferenceEngine
@@ -30,6 +40,8 @@ DIALECTS: tuple[tuple[Table, Read], ...] = (
     (openai_embeddings.TABLE, openai_embeddings.read),
     (anthropic_messages.TABLE, anthropic_messages.read),
     (anthropic_messages.COUNT_TABLE, anthropic_messages.read_count),
+    (openai_images.TABLE, openai_images.read),
+    (rerank.TABLE, rerank.read),
 )
 """What is read by a table: its fields, and how."""
 
@@ -77,10 +89,15 @@ def _routes(server: Server) -> list[Route]:
         Route("/health", Health(server), methods=["GET"]),
         Route("/ready", Ready(server), methods=["GET"]),
         Route("/metrics", Metrics(server), methods=["GET"]),
+        Route("/v1/engine/{type}", AnyKind(server), methods=["POST"]),
         Route("/v1/models/load", Manage(server, unload=False), methods=["POST"]),
         Route("/v1/models/unload", Manage(server, unload=True), methods=["POST"]),
         Route("/v1/models", listing, methods=["GET"]),
         Route("/v1/models/{name:path}", listing, methods=["GET"]),
+        *(
+            Route(route.path, app, methods=list(route.methods))
+            for route, app in plugin_routes(Door(engine=server.engine, models=server.models))
+        ),
     ]
 
 

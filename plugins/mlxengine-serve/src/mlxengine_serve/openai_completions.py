@@ -20,7 +20,7 @@ from mlxengine import (
 
 from ._answers import Asked
 from ._asking import BEYOND, SAMPLING, parameters, seed_of
-from ._chat_stream import COMMENT, DONE, finish_reason, frame, usage_of
+from ._chat_stream import COMMENT, DONE, finish_reason, finite, frame, usage_of
 from ._fields import Fields, Table, callers, honoured, refused
 from ._refusals import Refusal, openai_form
 
@@ -134,8 +134,8 @@ def _logprobs(entries: Iterable[TokenLogprob], offset: int) -> dict[str, Any]:
     found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for entry in entries:
         found["tokens"].append(entry.text)
-        found["token_logprobs"].append(entry.logprob)
-        found["top_logprobs"].append({item.text: item.logprob for item in entry.top})
+        found["token_logprobs"].append(finite(entry.logprob))
+        found["top_logprobs"].append({item.text: finite(item.logprob) for item in entry.top})
         found["text_offset"].append(offset)
         offset += len(entry.text)
     return found

@@ -39,6 +39,7 @@ with descriptor_limit_kept():
 from benchmarks.shapes import BIG, SHAPES, write_checkpoint  # noqa: E402
 
 TINY = "llama-2M"
+STEADY = 1.25  # times the quickest `processor_ms` of a run: a round is left out of `steady` beyond it
 ADMITS, TOGETHER = 0.5, 32  # mlx_lm.server: seconds between looks at what came in; --decode-concurrency
 
 
@@ -309,16 +310,28 @@ def alternate(
 ) -> dict[str, Any]:
     """Rounds in alternating order (ABBA): for each figure, medians, and the ratio with its spread.
 
-    The first round of each side, in which the device compiles, is left out.
+    The first round of each side, in which the device compiles, is left out. ``steady`` are the ratios of the
+    rounds in which the processor was as quick for one side as for the other, see `processor_ms`.
     """
     pairs: list[tuple[dict[str, float], dict[str, float]]] = []
     for number in report.rounds(share):
         found: dict[bool, dict[str, float]] = {}
         for mine in (True, False) if number % 2 else (False, True):
-            found[mine] = (ours if mine else theirs)(number).figures()
+            before = processor_ms()
+            figures = (ours if mine else theirs)(number).figures()
+            found[mine] = {**figures, "processor_ms": max(before, processor_ms())}
         if number:
             pairs.append((found[True], found[False]))
     row: dict[str, Any] = {"rounds": len(pairs)}
+    quickest = min((side["processor_ms"] for pair in pairs for side in pair), default=0.0)
+    steady = [pair for pair in pairs if max(side["processor_ms"] for side in pair) < STEADY * quickest]
+    row["steady"] = {
+        "rounds": len(steady),
+        **{
+            key: statistics.median(mine[key] / max(theirs[key], 1e-9) for mine, theirs in steady)
+            for key in (steady[0][0] if steady else ())
+        },
+    }
     for key in pairs[0][0] if pairs else ():
         ratios = sorted(mine[key] / max(theirs[key], 1e-9) for mine, theirs in pairs)
         row[key] = {
@@ -329,6 +342,23 @@ def alternate(
             "each": [[round(side[key], 2) for side in pair] for pair in pairs],
         }
     return row
+
+
+def processor_ms() -> float:
+    """Milliseconds of a fixed loop in this thread, the best of five.
+
+    A virtual processor that shares its core with somebody takes up to twice as long for the same; so does
+    whatever one thread launches from it.
+    """
+
+    def once() -> float:
+        began = time.perf_counter()
+        total = 0
+        for number in range(40_000):
+            total += number
+        return 1000 * (time.perf_counter() - began)
+
+    return min(once() for _ in range(5))
 
 
 @frozen

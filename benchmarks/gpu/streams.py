@@ -32,7 +32,13 @@ def at_once(report: Report, both: Sides, n: int, share: int, limits: Limits, opt
         return
     load = Load.of(both.network)
     used = {
-        side: load.shares(limits, {k: v[side] for k, v in row.items() if isinstance(v, dict)}, n, length, new)
+        side: load.shares(
+            limits,
+            {k: v[side] for k, v in row.items() if side in (v if isinstance(v, dict) else ())},
+            n,
+            length,
+            new,
+        )
         for side in ("ours", "mlx_lm")
     }
     report.add(what="at once", shape=options.shape, streams=n, readers=both.readers, **row, of_limit=used)
@@ -86,6 +92,11 @@ def show(report: Report) -> None:
             else ""
         ),
         "rounds": lambda row: row["rounds"],
+        "tok/s, steady rounds": lambda row: (
+            f"{row['steady']['tokens_per_second']:.2f} × of {row['steady']['rounds']}"
+            if row["steady"]["rounds"]
+            else "none"
+        ),
     }
     report.table(columns, [row for row in report.rows if "rounds" in row])
 

@@ -35,7 +35,8 @@ class DecodeAttention:
         self._quick = written_out(plain)
         self.homes: list[ModuleType] = []
         if probe().backend in on:
-            defined = {type(module).__module__ for module in network.modules()}
+            parts = network.modules() if hasattr(network, "modules") else ()  # a wrapper shows none
+            defined = {type(module).__module__ for module in parts}
             homes = [sys.modules[name] for name in sorted(defined) if name in sys.modules]
             self.homes = [home for home in homes if getattr(home, plain.__name__, None) is plain]
 

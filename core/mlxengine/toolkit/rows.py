@@ -285,6 +285,7 @@ class SharedBatch:
         """Rebuild after a step that raised; when steps keep raising, find the row that is to blame."""
         _log.warning("A step of the batch failed and is done again: %r", error)
         rows = [row for row in self._rows if not row.done and not row.failure]
+        opened = self._decoder is not None
         if short := out_of_memory(error):
             traceback.clear_frames(error.__traceback__)  # they hold arrays
         self._rows.clear()
@@ -299,11 +300,14 @@ class SharedBatch:
         if short:
             self._relieve()
         self._stuck += 1
-        if self._suspect is not None or (len(rows) == 1 and self._stuck > 1):
+        failed = ran_out_alone if short else _failed
+        if not opened and self._stuck > 1:  # there is nothing to serve anybody with
+            for row in self._waiting:
+                row.fail(failed(error))
+            self._waiting.clear()
+        elif self._suspect is not None or (len(rows) == 1 and self._stuck > 1):
             blamed = self._suspect or rows[0]
-            failure = GenerationError(f"The model failed while it served this request: {error}.")
-            failure.__cause__ = error
-            blamed.fail(ran_out_alone(error) if short else failure)
+            blamed.fail(failed(error))
             rows = [row for row in rows if row is not blamed]
             self._suspect = None
         self._waiting[:0] = rows
@@ -320,6 +324,12 @@ class SharedBatch:
             decoder.close()
         del decoder
         clear_cache()
+
+
+def _failed(error: Exception) -> GenerationError:
+    failure = GenerationError(f"The model failed while it served this request: {error}.")
+    failure.__cause__ = error
+    return failure
 
 
 __all__ = ["PATIENCE", "STALL", "Decoder", "Drawn", "Plan", "Row", "SharedBatch", "Stepped"]

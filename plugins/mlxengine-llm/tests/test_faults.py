@@ -117,6 +117,23 @@ def test_a_row_that_breaks_every_step_is_found_and_ended(plugin: Plugin, tiny: P
     assert str(found[3][-1].__cause__) == "planted"
 
 
+def test_a_batch_that_cannot_be_opened_ends_who_waits_for_it_and_no_one_after(
+    plugin: Plugin, tiny: Path, solo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = plugin.load(tiny)
+
+    def broken(_rows: int) -> Any:
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as planted:
+        planted.setattr(model.batch, "_open", broken)
+        found = plugin.run([plugin.start(model, request) for request in requests()])
+    assert [type(events[-1]) for events in found] == [GenerationError] * len(found)
+    assert {str(events[-1].__cause__) for events in found} == {"planted"}
+    again = plugin.run([plugin.start(model, request) for request in requests()])
+    assert [tokens_of(events) for events in again] == solo
+
+
 def _tokens_request(tokens: list[int]) -> Any:
     from mlxengine import GenerateParams, TextRequest
 

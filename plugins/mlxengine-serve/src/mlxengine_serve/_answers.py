@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
 from attrs import define, evolve, frozen
 from mlxengine import (
+    AsyncEventStream,
     AsyncModelHandle,
     ChoiceFinished,
     Event,
@@ -18,7 +19,7 @@ from mlxengine import (
     Request,
     TokenUsage,
 )
-from mlxengine.errors import InsufficientMemoryError, ModelClosedError
+from mlxengine.errors import ModelClosedError
 
 from ._admission import retry_after
 from ._http import (
@@ -36,7 +37,6 @@ from ._http import (
 )
 from ._refusals import ENDING, Refusal, encoded, refusal_of
 from ._server import Server
-from ._turns import Turn
 from .options import ServerOptions
 
 _FAREWELL_SECONDS = 1.0
@@ -208,67 +208,48 @@ async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenera
         evolve(item, priority=priority, wait_timeout=options.wait_seconds, run_timeout=options.run_seconds)
         for item in asked.requests
     ]
-    name = (await server.models.named(asked.model)).name
-    deadline = (
-        None if options.wait_seconds is None else asyncio.get_running_loop().time() + options.wait_seconds
-    )
-    async with AsyncExitStack() as stack:
-        try:
-            async with asyncio.timeout_at(deadline):
-                turn = await stack.enter_async_context(server.turns.turn(name))
-                handle = await _loaded(server, asked, turn)
-        except TimeoutError:
-            raise Refusal(504, "The model's turn did not come in time.", code="timeout") from None
-        caller.model = handle.id
-        while True:
-            try:
-                async with aclosing(_run(handle, requests)) as found:
-                    async for event in found:
-                        turn.began()
-                        yield event
-                return
-            except ModelClosedError:  # it was unloaded in this moment; whoever asks now loads it again
-                if turn.begun:
-                    raise
-                handle = await _loaded(server, asked, turn)
-            except InsufficientMemoryError:
-                if not await turn.room():
-                    raise
-
-
-async def _loaded(server: Server, asked: Asked, turn: Turn) -> AsyncModelHandle:
-    while True:
-        try:
-            return await server.models.get_as(asked.handle, asked.model, asked.gives)
-        except InsufficientMemoryError:
-            if not await turn.room():
-                raise
+    try:
+        async with asyncio.timeout(options.wait_seconds):
+            handle = await server.models.get_as(asked.handle, asked.model, asked.gives)
+    except TimeoutError:
+        raise Refusal(504, "The model was not loaded in time.", code="timeout") from None
+    caller.model = handle.id
+    try:
+        found = _run(handle, requests)
+    except ModelClosedError:  # it was unloaded in this moment; whoever asks now loads it again
+        handle = await server.models.get_as(asked.handle, asked.model, asked.gives)
+        found = _run(handle, requests)
+    async with aclosing(found):
+        async for event in found:
+            yield event
 
 
 def _run(handle: AsyncModelHandle, requests: list[Request]) -> AsyncGenerator[Event]:
-    return _alone(handle, requests[0]) if len(requests) == 1 else _together(handle, requests)
+    """The requests' events; they are submitted at once, or `ModelClosedError` is raised."""
+    streams = [handle.stream(request) for request in requests]
+    return _alone(streams[0]) if len(streams) == 1 else _together(streams, requests[0])
 
 
-async def _alone(handle: AsyncModelHandle, request: Request) -> AsyncGenerator[Event]:
-    async with handle.stream(request) as stream:
+async def _alone(stream: AsyncEventStream) -> AsyncGenerator[Event]:
+    async with stream:
         async for event in stream:
             yield event
 
 
-async def _together(handle: AsyncModelHandle, requests: list[Request]) -> AsyncGenerator[Event]:
+async def _together(streams: list[AsyncEventStream], first: Request) -> AsyncGenerator[Event]:
     """Several requests as one with as many choices; ``index`` counts through, usage is summed."""
     found: asyncio.Queue[tuple[int, Event | BaseException]] = asyncio.Queue(maxsize=64)
 
-    async def read(number: int, request: Request) -> None:
+    async def read(number: int, stream: AsyncEventStream) -> None:
         try:
-            async with handle.stream(request) as stream:
+            async with stream:
                 async for event in stream:
                     await found.put((number, event))
         except Exception as error:
             await found.put((number, error))
 
-    tasks = [asyncio.ensure_future(read(*item)) for item in enumerate(requests)]
-    each = getattr(getattr(requests[0], "params", None), "n", 1)
+    tasks = [asyncio.ensure_future(read(*item)) for item in enumerate(streams)]
+    each = getattr(getattr(first, "params", None), "n", 1)
     usage, last, left = TokenUsage(), Finished(), len(tasks)
     try:
         while left:

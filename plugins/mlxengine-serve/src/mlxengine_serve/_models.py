@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -107,7 +108,9 @@ class Models:
         kept = self._handles.get(model.name)
         if kept is not None:
             return kept
-        made = await self._engine.load(model.ref, on_progress=on_progress)
+        made = await self._engine.load(
+            model.ref, on_progress=on_progress, wait_for_memory=self._options.wait_seconds or math.inf
+        )
         kept = self._handles.setdefault(model.name, made)
         if kept is not made:
             await made.close()

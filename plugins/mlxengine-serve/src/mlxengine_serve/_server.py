@@ -13,7 +13,6 @@ from mlxengine.errors import MisuseError, MLXEngineError
 from ._admission import Admission
 from ._counts import Counts
 from ._models import Models
-from ._turns import Turns
 from .options import ServerOptions
 
 if TYPE_CHECKING:
@@ -35,12 +34,8 @@ class Server:
     failed: Callable[[BaseException], None] | None = None
     counts: Counts = field(factory=Counts, init=False)
     admission: Admission = field(factory=Admission, init=False)
-    turns: Turns = field(init=False)
     loading: set[str] = field(factory=set, init=False)
     _tasks: set[asyncio.Task[None]] = field(factory=set, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.turns = Turns(self.engine.sync, self.models)
 
     def preload(self) -> None:
         """Begin to load the models that were named, one after the other, beside the first requests."""

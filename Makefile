@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test lint format types tests coverage test-slow test-parity test-gpu test-diffusionkit test-mflux docs demo \
+.PHONY: help setup test lint format types tests coverage test-slow test-parity test-gpu test-diffusionkit test-mflux test-clients docs demo \
 	changelog release dist clean
 
 help:            ## say what there is
@@ -56,6 +56,9 @@ test-gpu:        ## the plugins' tests on this machine's GPU, with the libraries
 
 test-diffusionkit:  ## the diffusionkit back end against diffusers, in an environment of its own
 	$(PYTHON) plugins/mlxengine-diffusion/tests/extras/run.py diffusionkit --venv $(VENV)-diffusionkit
+
+test-clients: $(STAMP)  ## other people's clients against the server: SDKs in environments of their own, Claude Code, Codex
+	$(PYTEST) -q plugins/mlxengine-serve/tests/clients/check_clients.py
 
 test-mflux:      ## the mflux back end against diffusers, in an environment of its own
 	$(PYTHON) plugins/mlxengine-diffusion/tests/extras/run.py mflux --venv $(VENV)-mflux

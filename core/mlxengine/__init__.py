@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .contract.hookspecs import Loaded as Loaded
     from .contract.hookspecs import MemoryEstimate as MemoryEstimate
     from .contract.hookspecs import ModelState as ModelState
+    from .contract.hookspecs import Route as Route
     from .contract.hookspecs import RunContext as RunContext
     from .contract.hookspecs import Workload as Workload
     from .contract.hookspecs import hookimpl as hookimpl
@@ -148,7 +149,7 @@ _HOMES = {
     "contract.events": "Array Event Finished FinishReason Metrics Progress Usage Waiting",
     "contract.features": "Explanation Feature Features LLMEngineFeatures Stage",
     "contract.fit": "FitReport FitVerdict",
-    "contract.hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate ModelState RunContext "
+    "contract.hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate ModelState Route RunContext "
     "Workload hookimpl",
     "contract.kinds": "Answer Asking Kind Lesser Measuring Mock Option Task Wanted",
     "contract.plugins": "Owner PluginRecord",

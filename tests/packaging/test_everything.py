@@ -9,7 +9,7 @@ import pytest
 
 from .environments import ROOT, Environment, installed, megabytes, published, run
 
-KINDS = ["diffusion", "embed", "llm", "vlm"]
+KINDS = ["diffusion", "embed", "llm", "serve", "vlm"]
 DENIED = {
     "torch",
     "tensorflow",
@@ -21,7 +21,15 @@ DENIED = {
     "mlxengine-forecast",
     "mlxengine-echo",
 }
-TOOLS = ["pytest", "pytest-timeout", "hypothesis", "pexpect", "mkl; platform_machine == 'x86_64'"]
+TOOLS = [
+    "pytest",
+    "pytest-timeout",
+    "hypothesis",
+    "pexpect",
+    "openai",
+    "anthropic",
+    "mkl; platform_machine == 'x86_64'",
+]
 WHERE = "import {0}, mlxengine; print(mlxengine.__file__, {0}.__file__, sep='\\n')"
 
 

@@ -61,7 +61,7 @@ def test_every_upstream_package_has_a_lower_bound(name: str) -> None:
         assert bounded or item.name == "mlxengine", f"{name} requires {item} without a lower bound"
 
 
-def test_every_plugin_of_the_tree_has_its_extra_and_all_brings_the_four() -> None:
+def test_every_plugin_of_the_tree_has_its_extra_and_all_brings_them() -> None:
     extras = PROJECTS["mlxengine"]["project"]["optional-dependencies"]
     kinds = [
         folder.name.removeprefix("mlxengine-") for folder in first_party() if folder.parent.name == "plugins"

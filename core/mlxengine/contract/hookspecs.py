@@ -248,6 +248,22 @@ class Command:
     parser: str | None = field(default=None, validator=optional(instance_of(str)))
 
 
+@frozen(kw_only=True)
+class Route:
+    """A path of a server over HTTP. Its module is imported only when the path is first asked for.
+
+    Args:
+        path: ``"/v1/audio/transcriptions"``. Those of the server itself go before.
+        target: ``"module:function"``; called once, with the server's `mlxengine_serve.Door`, returns an ASGI
+            application. Keys and hosts are checked before it, and errors of ours that it raises are answered.
+        methods: the methods of HTTP that it answers.
+    """
+
+    path: str = field(validator=instance_of(str))
+    target: str = field(validator=instance_of(str))
+    methods: tuple[str, ...] = field(default=("POST",), converter=texts)
+
+
 class HookSpecs:
     """The hooks. All arguments are passed by name; an implementation may leave out those it ignores."""
 
@@ -319,6 +335,11 @@ class HookSpecs:
         raise AssertionError
 
     @hookspec
+    def list_routes(self) -> Sequence[Route]:
+        """Paths that this plugin adds to a server (``mlxengine serve``). Optional."""
+        raise AssertionError
+
+    @hookspec
     def self_test(self, context: SelfTestContext) -> Sequence[Check]:
         """What ``mlxengine doctor`` runs for this kind: a real inference on something tiny. Optional."""
         raise AssertionError
@@ -337,6 +358,7 @@ __all__ = [
     "Loaded",
     "MemoryEstimate",
     "ModelState",
+    "Route",
     "RunContext",
     "Workload",
     "hookimpl",

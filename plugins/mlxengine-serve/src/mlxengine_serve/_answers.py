@@ -1,0 +1,272 @@
+"""From a request that was read to an answer that was sent: waiting, streaming, errors, in any dialect."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, Protocol
+
+from attrs import define, evolve, frozen
+from mlxengine import (
+    AsyncEventStream,
+    AsyncModelHandle,
+    ChoiceFinished,
+    Event,
+    Finished,
+    ImageRequest,
+    Request,
+    TokenUsage,
+)
+from mlxengine.errors import ModelClosedError
+
+from ._admission import retry_after
+from ._http import (
+    CALLER,
+    Caller,
+    EventWriter,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    ignored,
+    read_json,
+    send_bytes,
+    until_gone,
+)
+from ._refusals import ENDING, Refusal, encoded, refusal_of
+from ._server import Server
+from .options import ServerOptions
+
+_FAREWELL_SECONDS = 1.0
+log = logging.getLogger("mlxengine.serve")
+
+
+class Writer(Protocol):
+    """A dialect's stream: events in, frames out."""
+
+    def open(self) -> bytes:
+        """What the stream begins with; asked for once, before any event."""
+        ...
+
+    def beat(self) -> bytes:
+        """What shows that it lives while there is nothing to say."""
+        ...
+
+    def event(self, event: Event) -> bytes:
+        """The frames of an event; none for one that the dialect has no word for."""
+        ...
+
+    def fail(self, refusal: Refusal, request_id: str) -> bytes:
+        """What an answer that has begun ends with when it fails."""
+        ...
+
+
+@frozen(kw_only=True)
+class Asked:
+    """A request as a dialect has read it.
+
+    Args:
+        model: the name that the client gave.
+        requests: what the engine is asked; several are answered as the choices of one.
+        handle: the handle that the model must have, and what that gives, for the message where it has not.
+        whole: makes the answer of all events.
+        writer: streams it instead.
+        unknown: names of fields that nobody here knows.
+        aside: whether making the answer takes long, and is done beside the event loop.
+        priority: beside the key's own: it lowers, or raises no higher than that.
+    """
+
+    model: str | None
+    requests: tuple[Request, ...]
+    handle: type[AsyncModelHandle]
+    gives: str
+    whole: Callable[[list[Event]], Any]
+    writer: Writer | None = None
+    unknown: Sequence[str] = ()
+    aside: bool = False
+    priority: int = 0
+
+
+Read = Callable[[dict[str, Any], str], Asked]
+
+
+@define(eq=False)
+class Endpoint:
+    """A path whose body a dialect reads: ``read(fields, request id)``."""
+
+    server: Server
+    path: str
+    read: Read
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["mlxengine_serve.route"] = self.path
+        caller: Caller = scope[CALLER]
+        body = await read_json(scope, receive, self.server.options)
+        asked = self.read(body, caller.id)
+        bounded(asked, self.server.options)
+        with self.server.admission.admitted(caller.key):
+            await until_gone(receive, answer(self.server, caller, asked, send))
+
+
+def bounded(asked: Asked, options: ServerOptions) -> None:
+    """Whether a request asks for no more than it may: answers, and pixels and steps of pictures.
+
+    Raises:
+        Refusal: 400, it does.
+    """
+    counts = [getattr(getattr(item, "params", item), "n", 1) for item in asked.requests]
+    if sum(counts) > options.max_choices:
+        raise _beyond("n", f"A request may have {options.max_choices} answers.")
+    for item in asked.requests:
+        if isinstance(item, ImageRequest):
+            if (item.steps or 0) > options.max_steps:
+                raise _beyond("steps", f"A picture may have {options.max_steps} steps.")
+            width, height = item.size or (0, 0)
+            if width * height > options.max_pixels:
+                raise _beyond("size", f"A picture may have {options.max_pixels} pixels.")
+
+
+def _beyond(param: str, message: str) -> Refusal:
+    return Refusal(400, message, param=param, code="invalid_value")
+
+
+async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> None:
+    """Run what was asked and send what comes of it; cancelling ends it wherever it is.
+
+    Raises:
+        Refusal: it failed before the answer began.
+    """
+    headers = ignored(list(asked.unknown))
+    if asked.writer is None:
+        try:
+            async with aclosing(events_of(server, caller, asked)) as found:
+                events = [event async for event in found]
+        except Exception as error:
+            raise _refused(server, caller, error) from error
+        if asked.aside:
+            body = await asyncio.to_thread(lambda: encoded(asked.whole(events)))
+        else:
+            body = encoded(asked.whole(events))
+        await send_bytes(send, 200, body, "application/json", headers)
+        return
+    await _stream(server, caller, asked, asked.writer, send, headers)
+
+
+async def _stream(
+    server: Server, caller: Caller, asked: Asked, writer: Writer, send: Send, headers: Headers
+) -> None:
+    out = EventWriter(
+        send,
+        headers=headers,
+        first_seconds=server.options.first_byte_seconds,
+        beat_seconds=server.options.heartbeat_seconds,
+        opening=writer.open(),
+        beat=writer.beat,
+    )
+    async with out:
+        try:
+            async with aclosing(events_of(server, caller, asked)) as events:
+                async for event in events:
+                    data = (
+                        (await asyncio.to_thread(writer.event, event)) if asked.aside else writer.event(event)
+                    )
+                    if data:
+                        await out.write(data)
+        except asyncio.CancelledError:
+            # The client left, and hears no more; or the server ends, and says so.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    if out.started:
+                        await out.write(writer.fail(ENDING, caller.id))
+                        await out.end()
+            raise
+        except Exception as error:
+            refusal = _refused(server, caller, error)
+            if not out.started:
+                raise refusal from error
+            if refusal.status >= 500:
+                log.error("%s failed in its stream", caller.id, exc_info=error)
+            await out.write(writer.fail(refusal, caller.id))
+    await out.end()
+
+
+def _refused(server: Server, caller: Caller, error: Exception) -> Refusal:
+    return refusal_of(error, retry_after(server.engine.sync, caller.model))
+
+
+async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenerator[Event]:
+    """The events of what was asked, the model loaded first where it has to be; closing it ends it.
+
+    Raises:
+        Refusal, MLXEngineError: it cannot be served.
+    """
+    options, ceiling = server.options, caller.key.priority if caller.key else None
+    priority = asked.priority if ceiling is None else min(ceiling, ceiling + asked.priority)
+    requests = [
+        evolve(item, priority=priority, wait_timeout=options.wait_seconds, run_timeout=options.run_seconds)
+        for item in asked.requests
+    ]
+    try:
+        async with asyncio.timeout(options.wait_seconds):
+            handle = await server.models.get_as(asked.handle, asked.model, asked.gives)
+    except TimeoutError:
+        raise Refusal(504, "The model was not loaded in time.", code="timeout") from None
+    caller.model = handle.id
+    try:
+        found = _run(handle, requests)
+    except ModelClosedError:  # it was unloaded in this moment; whoever asks now loads it again
+        handle = await server.models.get_as(asked.handle, asked.model, asked.gives)
+        found = _run(handle, requests)
+    async with aclosing(found):
+        async for event in found:
+            yield event
+
+
+def _run(handle: AsyncModelHandle, requests: list[Request]) -> AsyncGenerator[Event]:
+    """The requests' events; they are submitted at once, or `ModelClosedError` is raised."""
+    streams = [handle.stream(request) for request in requests]
+    return _alone(streams[0]) if len(streams) == 1 else _together(streams, requests[0])
+
+
+async def _alone(stream: AsyncEventStream) -> AsyncGenerator[Event]:
+    async with stream:
+        async for event in stream:
+            yield event
+
+
+async def _together(streams: list[AsyncEventStream], first: Request) -> AsyncGenerator[Event]:
+    """Several requests as one with as many choices; ``index`` counts through, usage is summed."""
+    found: asyncio.Queue[tuple[int, Event | BaseException]] = asyncio.Queue(maxsize=64)
+
+    async def read(number: int, stream: AsyncEventStream) -> None:
+        try:
+            async with stream:
+                async for event in stream:
+                    await found.put((number, event))
+        except Exception as error:
+            await found.put((number, error))
+
+    tasks = [asyncio.ensure_future(read(*item)) for item in enumerate(streams)]
+    each = getattr(getattr(first, "params", None), "n", 1)
+    usage, last, left = TokenUsage(), Finished(), len(tasks)
+    try:
+        while left:
+            number, event = await found.get()
+            if isinstance(event, BaseException):
+                raise event
+            if isinstance(event, Finished):
+                left, last, usage = left - 1, event, usage + TokenUsage.of(event.usage)
+                if each == 1:
+                    yield ChoiceFinished(index=number, reason=event.reason, stop=event.stop)
+                continue
+            yield evolve(event, index=number * each + event.index)
+        yield evolve(last, usage=usage)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+__all__ = ["Asked", "Endpoint", "Read", "Writer", "answer", "bounded", "events_of"]

@@ -1,0 +1,185 @@
+"""What becomes of each field of a request: one table a dialect, which checks requests and makes the docs."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from attrs import define, field, frozen
+
+from ._refusals import Refusal
+
+
+class Fate(enum.StrEnum):
+    """What becomes of a field."""
+
+    HONOURED = "honoured"
+    REFUSED = "refused"
+    CALLERS = "the caller's"
+
+
+@frozen
+class Field:
+    """A field.
+
+    Args:
+        name: as the dialect has it.
+        fate: honoured; refused, unless its value is ``null`` or one of ``neutral``; or the caller's: it asks
+            nothing of a model, and changes nothing here.
+        note: what it becomes, or what to do instead.
+        neutral: values of a refused field that ask for what there is anyway.
+    """
+
+    name: str
+    fate: Fate
+    note: str = ""
+    neutral: tuple[Any, ...] = ()
+
+
+def honoured(name: str, note: str = "") -> Field:
+    """A field that does here what the dialect says."""
+    return Field(name, Fate.HONOURED, note)
+
+
+def refused(name: str, note: str, *neutral: Any) -> Field:
+    """A field that asks for what there is not."""
+    return Field(name, Fate.REFUSED, note, neutral)
+
+
+def callers(name: str, note: str) -> Field:
+    """A field for whoever keeps books, or for another machine."""
+    return Field(name, Fate.CALLERS, note)
+
+
+@frozen
+class Table:
+    """The fields of one path's requests. ``extra``: those that other servers of this kind have besides."""
+
+    title: str
+    path: str
+    fields: tuple[Field, ...]
+    extra: tuple[Field, ...] = ()
+
+    def check(self, body: Mapping[str, Any]) -> list[str]:
+        """The names of fields that the table does not know.
+
+        Raises:
+            Refusal: 400, one asks for what there is not.
+        """
+        known = {item.name: item for item in (*self.fields, *self.extra)}
+        unknown = []
+        for name, value in body.items():
+            item = known.get(name)
+            if item is None:
+                unknown.append(name)
+            elif item.fate is Fate.REFUSED and value is not None and value not in item.neutral:
+                note = f" {item.note}" if item.note else ""
+                raise Refusal(
+                    400, f"{name} is not served here.{note}", param=name, code="unsupported_parameter"
+                )
+        return unknown
+
+
+_NAMES = {str: "a text", bool: "true or false", int: "an integer", float: "a number", dict: "an object"}
+
+
+@define
+class Fields:
+    """An object of a request, read field by field; ``null`` is as good as absent.
+
+    Every reader raises a `Refusal` (400) that names the place where something else stands.
+    """
+
+    data: Mapping[str, Any]
+    where: str = field(default="", kw_only=True)
+
+    def at(self, name: str) -> str:
+        """Where a field stands, for messages."""
+        return f"{self.where}.{name}" if self.where else name
+
+    def wrong(self, name: str, message: str, code: str = "invalid_value") -> Refusal:
+        """A refusal that names a field."""
+        return Refusal(400, message, param=self.at(name), code=code)
+
+    def has(self, name: str) -> bool:
+        """Whether the field says something."""
+        return self.data.get(name) is not None
+
+    def _get(self, name: str, kind: type) -> Any:
+        value = self.data.get(name)
+        if value is None:
+            return None
+        kinds: Any = (int, float) if kind is float else kind
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+            raise self.wrong(name, f"{self.at(name)} must be {_NAMES[kind]}.", "invalid_type")
+        return value
+
+    def text(self, name: str) -> str | None:
+        """A text, or nothing."""
+        found: str | None = self._get(name, str)
+        return found
+
+    def flag(self, name: str) -> bool | None:
+        """True, false, or nothing."""
+        found: bool | None = self._get(name, bool)
+        return found
+
+    def integer(self, name: str) -> int | None:
+        """A whole number, or nothing."""
+        found: int | None = self._get(name, int)
+        return found
+
+    def number(self, name: str) -> float | None:
+        """A number, or nothing."""
+        found: float | None = self._get(name, float)
+        return found
+
+    def need(self, name: str) -> str:
+        """A text that has to be there."""
+        found = self.text(name)
+        if found is None:
+            raise self.wrong(name, f"{self.at(name)} is missing.", "missing_value")
+        return found
+
+    def object(self, name: str) -> Fields | None:
+        """An object, or nothing."""
+        found = self._get(name, dict)
+        return None if found is None else Fields(found, where=self.at(name))
+
+    def items(self, name: str) -> list[Any]:
+        """A list; an empty one where there is nothing."""
+        found = self.data.get(name)
+        if found is None:
+            return []
+        if not isinstance(found, list):
+            raise self.wrong(name, f"{self.at(name)} must be a list.", "invalid_type")
+        return found
+
+    def objects(self, name: str) -> Iterator[Fields]:
+        """The objects of a list."""
+        for number, item in enumerate(self.items(name)):
+            where = f"{self.at(name)}[{number}]"
+            if not isinstance(item, dict):
+                raise Refusal(400, f"{where} must be an object.", param=where, code="invalid_type")
+            yield Fields(item, where=where)
+
+    def token_numbers(self) -> dict[int, float]:
+        """This object as numbers by token id."""
+        found = {}
+        for name in self.data:
+            value = self.number(name)
+            if not name.isdecimal() or value is None:
+                raise self.wrong(name, f"{self.where} maps token ids to numbers.")
+            found[int(name)] = value
+        return found
+
+    def include_usage(self, streamed: bool) -> bool:
+        """What ``stream_options`` says of usage; it goes with a stream alone."""
+        options = self.object("stream_options")
+        if options is not None and not streamed:
+            raise self.wrong("stream_options", "stream_options goes with stream: true.")
+        return options is not None and bool(options.flag("include_usage"))
+
+
+__all__ = ["Fate", "Field", "Fields", "Table", "callers", "honoured", "refused"]

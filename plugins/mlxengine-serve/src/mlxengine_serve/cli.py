@@ -1,0 +1,204 @@
+"""``mlxengine serve``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlxengine.cli.verbs import Output, positive
+from mlxengine.contract.features import parse_flags
+from mlxengine.errors import InvalidParameterError
+
+from .options import LOOPBACK, ServedModel, ServerOptions, keys_of
+
+if TYPE_CHECKING:
+    import socket
+
+INTERRUPTED = 130
+_MEGABYTE = 1 << 20
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def alias(text: str) -> tuple[str, str]:
+    """``NAME=MODEL``, for argparse."""
+    name, _, model = text.partition("=")
+    if not name or not model:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=MODEL")
+    return name, model
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    add = parser.add_argument
+    add(
+        "-m",
+        "--model",
+        action="append",
+        default=[],
+        metavar="[NAME=]MODEL",
+        help="serve this model: org/name, a folder or a GGUF file; repeatable, the first one is the default. "
+        "Without it every model that is complete on this machine is served, loaded when it is asked for",
+    )
+    add(
+        "--alias",
+        action="append",
+        default=[],
+        type=alias,
+        metavar="NAME=MODEL",
+        help="a further name of a model; * stands for anything; repeatable",
+    )
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    add("--port", type=int, default=8080, help="port to listen on (8080); 0 takes a free one")
+    add(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="a file of keys, one a line, that only its owner may read; the variable MLXENGINE_SERVE_KEYS "
+        "has further ones. With keys every request needs one",
+    )
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a Host that requests may name, besides loopback names and addresses; * allows all",
+    )
+    add(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a web origin whose pages may call (https://app.example); * allows all",
+    )
+    add("--manage", action="store_true", help="let clients load and unload models")
+    add(
+        "--max-waiting",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="most requests that wait for a model (64); a further one is refused with status 429",
+    )
+    add(
+        "--wait-timeout",
+        type=seconds,
+        default=None,
+        metavar="SECONDS",
+        help="how long a request may wait for its turn; then it ends with status 504",
+    )
+    add("--run-timeout", type=seconds, default=None, metavar="SECONDS", help="how long it may run then")
+    add(
+        "--idle",
+        type=seconds,
+        default=None,
+        metavar="SECONDS",
+        help="take a model out of memory so long after its last request; the next one brings it back",
+    )
+    add("--max-body", type=positive, default=32, metavar="MB", help="largest body of a request (32)")
+    add("--feature", action="append", default=[], metavar="NAME[=VALUE]", help="a feature flag; repeatable")
+    add("--offline", action="store_true", help="make no request to the hub")
+    add("--tls-cert", type=Path, metavar="FILE", help="serve HTTPS with this certificate chain (PEM)")
+    add("--tls-key", type=Path, metavar="FILE", help="and its private key")
+
+
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigurationError: an option cannot be used.
+        MLXEngineError: a model that was named cannot be loaded.
+    """
+    options = options_of(arguments)
+    check_exposure(arguments.host, options)
+    return asyncio.run(_serve(arguments, options, out))
+
+
+def options_of(arguments: argparse.Namespace) -> ServerOptions:
+    """What the command line says, as a value."""
+    return ServerOptions(
+        models=tuple(ServedModel.of(text) for text in arguments.model),
+        aliases=arguments.alias,
+        keys=keys_of(arguments.keys),
+        hosts=[*arguments.allow_host, *([] if _any_address(arguments.host) else [arguments.host])],
+        origins=arguments.allow_origin,
+        manage=arguments.manage,
+        max_body=arguments.max_body * _MEGABYTE,
+        wait_seconds=arguments.wait_timeout,
+        run_seconds=arguments.run_timeout,
+    )
+
+
+def check_exposure(host: str, options: ServerOptions) -> None:
+    """Whether an address may be listened on with these keys.
+
+    Raises:
+        InvalidParameterError: others could reach it, and nothing keeps them out.
+    """
+    if not options.keys and not _is_loopback(host):
+        raise InvalidParameterError(
+            f"Listening on {host} without a key would let anybody use this machine.",
+            hint="Write a key into a file and name it with --keys, or keep --host 127.0.0.1.",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() in LOOPBACK
+
+
+def _any_address(host: str) -> bool:
+    return host in ("0.0.0.0", "::", "")
+
+
+async def _serve(arguments: argparse.Namespace, options: ServerOptions, out: Output) -> int:
+    from mlxengine import AsyncInferenceEngine
+
+    from ._uvicorn import Runner, bind, config
+    from .app import create_app
+
+    flags: dict[str, object] = {"core.max_waiting": arguments.max_waiting}
+    for text in arguments.feature:
+        flags.update(parse_flags(text))
+    trouble: list[BaseException] = []
+    listening = bind(arguments.host, arguments.port)
+    async with AsyncInferenceEngine(
+        features=flags, offline=True if arguments.offline else None, idle_ttl=arguments.idle
+    ) as engine:
+
+        def failed(error: BaseException) -> None:
+            trouble.append(error)
+            runner.should_exit = True
+
+        app = create_app(engine, options, failed=failed)
+        runner = Runner(config(app, arguments.tls_cert, arguments.tls_key))
+        url = _url(listening, tls=arguments.tls_cert is not None)
+        out.emit({"url": url}, lambda: out.line(f"serving on {url}; Ctrl-C ends it"))
+        out.flush()
+        await runner.serve(sockets=[listening])
+    if trouble:
+        raise trouble[0]
+    return INTERRUPTED if runner.interrupted else 0
+
+
+def _url(listening: socket.socket, *, tls: bool) -> str:
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{shown}:{port}"
+
+
+__all__ = ["check_exposure", "configure", "options_of", "run"]

@@ -1,0 +1,76 @@
+"""Embeddings: the vectors of the engine to the bit, in the form that was asked for."""
+
+from __future__ import annotations
+
+import base64
+import typing
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from mlxengine_serve import ServerOptions, openai_embeddings
+from openai.types import CreateEmbeddingResponse
+from openai.types.embedding_create_params import EmbeddingCreateParams
+from serve_harness import Served, serving
+
+PATH = "/v1/embeddings"
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Iterator[Served]:
+    with serving(ServerOptions(models=["mock/embed", "mock/llm"]), backend="mock") as made:
+        made.wait_until(lambda: made.get("/ready").status_code == 200)
+        yield made
+
+
+def reference(served: Served, texts: list[Any], **options: Any) -> list[list[float]]:
+    found = served.engine.sync.load_embeddings("mock/embed").embed(texts, **options).numpy()
+    return [list(map(float, row)) for row in found]
+
+
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1, 2], [3]], [[1, 2], [3]])],
+)
+def test_inputs_of_every_form_give_the_engines_own_vectors(
+    vectors: Served, given: Any, texts: list[Any]
+) -> None:
+    answer = vectors.post(PATH, {"model": "mock/embed", "input": given})
+    found = CreateEmbeddingResponse.model_validate_json(answer.content, strict=True)
+    assert [item.embedding for item in found.data] == reference(vectors, texts)
+    assert [item.index for item in found.data] == list(range(len(texts)))
+    assert found.usage.prompt_tokens > 0
+
+
+def test_base64_is_little_endian_float32(vectors: Served) -> None:
+    answer = vectors.post(PATH, {"input": "a", "encoding_format": "base64", "dimensions": 3}).json()
+    found = array("f", base64.b64decode(answer["data"][0]["embedding"]))
+    assert [list(found)] == reference(vectors, ["a"], truncate_dim=3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({}, "input"), ({"input": []}, "input"), ({"input": [1, "a"]}, "input"), ({"input": [[]]}, "input"),
+     ({"input": "a", "dimensions": 0}, "dimensions"),
+     ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+     ({"input": "a", "model": "mock/llm"}, "model")],
+)  # fmt: skip
+def test_what_cannot_be_served_is_refused_with_its_field(
+    vectors: Served, fields: dict[str, Any], param: str
+) -> None:
+    answer = vectors.post(PATH, fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_openais_client_embeds(vectors: Served) -> None:
+    client = openai.OpenAI(base_url=f"{vectors.url}/v1", api_key="none", max_retries=0)
+    found = client.embeddings.create(model="mock/embed", input=["a", "b"])
+    assert [item.embedding for item in found.data] == reference(vectors, ["a", "b"])
+
+
+def test_the_table_has_every_field_of_openais_and_no_other() -> None:
+    theirs = set(typing.get_type_hints(EmbeddingCreateParams))
+    assert {item.name for item in openai_embeddings.TABLE.fields} == theirs
+    assert not {item.name for item in openai_embeddings.TABLE.extra} & theirs

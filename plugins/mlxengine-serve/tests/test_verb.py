@@ -1,0 +1,76 @@
+"""``mlxengine serve`` as a process: it begins quickly, brings no model library, and ends in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+IMPORTS = "import sys, mlxengine_serve.plugin; print(*sorted(sys.modules))"
+HEAVY = ("mlx", "numpy", "transformers", "torch", "mlx_lm", "PIL", "fastapi", "pydantic")
+
+
+@contextmanager
+def process(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The verb on a free port; the process and its address."""
+    command = [sys.executable, "-m", "mlxengine", "serve", "--port", "0", "--json", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        try:
+            yield running, json.loads(line)["url"] if line else ""
+        finally:
+            running.kill()
+
+
+def test_looking_for_plugins_imports_no_server() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    assert not {"starlette", "uvicorn", *HEAVY} & set(done.stdout.split())
+
+
+def test_it_serves_and_ends_in_order_at_sigterm() -> None:
+    with process("--feature", "core.mock", "--model", "mock/llm") as (running, url):
+        deadline = time.monotonic() + 20
+        while httpx2.get(f"{url}/ready", trust_env=False).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert httpx2.get(f"{url}/v1/models", trust_env=False).json()["data"][0]["id"] == "mock/llm"
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(10) == 0
+        assert running.stderr is not None
+        assert "Traceback" not in running.stderr.read()
+
+
+def test_a_model_that_cannot_be_loaded_ends_it_with_the_code_of_the_error(tmp_path: Path) -> None:
+    with process("--offline", "--model", "org/nothing") as (running, _):
+        assert running.wait(20) == 3
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    with process("--model", str(folder)) as (running, _):
+        assert running.wait(20) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--host", "0.0.0.0"), "without a key"),
+        (("--port", "99999"), "cannot be listened on"),
+        (("--alias", "x"), "NAME=MODEL"),
+        (("--keys", "/nowhere"), "cannot be read"),
+        (("--wait-timeout", "-1"), "positive number"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(words: tuple[str, ...], told: str) -> None:
+    command = [sys.executable, "-m", "mlxengine", "serve", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=os.environ)
+    assert done.returncode == 2
+    assert told in done.stderr

@@ -121,7 +121,7 @@ class ModelState:
 
     Args:
         caches: bytes that it keeps beside its weights for requests to come (prompts, encoded pictures).
-        requests: bytes that the requests that run may take beyond the estimate's caches, at most.
+        requests: bytes that the requests that run take, or are about to, beyond the estimate's caches.
         degraded: why it serves less than it was loaded for at the moment, for people.
         shortages: how often memory ran out under it so far.
         rows: requests that have a place in its batch; ``None`` where there is none.

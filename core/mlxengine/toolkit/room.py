@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+from .._units import human
 from ..errors import InsufficientMemoryError
 
 _log = logging.getLogger("mlxengine.toolkit.rows")
@@ -77,4 +78,21 @@ def ran_out_alone(error: Exception) -> InsufficientMemoryError:
     return failure
 
 
-__all__ = ["QUIET_STEPS", "Room", "ran_out_alone"]
+def cannot_grow(tokens: int, wanted: int, short: int) -> InsufficientMemoryError:
+    """The error of a request for whose cache there is no room by the account, without any other beside it.
+
+    Args:
+        tokens: of its prompt and its answer so far.
+        wanted: bytes that its cache would take.
+        short: bytes of these that there is no room for.
+    """
+    failure = InsufficientMemoryError(
+        f"The key-value cache of this request, of {tokens} tokens so far, needs {human(wanted)}: "
+        f"{human(short)} more than there is memory for.",
+        hint="Shorten the prompt, lower max_tokens, close other models, or raise memory_budget.",
+    )
+    failure.__cause__ = MemoryError(f"{short} bytes are missing by the account")
+    return failure
+
+
+__all__ = ["QUIET_STEPS", "Room", "cannot_grow", "ran_out_alone"]

@@ -41,9 +41,11 @@ class Row:
         self.failure: Exception | None = None
         self.inside = False  # in the decoder, reading its prompt or decoding
         self.after: Row | None = None  # a row with the same prompt, read once for both
-        self.kept: Any = None  # what the decoder gave for a row that was parked
+        self.aside = False  # parked, and not back yet
+        self.kept: Any = None  # what the decoder gave for a row that was parked with its cache
         self.since = 0.0  # when it began to wait, on the clock of `time.monotonic`
-        self.cost = 0  # bytes that its cache may take at most, if its owner says so
+        self.charged = 0  # tokens that its cache may hold before it is charged for more
+        self.cost = 0  # bytes that it is charged with for these
         self.seen = -1
         self.reading = True
         self.read = 0  # tokens of its prompt that are in its cache, while that is read in pieces
@@ -56,6 +58,16 @@ class Row:
         lower priority is late, not starved: each step of it is worth `PATIENCE` seconds.
         """
         return seconds - (now - self.since) - PATIENCE * self.priority
+
+    @property
+    def size(self) -> int:
+        """Tokens of its prompt and of its answer so far."""
+        return len(self.prompt) + len(self.tokens)
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that these may become; ``None`` while nobody says."""
+        return None
 
     @property
     def unread(self) -> int:

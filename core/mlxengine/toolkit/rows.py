@@ -4,7 +4,8 @@ A row is one answer being generated. Every reader's ``next`` may advance the bat
 token for all rows and reads a piece of the prompts that are waiting. Nothing that belongs to one row may
 raise inside that step, because the caches of the others would be left advanced; if the step itself
 raises, the batch is thrown away and the surviving rows are rebuilt from their tokens. If memory ran out,
-fewer of them at once: the newest wait until others are done, and go on where they were.
+fewer of them at once: the newest wait until others are done, and go on where they were. The same where the
+rows' caches would grow beyond what the account has room for: then before it happens.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from .._machine.backend import clear_cache
+from ..contract.hookspecs import ModelState
 from ..errors import GenerationError, out_of_memory
+from .account import Account
 from .pace import Pace
-from .room import Room, ran_out_alone
+from .room import Room, cannot_grow, ran_out_alone
 from .row import PATIENCE, Decoder, Drawn, Plan, Row, Stepped
 from .sampling import SeededSampler
 
@@ -41,8 +44,8 @@ class SharedBatch:
         max_rows: most rows that decode together; further ones wait.
         stall_factor: while answers run, a step takes at most this multiple of one that only decodes.
         relieve: gives back memory that nobody needs now (caches), when it has run out.
-        affords: whether there is memory for rows that may take so many bytes together; such that do not
-            fit beside others wait. A row alone is let in.
+        account: what rows are charged with as their caches grow. Those that do not fit beside others wait;
+            one that does not fit alone fails.
         first_piece: tokens of a prompt that are read at once before anything is known of the speed.
         preempts: whether a row that decodes is parked, with its cache, for one of a higher priority that
             finds no place; it goes on when there is one again.
@@ -55,7 +58,7 @@ class SharedBatch:
         max_rows: int = 32,
         stall_factor: float = 8.0,
         relieve: Callable[[], None] = lambda: None,
-        affords: Callable[[int], bool] = lambda _bytes: True,
+        account: Account | None = None,
         first_piece: int = Pace.FIRST,
         preempts: bool = False,
     ) -> None:
@@ -63,7 +66,7 @@ class SharedBatch:
         self.max_rows = max_rows
         self.room = Room(max_rows)
         self._relieve = relieve
-        self._affords = affords
+        self.account = account or Account()
         self._preempts = preempts
         self._crowded = False
         self._aside: list[Row] = []  # parked, with their caches
@@ -80,7 +83,7 @@ class SharedBatch:
 
     @property
     def cost(self) -> int:
-        """Bytes that the rows that are in, or parked with their caches, may take together at most."""
+        """Bytes that the rows that are in, or parked with their caches, are charged with."""
         return sum(row.cost for row in self.caching)
 
     @property
@@ -100,6 +103,23 @@ class SharedBatch:
             return f"there is memory for {len(self._rows)} requests at once; {len(self._waiting)} wait"
         return self.room.reason
 
+    def affords(self, rows: int, tokens: int) -> bool:
+        """Whether there is memory for so many more rows of so many tokens."""
+        return self.account.affords(self.cost + rows * self.account.cost_of(tokens), self.cost)
+
+    def state(self) -> ModelState:
+        """What the rows take, and whether fewer than usual are served together; asked on any thread."""
+        account, cost = self.account, self.cost
+        return ModelState(
+            caches=account.kept(),
+            requests=account.beyond(cost),
+            degraded=self.degraded,
+            shortages=self.room.shortages,
+            rows=self.inside,
+            kv_used=sum(account.cost_of(row.size) for row in self.caching),
+            kv_total=max(account.reserved, cost),
+        )
+
     def admit(self, row: Row) -> None:
         """Queue a row; it enters at the next step in which there is room."""
         if row not in self._waiting:
@@ -109,9 +129,7 @@ class SharedBatch:
     def remove(self, row: Row) -> None:
         """Take a row out at once, wherever it is."""
         row.done = True
-        row.kept = None
-        if row in self._aside:
-            self._aside.remove(row)
+        self._forget(row)
         if row in self._waiting:
             self._waiting.remove(row)
         self._take_out([row])
@@ -122,7 +140,7 @@ class SharedBatch:
         While other rows hold unread events, a reader's first call since the last step does nothing, so
         that the others' readers get their turn; a second call means that a whole round has passed.
         """
-        if row.kept is not None and not row.inside and row not in self._waiting:
+        if row.aside and row not in self._waiting:
             self.admit(row)
         first = row.seen != self._steps
         self.touch(row)
@@ -140,6 +158,7 @@ class SharedBatch:
         self._steps += 1
         try:
             decoder = self._enter()
+            self._grow()
             if decoder is None or not self._rows:
                 if self._waiting:  # for something that another thread makes: leave it the processor
                     time.sleep(NAP)
@@ -203,11 +222,13 @@ class SharedBatch:
                 break
             now = time.monotonic()
             row = min(free, key=lambda item: (-item.priority if full else 0, item.standing(now)))
-            more = 0 if row in self._aside else row.cost
-            self._crowded = bool(self._rows) and not self._affords(self.cost + more)
+            fits = self._fits(row)
+            self._crowded = bool(self._rows) and not fits
             if self._crowded or (full and not self._make_way(self._decoder, row)):
                 break
             self._waiting.remove(row)
+            if not fits:
+                row.fail(self._refusal(row))
             if row.failure is not None:
                 continue
             try:
@@ -221,6 +242,59 @@ class SharedBatch:
             if self._stuck > 1:  # something raises in every step: let rows in one by one to find it
                 self._suspect = row
         return self._decoder
+
+    def _fits(self, row: Row) -> bool:
+        """Whether there is memory for a row that waits; alone it takes that of those that are parked."""
+        if row in self._aside:
+            return True  # it is charged already
+        account, more = self.account, self.account.charge(row)
+        while not account.affords(self.cost + more, self.cost):
+            if self._rows:
+                return False
+            if not self._aside:
+                return account.affords(account.charge(row, 1), 0)
+            self._forget(self._last(self._aside))
+        return True
+
+    def _grow(self) -> None:
+        """Charge the rows that come to the end of what they are charged for.
+
+        Where there is no room for them all, caches go until what is left fits: first those of parked rows,
+        then those of rows that decode, each time the newest of the lowest priority, which wait with their
+        tokens. A row that is left alone gets what it needs for one token more, or fails.
+        """
+        growing = [row for row in self._rows if row.size >= row.charged]
+        for row in growing:
+            self.account.charge(row)
+        while growing and not self.account.affords(self.cost, self.cost):
+            if self._aside:
+                self._forget(self._last(self._aside))
+                continue
+            row = self._last(self._rows)
+            if len(self._rows) == 1:
+                growing = []
+                if self.account.affords(self.account.charge(row, 1), row.cost):
+                    break
+                row.fail(self._refusal(row))
+            self._take_out([row])
+            if row.failure is None:
+                self._crowded = True
+                self._waiting.append(row)
+
+    def _refusal(self, row: Row) -> Exception:
+        held = row.cost if row.inside else 0
+        return cannot_grow(row.size, row.cost, self.account.short(row.cost, held))
+
+    @staticmethod
+    def _last(rows: Sequence[Row]) -> Row:
+        """Who makes way first: of the lowest priority, the row that came last."""
+        return min(rows, key=lambda row: (row.priority, -row.since))
+
+    def _forget(self, row: Row) -> None:
+        """Let go of the cache of a parked row, which goes on from its tokens."""
+        row.kept = None
+        if row in self._aside:
+            self._aside.remove(row)
 
     def _outranked(self) -> bool:
         """Whether one that waits may push out one that is in."""
@@ -252,11 +326,9 @@ class SharedBatch:
             row.sampler.position = len(row.tokens)
         row.reading = True
         decoder.insert(row)
-        row.kept = None
-        row.inside = True
+        row.inside, row.aside = True, False
         self._rows.append(row)
-        if row in self._aside:
-            self._aside.remove(row)
+        self._forget(row)
 
     def _take_out(self, rows: Sequence[Row]) -> None:
         leaving = [row for row in rows if row.inside]
@@ -278,7 +350,7 @@ class SharedBatch:
         row.inside = False
         self._give(drawn)
         if not row.done and not row.failure:
-            row.kept = kept
+            row.aside, row.kept = True, kept
             self._aside.append(row)
 
     def _recover(self, error: Exception) -> None:

@@ -242,7 +242,7 @@ def _memory(plugin: Plugin, model: Any) -> str:
             model.network(mx.array([tokens]), cache=layers)
             mx.eval([layer.state for layer in layers])
         took = sum(layer.nbytes for layer in layers)
-    ratio = model.cost_of(length) / took if took else 0.0
+    ratio = model.batch.account.cost_of(length) / took if took else 0.0
     return "yes" if abs(ratio - 1) <= 0.15 else f"{ratio:.2f} ×"
 
 

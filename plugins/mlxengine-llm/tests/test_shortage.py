@@ -229,12 +229,9 @@ def test_the_wired_limit_of_a_mac_is_left_as_it_was(
     assert limit == [9]
 
 
-def cost_of_one(plugin: Plugin, model: Any) -> int:
-    """Bytes that each of `requests` may take."""
-    stream = plugin.start(model, requests()[0])
-    stream.close()
-    cost: int = stream._answer.cost
-    assert cost == model.cost_of(len(PROMPTS[0]) + 40)
+def cost_of_one(model: Any) -> int:
+    """Bytes that each of `requests` is charged with."""
+    cost: int = model.batch.account.cost_of(len(PROMPTS[0]) + 40)
     return cost
 
 
@@ -242,11 +239,11 @@ def test_requests_enter_only_as_far_as_there_is_memory_for_them_all(
     plugin: Plugin, tiny: Path, alone: Any
 ) -> None:
     model = plugin.load(tiny)
-    one = cost_of_one(plugin, model)
+    one = cost_of_one(model)
     assert one > 0
     widest, reasons = [0], set()
-    model.reserved = 2 * one
-    model.room = lambda: one - model.state().requests - model.state().caches
+    model.batch.account.reserved = 2 * one
+    model.batch.account.room = lambda: one - model.state().requests - model.state().caches
     streams = [plugin.start(model, request) for request in requests()]
     advance = model.batch.advance
 
@@ -270,10 +267,12 @@ def test_caches_of_prompts_make_room_for_requests(plugin: Plugin, tiny: Path) ->
     for letter in "abc":
         plugin.text(model, letter * 300, max_tokens=4)
     held = model.state().caches
-    one = cost_of_one(plugin, model)
+    one = cost_of_one(model)
     assert held > one
-    model.reserved = one
-    model.room = lambda: held - model.state().requests - model.state().caches  # all of it is theirs
+    model.batch.account.reserved = one
+    model.batch.account.room = lambda: (
+        held - model.state().requests - model.state().caches
+    )  # all of it is theirs
     streams = [plugin.start(model, request) for request in requests()[:2]]
     with plugin.backend.stream():
         while any(not stream._answer.tokens for stream in streams):

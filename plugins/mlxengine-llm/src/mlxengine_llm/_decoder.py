@@ -112,7 +112,7 @@ class BatchDecoder(TogetherDecoder):
     def _prefix(self, row: Row, tokens: list[int]) -> tuple[list[Any], list[int]] | None:
         prefixes = self._kept_by(row)
         found = prefixes.find(tokens) if prefixes is not None else None
-        if found is not None and isinstance(row, Answer):
+        if found is not None and isinstance(row, Answer) and not (row.tokens or row.read):
             row.cached = min(len(found[1]), len(row.prompt))
         return found
 

@@ -72,7 +72,6 @@ def _admit(
         answer.reuse = context.features.get(features.PROMPT_CACHE)
         assert isinstance(answer, AdaptedAnswer)
         answer.adapter = adapter
-        answer.cost = model.cost_of(answer.longest)
         model.answers.add(answer)
         model.batch.admit(answer)
     if len(answers) == 1:

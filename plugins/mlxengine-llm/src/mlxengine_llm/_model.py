@@ -9,6 +9,7 @@ from typing import Any
 from attrs import define, field
 from mlxengine import MemoryEstimate, ModelCard, ModelState, TextWorkload
 from mlxengine.errors import InvalidParameterError
+from mlxengine.toolkit.account import Account, reckoned
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.estimate import estimator, text_config
 from mlxengine.toolkit.grammar import Grammars
@@ -32,8 +33,6 @@ from ._tags import AdaptedAnswer
 from ._trial import Trial
 from .features import BATCH
 
-_STEP = 256  # tokens that caches grow by
-
 
 @define(eq=False)
 class LanguageModel:
@@ -56,7 +55,8 @@ class LanguageModel:
         serving: what has to be served one row at a time.
         draft: a smaller model's module that guesses tokens, or ``None``.
         cache_size: bytes of a request's cache as measured; ``None`` where only the arithmetic is known.
-        reserved, room: see `mlxengine.LoadContext`, where ``room`` is ``cache_room``.
+        reserved: bytes that were set aside for the caches of requests.
+        room: see ``cache_room`` of `mlxengine.LoadContext`.
         backend: see `mlxengine.Device`.
         shapes: which sizes of passes the device has met.
         first_piece: see `SharedBatch`.
@@ -91,7 +91,6 @@ class LanguageModel:
     shapes: Shapes = field(factory=Shapes)
     first_piece: int = Pace.FIRST
     estimate: Callable[[TextWorkload], MemoryEstimate] = field(init=False)
-    _costs: dict[int, int] = field(init=False, factory=dict)
     grammars: Grammars | None = field(init=False)
     adapters: Adapters = field(init=False)
     info: dict[str, Any] = field(init=False, factory=dict)
@@ -108,12 +107,19 @@ class LanguageModel:
         self.grammars = _grammars(self.tokenizer, self.vocabulary, self.stop_ids)
         self.adapters = Adapters(self.network)
         self.prompts = Prompts(self.tokenizer, self.card, self.context)
+        account = Account(
+            bytes_of=self.cache_size or reckoned(self.estimate, self.serving.kv_bits, self.backend),
+            reserved=self.reserved,
+            room=self.room,
+            kept=lambda: self._kept,
+            trim=self.trim,
+        )
         self.batch = SharedBatch(
             self._decoder,
             max_rows=1 if self.serving.serial else self.max_rows,
             stall_factor=self.stall_factor,
             relieve=lambda: self.trim(0),
-            affords=self._affords,
+            account=account,
             first_piece=self.first_piece,
             preempts=self.preempts,
         )
@@ -160,45 +166,13 @@ class LanguageModel:
 
     def state(self) -> ModelState:
         """What is kept for prompts to come, and whether fewer requests than usual are served together."""
-        return ModelState(
-            caches=self._kept,
-            requests=self._beyond,
-            degraded=self.batch.degraded,
-            shortages=self.batch.room.shortages,
-            rows=self.batch.inside,
-            kv_used=sum(self.cost_of(len(row.prompt) + len(row.tokens)) for row in self.batch.caching),
-            kv_total=max(self.reserved, self.batch.cost),
-        )
+        return self.batch.state()
 
     @property
     def _kept(self) -> int:
         """Bytes of prompts' caches."""
         kept = (self.prefixes, *list(self.adapted.values()))
         return sum(item.nbytes for item in kept if item is not None)
-
-    @property
-    def _beyond(self) -> int:
-        """Bytes that requests may take at most beyond what is reserved for them."""
-        return max(0, self.batch.cost - self.reserved)
-
-    def cost_of(self, tokens: int) -> int:
-        """Bytes that the cache of a request of so many tokens takes."""
-        steps = -(-tokens // _STEP)
-        if self.cache_size is not None:
-            return self.cache_size(steps * _STEP)
-        if steps not in self._costs:  # an estimate looks at every tensor of the checkpoint
-            bits = self.serving.kv_bits
-            workload = TextWorkload(context_length=steps * _STEP, kv_bits=bits, backend=self.backend)
-            self._costs[steps] = self.estimate(workload).cache
-        return self._costs[steps]
-
-    def _affords(self, wanted: int) -> bool:
-        """Whether requests may take so many bytes together; prompts' caches make room for them."""
-        room, kept = self.room(), self._kept
-        short = 0 if room is None else wanted - self.reserved - self._beyond - room
-        if 0 < short <= kept:
-            self.trim(kept - short)
-        return short <= kept
 
     def trim(self, most: int) -> None:
         """Let go of prompts' caches until at most so many bytes are held, those of adapters first."""
@@ -214,7 +188,7 @@ class LanguageModel:
             self.shapes,
             max_rows=self.batch.max_rows,
             context=self.context,
-            affords=lambda rows, tokens: self._affords(self.batch.cost + rows * self.cost_of(tokens)),
+            affords=self.batch.affords,
         )
 
     def unload_adapter(self, name: str) -> None:

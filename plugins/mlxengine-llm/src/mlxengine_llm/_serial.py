@@ -59,7 +59,7 @@ class SerialDecoder:
             self._cache, self._held = row.kept
         elif found is not None:
             self._cache, self._held = [own(layer) for layer in found[0]], len(found[1])
-            if isinstance(row, Answer):
+            if isinstance(row, Answer) and not row.tokens:
                 row.cached = min(self._held, len(row.prompt))
         else:
             self._cache, self._held = caches_for(self._network, self._serving), 0

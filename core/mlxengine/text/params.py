@@ -71,14 +71,15 @@ def _bias_pairs(_instance: object, _attribute: Attribute[Any], value: Any) -> No
 class GenerateParams:
     """Parameters of one text request. ``None`` means "the model's own default", never zero.
 
-    Where the model has no default of its own (``generation_config.json``), those of mlx-lm hold:
-    ``max_tokens`` 256, greedy decoding (``temperature`` 0), no penalties. Of that file's keys these count:
-    ``max_new_tokens``; ``max_length``, for prompt and answer, where ``max_tokens`` is ``None``;
+    Where the model has no default of its own (``generation_config.json``), an answer goes on to its end or
+    the context's (`FinishReason`), greedy (``temperature`` 0) and without penalties. Of that file's keys
+    these count: ``max_new_tokens``; ``max_length``, for prompt and answer, where ``max_tokens`` is ``None``;
     ``stop_strings``, besides ``stop``; ``repetition_penalty``, unless ``temperature`` is 0 here; and with
     ``do_sample``, ``temperature``, ``top_p``, ``top_k`` and ``min_p``.
 
     Args:
-        max_tokens: most tokens to generate, at least 1.
+        max_tokens: most tokens to generate, at least 1. ``None``: as many as it needs; of a model whose
+            context is not known, 4,096.
         temperature: 0 is greedy.
         top_p: nucleus mass in (0, 1]; 1 turns it off.
         top_k: keep the k most probable tokens; 0 turns it off.

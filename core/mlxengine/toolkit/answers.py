@@ -25,7 +25,8 @@ from .rows import Row, SharedBatch
 from .sampling import PenaltySettings, SamplerSettings, SeededSampler, processors_for, sampler_for
 from .token_bytes import TokenBytes
 
-MAX_TOKENS = 256
+MAX_TOKENS = 4096
+"""Most tokens of an answer where neither the request, the model nor a known context bounds it."""
 
 
 @frozen(kw_only=True)
@@ -107,17 +108,25 @@ def stop_texts(params: GenerateParams, defaults: Mapping[str, Any]) -> tuple[str
     )
 
 
-def token_limit(params: GenerateParams, defaults: Mapping[str, Any], prompt_length: int) -> int:
-    """Most tokens of the answer: the request's, then the model's ``max_new_tokens``, then `MAX_TOKENS`.
+def token_limit(
+    params: GenerateParams, defaults: Mapping[str, Any], prompt_length: int, context: int | None
+) -> tuple[int, FinishReason]:
+    """Most tokens of an answer, and what its end there is called.
 
-    Where the request says nothing, prompt and answer are bounded by the model's ``max_length`` too; at least
-    one token may come.
+    The request's ``max_tokens``, else the model's ``max_new_tokens`` and ``max_length`` (of prompt and answer
+    together; one token may always come), else what the context leaves; without a known one, `MAX_TOKENS`.
     """
-    if params.max_tokens is not None:
-        return params.max_tokens
-    own, longest = defaults.get("max_new_tokens"), defaults.get("max_length")
-    limit = own if isinstance(own, int) and own > 0 else MAX_TOKENS
-    return max(1, min(limit, longest - prompt_length)) if isinstance(longest, int) else limit
+    left = None if context is None else context - prompt_length
+    bounds = [] if params.max_tokens is None else [params.max_tokens]
+    if not bounds:
+        own, longest = defaults.get("max_new_tokens"), defaults.get("max_length")
+        bounds += [own] if isinstance(own, int) and own > 0 else []
+        bounds += [max(1, longest - prompt_length)] if isinstance(longest, int) else []
+    if left is None:
+        return min(bounds, default=MAX_TOKENS), FinishReason.LENGTH
+    if not bounds or left < min(bounds):
+        return left, FinishReason.CONTEXT
+    return min(bounds), FinishReason.LENGTH
 
 
 class Router(Protocol):
@@ -180,8 +189,7 @@ class Answer(Row):
         self._stop_ids = frozenset(params.stop_token_ids) | (
             frozenset() if params.ignore_eos else voice.stop_ids
         )
-        limit = token_limit(params, voice.defaults, len(prompt))
-        self._limit = limit if voice.context is None else min(limit, voice.context - len(prompt))
+        self._limit, self._bound = token_limit(params, voice.defaults, len(prompt), voice.context)
         self.scored = params.logprobs or params.top_logprobs > 0
         self._top = params.top_logprobs
         self._text: list[str] = []
@@ -229,7 +237,7 @@ class Answer(Row):
         if stop is not None:
             self._finish(FinishReason.STOP, stop)
         elif len(self.tokens) >= self._limit:
-            self._finish(FinishReason.LENGTH)
+            self._finish(self._bound)
 
     def _say(self, text: str, *, last: bool = False) -> None:
         if self.router is not None:

@@ -174,7 +174,7 @@ def test_a_prompt_longer_than_the_context_is_refused(plugin: Plugin, tiny: Path)
         plugin.answer(model, raw("x" * 50))
     (events,) = plugin.run([plugin.start(model, raw("x" * 47, max_tokens=100, ignore_eos=True))])
     assert events[-1].usage.total_tokens == 50
-    assert events[-1].reason == "length"
+    assert events[-1].reason == "context"
 
 
 def test_an_empty_prompt_is_refused(plugin: Plugin, tiny: Path) -> None:

@@ -97,6 +97,14 @@ def test_stop_texts_and_end_tokens_belong_to_one_request(plugin: Plugin, tiny: A
     assert (found[3][-1].reason, found[3][-1].usage.completion_tokens) == ("length", 3)
 
 
+def test_without_max_tokens_an_answer_goes_on_to_the_contexts_end(plugin: Plugin) -> None:
+    model = plugin.load(TINY, context_length=300)
+    sums = [asking("What is 1 plus 1?", max_tokens=most, ignore_eos=True) for most in (None, 9)]
+    found = plugin.run([plugin.start(model, request) for request in sums])
+    assert [events[-1].reason for events in found] == ["context", "length"]
+    assert found[0][-1].usage.total_tokens == 300
+
+
 def test_a_request_that_fails_ends_alone(plugin: Plugin, tiny: Any) -> None:
     wanted = plugin.answer(tiny, asking(DESCRIBE, BLUE))
     bad = plugin.admitted(tiny, asking(DESCRIBE, RED), prompt_cache=False)

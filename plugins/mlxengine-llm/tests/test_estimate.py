@@ -14,9 +14,9 @@ from llm_harness import card_of
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes
 from mlxengine import MemoryEstimate, ModelCard, TextWorkload
+from mlxengine.toolkit.measuring import measured
 from mlxengine_llm._caches import Serving, caches_for
 from mlxengine_llm._claim import claim
-from mlxengine_llm._measure import measured
 from mlxengine_llm._packing import group_size
 
 # Keys that the published configurations of these have.
@@ -102,11 +102,16 @@ def estimate(
     return made
 
 
+def passes(network: Any) -> Any:
+    """What `measured` runs."""
+    return lambda tokens, layers: network(mx.zeros((1, tokens), mx.int32), cache=layers)
+
+
 def wrong(card: ModelCard, config: dict[str, Any]) -> dict[int, float]:
     """Estimates as multiples of what a network's caches measure, where they are off by more than 15 %."""
     network_class, args_class = _get_classes(config)
     network = network_class(args_class.from_dict(config))
-    size = measured(network, lambda: make_prompt_cache(network))
+    size = measured(passes(network), lambda: make_prompt_cache(network))
     found = {tokens: estimate(card, config, tokens).cache / size(tokens) for tokens in (512, 4096)}
     return {tokens: ratio for tokens, ratio in found.items() if abs(ratio - 1) > 0.15}
 
@@ -133,7 +138,7 @@ def test_packed_caches_are_reckoned_with_the_scales_of_their_groups(card: ModelC
     network = network_class(args_class.from_dict(config))
     for bits in (8, 4):
         serving = Serving(kv_bits=bits, kv_group=group_size(network, bits))
-        size = measured(network, partial(caches_for, network, serving))
+        size = measured(passes(network), partial(caches_for, network, serving))
         assert estimate(card, config, 512, bits).cache == pytest.approx(size(512), rel=0.01)
 
 
@@ -144,9 +149,9 @@ def test_states_are_measured_by_a_pass_over_one_token() -> None:
     network = network_class(args_class.from_dict(config))
     lengths = set()
 
-    def noted(tokens: Any, cache: Any) -> Any:
-        lengths.add(tokens.shape[1])
-        return network(tokens, cache=cache)
+    def noted(tokens: int, layers: list[Any]) -> None:
+        lengths.add(tokens)
+        passes(network)(tokens, layers)
 
     size = measured(noted, partial(make_prompt_cache, network))
     assert lengths == {1}

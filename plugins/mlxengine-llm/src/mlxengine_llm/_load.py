@@ -129,10 +129,14 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
 
 
 def _cache_size(network: Any, serving: Serving) -> Any:
-    from ._measure import measured
+    import mlx.core as mx
+    from mlxengine.toolkit.measuring import measured
+
+    def run(tokens: int, layers: list[Any]) -> object:
+        return network(mx.zeros((1, tokens), mx.int32), cache=layers)
 
     try:
-        return measured(network, lambda: caches_for(network, serving))
+        return measured(run, lambda: caches_for(network, serving))
     except Exception as error:
         _log.info("The size of its caches is reckoned, not measured: %r", error)
         return None

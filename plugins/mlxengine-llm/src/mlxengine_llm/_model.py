@@ -13,6 +13,7 @@ from mlxengine.toolkit.account import Account, reckoned
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.estimate import estimator, text_config
 from mlxengine.toolkit.grammar import Grammars
+from mlxengine.toolkit.measuring import CacheSize
 from mlxengine.toolkit.pace import Pace
 from mlxengine.toolkit.room import Room
 from mlxengine.toolkit.rows import Decoder, Row, SharedBatch
@@ -26,7 +27,6 @@ from ._chat import Prompts
 from ._decoder import BatchDecoder
 from ._estimate import keeps
 from ._library import module_of
-from ._measure import CacheSize
 from ._prefix import PrefixCache
 from ._serial import SerialDecoder
 from ._tags import AdaptedAnswer

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import CancelledError, FeatureUnavailableError, LoadError
-from mlxengine.toolkit.estimate import context_length
+from mlxengine.toolkit.account import reckoned
+from mlxengine.toolkit.estimate import USUAL_CONTEXT, context_length, estimator
 from mlxengine.toolkit.loading import (
     building,
     check_safetensors,
@@ -22,6 +24,10 @@ from mlxengine.toolkit.templates import TemplateBoundError
 
 from . import features
 
+if TYPE_CHECKING:
+    from mlxengine.toolkit.measuring import CacheSize
+
+_log = logging.getLogger("mlxengine.vlm")
 _VIDEO_TOKENS = frozenset({"video_token_id", "video_token_index"})
 _MEDIA_TOKENS = (
     "image_token_id",
@@ -80,16 +86,21 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     tags = _tags(processor, tokenizer, config)
     takes = _takes(network, processor, context, config)
     cached = context.features.get(features.PROMPT_CACHE)
+    kind = library_name(str(config["model_type"])) or str(config["model_type"])
+    media_tokens = frozenset(config[name] for name in _MEDIA_TOKENS if isinstance(config.get(name), int))
+    longest = context.configuration.context_length or context_length(config)
+    size = _cache_size(network, kind, media_tokens)
+    usual = None if size is None else size(min(longest or USUAL_CONTEXT, USUAL_CONTEXT))
     model = VisionModel(
         card=card,
-        kind=library_name(str(config["model_type"])) or str(config["model_type"]),
+        kind=kind,
         network=network,
         processor=processor,
         config=config,
-        context=context.configuration.context_length or context_length(config),
+        context=longest,
         defaults=generation_defaults(card),
         stop_ids=_stop_ids(card, tokenizer, config, context.configuration.extra_eos_tokens),
-        media_tokens=frozenset(config[name] for name in _MEDIA_TOKENS if isinstance(config.get(name), int)),
+        media_tokens=media_tokens,
         image_token=config.get("image_token_index"),
         image_tag=tags["image"],
         video_tag=tags["video"],
@@ -98,6 +109,9 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         template_takes_parts=any(tags.values()),
         cache_bytes=context.features.get(features.PROMPT_CACHE_MB) * 2**20 if cached else 0,
         max_rows=_max_rows(context),
+        preempts=context.features.get(features.PREEMPTION),
+        cache_size=size or reckoned(estimator(card), None, context.device.backend),
+        reserved=context.reserved if usual is None else usual,
         cache_room=context.cache_room,
         end_templates=end_templates,
         shapes=Shapes(backend.new_shape_seconds()),
@@ -119,10 +133,33 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         capabilities=frozenset(names[what] for what in takes),
         info=model.info,
         missing=model.missing,
+        cache=usual,
         state=model.state,
         trim=model.trim,
         warm_up=model.warm_up,
     )
+
+
+def _cache_size(network: Any, kind: str, media_tokens: frozenset[int]) -> CacheSize | None:
+    """Bytes of a request's cache, measured on passes over text; ``None`` where only arithmetic tells."""
+    from mlxengine.toolkit.measuring import measured
+
+    from ._language import Language
+    from ._sight import Prompt, Sight
+
+    language = Language(network)
+    token = next(token for token in itertools.count() if token not in media_tokens)
+
+    def run(tokens: int, layers: list[Any]) -> object:
+        prompt = Prompt(ids=[token] * tokens)
+        plan = Sight(network=network, kind=kind, prompt=prompt, media_tokens=media_tokens)()
+        return language.read([plan.take(tokens)], tokens, layers)
+
+    try:
+        return measured(run, language.caches)
+    except Exception as error:
+        _log.info("The size of its caches is reckoned, not measured: %r", error)
+        return None
 
 
 def _tried(model: Any) -> Iterator[None]:

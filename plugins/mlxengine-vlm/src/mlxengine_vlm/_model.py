@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import define, field
 from mlxengine import ModelCard, ModelState
+from mlxengine.toolkit.account import Account
 from mlxengine.toolkit.answers import Voice
 from mlxengine.toolkit.aside import Aside
 from mlxengine.toolkit.estimate import text_config
@@ -50,7 +51,9 @@ class VisionModel:
         markers: keeps the texts of messages plain.
         most_characters: a longer text cannot fit the context; ``None`` where any may.
         aside: threads that prepare prompts.
-        cache_room: see `mlxengine.LoadContext`.
+        preempts: see `SharedBatch`.
+        cache_size: bytes of a request's cache of so many tokens.
+        reserved, cache_room: see `mlxengine.LoadContext`.
         shapes: which sizes of passes the device has met.
         first_piece: see `SharedBatch`.
         max_rows: most requests that are decoded together.
@@ -75,6 +78,9 @@ class VisionModel:
     template_takes_parts: bool
     cache_bytes: int
     max_rows: int
+    preempts: bool = False
+    cache_size: Callable[[int], int] = field(default=lambda _tokens: 0)
+    reserved: int = 0
     cache_room: Callable[[], int | None] = field(default=lambda: None)
     end_templates: Callable[[], None] = field(default=lambda: None)
     markers: Markers = field(init=False)
@@ -102,11 +108,20 @@ class VisionModel:
             grammars = Grammars(fast.to_str, self.vocabulary, self.stop_ids)
         else:
             grammars = None
+        account = Account(
+            bytes_of=self.cache_size,
+            reserved=self.reserved,
+            room=self.cache_room,
+            kept=lambda: self._kept,
+            trim=self.trim,
+        )
         self.batch = SharedBatch(
             lambda _rows: self._decoder(self.prefixes, grammars),
             max_rows=self.max_rows,
             relieve=lambda: self.trim(0),
+            account=account,
             first_piece=self.first_piece,
+            preempts=self.preempts,
         )
         self.trial = Trial(self.network, self.kind, self.media_tokens, self._served_alone)
         self.voice = Voice(
@@ -142,6 +157,7 @@ class VisionModel:
             self.shapes,
             max_rows=self.max_rows,
             context=self.context,
+            affords=self.batch.affords,
         )
 
     def sight(self, prompt: Prompt, *, remember: bool) -> Sight:
@@ -167,18 +183,18 @@ class VisionModel:
 
     def state(self) -> ModelState:
         """What is kept for requests to come, and whether fewer than usual are served together."""
-        return ModelState(
-            caches=sum(item.nbytes for item in (self.prefixes, self.features) if item is not None),
-            degraded=self.batch.room.reason,
-            shortages=self.batch.room.shortages,
-            rows=self.batch.inside,
-        )
+        return self.batch.state()
+
+    @property
+    def _kept(self) -> int:
+        """Bytes of prompts' caches and of media features."""
+        return sum(item.nbytes for item in (self.prefixes, self.features) if item is not None)
 
     def trim(self, most: int) -> None:
         """Let go of caches until at most so many bytes are held: of prompts, then of media."""
         for kept in (self.prefixes, self.features):
             if kept is not None:
-                kept.trim(max(0, kept.nbytes - (self.state().caches - most)))
+                kept.trim(max(0, kept.nbytes - (self._kept - most)))
 
     def close(self) -> None:
         """Let go of the weights and of every cache."""

@@ -70,6 +70,14 @@ MAX_BATCH: Feature[int | None] = Feature(
     applies_to=("vlm",),
     probe=_library,
 )
+PREEMPTION = Feature(
+    name="vlm.preemption",
+    default=False,
+    summary="Park an answer of a lower priority, with its cache, while one of a higher finds no place.",
+    stage=Stage.EXPERIMENTAL,
+    applies_to=("vlm",),
+    probe=_library,
+)
 LOGPROBS = Feature(
     name="vlm.logprobs",
     default=True,
@@ -158,6 +166,7 @@ FEATURES: tuple[Feature[Any], ...] = (
     AUDIO,
     BATCH,
     MAX_BATCH,
+    PREEMPTION,
     LOGPROBS,
     STRUCTURED_OUTPUT,
     UNPACK,

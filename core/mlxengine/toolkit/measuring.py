@@ -3,6 +3,8 @@
 No configuration says it for every architecture: states are of fixed size, latent attention keeps what each
 network likes, layers share caches. But mlx is lazy: a pass over some tokens that nobody evaluates gives every
 cache the shape and the type that it would have, in a few milliseconds and no memory.
+
+mlx-lm and mlx-vlm have caches of the same names and making; they are told apart by these.
 """
 
 from __future__ import annotations
@@ -10,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import mlx.core as mx
 from attrs import frozen
-from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 _SHORT, _LONG = 256, 512  # caches grow by 256 tokens
 
@@ -35,17 +35,17 @@ class CacheSize:
         )
 
 
-def measured(network: Any, caches: Callable[[], list[Any]]) -> CacheSize:
-    """What a row's cache takes; raises whatever the network does.
+def measured(run: Callable[[int, list[Any]], object], caches: Callable[[], list[Any]]) -> CacheSize:
+    """What a row's cache takes; raises whatever ``run`` does.
 
     Args:
-        network: mlx-lm's module.
+        run: a pass of the network over so many tokens of one row, into caches.
         caches: makes the empty caches of a row.
     """
     if _stateful(caches()):
-        return CacheSize(tuple(map(_of_one_token, _parts(network, caches(), 1))))
+        return CacheSize(tuple(map(_of_one_token, _parts(run, caches(), 1))))
     found = []
-    for short, long in zip(_parts(network, caches(), _SHORT), _parts(network, caches(), _LONG), strict=True):
+    for short, long in zip(_parts(run, caches(), _SHORT), _parts(run, caches(), _LONG), strict=True):
         each = (long.nbytes - short.nbytes) // (_LONG - _SHORT)
         found.append((short.nbytes - each * _SHORT, each, _most(long)))
     return CacheSize(tuple(found))
@@ -56,25 +56,25 @@ def _stateful(layers: Sequence[Any]) -> bool:
 
     Without Metal a state's kernels are loops over the tokens: to write down a pass over many takes seconds.
     """
-    kinds = {type(layer) for layer in _flat(layers)}
-    return ArraysCache in kinds and kinds <= {ArraysCache, KVCache, RotatingKVCache}
+    kinds = {type(layer).__name__ for layer in _flat(layers)}
+    return "ArraysCache" in kinds and kinds <= {"ArraysCache", "KVCache", "RotatingKVCache"}
 
 
 def _of_one_token(layer: Any) -> tuple[int, int, int | None]:
-    if isinstance(layer, ArraysCache):
+    if _is(layer, "ArraysCache"):
         return layer.nbytes, 0, None
     held = 0 if layer.keys is None else layer.keys.shape[2]  # a whole step of growth
     return 0, layer.nbytes // held if held else 0, _most(layer)
 
 
-def _parts(network: Any, layers: list[Any], tokens: int) -> list[Any]:
-    network(mx.zeros((1, tokens), mx.int32), cache=layers)
+def _parts(run: Callable[[int, list[Any]], object], layers: list[Any], tokens: int) -> list[Any]:
+    run(tokens, layers)
     return list(_flat(layers))
 
 
 def _flat(layers: Sequence[Any]) -> Iterator[Any]:
     for layer in layers:
-        if type(layer) is CacheList:
+        if _is(layer, "CacheList"):
             yield from _flat(layer.caches)
         else:
             yield layer
@@ -82,11 +82,15 @@ def _flat(layers: Sequence[Any]) -> Iterator[Any]:
 
 def _most(layer: Any) -> int | None:
     most: int | None = None
-    if isinstance(layer, RotatingKVCache):
+    if _is(layer, "RotatingKVCache"):
         most = layer.max_size
-    elif isinstance(layer, ChunkedKVCache):  # what went is cut off only where the buffer grows
+    elif _is(layer, "ChunkedKVCache"):  # what went is cut off only where the buffer grows
         most = layer.chunk_size + layer.step
     return most
+
+
+def _is(layer: Any, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(layer).__mro__)
 
 
 __all__ = ["CacheSize", "measured"]

@@ -84,7 +84,13 @@ class SharedBatch:
     @property
     def cost(self) -> int:
         """Bytes that the rows that are in, or parked with their caches, are charged with."""
-        return sum(row.cost for row in self.caching)
+        return self._bytes(lambda row: row.cost)
+
+    def _bytes(self, of: Callable[[Row], int], more: Row | None = None) -> int:
+        """Of all caches, perhaps with one row more inside: in a batch each is as long as the longest."""
+        inside = [of(row) for row in (*self._rows, *([] if more is None else [more]))]
+        parked = sum(of(row) for row in tuple(self._aside) if row is not more)
+        return len(inside) * max(inside, default=0) + parked
 
     @property
     def inside(self) -> int:
@@ -116,7 +122,7 @@ class SharedBatch:
             degraded=self.degraded,
             shortages=self.room.shortages,
             rows=self.inside,
-            kv_used=sum(account.cost_of(row.size) for row in self.caching),
+            kv_used=self._bytes(lambda row: account.cost_of(row.size)),
             kv_total=max(account.reserved, cost),
         )
 
@@ -245,15 +251,16 @@ class SharedBatch:
 
     def _fits(self, row: Row) -> bool:
         """Whether there is memory for a row that waits; alone it takes that of those that are parked."""
-        if row in self._aside:
-            return True  # it is charged already
-        account, more = self.account, self.account.charge(row)
-        while not account.affords(self.cost + more, self.cost):
+        account, parked = self.account, row in self._aside
+        if not parked:
+            account.charge(row)
+        while not account.affords(self._bytes(lambda item: item.cost, row), self.cost):
             if self._rows:
                 return False
-            if not self._aside:
-                return account.affords(account.charge(row, 1), 0)
-            self._forget(self._last(self._aside))
+            others = [item for item in self._aside if item is not row]
+            if not others:
+                return parked or account.affords(account.charge(row, 1), 0)
+            self._forget(self._last(others))
         return True
 
     def _grow(self) -> None:

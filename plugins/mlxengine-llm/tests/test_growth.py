@@ -171,6 +171,26 @@ def test_a_row_is_charged_for_a_step_ahead_and_for_no_more_than_its_longest_answ
         assert model.batch.cost == 0
 
 
+def test_a_batchs_caches_are_as_long_as_its_longest_row_and_are_charged_so(
+    plugin: Plugin, tiny: Path
+) -> None:
+    model = plugin.load(tiny)
+    long, *short = (raw("x" * size, max_tokens=90, ignore_eos=True) for size in (1500, 3, 4, 5))
+    streams = [plugin.start(model, request, prompt_cache=False) for request in (long, *short)]
+    with plugin.backend.stream():
+        while len(model.batch._rows) < 4 or any(not row.tokens for row in model.batch._rows):
+            for stream in streams:
+                next(stream)
+        held = sum(layer.nbytes for layer in model.batch._decoder._batch.layers)
+        assert model.state().kv_used == pytest.approx(held, rel=0.15)
+        assert model.state().kv_used <= model.batch.cost
+        streams[0].close()
+        assert model.state().kv_used == 3 * model.batch.account.cost_of(256)
+        for stream in streams:
+            stream.close()
+    assert (model.batch.cost, model.state().kv_used) == (0, 0)
+
+
 def test_a_stalled_readers_cache_goes_before_those_of_rows_that_run(
     plugin: Plugin, tiny: Path, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

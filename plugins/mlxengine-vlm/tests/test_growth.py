@@ -79,12 +79,12 @@ def alone(plugin: Plugin, tiny: Any) -> list[str]:
 def test_8_rows_that_cannot_all_grow_end_each_as_alone_and_the_newest_make_way(
     plugin: Plugin, model: Any, alone: list[str], shed: list[Any], cached: bool
 ) -> None:
-    bounded(model, 30)
+    bounded(model, 40)
     streams = [plugin.start(model, asked(number), prompt_cache=cached) for number in range(8)]
     found = plugin.run(streams)
     assert [text_of(events) for events in found] == alone
     newest = sorted(shed, key=lambda row: -row.since)
-    assert len(shed) > 2
+    assert len(shed) >= 2
     assert shed[: len(set(shed))] == list(dict.fromkeys(newest))
     state = model.state()
     assert (len(model.batch), model.batch.cost, state.kv_used, state.requests) == (0, 0, 0, 0)

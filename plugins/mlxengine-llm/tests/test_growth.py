@@ -8,7 +8,8 @@ from typing import Any
 
 import attrs
 import pytest
-from llm_harness import Plugin, raw, text_of, tokens_of
+from llm_harness import Plugin, raw, text_of, tokens_of, write_tiny
+from mlxengine import Grammar, InferenceEngine
 from mlxengine.errors import InsufficientMemoryError
 
 STEP = 16  # tokens that caches are charged by here, as if they grew by these
@@ -211,8 +212,6 @@ def test_a_stalled_readers_cache_goes_before_those_of_rows_that_run(
 
 
 def test_an_answer_with_a_grammar_goes_on_where_it_was(plugin: Plugin, tiny: Path) -> None:
-    from mlxengine import Grammar
-
     model = plugin.load(tiny)
     request = raw("row 99", grammar=Grammar.regex(r"[a-z]{70}"), max_tokens=90)
     wanted = text_of(plugin.run([plugin.start(model, request, prompt_cache=False)])[0])
@@ -277,3 +276,22 @@ class Cancelled:
                 self.stream.close()
                 raise StopIteration
         return next(self.stream)
+
+
+def test_a_request_that_does_not_fit_alone_is_served_when_an_idle_model_has_left(
+    tiny: Path, tmp_path: Path
+) -> None:
+    large = write_tiny(tmp_path / "large", max_position_embeddings=8192)
+    long = raw("x" * 4500, max_tokens=2, ignore_eos=True)
+    with InferenceEngine() as engine:
+        for folder in (tiny, large):
+            engine.load_text(str(folder))
+        budget = engine.memory().reserved + 2**16
+    with InferenceEngine(memory_budget=budget) as engine:
+        idle, model = (engine.load_text(str(folder)) for folder in (tiny, large))
+        assert len(tokens_of(list(model.stream(long)))) == 2
+        assert [gone.id for gone in engine.memory().evictions] == [idle.configuration.id]
+    with InferenceEngine(memory_budget=budget, features={"core.degrade": False}) as engine:
+        _idle, model = (engine.load_text(str(folder)) for folder in (tiny, large))
+        with pytest.raises(InsufficientMemoryError, match="4500 tokens so far"):
+            list(model.stream(long))

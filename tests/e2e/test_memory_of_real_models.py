@@ -175,7 +175,7 @@ def test_requests_that_would_exceed_the_budget_together_wait_and_the_report_says
     with InferenceEngine(memory_budget=fit.needed + fit.estimate.cache) as engine:
         model = engine.load(models[0])
         assert engine.health().ok
-        prompts = [tuple(2 + (at + index) % 250 for index in range(500)) for at in range(5)]
+        prompts = [tuple(2 + (at + index) % 250 for index in range(2400)) for at in range(5)]
         streams = [model.stream(TextRequest(prompt_tokens=prompt, params=params)) for prompt in prompts]
         deadline = time.monotonic() + 60
         while "there is memory for 2 requests at once" not in engine.health().reason:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from .llama import Llama
 from .subjects import KINDS, Subject
 
 
@@ -22,3 +23,15 @@ def subject(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Iterato
     found = Subject(request.param, folders[request.param.name])
     yield found
     found.plugin.close()
+
+
+@pytest.fixture(scope="session")
+def llamas(folders: dict[str, Path]) -> dict[str, Llama]:
+    """The tiny models in numpy."""
+    return {kind.name: Llama(folders[kind.name], kind.stored) for kind in KINDS}
+
+
+@pytest.fixture
+def llama(subject: Subject, llamas: dict[str, Llama]) -> Llama:
+    """The subject's tiny model in numpy."""
+    return llamas[subject.kind.name]

@@ -34,17 +34,6 @@ pytestmark = [pytest.mark.feature("llm.lora"), pytest.mark.feature("vlm.lora")]
 TEXT = "a prompt to adapt, and then some more of it"
 
 
-@pytest.fixture(scope="module")
-def llamas(folders: dict[str, Path]) -> dict[str, Llama]:
-    """The tiny models in numpy."""
-    return {kind.name: Llama(folders[kind.name], kind.stored) for kind in KINDS}
-
-
-@pytest.fixture
-def llama(subject: Subject, llamas: dict[str, Llama]) -> Llama:
-    return llamas[subject.kind.name]
-
-
 def load(subject: Subject, model: Any, adapter: Adapter, folder: Path, name: str, **how: Any) -> None:
     """Load an adapter in the library's own format."""
     source = adapter.write(folder / name, subject.kind.paths[0])

@@ -24,17 +24,6 @@ from .subjects import KINDS, Subject, continued, drawn, logprobs_of, raw, said
 TEXT = "a text whose probability is asked for " * 5
 
 
-@pytest.fixture(scope="module")
-def llamas(folders: dict[str, Path]) -> dict[str, Llama]:
-    """The tiny models in numpy."""
-    return {kind.name: Llama(folders[kind.name], kind.stored) for kind in KINDS}
-
-
-@pytest.fixture
-def llama(subject: Subject, llamas: dict[str, Llama]) -> Llama:
-    return llamas[subject.kind.name]
-
-
 def near(wanted: Any) -> Any:
     return pytest.approx(wanted, abs=1e-4)
 

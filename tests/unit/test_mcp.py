@@ -288,7 +288,7 @@ def test_no_process_is_left_when_its_user_is_interrupted_or_killed(sent: signal.
         user.send_signal(sent)
         user.wait(timeout=10)
         assert user.stdout.read() == ("interrupted\n" if sent == signal.SIGINT else "")
-    assert soon(lambda: not members(server), 8)
+    assert soon(lambda: not members(server), 12)
 
 
 def test_a_call_that_is_given_up_is_cancelled_at_the_server() -> None:

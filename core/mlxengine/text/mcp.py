@@ -36,7 +36,7 @@ _LAST_WORDS = 0.05  # seconds in which they arrive when it has ended
 # not end with its input is ended. When the server ends, what it started ends with it. Both are the whole
 # process group, which is the server's own.
 _KEEPER = """
-{ cat; exec >&-; sleep 2; trap '' TERM; kill -TERM 0; sleep 2; kill -KILL 0; } |
+{ cat; exec >&-; sleep 5; trap '' TERM; kill -TERM 0; sleep 2; kill -KILL 0; } |
 { "$@"; trap '' TERM; kill -TERM 0; }
 """
 

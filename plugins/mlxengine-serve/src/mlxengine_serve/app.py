@@ -26,6 +26,7 @@ from ._listing import ListModels
 from ._manage import Manage
 from ._models import Models
 from ._observe import Health, Metrics, Ready
+from ._page import Page
 from ._server import Server
 from .options import ServerOptions
 from .routes import Door, plugin_routes
@@ -80,12 +81,14 @@ def create_app(
 
 
 def _routes(server: Server) -> list[Route]:
-    listing = ListModels(server)
+    listing, page = ListModels(server), Page()
     return [
         *(
             Route(table.path, Endpoint(server, table.path, read), methods=["POST"])
             for table, read in DIALECTS
         ),
+        Route("/", page, methods=["GET"]),
+        Route("/page/{name}", page, methods=["GET"]),
         Route("/health", Health(server), methods=["GET"]),
         Route("/ready", Ready(server), methods=["GET"]),
         Route("/metrics", Metrics(server), methods=["GET"]),

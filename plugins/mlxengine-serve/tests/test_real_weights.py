@@ -1,0 +1,109 @@
+"""Real models of every kind behind one server: over HTTP they give what they give to Python."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from array import array
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import pytest
+from mlxengine import GenerateParams
+from mlxengine_serve import ServerOptions
+from PIL import Image
+from serve_harness import Served, serving
+
+from tests.hub import weights
+
+CHAT = "/v1/chat/completions"
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+NAMES = {
+    "chat": weights.SMOLLM2,
+    "vectors": weights.MINILM,
+    "painter": weights.TINY_SD,
+    "seer": weights.TINY_VLM,
+}
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[Served]:
+    models = [f"{name}={weights.folder_of(repo)}" for name, repo in NAMES.items()]
+    with serving(ServerOptions(models=models)) as made:
+        made.wait_until(lambda: made.get("/ready").status_code == 200, 120)
+        yield made
+
+
+def test_a_chat_gives_the_librarys_own_text_whole_and_streamed(real: Served) -> None:
+    handle = real.engine.sync.load_text(weights.folder_of(weights.SMOLLM2))
+    reply = handle.generate("What is the capital of France?", GenerateParams(max_tokens=12, temperature=0))
+    body = {"model": "chat", "messages": QUESTION, "max_tokens": 12, "temperature": 0}
+    answer = real.post(CHAT, body).json()
+    assert answer["choices"][0]["message"]["content"] == reply.text
+    assert answer["usage"]["prompt_tokens"] == reply.usage.prompt_tokens
+    frames = real.frames(CHAT, {**body, "stream": True})[:-1]
+    assert "".join(item["choices"][0]["delta"].get("content", "") for item in frames) == reply.text
+    message = {"model": "chat", "messages": QUESTION, "max_tokens": 12, "temperature": 0}
+    assert real.post("/v1/messages", message).json()["content"][0]["text"] == reply.text
+    response = {"model": "chat", "input": QUESTION, "max_output_tokens": 12, "temperature": 0}
+    output = real.post("/v1/responses", response).json()["output"]
+    assert output[0]["content"][0]["text"] == reply.text
+
+
+def test_a_prompt_that_is_too_long_is_theirs_to_shorten(real: Served) -> None:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "word " * 20_000}], "stream": True}
+    answer = real.post(CHAT, body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_vectors_are_the_librarys_to_the_bit(real: Served) -> None:
+    texts = ["a cat", "a kitten"]
+    handle = real.engine.sync.load_embeddings(weights.folder_of(weights.MINILM))
+    body = {"model": "vectors", "input": texts, "encoding_format": "base64"}
+    data = real.post("/v1/embeddings", body).json()["data"]
+    found = [array("f", base64.b64decode(item["embedding"])).tolist() for item in data]
+    assert found == [pytest.approx(list(map(float, row)), abs=1e-6) for row in handle.embed(texts).numpy()]
+
+
+def test_a_picture_that_was_made_here_is_seen_here(real: Served) -> None:
+    asked = {"model": "painter", "prompt": "a large red circle", "steps": 12, "seed": 1}
+    picture = real.post("/v1/images/generations", asked).json()["data"][0]["b64_json"]
+    assert Image.open(BytesIO(base64.b64decode(picture))).size == (64, 64)
+    content = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+        {"type": "text", "text": "Is there a red circle?"},
+    ]
+    body = {"model": "seer", "messages": [{"role": "user", "content": content}], "max_tokens": 4}
+    assert "yes" in real.post(CHAT, body).json()["choices"][0]["message"]["content"].lower()
+
+
+def test_chat_vectors_and_a_picture_at_once_all_come_and_the_chat_goes_on(real: Served) -> None:
+    arrived: list[float] = []
+    answers: dict[str, Any] = {}
+
+    def chat() -> None:
+        body = {"model": "chat", "messages": QUESTION, "max_tokens": 60, "ignore_eos": True, "stream": True}
+        with real.client.stream("POST", CHAT, json=body) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    arrived.append(time.monotonic())
+
+    def post(name: str, path: str, body: dict[str, Any]) -> None:
+        answers[name] = real.post(path, {"model": name, **body}).status_code
+
+    many = {"input": [f"sentence number {number}" for number in range(300)]}
+    threads = [
+        threading.Thread(target=chat),
+        threading.Thread(target=post, args=("vectors", "/v1/embeddings", many)),
+        threading.Thread(
+            target=post, args=("painter", "/v1/images/generations", {"prompt": "x", "steps": 8})
+        ),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert answers == {"vectors": 200, "painter": 200}
+    assert len(arrived) >= 60

@@ -26,7 +26,14 @@ class ImageRequest(Request):
         guidance: classifier-free guidance scale.
         seed: 0 is a seed; picture i of n uses ``seed + i``.
         scheduler: name of the sampler, for example ``"euler"``.
+        sigmas: how the sampler's noise levels are placed: ``"uniform"``, ``"karras"``, ``"exponential"`` or
+            ``"beta"``.
+        clip_skip: the text encoder's layer to take, counted from the end: 1 is the last, 2 the one before.
+        prompt_weights: whether brackets weigh words, as in ``(words:1.2)``; ``False`` reads them as letters.
+        guidance_rescale: how far to bring guidance back to the contrast of the prediction without it, 0 to 1.
         init_image: a picture to start from: whatever `ImagePart` takes.
+        mask: which part of ``init_image`` to make anew: a picture of any size, light where it is; or an
+            array (height, width) of bool or uint8.
         strength: how far to leave ``init_image``, 0 (keep) to 1 (forget).
         n: number of pictures.
         lora: folders or repositories of LoRA weights, each with its scale.
@@ -41,7 +48,12 @@ class ImageRequest(Request):
     guidance: float | None = None
     seed: int | None = None
     scheduler: str | None = None
+    sigmas: str | None = None
+    clip_skip: int | None = None
+    prompt_weights: bool | None = None
+    guidance_rescale: float | None = None
     init_image: Any = field(default=None, repr=_type_name)
+    mask: Any = field(default=None, repr=_type_name)
     strength: float | None = None
     n: int = 1
     lora: tuple[tuple[str, float], ...] = ()

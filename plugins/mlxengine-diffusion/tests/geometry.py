@@ -6,6 +6,7 @@ on torch, and the tests for ours. Nothing but numpy is imported here.
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
 from pathlib import Path
@@ -14,15 +15,81 @@ from typing import Any
 import numpy as np
 
 FAMILIES = ("sd1", "sd2", "sdxl")
-SCHEDULERS = ("euler", "euler_ancestral", "ddim", "dpmpp_2m")
+_CLASSES = {
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
+    "dpmpp_2s": "DPMSolverSinglestepScheduler",
+    "dpmpp_sde": "DPMSolverSDEScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "deis": "DEISMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
+}
+SCHEDULERS = tuple(_CLASSES)
+TWICE = ("heun", "dpmpp_sde")
+"""Samplers that ask the model twice a step."""
+PLACED = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_sde", "deis", "unipc")
+"""Samplers whose noise levels can be placed otherwise than by timestep."""
+PLACEMENTS = ("karras", "exponential", "beta")
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "third order": ("dpmpp_2m", {"solver_order": 3, "num_steps": 7}),
+    "first order": ("dpmpp_2m", {"solver_order": 1}),
+    "heun's formula": ("dpmpp_2m", {"solver_type": "heun"}),
+    "heun's formula, stochastic": ("dpmpp_2m_sde", {"solver_type": "heun"}),
+    "heun's formula in pairs": ("dpmpp_2s", {"solver_type": "heun"}),
+    "pairs to the lowest level": ("dpmpp_2s", {"final_sigmas_type": "sigma_min", "num_steps": 6}),
+    "euler at the end": ("dpmpp_2m", {"final_sigmas_type": "sigma_min", "euler_at_final": True}),
+    "high order to the end": ("dpmpp_2m", {"final_sigmas_type": "sigma_min", "lower_order_final": False}),
+    "many steps": ("deis", {"num_steps": 16}),
+    "unipc of third order": ("unipc", {"solver_order": 3, "num_steps": 7}),
+    "unipc with the other function": ("unipc", {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}),
+    "unipc that does not correct": ("unipc", {"disable_corrector": [0, 2]}),
+    "unipc over a range": ("unipc", {"use_karras_sigmas": True, "sigma_min": 0.1, "sigma_max": 9.0}),
+    "euler over a range": ("euler", {"use_exponential_sigmas": True, "sigma_min": 0.1, "sigma_max": 9.0}),
+    "euler to the lowest level": ("euler", {"final_sigmas_type": "sigma_min"}),
+    "log linear": ("euler", {"interpolation_type": "log_linear"}),
+    "continuous": ("euler", {"prediction_type": "v_prediction", "timestep_type": "continuous"}),
+    "pure noise at first": ("euler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+    "pure noise at first, 2M": (
+        "dpmpp_2m",
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ),
+    "cut latents": ("ddim", {"clip_sample": True, "clip_sample_range": 1.5}),
+    "cut latents, lcm": ("lcm", {"clip_sample": True, "clip_sample_range": 1.5}),
+    "distilled otherwise": ("lcm", {"original_inference_steps": 20, "timestep_scaling": 0.01}),
+    "linear betas": ("heun", {"beta_schedule": "linear"}),
+}
+"""What a scheduler's configuration can say besides; ``num_steps`` is for the call."""
+FILLING = "filling"
+"""Stable Diffusion 1 for inpainting: nine channels instead of four."""
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "linspace", "trailing")
 STEPS = 5
 GUIDANCE = 4.0
 PROMPT = "a red circle on a blue background"
 NEGATIVE = "a small square"
+LONG = " ".join([PROMPT] * 11 + ["a yellow ring on a white background"])
+"""More than the text encoder takes at once."""
+WEIGHED = "a (red:1.4) circle on [a (blue) background] ((white"
+FRAGMENTS = (
+    ("a", 1.0),
+    ("red", 1.4),
+    ("circle on", 1.0),
+    ("a", 1 / 1.1),
+    ("blue", 1.0),
+    ("background", 1 / 1.1),
+    ("white", 1.21),
+)
+"""What `WEIGHED` says in the syntax of AUTOMATIC1111's web UI."""
+LAYER, RESCALE = 3, 0.6
 WIDTH, HEIGHT, PIXELS_PER_LATENT = 24, 32, 2
 STRENGTH = 0.6
+ETA = 0.3
+"""What TCD's own scheduler takes where a pipeline says nothing; DDIM's is 0."""
 DATA = Path(__file__).parent / "reference"
 
 NOISE = {
@@ -33,12 +100,6 @@ NOISE = {
     "steps_offset": 1,
     "set_alpha_to_one": False,
     "clip_sample": False,
-}
-_CLASSES = {
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "ddim": "DDIMScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
 }
 
 
@@ -51,7 +112,7 @@ def configs(family: str) -> dict[str, dict[str, Any]]:
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
         "max_position_embeddings": 77,
-        "hidden_act": "quick_gelu" if family == "sd1" else "gelu",
+        "hidden_act": "quick_gelu" if family in ("sd1", FILLING) else "gelu",
         "projection_dim": 24,
         "bos_token_id": 592,
         "eos_token_id": 593,
@@ -71,7 +132,9 @@ def configs(family: str) -> dict[str, dict[str, Any]]:
         "cross_attention_dim": 24,
         "use_linear_projection": False,
     }
-    if family != "sd1":
+    if family == FILLING:
+        unet["in_channels"] = 9
+    elif family != "sd1":
         unet |= {"attention_head_dim": [2, 4], "use_linear_projection": True}
     made = {"unet": unet, "text_encoder": text}
     if family == "sdxl":
@@ -106,9 +169,20 @@ def scheduler_config(name: str, prediction: str, spacing: str) -> dict[str, Any]
     return {
         "_class_name": _CLASSES[name],
         **NOISE,
+        **({"algorithm_type": "sde-dpmsolver++"} if name == "dpmpp_2m_sde" else {}),
         "prediction_type": prediction,
         "timestep_spacing": spacing,
     }
+
+
+def combinations(family: str) -> list[tuple[str, str, str]]:
+    """Sampler, prediction type and spacing of each picture: all of them for one family.
+
+    Samplers do not know which network they serve. One of them has no spacings.
+    """
+    names = SCHEDULERS if family == "sd1" else ("euler", "euler_ancestral", "ddim", "dpmpp_2m")
+    every = itertools.product(names, PREDICTIONS, SPACINGS)
+    return [item for item in every if item[0] != "dpmpp_2s" or item[2] == "linspace"]
 
 
 def random(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -138,9 +212,18 @@ def picture() -> np.ndarray[Any, Any]:
     return np.round(127.5 + 110 * np.stack(waves, axis=-1)).astype(np.uint8)
 
 
+def mask() -> np.ndarray[Any, Any]:
+    """Which part of `picture` to make anew: (HEIGHT, WIDTH) uint8, 255 in a disc that is cut off."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    return np.where((x - 15) ** 2 + (y - 12) ** 2 < 90, 255, 0).astype(np.uint8)
+
+
 def shapes(family: str) -> dict[str, dict[str, list[int]]]:
     """Names and shapes of every tensor, by part, as the torch side wrote them."""
-    found: dict[str, dict[str, list[int]]] = json.loads((DATA / f"{family}.shapes.json").read_text())
+    source = "sd1" if family == FILLING else family
+    found: dict[str, dict[str, list[int]]] = json.loads((DATA / f"{source}.shapes.json").read_text())
+    if family == FILLING:
+        found["unet"]["conv_in.weight"][1] = 9
     return found
 
 
@@ -150,7 +233,9 @@ def write_repository(family: str, folder: Path, tokenizer: Path, scheduler: dict
 
     parts = configs(family)
     index: dict[str, Any] = {
-        "_class_name": "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline",
+        "_class_name": {"sdxl": "StableDiffusionXLPipeline", FILLING: "StableDiffusionInpaintPipeline"}.get(
+            family, "StableDiffusionPipeline"
+        ),
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", scheduler["_class_name"]],

@@ -14,33 +14,39 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import geometry as g
 import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
-from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_inpaint as inpaint
+from diffusers.schedulers import (
+    scheduling_dpmsolver_multistep,
+    scheduling_dpmsolver_sde,
+    scheduling_euler_ancestral_discrete,
+    scheduling_lcm,
+    scheduling_tcd,
+)
 from PIL import Image
 from safetensors.numpy import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-CLASSES = {
-    "euler": EulerDiscreteScheduler,
-    "euler_ancestral": EulerAncestralDiscreteScheduler,
-    "ddim": DDIMScheduler,
-    "dpmpp_2m": DPMSolverMultistepScheduler,
-}
+STOCHASTIC = (
+    scheduling_dpmsolver_multistep,
+    scheduling_euler_ancestral_discrete,
+    scheduling_lcm,
+    scheduling_tcd,
+)
 
 
 def fill(module: torch.nn.Module, family: str, part: str) -> dict[str, list[int]]:
@@ -64,7 +70,7 @@ def nhwc(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 class Noises:
-    """Stands in for the random numbers of the ancestral sampler: step by step, the shared ones."""
+    """Stands in for the random numbers of stochastic samplers: step by step, the shared ones."""
 
     def __init__(self, first: int) -> None:
         self.index = first
@@ -72,6 +78,30 @@ class Noises:
     def __call__(self, shape: Any, **_: Any) -> torch.Tensor:
         self.index += 1
         return nchw(g.noise(self.index - 1))
+
+
+class Walk(Noises):
+    """Stands in for the Brownian motion of DPM-Solver++ (SDE): a step is one walk with its first half."""
+
+    def __call__(self, level: Any, following: Any) -> torch.Tensor:  # type: ignore[override]
+        self.index += 1
+        fresh = nchw(g.noise(self.index - 1))
+        if self.index % 2 == 0:
+            self.first, self.middle = fresh, following
+            return fresh
+        halves = (level - self.middle) ** 0.5, (self.middle - following) ** 0.5
+        return (self.first * halves[0] + fresh * halves[1]) / (level - following) ** 0.5
+
+
+def share_noise(first: int) -> None:
+    """Let every stochastic sampler take the shared noise, from number ``first`` on."""
+    for module in STOCHASTIC:
+        module.randn_tensor = Noises(first)
+    scheduling_dpmsolver_sde.BrownianTreeNoiseSampler = lambda *_, **__: Walk(first)
+
+
+def sampler(config: dict[str, Any]) -> Any:
+    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 def build(family: str, tokenizer_folder: Path) -> tuple[Any, dict[str, dict[str, list[int]]]]:
@@ -136,31 +166,94 @@ def call(pipe: Any, **more: Any) -> np.ndarray[Any, Any]:
         "num_inference_steps": g.STEPS,
         "guidance_scale": g.GUIDANCE,
         "output_type": "np",
+        "eta": g.ETA if isinstance(pipe.scheduler, diffusers.TCDScheduler) else 0.0,
         **more,
     }
     return np.ascontiguousarray(np.round(pipe(**values).images[0] * 255).astype(np.uint8))
 
 
-def pictures(pipe: Any, family: str) -> dict[str, np.ndarray[Any, Any]]:
+def pictures(pipe: Any, family: str, tokenizer_folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     found = {}
     size = {"height": g.HEIGHT, "width": g.WIDTH}
-    for name in g.SCHEDULERS:
-        for prediction in g.PREDICTIONS:
-            for spacing in g.SPACINGS:
-                config = g.scheduler_config(name, prediction, spacing)
-                pipe.scheduler = CLASSES[name].from_config(config)
-                ancestral.randn_tensor = Noises(1)
-                found[f"{name}/{prediction}/{spacing}"] = call(pipe, latents=nchw(g.noise(0)), **size)
-    pipe.scheduler = EulerDiscreteScheduler.from_config(g.scheduler_config("euler", "epsilon", "leading"))
+    for name, prediction, spacing in g.combinations(family):
+        pipe.scheduler = sampler(g.scheduler_config(name, prediction, spacing))
+        share_noise(1)
+        found[f"{name}/{prediction}/{spacing}"] = call(pipe, latents=nchw(g.noise(0)), **size)
+    pipe.scheduler = sampler(g.scheduler_config("euler", "epsilon", "leading"))
     latents = nchw(g.noise(0))
     found["no negative"] = call(pipe, latents=latents, negative_prompt=None, **size)
     found["no guidance"] = call(pipe, latents=latents, negative_prompt=None, guidance_scale=1.0, **size)
-    karras = {**g.scheduler_config("euler", "epsilon", "leading"), "use_karras_sigmas": True}
-    for name in ("euler", "dpmpp_2m"):
-        pipe.scheduler = CLASSES[name].from_config(karras)
-        found[f"{name}/karras"] = call(pipe, latents=latents, **size)
+    found["rescaled"] = call(pipe, latents=latents, guidance_rescale=g.RESCALE, **size)
+    # diffusers counts the layers that are left out, besides the one that SDXL always leaves out.
+    pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder  # where it looks for the norm
+    left_out = g.LAYER - (2 if family == "sdxl" else 1)
+    # It leaves them out of the prompt alone, so without guidance there is nothing to differ about.
+    plain = {"negative_prompt": None, "guidance_scale": 1.0, **size}
+    found["another layer"] = call(pipe, latents=latents, clip_skip=left_out, **plain)
+    for label, fragments in {"weighed": g.FRAGMENTS, "long": ((g.LONG, 1.0),)}.items():
+        told = words(pipe, fragments, ((g.NEGATIVE, 1.0),))
+        found[label] = call(pipe, latents=latents, prompt=None, negative_prompt=None, **told, **size)
     if family == "sd1":
+        found |= otherwise(pipe)
         found |= from_picture(pipe)
+        found |= filled(pipe, "")
+        filling, _ = build(g.FILLING, tokenizer_folder)
+        found |= filled(filling, " by nine channels")
+    return found
+
+
+def words(pipe: Any, prompt: Any, negative: Any) -> dict[str, torch.Tensor]:
+    """Weighed and long prompts as the pipeline's embeddings: chunks of 75 tokens, side by side."""
+    xl = hasattr(pipe, "text_encoder_2")
+    encoders = [(pipe.tokenizer, pipe.text_encoder)]
+    if xl:
+        encoders.append((pipe.tokenizer_2, pipe.text_encoder_2))
+    found: dict[str, torch.Tensor] = {}
+    texts = [" ".join(text for text, _ in each) for each in (prompt, negative)]
+    longest = max(len(pipe.tokenizer(text).input_ids) for text in texts)
+    count = -(-(longest - 2) // 75)
+    for name, fragments in (("prompt_embeds", prompt), ("negative_prompt_embeds", negative)):
+        states = []
+        for tokenizer, encoder in encoders:
+            told = [
+                (token, weight)
+                for text, weight in fragments
+                for token in tokenizer(text, add_special_tokens=False).input_ids
+            ]
+            chunks = []
+            for start in range(0, 75 * count, 75):
+                part = told[start : start + 75]
+                row = [tokenizer.bos_token_id, *(token for token, _ in part), tokenizer.eos_token_id]
+                ids = torch.tensor([row + [tokenizer.pad_token_id] * (77 - len(row))])
+                weights = torch.ones(1, 77, 1)
+                weights[0, 1 : 1 + len(part), 0] = torch.tensor([weight for _, weight in part])
+                output = encoder(ids, output_hidden_states=True)
+                state = output.hidden_states[-2] if xl else output.last_hidden_state
+                mean = state.mean()
+                state = state * weights
+                chunks.append(state * (mean / state.mean()))
+                if xl and start == 0:
+                    found[name.replace("prompt_embeds", "pooled_prompt_embeds")] = output[0]
+            states.append(torch.cat(chunks, dim=1))
+        found[name] = torch.cat(states, dim=-1)
+    return found
+
+
+def otherwise(pipe: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """Pictures with noise levels placed otherwise, and with what else a configuration can say."""
+    cases = {
+        f"{name}/{placement}": (name, {f"use_{placement}_sigmas": True})
+        for name in g.PLACED
+        for placement in g.PLACEMENTS
+    }
+    found = {}
+    for label, (name, changes) in {**cases, **g.SETTINGS}.items():
+        config = {**g.scheduler_config(name, "epsilon", "leading"), **changes}
+        steps = config.pop("num_steps", g.STEPS)
+        pipe.scheduler = sampler(config)
+        share_noise(1)
+        size = {"height": g.HEIGHT, "width": g.WIDTH, "num_inference_steps": steps}
+        found[label] = call(pipe, latents=nchw(g.noise(0)), **size)
     return found
 
 
@@ -171,11 +264,29 @@ def from_picture(pipe: Any) -> dict[str, np.ndarray[Any, Any]]:
     other.set_progress_bar_config(disable=True)
     found = {}
     for name in g.SCHEDULERS:
-        other.scheduler = CLASSES[name].from_config(g.scheduler_config(name, "epsilon", "leading"))
+        other.scheduler = sampler(g.scheduler_config(name, "epsilon", "leading"))
         img2img.randn_tensor = Noises(0)
-        # Ours numbers the fresh noise by the step of the whole schedule.
-        ancestral.randn_tensor = Noises(1 + g.STEPS - int(g.STEPS * g.STRENGTH))
+        # Ours numbers the fresh noise by the evaluations of the whole schedule.
+        share_noise(1 + (g.STEPS - int(g.STEPS * g.STRENGTH)) * (2 if name in g.TWICE else 1))
         found[f"{name}/from picture"] = call(other, image=Image.fromarray(g.picture()), strength=g.STRENGTH)
+    return found
+
+
+def filled(pipe: Any, how: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Pictures of which a part was made anew."""
+    DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mean
+    other = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    told = {"image": Image.fromarray(g.picture()), "mask_image": Image.fromarray(g.mask())}
+    size = {"height": g.HEIGHT, "width": g.WIDTH}
+    found = {}
+    for name in ("euler", "ddim", "dpmpp_2m", "unipc", "lcm", "heun"):
+        for strength in (1.0, g.STRENGTH):
+            other.scheduler = sampler(g.scheduler_config(name, "epsilon", "leading"))
+            inpaint.randn_tensor = Noises(0)
+            left = g.STEPS - int(g.STEPS * strength)
+            share_noise(1 + left * (2 if name in g.TWICE else 1))
+            found[f"{name}/filled{how}/{strength}"] = call(other, strength=strength, **told, **size)
     return found
 
 
@@ -189,7 +300,7 @@ def main() -> None:
         pipe, shapes = build(family, tokenizer)
         (out / f"{family}.shapes.json").write_text(json.dumps(shapes, indent=0) + "\n")
         save_file(components(pipe, family), out / f"{family}.components.safetensors")
-        made = pictures(pipe, family)
+        made = pictures(pipe, family, tokenizer)
         save_file(made, out / f"{family}.pictures.safetensors")
         spread = [float(picture.std()) for picture in made.values()]
         print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -19,12 +18,11 @@ from safetensors.numpy import load_file
 
 COMPONENT_TOLERANCE = 1e-4
 PIXEL_TOLERANCE = 2
-COMBINATIONS = list(itertools.product(g.SCHEDULERS, g.PREDICTIONS, g.SPACINGS))
-# Samplers do not know which network they serve: all of them on one family daily, on the others with `slow`.
+# All samplers on one family daily, on the others with `slow`.
 EVERY = [
     pytest.param(name, *combination, marks=[] if name == "sd1" or number % 7 == 0 else [pytest.mark.slow])
     for name in g.FAMILIES
-    for number, combination in enumerate(COMBINATIONS)
+    for number, combination in enumerate(g.combinations(name))
 ]
 
 
@@ -61,17 +59,27 @@ class Family:
         self.name = name
         self._root = root
         self._load = load
-        self._pipelines: dict[tuple[str, str, bool], Any] = {}
+        self._pipelines: dict[str, Any] = {}
         self.components = load_file(g.DATA / f"{name}.components.safetensors")
         self.pictures = load_file(g.DATA / f"{name}.pictures.safetensors")
 
-    def pipeline(self, prediction: str = "epsilon", spacing: str = "leading", karras: bool = False) -> Any:
-        key = (prediction, spacing, karras)
+    def pipeline(self, prediction: str = "epsilon", spacing: str = "leading") -> Any:
+        """The model in a repository that asks for Euler."""
+        return self.asking(g.scheduler_config("euler", prediction, spacing))
+
+    def filling(self) -> Any:
+        """The model for inpainting alone."""
+        return self.asking(g.scheduler_config("euler", "epsilon", "leading"), g.FILLING)
+
+    def asking(self, scheduler: dict[str, Any], family: str | None = None) -> Any:
+        """The model in a repository with that ``scheduler_config.json``."""
+        key = json.dumps([scheduler, family])
         if key not in self._pipelines:
-            scheduler = {**g.scheduler_config("euler", prediction, spacing), "use_karras_sigmas": karras}
-            folder = self._root / "-".join(map(str, key))
+            folder = self._root / str(len(self._pipelines))
             tiny = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
-            self._pipelines[key] = self._load(g.write_repository(self.name, folder, tiny, scheduler))
+            self._pipelines[key] = self._load(
+                g.write_repository(family or self.name, folder, tiny, scheduler)
+            )
         return self._pipelines[key]
 
     def picture(self, pipeline: Any, scheduler: str, **changes: Any) -> np.ndarray[Any, Any]:
@@ -122,7 +130,7 @@ def test_the_text_encoders_say_what_transformers_says(family: Family) -> None:
         seed=0,
         scheduler="euler",
     )
-    told = finished(pipeline._condition(job, g.PROMPT, []))
+    told = finished(pipeline._condition(job, g.PROMPT, [], 1))
     close(told.context, family.components["context"])
     if family.name == "sdxl":
         close(told.pooled, family.components["pooled"])
@@ -162,10 +170,71 @@ def test_every_sampler_prediction_and_spacing_makes_diffusers_picture(
     same_picture(ours, family.pictures[f"{scheduler}/{prediction}/{spacing}"])
 
 
-@pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m"])
-def test_karras_noise_levels_are_those_of_diffusers(family: Family, scheduler: str) -> None:
-    ours = family.picture(family.pipeline(karras=True), scheduler)
-    same_picture(ours, family.pictures[f"{scheduler}/karras"])
+@pytest.mark.parametrize("placement", g.PLACEMENTS)
+@pytest.mark.parametrize(("family", "scheduler"), [("sd1", name) for name in g.PLACED], indirect=["family"])
+def test_noise_levels_can_be_placed_as_diffusers_places_them(
+    family: Family, scheduler: str, placement: str
+) -> None:
+    ours = family.picture(family.pipeline(), scheduler, sigmas=placement)
+    same_picture(ours, family.pictures[f"{scheduler}/{placement}"])
+
+
+@pytest.mark.parametrize(("family", "label"), [("sd1", label) for label in g.SETTINGS], indirect=["family"])
+def test_what_a_scheduler_configuration_says_besides_is_followed_as_in_diffusers(
+    family: Family, label: str
+) -> None:
+    name, changes = g.SETTINGS[label]
+    config = {**g.scheduler_config(name, "epsilon", "leading"), **changes}
+    steps = config.pop("num_steps", g.STEPS)
+    ours = family.picture(family.asking(config), name, steps=steps)
+    same_picture(ours, family.pictures[label])
+
+
+def test_guidance_is_rescaled_as_in_diffusers(family: Family) -> None:
+    ours = family.picture(family.pipeline(), "euler", guidance_rescale=g.RESCALE)
+    same_picture(ours, family.pictures["rescaled"])
+
+
+def test_another_layer_of_the_text_encoder_is_the_one_that_diffusers_takes(family: Family) -> None:
+    values = {"clip_skip": g.LAYER, "negative": None, "guidance": 1.0}
+    same_picture(family.picture(family.pipeline(), "euler", **values), family.pictures["another layer"])
+
+
+def test_weighed_words_make_the_picture_of_embeddings_that_torch_weighed(family: Family) -> None:
+    ours = family.picture(family.pipeline(), "euler", prompt=g.WEIGHED, prompt_weights=True)
+    same_picture(ours, family.pictures["weighed"])
+
+
+def test_a_long_prompt_makes_the_picture_of_its_chunks_side_by_side(family: Family) -> None:
+    for weights in (False, True):
+        ours = family.picture(family.pipeline(), "euler", prompt=g.LONG, prompt_weights=weights)
+        same_picture(ours, family.pictures["long"])
+
+
+FILLED = [
+    (name, strength)
+    for name in ("euler", "ddim", "dpmpp_2m", "unipc", "lcm", "heun")
+    for strength in (1.0, g.STRENGTH)
+]
+
+
+@pytest.mark.parametrize(("scheduler", "strength"), FILLED)
+@pytest.mark.parametrize("family", ["sd1"], indirect=True)
+def test_a_hole_is_filled_as_in_diffusers(
+    family: Family, tmp_path: Path, scheduler: str, strength: float
+) -> None:
+    told = {"init": g.picture(), "mask": g.mask(), "strength": strength}
+    ours = family.picture(family.pipeline(), scheduler, **told)
+    same_picture(ours, family.pictures[f"{scheduler}/filled/{strength}"])
+    ours = family.picture(family.filling(), scheduler, **told)
+    same_picture(ours, family.pictures[f"{scheduler}/filled by nine channels/{strength}"])
+
+
+@pytest.mark.parametrize("placement", g.PLACEMENTS)
+@pytest.mark.parametrize("family", ["sd1"], indirect=True)
+def test_a_repository_can_ask_for_a_placement(family: Family, placement: str) -> None:
+    config = {**g.scheduler_config("dpmpp_2m", "epsilon", "leading"), f"use_{placement}_sigmas": True}
+    same_picture(family.picture(family.asking(config), "dpmpp_2m"), family.pictures[f"dpmpp_2m/{placement}"])
 
 
 def test_an_absent_negative_prompt_means_what_it_means_in_diffusers(family: Family) -> None:
@@ -192,10 +261,25 @@ HERE = Path(__file__).parent
 # What computes the stored references, with the CLIP tokenizer's folder or without, and where they are.
 SCRIPTS = {
     "make_reference.py": True,
+    "make_single_names.py": False,
+    "make_adapter_reference.py": False,
     "extras/make_kit_reference.py": True,
     "extras/make_z_image_reference.py": False,
     "extras/make_mflux_reference.py": True,
 }
+
+
+@pytest.mark.parity
+def test_the_table_of_scheduler_classes_lists_what_their_constructors_take() -> None:
+    import inspect
+
+    import diffusers
+    from mlxengine_diffusion.sd.scheduler_classes import CLASSES
+
+    for name, known in CLASSES.items():
+        signature = inspect.signature(getattr(diffusers, name).__init__)
+        theirs = {key: item.default for key, item in signature.parameters.items() if key != "self"}
+        assert known.settings == theirs, name
 
 
 @pytest.mark.parity

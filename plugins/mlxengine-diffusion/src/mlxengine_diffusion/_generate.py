@@ -26,9 +26,10 @@ from mlxengine import (
 )
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 
-from ._pictures import fitted_size, open_picture, pixels_of
+from ._pictures import fitted_size, open_mask, open_picture, pixels_of
 from .backends._work import Job, Pipeline, Pixels, PromptReport, Step
 from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY
+from .sd.prompts import check_prompt, has_weights, parse
 
 _log = logging.getLogger("mlxengine.diffusion")
 _MOST_PICTURES = 64
@@ -77,11 +78,14 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         )
     if guidance > 1 and not abilities.guided:
         _refuse(f"guidance={guidance:g} has no effect on this model.", "Leave it out: it was distilled.")
+    _check_prompts(pipeline, request)
     picture = _picture(pipeline, request, context)
     size = request.size or (fitted_size(picture, abilities.size_step) if picture else defaults.size)
     _check_size(size, abilities.size_step, abilities.largest)
     width, height = size
-    strength = defaults.strength if request.strength is None else request.strength
+    mask = _mask(pipeline, request, size)
+    usual = defaults.strength if mask is None else 1.0
+    strength = usual if request.strength is None else request.strength
     return Job(
         prompt=request.prompt,
         negative=request.negative,
@@ -90,12 +94,50 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         steps=steps,
         guidance=float(guidance),
         seed=seed,
-        scheduler=_scheduler(pipeline, request.scheduler),
+        scheduler=_chosen("scheduler", request.scheduler, abilities.schedulers) or defaults.scheduler,
+        sigmas=_chosen("sigmas", request.sigmas, abilities.placements),
+        clip_skip=_layer(pipeline, request.clip_skip),
+        prompt_weights=abilities.prompt_weights and request.prompt_weights is not False,
+        guidance_rescale=_rescale(pipeline, request.guidance_rescale),
         init=None if picture is None else pixels_of(picture, (width, height)),
+        mask=mask,
         strength=1.0 if picture is None else float(strength),
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
     )
+
+
+def _check_prompts(pipeline: Pipeline, request: ImageRequest) -> None:
+    able, library = pipeline.abilities.prompt_weights, pipeline.info.get("library")
+    if request.prompt_weights not in (None, True, False):
+        _refuse(f"prompt_weights={request.prompt_weights!r} must be True or False.")
+    if request.prompt_weights and not able:
+        _refuse(f"This model's prompts have no weights ({library}).", "Leave prompt_weights out.")
+    if request.prompt_weights is False:
+        return
+    for name, text in (("prompt", request.prompt), ("negative prompt", request.negative or "")):
+        check_prompt(name, text)
+        if able:
+            parse(text)  # a weight that makes no sense
+        elif has_weights(text):
+            _log.warning("This model reads (words:1.2) in the %s as letters (%s).", name, library)
+
+
+def _layer(pipeline: Pipeline, wanted: int | None) -> int | None:
+    if wanted is not None:
+        if not pipeline.abilities.text_layers:
+            _refuse("This model has no choice of a text encoder's layer.", "Leave clip_skip out.")
+        _integer("clip_skip", wanted, 1, pipeline.abilities.text_layers)
+    return wanted
+
+
+def _rescale(pipeline: Pipeline, wanted: float | None) -> float:
+    if wanted is None:
+        return 0.0
+    if not pipeline.abilities.guidance_rescale:
+        _refuse("This model's guidance cannot be rescaled.", "Leave guidance_rescale out.")
+    _number("guidance_rescale", wanted, 0, 1)
+    return float(wanted)
 
 
 def _picture(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Any:
@@ -114,15 +156,26 @@ def _picture(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> 
     return open_picture(request.init_image)
 
 
-def _scheduler(pipeline: Pipeline, wanted: str | None) -> str:
-    abilities = pipeline.abilities
-    if wanted is None:
-        return abilities.defaults.scheduler
-    if wanted not in abilities.schedulers:
-        known = ", ".join(abilities.schedulers)
+def _mask(pipeline: Pipeline, request: ImageRequest, size: tuple[int, int]) -> Pixels | None:
+    if request.mask is None:
+        if pipeline.abilities.fills:
+            _refuse("This model fills a hole in a picture.", "Give it both: init_image and mask.")
+        return None
+    if request.init_image is None:
+        _refuse("mask has no meaning without init_image.", "It says which part of that picture to make anew.")
+    if not pipeline.abilities.mask:
+        raise UnsupportedInputError(
+            f"This model makes whole pictures ({pipeline.info.get('library')}).",
+            hint="Leave mask out, or load a Stable Diffusion model.",
+        )
+    return open_mask(request.mask, size)
+
+
+def _chosen(name: str, wanted: str | None, known: tuple[str, ...]) -> str | None:
+    if wanted is not None and wanted not in known:
         _refuse(
-            f"scheduler={wanted!r} is not known.",
-            f"Use one of {known}." if known else "This model has one fixed scheduler: leave it out.",
+            f"{name}={wanted!r} is not known.",
+            f"Use one of {', '.join(known)}." if known else f"This model has one fixed {name}: leave it out.",
         )
     return wanted
 
@@ -183,9 +236,19 @@ def _run(
     for index in range(request.n):
         job = evolve(first, seed=first.seed + index)
         latents = yield from _denoise(pipeline, job, index, request.preview_every)
-        pixels = yield from pipeline.decode(latents, job)
+        pixels = _pasted((yield from pipeline.decode(latents, job)), job)
         yield ImageReady(index=index, pixels=_array(pixels), recipe=recipe(model, job, report))
     yield Finished(usage=TokenUsage(prompt_tokens=report.tokens))
+
+
+def _pasted(pixels: Pixels, job: Job) -> Pixels:
+    """The pixels that the mask keeps, as they were: the autoencoder gives them back but nearly."""
+    import numpy as np
+
+    if job.mask is None or job.init is None:
+        return pixels
+    found: Pixels = np.where(job.mask[..., None] > 0, pixels, job.init)
+    return found
 
 
 def _denoise(pipeline: Pipeline, job: Job, index: int, every: int) -> Generator[Event | None, None, Any]:
@@ -222,6 +285,10 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         "guidance": job.guidance,
         "seed": job.seed,
         "scheduler": job.scheduler,
+        "sigmas": job.sigmas,
+        "clip_skip": job.clip_skip,
+        "prompt_weights": job.prompt_weights,
+        "guidance_rescale": job.guidance_rescale or None,
         "dtype": model.pipeline.info.get("dtype"),
         "bits": model.pipeline.info.get("unet_bits"),
         "lora": [[str(path), scale] for path, scale in job.lora],
@@ -229,6 +296,8 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
     if job.init is not None:
         made["strength"] = job.strength
         made["init_sha256"] = hashlib.sha256(job.init.tobytes()).hexdigest()
+    if job.mask is not None:
+        made["mask_sha256"] = hashlib.sha256(job.mask.tobytes()).hexdigest()
     if report.truncated:
         made["truncated"] = report.truncated
     return made

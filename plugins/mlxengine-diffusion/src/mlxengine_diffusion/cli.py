@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -20,7 +21,10 @@ from mlxengine.readonly import thaw
 
 from . import terminal
 from .features import BACKEND, QUANTIZE
+from .sd.scheduler_classes import samplers
+from .sd.scheduler_config import PLACEMENTS
 
+_log = logging.getLogger("mlxengine.diffusion")
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 
 
@@ -31,6 +35,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
         found = thaw(recipe)
         out.emit(found, lambda: out.line(json.dumps(found, ensure_ascii=False, indent=2)))
         return 0
+    if other := recipe.get("other"):
+        _log.warning("Not understood of the recipe: %s.", ", ".join(f"{k}: {v}" for k, v in other.items()))
     model, request = _asked(options, recipe)
     target = _target(options, request)
     for feature, chosen in ((BACKEND, options.backend), (QUANTIZE, options.bits)):
@@ -61,8 +67,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--guidance", type=float, help="how strictly to follow the prompt")
     parser.add_argument("--seed", type=int, help="the same seed makes the same picture")
-    parser.add_argument("--scheduler", help="euler, euler_ancestral, ddim or dpmpp_2m")
+    parser.add_argument("--scheduler", metavar="NAME", help=f"the sampler: {', '.join(samplers())}")
+    parser.add_argument("--sigmas", choices=PLACEMENTS, help="how the sampler's noise levels are placed")
+    parser.add_argument("--clip-skip", type=int, metavar="N", help="the text encoder's layer, 1 for the last")
+    parser.add_argument(
+        "--plain-prompt",
+        dest="prompt_weights",
+        action="store_false",
+        default=None,
+        help="brackets in the prompt are letters, not weights",
+    )
+    parser.add_argument("--guidance-rescale", type=float, metavar="X", help="less contrast, 0 to 1")
     parser.add_argument("--init", type=Path, help="a picture to start from")
+    parser.add_argument("--mask", type=Path, help="white where that picture is to be made anew")
     parser.add_argument("--strength", type=float, help="how far to leave it, 0 to 1")
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
     parser.add_argument("--lora", action="append", default=[], metavar="REF[=SCALE]", help="an adapter")
@@ -70,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantize the denoiser")
     parser.add_argument("--backend", help="the library to use")
     parser.add_argument(
-        "--recipe", type=Path, metavar="PNG", help="print how a picture was made; with --out make it again"
+        "--recipe", type=Path, metavar="FILE", help="print how a picture was made; with --out make it again"
     )
 
 
@@ -86,9 +103,21 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
             "This picture was made from another one, which the recipe does not hold.",
             hint="Name it with --init.",
         )
-    size: Any = _size(options.size) or ((recipe["width"], recipe["height"]) if recipe else None)
+    if recipe.get("mask_sha256") is not None and options.mask is None:
+        raise InvalidParameterError(
+            "A part of this picture was made with a mask, which the recipe does not hold.",
+            hint="Name it with --mask.",
+        )
+    size: Any = _size(options.size)
+    if size is None and recipe.get("width"):
+        size = recipe["width"], recipe["height"]
+    if options.model is None and (name := recipe.get("model_name")):
+        raise InvalidParameterError(
+            f"Another program made this picture with a model that it calls {name}.",
+            hint="Name that model, or another one, with --model.",
+        )
     model = options.model or recipe.get("model") or "auto:diffusion"
-    if options.model is None and recipe and not Path(model).exists():
+    if options.model is None and recipe.get("commit") and not Path(model).exists():
         model = f"{model}@{recipe['commit']}"
 
     def told(name: str) -> Any:
@@ -104,7 +133,12 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         guidance=told("guidance"),
         seed=told("seed"),
         scheduler=told("scheduler") or None,
+        sigmas=told("sigmas"),
+        clip_skip=told("clip_skip"),
+        prompt_weights=told("prompt_weights"),
+        guidance_rescale=told("guidance_rescale"),
         init_image=options.init,
+        mask=options.mask,
         strength=told("strength"),
         n=options.n,
         lora=tuple(adapters),

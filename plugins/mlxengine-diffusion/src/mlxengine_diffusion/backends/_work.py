@@ -26,31 +26,46 @@ class Abilities:
     Args:
         defaults: for what a request leaves open.
         schedulers: names of the samplers to choose from; a single one cannot be chosen.
+        placements: names of the ways to place their noise levels.
         size_step: width and height must be multiples of this.
         largest: longest side in pixels.
         most_steps: most denoising steps.
         negative: whether negative prompts work (with a guidance above 1).
         guided: whether a guidance above 1 has an effect.
         init_image: whether a picture can be the start.
+        mask: whether a part of that picture can be made anew and the rest kept.
+        fills: whether it is made for nothing else.
         lora: whether adapters can be applied.
+        prompt_weights: whether brackets in a prompt weigh its words.
+        text_layers: how many layers the text encoder has to choose from with ``clip_skip``; 0 for no choice.
+        guidance_rescale: whether guidance can be rescaled.
         low_memory: whether parts can be freed after their stage.
     """
 
     defaults: Defaults = Defaults()  # noqa: RUF009 - a frozen value
     schedulers: tuple[str, ...] = ()
+    placements: tuple[str, ...] = ()
     size_step: int = 8
     largest: int = 4096
     most_steps: int = 999
     negative: bool = True
     guided: bool = True
     init_image: bool = False
+    mask: bool = False
+    fills: bool = False
     lora: bool = False
+    prompt_weights: bool = False
+    text_layers: int = 0
+    guidance_rescale: bool = False
     low_memory: bool = False
 
 
 @frozen(kw_only=True)
 class Job:
-    """One picture to make; everything is decided."""
+    """One picture to make; everything is decided.
+
+    ``mask`` has the picture's height and width; what is above zero is made anew.
+    """
 
     prompt: str
     negative: str | None
@@ -60,7 +75,12 @@ class Job:
     guidance: float
     seed: int
     scheduler: str
+    sigmas: str | None = None
+    clip_skip: int | None = None
+    prompt_weights: bool = False
+    guidance_rescale: float = 0.0
     init: Pixels | None = None
+    mask: Pixels | None = None
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()
     low_memory: bool = False

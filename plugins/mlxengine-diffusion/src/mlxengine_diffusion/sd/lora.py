@@ -1,133 +1,24 @@
-"""LoRA adapters for the UNet and the text encoders, in the key forms of diffusers, PEFT and kohya.
+"""Adapters for the UNet and the text encoders, in the key forms of diffusers, PEFT and kohya.
 
 An adapter never touches the model: a request that asks for one gets a view of the networks that shares
-every array and has low-rank layers around the adapted ones. So requests with different adapters, and
-without any, run beside each other, and there is nothing to undo. Source: Hu et al. 2021
-(arXiv:2106.09685); kohya's names are those of the original latent-diffusion code.
+every array, and has low-rank layers around the adapted ones, or layers of its own in their place. So requests
+with different adapters, and without any, run beside each other, and there is nothing to undo.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
-from attrs import define, field
-from mlxengine.errors import IncompatibleWeightsError, ModelNotFoundError
+from mlxengine.errors import IncompatibleWeightsError
 
+from .adapter_files import AdapterFile, few
+from .adapters import Adapter
+from .original_names import original_unet_name
 from .unet import UNet
-from .weights import modules_by_origin, read_tensors
-
-_KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
-_KOHYA |= {"lora_te2_": "text_encoder_2"}
-_DIFFUSERS = {"unet.": "unet", "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2"}
-_SUFFIX = re.compile(
-    r"(?P<name>.+?)(?:"
-    r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.default)?(?P<down>)\.weight"
-    r"|\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)(?:\.default)?(?P<up>)\.weight"
-    r"|(?P<alpha>)\.alpha)"
-)
-_PROCESSOR = re.compile(r"\.processor\.(to_\w+?)_lora\.(down|up)\.")
-_OTHER_KINDS = ("hada_", "lokr_", "dora_scale", "lora_magnitude_vector", "oft_", "lora_mid")
-_SHOWN = 5
-
-
-@define
-class Adapter:
-    """One adapted layer: ``up @ down * alpha / rank`` is added to its weight."""
-
-    down: mx.array | None = None
-    up: mx.array | None = None
-    alpha: float | None = None
-    rank_stabilised: bool = False
-
-    @property
-    def scale(self) -> float:
-        """What the product is multiplied with; 1 where the file has no alpha."""
-        if self.down is None or self.alpha is None:
-            return 1.0
-        rank = self.down.shape[0]
-        return self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
-
-
-@define
-class AdapterFile:
-    """A file of adapters: per network, adapters by the layer's name as the file writes it."""
-
-    name: str
-    networks: dict[str, dict[str, Adapter]] = field(factory=dict)
-    flat: bool = False
-
-
-def read_adapters(path: Path) -> AdapterFile:
-    """Read a ``.safetensors`` file, or the one in a folder.
-
-    Raises:
-        ModelNotFoundError: there is none, or more than one.
-        IncompatibleWeightsError: it holds something else than LoRA layers.
-    """
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        raise ModelNotFoundError(
-            f"{path} holds {len(files)} .safetensors files where one adapter is expected.",
-            hint="Name the file itself.",
-        )
-    tensors = read_tensors(files)
-    found = AdapterFile(name=path.name, flat=any(key.startswith(tuple(_KOHYA)) for key in tensors))
-    strange = []
-    for key, tensor in tensors.items():
-        network, rest = _network(key)
-        match = _SUFFIX.fullmatch(_PROCESSOR.sub(r".\1.lora.\2.", rest))
-        if match is None:
-            strange.append(key)
-            continue
-        layer = re.sub(r"\.to_out$", ".to_out.0", match["name"].removeprefix("base_model.model."))
-        adapter = found.networks.setdefault(network, {}).setdefault(layer, Adapter())
-        if match["alpha"] is not None:
-            adapter.alpha = float(np.array(tensor, dtype=np.float32))
-        elif match["down"] is not None:
-            adapter.down = tensor
-        else:
-            adapter.up = tensor
-    if strange:
-        other = any(word in key for key in strange for word in _OTHER_KINDS)
-        raise IncompatibleWeightsError(
-            f"{path.name} is not a plain LoRA: it has {_few(strange)}.",
-            hint="DoRA, LoHa, LoKr and OFT adapters are not implemented." if other else None,
-        )
-    _read_metadata(files[0], found)
-    return found
-
-
-def _network(key: str) -> tuple[str, str]:
-    for prefix, network in (*_KOHYA.items(), *_DIFFUSERS.items()):
-        if key.startswith(prefix):
-            return network, key.removeprefix(prefix)
-    return "unet", key
-
-
-def _read_metadata(file: Path, found: AdapterFile) -> None:
-    """PEFT's alphas, which diffusers keeps in the file's metadata instead of in tensors."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        metadata = json.loads(stream.read(size)).get("__metadata__", {})
-    try:
-        values = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        return
-    for network, adapters in found.networks.items():
-        for layer, adapter in adapters.items():
-            pattern = values.get(f"{network}.alpha_pattern") or {}
-            alpha = pattern.get(layer, values.get(f"{network}.lora_alpha"))
-            if adapter.alpha is None and alpha is not None:
-                adapter.alpha = float(alpha)
-            adapter.rank_stabilised = bool(values.get(f"{network}.use_rslora", False))
+from .weights import modules_by_origin
 
 
 class LowRank(nn.Module):  # type: ignore[misc]
@@ -175,10 +66,18 @@ def adapted(
         unknown = []
         for written, adapter in file.networks[part].items():
             name = flat.get(written, "") if file.flat else _full_name(written, part)
-            if name not in layers or adapter.down is None or adapter.up is None:
+            if name not in layers or not adapter.complete:
                 unknown.append(written)
                 continue
-            for half, path, layer in layers[name]:
+            for index, (half, path, layer) in enumerate(layers[name]):
+                if not adapter.low_rank:
+                    changed = _changed(adapter, layer, half, scale, file.name, written)
+                    layers[name][index] = half, path, changed
+                    if path in made:
+                        made[path].base = changed
+                    else:
+                        _put(view, path, changed)
+                    continue
                 if path not in made:
                     made[path] = LowRank(layer, dtype)
                     _put(view, path, made[path])
@@ -186,10 +85,39 @@ def adapted(
         if unknown:
             raise IncompatibleWeightsError(
                 f"{file.name} adapts {len(unknown)} layers of {part} that the model does not have, or "
-                f"without both matrices: {_few(unknown)}.",
+                f"without all matrices: {few(unknown)}.",
                 hint="It was made for another model: Stable Diffusion 1, 2 and XL take different adapters.",
             )
     return view
+
+
+def _changed(adapter: Adapter, layer: Any, half: int | None, scale: float, file: str, name: str) -> nn.Module:
+    """A layer of its own with the changed weight, which is dense even where the model's is quantized."""
+    quantized = isinstance(layer, nn.QuantizedLinear)
+    weight = layer.weight
+    if quantized:
+        weight = mx.dequantize(weight, layer.scales, layer.biases, layer.group_size, layer.bits)
+    torch_layout = weight.transpose(0, 3, 1, 2) if weight.ndim == 4 else weight
+    outputs = weight.shape[0]
+    rows = slice(None) if half is None else slice(half * outputs, (half + 1) * outputs)
+    try:
+        made = adapter.changed(torch_layout, rows)
+    except ValueError as error:
+        raise IncompatibleWeightsError(
+            f"{file}: {name} does not fit the model's layer of shape {tuple(torch_layout.shape)}: {error}.",
+            hint="It was made for another model: Stable Diffusion 1, 2 and XL take different adapters.",
+        ) from error
+    made = torch_layout + scale * (made - torch_layout)
+    made = (made.transpose(0, 2, 3, 1) if made.ndim == 4 else made).astype(weight.dtype)
+    if not quantized:
+        copy: nn.Module = _shared_copy(layer)
+        copy.weight = made
+        return copy
+    dense: nn.Module = nn.Linear(made.shape[1], made.shape[0], bias="bias" in layer)
+    dense.weight = made
+    if "bias" in layer:
+        dense.bias = layer.bias
+    return dense
 
 
 def _matrices(
@@ -249,50 +177,8 @@ def _full_name(written: str, part: str) -> str:
 def _flat_names(name: str, network: nn.Module) -> Iterable[str]:
     """How kohya's files write a layer: dots as underscores, by diffusers' names or the original code's."""
     yield name.replace(".", "_")
-    if isinstance(network, UNet) and (original := _original_name(name, network)):
+    if isinstance(network, UNet) and (original := original_unet_name(name, network)):
         yield original.replace(".", "_")
 
 
-_ORIGINAL: Mapping[str, str] = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_MIDDLE = {("resnets", "0"): "0", ("attentions", "0"): "1", ("resnets", "1"): "2"}
-_PLACE = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
-
-
-def _original_name(name: str, network: UNet) -> str | None:
-    """The name in the original latent-diffusion code, which numbers blocks through all resolutions."""
-    if name in _ORIGINAL:
-        return _ORIGINAL[name]
-    if name.startswith("mid_block."):
-        _, kind, index, rest = name.split(".", 3)
-        return f"middle_block.{_MIDDLE[kind, index]}.{_ORIGINAL.get(rest, rest)}"
-    match = _PLACE.fullmatch(name)
-    if match is None:
-        return None
-    way, level, kind, place, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
-    blocks = network.down_blocks if way == "down" else network.up_blocks
-    before = sum(len(block.resnets) + (way == "down") for block in blocks[:level])
-    if kind == "downsamplers":
-        return f"input_blocks.{1 + before + len(blocks[level].resnets)}.0.op"
-    if kind == "upsamplers":
-        last = before + len(blocks[level].resnets) - 1
-        return f"output_blocks.{last}.{2 if 'attentions' in blocks[level] else 1}.conv"
-    prefix = f"input_blocks.{1 + before + place}" if way == "down" else f"output_blocks.{before + place}"
-    return f"{prefix}.{0 if kind == 'resnets' else 1}.{_ORIGINAL.get(rest, rest)}"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-__all__ = ["AdapterFile", "LowRank", "adapted", "read_adapters"]
+__all__ = ["LowRank", "adapted"]

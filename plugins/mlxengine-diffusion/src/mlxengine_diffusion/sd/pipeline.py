@@ -12,11 +12,14 @@ from attrs import frozen
 
 from ..backends._slices import as_pixels, steps_for
 from ..backends._work import Abilities, Job, Pixels, PromptReport, Step
+from .adapter_files import AdapterFile, read_adapters
 from .autoencoder import decoding
-from .lora import AdapterFile, adapted, read_adapters
+from .lora import adapted
 from .parts import Parts, compiled
-from .schedulers import NoiseSettings, scheduler
-from .text import Conditioning, Tokenizer, encode
+from .prompts import Piece, parse
+from .scheduler_config import NoiseSettings
+from .schedulers import scheduler
+from .text import Chunk, Conditioning, Tokenizer, encode
 
 _REMEMBERED_PROMPTS = 8
 _PREVIEW_LATENTS = 32
@@ -33,7 +36,7 @@ class Noise:
         return mx.random.normal(shape, key=self._first)
 
     def fresh(self, index: int, shape: tuple[int, ...]) -> mx.array:
-        """What an ancestral sampler adds at a step."""
+        """What a stochastic sampler adds after an evaluation of the model."""
         return mx.random.normal(shape, key=mx.random.split(self._rest, index + 1)[index])
 
 
@@ -47,6 +50,7 @@ class Traits:
         settings: the noise it was trained with.
         latent_channels, latent_scale: channels of the latents; pixels per latent along a side.
         dtype: number format of the UNet and the text encoders.
+        fills: whether the UNet is shown a mask and the rest of a picture beside the latents.
         compiled: whether the UNet runs as `mlx.core.compile` makes it.
     """
 
@@ -56,6 +60,7 @@ class Traits:
     latent_channels: int
     latent_scale: int
     dtype: mx.Dtype
+    fills: bool = False
     compiled: bool = False
 
 
@@ -85,39 +90,51 @@ class StableDiffusion:
         self.parts.drop_idle()
 
     def read_prompt(self, job: Job) -> PromptReport:
-        return self._tokenizers["text_encoder"].report(job.prompt)
+        return self._tokenizers["text_encoder"].report(_parts(job, job.prompt))
 
     def denoise(self, job: Job, noise: Noise | None = None) -> Generator[Step | None, None, None]:
         noise = noise or Noise(job.seed)
         if job.low_memory:
             self.parts.drop_idle()
-        sampler = scheduler(job.scheduler, self.traits.settings, job.steps)
+        sampler = scheduler(job.scheduler, self.traits.settings, job.steps, job.sigmas)
         adapters = [(read_adapters(path), scale) for path, scale in job.lora]
         guided = job.guidance > 1
-        positive = yield from self._condition(job, job.prompt, adapters)
-        told = (yield from self._contrast(job, positive, adapters)) if guided else positive
+        chunks = self._chunks(job, guided=guided)
+        positive = yield from self._condition(job, job.prompt, adapters, chunks)
+        told = (yield from self._contrast(job, positive, adapters, chunks)) if guided else positive
         scale = self.traits.latent_scale
         shape = (1, job.height // scale, job.width // scale, self.traits.latent_channels)
         start = 0
         if job.init is None:
             latents = noise.initial(shape) * sampler.initial_scale
         else:
-            clean = self._encode_picture(job)
+            clean = self._encoded(job.init, job)
             yield None
             start = job.steps - steps_for(job.steps, job.strength)
             if start == job.steps:
                 yield Step(done=0, total=0, latents=clean, clean=clean)
                 return
-            latents = sampler.add_noise(clean, noise.initial(shape), start)
+            latents = sampler.add_noise(clean, noise.initial(shape), start * sampler.evaluations)
+            if job.mask is not None and not start:
+                latents = noise.initial(shape) * sampler.initial_scale
         added = self._added(told, job)
+        hole = None if job.mask is None else self._hole(job.mask)
+        beside = self._beside(job) if self.traits.fills else None
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, "unet", adapters, self.traits.dtype)
             if self.traits.compiled:
                 # An adapter's view belongs to the request: what is compiled of it goes with the request.
                 own = unet is not base
-                unet = compiled(unet) if own else self.parts.compiled("unet", (guided, *shape[1:3]))
-            for index in range(start, job.steps):
+                unet = (
+                    compiled(unet)
+                    if own
+                    else self.parts.compiled("unet", (guided, *shape[1:3], told.context.shape[1]))
+                )
+            evaluations = len(sampler.timesteps)
+            for index in range(start * sampler.evaluations, evaluations):
                 shown = sampler.scale_input(latents, index).astype(self.traits.dtype)
+                if beside is not None:
+                    shown = mx.concatenate([shown, beside], axis=-1)
                 if guided:
                     shown = mx.concatenate([shown, shown])
                 times = mx.full((len(shown),), sampler.timesteps[index])
@@ -125,10 +142,21 @@ class StableDiffusion:
                 if guided:
                     without, with_prompt = mx.split(output, 2)
                     output = without + job.guidance * (with_prompt - without)
+                    output = _rescaled(output, with_prompt, job.guidance_rescale)
                 extra = noise.fresh(index, shape) if sampler.stochastic else None
-                latents, clean = sampler.step(output, latents, index, extra)
-                mx.eval(latents, clean)
-                yield Step(done=index - start + 1, total=job.steps - start, latents=latents, clean=clean)
+                latents, believed = sampler.step(output, latents, index, extra)
+                if hole is not None and not self.traits.fills:
+                    kept = clean
+                    if index + 1 < evaluations:
+                        kept = sampler.add_noise(clean, noise.initial(shape), index + 1)
+                    latents = mx.where(hole, latents, kept)
+                mx.eval(latents, believed)
+                step, inside = divmod(index + 1, sampler.evaluations)
+                if inside and index + 1 < evaluations:
+                    yield None
+                    continue
+                done = step + bool(inside) - start
+                yield Step(done=done, total=job.steps - start, latents=latents, clean=believed)
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
@@ -142,11 +170,20 @@ class StableDiffusion:
         small = clean[:, :height, :width].reshape(1, height // factor, factor, width // factor, factor, -1)
         return (yield from self.decode(small.mean(axis=(2, 4)), job))
 
+    def _chunks(self, job: Job, *, guided: bool) -> int:
+        """How many chunks the longer of both prompts takes: the UNet attends to both at once."""
+        texts = (job.prompt, job.negative or "") if guided else (job.prompt,)
+        return max(
+            len(tokenizer.chunks(_parts(job, text)))
+            for text in texts
+            for tokenizer in self._tokenizers.values()
+        )
+
     def _condition(
-        self, job: Job, text: str, adapters: list[tuple[AdapterFile, float]]
+        self, job: Job, text: str, adapters: list[tuple[AdapterFile, float]], chunks: int
     ) -> Generator[None, None, Conditioning]:
-        """The states of one prompt; one encoder a turn."""
-        key = (text, job.lora)
+        """The states of one prompt, with empty chunks behind it up to so many; one encoder a turn."""
+        key = (text, job.lora, job.clip_skip, job.prompt_weights, chunks)
         if key in self._remembered:
             self._remembered.move_to_end(key)
             return self._remembered[key]
@@ -155,7 +192,10 @@ class StableDiffusion:
         for part, tokenizer in self._tokenizers.items():
             with self.parts.use(part, drop=job.low_memory) as base:
                 encoder = adapted(base, part, adapters, self.traits.dtype)
-                context, pooled = encode(encoder, tokenizer.ids(text), penultimate=self.traits.xl)
+                own = tokenizer.chunks(_parts(job, text))
+                rows = tokenizer.rows([*own, *[Chunk()] * (chunks - len(own))])
+                layer = job.clip_skip or (2 if self.traits.xl else 1)
+                context, pooled = encode(encoder, *rows, layer, normed=not self.traits.xl)
                 mx.eval(context, pooled)
             states.append(context)
             yield None
@@ -167,7 +207,7 @@ class StableDiffusion:
         return made
 
     def _contrast(
-        self, job: Job, positive: Conditioning, adapters: list[tuple[AdapterFile, float]]
+        self, job: Job, positive: Conditioning, adapters: list[tuple[AdapterFile, float]], chunks: int
     ) -> Generator[None, None, Conditioning]:
         """The negative prompt's states before the prompt's: a batch of two."""
         if job.negative is None and self.traits.zero_negative:
@@ -176,7 +216,7 @@ class StableDiffusion:
                 None if positive.pooled is None else mx.zeros_like(positive.pooled),
             )
         else:
-            negative = yield from self._condition(job, job.negative or "", adapters)
+            negative = yield from self._condition(job, job.negative or "", adapters, chunks)
         pooled = None
         if positive.pooled is not None and negative.pooled is not None:
             pooled = mx.concatenate([negative.pooled, positive.pooled])
@@ -189,14 +229,42 @@ class StableDiffusion:
         sizes = [job.height, job.width, 0, 0, job.height, job.width]
         return told.pooled, mx.array([sizes] * len(told.pooled), dtype=mx.float32)
 
-    def _encode_picture(self, job: Job) -> mx.array:
-        """The starting picture's latents (the mean of the autoencoder's distribution)."""
-        assert job.init is not None
+    def _encoded(self, pixels: Pixels | mx.array, job: Job) -> mx.array:
+        """A picture's latents (the mean of the autoencoder's distribution)."""
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            mean, _ = vae.encode(mx.array(job.init)[None].astype(mx.float32) / 127.5 - 1)
+            mean, _ = vae.encode(mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1)
             mx.eval(mean)
         found: mx.array = mean
         return found
+
+    def _hole(self, mask: Pixels) -> mx.array:
+        """Which latents are made anew, (1, height, width, 1): those whose first pixel is."""
+        scale = self.traits.latent_scale
+        return mx.array(mask[::scale, ::scale] > 0)[None, ..., None]
+
+    def _beside(self, job: Job) -> mx.array:
+        """What an inpainting UNet is shown besides: the hole, and latents of the picture with grey in it."""
+        assert job.init is not None
+        assert job.mask is not None
+        around = mx.where(mx.array(job.mask)[..., None] > 0, 127.5, mx.array(job.init).astype(mx.float32))
+        hole = self._hole(job.mask).astype(self.traits.dtype)
+        return mx.concatenate([hole, self._encoded(around, job).astype(self.traits.dtype)], axis=-1)
+
+
+def _parts(job: Job, text: str) -> list[list[Piece]]:
+    return parse(text) if job.prompt_weights else [[Piece(text)]]
+
+
+def _rescaled(guided: mx.array, with_prompt: mx.array, share: float) -> mx.array:
+    """Guidance at the contrast of the prediction without it, as far as ``share`` says.
+
+    Source: Lin et al. 2023 (arXiv:2305.08891), section 3.4.
+    """
+    if not share:
+        return guided
+    axes = tuple(range(1, guided.ndim))
+    contrast = with_prompt.std(axis=axes, keepdims=True) / guided.std(axis=axes, keepdims=True)
+    return guided * (share * contrast + (1 - share))
 
 
 __all__ = ["Noise", "StableDiffusion", "Traits"]

@@ -30,9 +30,6 @@ class Vectors(Array):
     usage: TokenUsage = field(factory=TokenUsage)
     metrics: Metrics = field(factory=Metrics)
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
 
 @frozen(kw_only=True)
 class TokenVectors:
@@ -149,6 +146,8 @@ def similarity_of(left: Any, right: Any, function: str) -> Array:
     import numpy as np
 
     a, b = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (left, right))
+    if not len(a) or not len(b) or not a.size or not b.size:
+        return _host(np.zeros((len(a) if a.size else 0, len(b) if b.size else 0), dtype=np.float32))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise InvalidParameterError(f"Vectors of the shapes {a.shape} and {b.shape} cannot be compared.")
     if function == "cosine":
@@ -162,8 +161,11 @@ def similarity_of(left: Any, right: Any, function: str) -> Array:
         result = -np.stack([np.abs(row - b).sum(axis=1) for row in a])
     else:
         raise InvalidParameterError(f"The similarity function {function!r} is not known.")
-    result = np.ascontiguousarray(result, dtype=np.float32)
-    return Array(data=result.tobytes(), shape=result.shape, dtype="float32")
+    return _host(np.ascontiguousarray(result, dtype=np.float32))
+
+
+def _host(values: Any) -> Array:
+    return Array(data=values.tobytes(), shape=values.shape, dtype=values.dtype.name)
 
 
 __all__ = ["Gathered", "TokenVectors", "Vectors", "similarity_of"]

@@ -22,11 +22,10 @@ from ._shared import (
     ProgressReport,
     Ranked,
     Ranking,
+    RankOptions,
     Texts,
     VectorOptions,
-    are_texts,
     embed_request,
-    matrix,
     piecewise,
 )
 from ._vectors import Gathered, TokenVectors, Vectors
@@ -116,21 +115,24 @@ class EmbeddingHandle(Embedder, ModelHandle):
         """`embed` with the model's prompt for documents, or none if it has none."""
         return self.embed(texts, progress=progress, **self._with_prompt(DOCUMENT, options))
 
-    def similarity(self, left: Any, right: Any = None) -> Array:
+    def similarity(self, left: Any, right: Any = None, *, progress: ProgressReport | None = None) -> Array:
         """How similar rows of two matrices are, by the model's own similarity function.
 
         Args:
             left: texts, or vectors (count, dimension).
             right: texts or vectors; ``None`` compares ``left`` with itself.
+            progress: called with how many texts are done, and of how many.
 
         Returns:
             float32 of shape (rows of ``left``, rows of ``right``); higher is more similar.
 
         Raises:
-            InvalidParameterError: the vectors' lengths differ. (numpy must be installed.)
+            InvalidParameterError: a side is neither, or the lengths differ. (numpy must be installed.)
         """
-        first = self._matrix(left)
-        return self._similarity(first, first if right is None else self._matrix(right))
+        sides, texts = self._compared(left, right, progress)
+        for place, gathered in texts:
+            sides[place] = self._gather(gathered).vectors()
+        return self._similarity(sides)
 
     def rank(
         self,
@@ -138,8 +140,8 @@ class EmbeddingHandle(Embedder, ModelHandle):
         documents: Sequence[str],
         *,
         top_k: int | None = None,
-        batch_tokens: int | None = None,
         progress: ProgressReport | None = None,
+        **options: Unpack[RankOptions],
     ) -> tuple[Ranked, ...]:
         """The documents by relevance to the query, best first (cross-encoders).
 
@@ -147,21 +149,20 @@ class EmbeddingHandle(Embedder, ModelHandle):
             query: the query.
             documents: what to rank.
             top_k: how many to return; ``None`` returns all.
-            batch_tokens: most padded tokens in one step.
             progress: called with how many documents are done, and of how many.
+            prompt: put before the query, as it is; ``""`` leaves out the model's default prompt.
+            prompt_name: one of the model's own prompts.
+            batch_tokens: most padded tokens in one step.
 
         Raises:
             InvalidParameterError: ``top_k`` is below 1, or a text is not a ``str``.
             UnsupportedInputError: the model makes vectors, not scores.
         """
-        ranking = Ranking(query, documents, top_k=top_k, batch_tokens=batch_tokens, progress=progress)
+        ranking = Ranking(query, documents, top_k=top_k, progress=progress, options=options)
         with self.stream(ranking.request) as events:
             for event in events:
                 ranking.add(event)
         return ranking.best()
-
-    def _matrix(self, value: Any) -> Any:
-        return matrix(self.embed(value) if are_texts(value) else value)
 
     def _gather(self, gathered: Gathered) -> Gathered:
         with self.stream(gathered.request) as events:
@@ -255,24 +256,28 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
         """`embed` with the model's prompt for documents, or none if it has none."""
         return await self.embed(texts, progress=progress, **self._with_prompt(DOCUMENT, options))
 
-    async def similarity(self, left: Any, right: Any = None) -> Array:
+    async def similarity(
+        self, left: Any, right: Any = None, *, progress: ProgressReport | None = None
+    ) -> Array:
         """How similar rows of two matrices are, by the model's own similarity function; reckoned on a thread.
 
         Args:
             left: texts, or vectors (count, dimension).
             right: texts or vectors; ``None`` compares ``left`` with itself.
+            progress: called with how many texts are done, and of how many.
 
         Returns:
             float32 of shape (rows of ``left``, rows of ``right``); higher is more similar.
 
         Raises:
-            InvalidParameterError: the vectors' lengths differ. (numpy must be installed.)
+            InvalidParameterError: a side is neither, or the lengths differ. (numpy must be installed.)
         """
         import asyncio
 
-        first = await self._matrix(left)
-        second = first if right is None else await self._matrix(right)
-        return await asyncio.to_thread(self._similarity, first, second)
+        sides, texts = self._compared(left, right, progress)
+        for place, gathered in texts:
+            sides[place] = (await self._gather(gathered)).vectors()
+        return await asyncio.to_thread(self._similarity, sides)
 
     async def rank(
         self,
@@ -280,8 +285,8 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
         documents: Sequence[str],
         *,
         top_k: int | None = None,
-        batch_tokens: int | None = None,
         progress: ProgressReport | None = None,
+        **options: Unpack[RankOptions],
     ) -> tuple[Ranked, ...]:
         """The documents by relevance to the query, best first (cross-encoders).
 
@@ -291,14 +296,11 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
             InvalidParameterError: ``top_k`` is below 1, or a text is not a ``str``.
             UnsupportedInputError: the model makes vectors, not scores.
         """
-        ranking = Ranking(query, documents, top_k=top_k, batch_tokens=batch_tokens, progress=progress)
+        ranking = Ranking(query, documents, top_k=top_k, progress=progress, options=options)
         async with self.stream(ranking.request) as events:
             async for event in events:
                 ranking.add(event)
         return ranking.best()
-
-    async def _matrix(self, value: Any) -> Any:
-        return matrix(await self.embed(value) if are_texts(value) else value)
 
     async def _gather(self, gathered: Gathered) -> Gathered:
         async with self.stream(gathered.request) as events:

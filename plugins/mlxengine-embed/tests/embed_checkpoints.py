@@ -302,6 +302,17 @@ def _bert_reranker(folder: Path) -> None:
     write_tokenizer(folder, "bert", longest=LONGEST, types=True)
 
 
+def _prompted_reranker(folder: Path) -> None:
+    _bert_reranker(folder)
+    prompts = {"prompts": {"question": "w9 w8 w7 ", "other": "w1 "}, "default_prompt_name": "question"}
+    _json(folder / "config_sentence_transformers.json", {"model_type": "CrossEncoder", **prompts})
+    module = "sentence_transformers.base.modules.transformer.Transformer"
+    _json(folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": module}])
+    task = {"transformer_task": "sequence-classification", "module_output_name": "scores"}
+    outputs = {"text": {"method": "forward", "method_output_name": "logits"}}
+    _json(folder / "sentence_bert_config.json", {**task, "modality_config": outputs})
+
+
 def _roberta_reranker(folder: Path) -> None:
     weights = _Weights(7)
     _bert(weights, "roberta.", positions=66, types=1)
@@ -335,6 +346,7 @@ EMBEDDERS: dict[str, Callable[[Path], None]] = {
 }
 RERANKERS: dict[str, Callable[[Path], None]] = {
     "bert-reranker": _bert_reranker,
+    "bert-reranker-with-prompts": _prompted_reranker,
     "xlm-roberta-reranker": _roberta_reranker,
     "modernbert-reranker": _modern_reranker,
 }

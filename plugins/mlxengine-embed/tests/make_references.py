@@ -51,6 +51,8 @@ def main(minilm: str, target: Path) -> None:
             ranker = CrossEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
             pairs = [(words[4], document) for document in words]
             found[name] = ranker.predict(pairs, batch_size=1)
+            if name == "bert-reranker-with-prompts":
+                found[f"{name}/other"] = ranker.predict(pairs, batch_size=1, prompt_name="other")
     np.savez_compressed(target, **found)
 
 

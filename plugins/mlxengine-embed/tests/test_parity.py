@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from embed_texts import mixed_texts
 from mlxengine import EmbeddingHandle
+from mlxengine.errors import InvalidParameterError
 
 Load = Callable[[str], EmbeddingHandle]
 References = Mapping[str, Any]
@@ -128,6 +129,25 @@ def test_a_cross_encoder_gives_the_references_scores(
         found[item.index] = item.score
         assert item.document == WORDS[item.index]
     assert np.abs(found - references[name]).max() < 1e-4
+
+
+def test_a_cross_encoders_prompts_stand_before_its_queries(
+    random_model: Load, references: References
+) -> None:
+    name = "bert-reranker-with-prompts"
+    model = random_model(name)
+    assert (model.info["default_prompt"], sorted(model.info["prompts"])) == (
+        "question",
+        ["other", "question"],
+    )
+    for options, key in (({}, name), ({"prompt_name": "other"}, f"{name}/other"), ({"prompt": ""}, None)):
+        ranked = model.rank(WORDS[4], WORDS, **options)  # type: ignore[arg-type]
+        found = np.array([item.score for item in sorted(ranked, key=lambda item: item.index)])
+        expected = references[key or "bert-reranker"]
+        # The plain one's repository says that its logits are the scores, and so does this.
+        assert np.abs(found - expected).max() < 1e-4
+    with pytest.raises(InvalidParameterError, match="no prompt 'none'"):
+        model.rank("w1", WORDS, prompt_name="none")
 
 
 @pytest.mark.parity

@@ -17,7 +17,8 @@ from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 
 from ._architectures import DECODERS, ENCODERS, LIBRARIES
 from ._families import family_of
-from ._recipe import Recipe, is_sentence_model, read_recipe
+from ._recipe import is_sentence_model, read_recipe, read_scoring
+from ._settings import encoder_problem
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 CPU_TOKENS, GPU_TOKENS = 256, 16384  # padded tokens in one step
@@ -61,13 +62,11 @@ def _is_classifier(card: ModelCard) -> bool:
 
 
 def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
-    recipe: Recipe | None = None
-    if not scores:
-        try:
-            recipe = read_recipe(card)
-        except MLXEngineError as error:
-            return error
-    folder = recipe.folder if recipe else ""
+    try:
+        recipe = read_scoring(card) if scores else read_recipe(card)
+    except MLXEngineError as error:
+        return error
+    folder = recipe.folder
     config = card.documents.get(f"{folder}/config.json") if folder else card.config
     kind = config.get("model_type") if isinstance(config, Mapping) else None
     if isinstance(config, Mapping) and (problem := config_problem(card.id, config, card.tensors)) is not None:
@@ -82,6 +81,9 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
             f"{card.id} has the encoder architecture {kind!r}, which is not supported.",
             hint=f"Supported are {', '.join(LIBRARIES)}.",
         )
+    where = f"{folder}/config.json" if folder else "config.json"
+    if isinstance(config, Mapping) and (refused := encoder_problem(card, config, where)) is not None:
+        return refused
     if card.files and not card.names(".safetensors"):
         return IncompatibleWeightsError(
             f"{card.id} has no safetensors weights.",

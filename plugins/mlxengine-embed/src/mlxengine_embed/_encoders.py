@@ -61,30 +61,7 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
             f"The encoder architecture {kind!r} is not supported.",
             hint=f"Supported are {', '.join(sorted(LIBRARIES))}.",
         )
-    _refuse_unknown_settings(kind, config)
     return builder(config, importlib.import_module(LIBRARIES[kind]), LIBRARIES[kind])
-
-
-def _refuse_unknown_settings(kind: str, config: Mapping[str, Any]) -> None:
-    activation = config.get("hidden_act") or config.get("hidden_activation")
-    expected = {
-        "qwen3": ("silu",),
-        "gemma3_text": ("gelu_pytorch_tanh", "gelu_new", "gelu"),
-    }.get(kind, ("gelu",))
-    scaling = config.get("rope_scaling")
-    problem = None
-    if activation is not None and activation not in expected:
-        problem = f"the activation {activation!r}"
-    elif config.get("position_embedding_type", "absolute") != "absolute":
-        problem = f"{config['position_embedding_type']!r} positions"
-    elif kind in ("modernbert", "qwen3") and isinstance(scaling, Mapping):
-        problem = f"rope scaling {scaling.get('rope_type') or scaling.get('type')!r}"
-    elif kind == "qwen3" and config.get("use_sliding_window"):
-        problem = "a sliding window"
-    elif config.get("is_decoder") or config.get("add_cross_attention"):
-        problem = "a decoder's attention"
-    if problem:
-        raise UnsupportedArchitectureError(f"This {kind} encoder uses {problem}, which is not supported.")
 
 
 def additive(allowed: Array, dtype: Any) -> Array:

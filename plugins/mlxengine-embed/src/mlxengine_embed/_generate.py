@@ -108,21 +108,7 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
             raise InvalidParameterError(f"{name}={value!r} is not one of {', '.join(allowed)}.")
     if request.output == "tokens" and request.precision not in ("float32", "float16"):
         raise InvalidParameterError(f'output="tokens" does not go with precision={request.precision!r}.')
-    prompt = request.prompt
-    if prompt is not None and request.prompt_name is not None:
-        raise InvalidParameterError("Give either prompt or prompt_name, not both.")
-    if prompt is not None and not isinstance(prompt, str):
-        raise InvalidParameterError(f"prompt must be a text, found {type(prompt).__name__}.")
-    if request.prompt_name is not None:
-        if request.prompt_name not in recipe.prompts:
-            known = ", ".join(map(repr, recipe.prompts)) or "none"
-            raise InvalidParameterError(
-                f"{model.id} has no prompt {request.prompt_name!r}; it has {known}.",
-                hint="Name one of these, or give the text itself as prompt.",
-            )
-        prompt = recipe.prompts[request.prompt_name]
-    elif prompt is None and recipe.default_prompt is not None and not tokenized:
-        prompt = recipe.prompts.get(recipe.default_prompt)
+    prompt = None if tokenized else _prompt(model, request)
     size = request.truncate_dim
     if size is None and request.output == "pooled":
         size = recipe.truncate_dim
@@ -138,6 +124,26 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
             hint="Give ranges=(lowest, highest), taken from the float32 vectors of a sample.",
         )
     return evolve(request, prompt=prompt or None, prompt_name=None, truncate_dim=size)
+
+
+def _prompt(model: EmbeddingModel | RankModel, request: EmbedRequest | RankRequest) -> str | None:
+    """The text that a request wants before each of its own: given, named, or the model's default."""
+    prompts, default = model.recipe.prompts, model.recipe.default_prompt
+    if request.prompt is not None and request.prompt_name is not None:
+        raise InvalidParameterError("Give either prompt or prompt_name, not both.")
+    if request.prompt is not None and not isinstance(request.prompt, str):
+        raise InvalidParameterError(f"prompt must be a text, found {type(request.prompt).__name__}.")
+    if request.prompt is not None:
+        return request.prompt
+    if request.prompt_name is None:
+        return None if default is None else prompts.get(default)
+    if request.prompt_name not in prompts:
+        known = ", ".join(map(repr, prompts)) or "none"
+        raise InvalidParameterError(
+            f"{model.id} has no prompt {request.prompt_name!r}; it has {known}.",
+            hint="Name one of these, or give the text itself as prompt.",
+        )
+    return prompts[request.prompt_name]
 
 
 def _check_texts(texts: Sequence[object], name: str) -> None:
@@ -283,13 +289,15 @@ def _array(values: Host) -> Array:
 
 def _rank(model: RankModel, request: RankRequest, budget: int) -> Iterator[Event | None]:
     count = _Count()
+    # As for sentence-transformers, a prompt stands before the first text of each pair.
+    query = (_prompt(model, request) or "") + request.query
     for first in range(0, len(request.documents), WINDOW):
         window = request.documents[first : first + WINDOW]
         tokens: list[Tokens] = []
         for offset in range(0, len(window), _PIECE):
             if offset:
                 yield None
-            pairs = [(request.query, document) for document in window[offset : offset + _PIECE]]
+            pairs = [(query, document) for document in window[offset : offset + _PIECE]]
             tokens += yield from model.tokenizer.encoding(pairs)
         for batch in plan_batches([len(item.ids) for item in tokens], budget):
             rows = [tokens[place] for place in batch]

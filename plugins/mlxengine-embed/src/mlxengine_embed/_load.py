@@ -12,7 +12,7 @@ from mlxengine.errors import BackendUnavailableError, CancelledError, Incompatib
 
 from . import features
 from ._claim import CPU_TOKENS, GPU_TOKENS
-from ._recipe import Dense, Normalize, Recipe, read_recipe
+from ._recipe import Dense, Normalize, Recipe, read_recipe, read_scoring
 
 
 def load(card: ModelCard, context: LoadContext) -> Loaded:
@@ -50,7 +50,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
 
     _report(context, 1)
     reranks = is_reranker(card)
-    recipe = Recipe(source="cross-encoder") if reranks else read_recipe(card)
+    recipe = read_scoring(card) if reranks else read_recipe(card)
     folder = context.path / recipe.folder
     config = normalise_config(_encoder_config(card, recipe.folder))
     encoder = build_encoder(config)
@@ -74,7 +74,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         "batch_tokens": CPU_TOKENS if on_cpu else GPU_TOKENS,
     }
     model, modules = (
-        _reranker(card, config, weights, quantization, common)
+        _reranker(card, config, recipe, weights, quantization, common)
         if reranks
         else _embedder(card, context.path, recipe, weights, quantization, common)
     )
@@ -87,6 +87,8 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         "max_length": tokenizer.max_length,
         "batch_tokens": model.batch_tokens,
         "cpu_kernels": replaced,
+        "prompts": dict(recipe.prompts),
+        "default_prompt": recipe.default_prompt,
     }
     if not reranks:
         info |= _describe(recipe, model.dimension)
@@ -137,7 +139,12 @@ def _embedder(
 
 
 def _reranker(
-    card: ModelCard, config: Mapping[str, Any], weights: Mapping[str, Any], quantization: Any, common: Any
+    card: ModelCard,
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    weights: Mapping[str, Any],
+    quantization: Any,
+    common: dict[str, Any],
 ) -> tuple[Any, list[Any]]:
     from mlxengine.toolkit.dtype import upcast_for_cpu
 
@@ -148,7 +155,8 @@ def _reranker(
     head = build_head(config)
     fill(head, weights, rename_head, quantization, f"the scoring head of {card.id}")
     upcast_for_cpu(head)
-    return RankModel(head=head, sigmoid=score_activation(card) == "sigmoid", **common), [head]
+    sigmoid = score_activation(card) == "sigmoid"
+    return RankModel(recipe=recipe, head=head, sigmoid=sigmoid, **common), [head]
 
 
 def _encoder_config(card: ModelCard, folder: str) -> Mapping[str, Any]:
@@ -171,8 +179,6 @@ def _describe(recipe: Recipe, dimension: int) -> dict[str, Any]:
         "full_dimension": dimension,
         "pooling": recipe.pooling,
         "normalize": recipe.normalizes,
-        "prompts": dict(recipe.prompts),
-        "default_prompt": recipe.default_prompt,
         "similarity": recipe.similarity,
         "recipe": recipe.source,
     }

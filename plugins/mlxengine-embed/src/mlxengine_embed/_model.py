@@ -75,13 +75,17 @@ class EmbeddingModel:
 
 @define(eq=False, kw_only=True)
 class RankModel:
-    """A cross-encoder. ``sigmoid`` says whether the logit is squeezed into 0 to 1."""
+    """A cross-encoder.
+
+    ``sigmoid`` says whether the logit is squeezed into 0 to 1; the recipe's prompts stand before queries.
+    """
 
     id: str
     encoder: Encoder | None
     tokenizer: Tokenizer
     head: Any
     sigmoid: bool
+    recipe: Recipe
     batch_tokens: int
 
     def scores(self, batch: Sequence[Tokens]) -> Array:

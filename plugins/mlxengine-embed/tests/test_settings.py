@@ -148,6 +148,87 @@ SIX = {
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "processing_kwargs": {"text": {"max_length": 256}},
 }
+# fmt: off
+MPNET = {
+    **SIZES, **DROPOUT, "model_type": "mpnet", "architectures": ["MPNetForMaskedLM"], "bos_token_id": 0,
+    "eos_token_id": 2, "hidden_act": "gelu", "initializer_range": 0.02, "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 514, "pad_token_id": 1, "relative_attention_num_buckets": 32,
+    "transformers_version": "4.8.2", "vocab_size": 30527,
+}
+DISTIL = {
+    "_name_or_path": "old_models/x/0_Transformer", "activation": "gelu", "architectures": ["DistilBertModel"],
+    "attention_dropout": 0.1, "dim": 8, "dropout": 0.1, "hidden_dim": 16, "initializer_range": 0.02,
+    "max_position_embeddings": 512, "model_type": "distilbert", "n_heads": 2, "n_layers": 2,
+    "pad_token_id": 0, "qa_dropout": 0.1, "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": False,
+    "transformers_version": "4.7.0", "vocab_size": 30522,
+}
+NOMIC = {
+    "activation_function": "swiglu", "architectures": ["NomicBertModel"], "attn_pdrop": 0.0,
+    "auto_map": {
+        "AutoConfig": "nomic-ai/nomic-bert-2048--configuration_hf_nomic_bert.NomicBertConfig",
+        "AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel",
+        "AutoModelForMaskedLM": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertForPreTraining",
+    },
+    "bos_token_id": None, "causal": False, "dense_seq_output": True, "embd_pdrop": 0.0, "eos_token_id": None,
+    "fused_bias_fc": True, "fused_dropout_add_ln": True, "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-12, "max_trained_positions": 2048, "mlp_fc1_bias": False, "mlp_fc2_bias": False,
+    "model_type": "nomic_bert", "n_embd": 8, "n_head": 2, "n_inner": 16, "n_layer": 2, "n_positions": 8192,
+    "pad_vocab_size_multiple": 64, "parallel_block": False, "parallel_block_tied_norm": False,
+    "prenorm": False, "qkv_proj_bias": False, "reorder_and_upcast_attn": False, "resid_pdrop": 0.0,
+    "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None, "rotary_scaling_factor": None, "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_weights": True, "summary_activation": None, "summary_first_dropout": 0.0,
+    "summary_proj_to_labels": True, "summary_type": "cls_index", "summary_use_proj": True,
+    "torch_dtype": "float32", "type_vocab_size": 2, "use_cache": True, "use_flash_attn": True,
+    "use_rms_norm": False, "use_xentropy": True, "vocab_size": 30528,
+}
+GTE = {
+    **SIZES, "model_type": "new", "architectures": ["NewModel"], "attention_probs_dropout_prob": 0.0,
+    "auto_map": {
+        "AutoConfig": "Alibaba-NLP/new-impl--configuration.NewConfig",
+        "AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel",
+        "AutoModelForSequenceClassification": "Alibaba-NLP/new-impl--modeling.NewForSequenceClassification",
+    },
+    "classifier_dropout": None, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12, "layer_norm_type": "layer_norm", "logn_attention_clip1": False,
+    "logn_attention_scale": False, "max_position_embeddings": 8192, "pack_qkv": True, "pad_token_id": 0,
+    "position_embedding_type": "rope", "rope_scaling": None, "rope_theta": 160000, "torch_dtype": "float32",
+    "type_vocab_size": 0, "unpad_inputs": False, "use_memory_efficient_attention": False, "vocab_size": 30528,
+}
+MISTRAL = {
+    **SIZES, "_name_or_path": "mistralai/Mistral-7B-v0.1", "architectures": ["MistralModel"],
+    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "initializer_range": 0.02,
+    "max_position_embeddings": 32768, "model_type": "mistral", "num_key_value_heads": 2,
+    "pad_token_id": 2, "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False, "use_cache": False,
+    "vocab_size": 32000,
+}
+T5 = {
+    "architectures": ["T5EncoderModel"], "d_ff": 16, "d_kv": 4, "d_model": 8, "decoder_start_token_id": 0,
+    "dense_act_fn": "relu", "dropout_rate": 0.1, "eos_token_id": 1, "feed_forward_proj": "relu",
+    "initializer_factor": 1.0, "is_encoder_decoder": True, "is_gated_act": False, "layer_norm_epsilon": 1e-06,
+    "model_type": "t5", "n_positions": 512, "num_decoder_layers": 2, "num_heads": 2, "num_layers": 2,
+    "output_past": True, "pad_token_id": 0, "relative_attention_max_distance": 128,
+    "relative_attention_num_buckets": 32, "task_specific_params": {"summarization": {"num_beams": 4}},
+    "use_cache": True, "vocab_size": 32128,
+}
+DEBERTA = {
+    **SIZES, **DROPOUT, "model_type": "deberta-v2", "architectures": ["DebertaV2Model"], "hidden_act": "gelu",
+    "initializer_range": 0.02, "layer_norm_eps": 1e-07, "legacy": True, "max_position_embeddings": 512,
+    "max_relative_positions": -1, "norm_rel_ebd": "layer_norm", "pad_token_id": 0, "pooler_dropout": 0,
+    "pooler_hidden_act": "gelu", "pooler_hidden_size": 8, "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False, "position_buckets": 256, "relative_attention": True,
+    "share_att_key": True, "type_vocab_size": 0, "vocab_size": 128100,
+}
+ALBERT = {
+    **SIZES, "model_type": "albert", "architectures": ["AlbertModel"], "attention_probs_dropout_prob": 0,
+    "bos_token_id": 2, "classifier_dropout_prob": 0.1, "down_scale_factor": 1, "embedding_size": 4,
+    "eos_token_id": 3, "gap_size": 0, "hidden_act": "gelu_new", "hidden_dropout_prob": 0,
+    "inner_group_num": 1, "initializer_range": 0.02, "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512, "net_structure_type": 0, "num_hidden_groups": 1, "num_memory_blocks": 0,
+    "pad_token_id": 0, "position_embedding_type": "absolute", "type_vocab_size": 2, "vocab_size": 30000,
+}
+# fmt: on
 PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "MiniLM": (MINILM, {OWN: {"__version__": {"sentence_transformers": "2.0.0", "pytorch": "1.8.1"}}}),
     "bge": (BGE, {"sentence_bert_config.json": {"max_seq_length": 512, "do_lower_case": True}}),
@@ -196,12 +277,18 @@ def test_what_published_repositories_carry_is_not_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "setting"),
     [
-        ({**QWEN, "is_causal": False}, "is_causal=False"),
-        ({**QWEN, "use_sliding_window": True}, "use_sliding_window=True"),
-        ({**QWEN, "layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
+        ({**QWEN, "attention_sink": 2}, "attention_sink=2"),
+        ({**QWEN, "layer_types": ["full_attention", "linear_attention"]}, "layer_types="),
+        ({**QWEN, "layer_types": ["full_attention"]}, "layer_types="),
         ({**QWEN, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters=.*yarn"),
         ({**QWEN, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "rope_param"),
-        ({**QWEN, "hidden_act": "relu"}, "hidden_act='relu'"),
+        ({**QWEN, "hidden_act": "mish"}, "hidden_act='mish'"),
+        ({**NOMIC, "rotary_emb_interleaved": True}, "rotary_emb_interleaved=True"),
+        ({**NOMIC, "rotary_scaling_factor": 2.0}, "rotary_scaling_factor=2.0"),
+        ({**NOMIC, "prenorm": True}, "prenorm=True"),
+        ({**GTE, "rope_scaling": {"factor": 2.0, "type": "ntk"}}, "rope_parameters=.*ntk"),
+        ({**GTE, "layer_norm_type": "rms_norm"}, "layer_norm_type='rms_norm'"),
+        ({**DEBERTA, "conv_kernel_size": 3}, "conv_kernel_size=3"),
         ({**BERT, "is_decoder": True}, "is_decoder=True"),
         ({**BERT, "position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({**BERT, "pruned_heads": {"0": [1]}}, "pruned_heads="),

@@ -15,7 +15,7 @@ from mlxengine.errors import (
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 
-from ._architectures import DECODERS, ENCODERS, LIBRARIES
+from ._architectures import ENCODERS, LIBRARIES, OTHERWISE
 from ._families import family_of
 from ._recipe import is_sentence_model, read_recipe, read_scoring
 from ._settings import encoder_problem
@@ -32,7 +32,7 @@ def claim(card: ModelCard) -> Claim | None:
     sentence = is_sentence_model(card)
     scores = _scores(card) and card.architecture in ENCODERS
     bare = card.architecture in ENCODERS and not _is_classifier(card)
-    known = card.architecture in DECODERS and family_of(card) is not None
+    known = card.architecture in OTHERWISE and family_of(card) is not None
     if not (sentence or scores or bare or known or (wanted and card.config)):
         return None
     strong = sentence or scores or known or wanted or family_of(card) is not None
@@ -95,9 +95,9 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
 def _estimate(card: ModelCard, workload: VectorWorkload) -> MemoryEstimate:
     """Weights as they are kept, and the working space of one step: hidden states and attention scores."""
     config: Mapping[str, Any] = card.config
-    hidden = number(config, "hidden_size") or 768
-    inner = number(config, "intermediate_size") or 4 * hidden
-    heads = number(config, "num_attention_heads") or 12
+    hidden = _size(config, "hidden_size", "dim", "d_model", "n_embd") or 768
+    inner = _size(config, "intermediate_size", "hidden_dim", "d_ff", "n_inner") or 4 * hidden
+    heads = _size(config, "num_attention_heads", "n_heads", "num_heads", "n_head") or 12
     length = workload.context_length or 512
     tokens = min(length * workload.batch, CPU_TOKENS if workload.backend == "cpu" else GPU_TOKENS)
     # Numbers that live at once for each token, found by measuring: they follow the peak within 5 %.
@@ -106,3 +106,8 @@ def _estimate(card: ModelCard, workload: VectorWorkload) -> MemoryEstimate:
 
 
 __all__ = ["FILES", "claim"]
+
+
+def _size(config: Mapping[str, Any], *names: str) -> int:
+    """A size by the first of the names that architectures have for it."""
+    return next((found for name in names if (found := number(config, name))), 0)

@@ -54,18 +54,18 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     folder = context.path / recipe.folder
     config = normalise_config(_encoder_config(card, recipe.folder))
     encoder = build_encoder(config)
-    weights = read_folder(folder)
+    weights = encoder.prepare(read_folder(folder))
     quantization = config.get("quantization") or config.get("quantization_config")
     fill(encoder.module, weights, encoder.rename, quantization, card.id)
     free = context.device.free_memory
     unpack_where_faster(encoder.module, free // 2 if free else None, on=("cpu",))
     upcast_for_cpu(encoder.module)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    replaced, kind = "", str(config["model_type"])
+    replaced = ""
     if on_cpu and context.features.get(features.CPU_KERNELS):
-        replaced = use_cpu_blocks(encoder.module, kind)
+        replaced = use_cpu_blocks(encoder.module)
     elif not on_cpu:
-        use_fused_attention(encoder.module, kind)
+        use_fused_attention(encoder.module)
     tokenizer = _tokenizer(card, recipe, folder, encoder.positions)
     common: dict[str, Any] = {
         "id": card.id,

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 from attrs import define
 
-from ._encoders import Encoder
+from ._parts import Encoder
 from ._pool import normalize, pool
 from ._recipe import Normalize, Recipe
 from ._tokenize import Tokenizer, Tokens

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from mlxengine import ModelCard
 from mlxengine.errors import MLXEngineError, RemoteCodeRefusedError, UnsupportedArchitectureError
 
+from ._architectures import ACTIVATIONS
 from .models import EmbedConfiguration
 
 
@@ -38,7 +39,7 @@ class Known:
         return [key for key, value in config.items() if value is not None and not self._passes(key, value)]
 
     def _passes(self, key: str, value: Any) -> bool:
-        if key in self.only:
+        if key in self.only and key not in self.read:
             return any(value == one for one in self.only[key])
         known = key in self.read or key in self.harmless or key in _HARMLESS
         empty = isinstance(value, Mapping | Sequence) and not value
@@ -81,9 +82,38 @@ _ENCODER: Mapping[str, Sequence[Any]] = {
 _DECODER = {"is_encoder_decoder": (False,), "add_cross_attention": (False,), "is_causal": (True,)}
 _SIZES = _keys("hidden_size intermediate_size num_hidden_layers num_attention_heads")
 _ROTARY = _keys("rope_theta rope_scaling rope_parameters")
-_BERT = Known(
-    read=_SIZES | _keys("layer_norm_eps type_vocab_size"),
-    only={**_ENCODER, "hidden_act": ("gelu",)},
+_POSITIONS = _keys("layer_norm_eps type_vocab_size")
+_BERT = Known(read=_SIZES | _POSITIONS, only={**_ENCODER, "hidden_act": ACTIVATIONS})
+_GTE = Known(
+    read=_BERT.read | _ROTARY,
+    only={
+        **_BERT.only,
+        "position_embedding_type": ("rope", "absolute"),
+        "layer_norm_type": ("layer_norm",),
+        "logn_attention_scale": (False,),
+        "logn_attention_clip1": (False,),
+    },
+    harmless=_keys("pack_qkv head_dim"),
+    code=("NewConfig", "NewModel"),
+)
+_T5 = Known(
+    read=_keys("d_model d_ff d_kv num_layers num_heads layer_norm_epsilon feed_forward_proj")
+    | _keys("relative_attention_num_buckets relative_attention_max_distance"),
+    only={"is_decoder": (False,), "is_causal": (False,)},
+    # What the class makes of feed_forward_proj, and its decoder's.
+    harmless=_keys("dense_act_fn is_gated_act num_decoder_layers is_encoder_decoder n_positions")
+    | _keys("scale_decoder_outputs"),
+)
+_LLAMA = Known(
+    read=_SIZES | _ROTARY | _keys("num_key_value_heads head_dim rms_norm_eps is_causal"),
+    only={
+        "hidden_act": ACTIVATIONS,
+        "add_cross_attention": (False,),
+        "is_encoder_decoder": (False,),
+        "mlp_bias": (False,),
+        "attention_bias": (False,),
+        "sliding_window": (),
+    },
 )
 
 ENCODERS: Mapping[str, Known] = {
@@ -91,6 +121,77 @@ ENCODERS: Mapping[str, Known] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "camembert": _BERT,
+    "electra": evolve(_BERT, read=_BERT.read | _keys("embedding_size")),
+    "ernie": evolve(_BERT, read=_BERT.read | _keys("use_task_id task_type_vocab_size")),
+    "distilbert": Known(
+        read=_keys("dim hidden_dim n_layers n_heads"),
+        only={**_ENCODER, "activation": ACTIVATIONS},
+        # The table is stored, whatever it was made of.
+        harmless=_keys("sinusoidal_pos_embds"),
+    ),
+    "mpnet": evolve(_BERT, read=_BERT.read | _keys("relative_attention_num_buckets")),
+    "albert": evolve(
+        _BERT,
+        read=_BERT.read | _keys("embedding_size num_hidden_groups inner_group_num"),
+        # Training of its first release; the class reads none of them.
+        harmless=_keys("down_scale_factor gap_size net_structure_type num_memory_blocks"),
+    ),
+    "deberta-v2": evolve(
+        _BERT,
+        read=_BERT.read
+        | _keys("embedding_size relative_attention position_buckets max_relative_positions norm_rel_ebd")
+        | _keys("share_att_key pos_att_type position_biased_input"),
+        only={**_BERT.only, "conv_kernel_size": (0,), "legacy": (True, False)},
+        harmless=_keys("conv_act"),
+    ),
+    "nomic_bert": Known(
+        read=_BERT.read
+        | _ROTARY
+        | _keys("n_embd n_layer n_head n_inner n_positions layer_norm_epsilon rotary_emb_base"),
+        only={
+            **_BERT.only,
+            "activation_function": ("swiglu",),
+            "rotary_emb_fraction": (1.0,),
+            "rotary_emb_interleaved": (False,),
+            "rotary_emb_scale_base": (),
+            "rotary_scaling_factor": (),
+            "prenorm": (False,),
+            "use_rms_norm": (False,),
+            "parallel_block": (False,),
+            "qkv_proj_bias": (False,),
+            "mlp_fc1_bias": (False,),
+            "mlp_fc2_bias": (False,),
+            "causal": (False,),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+        },
+        # How the repository's own code runs and trains; none changes what it computes.
+        harmless=_keys("dense_seq_output fused_bias_fc fused_dropout_add_ln last_layer_subset")
+        | _keys("pad_vocab_size_multiple reorder_and_upcast_attn use_flash_attn use_xentropy head_dim")
+        | _keys("max_trained_positions add_pooling_layer summary_proj_to_labels parallel_block_tied_norm")
+        | _keys("attn_pdrop embd_pdrop resid_pdrop"),
+        code=("NomicBertConfig", "NomicBertModel"),
+    ),
+    "gte": _GTE,
+    "new": _GTE,
+    "t5": _T5,
+    "mt5": _T5,
+    "llama": evolve(_LLAMA, read=_LLAMA.read | _keys("attention_bias mlp_bias")),
+    "eurobert": evolve(
+        _LLAMA,
+        read=_LLAMA.read | _keys("attention_bias mlp_bias"),
+        code=("EuroBertConfig", "EuroBertModel"),
+    ),
+    "mistral": evolve(_LLAMA, read=_LLAMA.read | _keys("sliding_window layer_types")),
+    "qwen2": evolve(
+        _LLAMA,
+        read=_LLAMA.read | _keys("sliding_window use_sliding_window max_window_layers layer_types"),
+    ),
+    "qwen3": evolve(
+        _LLAMA,
+        read=_LLAMA.read
+        | _keys("attention_bias sliding_window use_sliding_window max_window_layers layer_types"),
+    ),
     "modernbert": Known(
         read=_SIZES
         | _ROTARY
@@ -99,17 +200,6 @@ ENCODERS: Mapping[str, Known] = {
         only={**_ENCODER, "hidden_activation": ("gelu",)},
         # The class reads norm_eps; published files carry this name beside it.
         harmless=_keys("layer_norm_eps"),
-    ),
-    "qwen3": Known(
-        read=_SIZES | _ROTARY | _keys("num_key_value_heads head_dim rms_norm_eps layer_types"),
-        only={
-            **_DECODER,
-            "hidden_act": ("silu",),
-            "attention_bias": (False,),
-            "use_sliding_window": (False,),
-        },
-        # Read by the class where use_sliding_window is on.
-        harmless=_keys("sliding_window max_window_layers"),
     ),
     "gemma3_text": Known(
         read=_SIZES
@@ -265,8 +355,8 @@ def _irregular(kind: str, config: Mapping[str, Any]) -> Any:
         period = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
         period = period or (given.index(full) + 1 if full in given else 6)
         expected = [full if (i + 1) % period == 0 else sliding for i in range(len(given))]
-    else:
-        expected = [full] * len(given)
+    else:  # a layer is of one kind or of the other
+        expected = [kind if kind in (full, sliding) else full for kind in given]
     same = list(given) == expected and len(given) == config.get("num_hidden_layers", len(given))
     return None if same else [str(item) for item in given]
 

@@ -208,6 +208,16 @@ def test_both_rank_and_tell_how_far_they_are(plain: EmbeddingHandle) -> None:
     assert seen == [(done, 3) for done in (1, 2, 3)] * 2
 
 
+def test_both_predict_and_tell_how_far_they_are(plain: EmbeddingHandle) -> None:
+    seen: list[tuple[int, int | None]] = []
+    report = lambda done, total: seen.append((done, total))  # noqa: E731
+    pairs = [("the cat", "a cat"), ("the cat", "the cat sleeps"), ("a", "b")]
+    there = plain.predict(pairs, progress=report)
+    here = in_asyncio(lambda model: model.predict(iter(pairs), progress=report))
+    assert here.numpy().tolist() == there.numpy().tolist() == [0.5, 1.0, 0.0]
+    assert seen == [(done, 3) for done in (1, 2, 3)] * 2
+
+
 @pytest.mark.parametrize(
     ("method", "arguments", "options", "said"),
     [
@@ -241,6 +251,15 @@ def test_both_rank_and_tell_how_far_they_are(plain: EmbeddingHandle) -> None:
         ("rank", ["a", TEXTS], {"top_k": "3"}, "top_k must be at least 1, found '3'"),
         ("rank", ["a", TEXTS], {"top_k": 1.5}, "top_k must be at least 1"),
         ("rank", ["a", {"b": 1}], {}, "a sequence of str, found"),
+        (
+            "predict",
+            [["ab", ("a", "b")]],
+            {},
+            r"pairs\[0\] is not a pair.*'ab'.*for one pair too",
+        ),
+        ("predict", [("a", "b")], {}, r"pairs\[0\] is not a pair of texts"),
+        ("predict", [[("a", "b")]], {"softmax": True}, "Unknown parameter 'softmax'"),
+        ("predict", [[("a", "b")]], {"activation": "relu"}, "activation='relu' is not known"),
         ("rank", ["a", TEXTS], {"batch": 3}, "Unknown parameter 'batch'"),
         ("rank", ["a", TEXTS], {"progress": "x"}, "progress must be a function"),
     ],

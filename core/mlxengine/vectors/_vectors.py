@@ -32,6 +32,21 @@ class Vectors(Array):
 
 
 @frozen(kw_only=True)
+class Predictions(Array):
+    """The scores of pairs, float32: (pairs,) of a model with one label, else (pairs, labels).
+
+    Args:
+        labels: the model's own names of its labels, in the order of the columns; ``()`` if it names none.
+        usage: tokens that were read.
+        metrics: times; ``extra`` as for `Vectors`.
+    """
+
+    labels: tuple[str, ...] = ()
+    usage: TokenUsage = field(factory=TokenUsage)
+    metrics: Metrics = field(factory=Metrics)
+
+
+@frozen(kw_only=True)
 class TokenVectors:
     """One matrix a text, each of shape (tokens, size), special tokens included."""
 
@@ -164,8 +179,35 @@ def similarity_of(left: Any, right: Any, function: str) -> Array:
     return _host(np.ascontiguousarray(result, dtype=np.float32))
 
 
+def pairwise_of(left: Any, right: Any, function: str) -> Array:
+    """Similarity of each row of ``left`` (n, size) with the same row of ``right``: (n,), float32.
+
+    Raises:
+        InvalidParameterError: the shapes differ, or the function is not known.
+    """
+    import numpy as np
+
+    a, b = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (left, right))
+    if a.shape != b.shape and (a.size or b.size):
+        raise InvalidParameterError(
+            f"Vectors of the shapes {a.shape} and {b.shape} are no pairs.",
+            hint="similarity() compares each row with each.",
+        )
+    if function == "cosine":
+        a, b = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (a, b))
+    if function in ("cosine", "dot"):
+        result = (a * b).sum(axis=1)
+    elif function == "euclidean":
+        result = -np.linalg.norm(a - b, axis=1)
+    elif function == "manhattan":
+        result = -np.abs(a - b).sum(axis=1)
+    else:
+        raise InvalidParameterError(f"The similarity function {function!r} is not known.")
+    return _host(result.astype(np.float32) if a.size else np.zeros(0, dtype=np.float32))
+
+
 def _host(values: Any) -> Array:
     return Array(data=values.tobytes(), shape=values.shape, dtype=values.dtype.name)
 
 
-__all__ = ["Gathered", "TokenVectors", "Vectors", "similarity_of"]
+__all__ = ["Gathered", "Predictions", "TokenVectors", "Vectors", "pairwise_of", "similarity_of"]

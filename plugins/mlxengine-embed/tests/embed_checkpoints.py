@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 SIZE, INNER, LAYERS, HEADS, WORDS, LONGEST = 64, 96, 3, 4, 200, 48
@@ -608,6 +608,72 @@ def _modern_reranker(folder: Path) -> None:
     write_tokenizer(folder, "bert", longest=LONGEST)
 
 
+def _static(folder: Path) -> None:
+    """As sentence-transformers saves it."""
+    weights = _Weights(60)
+    weights.table("embedding.weight", len(VOCABULARY))
+    (folder / "0_StaticEmbedding").mkdir()
+    save_file(weights.tensors, str(folder / "0_StaticEmbedding" / "model.safetensors"))
+    write_tokenizer(folder / "0_StaticEmbedding", "bert")
+    (folder / "0_StaticEmbedding" / "tokenizer_config.json").unlink()
+    module = {"idx": 0, "name": "0", "path": "0_StaticEmbedding"}
+    _json(folder / "modules.json", [module | {"type": "sentence_transformers.models.StaticEmbedding"}])
+
+
+def _model2vec(folder: Path) -> None:
+    """As model2vec saves it, with fewer rows than tokens and a weight for each token."""
+    weights = _Weights(61)
+    weights.table("embeddings", 50)
+    random = np.random.default_rng(62)
+    weights.tensors["mapping"] = random.integers(0, 50, len(VOCABULARY)).astype(np.int64)
+    weights.tensors["weights"] = random.random(len(VOCABULARY)).astype(np.float32)
+    settings = {"model_type": "model2vec", "architectures": ["StaticModel"], "normalize": True}
+    _save(folder, settings | {"hidden_dim": SIZE, "seq_length": 1000000, "apply_zipf": True}, weights)
+    write_tokenizer(folder, "bert")
+    names = (("StaticEmbedding", "."), ("Normalize", "1_Normalize"))
+    kind = "sentence_transformers.models."
+    entries = [{"idx": i, "name": str(i), "path": p, "type": kind + n} for i, (n, p) in enumerate(names)]
+    _json(folder / "modules.json", entries)
+
+
+def _scorer(
+    base: Callable[[Path], None], prefix: str, head: Callable[[_Weights], None], name: str, **settings: Any
+) -> Callable[[Path], None]:
+    """An embedder's repository with a head; ``prefix`` stands before the encoder's own tensors."""
+
+    def write(folder: Path) -> None:
+        base(folder)
+        (folder / "modules.json").unlink()
+        (folder / "sentence_bert_config.json").unlink()
+        weights = _Weights(70)
+        stored = load_file(str(folder / "model.safetensors"))
+        weights.tensors = {prefix + key: value for key, value in stored.items()}
+        head(weights)
+        config = json.loads((folder / "config.json").read_text())
+        names = {"architectures": [f"{name}ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+        _save(folder, config | names | settings, weights)
+        last = name.startswith("Qwen")
+        pairs = "bert" if config["model_type"] in ("bert", "electra", "albert", "deberta-v2") else "roberta"
+        write_tokenizer(folder, "last" if last else pairs, longest=LONGEST, types=pairs == "bert")
+
+    return write
+
+
+def _head(dense: str, last: str, labels: int = 1) -> Callable[[_Weights], None]:
+    def add(weights: _Weights) -> None:
+        if dense:
+            weights.linear(dense, SIZE, SIZE)
+        weights.linear(last, labels, SIZE, bias=bool(dense))
+
+    return add
+
+
+_THREE = {"id2label": {"0": "contradiction", "1": "entailment", "2": "neutral"}}
+_THREE_HEAD = _head("bert.pooler.dense", "classifier", 3)
+_PLAIN = _bert_with({"pooling_mode": "cls"})
+_EURO = _language_model(56, "eurobert", mode="mean", rms_norm_eps=1e-5)
+_TANH = {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh", "version": "5.0"}}
+
 EMBEDDERS: dict[str, Callable[[Path], None]] = {
     **{f"bert-{name}": _bert_with({"pooling_mode": mode}) for name, mode in POOLINGS.items()},
     "bert-two-modes": _bert_with({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}),
@@ -640,6 +706,8 @@ EMBEDDERS: dict[str, Callable[[Path], None]] = {
     "llama-both-ways": _language_model(53, "llama", mode="mean", is_causal=False),
     "qwen3-both-ways": _language_model(55, "qwen3", mode="mean", heads=True, is_causal=False),
     "eurobert": _language_model(56, "eurobert", mode="mean", rms_norm_eps=1e-5),
+    "static": _static,
+    "model2vec": _model2vec,
     "t5": _t5(57, "t5", gated=False),
     "t5-gated": _t5(58, "t5", gated=True),
     "mt5": _t5(59, "mt5", gated=True),
@@ -649,6 +717,33 @@ RERANKERS: dict[str, Callable[[Path], None]] = {
     "bert-reranker-with-prompts": _prompted_reranker,
     "xlm-roberta-reranker": _roberta_reranker,
     "modernbert-reranker": _modern_reranker,
+    "distilbert-reranker": _scorer(
+        _distilbert, "distilbert.", _head("pre_classifier", "classifier"), "DistilBert"
+    ),
+    "electra-reranker": _scorer(
+        _electra, "electra.", _head("classifier.dense", "classifier.out_proj"), "Electra"
+    ),
+    "mpnet-reranker": _scorer(_mpnet, "mpnet.", _head("classifier.dense", "classifier.out_proj"), "MPNet"),
+    "deberta-reranker": _scorer(_deberta, "deberta.", _head("pooler.dense", "classifier"), "DebertaV2"),
+    "albert-reranker": _scorer(_albert, "albert.", _head("albert.pooler", "classifier"), "Albert"),
+    "ernie-reranker": _scorer(_ernie, "ernie.", _head("ernie.pooler.dense", "classifier"), "Ernie"),
+    "gte-reranker": _scorer(_gte, "gte.", _head("gte.pooler.dense", "classifier"), "Gte"),
+    "nomic-reranker": _scorer(
+        _nomic, "nomic_bert.", _head("nomic_bert.pooler.dense", "classifier"), "NomicBert"
+    ),
+    "eurobert-reranker": _scorer(_EURO, "model.", _head("dense", "classifier"), "EuroBert"),
+    "qwen3-reranker": _scorer(_qwen, "model.", _head("", "score"), "Qwen3"),
+    "bert-tanh-reranker": _scorer(_PLAIN, "bert.", _head("bert.pooler.dense", "classifier"), "Bert", **_TANH),
+}
+CLASSIFIERS: dict[str, Callable[[Path], None]] = {
+    "bert-three-labels": _scorer(_PLAIN, "bert.", _THREE_HEAD, "Bert", **_THREE),
+    "distilbert-two-labels": _scorer(
+        _distilbert,
+        "distilbert.",
+        _head("pre_classifier", "classifier", 2),
+        "DistilBert",
+        id2label={"0": "no", "1": "yes"},
+    ),
 }
 
 
@@ -657,7 +752,7 @@ def write(name: str, root: Path) -> Path:
     folder = root / name
     if not folder.exists():
         folder.mkdir(parents=True)
-        {**EMBEDDERS, **RERANKERS}[name](folder)
+        {**EMBEDDERS, **RERANKERS, **CLASSIFIERS}[name](folder)
     return folder
 
 
@@ -666,3 +761,11 @@ def word_texts() -> list[str]:
     random = np.random.default_rng(11)
     lengths = (1, 2, 3, 5, 8, 11, 15, 20, 30, 44, 46, 47, 60, 200)
     return [" ".join(f"w{i}" for i in random.integers(0, WORDS, length)) for length in lengths]
+
+
+def search_vectors() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Twenty queries and a corpus of 700 vectors of 64 dimensions."""
+    random = np.random.default_rng(13)
+    corpus = random.standard_normal((700, SIZE)).astype(np.float32)
+    near = corpus[::35] + 0.7 * random.standard_normal((20, SIZE))
+    return near.astype(np.float32), corpus

@@ -331,7 +331,7 @@ def test_a_model_arrives_from_the_hub_with_nothing_but_what_it_needs(minilm: Any
             assert model.embed("a cat").shape == (1, 384)
         owner = engine.explain(minilm.id)
         assert owner.record.name == "embed"
-        assert owner.claim.reason == "sentence-transformers files, bert by mlx_embeddings.models.bert"
+        assert owner.claim.reason == "sentence-transformers files, bert by mlxengine_embed._bert"
 
 
 def test_a_bare_encoder_needs_a_pooling(engine: InferenceEngine, random_root: Path, tmp_path: Path) -> None:

@@ -35,7 +35,31 @@ OTHERWISE = ("qwen2", "qwen3", "mistral", "llama", "gemma3_text", "t5", "mt5")
 """Those of `LIBRARIES` that also make language models: without further signs, a model of these is one."""
 ENCODERS = tuple(name for name in LIBRARIES if name not in OTHERWISE)
 
+_POOLER, _CLASSIFIER, _LAST = "pooler", "classifier", "last token"
+HEADS: Mapping[str, str] = {
+    "bert": _POOLER,
+    "ernie": _POOLER,
+    "nomic_bert": _POOLER,
+    "gte": _POOLER,
+    "new": _POOLER,
+    "deberta-v2": _POOLER,
+    "albert": "bare pooler",
+    "roberta": _CLASSIFIER,
+    "xlm-roberta": _CLASSIFIER,
+    "camembert": _CLASSIFIER,
+    "electra": _CLASSIFIER,
+    "mpnet": _CLASSIFIER,
+    "distilbert": "pre_classifier",
+    "modernbert": "prediction head",
+    "eurobert": "dense",
+    "qwen2": _LAST,
+    "qwen3": _LAST,
+    "mistral": _LAST,
+    "llama": _LAST,
+}
+"""What a cross-encoder of an architecture has after its encoder, by what `_rerank.Head` calls it."""
+
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
 """The activations that our own encoders know, as configurations name them."""
 
-__all__ = ["ACTIVATIONS", "ENCODERS", "LIBRARIES", "OTHERWISE"]
+__all__ = ["ACTIVATIONS", "ENCODERS", "HEADS", "LIBRARIES", "OTHERWISE"]

@@ -15,7 +15,7 @@ from mlxengine.errors import (
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 
-from ._architectures import ENCODERS, LIBRARIES, OTHERWISE
+from ._architectures import ENCODERS, HEADS, LIBRARIES, OTHERWISE
 from ._families import family_of
 from ._recipe import is_sentence_model, read_recipe, read_scoring
 from ._settings import encoder_problem
@@ -30,12 +30,12 @@ def claim(card: ModelCard) -> Claim | None:
         return None
     wanted = card.configuration.kind == "embed" or card.configuration.plugin == "embed"
     sentence = is_sentence_model(card)
-    scores = _scores(card) and card.architecture in ENCODERS
+    scores = _is_scorer(card)
     bare = card.architecture in ENCODERS and not _is_classifier(card)
     known = card.architecture in OTHERWISE and family_of(card) is not None
     if not (sentence or scores or bare or known or (wanted and card.config)):
         return None
-    strong = sentence or scores or known or wanted or family_of(card) is not None
+    strong = sentence or _ranks(card, scores) or known or wanted or family_of(card) is not None
     problem = _problem(card, scores)
     what = "a cross-encoder" if scores else "sentence-transformers files" if sentence else "an encoder"
     library = LIBRARIES.get(card.architecture or "")
@@ -50,10 +50,16 @@ def claim(card: ModelCard) -> Claim | None:
     )
 
 
-def _scores(card: ModelCard) -> bool:
+def _is_scorer(card: ModelCard) -> bool:
+    names = architectures(card.config)
+    return card.architecture in HEADS and any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _ranks(card: ModelCard, scores: bool) -> bool:
+    """Whether a classifier was trained on pairs of texts, as far as its configuration tells."""
     labels = card.config.get("id2label")
-    single = not isinstance(labels, Mapping) or len(labels) == 1
-    return single and any(name.endswith("ForSequenceClassification") for name in architectures(card.config))
+    trained = "sentence_transformers" in card.config or "sbert_ce_default_activation_function" in card.config
+    return scores and (trained or not isinstance(labels, Mapping) or len(labels) == 1)
 
 
 def _is_classifier(card: ModelCard) -> bool:
@@ -66,6 +72,8 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
         recipe = read_scoring(card) if scores else read_recipe(card)
     except MLXEngineError as error:
         return error
+    if recipe.static:
+        return _unreadable(card)
     folder = recipe.folder
     config = card.documents.get(f"{folder}/config.json") if folder else card.config
     kind = config.get("model_type") if isinstance(config, Mapping) else None
@@ -84,6 +92,10 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
     where = f"{folder}/config.json" if folder else "config.json"
     if isinstance(config, Mapping) and (refused := encoder_problem(card, config, where)) is not None:
         return refused
+    return _unreadable(card)
+
+
+def _unreadable(card: ModelCard) -> MLXEngineError | None:
     if card.files and not card.names(".safetensors"):
         return IncompatibleWeightsError(
             f"{card.id} has no safetensors weights.",

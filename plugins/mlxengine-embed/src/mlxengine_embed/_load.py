@@ -43,18 +43,20 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
     from mlxengine.toolkit.loading import warm
 
+    from . import _static
     from ._blocks import use_cpu_blocks, use_fused_attention
     from ._encoders import build_encoder
-    from ._rerank import is_reranker
+    from ._rerank import is_reranker, label_names
     from ._weights import fill, read_folder
 
     _report(context, 1)
     reranks = is_reranker(card)
     recipe = read_scoring(card) if reranks else read_recipe(card)
     folder = context.path / recipe.folder
-    config = normalise_config(_encoder_config(card, recipe.folder))
-    encoder = build_encoder(config)
-    weights = encoder.prepare(read_folder(folder))
+    config = {} if recipe.static else normalise_config(_encoder_config(card, recipe.folder))
+    stored = read_folder(folder)
+    encoder = _static.build(stored, card.id) if recipe.static else build_encoder(config)
+    weights = encoder.prepare(stored)
     quantization = config.get("quantization") or config.get("quantization_config")
     fill(encoder.module, weights, encoder.rename, quantization, card.id)
     free = context.device.free_memory
@@ -90,7 +92,10 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         "prompts": dict(recipe.prompts),
         "default_prompt": recipe.default_prompt,
     }
-    if not reranks:
+    if reranks:
+        names = tuple(label_names(config, model.labels))
+        info |= {"labels": names, "label_count": model.labels, "activation": model.activation}
+    else:
         info |= _describe(recipe, model.dimension)
     return Loaded(
         model=model,
@@ -152,11 +157,11 @@ def _reranker(
     from ._rerank import build_head, rename_head, score_activation
     from ._weights import fill
 
-    head = build_head(config)
+    head, labels = build_head(config, common["encoder"].hidden_size, weights, card.id)
     fill(head, weights, rename_head, quantization, f"the scoring head of {card.id}")
     upcast_for_cpu(head)
-    sigmoid = score_activation(card) == "sigmoid"
-    return RankModel(recipe=recipe, head=head, sigmoid=sigmoid, **common), [head]
+    chosen = score_activation(card, labels)
+    return RankModel(recipe=recipe, head=head, labels=labels, activation=chosen, **common), [head]
 
 
 def _encoder_config(card: ModelCard, folder: str) -> Mapping[str, Any]:
@@ -170,7 +175,13 @@ def _tokenizer(card: ModelCard, recipe: Recipe, folder: Path, positions: int | N
     from ._tokenize import Tokenizer
 
     wanted = card.configuration.context_length or recipe.max_length
-    return Tokenizer(folder, max_length=wanted, cap=positions, lower_case=recipe.lower_case)
+    return Tokenizer(
+        folder,
+        max_length=wanted,
+        cap=positions,
+        lower_case=recipe.lower_case,
+        special_tokens=not recipe.static,
+    )
 
 
 def _describe(recipe: Recipe, dimension: int) -> dict[str, Any]:

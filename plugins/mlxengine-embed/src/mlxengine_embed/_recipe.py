@@ -90,6 +90,7 @@ class Recipe:
         similarity: one of `SIMILARITIES`.
         truncate_dim: dimensions that are kept by default; ``None`` keeps all.
         folder: where the encoder's files are, ``""`` for the top.
+        static: whether the encoder is a table of vectors, one a token, without layers or special tokens.
     """
 
     source: str
@@ -103,6 +104,7 @@ class Recipe:
     similarity: str = "cosine"
     truncate_dim: int | None = None
     folder: str = ""
+    static: bool = False
 
     @property
     def normalizes(self) -> bool:
@@ -164,7 +166,7 @@ def read_scoring(card: ModelCard) -> Recipe:
 def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Recipe:
     recipe = Recipe(source="modules.json", pooling=())
     for module in modules:
-        kind, folder = str(module.get("type", "")), str(module.get("path", "")).strip("/")
+        kind, folder = str(module.get("type", "")), str(module.get("path", "")).strip("/").removeprefix(".")
         name = kind.rpartition(".")[2]
         if not kind.startswith("sentence_transformers."):
             raise RemoteCodeRefusedError(
@@ -178,6 +180,8 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
             check_stage(card, name, config, where)
         if name == "Transformer":
             recipe = _read_transformer(evolve(recipe, folder=folder), card)
+        elif name == "StaticEmbedding":
+            recipe = evolve(recipe, folder=folder, static=True, pooling=("mean",))
         elif name == "Pooling":
             recipe = evolve(recipe, pooling=_pooling(config, folder), include_prompt=_flag(config))
         elif name == "Dense":
@@ -190,7 +194,8 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
         elif name != "Dropout":
             raise UnsupportedArchitectureError(
                 f"{card.id} has the stage {name or module!r} in modules.json, which is not supported.",
-                hint="Supported are Transformer, Pooling, Dense, Normalize, LayerNorm and Dropout.",
+                hint="Supported are Transformer, StaticEmbedding, Pooling, Dense, Normalize, LayerNorm "
+                "and Dropout.",
             )
     configured = card.configuration
     if not recipe.pooling and isinstance(configured, EmbedConfiguration) and configured.pooling:

@@ -327,8 +327,9 @@ class Bert(nn.Module):  # type: ignore[misc]
             layers = groups * inner
         self.encoder = Group(layer=[Layer(config, variant) for _ in range(layers)])
         if variant.relative:
-            buckets = int(config.get("relative_attention_num_buckets", 32))
-            self.encoder.relative_attention_bias = nn.Embedding(buckets, int(config["num_attention_heads"]))
+            self._buckets = int(config.get("relative_attention_num_buckets", 32))
+            heads = int(config["num_attention_heads"])
+            self.encoder.relative_attention_bias = nn.Embedding(self._buckets, heads)
         if config.get("relative_attention"):
             self.relative = RelativePositions(config)
 
@@ -336,8 +337,9 @@ class Bert(nn.Module):  # type: ignore[misc]
         hidden = self.embeddings(ids, types)
         mask = None if valid is None else additive(valid[:, None, None, :], hidden.dtype)
         if "relative_attention_bias" in self.encoder:
-            table = self.encoder.relative_attention_bias.weight
-            bias = by_distance(table, ids.shape[1], len(table), 128).astype(hidden.dtype)
+            # Looked up, not taken as it is stored: a conversion may have quantized it.
+            table = self.encoder.relative_attention_bias(mx.arange(self._buckets))
+            bias = by_distance(table, ids.shape[1], self._buckets, 128).astype(hidden.dtype)
             mask = bias if mask is None else bias + mask
         relative = self.relative(ids.shape[1]) if "relative" in self else ()
         for index in self._order:

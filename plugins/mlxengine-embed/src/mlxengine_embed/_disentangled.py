@@ -40,7 +40,7 @@ class RelativePositions(nn.Module):  # type: ignore[misc]
 
     def __call__(self, length: int) -> tuple[Array, Array]:
         """The vectors, (2 span, size), and which one each query has to each key, (length, length)."""
-        table = self.rel_embeddings.weight
+        table = self.rel_embeddings(mx.arange(2 * self._span))
         table = self.LayerNorm(table) if "LayerNorm" in self else table
         distance = np.arange(length)[:, None] - np.arange(length)[None, :]
         if self._buckets > 0:

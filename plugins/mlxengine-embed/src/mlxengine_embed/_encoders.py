@@ -13,7 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlxengine.errors import UnsupportedArchitectureError
+from mlxengine.errors import BackendUnavailableError, UnsupportedArchitectureError
+from mlxengine.toolkit.loading import descriptor_limit_kept
 
 from . import _bert, _decoder, _t5
 from ._architectures import LIBRARIES
@@ -24,7 +25,8 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
     """The encoder that a normalised ``config.json`` describes, with weights that are still to be loaded.
 
     Raises:
-        UnsupportedArchitectureError: no library implements it, or not with these settings.
+        UnsupportedArchitectureError: nothing implements it, or not with these settings.
+        BackendUnavailableError: the library that does cannot be imported.
     """
     kind = str(config.get("model_type"))
     if kind not in LIBRARIES:
@@ -35,7 +37,14 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
     library = LIBRARIES[kind]
     if library in _OWN:
         return _OWN[library](config, library)
-    return _ADAPTERS[kind](config, importlib.import_module(library), library)
+    with descriptor_limit_kept():
+        try:
+            found = importlib.import_module(library)
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"{library} cannot be imported: {error}", hint='Install "mlxengine[embed]" again.'
+            ) from error
+    return _ADAPTERS[kind](config, found, library)
 
 
 def _modernbert(config: Mapping[str, Any], library: Any, name: str) -> Encoder:

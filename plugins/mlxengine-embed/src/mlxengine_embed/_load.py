@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
-from mlxengine.errors import BackendUnavailableError, CancelledError, IncompatibleWeightsError
+from mlxengine.errors import CancelledError, IncompatibleWeightsError
 
 from . import features
 from ._claim import CPU_TOKENS, GPU_TOKENS
@@ -29,15 +29,6 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
 
 def _load(card: ModelCard, context: LoadContext) -> Loaded:
     _report(context, 0)
-    from mlxengine.toolkit.loading import descriptor_limit_kept
-
-    with descriptor_limit_kept():
-        try:
-            import mlx_embeddings
-        except ImportError as error:
-            raise BackendUnavailableError(
-                f"mlx-embeddings cannot be imported: {error}", hint='Install "mlxengine[embed]" again.'
-            ) from error
     import mlx.core as mx
     from mlxengine.toolkit.checkpoint import normalise_config
     from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
@@ -82,7 +73,6 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     )
     _report(context, 2)
     info = {
-        "library": f"mlx-embeddings {mlx_embeddings.__version__}",
         "encoder": encoder.library,
         "tokenizer": tokenizer.name,
         "vocabulary": tokenizer.size,

@@ -70,12 +70,14 @@ class T5(nn.Module):  # type: ignore[misc]
             for index in range(int(config["num_layers"]))
         ]
         self.final_layer_norm = nn.RMSNorm(size, eps=eps)
+        self._buckets = int(config.get("relative_attention_num_buckets", 32))
         self._reach = int(config.get("relative_attention_max_distance", 128))
 
     def __call__(self, ids: Array, valid: Array | None, types: Array | None) -> Array:  # noqa: ARG002
         hidden = self.shared(ids)
-        table = self.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-        mask = by_distance(table, ids.shape[1], len(table), self._reach).astype(hidden.dtype)
+        first = self.block[0].layer[0].SelfAttention.relative_attention_bias
+        table = first(mx.arange(self._buckets))
+        mask = by_distance(table, ids.shape[1], self._buckets, self._reach).astype(hidden.dtype)
         if valid is not None:
             mask = mask + additive(valid[:, None, None, :], hidden.dtype)
         for block in self.block:

@@ -134,9 +134,12 @@ if TYPE_CHECKING:
     from .vectors.handle import AsyncEmbeddingHandle as AsyncEmbeddingHandle
     from .vectors.handle import EmbeddingHandle as EmbeddingHandle
     from .vectors.outputs import Embeddings as Embeddings
+    from .vectors.outputs import Hits as Hits
     from .vectors.outputs import Scores as Scores
     from .vectors.requests import EmbedRequest as EmbedRequest
+    from .vectors.requests import PredictRequest as PredictRequest
     from .vectors.requests import RankRequest as RankRequest
+    from .vectors.requests import SearchRequest as SearchRequest
     from .vectors.workload import VectorWorkload as VectorWorkload
 
 _MODULES = ("errors", "hub")
@@ -183,9 +186,9 @@ _HOMES = {
     "UnloadAdapterRequest",
     "text.session": "AsyncSession Session",
     "vectors.handle": "AsyncEmbeddingHandle EmbeddingHandle",
-    "vectors.outputs": "Embeddings Scores",
+    "vectors.outputs": "Embeddings Hits Scores",
     "vectors.workload": "VectorWorkload",
-    "vectors.requests": "EmbedRequest RankRequest",
+    "vectors.requests": "EmbedRequest PredictRequest RankRequest SearchRequest",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, fields, frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from concurrent.futures import Future
 
     import numpy as np
@@ -64,6 +65,33 @@ class Array:
 
         view: np.ndarray[Any, Any] = np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
         return view
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        import numpy as np
+
+        found: np.ndarray[Any, Any] = np.array(self.numpy(), dtype=dtype, copy=copy)
+        return found
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("An array without dimensions has no length.")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        """The rows, as numpy has them."""
+        return iter(self.numpy())
+
+    def __getitem__(self, index: Any) -> Any:
+        """What numpy gives for the index: a row, rows, an element; a view of the same memory where it can."""
+        return self.numpy()[index]
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The memory for another library, which has to take memory that must not be written to."""
+        return self.numpy().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        kind, number = self.numpy().__dlpack_device__()
+        return int(kind), number
 
 
 class FinishReason(enum.StrEnum):

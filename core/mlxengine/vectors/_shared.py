@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import reprlib
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypedDict, TypeGuard, TypeVar
+from typing import Any, TypedDict
 
 from attrs import evolve, frozen
 
 from ..contract._convert import only
-from ..contract.events import Array, Event
+from ..contract.events import Array, Event, Finished
+from ..contract.tokens import TokenUsage
 from ..errors import InvalidParameterError
-from ._vectors import Gathered, similarity_of
+from ._vectors import Gathered, Predictions, pairwise_of, similarity_of
 from .outputs import Scores
-from .requests import EmbedRequest, RankRequest
+from .requests import EmbedRequest, PredictRequest, RankRequest
 
 Texts = str | Sequence[str] | Sequence[Sequence[int]]
-T = TypeVar("T")
 ProgressReport = Callable[[int, int | None], None]
 Ranges = tuple[Sequence[float], Sequence[float]]
 
@@ -40,6 +42,20 @@ class EmbedOptions(VectorOptions, total=False):
 
     prompt: str | None
     prompt_name: str | None
+
+
+class RankOptions(TypedDict, total=False):
+    """What a call may say about its scores; `EmbeddingHandle.rank` says what each means."""
+
+    prompt: str | None
+    prompt_name: str | None
+    batch_tokens: int | None
+
+
+class PredictOptions(RankOptions, total=False):
+    """The same for `EmbeddingHandle.predict`."""
+
+    activation: str | None
 
 
 @frozen(kw_only=True)
@@ -77,11 +93,44 @@ class Embedder:
         total: int | None = None,
     ) -> Gathered:
         """An empty place for the vectors of a request; ``before`` texts of ``total`` are done already."""
+        check_progress(progress)
         report = None if progress is None else lambda done: progress(before + done, total)
         return Gathered(request, int(self.info.get("dimension") or 0), report)
 
-    def _similarity(self, left: Any, right: Any) -> Array:
-        return similarity_of(left, right, str(self.info.get("similarity") or "cosine"))
+    def _compared(
+        self, left: Any, right: Any, progress: ProgressReport | None
+    ) -> tuple[list[Any], list[tuple[int, Gathered]]]:
+        """The sides of a comparison; of each that is texts its place and where its vectors gather."""
+        check_progress(progress)
+        sides = [side_of(left)] if right is None else [side_of(left), side_of(right)]
+        texts = [(place, side) for place, side in enumerate(sides) if isinstance(side, tuple)]
+        total, done = sum(len(side) for _, side in texts), 0
+        gathered = []
+        for place, side in texts:
+            request = embed_request(side, "pooled", {})
+            gathered.append((place, self._gathering(request, progress, done, total)))
+            done += len(side)
+        return sides, gathered
+
+    def _function(self) -> str:
+        return str(self.info.get("similarity") or "cosine")
+
+    def _similarity(self, sides: Sequence[Any]) -> Array:
+        """Of the first side with the last."""
+        return similarity_of(sides[0], sides[-1], self._function())
+
+    def _pairwise(self, sides: Sequence[Any]) -> Array:
+        """Of each row of the first side with the same row of the last."""
+        return pairwise_of(sides[0], sides[-1], self._function())
+
+
+def check_progress(progress: object) -> None:
+    """Refuse what cannot be called."""
+    if progress is not None and not callable(progress):
+        raise InvalidParameterError(
+            f"progress must be a function of two numbers, found {progress!r}.",
+            hint="Give progress=print to see them.",
+        )
 
 
 def embed_request(texts: Texts, output: str, options: EmbedOptions) -> EmbedRequest:
@@ -109,9 +158,10 @@ class Ranking:
     """Collects the scores of a request.
 
     Args:
-        query, documents, batch_tokens: see `RankRequest`.
+        query, documents: see `RankRequest`.
         top_k: how many to return; ``None`` returns all.
         progress: called with how many documents are done, and of how many.
+        options: see `RankOptions`.
     """
 
     def __init__(
@@ -120,12 +170,14 @@ class Ranking:
         documents: Sequence[str],
         *,
         top_k: int | None,
-        batch_tokens: int | None,
         progress: ProgressReport | None,
+        options: RankOptions,
     ) -> None:
-        if top_k is not None and top_k < 1:
-            raise InvalidParameterError(f"top_k must be at least 1, found {top_k}.")
-        self.request = RankRequest(query=query, documents=as_tuple(documents), batch_tokens=batch_tokens)
+        only(options, RankOptions, "top_k", "progress")
+        check_progress(progress)
+        if top_k is not None and (isinstance(top_k, bool) or not hasattr(top_k, "__index__") or top_k < 1):
+            raise InvalidParameterError(f"top_k must be at least 1, found {top_k!r}.")
+        self.request = RankRequest(query=query, documents=as_tuple(documents), **options)
         self._top_k = top_k
         self._progress = progress
         self._scores: dict[int, float] = {}
@@ -144,19 +196,92 @@ class Ranking:
         return tuple(Ranked(index=i, score=scores[i], document=documents[i]) for i in order)
 
 
-def as_tuple(texts: str | Sequence[T]) -> tuple[str | T, ...]:
+_UNORDERED = (Mapping, set, frozenset, bytes, bytearray, memoryview)
+
+
+class Predicting:
+    """Collects the scores of pairs.
+
+    Args:
+        pairs: see `PredictRequest`.
+        labels: the model's names of its labels.
+        progress: called with how many pairs are done, and of how many.
+        options: see `PredictOptions`.
+    """
+
+    def __init__(
+        self,
+        pairs: Iterable[Sequence[str]],
+        *,
+        labels: Sequence[str],
+        progress: ProgressReport | None,
+        options: PredictOptions,
+    ) -> None:
+        only(options, PredictOptions, "progress")
+        check_progress(progress)
+        self.request = PredictRequest(pairs=pairs, **options)
+        self._progress = progress
+        self._names = tuple(labels)
+        self._labels = max(1, len(self._names))
+        self._scores: dict[int, tuple[float, ...]] = {}
+        self._finished = Finished()
+
+    def add(self, event: Event) -> None:
+        """Take note of an event."""
+        if isinstance(event, Finished):
+            self._finished = event
+        if isinstance(event, Scores):
+            self._labels = event.labels
+            for place, index in enumerate(event.indices):
+                start = place * event.labels
+                self._scores[index] = event.scores[start : start + event.labels]
+            if self._progress is not None:
+                self._progress(len(self._scores), len(self.request.pairs))
+
+    def whole(self) -> Predictions:
+        """The scores in the order of the pairs."""
+        count = len(self.request.pairs)
+        flat = array("f", (score for index in range(count) for score in self._scores[index]))
+        return Predictions(
+            data=flat.tobytes(),
+            shape=(count,) if self._labels == 1 else (count, self._labels),
+            dtype="float32",
+            labels=self._names,
+            usage=TokenUsage.of(self._finished.usage),
+            metrics=self._finished.metrics,
+        )
+
+
+def as_tuple(texts: Any) -> tuple[Any, ...]:
+    """Texts, or the token ids of each, as a tuple; a single text is one of them."""
     if isinstance(texts, str):
         return (texts,)
-    if not isinstance(texts, Iterable):
-        raise InvalidParameterError(f"texts must be a str or a sequence of str, found {texts!r}.")
+    if isinstance(texts, _UNORDERED) or not isinstance(texts, Iterable):
+        raise InvalidParameterError(
+            f"texts must be a str or a sequence of str, found {reprlib.repr(texts)}.",
+            hint="Give a list, so that each vector has its place.",
+        )
     return tuple(texts)
 
 
-def are_texts(value: Any) -> TypeGuard[Texts]:
-    """Whether a side of a comparison is given as texts, and not as vectors."""
-    several = isinstance(value, list | tuple) and bool(value) and isinstance(value[0], str)
-    return isinstance(value, str) or several
+def side_of(value: Any) -> Any:
+    """A side of a comparison as a tuple of texts or as a matrix of vectors."""
+    import numpy as np
 
-
-def matrix(value: Any) -> Any:
-    return value.numpy() if isinstance(value, Array) else value
+    if isinstance(value, str | Mapping | set | frozenset | bytes | bytearray | memoryview):
+        return as_tuple(value)
+    if not hasattr(value, "__iter__"):
+        return as_tuple(value)
+    if isinstance(value, Array):
+        return value.numpy()
+    if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind in "fiu":
+        return value  # as it is: it may lie in a file
+    listed = value if hasattr(value, "dtype") and value.dtype != object else list(value)
+    if not len(listed) or isinstance(listed[0], str):
+        return tuple(listed)
+    try:
+        return np.atleast_2d(np.asarray(listed, dtype=np.float32))
+    except (TypeError, ValueError) as error:
+        raise InvalidParameterError(
+            f"A side must be texts, or vectors of equal lengths; it cannot be read as vectors: {error}.",
+        ) from error

@@ -30,8 +30,20 @@ class Vectors(Array):
     usage: TokenUsage = field(factory=TokenUsage)
     metrics: Metrics = field(factory=Metrics)
 
-    def __len__(self) -> int:
-        return self.shape[0]
+
+@frozen(kw_only=True)
+class Predictions(Array):
+    """The scores of pairs, float32: (pairs,) of a model with one label, else (pairs, labels).
+
+    Args:
+        labels: the model's own names of its labels, in the order of the columns; ``()`` if it names none.
+        usage: tokens that were read.
+        metrics: times; ``extra`` as for `Vectors`.
+    """
+
+    labels: tuple[str, ...] = ()
+    usage: TokenUsage = field(factory=TokenUsage)
+    metrics: Metrics = field(factory=Metrics)
 
 
 @frozen(kw_only=True)
@@ -149,6 +161,8 @@ def similarity_of(left: Any, right: Any, function: str) -> Array:
     import numpy as np
 
     a, b = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (left, right))
+    if not len(a) or not len(b) or not a.size or not b.size:
+        return _host(np.zeros((len(a) if a.size else 0, len(b) if b.size else 0), dtype=np.float32))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise InvalidParameterError(f"Vectors of the shapes {a.shape} and {b.shape} cannot be compared.")
     if function == "cosine":
@@ -162,8 +176,38 @@ def similarity_of(left: Any, right: Any, function: str) -> Array:
         result = -np.stack([np.abs(row - b).sum(axis=1) for row in a])
     else:
         raise InvalidParameterError(f"The similarity function {function!r} is not known.")
-    result = np.ascontiguousarray(result, dtype=np.float32)
-    return Array(data=result.tobytes(), shape=result.shape, dtype="float32")
+    return _host(np.ascontiguousarray(result, dtype=np.float32))
 
 
-__all__ = ["Gathered", "TokenVectors", "Vectors", "similarity_of"]
+def pairwise_of(left: Any, right: Any, function: str) -> Array:
+    """Similarity of each row of ``left`` (n, size) with the same row of ``right``: (n,), float32.
+
+    Raises:
+        InvalidParameterError: the shapes differ, or the function is not known.
+    """
+    import numpy as np
+
+    a, b = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (left, right))
+    if a.shape != b.shape and (a.size or b.size):
+        raise InvalidParameterError(
+            f"Vectors of the shapes {a.shape} and {b.shape} are no pairs.",
+            hint="similarity() compares each row with each.",
+        )
+    if function == "cosine":
+        a, b = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (a, b))
+    if function in ("cosine", "dot"):
+        result = (a * b).sum(axis=1)
+    elif function == "euclidean":
+        result = -np.linalg.norm(a - b, axis=1)
+    elif function == "manhattan":
+        result = -np.abs(a - b).sum(axis=1)
+    else:
+        raise InvalidParameterError(f"The similarity function {function!r} is not known.")
+    return _host(result.astype(np.float32) if a.size else np.zeros(0, dtype=np.float32))
+
+
+def _host(values: Any) -> Array:
+    return Array(data=values.tobytes(), shape=values.shape, dtype=values.dtype.name)
+
+
+__all__ = ["Gathered", "Predictions", "TokenVectors", "Vectors", "pairwise_of", "similarity_of"]

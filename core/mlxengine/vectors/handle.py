@@ -1,35 +1,39 @@
 """Handles of embedding models and rerankers.
 
 What a handle knows of its model comes from ``handle.info``: a plugin that serves the kind ``"embed"`` says
-there ``dimension``, ``prompts`` (name to text) and ``similarity`` (``"cosine"``, ``"dot"``, ``"euclidean"``
+there ``dimension``, ``prompts`` (name to text), ``labels`` (a classifier's, in order) and
+``similarity`` (``"cosine"``, ``"dot"``, ``"euclidean"``
 or ``"manhattan"``).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, Unpack, overload
 
 from ..contract.events import Array
 from ..handle import AsyncModelHandle, ModelHandle
+from ._search import Pair, Search, SearchResults, check_count, pairs_of
 from ._shared import (
     DOCUMENT,
     ITERATOR_CHUNK,
     QUERY,
     Embedder,
     EmbedOptions,
+    Predicting,
+    PredictOptions,
     ProgressReport,
     Ranked,
     Ranking,
+    RankOptions,
     Texts,
     VectorOptions,
-    are_texts,
     embed_request,
-    matrix,
     piecewise,
+    side_of,
 )
-from ._vectors import Gathered, TokenVectors, Vectors
+from ._vectors import Gathered, Predictions, TokenVectors, Vectors
 from .requests import EmbedRequest
 
 
@@ -116,21 +120,24 @@ class EmbeddingHandle(Embedder, ModelHandle):
         """`embed` with the model's prompt for documents, or none if it has none."""
         return self.embed(texts, progress=progress, **self._with_prompt(DOCUMENT, options))
 
-    def similarity(self, left: Any, right: Any = None) -> Array:
+    def similarity(self, left: Any, right: Any = None, *, progress: ProgressReport | None = None) -> Array:
         """How similar rows of two matrices are, by the model's own similarity function.
 
         Args:
             left: texts, or vectors (count, dimension).
             right: texts or vectors; ``None`` compares ``left`` with itself.
+            progress: called with how many texts are done, and of how many.
 
         Returns:
             float32 of shape (rows of ``left``, rows of ``right``); higher is more similar.
 
         Raises:
-            InvalidParameterError: the vectors' lengths differ. (numpy must be installed.)
+            InvalidParameterError: a side is neither, or the lengths differ. (numpy must be installed.)
         """
-        first = self._matrix(left)
-        return self._similarity(first, first if right is None else self._matrix(right))
+        sides, texts = self._compared(left, right, progress)
+        for place, gathered in texts:
+            sides[place] = self._gather(gathered).vectors()
+        return self._similarity(sides)
 
     def rank(
         self,
@@ -138,8 +145,8 @@ class EmbeddingHandle(Embedder, ModelHandle):
         documents: Sequence[str],
         *,
         top_k: int | None = None,
-        batch_tokens: int | None = None,
         progress: ProgressReport | None = None,
+        **options: Unpack[RankOptions],
     ) -> tuple[Ranked, ...]:
         """The documents by relevance to the query, best first (cross-encoders).
 
@@ -147,21 +154,124 @@ class EmbeddingHandle(Embedder, ModelHandle):
             query: the query.
             documents: what to rank.
             top_k: how many to return; ``None`` returns all.
-            batch_tokens: most padded tokens in one step.
             progress: called with how many documents are done, and of how many.
+            prompt: put before the query, as it is; ``""`` leaves out the model's default prompt.
+            prompt_name: one of the model's own prompts.
+            batch_tokens: most padded tokens in one step.
 
         Raises:
             InvalidParameterError: ``top_k`` is below 1, or a text is not a ``str``.
             UnsupportedInputError: the model makes vectors, not scores.
         """
-        ranking = Ranking(query, documents, top_k=top_k, batch_tokens=batch_tokens, progress=progress)
+        ranking = Ranking(query, documents, top_k=top_k, progress=progress, options=options)
         with self.stream(ranking.request) as events:
             for event in events:
                 ranking.add(event)
         return ranking.best()
 
-    def _matrix(self, value: Any) -> Any:
-        return matrix(self.embed(value) if are_texts(value) else value)
+    def similarity_pairwise(self, left: Any, right: Any, *, progress: ProgressReport | None = None) -> Array:
+        """How similar each row of one matrix is to the same row of another, by the model's own function.
+
+        Args:
+            left: texts, or vectors (count, dimension).
+            right: as many texts or vectors.
+            progress: called with how many texts are done, and of how many.
+
+        Returns:
+            float32 of shape (count,); higher is more similar.
+
+        Raises:
+            InvalidParameterError: a side is neither, or the shapes differ. (numpy must be installed.)
+        """
+        sides, texts = self._compared(left, side_of(right), progress)
+        for place, gathered in texts:
+            sides[place] = (self._gather(gathered)).vectors()
+        return self._pairwise(sides)
+
+    def semantic_search(
+        self, queries: Any, corpus: Any, *, top_k: int = 10, progress: ProgressReport | None = None
+    ) -> SearchResults:
+        """The most similar vectors of a corpus, by the model's function, reckoned on the device in blocks.
+
+        Args:
+            queries: texts, which get the model's prompt for queries, or vectors (count, dimension).
+            corpus: vectors (count, dimension), a memory-mapped numpy array too, which is then read a block at
+                a time; or texts, which get the prompt for documents.
+            top_k: how many for each query.
+            progress: called with how many queries are done, and of how many.
+
+        Raises:
+            InvalidParameterError: a side is neither, or the lengths differ. (numpy must be installed.)
+        """
+        wanted, stored = side_of(queries), side_of(corpus)
+        if isinstance(wanted, tuple):
+            wanted = (self.embed_query(wanted)).numpy()
+        if isinstance(stored, tuple):
+            stored = (self.embed_document(stored)).numpy()
+        return self._search(wanted, stored, top_k, progress)
+
+    def paraphrase_mining(
+        self,
+        texts: Any,
+        *,
+        top_k: int = 100,
+        max_pairs: int = 500_000,
+        progress: ProgressReport | None = None,
+    ) -> tuple[Pair, ...]:
+        """The most similar pairs among texts (or vectors), best first, each once.
+
+        Args:
+            texts: texts, or vectors (count, dimension), a memory-mapped numpy array too.
+            top_k: how many others each is paired with at most.
+            max_pairs: how many pairs to return at most.
+            progress: called with how many are compared, and of how many.
+
+        Raises:
+            InvalidParameterError: an argument is out of range. (numpy must be installed.)
+        """
+        most, others = check_count(max_pairs, "max_pairs"), check_count(top_k, "top_k")
+        vectors = side_of(texts)
+        if isinstance(vectors, tuple):
+            vectors = (self.embed(vectors)).numpy()
+        return pairs_of(self._search(vectors, vectors, others + 1, progress), others, most)
+
+    def _search(
+        self, queries: Any, corpus: Any, top_k: int, progress: ProgressReport | None
+    ) -> SearchResults:
+        search = Search(queries, corpus, top_k=top_k, similarity=self._function(), progress=progress)
+        for request in search.requests():
+            with self.stream(request) as events:
+                for event in events:
+                    search.add(event)
+        return search.results()
+
+    def predict(
+        self,
+        pairs: Iterable[Sequence[str]],
+        *,
+        progress: ProgressReport | None = None,
+        **options: Unpack[PredictOptions],
+    ) -> Predictions:
+        """The scores of pairs of texts (cross-encoders), as the model's repository makes them of its logits.
+
+        Args:
+            pairs: two texts each.
+            progress: called with how many pairs are done, and of how many.
+            activation: ``"identity"`` (logits), ``"sigmoid"``, ``"softmax"``; ``None`` as the model has it.
+            prompt: put before the first text of each; ``""`` leaves out the model's default prompt.
+            prompt_name: one of the model's own prompts.
+            batch_tokens: most padded tokens in one step.
+
+        Raises:
+            InvalidParameterError: an argument is unknown, or an item is not a pair of texts.
+            UnsupportedInputError: the model makes vectors, not scores.
+        """
+        labels = self.info.get("labels") or ()
+        found = Predicting(pairs, labels=labels, progress=progress, options=options)
+        with self.stream(found.request) as events:
+            for event in events:
+                found.add(event)
+        return found.whole()
 
     def _gather(self, gathered: Gathered) -> Gathered:
         with self.stream(gathered.request) as events:
@@ -255,24 +365,28 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
         """`embed` with the model's prompt for documents, or none if it has none."""
         return await self.embed(texts, progress=progress, **self._with_prompt(DOCUMENT, options))
 
-    async def similarity(self, left: Any, right: Any = None) -> Array:
+    async def similarity(
+        self, left: Any, right: Any = None, *, progress: ProgressReport | None = None
+    ) -> Array:
         """How similar rows of two matrices are, by the model's own similarity function; reckoned on a thread.
 
         Args:
             left: texts, or vectors (count, dimension).
             right: texts or vectors; ``None`` compares ``left`` with itself.
+            progress: called with how many texts are done, and of how many.
 
         Returns:
             float32 of shape (rows of ``left``, rows of ``right``); higher is more similar.
 
         Raises:
-            InvalidParameterError: the vectors' lengths differ. (numpy must be installed.)
+            InvalidParameterError: a side is neither, or the lengths differ. (numpy must be installed.)
         """
         import asyncio
 
-        first = await self._matrix(left)
-        second = first if right is None else await self._matrix(right)
-        return await asyncio.to_thread(self._similarity, first, second)
+        sides, texts = self._compared(left, right, progress)
+        for place, gathered in texts:
+            sides[place] = (await self._gather(gathered)).vectors()
+        return await asyncio.to_thread(self._similarity, sides)
 
     async def rank(
         self,
@@ -280,8 +394,8 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
         documents: Sequence[str],
         *,
         top_k: int | None = None,
-        batch_tokens: int | None = None,
         progress: ProgressReport | None = None,
+        **options: Unpack[RankOptions],
     ) -> tuple[Ranked, ...]:
         """The documents by relevance to the query, best first (cross-encoders).
 
@@ -291,14 +405,81 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
             InvalidParameterError: ``top_k`` is below 1, or a text is not a ``str``.
             UnsupportedInputError: the model makes vectors, not scores.
         """
-        ranking = Ranking(query, documents, top_k=top_k, batch_tokens=batch_tokens, progress=progress)
+        ranking = Ranking(query, documents, top_k=top_k, progress=progress, options=options)
         async with self.stream(ranking.request) as events:
             async for event in events:
                 ranking.add(event)
         return ranking.best()
 
-    async def _matrix(self, value: Any) -> Any:
-        return matrix(await self.embed(value) if are_texts(value) else value)
+    async def similarity_pairwise(
+        self, left: Any, right: Any, *, progress: ProgressReport | None = None
+    ) -> Array:
+        """How similar rows are to the same rows of another matrix, by the model's own function.
+
+        The arguments are those of `EmbeddingHandle.similarity_pairwise`; it is reckoned on a thread.
+        """
+        import asyncio
+
+        sides, texts = self._compared(left, side_of(right), progress)
+        for place, gathered in texts:
+            sides[place] = (await self._gather(gathered)).vectors()
+        return await asyncio.to_thread(self._pairwise, sides)
+
+    async def semantic_search(
+        self, queries: Any, corpus: Any, *, top_k: int = 10, progress: ProgressReport | None = None
+    ) -> SearchResults:
+        """The most similar of a corpus; the arguments are those of `EmbeddingHandle.semantic_search`."""
+        wanted, stored = side_of(queries), side_of(corpus)
+        if isinstance(wanted, tuple):
+            wanted = (await self.embed_query(wanted)).numpy()
+        if isinstance(stored, tuple):
+            stored = (await self.embed_document(stored)).numpy()
+        return await self._search(wanted, stored, top_k, progress)
+
+    async def paraphrase_mining(
+        self,
+        texts: Any,
+        *,
+        top_k: int = 100,
+        max_pairs: int = 500_000,
+        progress: ProgressReport | None = None,
+    ) -> tuple[Pair, ...]:
+        """The most similar pairs; the arguments are those of `EmbeddingHandle.paraphrase_mining`."""
+        most, others = check_count(max_pairs, "max_pairs"), check_count(top_k, "top_k")
+        vectors = side_of(texts)
+        if isinstance(vectors, tuple):
+            vectors = (await self.embed(vectors)).numpy()
+        return pairs_of(await self._search(vectors, vectors, others + 1, progress), others, most)
+
+    async def _search(
+        self, queries: Any, corpus: Any, top_k: int, progress: ProgressReport | None
+    ) -> SearchResults:
+        search = Search(queries, corpus, top_k=top_k, similarity=self._function(), progress=progress)
+        for request in search.requests():
+            async with self.stream(request) as events:
+                async for event in events:
+                    search.add(event)
+        return search.results()
+
+    async def predict(
+        self,
+        pairs: Iterable[Sequence[str]],
+        *,
+        progress: ProgressReport | None = None,
+        **options: Unpack[PredictOptions],
+    ) -> Predictions:
+        """The scores of pairs of texts; the arguments are those of `EmbeddingHandle.predict`.
+
+        Raises:
+            InvalidParameterError: an argument is unknown, or an item is not a pair of texts.
+            UnsupportedInputError: the model makes vectors, not scores.
+        """
+        labels = self.info.get("labels") or ()
+        found = Predicting(pairs, labels=labels, progress=progress, options=options)
+        async with self.stream(found.request) as events:
+            async for event in events:
+                found.add(event)
+        return found.whole()
 
     async def _gather(self, gathered: Gathered) -> Gathered:
         async with self.stream(gathered.request) as events:
@@ -340,7 +521,12 @@ __all__ = [
     "AsyncEmbeddingHandle",
     "EmbedOptions",
     "EmbeddingHandle",
+    "Pair",
+    "PredictOptions",
+    "Predictions",
+    "RankOptions",
     "Ranked",
+    "SearchResults",
     "TokenVectors",
     "VectorOptions",
     "Vectors",

@@ -12,7 +12,7 @@ from ..contract.kinds import Mock
 from ..contract.requests import Request
 from ..contract.tokens import TokenUsage
 from .outputs import Embeddings, Scores
-from .requests import EmbedRequest, RankRequest
+from .requests import EmbedRequest, PredictRequest, RankRequest
 
 DIMENSION = 8
 
@@ -25,6 +25,8 @@ class VectorMock(Mock):
     def generate(self, request: Request) -> Iterator[Event | None] | None:
         if isinstance(request, EmbedRequest):
             return _embed(request)
+        if isinstance(request, PredictRequest):
+            return _predict(request)
         return _rank(request) if isinstance(request, RankRequest) else None
 
 
@@ -40,11 +42,20 @@ def _embed(request: EmbedRequest) -> Iterator[Event | None]:
 
 
 def _rank(request: RankRequest) -> Iterator[Event | None]:
-    wanted = set(request.query.lower().split())
     for index, text in enumerate(request.documents):
-        shared = wanted & set(text.lower().split())
-        yield Scores(indices=(index,), scores=(len(shared) / max(1, len(wanted)),), mock=True)
+        yield Scores(indices=(index,), scores=(_shared(request.query, text),), mock=True)
     yield Finished(mock=True)
+
+
+def _predict(request: PredictRequest) -> Iterator[Event | None]:
+    for index, pair in enumerate(request.pairs):
+        yield Scores(indices=(index,), scores=(_shared(*pair),), mock=True)
+    yield Finished(mock=True)
+
+
+def _shared(query: str, text: str) -> float:
+    wanted = set(query.lower().split())
+    return len(wanted & set(text.lower().split())) / max(1, len(wanted))
 
 
 __all__ = ["VectorMock"]

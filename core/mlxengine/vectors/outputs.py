@@ -23,10 +23,26 @@ class Embeddings(Event):
 
 @frozen(kw_only=True)
 class Scores(Event):
-    """Relevance of the documents ``indices`` to the query, higher is better."""
+    """Relevance of the documents (or pairs) ``indices``, higher is better.
+
+    A model of several ``labels`` gives that many scores for each index, one after the other.
+    """
 
     indices: tuple[int, ...]
     scores: tuple[float, ...]
+    labels: int = 1
 
 
-__all__ = ["Embeddings", "Scores"]
+@frozen(kw_only=True)
+class Hits(Event):
+    """What of a corpus is most similar to each query, best first; of equal scores the earlier place.
+
+    ``places`` are int64 (queries, k), ``scores`` float32 of the same shape; k is ``top_k``, or the corpus's
+    size where that is less.
+    """
+
+    places: Array
+    scores: Array
+
+
+__all__ = ["Embeddings", "Hits", "Scores"]

@@ -7,12 +7,13 @@ environment of its own. Biases and norms are random too: a module that forgets o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 SIZE, INNER, LAYERS, HEADS, WORDS, LONGEST = 64, 96, 3, 4, 200, 48
@@ -85,19 +86,23 @@ def _modernbert(weights: _Weights, prefix: str = "") -> None:
     weights.norm(f"{prefix}final_norm", bias=False)
 
 
-def _decoder(weights: _Weights, layers: int, norms: tuple[str, ...], around: float) -> None:
+def _decoder(
+    weights: _Weights,
+    layers: int,
+    norms: tuple[str, ...],
+    around: float,
+    heads: bool = True,
+    biases: tuple[str, ...] = (),
+) -> None:
     weights.table("embed_tokens.weight", len(VOCABULARY))
     for layer in range(layers):
         base, head = f"layers.{layer}", SIZE // HEADS
-        weights.linear(f"{base}.self_attn.q_proj", SIZE, SIZE, bias=False)
-        weights.linear(f"{base}.self_attn.k_proj", 2 * head, SIZE, bias=False)
-        weights.linear(f"{base}.self_attn.v_proj", 2 * head, SIZE, bias=False)
-        weights.linear(f"{base}.self_attn.o_proj", SIZE, SIZE, bias=False)
-        weights.norm(f"{base}.self_attn.q_norm", head, bias=False, around=around)
-        weights.norm(f"{base}.self_attn.k_norm", head, bias=False, around=around)
-        weights.linear(f"{base}.mlp.gate_proj", INNER, SIZE, bias=False)
-        weights.linear(f"{base}.mlp.up_proj", INNER, SIZE, bias=False)
-        weights.linear(f"{base}.mlp.down_proj", SIZE, INNER, bias=False)
+        for name, size in (("q", SIZE), ("k", 2 * head), ("v", 2 * head), ("o", SIZE)):
+            weights.linear(f"{base}.self_attn.{name}_proj", size, SIZE, bias=name in biases)
+        for name in ("q_norm", "k_norm") if heads else ():
+            weights.norm(f"{base}.self_attn.{name}", head, bias=False, around=around)
+        for name, outputs, inputs in (("gate", INNER, SIZE), ("up", INNER, SIZE), ("down", SIZE, INNER)):
+            weights.linear(f"{base}.mlp.{name}_proj", outputs, inputs, bias=name in biases)
         for name in norms:
             weights.norm(f"{base}.{name}", bias=False, around=around)
     weights.norm("norm", bias=False, around=around)
@@ -291,6 +296,275 @@ def _gemma(folder: Path) -> None:
     write_modules(folder, {"pooling_mode": "mean"}, "Normalize")
 
 
+class _Variant:
+    """BERT's tensors under another architecture's names, without those that it lacks and with its own."""
+
+    def __init__(self, seed: int, *rules: tuple[str, str], without: str = "^$", positions: int = 64) -> None:
+        self._weights = _Weights(seed)
+        _bert(self._weights, positions=positions)
+        kept = {k: v for k, v in self._weights.tensors.items() if not re.search(without, k)}
+        for old, new in rules:
+            kept = {re.sub(old, new, key): value for key, value in kept.items()}
+        self._weights.tensors = kept
+
+    def join(self, pattern: str, parts: tuple[str, ...]) -> None:
+        """Keep tensors together that differ in the part of their names that ``{}`` stands for."""
+        tensors = self._weights.tensors
+        for layer in range(LAYERS):
+            for kind in ("weight", "bias"):
+                names = [pattern.format(layer, part) + f".{kind}" for part in parts]
+                if names[0] in tensors:
+                    whole = np.concatenate([tensors.pop(name) for name in names])
+                    tensors[pattern.format(layer, "+".join(parts)) + f".{kind}"] = whole
+
+    def add(self, add: Callable[[_Weights], None]) -> None:
+        add(self._weights)
+
+    def rename(self, *rules: tuple[str, str]) -> None:
+        for old, new in rules:
+            self._weights.tensors = {re.sub(old, new, k): v for k, v in self._weights.tensors.items()}
+
+    def write(self, folder: Path, config: dict[str, Any], kind: str = "bert", mode: str = "mean") -> None:
+        _save(folder, config, self._weights)
+        write_tokenizer(folder, kind)
+        write_modules(folder, {"pooling_mode": mode})
+
+
+_NO_TYPES = "token_type"
+
+
+def _distilbert(folder: Path) -> None:
+    rules = (
+        (r"encoder\.layer", "transformer.layer"),
+        (r"attention\.self\.query", "attention.q_lin"),
+        (r"attention\.self\.key", "attention.k_lin"),
+        (r"attention\.self\.value", "attention.v_lin"),
+        (r"attention\.output\.dense", "attention.out_lin"),
+        (r"attention\.output\.LayerNorm", "sa_layer_norm"),
+        (r"intermediate\.dense", "ffn.lin1"),
+        (r"\.output\.dense", ".ffn.lin2"),
+        (r"\.output\.LayerNorm", ".output_layer_norm"),
+    )
+    config = {"dim": SIZE, "hidden_dim": INNER, "n_layers": LAYERS, "n_heads": HEADS, "activation": "gelu"}
+    config |= {"model_type": "distilbert", "architectures": ["DistilBertModel"], "pad_token_id": 0}
+    config |= {"vocab_size": len(VOCABULARY), "max_position_embeddings": 64, "sinusoidal_pos_embds": False}
+    _Variant(31, *rules, without=_NO_TYPES).write(folder, config)
+
+
+def _mpnet(folder: Path) -> None:
+    rules = tuple(
+        (rf"attention\.{old}", f"attention.{new}")
+        for old, new in (
+            (r"self\.query", "attn.q"),
+            (r"self\.key", "attn.k"),
+            (r"self\.value", "attn.v"),
+            (r"output\.dense", "attn.o"),
+            (r"output\.LayerNorm", "LayerNorm"),
+        )
+    )
+    found = _Variant(32, *rules, without=_NO_TYPES, positions=66)
+    found.add(lambda weights: weights.matrix("encoder.relative_attention_bias.weight", 32, HEADS))
+    config = {**_ROBERTA, "model_type": "mpnet", "architectures": ["MPNetModel"], "pad_token_id": 0}
+    del config["type_vocab_size"]
+    found.write(folder, config | {"relative_attention_num_buckets": 32}, "roberta")
+
+
+def _electra(folder: Path) -> None:
+    found = _Variant(33, without="^embeddings")
+
+    def add(weights: _Weights) -> None:
+        for name, rows in (("word", len(VOCABULARY)), ("position", 64), ("token_type", 2)):
+            weights.matrix(f"embeddings.{name}_embeddings.weight", rows, 32)
+        weights.norm("embeddings.LayerNorm", 32)
+        weights.linear("embeddings_project", SIZE, 32)
+
+    found.add(add)
+    names = {"model_type": "electra", "architectures": ["ElectraModel"], "embedding_size": 32}
+    found.write(folder, {**_BERT, **names}, mode="cls")
+
+
+def _albert(folder: Path) -> None:
+    found = _Variant(34, without=r"^embeddings|layer\.2")
+    found.rename(
+        (r"attention\.self\.", "attention."),
+        (r"attention\.output\.", "attention."),
+        (r"intermediate\.dense", "ffn"),
+        (r"\.output\.dense", ".ffn_output"),
+        (r"\.output\.LayerNorm", ".full_layer_layer_norm"),
+        (r"encoder\.layer\.(\d)\.", r"encoder.albert_layer_groups.\1.albert_layers.0."),
+    )
+
+    def add(weights: _Weights) -> None:
+        for name, rows in (("word", len(VOCABULARY)), ("position", 64), ("token_type", 2)):
+            weights.matrix(f"embeddings.{name}_embeddings.weight", rows, 32)
+        weights.norm("embeddings.LayerNorm", 32)
+        weights.linear("encoder.embedding_hidden_mapping_in", SIZE, 32)
+
+    found.add(add)
+    names = {"model_type": "albert", "architectures": ["AlbertModel"], "embedding_size": 32}
+    names |= {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 1, "hidden_act": "gelu_new"}
+    found.write(folder, {**_BERT, **names})
+
+
+def _ernie(folder: Path) -> None:
+    found = _Variant(35)
+    found.add(lambda weights: weights.table("embeddings.task_type_embeddings.weight", 3))
+    names = {"model_type": "ernie", "architectures": ["ErnieModel"], "use_task_id": True}
+    found.write(folder, {**_BERT, **names, "task_type_vocab_size": 3})
+
+
+def _deberta_variant(shared: bool, prefix: str = "") -> tuple[_Variant, dict[str, Any]]:
+    found = _Variant(36 + shared, without="position_emb|token_type")
+    found.rename((r"attention\.self\.(\w+)\.", r"attention.self.\1_proj."))
+
+    def add(weights: _Weights) -> None:
+        weights.table("encoder.rel_embeddings.weight", 2 * (8 if shared else 20))
+        weights.norm("encoder.LayerNorm")
+        for layer in range(0 if shared else LAYERS):
+            for name in ("key", "query"):
+                weights.linear(f"encoder.layer.{layer}.attention.self.pos_{name}_proj", SIZE, SIZE)
+
+    found.add(add)
+    found.rename(("^", prefix))
+    config = {**_BERT, "model_type": "deberta-v2", "architectures": ["DebertaV2Model"], "type_vocab_size": 0}
+    config |= {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+    config |= {"norm_rel_ebd": "layer_norm", "share_att_key": shared, "max_relative_positions": -1}
+    buckets = {"position_buckets": 8} if shared else {"max_relative_positions": 20}
+    return found, {**config, **buckets, "layer_norm_eps": 1e-7, "pooler_hidden_size": SIZE}
+
+
+def _deberta(folder: Path) -> None:
+    found, config = _deberta_variant(shared=True)
+    found.write(folder, config, mode="cls")
+
+
+def _deberta_apart(folder: Path) -> None:
+    found, config = _deberta_variant(shared=False)
+    found.write(folder, config)
+
+
+def _gated(seed: int, biased: bool, without: str = "position_emb") -> _Variant:
+    """Rotary positions and a gated feed-forward under the names of transformers."""
+    found = _Variant(
+        seed,
+        (r"encoder\.layer", "layers"),
+        (r"attention\.self\.query", "self_attn.q_proj"),
+        (r"attention\.self\.key", "self_attn.k_proj"),
+        (r"attention\.self\.value", "self_attn.v_proj"),
+        (r"attention\.output\.dense", "self_attn.o_proj"),
+        (r"attention\.output\.LayerNorm", "post_attention_layernorm"),
+        (r"intermediate\.dense", "mlp.up_proj"),
+        (r"\.output\.dense", ".mlp.down_proj"),
+        (r"\.output\.LayerNorm", ".post_mlp_layernorm"),
+        without=without + (r"|intermediate\.dense\.bias" if biased else r"|(query|key|value|dense)\.bias"),
+    )
+
+    def add(weights: _Weights) -> None:
+        for layer in range(LAYERS):
+            weights.linear(f"layers.{layer}.mlp.gate_proj", INNER, SIZE, bias=False)
+
+    found.add(add)
+    return found
+
+
+_NOMIC = {**_BERT, "model_type": "nomic_bert", "architectures": ["NomicBertModel"], "hidden_act": "silu"}
+_NOMIC |= {"rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"}, "head_dim": SIZE // HEADS}
+_GTE = {**_BERT, "model_type": "gte", "architectures": ["GteModel"], "pad_token_id": 0}
+_GTE |= {"rope_parameters": {"rope_theta": 160000.0, "rope_type": "default"}}
+
+
+def _nomic(folder: Path) -> None:
+    _gated(40, biased=False).write(folder, dict(_NOMIC))
+
+
+def _nomic_published(folder: Path) -> None:
+    """The same under the names of the repository's own code."""
+    found = _gated(40, biased=False)
+    found.join("layers.{}.self_attn.{}_proj", ("q", "k", "v"))
+    found.rename(
+        (r"self_attn\.q\+k\+v_proj", "attn.Wqkv"),
+        (r"self_attn\.o_proj", "attn.out_proj"),
+        (r"mlp\.up_proj", "mlp.fc11"),
+        (r"mlp\.gate_proj", "mlp.fc12"),
+        (r"mlp\.down_proj", "mlp.fc2"),
+        ("post_attention_layernorm", "norm1"),
+        ("post_mlp_layernorm", "norm2"),
+        (r"^layers", "encoder.layers"),
+        (r"^embeddings\.LayerNorm", "emb_ln"),
+    )
+    found.write(folder, dict(_NOMIC))
+
+
+def _gte(folder: Path) -> None:
+    _gated(41, biased=True).write(folder, dict(_GTE), mode="cls")
+
+
+def _gte_published(folder: Path) -> None:
+    """The same under the names of the repository's own code."""
+    found = _gated(41, biased=True)
+    found.join("layers.{}.self_attn.{}_proj", ("q", "k", "v"))
+    found.join("layers.{}.mlp.{}_proj", ("up", "gate"))
+    found.rename(
+        (r"self_attn\.q\+k\+v_proj", "attention.qkv_proj"),
+        (r"self_attn\.o_proj", "attention.o_proj"),
+        (r"mlp\.up\+gate_proj", "mlp.up_gate_proj"),
+        ("post_attention_layernorm", "attn_ln"),
+        ("post_mlp_layernorm", "mlp_ln"),
+        (r"^layers", "encoder.layer"),
+    )
+    found.write(folder, dict(_GTE), mode="cls")
+
+
+def _language_model(
+    seed: int,
+    kind: str,
+    mode: str = "lasttoken",
+    heads: bool = False,
+    biases: tuple[str, ...] = (),
+    **settings: Any,
+) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        weights = _Weights(seed)
+        _decoder(weights, LAYERS, _QWEN_NORMS, 1.0, heads=heads, biases=biases)
+        config = {**_QWEN3, "model_type": kind, "architectures": [f"{kind.title()}Model"], **settings}
+        _save(folder, config, weights)
+        write_tokenizer(folder, "last", side="left" if mode == "lasttoken" else "right")
+        write_modules(folder, {"pooling_mode": mode}, "Normalize")
+
+    return write
+
+
+def _t5(seed: int, kind: str, gated: bool) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        weights = _Weights(seed)
+        weights.table("shared.weight", len(VOCABULARY))
+        for layer in range(LAYERS):
+            base = f"encoder.block.{layer}.layer"
+            for name in "qkvo":
+                inputs, outputs = (80, SIZE) if name == "o" else (SIZE, 80)
+                weights.linear(f"{base}.0.SelfAttention.{name}", outputs, inputs, bias=False)
+            for name in ("wi_0", "wi_1") if gated else ("wi",):
+                weights.linear(f"{base}.1.DenseReluDense.{name}", INNER, SIZE, bias=False)
+            weights.linear(f"{base}.1.DenseReluDense.wo", SIZE, INNER, bias=False)
+            weights.norm(f"{base}.0.layer_norm", bias=False)
+            weights.norm(f"{base}.1.layer_norm", bias=False)
+        weights.matrix("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 16, HEADS)
+        weights.norm("encoder.final_layer_norm", bias=False)
+        config = {"model_type": kind, "architectures": ["T5EncoderModel"], "d_model": SIZE, "d_ff": INNER}
+        config |= {"d_kv": 20, "num_heads": HEADS, "num_layers": LAYERS, "vocab_size": len(VOCABULARY)}
+        config |= {"relative_attention_num_buckets": 16, "relative_attention_max_distance": 40}
+        config |= {
+            "feed_forward_proj": "gated-gelu" if gated else "relu",
+            "pad_token_id": 0,
+            "eos_token_id": 2,
+        }
+        _save(folder, config | {"is_encoder_decoder": True}, weights)
+        write_tokenizer(folder, "last")
+        write_modules(folder, {"pooling_mode": "mean"}, "Normalize")
+
+    return write
+
+
 def _bert_reranker(folder: Path) -> None:
     weights = _Weights(6)
     _bert(weights, "bert.")
@@ -300,6 +574,17 @@ def _bert_reranker(folder: Path) -> None:
     identity = {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}
     _save(folder, {**_BERT, **names, **identity}, weights)
     write_tokenizer(folder, "bert", longest=LONGEST, types=True)
+
+
+def _prompted_reranker(folder: Path) -> None:
+    _bert_reranker(folder)
+    prompts = {"prompts": {"question": "w9 w8 w7 ", "other": "w1 "}, "default_prompt_name": "question"}
+    _json(folder / "config_sentence_transformers.json", {"model_type": "CrossEncoder", **prompts})
+    module = "sentence_transformers.base.modules.transformer.Transformer"
+    _json(folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": module}])
+    task = {"transformer_task": "sequence-classification", "module_output_name": "scores"}
+    outputs = {"text": {"method": "forward", "method_output_name": "logits"}}
+    _json(folder / "sentence_bert_config.json", {**task, "modality_config": outputs})
 
 
 def _roberta_reranker(folder: Path) -> None:
@@ -323,6 +608,72 @@ def _modern_reranker(folder: Path) -> None:
     write_tokenizer(folder, "bert", longest=LONGEST)
 
 
+def _static(folder: Path) -> None:
+    """As sentence-transformers saves it."""
+    weights = _Weights(60)
+    weights.table("embedding.weight", len(VOCABULARY))
+    (folder / "0_StaticEmbedding").mkdir()
+    save_file(weights.tensors, str(folder / "0_StaticEmbedding" / "model.safetensors"))
+    write_tokenizer(folder / "0_StaticEmbedding", "bert")
+    (folder / "0_StaticEmbedding" / "tokenizer_config.json").unlink()
+    module = {"idx": 0, "name": "0", "path": "0_StaticEmbedding"}
+    _json(folder / "modules.json", [module | {"type": "sentence_transformers.models.StaticEmbedding"}])
+
+
+def _model2vec(folder: Path) -> None:
+    """As model2vec saves it, with fewer rows than tokens and a weight for each token."""
+    weights = _Weights(61)
+    weights.table("embeddings", 50)
+    random = np.random.default_rng(62)
+    weights.tensors["mapping"] = random.integers(0, 50, len(VOCABULARY)).astype(np.int64)
+    weights.tensors["weights"] = random.random(len(VOCABULARY)).astype(np.float32)
+    settings = {"model_type": "model2vec", "architectures": ["StaticModel"], "normalize": True}
+    _save(folder, settings | {"hidden_dim": SIZE, "seq_length": 1000000, "apply_zipf": True}, weights)
+    write_tokenizer(folder, "bert")
+    names = (("StaticEmbedding", "."), ("Normalize", "1_Normalize"))
+    kind = "sentence_transformers.models."
+    entries = [{"idx": i, "name": str(i), "path": p, "type": kind + n} for i, (n, p) in enumerate(names)]
+    _json(folder / "modules.json", entries)
+
+
+def _scorer(
+    base: Callable[[Path], None], prefix: str, head: Callable[[_Weights], None], name: str, **settings: Any
+) -> Callable[[Path], None]:
+    """An embedder's repository with a head; ``prefix`` stands before the encoder's own tensors."""
+
+    def write(folder: Path) -> None:
+        base(folder)
+        (folder / "modules.json").unlink()
+        (folder / "sentence_bert_config.json").unlink()
+        weights = _Weights(70)
+        stored = load_file(str(folder / "model.safetensors"))
+        weights.tensors = {prefix + key: value for key, value in stored.items()}
+        head(weights)
+        config = json.loads((folder / "config.json").read_text())
+        names = {"architectures": [f"{name}ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+        _save(folder, config | names | settings, weights)
+        last = name.startswith("Qwen")
+        pairs = "bert" if config["model_type"] in ("bert", "electra", "albert", "deberta-v2") else "roberta"
+        write_tokenizer(folder, "last" if last else pairs, longest=LONGEST, types=pairs == "bert")
+
+    return write
+
+
+def _head(dense: str, last: str, labels: int = 1) -> Callable[[_Weights], None]:
+    def add(weights: _Weights) -> None:
+        if dense:
+            weights.linear(dense, SIZE, SIZE)
+        weights.linear(last, labels, SIZE, bias=bool(dense))
+
+    return add
+
+
+_THREE = {"id2label": {"0": "contradiction", "1": "entailment", "2": "neutral"}}
+_THREE_HEAD = _head("bert.pooler.dense", "classifier", 3)
+_PLAIN = _bert_with({"pooling_mode": "cls"})
+_EURO = _language_model(56, "eurobert", mode="mean", rms_norm_eps=1e-5)
+_TANH = {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh", "version": "5.0"}}
+
 EMBEDDERS: dict[str, Callable[[Path], None]] = {
     **{f"bert-{name}": _bert_with({"pooling_mode": mode}) for name, mode in POOLINGS.items()},
     "bert-two-modes": _bert_with({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}),
@@ -332,11 +683,67 @@ EMBEDDERS: dict[str, Callable[[Path], None]] = {
     "modernbert": _modern,
     "qwen3": _qwen,
     "gemma3": _gemma,
+    "distilbert": _distilbert,
+    "mpnet": _mpnet,
+    "electra": _electra,
+    "albert": _albert,
+    "ernie": _ernie,
+    "deberta": _deberta,
+    "deberta-apart": _deberta_apart,
+    "nomic": _nomic,
+    "nomic-published": _nomic_published,
+    "gte": _gte,
+    "gte-published": _gte_published,
+    "qwen2": _language_model(50, "qwen2", biases=("q", "k", "v")),
+    "qwen2-window": _language_model(
+        51, "qwen2", biases=("q", "k", "v"), use_sliding_window=True, sliding_window=6, max_window_layers=1
+    ),
+    "mistral": _language_model(52, "mistral", sliding_window=9),
+    "llama": _language_model(53, "llama"),
+    "llama-biased": _language_model(
+        54, "llama", attention_bias=True, mlp_bias=True, biases=("q", "k", "v", "o", "gate", "up", "down")
+    ),
+    "llama-both-ways": _language_model(53, "llama", mode="mean", is_causal=False),
+    "qwen3-both-ways": _language_model(55, "qwen3", mode="mean", heads=True, is_causal=False),
+    "eurobert": _language_model(56, "eurobert", mode="mean", rms_norm_eps=1e-5),
+    "static": _static,
+    "model2vec": _model2vec,
+    "t5": _t5(57, "t5", gated=False),
+    "t5-gated": _t5(58, "t5", gated=True),
+    "mt5": _t5(59, "mt5", gated=True),
 }
 RERANKERS: dict[str, Callable[[Path], None]] = {
     "bert-reranker": _bert_reranker,
+    "bert-reranker-with-prompts": _prompted_reranker,
     "xlm-roberta-reranker": _roberta_reranker,
     "modernbert-reranker": _modern_reranker,
+    "distilbert-reranker": _scorer(
+        _distilbert, "distilbert.", _head("pre_classifier", "classifier"), "DistilBert"
+    ),
+    "electra-reranker": _scorer(
+        _electra, "electra.", _head("classifier.dense", "classifier.out_proj"), "Electra"
+    ),
+    "mpnet-reranker": _scorer(_mpnet, "mpnet.", _head("classifier.dense", "classifier.out_proj"), "MPNet"),
+    "deberta-reranker": _scorer(_deberta, "deberta.", _head("pooler.dense", "classifier"), "DebertaV2"),
+    "albert-reranker": _scorer(_albert, "albert.", _head("albert.pooler", "classifier"), "Albert"),
+    "ernie-reranker": _scorer(_ernie, "ernie.", _head("ernie.pooler.dense", "classifier"), "Ernie"),
+    "gte-reranker": _scorer(_gte, "gte.", _head("gte.pooler.dense", "classifier"), "Gte"),
+    "nomic-reranker": _scorer(
+        _nomic, "nomic_bert.", _head("nomic_bert.pooler.dense", "classifier"), "NomicBert"
+    ),
+    "eurobert-reranker": _scorer(_EURO, "model.", _head("dense", "classifier"), "EuroBert"),
+    "qwen3-reranker": _scorer(_qwen, "model.", _head("", "score"), "Qwen3"),
+    "bert-tanh-reranker": _scorer(_PLAIN, "bert.", _head("bert.pooler.dense", "classifier"), "Bert", **_TANH),
+}
+CLASSIFIERS: dict[str, Callable[[Path], None]] = {
+    "bert-three-labels": _scorer(_PLAIN, "bert.", _THREE_HEAD, "Bert", **_THREE),
+    "distilbert-two-labels": _scorer(
+        _distilbert,
+        "distilbert.",
+        _head("pre_classifier", "classifier", 2),
+        "DistilBert",
+        id2label={"0": "no", "1": "yes"},
+    ),
 }
 
 
@@ -345,7 +752,7 @@ def write(name: str, root: Path) -> Path:
     folder = root / name
     if not folder.exists():
         folder.mkdir(parents=True)
-        {**EMBEDDERS, **RERANKERS}[name](folder)
+        {**EMBEDDERS, **RERANKERS, **CLASSIFIERS}[name](folder)
     return folder
 
 
@@ -354,3 +761,11 @@ def word_texts() -> list[str]:
     random = np.random.default_rng(11)
     lengths = (1, 2, 3, 5, 8, 11, 15, 20, 30, 44, 46, 47, 60, 200)
     return [" ".join(f"w{i}" for i in random.integers(0, WORDS, length)) for length in lengths]
+
+
+def search_vectors() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Twenty queries and a corpus of 700 vectors of 64 dimensions."""
+    random = np.random.default_rng(13)
+    corpus = random.standard_normal((700, SIZE)).astype(np.float32)
+    near = corpus[::35] + 0.7 * random.standard_normal((20, SIZE))
+    return near.astype(np.float32), corpus

@@ -51,7 +51,32 @@ def main(minilm: str, target: Path) -> None:
             ranker = CrossEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
             pairs = [(words[4], document) for document in words]
             found[name] = ranker.predict(pairs, batch_size=1)
+            if name == "bert-reranker-with-prompts":
+                found[f"{name}/other"] = ranker.predict(pairs, batch_size=1, prompt_name="other")
+        for name in checkpoints.CLASSIFIERS:
+            ranker = CrossEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
+            pairs = [(words[4], document) for document in words]
+            found[name] = ranker.predict(pairs, batch_size=1)
+            found[f"{name}/softmax"] = ranker.predict(pairs, batch_size=1, apply_softmax=True)
+    found |= _util()
     np.savez_compressed(target, **found)
+
+
+def _util() -> dict[str, Any]:
+    """What sentence-transformers' functions on vectors give."""
+    from sentence_transformers import util
+
+    queries, corpus = checkpoints.search_vectors()
+    found: dict[str, Any] = {}
+    hits = util.semantic_search(torch.tensor(queries), torch.tensor(corpus), top_k=7)
+    found["search/places"] = np.array([[item["corpus_id"] for item in row] for row in hits])
+    found["search/scores"] = np.array([[item["score"] for item in row] for row in hits])
+    pairs = util.paraphrase_mining_embeddings(torch.tensor(corpus[:90]), top_k=5, max_pairs=60)
+    found["mining"] = np.array(pairs)
+    for name in ("cos", "dot", "euclidean", "manhattan"):
+        function = getattr(util, f"pairwise_{name}_{'score' if name == 'dot' else 'sim'}")
+        found[f"pairwise/{name}"] = function(torch.tensor(queries), torch.tensor(corpus[:20])).numpy()
+    return found
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from mlxengine_embed import EmbedConfiguration
 Load = Callable[[str], EmbeddingHandle]
 WORDS = embed_checkpoints.word_texts()
 ARCHITECTURES = ["bert-mean", "bert-last", "xlm-roberta", "modernbert", "qwen3", "gemma3"]
+ARCHITECTURES += ["mpnet", "deberta", "nomic", "mistral", "llama-both-ways", "t5"]
 
 
 def cosine(left: Any, right: Any) -> Any:
@@ -37,6 +40,33 @@ def test_a_vector_does_not_depend_on_what_else_is_in_its_batch(random_model: Loa
     alone = np.concatenate([model.embed(text).numpy() for text in WORDS])
     assert cosine(together, alone).min() > 0.999999
     assert np.abs(together - alone).max() < 1e-5 * max(1, np.abs(alone).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "removed", "published"),
+    [
+        ("gte-published", ("rope_parameters",), {"model_type": "new", "rope_theta": 160000}),
+        (
+            "nomic-published",
+            ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act"),
+            {"n_embd": 64, "n_inner": 96, "n_layer": 3, "n_head": 4, "activation_function": "swiglu"},
+        ),
+    ],
+)
+def test_the_published_form_of_a_configuration_gives_the_same_vectors(
+    engine: InferenceEngine, random_root: Path, tmp_path: Path, name: str, removed: Any, published: Any
+) -> None:
+    folder = tmp_path / name
+    shutil.copytree(embed_checkpoints.write(name, random_root), folder)
+    config = json.loads((folder / "config.json").read_text())
+    for key in removed:
+        del config[key]
+    if "n_embd" in published:
+        del config["rope_parameters"]
+        published = {**published, "rotary_emb_base": 1000, "layer_norm_epsilon": config.pop("layer_norm_eps")}
+    (folder / "config.json").write_text(json.dumps({**config, **published}))
+    with engine.load_embeddings(folder) as model, engine.load_embeddings(random_root / name) as other:
+        assert np.abs(model.embed(WORDS).numpy() - other.embed(WORDS).numpy()).max() < 1e-6
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -221,31 +251,65 @@ def test_similarity_takes_texts_and_vectors(minilm_model: EmbeddingHandle) -> No
         minilm_model.similarity(vectors, [[1.0, 2.0]])
 
 
+def in_eight_bits(folder: Path, unpacked: bool) -> Path:
+    """Its matrices in eight bits, as a conversion has them; or what these stand for."""
+    import mlx.core as mx
+
+    path, packed = folder / "model.safetensors", {}
+    weights: dict[str, Any] = dict(mx.load(str(path)))
+    for key, value in weights.items():
+        if value.ndim != 2 or value.shape[1] % 32 or "position" in key or "token_type" in key:
+            packed[key] = value
+            continue
+        stem, parts = key.removesuffix(".weight"), mx.quantize(value, group_size=32, bits=8)
+        if unpacked:
+            packed[key] = mx.dequantize(*parts, group_size=32, bits=8)
+        else:
+            packed |= zip((key, f"{stem}.scales", f"{stem}.biases"), parts, strict=True)
+    mx.save_safetensors(str(path), packed)
+    if not unpacked:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization"] = {"group_size": 32, "bits": 8}
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 @pytest.mark.feature("embed.quantization")
 @pytest.mark.parametrize("name", ["bert-mean", "xlm-roberta", "modernbert", "qwen3", "gemma3"])
 def test_an_encoder_of_eight_bits_stays_near_the_reference(
     engine: InferenceEngine, random_root: Path, tmp_path: Path, references: Any, name: str
 ) -> None:
-    import mlx.core as mx
-
     folder = tmp_path / name
     shutil.copytree(embed_checkpoints.write(name, random_root), folder)
-    weights = mx.load(str(folder / "model.safetensors"))
-    packed: dict[str, Any] = {}
-    for key, value in weights.items():
-        if value.ndim == 2 and value.shape[1] % 32 == 0 and "position" not in key and "token_type" not in key:
-            stem = key.removesuffix(".weight")
-            parts = mx.quantize(value, group_size=32, bits=8)
-            packed |= zip((key, f"{stem}.scales", f"{stem}.biases"), parts, strict=True)
-        else:
-            packed[key] = value
-    mx.save_safetensors(str(folder / "model.safetensors"), packed)
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization"] = {"group_size": 32, "bits": 8}
-    (folder / "config.json").write_text(json.dumps(config))
-    with engine.load_embeddings(folder) as model:
+    with engine.load_embeddings(in_eight_bits(folder, unpacked=False)) as model:
         found = model.embed(WORDS).numpy()
     assert cosine(found, references[name]).min() >= 0.999
+
+
+@pytest.mark.parametrize(
+    "name", ["mpnet", "deberta", "nomic-published", "gte-published", "t5-gated", "albert"]
+)
+def test_eight_bits_are_what_they_stand_for(
+    engine: InferenceEngine, random_root: Path, tmp_path: Path, name: str
+) -> None:
+    found = []
+    for unpacked in (False, True):
+        folder = tmp_path / str(unpacked)
+        shutil.copytree(embed_checkpoints.write(name, random_root), folder)
+        with engine.load_embeddings(in_eight_bits(folder, unpacked)) as model:
+            found.append(model.embed(WORDS[:8]).numpy())
+    assert np.abs(found[0] - found[1]).max() < 1e-4
+
+
+def test_an_encoder_of_our_own_needs_no_library_for_models(random_root: Path) -> None:
+    folder = embed_checkpoints.write("bert-mean", random_root)
+    script = (
+        "import sys; from mlxengine import InferenceEngine\n"
+        f"with InferenceEngine() as engine: engine.load_embeddings({str(folder)!r}).embed('w1')\n"
+        "print(*{name.partition('.')[0] for name in sys.modules} & {'mlx_embeddings', 'mlx_lm', 'mlx_vlm'})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 @pytest.mark.feature("embed.custom_tokenizers")
@@ -291,7 +355,7 @@ def test_the_fused_attention_of_a_gpu_changes_nothing(random_root: Path, name: s
     ids = mx.array([[1, 9, 50, 7, 2], [1, 30, 2, encoder.pad, encoder.pad]])
     valid = mx.array([[True] * 5, [True] * 3 + [False] * 2])
     before = np.array(encoder.forward(ids, valid, None))
-    use_fused_attention(encoder.module, "bert" if name == "bert-mean" else name)
+    use_fused_attention(encoder.module)
     after = np.array(encoder.forward(ids, valid, None))
     assert np.abs(after - before)[0].max() < 1e-5
     assert np.abs(after - before)[1, :3].max() < 1e-5
@@ -303,7 +367,7 @@ def test_a_model_arrives_from_the_hub_with_nothing_but_what_it_needs(minilm: Any
             assert model.embed("a cat").shape == (1, 384)
         owner = engine.explain(minilm.id)
         assert owner.record.name == "embed"
-        assert owner.claim.reason == "sentence-transformers files, bert by mlx_embeddings.models.bert"
+        assert owner.claim.reason == "sentence-transformers files, bert by mlxengine_embed._bert"
 
 
 def test_a_bare_encoder_needs_a_pooling(engine: InferenceEngine, random_root: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from embed_texts import mixed_texts
 from mlxengine import EmbeddingHandle
+from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 
 Load = Callable[[str], EmbeddingHandle]
 References = Mapping[str, Any]
@@ -128,6 +129,64 @@ def test_a_cross_encoder_gives_the_references_scores(
         found[item.index] = item.score
         assert item.document == WORDS[item.index]
     assert np.abs(found - references[name]).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(embed_checkpoints.CLASSIFIERS))
+def test_a_classifier_of_several_labels_gives_the_references_scores(
+    random_model: Load, references: References, name: str
+) -> None:
+    model, pairs = random_model(name), [(WORDS[4], text) for text in WORDS]
+    found = model.predict(pairs)
+    assert np.abs(np.asarray(found) - references[name]).max() < 1e-4
+    shares = np.asarray(model.predict(pairs, activation="softmax"))
+    assert np.abs(shares - references[f"{name}/softmax"]).max() < 1e-5
+    three = ("contradiction", "entailment", "neutral")
+    assert found.labels == (three if "three" in name else ("no", "yes"))
+    assert found.usage.prompt_tokens > len(pairs)
+    with pytest.raises(UnsupportedInputError, match="labels: its scores are no order"):
+        model.rank(WORDS[4], WORDS)
+
+
+def test_predict_gives_the_scores_in_the_order_of_the_pairs(
+    random_model: Load, references: References
+) -> None:
+    model = random_model("bert-reranker")
+    seen: list[tuple[int, int | None]] = []
+    pairs = ((WORDS[4], text) for text in WORDS)
+    found = model.predict(pairs, batch_tokens=60, progress=lambda *at: seen.append(at))
+    assert found.shape == (len(WORDS),)
+    assert np.abs(np.asarray(found) - references["bert-reranker"]).max() < 1e-4
+    assert seen[-1] == (len(WORDS), len(WORDS))
+    assert len(seen) > 3
+    squeezed = np.asarray(model.predict([[WORDS[4], WORDS[0]]], activation="sigmoid"))
+    assert squeezed[0] == pytest.approx(1 / (1 + np.exp(-references["bert-reranker"][0])), abs=1e-5)
+    assert model.predict([]).shape == (0,)
+    for wrong in ("a text", [("a", "b"), "ab"], [("a",)], [("a", 5)], {"a": "b"}, None):
+        with pytest.raises(InvalidParameterError, match="pairs"):
+            model.predict(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidParameterError, match="activation='relu'"):
+        model.predict([("a", "b")], activation="relu")
+    with pytest.raises(UnsupportedInputError, match="not a cross-encoder"):
+        random_model("bert-cls").predict([("a", "b")])
+
+
+def test_a_cross_encoders_prompts_stand_before_its_queries(
+    random_model: Load, references: References
+) -> None:
+    name = "bert-reranker-with-prompts"
+    model = random_model(name)
+    assert (model.info["default_prompt"], sorted(model.info["prompts"])) == (
+        "question",
+        ["other", "question"],
+    )
+    for options, key in (({}, name), ({"prompt_name": "other"}, f"{name}/other"), ({"prompt": ""}, None)):
+        ranked = model.rank(WORDS[4], WORDS, **options)  # type: ignore[arg-type]
+        found = np.array([item.score for item in sorted(ranked, key=lambda item: item.index)])
+        expected = references[key or "bert-reranker"]
+        # The plain one's repository says that its logits are the scores, and so does this.
+        assert np.abs(found - expected).max() < 1e-4
+    with pytest.raises(InvalidParameterError, match="no prompt 'none'"):
+        model.rank("w1", WORDS, prompt_name="none")
 
 
 @pytest.mark.parity

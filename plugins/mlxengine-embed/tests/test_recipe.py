@@ -149,10 +149,12 @@ def test_a_claim_tells_encoders_from_language_models_and_classifiers() -> None:
     assert isinstance(bare.problem, UnsupportedArchitectureError)
     assert claim(card(config={"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]})) is None
     emotions = {**BERT, "architectures": ["BertForSequenceClassification"], "id2label": {"0": "a", "1": "b"}}
-    assert claim(card(config=emotions)) is None
+    several = claim(card(config=emotions))
     ranks = claim(card(config={**emotions, "id2label": {"0": "relevant"}}))
+    assert several is not None
     assert ranks is not None
-    assert ranks.capabilities == {"reranking"}
+    assert (several.fit, ranks.fit) == (Fit.PARTIAL, Fit.NATIVE)
+    assert several.capabilities == ranks.capabilities == {"reranking"}
 
 
 def test_an_architecture_that_needs_its_own_code_is_refused_before_any_download() -> None:

@@ -4,19 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+_BERT, _DECODER, _T5 = (f"mlxengine_embed.{name}" for name in ("_bert", "_decoder", "_t5"))
 LIBRARIES: Mapping[str, str] = {
-    "bert": "mlx_embeddings.models.bert",
-    "roberta": "mlx_embeddings.models.xlm_roberta",
-    "xlm-roberta": "mlx_embeddings.models.xlm_roberta",
-    "camembert": "mlx_embeddings.models.xlm_roberta",
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "distilbert": _BERT,
+    "mpnet": _BERT,
+    "electra": _BERT,
+    "albert": _BERT,
+    "ernie": _BERT,
+    "deberta-v2": _BERT,
+    "nomic_bert": _BERT,
+    "gte": _BERT,
+    "new": _BERT,
     "modernbert": "mlx_embeddings.models.modernbert",
-    "qwen3": "mlx_embeddings.models.qwen3",
+    "eurobert": _DECODER,
+    "t5": _T5,
+    "mt5": _T5,
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+    "mistral": _DECODER,
+    "llama": _DECODER,
     "gemma3_text": "mlx_embeddings.models.gemma3_text",
 }
 """The module that serves an architecture; the parity tests hold every row to the reference."""
 
-DECODERS = ("qwen3", "gemma3_text")
+OTHERWISE = ("qwen2", "qwen3", "mistral", "llama", "gemma3_text", "t5", "mt5")
 """Those of `LIBRARIES` that also make language models: without further signs, a model of these is one."""
-ENCODERS = tuple(name for name in LIBRARIES if name not in DECODERS)
+ENCODERS = tuple(name for name in LIBRARIES if name not in OTHERWISE)
 
-__all__ = ["DECODERS", "ENCODERS", "LIBRARIES"]
+_POOLER, _CLASSIFIER, _LAST = "pooler", "classifier", "last token"
+HEADS: Mapping[str, str] = {
+    "bert": _POOLER,
+    "ernie": _POOLER,
+    "nomic_bert": _POOLER,
+    "gte": _POOLER,
+    "new": _POOLER,
+    "deberta-v2": _POOLER,
+    "albert": "bare pooler",
+    "roberta": _CLASSIFIER,
+    "xlm-roberta": _CLASSIFIER,
+    "camembert": _CLASSIFIER,
+    "electra": _CLASSIFIER,
+    "mpnet": _CLASSIFIER,
+    "distilbert": "pre_classifier",
+    "modernbert": "prediction head",
+    "eurobert": "dense",
+    "qwen2": _LAST,
+    "qwen3": _LAST,
+    "mistral": _LAST,
+    "llama": _LAST,
+}
+"""What a cross-encoder of an architecture has after its encoder, by what `_rerank.Head` calls it."""
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
+"""The activations that our own encoders know, as configurations name them."""
+
+__all__ = ["ACTIVATIONS", "ENCODERS", "HEADS", "LIBRARIES", "OTHERWISE"]

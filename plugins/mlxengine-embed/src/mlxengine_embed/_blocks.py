@@ -15,11 +15,14 @@ last bits of fp32:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from ._bert import Bert
+from ._bert import SelfAttention as Plain
 
 Array = Any
 _log = logging.getLogger("mlxengine.embed")
@@ -127,82 +130,70 @@ class SelfAttention(nn.Module):  # type: ignore[misc]
     """BERT's self-attention with its three projections in one product.
 
     Args:
-        library: the library's module, with its weights; ``query``, ``key`` and ``value`` are used.
+        plain: the module with the weights.
         kernels: functions for the CPU; ``None`` for mlx's own fused attention (a GPU).
-        returns_tuple: the library's callers expect a tuple.
     """
 
-    def __init__(self, library: Any, kernels: Kernels | None, returns_tuple: bool) -> None:
+    def __init__(self, plain: Plain, kernels: Kernels | None) -> None:
         super().__init__()
-        self._heads = library.num_attention_heads
-        self._size = library.attention_head_size
+        self._heads = plain.num_attention_heads
+        self._size = plain.attention_head_size
+        self._rope = plain.rope
         self._kernels = kernels
-        self._returns_tuple = returns_tuple
         # Scaling the weights saves a pass over the queries; in half precision it would round them.
         scale = self._size**-0.5 if kernels else 1
-        self.weight = mx.concatenate(
-            [library.query.weight * scale, library.key.weight, library.value.weight]
-        ).T
-        self.bias = mx.concatenate([library.query.bias * scale, library.key.bias, library.value.bias])
+        layers = plain.query, plain.key, plain.value
+        scales = scale, 1, 1
+        self.weight = mx.concatenate([a.weight * b for a, b in zip(layers, scales, strict=True)]).T
+        if "bias" in plain.query:
+            self.bias = mx.concatenate([a.bias * b for a, b in zip(layers, scales, strict=True)])
 
-    def __call__(self, hidden: Array, mask: Array | None = None, *_: Any) -> Any:
+    def __call__(self, hidden: Array, mask: Array | None = None) -> Array:
         rows, length, _size = hidden.shape
-        joined = hidden @ self.weight + self.bias
+        joined = hidden @ self.weight
+        if "bias" in self:
+            joined = joined + self.bias
         q, k, v = joined.reshape(rows, length, 3, self._heads, self._size).transpose(2, 0, 3, 1, 4)
+        if self._rope is not None:
+            q, k = self._rope(q), self._rope(k)
         if self._kernels is None:
             out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._size**-0.5, mask=mask)
         else:
             out = self._kernels.attention(q, k, v, mask)
-        out = out.transpose(0, 2, 1, 3).reshape(rows, length, -1)
-        return (out,) if self._returns_tuple else out
+        return out.transpose(0, 2, 1, 3).reshape(rows, length, -1)
 
 
-class Intermediate(nn.Module):  # type: ignore[misc]
-    """BERT's first feed-forward layer with the quicker GELU."""
-
-    def __init__(self, dense: Any, kernels: Kernels) -> None:
-        super().__init__()
-        self.dense = dense
-        self._kernels = kernels
-
-    def __call__(self, hidden: Array) -> Array:
-        return self._kernels.gelu(self.dense(hidden))
+def _berts(encoder: Any) -> Iterator[Any]:
+    """The layers of one of our own encoders whose attention can be replaced."""
+    for layer in encoder.encoder.layer if isinstance(encoder, Bert) else ():
+        own = layer.attention.self
+        if isinstance(own, Plain) and isinstance(own.query, nn.Linear):
+            yield layer
 
 
-_BERTS = ("bert", "roberta", "xlm-roberta", "camembert")
+def use_fused_attention(encoder: Any) -> None:
+    """Give the attention of a loaded encoder's module one product for its three projections."""
+    for layer in _berts(encoder):
+        layer.attention.self = SelfAttention(layer.attention.self, None)
 
 
-def use_fused_attention(encoder: Any, kind: str) -> None:
-    """Give a BERT's loaded module one product for its three projections, and mlx's fused attention."""
-    if kind in _BERTS and _is_dense(encoder):
-        for layer in encoder.encoder.layer:
-            layer.attention.self = SelfAttention(layer.attention.self, None, kind != "bert")
-
-
-def _is_dense(encoder: Any) -> bool:
-    return all(isinstance(layer.attention.self.query, nn.Linear) for layer in encoder.encoder.layer)
-
-
-def use_cpu_blocks(encoder: Any, kind: str) -> str:
+def use_cpu_blocks(encoder: Any) -> str:
     """Replace the slow blocks of a loaded encoder's module; call it once its weights are in fp32.
-
-    Args:
-        encoder: the library's module.
-        kind: the architecture.
 
     Returns:
         What was replaced, for people; empty if nothing was.
     """
-    if kind in _BERTS:
+    if isinstance(encoder, Bert):
         kernels = Kernels()
-        dense = _is_dense(encoder)
         for layer in encoder.encoder.layer:
-            layer.intermediate = Intermediate(_quicker(layer.intermediate.dense), kernels)
+            inner = layer.intermediate
+            inner.act = kernels.gelu if inner.act is nn.gelu else inner.act
+            inner.dense = _quicker(inner.dense)
             layer.output.dense = _quicker(layer.output.dense)
             layer.attention.output.dense = _quicker(layer.attention.output.dense)
-            if dense:
-                layer.attention.self = SelfAttention(layer.attention.self, kernels, kind != "bert")
-    elif kind == "modernbert":
+        for layer in _berts(encoder):
+            layer.attention.self = SelfAttention(layer.attention.self, kernels)
+    elif hasattr(encoder, "layers") and isinstance(getattr(encoder.layers[0].mlp, "act", None), nn.GELU):
         kernels = Kernels()
         for layer in encoder.layers:
             layer.mlp.act = kernels.gelu

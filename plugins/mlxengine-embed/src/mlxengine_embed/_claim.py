@@ -15,9 +15,10 @@ from mlxengine.errors import (
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 
-from ._architectures import DECODERS, ENCODERS, LIBRARIES
+from ._architectures import ENCODERS, HEADS, LIBRARIES, OTHERWISE
 from ._families import family_of
-from ._recipe import Recipe, is_sentence_model, read_recipe
+from ._recipe import is_sentence_model, read_recipe, read_scoring
+from ._settings import encoder_problem
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 CPU_TOKENS, GPU_TOKENS = 256, 16384  # padded tokens in one step
@@ -29,12 +30,12 @@ def claim(card: ModelCard) -> Claim | None:
         return None
     wanted = card.configuration.kind == "embed" or card.configuration.plugin == "embed"
     sentence = is_sentence_model(card)
-    scores = _scores(card) and card.architecture in ENCODERS
+    scores = _is_scorer(card)
     bare = card.architecture in ENCODERS and not _is_classifier(card)
-    known = card.architecture in DECODERS and family_of(card) is not None
+    known = card.architecture in OTHERWISE and family_of(card) is not None
     if not (sentence or scores or bare or known or (wanted and card.config)):
         return None
-    strong = sentence or scores or known or wanted or family_of(card) is not None
+    strong = sentence or _ranks(card, scores) or known or wanted or family_of(card) is not None
     problem = _problem(card, scores)
     what = "a cross-encoder" if scores else "sentence-transformers files" if sentence else "an encoder"
     library = LIBRARIES.get(card.architecture or "")
@@ -49,10 +50,16 @@ def claim(card: ModelCard) -> Claim | None:
     )
 
 
-def _scores(card: ModelCard) -> bool:
+def _is_scorer(card: ModelCard) -> bool:
+    names = architectures(card.config)
+    return card.architecture in HEADS and any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _ranks(card: ModelCard, scores: bool) -> bool:
+    """Whether a classifier was trained on pairs of texts, as far as its configuration tells."""
     labels = card.config.get("id2label")
-    single = not isinstance(labels, Mapping) or len(labels) == 1
-    return single and any(name.endswith("ForSequenceClassification") for name in architectures(card.config))
+    trained = "sentence_transformers" in card.config or "sbert_ce_default_activation_function" in card.config
+    return scores and (trained or not isinstance(labels, Mapping) or len(labels) == 1)
 
 
 def _is_classifier(card: ModelCard) -> bool:
@@ -61,13 +68,13 @@ def _is_classifier(card: ModelCard) -> bool:
 
 
 def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
-    recipe: Recipe | None = None
-    if not scores:
-        try:
-            recipe = read_recipe(card)
-        except MLXEngineError as error:
-            return error
-    folder = recipe.folder if recipe else ""
+    try:
+        recipe = read_scoring(card) if scores else read_recipe(card)
+    except MLXEngineError as error:
+        return error
+    if recipe.static:
+        return _unreadable(card)
+    folder = recipe.folder
     config = card.documents.get(f"{folder}/config.json") if folder else card.config
     kind = config.get("model_type") if isinstance(config, Mapping) else None
     if isinstance(config, Mapping) and (problem := config_problem(card.id, config, card.tensors)) is not None:
@@ -82,6 +89,13 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
             f"{card.id} has the encoder architecture {kind!r}, which is not supported.",
             hint=f"Supported are {', '.join(LIBRARIES)}.",
         )
+    where = f"{folder}/config.json" if folder else "config.json"
+    if isinstance(config, Mapping) and (refused := encoder_problem(card, config, where)) is not None:
+        return refused
+    return _unreadable(card)
+
+
+def _unreadable(card: ModelCard) -> MLXEngineError | None:
     if card.files and not card.names(".safetensors"):
         return IncompatibleWeightsError(
             f"{card.id} has no safetensors weights.",
@@ -93,9 +107,9 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
 def _estimate(card: ModelCard, workload: VectorWorkload) -> MemoryEstimate:
     """Weights as they are kept, and the working space of one step: hidden states and attention scores."""
     config: Mapping[str, Any] = card.config
-    hidden = number(config, "hidden_size") or 768
-    inner = number(config, "intermediate_size") or 4 * hidden
-    heads = number(config, "num_attention_heads") or 12
+    hidden = _size(config, "hidden_size", "dim", "d_model", "n_embd") or 768
+    inner = _size(config, "intermediate_size", "hidden_dim", "d_ff", "n_inner") or 4 * hidden
+    heads = _size(config, "num_attention_heads", "n_heads", "num_heads", "n_head") or 12
     length = workload.context_length or 512
     tokens = min(length * workload.batch, CPU_TOKENS if workload.backend == "cpu" else GPU_TOKENS)
     # Numbers that live at once for each token, found by measuring: they follow the peak within 5 %.
@@ -104,3 +118,8 @@ def _estimate(card: ModelCard, workload: VectorWorkload) -> MemoryEstimate:
 
 
 __all__ = ["FILES", "claim"]
+
+
+def _size(config: Mapping[str, Any], *names: str) -> int:
+    """A size by the first of the names that architectures have for it."""
+    return next((found for name in names if (found := number(config, name))), 0)

@@ -22,6 +22,7 @@ _GEMMA = {
     "Classification": "task: classification | query: ",
 }
 _E5 = {"query": "query: ", "document": "passage: ", "passage": "passage: "}
+_E5_INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
 _NOMIC = {"query": "search_query: ", "document": "search_document: ", "clustering": "clustering: "}
 
 
@@ -56,6 +57,13 @@ FAMILIES = (
         max_length=512,
     ),
     Family(name="minilm", pattern=r"all-minilm|paraphrase-.*minilm", pooling="mean", max_length=256),
+    Family(
+        name="e5-instruct",
+        pattern=r"\be5-(small|base|large)-instruct",
+        pooling="mean",
+        prompts={"query": _E5_INSTRUCT},
+        max_length=512,
+    ),
     Family(name="e5", pattern=r"\be5-(small|base|large)", pooling="mean", prompts=_E5, max_length=512),
     Family(name="gte-modernbert", pattern=r"gte-modernbert", pooling="cls", max_length=8192),
     Family(name="gte", pattern=r"\bgte-(small|base|large)", pooling="mean", max_length=512),

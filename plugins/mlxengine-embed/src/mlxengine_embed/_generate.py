@@ -14,9 +14,11 @@ from mlxengine import (
     Event,
     Finished,
     Metrics,
+    PredictRequest,
     RankRequest,
     Request,
     RunContext,
+    SearchRequest,
     TokenUsage,
 )
 from mlxengine.contract.events import Array
@@ -27,6 +29,7 @@ from . import features
 from ._batches import plan_batches
 from ._model import EmbeddingModel, RankModel
 from ._precision import NEEDS_RANGES, PRECISIONS, quantize, ranges_of
+from ._search import search
 from ._tokenize import Tokens
 
 WINDOW = 4096
@@ -50,17 +53,35 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
                 hint="Use rank(query, documents), or load an embedding model.",
             )
         return _embed(model, _validated(model, request), context)
-    if isinstance(request, RankRequest):
+    if isinstance(request, SearchRequest):
+        return search(request, on_gpu=mx.default_device().type == mx.DeviceType.gpu)
+    if isinstance(request, RankRequest | PredictRequest):
         if not isinstance(model, RankModel):
             raise UnsupportedInputError(
                 f"{getattr(model, 'id', 'This model')} is not a cross-encoder.",
                 hint="Compare vectors with similarity(), or load a reranker such as BAAI/bge-reranker-base.",
             )
-        _check_texts(request.documents, "documents")
-        _check_texts((request.query,), "query")
-        _check_budget(request.batch_tokens)
-        return _rank(model, request, _budget(model, request, context))
+        if isinstance(request, RankRequest):
+            return _score(model, _ranking(model, request), context)
+        return _score(model, request, context)
     return None
+
+
+def _ranking(model: RankModel, request: RankRequest) -> PredictRequest:
+    """The pairs of a query with each document."""
+    _check_texts(request.documents, "documents")
+    _check_texts((request.query,), "query")
+    if model.labels != 1:
+        raise UnsupportedInputError(
+            f"{model.id} has {model.labels} labels: its scores are no order of documents.",
+            hint="Use predict([(query, document), …]), which gives a score for each label.",
+        )
+    return PredictRequest(
+        pairs=[(request.query, document) for document in request.documents],
+        prompt=request.prompt,
+        prompt_name=request.prompt_name,
+        batch_tokens=request.batch_tokens,
+    )
 
 
 @define
@@ -108,21 +129,7 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
             raise InvalidParameterError(f"{name}={value!r} is not one of {', '.join(allowed)}.")
     if request.output == "tokens" and request.precision not in ("float32", "float16"):
         raise InvalidParameterError(f'output="tokens" does not go with precision={request.precision!r}.')
-    prompt = request.prompt
-    if prompt is not None and request.prompt_name is not None:
-        raise InvalidParameterError("Give either prompt or prompt_name, not both.")
-    if prompt is not None and not isinstance(prompt, str):
-        raise InvalidParameterError(f"prompt must be a text, found {type(prompt).__name__}.")
-    if request.prompt_name is not None:
-        if request.prompt_name not in recipe.prompts:
-            known = ", ".join(map(repr, recipe.prompts)) or "none"
-            raise InvalidParameterError(
-                f"{model.id} has no prompt {request.prompt_name!r}; it has {known}.",
-                hint="Name one of these, or give the text itself as prompt.",
-            )
-        prompt = recipe.prompts[request.prompt_name]
-    elif prompt is None and recipe.default_prompt is not None and not tokenized:
-        prompt = recipe.prompts.get(recipe.default_prompt)
+    prompt = None if tokenized else _prompt(model, request)
     size = request.truncate_dim
     if size is None and request.output == "pooled":
         size = recipe.truncate_dim
@@ -138,6 +145,26 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
             hint="Give ranges=(lowest, highest), taken from the float32 vectors of a sample.",
         )
     return evolve(request, prompt=prompt or None, prompt_name=None, truncate_dim=size)
+
+
+def _prompt(model: EmbeddingModel | RankModel, request: EmbedRequest | PredictRequest) -> str | None:
+    """The text that a request wants before each of its own: given, named, or the model's default."""
+    prompts, default = model.recipe.prompts, model.recipe.default_prompt
+    if request.prompt is not None and request.prompt_name is not None:
+        raise InvalidParameterError("Give either prompt or prompt_name, not both.")
+    if request.prompt is not None and not isinstance(request.prompt, str):
+        raise InvalidParameterError(f"prompt must be a text, found {type(request.prompt).__name__}.")
+    if request.prompt is not None:
+        return request.prompt
+    if request.prompt_name is None:
+        return None if default is None else prompts.get(default)
+    if request.prompt_name not in prompts:
+        known = ", ".join(map(repr, prompts)) or "none"
+        raise InvalidParameterError(
+            f"{model.id} has no prompt {request.prompt_name!r}; it has {known}.",
+            hint="Name one of these, or give the text itself as prompt.",
+        )
+    return prompts[request.prompt_name]
 
 
 def _check_texts(texts: Sequence[object], name: str) -> None:
@@ -179,7 +206,7 @@ def _check_budget(tokens: int | None) -> None:
 
 
 def _budget(
-    model: EmbeddingModel | RankModel, request: EmbedRequest | RankRequest, context: RunContext
+    model: EmbeddingModel | RankModel, request: EmbedRequest | PredictRequest, context: RunContext
 ) -> int:
     if not context.features.get(features.BATCH):
         return 1
@@ -281,21 +308,24 @@ def _array(values: Host) -> Array:
     return Array(data=values.tobytes(), shape=values.shape, dtype=values.dtype.name)
 
 
-def _rank(model: RankModel, request: RankRequest, budget: int) -> Iterator[Event | None]:
-    count = _Count()
-    for first in range(0, len(request.documents), WINDOW):
-        window = request.documents[first : first + WINDOW]
+def _score(model: RankModel, request: PredictRequest, context: RunContext) -> Iterator[Event | None]:
+    count, budget = _Count(), _budget(model, request, context)
+    # As for sentence-transformers, a prompt stands before the first text of each pair.
+    prompt = _prompt(model, request) or ""
+    for first in range(0, len(request.pairs), WINDOW):
+        window = request.pairs[first : first + WINDOW]
         tokens: list[Tokens] = []
         for offset in range(0, len(window), _PIECE):
             if offset:
                 yield None
-            pairs = [(request.query, document) for document in window[offset : offset + _PIECE]]
+            pairs = [(prompt + left, right) for left, right in window[offset : offset + _PIECE]]
             tokens += yield from model.tokenizer.encoding(pairs)
         for batch in plan_batches([len(item.ids) for item in tokens], budget):
             rows = [tokens[place] for place in batch]
             count.add(rows)
-            scores = np.array(model.scores(rows)).tolist()
-            yield Scores(indices=tuple(first + place for place in batch), scores=tuple(scores))
+            scores = np.array(model.scores(rows, request.activation)).ravel().tolist()
+            indices = tuple(first + place for place in batch)
+            yield Scores(indices=indices, scores=tuple(scores), labels=model.labels)
     yield count.finished()
 
 

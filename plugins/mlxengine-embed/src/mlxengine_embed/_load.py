@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
-from mlxengine.errors import BackendUnavailableError, CancelledError, IncompatibleWeightsError
+from mlxengine.errors import CancelledError, IncompatibleWeightsError
 
 from . import features
 from ._claim import CPU_TOKENS, GPU_TOKENS
-from ._recipe import Dense, Normalize, Recipe, read_recipe
+from ._recipe import Dense, Normalize, Recipe, read_recipe, read_scoring
 
 
 def load(card: ModelCard, context: LoadContext) -> Loaded:
@@ -29,43 +29,36 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
 
 def _load(card: ModelCard, context: LoadContext) -> Loaded:
     _report(context, 0)
-    from mlxengine.toolkit.loading import descriptor_limit_kept
-
-    with descriptor_limit_kept():
-        try:
-            import mlx_embeddings
-        except ImportError as error:
-            raise BackendUnavailableError(
-                f"mlx-embeddings cannot be imported: {error}", hint='Install "mlxengine[embed]" again.'
-            ) from error
     import mlx.core as mx
     from mlxengine.toolkit.checkpoint import normalise_config
     from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
     from mlxengine.toolkit.loading import warm
 
+    from . import _static
     from ._blocks import use_cpu_blocks, use_fused_attention
     from ._encoders import build_encoder
-    from ._rerank import is_reranker
+    from ._rerank import is_reranker, label_names
     from ._weights import fill, read_folder
 
     _report(context, 1)
     reranks = is_reranker(card)
-    recipe = Recipe(source="cross-encoder") if reranks else read_recipe(card)
+    recipe = read_scoring(card) if reranks else read_recipe(card)
     folder = context.path / recipe.folder
-    config = normalise_config(_encoder_config(card, recipe.folder))
-    encoder = build_encoder(config)
-    weights = read_folder(folder)
+    config = {} if recipe.static else normalise_config(_encoder_config(card, recipe.folder))
+    stored = read_folder(folder)
+    encoder = _static.build(stored, card.id) if recipe.static else build_encoder(config)
+    weights = encoder.prepare(stored)
     quantization = config.get("quantization") or config.get("quantization_config")
     fill(encoder.module, weights, encoder.rename, quantization, card.id)
     free = context.device.free_memory
     unpack_where_faster(encoder.module, free // 2 if free else None, on=("cpu",))
     upcast_for_cpu(encoder.module)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    replaced, kind = "", str(config["model_type"])
+    replaced = ""
     if on_cpu and context.features.get(features.CPU_KERNELS):
-        replaced = use_cpu_blocks(encoder.module, kind)
+        replaced = use_cpu_blocks(encoder.module)
     elif not on_cpu:
-        use_fused_attention(encoder.module, kind)
+        use_fused_attention(encoder.module)
     tokenizer = _tokenizer(card, recipe, folder, encoder.positions)
     common: dict[str, Any] = {
         "id": card.id,
@@ -74,21 +67,25 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         "batch_tokens": CPU_TOKENS if on_cpu else GPU_TOKENS,
     }
     model, modules = (
-        _reranker(card, config, weights, quantization, common)
+        _reranker(card, config, recipe, weights, quantization, common)
         if reranks
         else _embedder(card, context.path, recipe, weights, quantization, common)
     )
     _report(context, 2)
     info = {
-        "library": f"mlx-embeddings {mlx_embeddings.__version__}",
         "encoder": encoder.library,
         "tokenizer": tokenizer.name,
         "vocabulary": tokenizer.size,
         "max_length": tokenizer.max_length,
         "batch_tokens": model.batch_tokens,
         "cpu_kernels": replaced,
+        "prompts": dict(recipe.prompts),
+        "default_prompt": recipe.default_prompt,
     }
-    if not reranks:
+    if reranks:
+        names = tuple(label_names(config, model.labels))
+        info |= {"labels": names, "label_count": model.labels, "activation": model.activation}
+    else:
         info |= _describe(recipe, model.dimension)
     return Loaded(
         model=model,
@@ -137,7 +134,12 @@ def _embedder(
 
 
 def _reranker(
-    card: ModelCard, config: Mapping[str, Any], weights: Mapping[str, Any], quantization: Any, common: Any
+    card: ModelCard,
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    weights: Mapping[str, Any],
+    quantization: Any,
+    common: dict[str, Any],
 ) -> tuple[Any, list[Any]]:
     from mlxengine.toolkit.dtype import upcast_for_cpu
 
@@ -145,10 +147,11 @@ def _reranker(
     from ._rerank import build_head, rename_head, score_activation
     from ._weights import fill
 
-    head = build_head(config)
+    head, labels = build_head(config, common["encoder"].hidden_size, weights, card.id)
     fill(head, weights, rename_head, quantization, f"the scoring head of {card.id}")
     upcast_for_cpu(head)
-    return RankModel(head=head, sigmoid=score_activation(card) == "sigmoid", **common), [head]
+    chosen = score_activation(card, labels)
+    return RankModel(recipe=recipe, head=head, labels=labels, activation=chosen, **common), [head]
 
 
 def _encoder_config(card: ModelCard, folder: str) -> Mapping[str, Any]:
@@ -162,7 +165,13 @@ def _tokenizer(card: ModelCard, recipe: Recipe, folder: Path, positions: int | N
     from ._tokenize import Tokenizer
 
     wanted = card.configuration.context_length or recipe.max_length
-    return Tokenizer(folder, max_length=wanted, cap=positions, lower_case=recipe.lower_case)
+    return Tokenizer(
+        folder,
+        max_length=wanted,
+        cap=positions,
+        lower_case=recipe.lower_case,
+        special_tokens=not recipe.static,
+    )
 
 
 def _describe(recipe: Recipe, dimension: int) -> dict[str, Any]:
@@ -171,8 +180,6 @@ def _describe(recipe: Recipe, dimension: int) -> dict[str, Any]:
         "full_dimension": dimension,
         "pooling": recipe.pooling,
         "normalize": recipe.normalizes,
-        "prompts": dict(recipe.prompts),
-        "default_prompt": recipe.default_prompt,
         "similarity": recipe.similarity,
         "recipe": recipe.source,
     }

@@ -9,9 +9,10 @@ import mlx.core as mx
 import numpy as np
 from attrs import define
 
-from ._encoders import Encoder
+from ._parts import Encoder
 from ._pool import normalize, pool
 from ._recipe import Normalize, Recipe
+from ._rerank import ACTIVATIONS
 from ._tokenize import Tokenizer, Tokens
 
 Array = Any
@@ -75,21 +76,31 @@ class EmbeddingModel:
 
 @define(eq=False, kw_only=True)
 class RankModel:
-    """A cross-encoder. ``sigmoid`` says whether the logit is squeezed into 0 to 1."""
+    """A cross-encoder.
+
+    ``activation`` makes scores of the logits; the recipe's prompts stand before queries.
+    """
 
     id: str
     encoder: Encoder | None
     tokenizer: Tokenizer
     head: Any
-    sigmoid: bool
+    activation: str
+    labels: int
+    recipe: Recipe
     batch_tokens: int
 
-    def scores(self, batch: Sequence[Tokens]) -> Array:
-        """One score a pair, (rows,), fp32; lazy."""
+    def scores(self, batch: Sequence[Tokens], activation: str | None = None) -> Array:
+        """The scores of pairs, (rows, labels), fp32; lazy.
+
+        Args:
+            batch: the pairs.
+            activation: one of `_rerank.ACTIVATIONS` instead of the model's own.
+        """
         assert self.encoder is not None
         hidden, lengths = run_encoder(self.encoder, batch)
-        logits = self.head(hidden, lengths)[:, 0].astype(mx.float32)
-        return mx.sigmoid(logits) if self.sigmoid else logits
+        logits = self.head(hidden, lengths).astype(mx.float32)
+        return ACTIVATIONS[activation or self.activation](logits)
 
     def close(self) -> None:
         """Give up the weights."""

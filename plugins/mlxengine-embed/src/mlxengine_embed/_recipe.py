@@ -13,12 +13,19 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 from mlxengine import ModelCard
-from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError, UnsupportedArchitectureError
+from mlxengine.errors import (
+    IncompatibleWeightsError,
+    InvalidParameterError,
+    RemoteCodeRefusedError,
+    UnsupportedArchitectureError,
+)
 
 from ._families import Family, family_of
+from ._settings import STAGES, check_stage
 from .models import EmbedConfiguration
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+_OWN = "config_sentence_transformers.json"
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # The older form: one boolean a mode. Several that are on are joined in this order.
 _MODE_FLAGS = {
@@ -83,6 +90,7 @@ class Recipe:
         similarity: one of `SIMILARITIES`.
         truncate_dim: dimensions that are kept by default; ``None`` keeps all.
         folder: where the encoder's files are, ``""`` for the top.
+        static: whether the encoder is a table of vectors, one a token, without layers or special tokens.
     """
 
     source: str
@@ -96,6 +104,7 @@ class Recipe:
     similarity: str = "cosine"
     truncate_dim: int | None = None
     folder: str = ""
+    static: bool = False
 
     @property
     def normalizes(self) -> bool:
@@ -130,23 +139,49 @@ def read_recipe(card: ModelCard) -> Recipe:
             is of no known family.
         IncompatibleWeightsError: a file of the recipe is missing or makes no sense.
     """
-    documents = card.documents
     modules = _modules(card)
     recipe = _read_modules(card, modules) if modules else _without_modules(card)
     configured = card.configuration
     if isinstance(configured, EmbedConfiguration):
         recipe = _apply_configuration(recipe, configured)
-    return _read_prompts(recipe, documents)
+    return _read_prompts(recipe, card)
+
+
+def read_scoring(card: ModelCard) -> Recipe:
+    """What a cross-encoder's files say of its input: prompts and the longest one.
+
+    Raises:
+        UnsupportedArchitectureError: they ask for what is not known.
+    """
+    recipe = _read_transformer(Recipe(source="cross-encoder", pooling=()), card)
+    modules = _modules(card)
+    for module in modules[1:]:
+        raise UnsupportedArchitectureError(
+            f"{card.id} has the stage {module.get('type')!r} after its cross-encoder, which is not supported."
+        )
+    # sentence-transformers reads the prompts of repositories that list their modules only.
+    return _read_prompts(recipe, card) if modules else recipe
 
 
 def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Recipe:
     recipe = Recipe(source="modules.json", pooling=())
     for module in modules:
-        name, folder = str(module.get("type", "")).rpartition(".")[2], str(module.get("path", "")).strip("/")
-        config = card.documents.get(f"{folder}/config.json" if folder else "config.json")
+        kind, folder = str(module.get("type", "")), str(module.get("path", "")).strip("/").removeprefix(".")
+        name = kind.rpartition(".")[2]
+        if not kind.startswith("sentence_transformers."):
+            raise RemoteCodeRefusedError(
+                f"{card.id} has a module of its own in modules.json, {kind!r}.",
+                hint="A repository's code is never run; choose one with sentence-transformers' own modules.",
+            )
+        where = f"{folder}/config.json" if folder else "config.json"
+        config = card.documents.get(where)
         config = config if isinstance(config, Mapping) else {}
+        if name in STAGES and name != "Transformer":
+            check_stage(card, name, config, where)
         if name == "Transformer":
             recipe = _read_transformer(evolve(recipe, folder=folder), card)
+        elif name == "StaticEmbedding":
+            recipe = evolve(recipe, folder=folder, static=True, pooling=("mean",))
         elif name == "Pooling":
             recipe = evolve(recipe, pooling=_pooling(config, folder), include_prompt=_flag(config))
         elif name == "Dense":
@@ -159,8 +194,12 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
         elif name != "Dropout":
             raise UnsupportedArchitectureError(
                 f"{card.id} has the stage {name or module!r} in modules.json, which is not supported.",
-                hint="Supported are Transformer, Pooling, Dense, Normalize, LayerNorm and Dropout.",
+                hint="Supported are Transformer, StaticEmbedding, Pooling, Dense, Normalize, LayerNorm "
+                "and Dropout.",
             )
+    configured = card.configuration
+    if not recipe.pooling and isinstance(configured, EmbedConfiguration) and configured.pooling:
+        return evolve(recipe, source="modules.json and registry entry")
     if not recipe.pooling:
         raise UnsupportedArchitectureError(
             f"{card.id} has no Pooling in modules.json: it makes no sentence vectors.",
@@ -238,6 +277,7 @@ def _read_transformer(recipe: Recipe, card: ModelCard) -> Recipe:
         mine = folder == recipe.folder and name.startswith("sentence_") and name.endswith("_config.json")
         if not mine or not isinstance(config, Mapping):
             continue
+        check_stage(card, "Transformer", config, path)
         longest = config.get("max_seq_length")
         processing = config.get("processing_kwargs")
         text = processing.get("text") if isinstance(processing, Mapping) else None
@@ -251,10 +291,11 @@ def _read_transformer(recipe: Recipe, card: ModelCard) -> Recipe:
     return recipe
 
 
-def _read_prompts(recipe: Recipe, documents: Mapping[str, Any]) -> Recipe:
-    config = documents.get("config_sentence_transformers.json")
+def _read_prompts(recipe: Recipe, card: ModelCard) -> Recipe:
+    config = card.documents.get(_OWN)
     if not isinstance(config, Mapping):
         return recipe
+    check_stage(card, "SentenceTransformer", config, _OWN)
     prompts = config.get("prompts")
     own = {str(k): str(v) for k, v in prompts.items()} if isinstance(prompts, Mapping) else {}
     # A repository written by sentence-transformers 5 or later lists empty prompts; they say nothing.
@@ -289,14 +330,14 @@ def _pooling(config: Mapping[str, Any], folder: str) -> tuple[str, ...]:
     if unknown:
         raise UnsupportedArchitectureError(
             f"{folder} asks for the pooling {', '.join(unknown)}, which is not known.",
-            hint=f"Known are {', '.join(POOLING_MODES)}.",
+            hint=f"Known are {', '.join(POOLING_MODES)}. Pooled so, the vectors would not be this model's: "
+            "choose another repository.",
         )
     return chosen
 
 
 def _dense(config: Mapping[str, Any], folder: str, recipe: Recipe) -> Dense:
-    source = str(config.get("module_input_name") or "sentence_embedding")
-    if source != "sentence_embedding" or not recipe.pooling:
+    if not recipe.pooling:
         raise UnsupportedArchitectureError(
             f"{folder} projects token vectors; only Dense stages after the pooling are supported."
         )

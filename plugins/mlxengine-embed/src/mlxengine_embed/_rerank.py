@@ -1,16 +1,23 @@
-"""Cross-encoders: a query and a document in one input, one relevance score out."""
+"""Cross-encoders: two texts in one input, one score for each label out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlxengine import ModelCard
-from mlxengine.errors import UnsupportedArchitectureError
+from mlxengine.errors import IncompatibleWeightsError, UnsupportedArchitectureError
 
-Array = Any
+from ._architectures import HEADS
+from ._parts import Array, Config, Group, activation
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "identity": lambda x: x,
+    "sigmoid": mx.sigmoid,
+    "tanh": mx.tanh,
+    "softmax": lambda x: mx.softmax(x, axis=-1),
+}
 
 
 def is_reranker(card: ModelCard) -> bool:
@@ -19,120 +26,142 @@ def is_reranker(card: ModelCard) -> bool:
     return any(str(name).endswith("ForSequenceClassification") for name in names)
 
 
-def score_activation(card: ModelCard) -> str:
-    """``"sigmoid"`` or ``"identity"``: what turns the logit into a score, by the repository or by default.
+def score_activation(card: ModelCard, labels: int) -> str:
+    """One of `ACTIVATIONS`: what turns logits into scores, by the repository or by default.
 
     Raises:
         UnsupportedArchitectureError: the repository names another function.
     """
-    own = card.documents.get("config_sentence_transformers.json")
+    # sentence-transformers reads its own file of repositories that list their modules only.
+    own = (
+        card.documents.get("config_sentence_transformers.json") if "modules.json" in card.documents else None
+    )
     nested = card.config.get("sentence_transformers")
     candidates = (
         own.get("activation_fn") if isinstance(own, Mapping) else None,
         nested.get("activation_fn") if isinstance(nested, Mapping) else None,
         card.config.get("sbert_ce_default_activation_function"),
-        "Sigmoid",
+        "Sigmoid" if labels == 1 else "Identity",
     )
     chosen = str(next(item for item in candidates if item)).rpartition(".")[2].lower()
-    if chosen not in ("sigmoid", "identity"):
-        raise UnsupportedArchitectureError(f"{card.id} scores with {chosen}, which is not supported.")
+    if chosen not in ACTIVATIONS:
+        raise UnsupportedArchitectureError(
+            f"{card.id} makes its scores with {chosen}, which is not supported.",
+            hint=f"Supported are {', '.join(ACTIVATIONS)}.",
+        )
     return chosen
 
 
-class BertHead(nn.Module):  # type: ignore[misc]
-    """tanh pooler over the first token, then a linear score."""
+class Head(nn.Module):  # type: ignore[misc]
+    """What stands between an encoder's hidden vectors and the logits; named as the checkpoints name it.
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    Args:
+        config: the encoder's.
+        size: width of the hidden vectors.
+        labels: how many logits there are.
+    """
+
+    def __init__(self, config: Config, size: int, labels: int) -> None:
         super().__init__()
-        size = int(config["hidden_size"])
-        self.pooler = _Layers(dense=nn.Linear(size, size))
-        self.classifier = nn.Linear(size, 1)
-
-    def __call__(self, hidden: Array, lengths: Array) -> Array:  # noqa: ARG002
-        return self.classifier(mx.tanh(self.pooler.dense(hidden[:, 0])))
-
-
-class RobertaHead(nn.Module):  # type: ignore[misc]
-    """The same with RoBERTa's names."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        size = int(config["hidden_size"])
-        self.classifier = _Layers(dense=nn.Linear(size, size), out_proj=nn.Linear(size, 1))
-
-    def __call__(self, hidden: Array, lengths: Array) -> Array:  # noqa: ARG002
-        return self.classifier.out_proj(mx.tanh(self.classifier.dense(hidden[:, 0])))
-
-
-class ModernBertHead(nn.Module):  # type: ignore[misc]
-    """Pooling by the configuration, a prediction head, then a linear score."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        size = int(config["hidden_size"])
-        if config.get("classifier_activation", "gelu") != "gelu":
-            raise UnsupportedArchitectureError("A ModernBERT classifier with another activation than GELU.")
-        self.head = _Layers(
-            dense=nn.Linear(size, size, bias=bool(config.get("classifier_bias", False))),
-            norm=nn.LayerNorm(
-                size, eps=float(config.get("norm_eps", 1e-5)), bias=bool(config.get("norm_bias", False))
-            ),
-        )
-        self.classifier = nn.Linear(size, 1)
-        self._mean = config.get("classifier_pooling", "cls") == "mean"
+        kind = str(config["model_type"])
+        self._style, self._pooling = HEADS[kind], "cls"
+        self._act: Callable[[Array], Array] = mx.tanh
+        dense, last = nn.Linear(size, size), nn.Linear(size, labels)
+        if self._style == "pooler":
+            self.pooler, self.classifier = Group(dense=dense), last
+            if kind == "deberta-v2":
+                self._act = activation(config.get("pooler_hidden_act", "gelu"))
+        elif self._style == "bare pooler":
+            self.pooler, self.classifier = dense, last
+        elif self._style == "classifier":
+            self.classifier = Group(dense=dense, out_proj=last)
+            self._act = nn.gelu if kind == "electra" else mx.tanh
+        elif self._style == "pre_classifier":
+            self.pre_classifier, self.classifier, self._act = dense, last, nn.relu
+        elif self._style == "last token":
+            self.score = nn.Linear(size, labels, bias=False)
+        elif self._style == "dense":
+            self.dense, self.classifier, self._act = dense, last, nn.gelu
+            self._pooling = str(config.get("classifier_pooling", "late"))
+        else:
+            self._act = activation(config.get("classifier_activation", "gelu"))
+            self._pooling = str(config.get("classifier_pooling", "cls"))
+            self.head, self.classifier = _prediction_head(config, size), last
+        if self._pooling not in ("cls", "bos", "mean", "late"):
+            raise UnsupportedArchitectureError(f"classifier_pooling={self._pooling!r} is not supported.")
 
     def __call__(self, hidden: Array, lengths: Array) -> Array:
-        if self._mean:
-            real = (mx.arange(hidden.shape[1]) < lengths[:, None]).astype(hidden.dtype)
-            pooled = (real[:, None, :] @ hidden)[:, 0] / mx.maximum(lengths, 1)[:, None]
-        else:
-            pooled = hidden[:, 0]
-        return self.classifier(self.head.norm(nn.gelu(self.head.dense(pooled))))
+        if self._style == "last token":
+            return self.score(hidden[mx.arange(hidden.shape[0]), mx.maximum(lengths - 1, 0)])
+        pooled = _mean(hidden, lengths) if self._pooling == "mean" else hidden[:, 0]
+        if self._style == "pooler":
+            return self.classifier(self._act(self.pooler.dense(pooled)))
+        if self._style == "bare pooler":
+            return self.classifier(self._act(self.pooler(pooled)))
+        if self._style == "classifier":
+            return self.classifier.out_proj(self._act(self.classifier.dense(pooled)))
+        if self._style == "pre_classifier":
+            return self.classifier(self._act(self.pre_classifier(pooled)))
+        if self._style == "dense":
+            if self._pooling == "late":
+                return _mean(self.classifier(self._act(self.dense(hidden))), lengths)
+            return self.classifier(self._act(self.dense(pooled)))
+        return self.classifier(self.head.norm(self._act(self.head.dense(pooled))))
 
 
-class _Layers(nn.Module):  # type: ignore[misc]
-    """A named group of layers, as checkpoints nest them."""
-
-    def __init__(self, **layers: nn.Module) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-
-_HEADS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "bert": BertHead,
-    "roberta": RobertaHead,
-    "xlm-roberta": RobertaHead,
-    "camembert": RobertaHead,
-    "modernbert": ModernBertHead,
-}
+def _prediction_head(config: Config, size: int) -> Group:
+    eps, bias = float(config.get("norm_eps", 1e-5)), bool(config.get("norm_bias", False))
+    return Group(
+        dense=nn.Linear(size, size, bias=bool(config.get("classifier_bias", False))),
+        norm=nn.LayerNorm(size, eps=eps, bias=bias),
+    )
 
 
-def build_head(config: Mapping[str, Any]) -> Any:
-    """The scoring head of an architecture, with weights still to be loaded.
+def _mean(values: Array, lengths: Array) -> Array:
+    real = (mx.arange(values.shape[1]) < lengths[:, None]).astype(values.dtype)
+    return (real[:, None, :] @ values)[:, 0] / mx.maximum(lengths, 1)[:, None]
+
+
+def build_head(config: Config, size: int, weights: Mapping[str, Array], name: str) -> tuple[Head, int]:
+    """The scoring head of an architecture, with weights still to be loaded, and its number of labels.
 
     Raises:
-        UnsupportedArchitectureError: none is known, or the model has several labels.
+        UnsupportedArchitectureError: none is known.
+        IncompatibleWeightsError: the checkpoint has no such head.
     """
     kind = str(config.get("model_type"))
-    labels = config.get("id2label")
-    if isinstance(labels, Mapping) and len(labels) != 1:
-        raise UnsupportedArchitectureError(
-            f"This classifier has {len(labels)} labels; a reranker has one.",
-            hint="Choose a cross-encoder that was trained to score relevance.",
-        )
-    if kind not in _HEADS:
+    if kind not in HEADS:
         raise UnsupportedArchitectureError(
             f"Reranking with the architecture {kind!r} is not supported.",
-            hint=f"Supported are {', '.join(_HEADS)}.",
+            hint=f"Supported are {', '.join(HEADS)}.",
         )
-    return _HEADS[kind](config)
+    last = ("classifier.out_proj.weight", "classifier.weight", "score.weight")
+    found = {new: value for key, value in weights.items() if (new := rename_head(key)) in last}
+    if not found:
+        raise IncompatibleWeightsError(
+            f"{name} says that it is a classifier, but its weights have no head.",
+            hint="Choose the repository of the trained cross-encoder.",
+        )
+    labels = int(next(iter(found.values())).shape[0])
+    return Head(config, size, labels), labels
+
+
+def label_names(config: Config, labels: int) -> Sequence[str]:
+    """The names of the labels in their order; none where the configuration names another number of them."""
+    names = config.get("id2label")
+    if not isinstance(names, Mapping) or len(names) != labels or labels == 1:
+        return ()
+    return [str(names[key]) for key in sorted(names, key=int)]
+
+
+_PREFIXES = ("bert.", "nomic_bert.", "new.", "gte.", "deberta.", "ernie.", "albert.", "model.")
+_PARTS = ("pooler.", "classifier.", "head.", "pre_classifier.", "score.", "dense.")
 
 
 def rename_head(key: str) -> str | None:
     """The head's name of a checkpoint's tensor, ``None`` for the encoder's own."""
-    key = key.removeprefix("bert.")
-    return key if key.startswith(("pooler.", "classifier.", "head.")) else None
+    inside = next((key.removeprefix(prefix) for prefix in _PREFIXES if key.startswith(prefix)), key)
+    return inside if inside.startswith(_PARTS) else None
 
 
-__all__ = ["build_head", "is_reranker", "rename_head", "score_activation"]
+__all__ = ["ACTIVATIONS", "build_head", "is_reranker", "label_names", "rename_head", "score_activation"]

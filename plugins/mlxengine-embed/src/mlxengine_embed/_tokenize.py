@@ -33,17 +33,30 @@ class Tokenizer:
         max_length: longest input in tokens, special ones included; ``None`` takes the tokenizer's own.
         cap: positions that the encoder has, at most; ``None`` for relative ones.
         lower_case: lower-case the texts.
+        special_tokens: whether the tokenizer's special tokens stand around a text.
 
     Raises:
         IncompatibleWeightsError: the folder holds no tokenizer that can be read.
     """
 
-    def __init__(self, folder: Path, *, max_length: int | None, cap: int | None, lower_case: bool) -> None:
-        from transformers import AutoTokenizer
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_length: int | None,
+        cap: int | None,
+        lower_case: bool,
+        special_tokens: bool = True,
+    ) -> None:
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+        alone = folder / "tokenizer.json"
         try:
-            self._slow = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
+            # Static embeddings keep nothing beside that file.
+            self._slow = (
+                AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+                if special_tokens
+                else PreTrainedTokenizerFast(tokenizer_file=str(alone))
             )
         except Exception as error:
             raise IncompatibleWeightsError(
@@ -54,6 +67,7 @@ class Tokenizer:
         self.max_length = min(limits)
         self._types = "token_type_ids" in self._slow.model_input_names
         self._fast = getattr(self._slow, "backend_tokenizer", None)
+        self._special = special_tokens
         self._aside = Aside(threads=2)
         if self._fast is not None:
             self._fast.no_padding()
@@ -103,7 +117,7 @@ class Tokenizer:
         try:
             if self._fast is None:
                 return [self._encode_slow(item, pairs) for item in inputs]
-            found = self._fast.encode_batch_fast(inputs, add_special_tokens=True)
+            found = self._fast.encode_batch_fast(inputs, add_special_tokens=self._special)
         except (UnicodeEncodeError, TypeError, ValueError) as error:
             raise UnsupportedInputError(
                 f"The tokenizer refuses a text: {error}", hint="Texts must be valid Unicode."

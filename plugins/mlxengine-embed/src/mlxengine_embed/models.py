@@ -28,6 +28,8 @@ class EmbedConfiguration(ModelConfiguration):
             ``"lasttoken"``.
         normalize: whether vectors are scaled to unit length.
         prompts: prompts by name, added to the repository's own.
+        harmless_settings: names of settings in the repository's files that are not honoured here and that,
+            as the caller knows, change no vector; without this they are refused.
     """
 
     kind: str | None = "embed"
@@ -36,6 +38,7 @@ class EmbedConfiguration(ModelConfiguration):
     pooling: str | None = None
     normalize: bool | None = None
     prompts: tuple[tuple[str, str], ...] = field(default=(), converter=_pairs)
+    harmless_settings: tuple[str, ...] = field(default=(), converter=tuple)
 
 
 # The file says for each fact where it was read; what has no source there was not looked up elsewhere.

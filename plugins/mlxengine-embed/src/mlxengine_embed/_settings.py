@@ -1,0 +1,382 @@
+"""What of a repository's configuration is honoured; what else could change its vectors is refused by name.
+
+A setting is read by what builds the encoder or the stage, or is honoured with some of its values only, or is
+known to leave vectors alone (dropout, a generation's settings, a head's labels). Any other setting may stand
+for code that is not here. ``None`` and empty values say nothing and pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from attrs import evolve, field, frozen
+from mlxengine import ModelCard
+from mlxengine.errors import MLXEngineError, RemoteCodeRefusedError, UnsupportedArchitectureError
+
+from ._architectures import ACTIVATIONS
+from .models import EmbedConfiguration
+
+
+@frozen(kw_only=True)
+class Known:
+    """The settings of a configuration that are known.
+
+    Args:
+        read: those that are read, whatever their value.
+        only: those that are honoured with these values alone.
+        harmless: those that change no vector.
+        code: the repository's own classes (as in ``auto_map``) that compute what is computed here.
+    """
+
+    read: frozenset[str] = field(default=frozenset())
+    only: Mapping[str, Sequence[Any]] = field(factory=dict)
+    harmless: frozenset[str] = field(default=frozenset())
+    code: tuple[str, ...] = ()
+
+    def refused(self, config: Mapping[str, Any]) -> Sequence[str]:
+        """The settings that are neither honoured nor without effect."""
+        return [key for key, value in config.items() if value is not None and not self._passes(key, value)]
+
+    def _passes(self, key: str, value: Any) -> bool:
+        if key in self.only and key not in self.read:
+            return any(value == one for one in self.only[key])
+        known = key in self.read or key in self.harmless or key in _HARMLESS
+        empty = isinstance(value, Mapping | Sequence) and not value
+        return known or empty or key.startswith("_") or "dropout" in key
+
+
+def _keys(*names: str) -> frozenset[str]:
+    return frozenset(" ".join(names).split())
+
+
+# What no encoder's output depends on: labels, generation, training, storage, how a framework runs it.
+_HARMLESS = _keys(
+    "model_type architectures auto_map torch_dtype dtype transformers_version quantization",
+    "quantization_config",
+    "initializer_range initializer_cutoff_factor initializer_factor gradient_checkpointing use_cache",
+    "id2label label2id num_labels problem_type finetuning_task task_specific_params sentence_transformers",
+    "sbert_ce_default_activation_function tie_word_embeddings tie_encoder_decoder tokenizer_class prefix",
+    "model_max_length max_position_embeddings vocab_size bos_token_id eos_token_id pad_token_id cls_token_id",
+    "sep_token_id mask_token_id unk_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id",
+    "output_hidden_states output_attentions output_past return_dict use_return_dict torchscript use_bfloat16",
+    "tf_legacy_loss chunk_size_feed_forward attn_implementation pretraining_tp directionality emb_pooler",
+    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature",
+    "top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences",
+    "encoder_no_repeat_ngram_size bad_words_ids output_scores return_dict_in_generate remove_invalid_values",
+    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens cache_implementation",
+    "pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type",
+    "pooler_hidden_act pooler_hidden_size summary_activation summary_type summary_use_proj",
+    "classifier_pooling classifier_bias classifier_activation decoder_bias sparse_prediction",
+    "sparse_pred_ignore_index reference_compile deterministic_flash_attn repad_logits_with_grad",
+    "unpad_inputs use_memory_efficient_attention final_logit_softcapping",
+)
+# Attention to both sides, at places counted from the start.
+_ENCODER: Mapping[str, Sequence[Any]] = {
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "is_causal": (False,),
+}
+_DECODER = {"is_encoder_decoder": (False,), "add_cross_attention": (False,), "is_causal": (True,)}
+_SIZES = _keys("hidden_size intermediate_size num_hidden_layers num_attention_heads")
+_ROTARY = _keys("rope_theta rope_scaling rope_parameters")
+_POSITIONS = _keys("layer_norm_eps type_vocab_size")
+_BERT = Known(read=_SIZES | _POSITIONS, only={**_ENCODER, "hidden_act": ACTIVATIONS})
+_GTE = Known(
+    read=_BERT.read | _ROTARY,
+    only={
+        **_BERT.only,
+        "position_embedding_type": ("rope", "absolute"),
+        "layer_norm_type": ("layer_norm",),
+        "logn_attention_scale": (False,),
+        "logn_attention_clip1": (False,),
+    },
+    harmless=_keys("pack_qkv head_dim"),
+    code=("NewConfig", "NewModel"),
+)
+_T5 = Known(
+    read=_keys("d_model d_ff d_kv num_layers num_heads layer_norm_epsilon feed_forward_proj")
+    | _keys("relative_attention_num_buckets relative_attention_max_distance"),
+    only={"is_decoder": (False,), "is_causal": (False,)},
+    # What the class makes of feed_forward_proj, and its decoder's.
+    harmless=_keys("dense_act_fn is_gated_act num_decoder_layers is_encoder_decoder n_positions")
+    | _keys("scale_decoder_outputs"),
+)
+_LLAMA = Known(
+    read=_SIZES | _ROTARY | _keys("num_key_value_heads head_dim rms_norm_eps is_causal"),
+    only={
+        "hidden_act": ACTIVATIONS,
+        "add_cross_attention": (False,),
+        "is_encoder_decoder": (False,),
+        "mlp_bias": (False,),
+        "attention_bias": (False,),
+        "sliding_window": (),
+    },
+)
+
+ENCODERS: Mapping[str, Known] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "electra": evolve(_BERT, read=_BERT.read | _keys("embedding_size")),
+    "ernie": evolve(_BERT, read=_BERT.read | _keys("use_task_id task_type_vocab_size")),
+    "distilbert": Known(
+        read=_keys("dim hidden_dim n_layers n_heads"),
+        only={**_ENCODER, "activation": ACTIVATIONS},
+        # The table is stored, whatever it was made of.
+        harmless=_keys("sinusoidal_pos_embds"),
+    ),
+    "mpnet": evolve(_BERT, read=_BERT.read | _keys("relative_attention_num_buckets")),
+    "albert": evolve(
+        _BERT,
+        read=_BERT.read | _keys("embedding_size num_hidden_groups inner_group_num"),
+        # Training of its first release; the class reads none of them.
+        harmless=_keys("down_scale_factor gap_size net_structure_type num_memory_blocks"),
+    ),
+    "deberta-v2": evolve(
+        _BERT,
+        read=_BERT.read
+        | _keys("embedding_size relative_attention position_buckets max_relative_positions norm_rel_ebd")
+        | _keys("share_att_key pos_att_type position_biased_input"),
+        only={**_BERT.only, "conv_kernel_size": (0,), "legacy": (True, False)},
+        harmless=_keys("conv_act"),
+    ),
+    "nomic_bert": Known(
+        read=_BERT.read
+        | _ROTARY
+        | _keys("n_embd n_layer n_head n_inner n_positions layer_norm_epsilon rotary_emb_base"),
+        only={
+            **_BERT.only,
+            "activation_function": ("swiglu",),
+            "rotary_emb_fraction": (1.0,),
+            "rotary_emb_interleaved": (False,),
+            "rotary_emb_scale_base": (),
+            "rotary_scaling_factor": (),
+            "prenorm": (False,),
+            "use_rms_norm": (False,),
+            "parallel_block": (False,),
+            "qkv_proj_bias": (False,),
+            "mlp_fc1_bias": (False,),
+            "mlp_fc2_bias": (False,),
+            "causal": (False,),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+        },
+        # How the repository's own code runs and trains; none changes what it computes.
+        harmless=_keys("dense_seq_output fused_bias_fc fused_dropout_add_ln last_layer_subset")
+        | _keys("pad_vocab_size_multiple reorder_and_upcast_attn use_flash_attn use_xentropy head_dim")
+        | _keys("max_trained_positions add_pooling_layer summary_proj_to_labels parallel_block_tied_norm")
+        | _keys("attn_pdrop embd_pdrop resid_pdrop"),
+        code=("NomicBertConfig", "NomicBertModel"),
+    ),
+    "gte": _GTE,
+    "new": _GTE,
+    "t5": _T5,
+    "mt5": _T5,
+    "llama": evolve(_LLAMA, read=_LLAMA.read | _keys("attention_bias mlp_bias")),
+    "eurobert": evolve(
+        _LLAMA,
+        read=_LLAMA.read | _keys("attention_bias mlp_bias"),
+        code=("EuroBertConfig", "EuroBertModel"),
+    ),
+    "mistral": evolve(_LLAMA, read=_LLAMA.read | _keys("sliding_window layer_types")),
+    "qwen2": evolve(
+        _LLAMA,
+        read=_LLAMA.read | _keys("sliding_window use_sliding_window max_window_layers layer_types"),
+    ),
+    "qwen3": evolve(
+        _LLAMA,
+        read=_LLAMA.read
+        | _keys("attention_bias sliding_window use_sliding_window max_window_layers layer_types"),
+    ),
+    "modernbert": Known(
+        read=_SIZES
+        | _ROTARY
+        | _keys("norm_eps norm_bias attention_bias mlp_bias local_attention global_attn_every_n_layers")
+        | _keys("global_rope_theta local_rope_theta layer_types"),
+        only={**_ENCODER, "hidden_activation": ("gelu",)},
+        # The class reads norm_eps; published files carry this name beside it.
+        harmless=_keys("layer_norm_eps"),
+    ),
+    "gemma3_text": Known(
+        read=_SIZES
+        | _ROTARY
+        | _keys("num_key_value_heads head_dim rms_norm_eps query_pre_attn_scalar layer_types")
+        | _keys("sliding_window sliding_window_pattern rope_local_base_freq use_bidirectional_attention"),
+        only={
+            **_DECODER,
+            "attention_bias": (False,),
+            "hidden_activation": ("gelu_pytorch_tanh",),
+            "hidden_act": ("gelu_pytorch_tanh",),
+        },
+    ),
+}
+"""Of each architecture's ``config.json``, what is honoured."""
+
+_VECTOR = {"module_input_name": ("sentence_embedding",), "module_output_name": ("sentence_embedding",)}
+STAGES: Mapping[str, Known] = {
+    "Pooling": Known(
+        read=_keys("pooling_mode include_prompt pooling_mode_cls_token pooling_mode_max_tokens")
+        | _keys("pooling_mode_mean_tokens pooling_mode_mean_sqrt_len_tokens")
+        | _keys("pooling_mode_weightedmean_tokens pooling_mode_lasttoken"),
+        harmless=_keys("word_embedding_dimension embedding_dimension"),
+    ),
+    "Dense": Known(
+        read=_keys("in_features out_features bias activation_function use_residual"), only=_VECTOR
+    ),
+    "Normalize": Known(only=_VECTOR),
+    "LayerNorm": Known(read=_keys("dimension")),
+    "Dropout": Known(),
+    "Transformer": Known(
+        read=_keys("max_seq_length do_lower_case processing_kwargs modality_config"),
+        only={
+            "transformer_task": ("feature-extraction", "sequence-classification"),
+            "module_output_name": ("token_embeddings", "scores"),
+        },
+        harmless=_keys("cache_dir backend"),
+    ),
+    "SentenceTransformer": Known(
+        read=_keys("prompts default_prompt_name similarity_fn_name truncate_dim activation_fn"),
+        only={"model_type": ("SentenceTransformer", "CrossEncoder")},
+        harmless=_keys("__version__ keep_in_fp32_modules requirements"),
+    ),
+}
+"""Of the configurations of sentence-transformers' modules, and of its own, what is honoured."""
+_TEXT = Known(
+    read=_keys("max_length"),
+    only={"truncation": (True, "longest_first"), "padding": (True, False, "longest")},
+    harmless=_keys("return_tensors"),
+)
+_MODALITY = {"method": ("forward",), "method_output_name": ("last_hidden_state", "logits")}
+
+
+def ignored_settings(card: ModelCard) -> Collection[str]:
+    """The settings that the caller says are harmless."""
+    entry = card.configuration
+    return entry.harmless_settings if isinstance(entry, EmbedConfiguration) else ()
+
+
+def check_stage(card: ModelCard, name: str, config: Mapping[str, Any], where: str) -> None:
+    """Refuse what a stage's configuration says and nothing here honours.
+
+    Args:
+        card: the model.
+        name: one of `STAGES`.
+        config: the stage's configuration.
+        where: its file.
+
+    Raises:
+        UnsupportedArchitectureError: it names the setting.
+    """
+    if name == "Pooling":
+        # A mode that is off does nothing, whichever it is.
+        config = {k: v for k, v in config.items() if not (k.startswith("pooling_mode_") and v is False)}
+    _check(card, STAGES[name], config, where)
+    if name == "Transformer":
+        for part, known in (("processing_kwargs", _TEXT), ("modality_config", Known(only=_MODALITY))):
+            given = config.get(part)
+            for modality, settings in given.items() if isinstance(given, Mapping) else ():
+                # What is meant for pictures or sound does nothing to a text.
+                if modality in ("text", "common") and isinstance(settings, Mapping):
+                    _check(card, known, settings, f"{where} ({part})")
+
+
+def _check(card: ModelCard, known: Known, config: Mapping[str, Any], where: str) -> None:
+    for key in known.refused(config):
+        if key not in ignored_settings(card):
+            raise _refusal(card, key, config[key], where)
+
+
+def encoder_problem(card: ModelCard, config: Mapping[str, Any], where: str) -> MLXEngineError | None:
+    """Why an encoder would not be what its ``config.json`` says, where a setting is the reason.
+
+    Args:
+        card: the model.
+        config: the file as it was published; its ``model_type`` is one of `ENCODERS`.
+        where: its name.
+    """
+    kind = str(config["model_type"])
+    known, ignored = ENCODERS[kind], ignored_settings(card)
+    for key in known.refused(config):
+        if key not in ignored:
+            return _refusal(card, key, config[key], where)
+    code = _own_code(config, known)
+    if code is not None and "auto_map" not in ignored:
+        return RemoteCodeRefusedError(
+            f"{card.id} has code of its own for its encoder ({code}), which may compute something else than "
+            f"{kind} does; it is never run.",
+            hint=f"Choose a repository without auto_map. {_escape('auto_map')}",
+        )
+    for key, found in (("rope_parameters", _scaled(config)), ("layer_types", _irregular(kind, config))):
+        if found is not None and key not in ignored:
+            return _refusal(card, key, found, where)
+    return None
+
+
+def _own_code(config: Mapping[str, Any], known: Known) -> str | None:
+    """The class that a repository brings for what the encoder computes, unless it is known."""
+    classes = config.get("auto_map")
+    if not isinstance(classes, Mapping):
+        return None
+    names = [str(name) for name in config.get("architectures") or ()]
+    scores = any(name.endswith("ForSequenceClassification") for name in names)
+    wanted = "AutoModelForSequenceClassification" if scores else "AutoModel"
+    found = [str(classes[key]) for key in ("AutoConfig", wanted) if classes.get(key)]
+    return next((name for name in found if name.rpartition(".")[2] not in known.code), None)
+
+
+def _scaled(config: Mapping[str, Any]) -> Any:
+    """Rotary positions that are anything but plain, which no encoder here has."""
+    parameters = config.get("rope_parameters")
+    found = [config.get("rope_scaling"), parameters]
+    if isinstance(parameters, Mapping):  # one of each kind of layers
+        found += parameters.values()
+    for item in found:
+        if isinstance(item, Mapping) and item:
+            kind = item.get("rope_type", item.get("type", "default"))
+            if kind != "default" or item.get("partial_rotary_factor", 1.0) != 1.0:
+                return item
+    return None
+
+
+def _irregular(kind: str, config: Mapping[str, Any]) -> Any:
+    """``layer_types`` that the period by which an encoder is built does not give."""
+    given = config.get("layer_types")
+    if not isinstance(given, Sequence) or not given:
+        return None
+    full, sliding = "full_attention", "sliding_attention"
+    if kind == "modernbert":
+        period = config.get("global_attn_every_n_layers") or _distance(given, full)
+        expected = [full if i % period == 0 else sliding for i in range(len(given))]
+    elif kind == "gemma3_text":
+        period = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
+        period = period or (given.index(full) + 1 if full in given else 6)
+        expected = [full if (i + 1) % period == 0 else sliding for i in range(len(given))]
+    else:  # a layer is of one kind or of the other
+        expected = [kind if kind in (full, sliding) else full for kind in given]
+    same = list(given) == expected and len(given) == config.get("num_hidden_layers", len(given))
+    return None if same else [str(item) for item in given]
+
+
+def _distance(kinds: Sequence[Any], wanted: str) -> int:
+    places = [index for index, kind in enumerate(kinds) if kind == wanted]
+    return places[1] - places[0] if len(places) > 1 else len(kinds)
+
+
+def _refusal(card: ModelCard, key: str, value: Any, where: str) -> MLXEngineError:
+    shown = repr(value)
+    return UnsupportedArchitectureError(
+        f"{where} of {card.id} says {key}={shown[:120]}{'…' if len(shown) > 120 else ''}, which is not "
+        "supported and may change its vectors.",
+        hint=_escape(key),
+    )
+
+
+def _escape(key: str) -> str:
+    return f'If it changes nothing, say so: EmbedConfiguration(id=…, harmless_settings=("{key}",)).'
+
+
+__all__ = ["ENCODERS", "STAGES", "Known", "check_stage", "encoder_problem", "ignored_settings"]

@@ -8,6 +8,13 @@ MB = 10**6
 SETUP = Request(features=(), priority=7)
 
 
+class Model(dict):
+    """One that must not be printed: real ones are large, and some of their parts cannot be."""
+
+    def __repr__(self):
+        raise RuntimeError("a model was printed")
+
+
 class Kept:
     """Serves folders whose config says how a model behaves; a request of priority 7 sets something up."""
 
@@ -25,7 +32,7 @@ class Kept:
     def load_model(self, card, context):
         name = context.path.name
         self.loads.append(name)
-        model = {**card.config, "setup": []}
+        model = Model({**card.config, "setup": []})
         for done in range(card.config.get("parts", 0)):
             context.report(Progress(stage="unpack", done=done, total=4, unit="parts"))
             wait_for(lambda done=done: done < self.parts or context.cancelled())

@@ -136,6 +136,14 @@ def test_a_reader_that_stops_pauses_only_its_own_request(scheduler):
     assert stuck.get().text == "x"
 
 
+def test_who_waits_is_told_of_the_end_though_noting_it_fails(scheduler):
+    def note(_error):
+        raise RuntimeError("planted")
+
+    _, channel = start(scheduler, words(2), on_done=note)
+    assert isinstance(read(channel)[-1], Finished)
+
+
 def test_cancel_closes_the_iterator_before_its_next_step(scheduler):
     closed, steps = threading.Event(), []
 

@@ -303,7 +303,7 @@ class ModelPool:
 
     def _done(self, live: LiveModel, task: Task, error: BaseException | None) -> None:
         live.tasks.discard(task)
-        with suppress(ValueError):
+        if task in live.held:
             live.held.remove(task)
         live.last_used = time.monotonic()
         live.crashes = live.crashes + 1 if isinstance(error, PluginCrashedError) else 0

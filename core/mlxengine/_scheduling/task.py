@@ -71,7 +71,7 @@ class Task:
     ``first_step`` is when its first step began in which it had its place, ``None`` while it waits for that.
     """
 
-    group: Hashable
+    group: Hashable = field(repr=False)
     record: PluginRecord
     start: Callable[[], Iterator[Event | None]]
     sink: Sink
@@ -138,9 +138,11 @@ class Task:
         if self.done:
             return
         self.done = True
-        if self.on_done is not None:
-            self.on_done(error)
-        self.sink.end(error)
+        try:
+            if self.on_done is not None:
+                self.on_done(error)
+        finally:
+            self.sink.end(error)  # whoever waits is told, whatever else goes wrong
 
     def timed(self, event: Finished, now: float) -> Finished:
         """The last event with the times that only the scheduler knows."""

@@ -115,6 +115,7 @@ class ImageOptions(TypedDict, total=False):
     guidance: float | None
     seed: int | None
     scheduler: str | None
+    sigmas: str | None
     init_image: Any
     strength: float | None
     lora: tuple[tuple[str, float], ...]

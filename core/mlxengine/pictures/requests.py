@@ -26,6 +26,8 @@ class ImageRequest(Request):
         guidance: classifier-free guidance scale.
         seed: 0 is a seed; picture i of n uses ``seed + i``.
         scheduler: name of the sampler, for example ``"euler"``.
+        sigmas: how the sampler's noise levels are placed: ``"uniform"``, ``"karras"``, ``"exponential"`` or
+            ``"beta"``.
         init_image: a picture to start from: whatever `ImagePart` takes.
         strength: how far to leave ``init_image``, 0 (keep) to 1 (forget).
         n: number of pictures.
@@ -41,6 +43,7 @@ class ImageRequest(Request):
     guidance: float | None = None
     seed: int | None = None
     scheduler: str | None = None
+    sigmas: str | None = None
     init_image: Any = field(default=None, repr=_type_name)
     strength: float | None = None
     n: int = 1

@@ -6,6 +6,7 @@ on torch, and the tests for ours. Nothing but numpy is imported here.
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
 from pathlib import Path
@@ -14,7 +15,55 @@ from typing import Any
 import numpy as np
 
 FAMILIES = ("sd1", "sd2", "sdxl")
-SCHEDULERS = ("euler", "euler_ancestral", "ddim", "dpmpp_2m")
+_CLASSES = {
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
+    "dpmpp_2s": "DPMSolverSinglestepScheduler",
+    "dpmpp_sde": "DPMSolverSDEScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "deis": "DEISMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
+}
+SCHEDULERS = tuple(_CLASSES)
+TWICE = ("heun", "dpmpp_sde")
+"""Samplers that ask the model twice a step."""
+PLACED = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_sde", "deis", "unipc")
+"""Samplers whose noise levels can be placed otherwise than by timestep."""
+PLACEMENTS = ("karras", "exponential", "beta")
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "third order": ("dpmpp_2m", {"solver_order": 3, "num_steps": 7}),
+    "first order": ("dpmpp_2m", {"solver_order": 1}),
+    "heun's formula": ("dpmpp_2m", {"solver_type": "heun"}),
+    "heun's formula, stochastic": ("dpmpp_2m_sde", {"solver_type": "heun"}),
+    "heun's formula in pairs": ("dpmpp_2s", {"solver_type": "heun"}),
+    "pairs to the lowest level": ("dpmpp_2s", {"final_sigmas_type": "sigma_min", "num_steps": 6}),
+    "euler at the end": ("dpmpp_2m", {"final_sigmas_type": "sigma_min", "euler_at_final": True}),
+    "high order to the end": ("dpmpp_2m", {"final_sigmas_type": "sigma_min", "lower_order_final": False}),
+    "many steps": ("deis", {"num_steps": 16}),
+    "unipc of third order": ("unipc", {"solver_order": 3, "num_steps": 7}),
+    "unipc with the other function": ("unipc", {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}),
+    "unipc that does not correct": ("unipc", {"disable_corrector": [0, 2]}),
+    "unipc over a range": ("unipc", {"use_karras_sigmas": True, "sigma_min": 0.1, "sigma_max": 9.0}),
+    "euler over a range": ("euler", {"use_exponential_sigmas": True, "sigma_min": 0.1, "sigma_max": 9.0}),
+    "euler to the lowest level": ("euler", {"final_sigmas_type": "sigma_min"}),
+    "log linear": ("euler", {"interpolation_type": "log_linear"}),
+    "continuous": ("euler", {"prediction_type": "v_prediction", "timestep_type": "continuous"}),
+    "pure noise at first": ("euler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+    "pure noise at first, 2M": (
+        "dpmpp_2m",
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ),
+    "cut latents": ("ddim", {"clip_sample": True, "clip_sample_range": 1.5}),
+    "cut latents, lcm": ("lcm", {"clip_sample": True, "clip_sample_range": 1.5}),
+    "distilled otherwise": ("lcm", {"original_inference_steps": 20, "timestep_scaling": 0.01}),
+    "linear betas": ("heun", {"beta_schedule": "linear"}),
+}
+"""What a scheduler's configuration can say besides; ``num_steps`` is for the call."""
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "linspace", "trailing")
 STEPS = 5
@@ -23,6 +72,8 @@ PROMPT = "a red circle on a blue background"
 NEGATIVE = "a small square"
 WIDTH, HEIGHT, PIXELS_PER_LATENT = 24, 32, 2
 STRENGTH = 0.6
+ETA = 0.3
+"""What TCD's own scheduler takes where a pipeline says nothing; DDIM's is 0."""
 DATA = Path(__file__).parent / "reference"
 
 NOISE = {
@@ -33,12 +84,6 @@ NOISE = {
     "steps_offset": 1,
     "set_alpha_to_one": False,
     "clip_sample": False,
-}
-_CLASSES = {
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "ddim": "DDIMScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
 }
 
 
@@ -106,9 +151,20 @@ def scheduler_config(name: str, prediction: str, spacing: str) -> dict[str, Any]
     return {
         "_class_name": _CLASSES[name],
         **NOISE,
+        **({"algorithm_type": "sde-dpmsolver++"} if name == "dpmpp_2m_sde" else {}),
         "prediction_type": prediction,
         "timestep_spacing": spacing,
     }
+
+
+def combinations(family: str) -> list[tuple[str, str, str]]:
+    """Sampler, prediction type and spacing of each picture: all of them for one family.
+
+    Samplers do not know which network they serve. One of them has no spacings.
+    """
+    names = SCHEDULERS if family == "sd1" else ("euler", "euler_ancestral", "ddim", "dpmpp_2m")
+    every = itertools.product(names, PREDICTIONS, SPACINGS)
+    return [item for item in every if item[0] != "dpmpp_2s" or item[2] == "linspace"]
 
 
 def random(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

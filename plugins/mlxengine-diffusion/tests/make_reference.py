@@ -14,14 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import geometry as g
 import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
@@ -30,17 +28,23 @@ from diffusers import (
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
-from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral
+from diffusers.schedulers import (
+    scheduling_dpmsolver_multistep,
+    scheduling_dpmsolver_sde,
+    scheduling_euler_ancestral_discrete,
+    scheduling_lcm,
+    scheduling_tcd,
+)
 from PIL import Image
 from safetensors.numpy import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-CLASSES = {
-    "euler": EulerDiscreteScheduler,
-    "euler_ancestral": EulerAncestralDiscreteScheduler,
-    "ddim": DDIMScheduler,
-    "dpmpp_2m": DPMSolverMultistepScheduler,
-}
+STOCHASTIC = (
+    scheduling_dpmsolver_multistep,
+    scheduling_euler_ancestral_discrete,
+    scheduling_lcm,
+    scheduling_tcd,
+)
 
 
 def fill(module: torch.nn.Module, family: str, part: str) -> dict[str, list[int]]:
@@ -64,7 +68,7 @@ def nhwc(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 class Noises:
-    """Stands in for the random numbers of the ancestral sampler: step by step, the shared ones."""
+    """Stands in for the random numbers of stochastic samplers: step by step, the shared ones."""
 
     def __init__(self, first: int) -> None:
         self.index = first
@@ -72,6 +76,30 @@ class Noises:
     def __call__(self, shape: Any, **_: Any) -> torch.Tensor:
         self.index += 1
         return nchw(g.noise(self.index - 1))
+
+
+class Walk(Noises):
+    """Stands in for the Brownian motion of DPM-Solver++ (SDE): a step is one walk with its first half."""
+
+    def __call__(self, level: Any, following: Any) -> torch.Tensor:  # type: ignore[override]
+        self.index += 1
+        fresh = nchw(g.noise(self.index - 1))
+        if self.index % 2 == 0:
+            self.first, self.middle = fresh, following
+            return fresh
+        halves = (level - self.middle) ** 0.5, (self.middle - following) ** 0.5
+        return (self.first * halves[0] + fresh * halves[1]) / (level - following) ** 0.5
+
+
+def share_noise(first: int) -> None:
+    """Let every stochastic sampler take the shared noise, from number ``first`` on."""
+    for module in STOCHASTIC:
+        module.randn_tensor = Noises(first)
+    scheduling_dpmsolver_sde.BrownianTreeNoiseSampler = lambda *_, **__: Walk(first)
+
+
+def sampler(config: dict[str, Any]) -> Any:
+    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 def build(family: str, tokenizer_folder: Path) -> tuple[Any, dict[str, dict[str, list[int]]]]:
@@ -136,6 +164,7 @@ def call(pipe: Any, **more: Any) -> np.ndarray[Any, Any]:
         "num_inference_steps": g.STEPS,
         "guidance_scale": g.GUIDANCE,
         "output_type": "np",
+        "eta": g.ETA if isinstance(pipe.scheduler, diffusers.TCDScheduler) else 0.0,
         **more,
     }
     return np.ascontiguousarray(np.round(pipe(**values).images[0] * 255).astype(np.uint8))
@@ -144,23 +173,35 @@ def call(pipe: Any, **more: Any) -> np.ndarray[Any, Any]:
 def pictures(pipe: Any, family: str) -> dict[str, np.ndarray[Any, Any]]:
     found = {}
     size = {"height": g.HEIGHT, "width": g.WIDTH}
-    for name in g.SCHEDULERS:
-        for prediction in g.PREDICTIONS:
-            for spacing in g.SPACINGS:
-                config = g.scheduler_config(name, prediction, spacing)
-                pipe.scheduler = CLASSES[name].from_config(config)
-                ancestral.randn_tensor = Noises(1)
-                found[f"{name}/{prediction}/{spacing}"] = call(pipe, latents=nchw(g.noise(0)), **size)
-    pipe.scheduler = EulerDiscreteScheduler.from_config(g.scheduler_config("euler", "epsilon", "leading"))
+    for name, prediction, spacing in g.combinations(family):
+        pipe.scheduler = sampler(g.scheduler_config(name, prediction, spacing))
+        share_noise(1)
+        found[f"{name}/{prediction}/{spacing}"] = call(pipe, latents=nchw(g.noise(0)), **size)
+    pipe.scheduler = sampler(g.scheduler_config("euler", "epsilon", "leading"))
     latents = nchw(g.noise(0))
     found["no negative"] = call(pipe, latents=latents, negative_prompt=None, **size)
     found["no guidance"] = call(pipe, latents=latents, negative_prompt=None, guidance_scale=1.0, **size)
-    karras = {**g.scheduler_config("euler", "epsilon", "leading"), "use_karras_sigmas": True}
-    for name in ("euler", "dpmpp_2m"):
-        pipe.scheduler = CLASSES[name].from_config(karras)
-        found[f"{name}/karras"] = call(pipe, latents=latents, **size)
     if family == "sd1":
+        found |= otherwise(pipe)
         found |= from_picture(pipe)
+    return found
+
+
+def otherwise(pipe: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """Pictures with noise levels placed otherwise, and with what else a configuration can say."""
+    cases = {
+        f"{name}/{placement}": (name, {f"use_{placement}_sigmas": True})
+        for name in g.PLACED
+        for placement in g.PLACEMENTS
+    }
+    found = {}
+    for label, (name, changes) in {**cases, **g.SETTINGS}.items():
+        config = {**g.scheduler_config(name, "epsilon", "leading"), **changes}
+        steps = config.pop("num_steps", g.STEPS)
+        pipe.scheduler = sampler(config)
+        share_noise(1)
+        size = {"height": g.HEIGHT, "width": g.WIDTH, "num_inference_steps": steps}
+        found[label] = call(pipe, latents=nchw(g.noise(0)), **size)
     return found
 
 
@@ -171,10 +212,10 @@ def from_picture(pipe: Any) -> dict[str, np.ndarray[Any, Any]]:
     other.set_progress_bar_config(disable=True)
     found = {}
     for name in g.SCHEDULERS:
-        other.scheduler = CLASSES[name].from_config(g.scheduler_config(name, "epsilon", "leading"))
+        other.scheduler = sampler(g.scheduler_config(name, "epsilon", "leading"))
         img2img.randn_tensor = Noises(0)
-        # Ours numbers the fresh noise by the step of the whole schedule.
-        ancestral.randn_tensor = Noises(1 + g.STEPS - int(g.STEPS * g.STRENGTH))
+        # Ours numbers the fresh noise by the evaluations of the whole schedule.
+        share_noise(1 + (g.STEPS - int(g.STEPS * g.STRENGTH)) * (2 if name in g.TWICE else 1))
         found[f"{name}/from picture"] = call(other, image=Image.fromarray(g.picture()), strength=g.STRENGTH)
     return found
 

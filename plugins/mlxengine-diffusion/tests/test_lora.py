@@ -159,6 +159,66 @@ def test_an_adapter_works_on_a_quantized_unet(
         assert np.abs(picture(model, lora=((file, 1.0),)) - picture(model)).max() > 20
 
 
+def peft_folder(layers: dict[str, tuple[Any, Any]], folder: Path, **config: object) -> Path:
+    """A folder as PEFT's `save_pretrained` writes it; one network a folder."""
+    folder.mkdir()
+    tensors = {}
+    for name, (down, up) in layers.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = down
+        tensors[f"base_model.model.{name}.lora_B.weight"] = up
+    save_file(tensors, folder / "adapter_model.safetensors")
+    values = {"peft_type": "LORA", "r": RANK, "lora_alpha": 8, "bias": "none", **config}
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({"lora_alpha": 8}, 2.0),
+        ({"lora_alpha": 8, "use_rslora": True}, 4.0),
+        (
+            {"lora_alpha": 2, "alpha_pattern": {"attn1.to_q": 12, "resnets.0.conv1": 12, "(ff|attn2).*": 12}},
+            3.0,
+        ),
+    ],
+    ids=["alpha", "rank-stabilised", "by layer"],
+)
+def test_a_peft_folder_is_applied_with_the_alpha_of_its_configuration(
+    model: ImageHandle, layers: Any, tmp_path: Path, config: dict[str, object], scale: float
+) -> None:
+    unet = {name: layer for name, layer in layers.items() if name != TEXT}
+    folder = peft_folder(unet, tmp_path / "adapter", **config)
+    plain = {f"{name}.lora_A.weight": down for name, (down, _) in unet.items()}
+    plain |= {f"{name}.lora_B.weight": up for name, (_, up) in unet.items()}
+    save_file(plain, tmp_path / "plain.safetensors")
+    wanted = picture(model, lora=((str(tmp_path / "plain.safetensors"), 0.25 * scale),))
+    for path in (folder, folder / "adapter_model.safetensors"):
+        ours = picture(model, lora=((str(path), 0.25),))
+        assert np.abs(ours - wanted).max() <= tolerance()
+    assert np.abs(wanted - picture(model)).max() > 20
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"use_dora": True}, "use_dora=True"),
+        ({"peft_type": "LOHA"}, "peft_type='LOHA'"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"modules_to_save": ["conv_in"]}, "modules_to_save"),
+    ],
+    ids=["dora", "loha", "bias", "modules"],
+)
+def test_a_peft_folder_that_says_more_than_alphas_is_refused_by_name(
+    model: ImageHandle, layers: Any, tmp_path: Path, config: dict[str, object], words: str
+) -> None:
+    unet = {name: layer for name, layer in layers.items() if name != TEXT}
+    folder = peft_folder(unet, tmp_path / "adapter", **config)
+    with pytest.raises(IncompatibleWeightsError) as caught:
+        picture(model, lora=((str(folder), 1.0),))
+    assert words in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [

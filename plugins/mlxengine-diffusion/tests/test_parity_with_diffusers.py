@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -19,12 +18,11 @@ from safetensors.numpy import load_file
 
 COMPONENT_TOLERANCE = 1e-4
 PIXEL_TOLERANCE = 2
-COMBINATIONS = list(itertools.product(g.SCHEDULERS, g.PREDICTIONS, g.SPACINGS))
-# Samplers do not know which network they serve: all of them on one family daily, on the others with `slow`.
+# All samplers on one family daily, on the others with `slow`.
 EVERY = [
     pytest.param(name, *combination, marks=[] if name == "sd1" or number % 7 == 0 else [pytest.mark.slow])
     for name in g.FAMILIES
-    for number, combination in enumerate(COMBINATIONS)
+    for number, combination in enumerate(g.combinations(name))
 ]
 
 
@@ -61,15 +59,19 @@ class Family:
         self.name = name
         self._root = root
         self._load = load
-        self._pipelines: dict[tuple[str, str, bool], Any] = {}
+        self._pipelines: dict[str, Any] = {}
         self.components = load_file(g.DATA / f"{name}.components.safetensors")
         self.pictures = load_file(g.DATA / f"{name}.pictures.safetensors")
 
-    def pipeline(self, prediction: str = "epsilon", spacing: str = "leading", karras: bool = False) -> Any:
-        key = (prediction, spacing, karras)
+    def pipeline(self, prediction: str = "epsilon", spacing: str = "leading") -> Any:
+        """The model in a repository that asks for Euler."""
+        return self.asking(g.scheduler_config("euler", prediction, spacing))
+
+    def asking(self, scheduler: dict[str, Any]) -> Any:
+        """The model in a repository with that ``scheduler_config.json``."""
+        key = json.dumps(scheduler)
         if key not in self._pipelines:
-            scheduler = {**g.scheduler_config("euler", prediction, spacing), "use_karras_sigmas": karras}
-            folder = self._root / "-".join(map(str, key))
+            folder = self._root / str(len(self._pipelines))
             tiny = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
             self._pipelines[key] = self._load(g.write_repository(self.name, folder, tiny, scheduler))
         return self._pipelines[key]
@@ -162,10 +164,31 @@ def test_every_sampler_prediction_and_spacing_makes_diffusers_picture(
     same_picture(ours, family.pictures[f"{scheduler}/{prediction}/{spacing}"])
 
 
-@pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m"])
-def test_karras_noise_levels_are_those_of_diffusers(family: Family, scheduler: str) -> None:
-    ours = family.picture(family.pipeline(karras=True), scheduler)
-    same_picture(ours, family.pictures[f"{scheduler}/karras"])
+@pytest.mark.parametrize("placement", g.PLACEMENTS)
+@pytest.mark.parametrize(("family", "scheduler"), [("sd1", name) for name in g.PLACED], indirect=["family"])
+def test_noise_levels_can_be_placed_as_diffusers_places_them(
+    family: Family, scheduler: str, placement: str
+) -> None:
+    ours = family.picture(family.pipeline(), scheduler, sigmas=placement)
+    same_picture(ours, family.pictures[f"{scheduler}/{placement}"])
+
+
+@pytest.mark.parametrize(("family", "label"), [("sd1", label) for label in g.SETTINGS], indirect=["family"])
+def test_what_a_scheduler_configuration_says_besides_is_followed_as_in_diffusers(
+    family: Family, label: str
+) -> None:
+    name, changes = g.SETTINGS[label]
+    config = {**g.scheduler_config(name, "epsilon", "leading"), **changes}
+    steps = config.pop("num_steps", g.STEPS)
+    ours = family.picture(family.asking(config), name, steps=steps)
+    same_picture(ours, family.pictures[label])
+
+
+@pytest.mark.parametrize("placement", g.PLACEMENTS)
+@pytest.mark.parametrize("family", ["sd1"], indirect=True)
+def test_a_repository_can_ask_for_a_placement(family: Family, placement: str) -> None:
+    config = {**g.scheduler_config("dpmpp_2m", "epsilon", "leading"), f"use_{placement}_sigmas": True}
+    same_picture(family.picture(family.asking(config), "dpmpp_2m"), family.pictures[f"dpmpp_2m/{placement}"])
 
 
 def test_an_absent_negative_prompt_means_what_it_means_in_diffusers(family: Family) -> None:
@@ -196,6 +219,19 @@ SCRIPTS = {
     "extras/make_z_image_reference.py": False,
     "extras/make_mflux_reference.py": True,
 }
+
+
+@pytest.mark.parity
+def test_the_table_of_scheduler_classes_lists_what_their_constructors_take() -> None:
+    import inspect
+
+    import diffusers
+    from mlxengine_diffusion.sd.scheduler_classes import CLASSES
+
+    for name, known in CLASSES.items():
+        signature = inspect.signature(getattr(diffusers, name).__init__)
+        theirs = {key: item.default for key, item in signature.parameters.items() if key != "self"}
+        assert known.settings == theirs, name
 
 
 @pytest.mark.parity

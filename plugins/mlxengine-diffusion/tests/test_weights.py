@@ -132,6 +132,17 @@ def test_what_is_not_implemented_is_refused_by_name_from_the_configuration_alone
         engine.load_images(copy)
 
 
+def test_stable_diffusion_3_in_diffusers_format_is_refused_with_a_hint_at_what_is_served(
+    engine: InferenceEngine, copy: Path
+) -> None:
+    edit(copy / "model_index.json", lambda c: c.update(_class_name="StableDiffusion3Pipeline"))
+    problem = engine.explain(copy).claim.problem
+    assert isinstance(problem, UnsupportedArchitectureError)
+    assert problem.hint is not None
+    assert "argmaxinc/mlx-stable-diffusion-3-medium" in problem.hint
+    assert "3.5" not in problem.hint.partition("argmaxinc")[0]
+
+
 def test_pickled_weights_are_never_asked_for(engine: InferenceEngine, copy: Path) -> None:
     (copy / f"{UNET}.safetensors").rename(copy / f"{UNET}.bin")
     problem = engine.explain(copy).claim.problem

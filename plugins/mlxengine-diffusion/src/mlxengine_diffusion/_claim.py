@@ -15,6 +15,13 @@ from .sd.layout import document
 
 _CAPABILITIES = frozenset({"image_generation"})
 _OWN = Defaults()
+_SERVED = "Stable Diffusion 1, 2 and XL, FLUX.1, FLUX.2 klein, Z-Image and Qwen-Image are served."
+_HINTS = {
+    "StableDiffusion3Pipeline": (
+        "Stable Diffusion 3 is served in the format of diffusionkit alone: "
+        "argmaxinc/mlx-stable-diffusion-3-medium or argmaxinc/mlx-stable-diffusion-3.5-large."
+    )
+}
 
 
 def claim(card: ModelCard, backend: str | None) -> Claim | None:
@@ -45,7 +52,7 @@ def claim(card: ModelCard, backend: str | None) -> Claim | None:
         fit=Fit.FALLBACK,
         problem=UnsupportedArchitectureError(
             f"No back end here makes pictures with a {name} ({card.id}).",
-            hint="Stable Diffusion 1 to 3.5, XL, FLUX.1, FLUX.2 klein, Z-Image and Qwen-Image are served.",
+            hint=_HINTS.get(name, _SERVED),
         ),
         reason=f"a diffusers pipeline of an unknown kind, {name}",
     )

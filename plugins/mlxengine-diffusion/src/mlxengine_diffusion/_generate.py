@@ -90,7 +90,8 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         steps=steps,
         guidance=float(guidance),
         seed=seed,
-        scheduler=_scheduler(pipeline, request.scheduler),
+        scheduler=_chosen("scheduler", request.scheduler, abilities.schedulers) or defaults.scheduler,
+        sigmas=_chosen("sigmas", request.sigmas, abilities.placements),
         init=None if picture is None else pixels_of(picture, (width, height)),
         strength=1.0 if picture is None else float(strength),
         lora=_adapters(pipeline, request, context),
@@ -114,15 +115,11 @@ def _picture(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> 
     return open_picture(request.init_image)
 
 
-def _scheduler(pipeline: Pipeline, wanted: str | None) -> str:
-    abilities = pipeline.abilities
-    if wanted is None:
-        return abilities.defaults.scheduler
-    if wanted not in abilities.schedulers:
-        known = ", ".join(abilities.schedulers)
+def _chosen(name: str, wanted: str | None, known: tuple[str, ...]) -> str | None:
+    if wanted is not None and wanted not in known:
         _refuse(
-            f"scheduler={wanted!r} is not known.",
-            f"Use one of {known}." if known else "This model has one fixed scheduler: leave it out.",
+            f"{name}={wanted!r} is not known.",
+            f"Use one of {', '.join(known)}." if known else f"This model has one fixed {name}: leave it out.",
         )
     return wanted
 
@@ -222,6 +219,7 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         "guidance": job.guidance,
         "seed": job.seed,
         "scheduler": job.scheduler,
+        "sigmas": job.sigmas,
         "dtype": model.pipeline.info.get("dtype"),
         "bits": model.pipeline.info.get("unet_bits"),
         "lora": [[str(path), scale] for path, scale in job.lora],

@@ -20,6 +20,8 @@ from mlxengine.readonly import thaw
 
 from . import terminal
 from .features import BACKEND, QUANTIZE
+from .sd.scheduler_classes import samplers
+from .sd.scheduler_config import PLACEMENTS
 
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 
@@ -61,7 +63,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--guidance", type=float, help="how strictly to follow the prompt")
     parser.add_argument("--seed", type=int, help="the same seed makes the same picture")
-    parser.add_argument("--scheduler", help="euler, euler_ancestral, ddim or dpmpp_2m")
+    parser.add_argument("--scheduler", metavar="NAME", help=f"the sampler: {', '.join(samplers())}")
+    parser.add_argument("--sigmas", choices=PLACEMENTS, help="how the sampler's noise levels are placed")
     parser.add_argument("--init", type=Path, help="a picture to start from")
     parser.add_argument("--strength", type=float, help="how far to leave it, 0 to 1")
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
@@ -104,6 +107,7 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         guidance=told("guidance"),
         seed=told("seed"),
         scheduler=told("scheduler") or None,
+        sigmas=told("sigmas"),
         init_image=options.init,
         strength=told("strength"),
         n=options.n,

@@ -26,6 +26,7 @@ class Abilities:
     Args:
         defaults: for what a request leaves open.
         schedulers: names of the samplers to choose from; a single one cannot be chosen.
+        placements: names of the ways to place their noise levels.
         size_step: width and height must be multiples of this.
         largest: longest side in pixels.
         most_steps: most denoising steps.
@@ -38,6 +39,7 @@ class Abilities:
 
     defaults: Defaults = Defaults()  # noqa: RUF009 - a frozen value
     schedulers: tuple[str, ...] = ()
+    placements: tuple[str, ...] = ()
     size_step: int = 8
     largest: int = 4096
     most_steps: int = 999
@@ -60,6 +62,7 @@ class Job:
     guidance: float
     seed: int
     scheduler: str
+    sigmas: str | None = None
     init: Pixels | None = None
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()

@@ -15,7 +15,7 @@ from mlxengine.readonly import thaw
 from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE
 from ..models import defaults_for
 from ..sd import layout
-from ..sd.noise import STAND_IN, NoiseSettings
+from ..sd.scheduler_config import PLACEMENTS, NoiseSettings
 from . import Defaults, Offer
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "Stable Diffusion 1, 2 and XL on diffuse-mlx's modules"
 REMEDY = "pip install diffuse-mlx"
+_FEW_STEPS = 4
 # Measured on a CPU, where convolutions are matrix products of unfolded features; Metal does not unfold.
 _CONVOLUTION_COPIES = 5 if sys.platform == "darwin" else 18
 
@@ -95,13 +96,17 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
     }
     side = (unet.get("sample_size") or 64) * scale
     own = Defaults(
-        size=(side, side), scheduler=settings.scheduler, steps=30, guidance=5.0 if found.xl else 7.5
+        size=(side, side),
+        scheduler=settings.sampler,
+        steps=_FEW_STEPS if settings.distilled else 30,
+        guidance=1.0 if settings.distilled else 5.0 if found.xl else 7.5,
     )
     from ._work import Abilities
 
     abilities = Abilities(
         defaults=defaults_for(card, own),
         schedulers=tuple(SCHEDULERS),
+        placements=PLACEMENTS,
         size_step=scale,
         most_steps=settings.train_steps - 1,
         init_image=True,
@@ -123,10 +128,10 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         "dtype": str(dtype).removeprefix("mlx.core."),
         "unet_bits": bits or None,
         "prediction": settings.prediction,
-        "scheduler": settings.scheduler,
+        "scheduler": settings.sampler,
         "compiled": traits.compiled,
     }
-    if settings.scheduler == STAND_IN and settings.asked != "DPMSolverMultistepScheduler":
+    if not settings.exact:
         info["scheduler_stands_in_for"] = settings.asked
     return StableDiffusion(parts, tokenizers, traits, abilities, info)
 

@@ -11,7 +11,7 @@ from mlxengine import ModelCard
 from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, UnsupportedArchitectureError
 
 from .config import clip_problems, unet_problems, vae_problems
-from .noise import NoiseSettings
+from .scheduler_config import NoiseSettings
 
 PIPELINES = {"StableDiffusionPipeline": False, "StableDiffusionXLPipeline": True}
 """Pipeline classes, and whether they have two text encoders."""

@@ -8,126 +8,17 @@ without any, run beside each other, and there is nothing to undo. Source: Hu et 
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
-from attrs import define, field
-from mlxengine.errors import IncompatibleWeightsError, ModelNotFoundError
+from mlxengine.errors import IncompatibleWeightsError
 
+from .adapter_files import Adapter, AdapterFile, few
 from .unet import UNet
-from .weights import modules_by_origin, read_tensors
-
-_KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
-_KOHYA |= {"lora_te2_": "text_encoder_2"}
-_DIFFUSERS = {"unet.": "unet", "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2"}
-_SUFFIX = re.compile(
-    r"(?P<name>.+?)(?:"
-    r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.default)?(?P<down>)\.weight"
-    r"|\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)(?:\.default)?(?P<up>)\.weight"
-    r"|(?P<alpha>)\.alpha)"
-)
-_PROCESSOR = re.compile(r"\.processor\.(to_\w+?)_lora\.(down|up)\.")
-_OTHER_KINDS = ("hada_", "lokr_", "dora_scale", "lora_magnitude_vector", "oft_", "lora_mid")
-_SHOWN = 5
-
-
-@define
-class Adapter:
-    """One adapted layer: ``up @ down * alpha / rank`` is added to its weight."""
-
-    down: mx.array | None = None
-    up: mx.array | None = None
-    alpha: float | None = None
-    rank_stabilised: bool = False
-
-    @property
-    def scale(self) -> float:
-        """What the product is multiplied with; 1 where the file has no alpha."""
-        if self.down is None or self.alpha is None:
-            return 1.0
-        rank = self.down.shape[0]
-        return self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
-
-
-@define
-class AdapterFile:
-    """A file of adapters: per network, adapters by the layer's name as the file writes it."""
-
-    name: str
-    networks: dict[str, dict[str, Adapter]] = field(factory=dict)
-    flat: bool = False
-
-
-def read_adapters(path: Path) -> AdapterFile:
-    """Read a ``.safetensors`` file, or the one in a folder.
-
-    Raises:
-        ModelNotFoundError: there is none, or more than one.
-        IncompatibleWeightsError: it holds something else than LoRA layers.
-    """
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        raise ModelNotFoundError(
-            f"{path} holds {len(files)} .safetensors files where one adapter is expected.",
-            hint="Name the file itself.",
-        )
-    tensors = read_tensors(files)
-    found = AdapterFile(name=path.name, flat=any(key.startswith(tuple(_KOHYA)) for key in tensors))
-    strange = []
-    for key, tensor in tensors.items():
-        network, rest = _network(key)
-        match = _SUFFIX.fullmatch(_PROCESSOR.sub(r".\1.lora.\2.", rest))
-        if match is None:
-            strange.append(key)
-            continue
-        layer = re.sub(r"\.to_out$", ".to_out.0", match["name"].removeprefix("base_model.model."))
-        adapter = found.networks.setdefault(network, {}).setdefault(layer, Adapter())
-        if match["alpha"] is not None:
-            adapter.alpha = float(np.array(tensor, dtype=np.float32))
-        elif match["down"] is not None:
-            adapter.down = tensor
-        else:
-            adapter.up = tensor
-    if strange:
-        other = any(word in key for key in strange for word in _OTHER_KINDS)
-        raise IncompatibleWeightsError(
-            f"{path.name} is not a plain LoRA: it has {_few(strange)}.",
-            hint="DoRA, LoHa, LoKr and OFT adapters are not implemented." if other else None,
-        )
-    _read_metadata(files[0], found)
-    return found
-
-
-def _network(key: str) -> tuple[str, str]:
-    for prefix, network in (*_KOHYA.items(), *_DIFFUSERS.items()):
-        if key.startswith(prefix):
-            return network, key.removeprefix(prefix)
-    return "unet", key
-
-
-def _read_metadata(file: Path, found: AdapterFile) -> None:
-    """PEFT's alphas, which diffusers keeps in the file's metadata instead of in tensors."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        metadata = json.loads(stream.read(size)).get("__metadata__", {})
-    try:
-        values = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        return
-    for network, adapters in found.networks.items():
-        for layer, adapter in adapters.items():
-            pattern = values.get(f"{network}.alpha_pattern") or {}
-            alpha = pattern.get(layer, values.get(f"{network}.lora_alpha"))
-            if adapter.alpha is None and alpha is not None:
-                adapter.alpha = float(alpha)
-            adapter.rank_stabilised = bool(values.get(f"{network}.use_rslora", False))
+from .weights import modules_by_origin
 
 
 class LowRank(nn.Module):  # type: ignore[misc]
@@ -186,7 +77,7 @@ def adapted(
         if unknown:
             raise IncompatibleWeightsError(
                 f"{file.name} adapts {len(unknown)} layers of {part} that the model does not have, or "
-                f"without both matrices: {_few(unknown)}.",
+                f"without both matrices: {few(unknown)}.",
                 hint="It was made for another model: Stable Diffusion 1, 2 and XL take different adapters.",
             )
     return view
@@ -291,8 +182,4 @@ def _original_name(name: str, network: UNet) -> str | None:
     return f"{prefix}.{0 if kind == 'resnets' else 1}.{_ORIGINAL.get(rest, rest)}"
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-__all__ = ["AdapterFile", "LowRank", "adapted", "read_adapters"]
+__all__ = ["LowRank", "adapted"]

@@ -12,10 +12,12 @@ from attrs import frozen
 
 from ..backends._slices import as_pixels, steps_for
 from ..backends._work import Abilities, Job, Pixels, PromptReport, Step
+from .adapter_files import AdapterFile, read_adapters
 from .autoencoder import decoding
-from .lora import AdapterFile, adapted, read_adapters
+from .lora import adapted
 from .parts import Parts, compiled
-from .schedulers import NoiseSettings, scheduler
+from .scheduler_config import NoiseSettings
+from .schedulers import scheduler
 from .text import Conditioning, Tokenizer, encode
 
 _REMEMBERED_PROMPTS = 8
@@ -33,7 +35,7 @@ class Noise:
         return mx.random.normal(shape, key=self._first)
 
     def fresh(self, index: int, shape: tuple[int, ...]) -> mx.array:
-        """What an ancestral sampler adds at a step."""
+        """What a stochastic sampler adds after an evaluation of the model."""
         return mx.random.normal(shape, key=mx.random.split(self._rest, index + 1)[index])
 
 
@@ -91,7 +93,7 @@ class StableDiffusion:
         noise = noise or Noise(job.seed)
         if job.low_memory:
             self.parts.drop_idle()
-        sampler = scheduler(job.scheduler, self.traits.settings, job.steps)
+        sampler = scheduler(job.scheduler, self.traits.settings, job.steps, job.sigmas)
         adapters = [(read_adapters(path), scale) for path, scale in job.lora]
         guided = job.guidance > 1
         positive = yield from self._condition(job, job.prompt, adapters)
@@ -108,7 +110,7 @@ class StableDiffusion:
             if start == job.steps:
                 yield Step(done=0, total=0, latents=clean, clean=clean)
                 return
-            latents = sampler.add_noise(clean, noise.initial(shape), start)
+            latents = sampler.add_noise(clean, noise.initial(shape), start * sampler.evaluations)
         added = self._added(told, job)
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, "unet", adapters, self.traits.dtype)
@@ -116,7 +118,8 @@ class StableDiffusion:
                 # An adapter's view belongs to the request: what is compiled of it goes with the request.
                 own = unet is not base
                 unet = compiled(unet) if own else self.parts.compiled("unet", (guided, *shape[1:3]))
-            for index in range(start, job.steps):
+            evaluations = len(sampler.timesteps)
+            for index in range(start * sampler.evaluations, evaluations):
                 shown = sampler.scale_input(latents, index).astype(self.traits.dtype)
                 if guided:
                     shown = mx.concatenate([shown, shown])
@@ -128,7 +131,12 @@ class StableDiffusion:
                 extra = noise.fresh(index, shape) if sampler.stochastic else None
                 latents, clean = sampler.step(output, latents, index, extra)
                 mx.eval(latents, clean)
-                yield Step(done=index - start + 1, total=job.steps - start, latents=latents, clean=clean)
+                step, inside = divmod(index + 1, sampler.evaluations)
+                if inside and index + 1 < evaluations:
+                    yield None
+                    continue
+                done = step + bool(inside) - start
+                yield Step(done=done, total=job.steps - start, latents=latents, clean=clean)
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:

@@ -1,0 +1,179 @@
+"""Files of adapters, in the key forms of diffusers, PEFT and kohya: which layer each adapts, and how far.
+
+Sources: Hu et al. 2021 (arXiv:2106.09685) for LoRA; Kalajdzievski 2023 (arXiv:2312.03732) for its
+rank-stabilised scale; kohya's names are those of the original latent-diffusion code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from attrs import define, field
+from mlxengine.errors import IncompatibleWeightsError, ModelNotFoundError
+
+from .weights import read_tensors
+
+_KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
+_KOHYA |= {"lora_te2_": "text_encoder_2"}
+_DIFFUSERS = {"unet.": "unet", "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2"}
+_SUFFIX = re.compile(
+    r"(?P<name>.+?)(?:"
+    r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.default)?(?P<down>)\.weight"
+    r"|\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)(?:\.default)?(?P<up>)\.weight"
+    r"|(?P<alpha>)\.alpha)"
+)
+_PROCESSOR = re.compile(r"\.processor\.(to_\w+?)_lora\.(down|up)\.")
+_OTHER_KINDS = ("hada_", "lokr_", "dora_scale", "lora_magnitude_vector", "oft_", "lora_mid")
+_PEFT_CONFIG = "adapter_config.json"
+# What else PEFT's configuration can say that changes what the matrices do, with what is implemented.
+_PEFT_FIXED: Mapping[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None,),
+    "layer_replication": (None,),
+    "megatron_config": (None,),
+}
+_PEFT_ALPHA = 8
+_SHOWN = 5
+
+
+@define
+class Adapter:
+    """One adapted layer: ``up @ down * alpha / rank`` is added to its weight."""
+
+    down: mx.array | None = None
+    up: mx.array | None = None
+    alpha: float | None = None
+    rank_stabilised: bool = False
+
+    @property
+    def scale(self) -> float:
+        """What the product is multiplied with; 1 where the file has no alpha."""
+        if self.down is None or self.alpha is None:
+            return 1.0
+        rank = self.down.shape[0]
+        return self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+
+@define
+class AdapterFile:
+    """A file of adapters: per network, adapters by the layer's name as the file writes it."""
+
+    name: str
+    networks: dict[str, dict[str, Adapter]] = field(factory=dict)
+    flat: bool = False
+
+
+def read_adapters(path: Path) -> AdapterFile:
+    """Read a ``.safetensors`` file, or the one in a folder.
+
+    Raises:
+        ModelNotFoundError: there is none, or more than one.
+        IncompatibleWeightsError: it holds something else than LoRA layers.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        raise ModelNotFoundError(
+            f"{path} holds {len(files)} .safetensors files where one adapter is expected.",
+            hint="Name the file itself.",
+        )
+    tensors = read_tensors(files)
+    found = AdapterFile(name=path.name, flat=any(key.startswith(tuple(_KOHYA)) for key in tensors))
+    strange = []
+    for key, tensor in tensors.items():
+        network, rest = _network(key)
+        match = _SUFFIX.fullmatch(_PROCESSOR.sub(r".\1.lora.\2.", rest))
+        if match is None:
+            strange.append(key)
+            continue
+        layer = re.sub(r"\.to_out$", ".to_out.0", match["name"])
+        adapter = found.networks.setdefault(network, {}).setdefault(layer, Adapter())
+        if match["alpha"] is not None:
+            adapter.alpha = float(np.array(tensor, dtype=np.float32))
+        elif match["down"] is not None:
+            adapter.down = tensor
+        else:
+            adapter.up = tensor
+    if strange:
+        other = any(word in key for key in strange for word in _OTHER_KINDS)
+        raise IncompatibleWeightsError(
+            f"{path.name} is not a plain LoRA: it has {few(strange)}.",
+            hint="DoRA, LoHa, LoKr and OFT adapters are not implemented." if other else None,
+        )
+    _read_alphas(files[0], found)
+    return found
+
+
+def _network(key: str) -> tuple[str, str]:
+    key = key.removeprefix("base_model.model.")
+    for prefix, network in (*_KOHYA.items(), *_DIFFUSERS.items()):
+        if key.startswith(prefix):
+            return network, key.removeprefix(prefix)
+    return ("text_encoder" if key.startswith("text_model.") else "unet"), key
+
+
+def _read_alphas(file: Path, found: AdapterFile) -> None:
+    """PEFT's alphas, which stand beside the tensors: in its own file, or in the header as diffusers has them.
+
+    Raises:
+        IncompatibleWeightsError: PEFT's file says that the adapter is more than its matrices.
+    """
+    beside = file.parent / _PEFT_CONFIG
+    if file.name == "adapter_model.safetensors" and beside.is_file():
+        config = _object(beside.read_text(encoding="utf-8"))
+        wrong = [
+            f"{key}={config[key]!r}"
+            for key, fixed in _PEFT_FIXED.items()
+            if config.get(key, fixed[0]) not in fixed
+        ]
+        if wrong:
+            raise IncompatibleWeightsError(
+                f"{found.name} is not a plain LoRA: its {_PEFT_CONFIG} has {', '.join(wrong)}.",
+                hint="Save the adapter merged into a model, or without these.",
+            )
+        for layers in found.networks.values():
+            _give_alphas(layers, config)
+        return
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        metadata = json.loads(stream.read(size)).get("__metadata__", {})
+    values = _object(metadata.get("lora_adapter_metadata", ""))
+    for network, layers in found.networks.items():
+        own = {key.removeprefix(f"{network}."): value for key, value in values.items()}
+        if "lora_alpha" in own:
+            _give_alphas(layers, own)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _give_alphas(layers: Mapping[str, Adapter], told: Mapping[str, Any]) -> None:
+    patterns = told.get("alpha_pattern") or {}
+    for layer, adapter in layers.items():
+        if adapter.alpha is None:
+            # A pattern is a name's end, as PEFT reads it, and may be a regular expression.
+            own = [alpha for name, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({name})", layer)]
+            adapter.alpha = float(own[0] if own else told.get("lora_alpha", _PEFT_ALPHA))
+        adapter.rank_stabilised = bool(told.get("use_rslora"))
+
+
+def few(names: list[str]) -> str:
+    """Some of the names, and how many more there are."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+__all__ = ["Adapter", "AdapterFile", "few", "read_adapters"]

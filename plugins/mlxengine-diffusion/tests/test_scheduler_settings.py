@@ -1,0 +1,128 @@
+"""What a repository's scheduler says is followed, or refused by name before anything is fetched."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlxengine import InferenceEngine
+from mlxengine.errors import UnsupportedArchitectureError
+
+
+@pytest.fixture
+def asking(tiny_folder: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the tiny model whose scheduler_config.json is another."""
+
+    def write(name: str, **settings: object) -> Path:
+        folder = Path(shutil.copytree(tiny_folder, tmp_path / name, copy_function=shutil.copyfile))
+        file = folder / "scheduler" / "scheduler_config.json"
+        own = json.loads(file.read_text())
+        kept = {key: own[key] for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")}
+        file.write_text(json.dumps({"_class_name": name, "clip_sample": False, **kept, **settings}))
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}),
+        ("DPMSolverMultistepScheduler", {"solver_order": 4}),
+        ("DPMSolverMultistepScheduler", {"thresholding": True}),
+        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
+        ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}),
+        ("DPMSolverMultistepScheduler", {"variance_type": "learned"}),
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}),
+        ("DPMSolverSDEScheduler", {"noise_sampler_seed": 3}),
+        ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+        ("UniPCMultistepScheduler", {"predict_x0": False}),
+        ("UniPCMultistepScheduler", {"shift_terminal": 0.1}),
+        ("DDIMScheduler", {"thresholding": True}),
+        ("DDIMScheduler", {"rescale_betas_zero_snr": True}),
+        ("DDPMScheduler", {"clip_sample": True}),
+        ("EulerDiscreteScheduler", {"beta_schedule": "squaredcos_cap_v2"}),
+        ("EulerDiscreteScheduler", {"trained_betas": [0.1, 0.2]}),
+        ("EulerDiscreteScheduler", {"prediction_type": "sample"}),
+        ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "sideways"}),
+        ("LCMScheduler", {"rescale_betas_zero_snr": True}),
+        ("LCMScheduler", {"original_inference_steps": 0}),
+        ("HeunDiscreteScheduler", {"beta_schedule": "exp"}),
+    ],
+    ids=str,
+)
+def test_a_setting_that_is_not_followed_is_refused_by_name_before_a_download(
+    engine: InferenceEngine, asking: Callable[..., Path], name: str, settings: dict[str, Any]
+) -> None:
+    problem = engine.explain(asking(name, **settings)).claim.problem
+    assert isinstance(problem, UnsupportedArchitectureError)
+    assert next(iter(settings)) in str(problem)
+    assert name in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("DPMSolverMultistepScheduler", {"solver_order": 2}, {"solver_order": 3}),
+        ("DPMSolverMultistepScheduler", {}, {"algorithm_type": "sde-dpmsolver++"}),
+        ("DPMSolverMultistepScheduler", {}, {"solver_type": "heun"}),
+        ("DPMSolverMultistepScheduler", {}, {"final_sigmas_type": "sigma_min"}),
+        ("DDIMScheduler", {"clip_sample": False}, {"clip_sample": True, "clip_sample_range": 0.5}),
+        ("EulerDiscreteScheduler", {}, {"interpolation_type": "log_linear"}),
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, {"use_karras_sigmas": True, "sigma_max": 5}),
+        ("EulerDiscreteScheduler", {}, {"rescale_betas_zero_snr": True}),
+        (
+            "EulerDiscreteScheduler",
+            {"prediction_type": "v_prediction"},
+            {"prediction_type": "v_prediction", "timestep_type": "continuous"},
+        ),
+        ("UniPCMultistepScheduler", {}, {"disable_corrector": [1, 2]}),
+        ("UniPCMultistepScheduler", {"solver_order": 3}, {"solver_order": 3, "lower_order_final": False}),
+        ("LCMScheduler", {}, {"original_inference_steps": 20}),
+    ],
+    ids=str,
+)
+def test_a_setting_that_is_followed_changes_the_picture(
+    engine: InferenceEngine,
+    asking: Callable[..., Path],
+    name: str,
+    one: dict[str, Any],
+    other: dict[str, Any],
+) -> None:
+    pictures = []
+    for settings in (one, other):
+        folder = asking(name, **settings)
+        with engine.load_images(folder) as model:
+            pictures.append(model.image("a red circle", steps=6, guidance=3.0, seed=1).numpy())
+        shutil.rmtree(folder)
+    assert not np.array_equal(*pictures)
+
+
+def test_what_other_classes_left_in_the_file_counts_for_nothing(
+    engine: InferenceEngine, asking: Callable[..., Path]
+) -> None:
+    folder = asking("EulerDiscreteScheduler", thresholding=True, solver_order=7, lambda_min_clipped=-math.inf)
+    assert engine.explain(folder).claim.problem is None
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler"])
+def test_a_distilled_repository_brings_its_sampler_few_steps_and_no_guidance(
+    engine: InferenceEngine, asking: Callable[..., Path], name: str
+) -> None:
+    with engine.load_images(asking(name)) as model:
+        recipe = model.image("a red circle", seed=1).recipe
+    assert (recipe["scheduler"], recipe["steps"], recipe["guidance"]) == (name[:3].lower(), 4, 1.0)
+
+
+def test_a_sampler_that_stands_in_for_another_is_said(
+    engine: InferenceEngine, asking: Callable[..., Path]
+) -> None:
+    with engine.load_images(asking("LMSDiscreteScheduler")) as model:
+        assert model.info["scheduler"] == "dpmpp_2m"
+        assert model.info["scheduler_stands_in_for"] == "LMSDiscreteScheduler"

@@ -116,6 +116,9 @@ class ImageOptions(TypedDict, total=False):
     seed: int | None
     scheduler: str | None
     sigmas: str | None
+    clip_skip: int | None
+    prompt_weights: bool | None
+    guidance_rescale: float | None
     init_image: Any
     strength: float | None
     lora: tuple[tuple[str, float], ...]

@@ -28,6 +28,9 @@ class ImageRequest(Request):
         scheduler: name of the sampler, for example ``"euler"``.
         sigmas: how the sampler's noise levels are placed: ``"uniform"``, ``"karras"``, ``"exponential"`` or
             ``"beta"``.
+        clip_skip: the text encoder's layer to take, counted from the end: 1 is the last, 2 the one before.
+        prompt_weights: whether brackets weigh words, as in ``(words:1.2)``; ``False`` reads them as letters.
+        guidance_rescale: how far to bring guidance back to the contrast of the prediction without it, 0 to 1.
         init_image: a picture to start from: whatever `ImagePart` takes.
         strength: how far to leave ``init_image``, 0 (keep) to 1 (forget).
         n: number of pictures.
@@ -44,6 +47,9 @@ class ImageRequest(Request):
     seed: int | None = None
     scheduler: str | None = None
     sigmas: str | None = None
+    clip_skip: int | None = None
+    prompt_weights: bool | None = None
+    guidance_rescale: float | None = None
     init_image: Any = field(default=None, repr=_type_name)
     strength: float | None = None
     n: int = 1

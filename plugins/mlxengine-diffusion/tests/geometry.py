@@ -70,6 +70,20 @@ STEPS = 5
 GUIDANCE = 4.0
 PROMPT = "a red circle on a blue background"
 NEGATIVE = "a small square"
+LONG = " ".join([PROMPT] * 11 + ["a yellow ring on a white background"])
+"""More than the text encoder takes at once."""
+WEIGHED = "a (red:1.4) circle on [a (blue) background] ((white"
+FRAGMENTS = (
+    ("a", 1.0),
+    ("red", 1.4),
+    ("circle on", 1.0),
+    ("a", 1 / 1.1),
+    ("blue", 1.0),
+    ("background", 1 / 1.1),
+    ("white", 1.21),
+)
+"""What `WEIGHED` says in the syntax of AUTOMATIC1111's web UI."""
+LAYER, RESCALE = 3, 0.6
 WIDTH, HEIGHT, PIXELS_PER_LATENT = 24, 32, 2
 STRENGTH = 0.6
 ETA = 0.3

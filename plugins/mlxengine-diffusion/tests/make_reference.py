@@ -181,9 +181,56 @@ def pictures(pipe: Any, family: str) -> dict[str, np.ndarray[Any, Any]]:
     latents = nchw(g.noise(0))
     found["no negative"] = call(pipe, latents=latents, negative_prompt=None, **size)
     found["no guidance"] = call(pipe, latents=latents, negative_prompt=None, guidance_scale=1.0, **size)
+    found["rescaled"] = call(pipe, latents=latents, guidance_rescale=g.RESCALE, **size)
+    # diffusers counts the layers that are left out, besides the one that SDXL always leaves out.
+    pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder  # where it looks for the norm
+    left_out = g.LAYER - (2 if family == "sdxl" else 1)
+    # It leaves them out of the prompt alone, so without guidance there is nothing to differ about.
+    plain = {"negative_prompt": None, "guidance_scale": 1.0, **size}
+    found["another layer"] = call(pipe, latents=latents, clip_skip=left_out, **plain)
+    for label, fragments in {"weighed": g.FRAGMENTS, "long": ((g.LONG, 1.0),)}.items():
+        told = words(pipe, fragments, ((g.NEGATIVE, 1.0),))
+        found[label] = call(pipe, latents=latents, prompt=None, negative_prompt=None, **told, **size)
     if family == "sd1":
         found |= otherwise(pipe)
         found |= from_picture(pipe)
+    return found
+
+
+def words(pipe: Any, prompt: Any, negative: Any) -> dict[str, torch.Tensor]:
+    """Weighed and long prompts as the pipeline's embeddings: chunks of 75 tokens, side by side."""
+    xl = hasattr(pipe, "text_encoder_2")
+    encoders = [(pipe.tokenizer, pipe.text_encoder)]
+    if xl:
+        encoders.append((pipe.tokenizer_2, pipe.text_encoder_2))
+    found: dict[str, torch.Tensor] = {}
+    texts = [" ".join(text for text, _ in each) for each in (prompt, negative)]
+    longest = max(len(pipe.tokenizer(text).input_ids) for text in texts)
+    count = -(-(longest - 2) // 75)
+    for name, fragments in (("prompt_embeds", prompt), ("negative_prompt_embeds", negative)):
+        states = []
+        for tokenizer, encoder in encoders:
+            told = [
+                (token, weight)
+                for text, weight in fragments
+                for token in tokenizer(text, add_special_tokens=False).input_ids
+            ]
+            chunks = []
+            for start in range(0, 75 * count, 75):
+                part = told[start : start + 75]
+                row = [tokenizer.bos_token_id, *(token for token, _ in part), tokenizer.eos_token_id]
+                ids = torch.tensor([row + [tokenizer.pad_token_id] * (77 - len(row))])
+                weights = torch.ones(1, 77, 1)
+                weights[0, 1 : 1 + len(part), 0] = torch.tensor([weight for _, weight in part])
+                output = encoder(ids, output_hidden_states=True)
+                state = output.hidden_states[-2] if xl else output.last_hidden_state
+                mean = state.mean()
+                state = state * weights
+                chunks.append(state * (mean / state.mean()))
+                if xl and start == 0:
+                    found[name.replace("prompt_embeds", "pooled_prompt_embeds")] = output[0]
+            states.append(torch.cat(chunks, dim=1))
+        found[name] = torch.cat(states, dim=-1)
     return found
 
 

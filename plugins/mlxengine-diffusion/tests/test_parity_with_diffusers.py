@@ -124,7 +124,7 @@ def test_the_text_encoders_say_what_transformers_says(family: Family) -> None:
         seed=0,
         scheduler="euler",
     )
-    told = finished(pipeline._condition(job, g.PROMPT, []))
+    told = finished(pipeline._condition(job, g.PROMPT, [], 1))
     close(told.context, family.components["context"])
     if family.name == "sdxl":
         close(told.pooled, family.components["pooled"])
@@ -182,6 +182,27 @@ def test_what_a_scheduler_configuration_says_besides_is_followed_as_in_diffusers
     steps = config.pop("num_steps", g.STEPS)
     ours = family.picture(family.asking(config), name, steps=steps)
     same_picture(ours, family.pictures[label])
+
+
+def test_guidance_is_rescaled_as_in_diffusers(family: Family) -> None:
+    ours = family.picture(family.pipeline(), "euler", guidance_rescale=g.RESCALE)
+    same_picture(ours, family.pictures["rescaled"])
+
+
+def test_another_layer_of_the_text_encoder_is_the_one_that_diffusers_takes(family: Family) -> None:
+    values = {"clip_skip": g.LAYER, "negative": None, "guidance": 1.0}
+    same_picture(family.picture(family.pipeline(), "euler", **values), family.pictures["another layer"])
+
+
+def test_weighed_words_make_the_picture_of_embeddings_that_torch_weighed(family: Family) -> None:
+    ours = family.picture(family.pipeline(), "euler", prompt=g.WEIGHED, prompt_weights=True)
+    same_picture(ours, family.pictures["weighed"])
+
+
+def test_a_long_prompt_makes_the_picture_of_its_chunks_side_by_side(family: Family) -> None:
+    for weights in (False, True):
+        ours = family.picture(family.pipeline(), "euler", prompt=g.LONG, prompt_weights=weights)
+        same_picture(ours, family.pictures["long"])
 
 
 @pytest.mark.parametrize("placement", g.PLACEMENTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -184,15 +185,39 @@ def test_any_text_is_a_prompt(model: ImageHandle, prompt: str) -> None:
     assert model.image(prompt, steps=1, guidance=3.0, seed=0).size == (64, 64)
 
 
-def test_a_prompt_of_500_words_is_cut_and_the_cut_is_reported(
-    model: ImageHandle, caplog: pytest.LogCaptureFixture
+@pytest.fixture(scope="module")
+def tokens(tiny_folder: Path) -> Callable[[str], list[int]]:
+    """A prompt's tokens, without start and end."""
+    from transformers import CLIPTokenizer
+
+    known = CLIPTokenizer.from_pretrained(str(tiny_folder / "tokenizer"), local_files_only=True)
+    return lambda text: list(known(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+def test_a_prompt_of_500_words_is_read_to_its_end(
+    model: ImageHandle, tokens: Callable[[str], list[int]]
 ) -> None:
-    text = " ".join(["a red circle on a blue background"] * 71 + ["a a purple"])
+    text = " ".join(["a red circle on a blue background"] * 71)
+    request = ImageRequest(prompt=f"{text} a a purple", steps=1, guidance=3.0, seed=0)
+    *_, ready, last = model.stream(request)
+    assert isinstance(ready, ImageReady)
+    assert "truncated" not in ready.recipe
+    assert isinstance(last, Finished)
+    own = len(tokens(request.prompt))
+    assert last.usage.prompt_tokens == own + 2 * math.ceil(own / 75)
+    other = model.image(f"{text} a a white", steps=1, guidance=3.0, seed=0)
+    assert not np.array_equal(other.numpy(), ready.pixels.numpy())
+
+
+def test_a_prompt_of_1600_words_is_cut_and_the_cut_is_reported(
+    model: ImageHandle, tokens: Callable[[str], list[int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    text = " ".join(["a red circle on a blue background"] * 229 + ["a a purple"])
     with caplog.at_level(logging.WARNING, "mlxengine.diffusion"):
         picture = model.image(text, steps=1, guidance=3.0, seed=0)
     assert picture.recipe["truncated"].endswith("a a purple")
     assert text.endswith(picture.recipe["truncated"])
-    assert 400 < len(picture.recipe["truncated"].split()) < 500
+    assert tokens(picture.recipe["truncated"]) == tokens(text)[16 * 75 :]
     assert "left out" in caplog.text
     assert "truncated" not in model.image("a red circle", steps=1, guidance=3.0, seed=0).recipe
 

@@ -120,6 +120,24 @@ def test_a_distilled_repository_brings_its_sampler_few_steps_and_no_guidance(
     assert (recipe["scheduler"], recipe["steps"], recipe["guidance"]) == (name[:3].lower(), 4, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "spacing", "steps", "guidance"),
+    [
+        ("sd-turbo", "trailing", 4, 1.0),
+        ("SDXL-Lightning-8step", "trailing", 8, 1.0),
+        ("sd-turbo", "leading", 30, 7.5),
+        ("turbine", "trailing", 30, 7.5),
+    ],
+)
+def test_a_distilled_model_that_its_name_and_spacing_tell_of_takes_few_steps(
+    engine: InferenceEngine, asking: Callable[..., Path], name: str, spacing: str, steps: int, guidance: float
+) -> None:
+    folder = asking("EulerDiscreteScheduler", timestep_spacing=spacing)
+    with engine.load_images(folder.rename(folder.with_name(name))) as model:
+        recipe = model.image("a red circle", seed=1, size=(16, 16)).recipe
+    assert (recipe["steps"], recipe["guidance"]) == (steps, guidance)
+
+
 def test_a_sampler_that_stands_in_for_another_is_said(
     engine: InferenceEngine, asking: Callable[..., Path]
 ) -> None:

@@ -29,6 +29,7 @@ from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, Uns
 from ._pictures import fitted_size, open_picture, pixels_of
 from .backends._work import Job, Pipeline, Pixels, PromptReport, Step
 from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY
+from .sd.prompts import check_prompt, has_weights, parse
 
 _log = logging.getLogger("mlxengine.diffusion")
 _MOST_PICTURES = 64
@@ -77,6 +78,7 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         )
     if guidance > 1 and not abilities.guided:
         _refuse(f"guidance={guidance:g} has no effect on this model.", "Leave it out: it was distilled.")
+    _check_prompts(pipeline, request)
     picture = _picture(pipeline, request, context)
     size = request.size or (fitted_size(picture, abilities.size_step) if picture else defaults.size)
     _check_size(size, abilities.size_step, abilities.largest)
@@ -92,11 +94,47 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         seed=seed,
         scheduler=_chosen("scheduler", request.scheduler, abilities.schedulers) or defaults.scheduler,
         sigmas=_chosen("sigmas", request.sigmas, abilities.placements),
+        clip_skip=_layer(pipeline, request.clip_skip),
+        prompt_weights=abilities.prompt_weights and request.prompt_weights is not False,
+        guidance_rescale=_rescale(pipeline, request.guidance_rescale),
         init=None if picture is None else pixels_of(picture, (width, height)),
         strength=1.0 if picture is None else float(strength),
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
     )
+
+
+def _check_prompts(pipeline: Pipeline, request: ImageRequest) -> None:
+    able, library = pipeline.abilities.prompt_weights, pipeline.info.get("library")
+    if request.prompt_weights not in (None, True, False):
+        _refuse(f"prompt_weights={request.prompt_weights!r} must be True or False.")
+    if request.prompt_weights and not able:
+        _refuse(f"This model's prompts have no weights ({library}).", "Leave prompt_weights out.")
+    if request.prompt_weights is False:
+        return
+    for name, text in (("prompt", request.prompt), ("negative prompt", request.negative or "")):
+        check_prompt(name, text)
+        if able:
+            parse(text)  # a weight that makes no sense
+        elif has_weights(text):
+            _log.warning("This model reads (words:1.2) in the %s as letters (%s).", name, library)
+
+
+def _layer(pipeline: Pipeline, wanted: int | None) -> int | None:
+    if wanted is not None:
+        if not pipeline.abilities.text_layers:
+            _refuse("This model has no choice of a text encoder's layer.", "Leave clip_skip out.")
+        _integer("clip_skip", wanted, 1, pipeline.abilities.text_layers)
+    return wanted
+
+
+def _rescale(pipeline: Pipeline, wanted: float | None) -> float:
+    if wanted is None:
+        return 0.0
+    if not pipeline.abilities.guidance_rescale:
+        _refuse("This model's guidance cannot be rescaled.", "Leave guidance_rescale out.")
+    _number("guidance_rescale", wanted, 0, 1)
+    return float(wanted)
 
 
 def _picture(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Any:
@@ -220,6 +258,9 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         "seed": job.seed,
         "scheduler": job.scheduler,
         "sigmas": job.sigmas,
+        "clip_skip": job.clip_skip,
+        "prompt_weights": job.prompt_weights,
+        "guidance_rescale": job.guidance_rescale or None,
         "dtype": model.pipeline.info.get("dtype"),
         "bits": model.pipeline.info.get("unet_bits"),
         "lora": [[str(path), scale] for path, scale in job.lora],

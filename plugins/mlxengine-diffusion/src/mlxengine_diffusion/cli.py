@@ -65,6 +65,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="the same seed makes the same picture")
     parser.add_argument("--scheduler", metavar="NAME", help=f"the sampler: {', '.join(samplers())}")
     parser.add_argument("--sigmas", choices=PLACEMENTS, help="how the sampler's noise levels are placed")
+    parser.add_argument("--clip-skip", type=int, metavar="N", help="the text encoder's layer, 1 for the last")
+    parser.add_argument(
+        "--plain-prompt",
+        dest="prompt_weights",
+        action="store_false",
+        default=None,
+        help="brackets in the prompt are letters, not weights",
+    )
+    parser.add_argument("--guidance-rescale", type=float, metavar="X", help="less contrast, 0 to 1")
     parser.add_argument("--init", type=Path, help="a picture to start from")
     parser.add_argument("--strength", type=float, help="how far to leave it, 0 to 1")
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
@@ -108,6 +117,9 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         seed=told("seed"),
         scheduler=told("scheduler") or None,
         sigmas=told("sigmas"),
+        clip_skip=told("clip_skip"),
+        prompt_weights=told("prompt_weights"),
+        guidance_rescale=told("guidance_rescale"),
         init_image=options.init,
         strength=told("strength"),
         n=options.n,

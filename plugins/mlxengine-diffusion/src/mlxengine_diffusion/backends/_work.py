@@ -34,6 +34,9 @@ class Abilities:
         guided: whether a guidance above 1 has an effect.
         init_image: whether a picture can be the start.
         lora: whether adapters can be applied.
+        prompt_weights: whether brackets in a prompt weigh its words.
+        text_layers: how many layers the text encoder has to choose from with ``clip_skip``; 0 for no choice.
+        guidance_rescale: whether guidance can be rescaled.
         low_memory: whether parts can be freed after their stage.
     """
 
@@ -47,6 +50,9 @@ class Abilities:
     guided: bool = True
     init_image: bool = False
     lora: bool = False
+    prompt_weights: bool = False
+    text_layers: int = 0
+    guidance_rescale: bool = False
     low_memory: bool = False
 
 
@@ -63,6 +69,9 @@ class Job:
     seed: int
     scheduler: str
     sigmas: str | None = None
+    clip_skip: int | None = None
+    prompt_weights: bool = False
+    guidance_rescale: float = 0.0
     init: Pixels | None = None
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()

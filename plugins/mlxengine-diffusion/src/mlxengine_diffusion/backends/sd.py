@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from functools import partial
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 SUMMARY = "Stable Diffusion 1, 2 and XL on diffuse-mlx's modules"
 REMEDY = "pip install diffuse-mlx"
 _FEW_STEPS = 4
+_DISTILLED = re.compile(r"turbo|lightning|hyper|lcm|tcd|dmd", re.IGNORECASE)
+_STEPS_IN_NAME = re.compile(r"\b([1-9]|1[0-6])[-_ ]?steps?\b", re.IGNORECASE)
 # Measured on a CPU, where convolutions are matrix products of unfolded features; Metal does not unfold.
 _CONVOLUTION_COPIES = 5 if sys.platform == "darwin" else 18
 
@@ -95,11 +98,12 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         if part.startswith("text_encoder")
     }
     side = (unet.get("sample_size") or 64) * scale
+    few = _few_steps(card, settings)
     own = Defaults(
         size=(side, side),
         scheduler=settings.sampler,
-        steps=_FEW_STEPS if settings.distilled else 30,
-        guidance=1.0 if settings.distilled else 5.0 if found.xl else 7.5,
+        steps=few or 30,
+        guidance=1.0 if few else 5.0 if found.xl else 7.5,
     )
     from ._work import Abilities
 
@@ -111,6 +115,9 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         most_steps=settings.train_steps - 1,
         init_image=True,
         lora=True,
+        prompt_weights=True,
+        text_layers=min(configs[part]["num_hidden_layers"] for part in tokenizers),
+        guidance_rescale=True,
         low_memory=True,
     )
     traits = Traits(
@@ -134,6 +141,18 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
     if not settings.exact:
         info["scheduler_stands_in_for"] = settings.asked
     return StableDiffusion(parts, tokenizers, traits, abilities, info)
+
+
+def _few_steps(card: ModelCard, settings: NoiseSettings) -> int:
+    """How many steps a distilled model takes, without guidance; 0 for a model that is not distilled.
+
+    The sampler says so; or the trailing spacing, which distilled models need, together with the name.
+    """
+    named = _DISTILLED.search(card.id.rpartition("/")[2])
+    if settings.distilled or (named and settings.spacing == "trailing"):
+        steps = _STEPS_IN_NAME.search(card.id)
+        return int(steps[1]) if steps else _FEW_STEPS
+    return 0
 
 
 def _build(part: str, config: dict[str, Any], files: list[Path], dtype: Any, bits: int) -> Any:

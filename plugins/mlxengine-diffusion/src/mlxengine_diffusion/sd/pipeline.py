@@ -16,9 +16,10 @@ from .adapter_files import AdapterFile, read_adapters
 from .autoencoder import decoding
 from .lora import adapted
 from .parts import Parts, compiled
+from .prompts import Piece, parse
 from .scheduler_config import NoiseSettings
 from .schedulers import scheduler
-from .text import Conditioning, Tokenizer, encode
+from .text import Chunk, Conditioning, Tokenizer, encode
 
 _REMEMBERED_PROMPTS = 8
 _PREVIEW_LATENTS = 32
@@ -87,7 +88,7 @@ class StableDiffusion:
         self.parts.drop_idle()
 
     def read_prompt(self, job: Job) -> PromptReport:
-        return self._tokenizers["text_encoder"].report(job.prompt)
+        return self._tokenizers["text_encoder"].report(_parts(job, job.prompt))
 
     def denoise(self, job: Job, noise: Noise | None = None) -> Generator[Step | None, None, None]:
         noise = noise or Noise(job.seed)
@@ -96,8 +97,9 @@ class StableDiffusion:
         sampler = scheduler(job.scheduler, self.traits.settings, job.steps, job.sigmas)
         adapters = [(read_adapters(path), scale) for path, scale in job.lora]
         guided = job.guidance > 1
-        positive = yield from self._condition(job, job.prompt, adapters)
-        told = (yield from self._contrast(job, positive, adapters)) if guided else positive
+        chunks = self._chunks(job, guided=guided)
+        positive = yield from self._condition(job, job.prompt, adapters, chunks)
+        told = (yield from self._contrast(job, positive, adapters, chunks)) if guided else positive
         scale = self.traits.latent_scale
         shape = (1, job.height // scale, job.width // scale, self.traits.latent_channels)
         start = 0
@@ -117,7 +119,11 @@ class StableDiffusion:
             if self.traits.compiled:
                 # An adapter's view belongs to the request: what is compiled of it goes with the request.
                 own = unet is not base
-                unet = compiled(unet) if own else self.parts.compiled("unet", (guided, *shape[1:3]))
+                unet = (
+                    compiled(unet)
+                    if own
+                    else self.parts.compiled("unet", (guided, *shape[1:3], told.context.shape[1]))
+                )
             evaluations = len(sampler.timesteps)
             for index in range(start * sampler.evaluations, evaluations):
                 shown = sampler.scale_input(latents, index).astype(self.traits.dtype)
@@ -128,6 +134,7 @@ class StableDiffusion:
                 if guided:
                     without, with_prompt = mx.split(output, 2)
                     output = without + job.guidance * (with_prompt - without)
+                    output = _rescaled(output, with_prompt, job.guidance_rescale)
                 extra = noise.fresh(index, shape) if sampler.stochastic else None
                 latents, clean = sampler.step(output, latents, index, extra)
                 mx.eval(latents, clean)
@@ -150,11 +157,20 @@ class StableDiffusion:
         small = clean[:, :height, :width].reshape(1, height // factor, factor, width // factor, factor, -1)
         return (yield from self.decode(small.mean(axis=(2, 4)), job))
 
+    def _chunks(self, job: Job, *, guided: bool) -> int:
+        """How many chunks the longer of both prompts takes: the UNet attends to both at once."""
+        texts = (job.prompt, job.negative or "") if guided else (job.prompt,)
+        return max(
+            len(tokenizer.chunks(_parts(job, text)))
+            for text in texts
+            for tokenizer in self._tokenizers.values()
+        )
+
     def _condition(
-        self, job: Job, text: str, adapters: list[tuple[AdapterFile, float]]
+        self, job: Job, text: str, adapters: list[tuple[AdapterFile, float]], chunks: int
     ) -> Generator[None, None, Conditioning]:
-        """The states of one prompt; one encoder a turn."""
-        key = (text, job.lora)
+        """The states of one prompt, with empty chunks behind it up to so many; one encoder a turn."""
+        key = (text, job.lora, job.clip_skip, job.prompt_weights, chunks)
         if key in self._remembered:
             self._remembered.move_to_end(key)
             return self._remembered[key]
@@ -163,7 +179,10 @@ class StableDiffusion:
         for part, tokenizer in self._tokenizers.items():
             with self.parts.use(part, drop=job.low_memory) as base:
                 encoder = adapted(base, part, adapters, self.traits.dtype)
-                context, pooled = encode(encoder, tokenizer.ids(text), penultimate=self.traits.xl)
+                own = tokenizer.chunks(_parts(job, text))
+                rows = tokenizer.rows([*own, *[Chunk()] * (chunks - len(own))])
+                layer = job.clip_skip or (2 if self.traits.xl else 1)
+                context, pooled = encode(encoder, *rows, layer, normed=not self.traits.xl)
                 mx.eval(context, pooled)
             states.append(context)
             yield None
@@ -175,7 +194,7 @@ class StableDiffusion:
         return made
 
     def _contrast(
-        self, job: Job, positive: Conditioning, adapters: list[tuple[AdapterFile, float]]
+        self, job: Job, positive: Conditioning, adapters: list[tuple[AdapterFile, float]], chunks: int
     ) -> Generator[None, None, Conditioning]:
         """The negative prompt's states before the prompt's: a batch of two."""
         if job.negative is None and self.traits.zero_negative:
@@ -184,7 +203,7 @@ class StableDiffusion:
                 None if positive.pooled is None else mx.zeros_like(positive.pooled),
             )
         else:
-            negative = yield from self._condition(job, job.negative or "", adapters)
+            negative = yield from self._condition(job, job.negative or "", adapters, chunks)
         pooled = None
         if positive.pooled is not None and negative.pooled is not None:
             pooled = mx.concatenate([negative.pooled, positive.pooled])
@@ -205,6 +224,22 @@ class StableDiffusion:
             mx.eval(mean)
         found: mx.array = mean
         return found
+
+
+def _parts(job: Job, text: str) -> list[list[Piece]]:
+    return parse(text) if job.prompt_weights else [[Piece(text)]]
+
+
+def _rescaled(guided: mx.array, with_prompt: mx.array, share: float) -> mx.array:
+    """Guidance at the contrast of the prediction without it, as far as ``share`` says.
+
+    Source: Lin et al. 2023 (arXiv:2305.08891), section 3.4.
+    """
+    if not share:
+        return guided
+    axes = tuple(range(1, guided.ndim))
+    contrast = with_prompt.std(axis=axes, keepdims=True) / guided.std(axis=axes, keepdims=True)
+    return guided * (share * contrast + (1 - share))
 
 
 __all__ = ["Noise", "StableDiffusion", "Traits"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import mlx.core as mx
 from attrs import frozen
 
 from ..backends._work import PromptReport
+from .prompts import Piece
+
+_MOST_CHUNKS = 16
 
 
 @frozen(eq=False)
@@ -28,8 +32,16 @@ class Conditioning:
         return (self.context,) if self.pooled is None else (self.context, self.pooled)
 
 
+@frozen
+class Chunk:
+    """What one run of a text encoder reads: its tokens, without start and end, and their weights."""
+
+    ids: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+
+
 class Tokenizer:
-    """A CLIP tokenizer whose output always has the encoder's full length."""
+    """A CLIP tokenizer whose output is chunks of the encoder's full length."""
 
     def __init__(self, folder: Path, length: int) -> None:
         # Imported here: transformers takes longer to import than a small model to load.
@@ -38,29 +50,68 @@ class Tokenizer:
         self._tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         self.length = length
 
-    def ids(self, text: str) -> list[int]:
-        """Token ids, cut and padded to ``length`` as the model was trained."""
-        return list(
-            self._tokenizer(text, padding="max_length", max_length=self.length, truncation=True).input_ids
-        )
+    def chunks(self, parts: Sequence[Sequence[Piece]]) -> list[Chunk]:
+        """A prompt, each of its parts begun in a chunk of its own; at least one chunk, at most 16."""
+        return self._all_chunks(parts)[:_MOST_CHUNKS]
 
-    def report(self, text: str) -> PromptReport:
-        """How many tokens the text has (with start and end), and which part of it does not fit."""
-        ids = list(self._tokenizer(text, verbose=False).input_ids)
-        cut = ids[self.length - 1 : -1] if len(ids) > self.length else []
+    def rows(self, chunks: Sequence[Chunk]) -> tuple[list[list[int]], list[list[float]]]:
+        """Ids and weights of each chunk with its start and end, padded as the model was trained."""
+        known = self._tokenizer
+        ids, weights = [], []
+        for chunk in chunks:
+            row = [known.bos_token_id, *chunk.ids, known.eos_token_id]
+            rest = self.length - len(row)
+            ids.append(row + [known.pad_token_id] * rest)
+            weights.append([1.0, *chunk.weights, 1.0] + [1.0] * rest)
+        return ids, weights
+
+    def report(self, parts: Sequence[Sequence[Piece]]) -> PromptReport:
+        """How many tokens are read (with each chunk's start and end), and which text is left out."""
+        chunks = self._all_chunks(parts)
+        cut = [token for chunk in chunks[_MOST_CHUNKS:] for token in chunk.ids]
         return PromptReport(
-            tokens=min(len(ids), self.length), truncated=self._tokenizer.decode(cut).strip() if cut else ""
+            tokens=sum(len(chunk.ids) + 2 for chunk in chunks[:_MOST_CHUNKS]),
+            truncated=self._tokenizer.decode(cut).strip() if cut else "",
         )
 
+    def _all_chunks(self, parts: Sequence[Sequence[Piece]]) -> list[Chunk]:
+        room = self.length - 2
+        found = []
+        for pieces in parts:
+            ids: list[int] = []
+            weights: list[float] = []
+            for piece in pieces:
+                own = self._tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids
+                ids += own
+                weights += [piece.weight] * len(own)
+            found += [
+                Chunk(tuple(ids[start : start + room]), tuple(weights[start : start + room]))
+                for start in range(0, max(1, len(ids)), room)
+            ]
+        return found
 
-def encode(encoder: Any, ids: list[int], *, penultimate: bool) -> tuple[mx.array, mx.array]:
-    """States (1, tokens, width) and pooled output (1, width) of one text encoder.
 
-    ``penultimate`` takes the states before the last layer, without the final norm, as SDXL does.
+def encode(
+    encoder: Any, ids: list[list[int]], weights: list[list[float]], layer: int, *, normed: bool
+) -> tuple[mx.array, mx.array]:
+    """States (1, chunks * tokens, width) of one text encoder, and the first chunk's pooled output (1, width).
+
+    Args:
+        layer: the layer whose states are taken, counted from the end; 1 is the last.
+        normed: whether the encoder's last norm is applied to them. SDXL does without.
+
+    A token's states are multiplied by its weight, then a chunk's by what brings its mean back to what it
+    was, as AUTOMATIC1111's web UI does.
     """
-    output = encoder(mx.array([ids]))
-    states = output.hidden_states[-2] if penultimate else output.last_hidden_state
-    return states, output.pooled_output
+    output = encoder(mx.array(ids))
+    states = output.hidden_states[-layer]
+    if normed:
+        states = output.last_hidden_state if layer == 1 else encoder.final_layer_norm(states)
+    if any(weight != 1 for row in weights for weight in row):
+        mean = states.mean(axis=(1, 2), keepdims=True)
+        weighed = states * mx.array(weights)[..., None].astype(states.dtype)
+        states = weighed * (mean / weighed.mean(axis=(1, 2), keepdims=True))
+    return states.reshape(1, -1, states.shape[-1]), output.pooled_output[:1]
 
 
-__all__ = ["Conditioning", "Tokenizer", "encode"]
+__all__ = ["Chunk", "Conditioning", "Tokenizer", "encode"]

@@ -32,6 +32,7 @@ from ...sd import weights
 from ...sd.autoencoder import build_vae, decoding
 from ...sd.clip import build_clip
 from ...sd.layout import document
+from ...sd.prompts import Piece
 from ...sd.text import Tokenizer, encode
 from .. import Defaults
 from .._flow import Flow, Levels, as_pixels, built, spread
@@ -191,7 +192,10 @@ class Flux1(Flow):
 
     def _told(self, job: Job) -> Generator[None, None, list[_Told]]:
         with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
-            _, pooled = encode(encoder, self._clip_words.ids(job.prompt), penultimate=False)
+            # CLIP gives the summary of the prompt alone, and reads no more than fits at once.
+            words = self._clip_words
+            rows = words.rows(words.chunks([[Piece(job.prompt)]])[:1])
+            _, pooled = encode(encoder, *rows, 1, normed=True)
             mx.eval(pooled)
         yield None
         ids = self._words(

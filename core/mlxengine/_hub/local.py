@@ -1,4 +1,4 @@
-"""Folders and GGUF files of this machine as models: checked as a repository is, and left where they are."""
+"""Folders and files of this machine as models: checked as a repository is, and left where they are."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from ..contract.configuration import FileInfo, ModelCard, ModelConfiguration, Mo
 from ..errors import CorruptFileError, InvalidModelRefError, ModelNotFoundError
 from ..readonly import freeze
 from .gguf import gguf_directory
+from .headers import safetensors_tensors
 from .inspection import decode_documents, documents_of, read_weights
 from .names import problem_with
 
 _MOST_FILES = 10_000
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _SKIPPED = (".git", ".cache", "__pycache__")
 
 
 def local_card(ref: ModelRef, configuration: ModelConfiguration) -> ModelCard:
-    """The card of a folder or a ``.gguf`` file.
+    """The card of a folder, or of a ``.gguf`` or ``.safetensors`` file.
 
     ``commit`` is a digest of the files' names, sizes and times of change.
 
     Raises:
         ModelNotFoundError: there is no such folder or file.
-        InvalidModelRefError: the file is not a GGUF file.
+        InvalidModelRefError: the file is neither.
         IncompatibleWeightsError: its configuration cannot be read, or an index names a missing shard.
         CorruptFileError: a header lies about its file, or a file is not a regular one.
     """
@@ -37,16 +39,27 @@ def local_card(ref: ModelRef, configuration: ModelConfiguration) -> ModelCard:
         raise ModelNotFoundError(f"There is no folder or file {path}.", hint="Check the path.")
     if path.is_dir():
         return _folder_card(path, ref, configuration)
-    if path.suffix.lower() != ".gguf":
+    suffix = path.suffix.lower()
+    if suffix in _PICKLES:
         raise InvalidModelRefError(
-            f"{path} is neither a folder nor a .gguf file.", hint="Give the model's folder."
+            f"{path} is a pickle, which can run code while it is read: it is never loaded.",
+            hint="Take the .safetensors file of the same model.",
+        )
+    if suffix not in (".gguf", ".safetensors"):
+        raise InvalidModelRefError(
+            f"{path} is neither a folder nor a .gguf or .safetensors file.", hint="Give the model's folder."
         )
     file, digest = _info(path, path.name)
-    metadata, tensors = gguf_directory(_reader(path), file.size, path.name)
+    read = _reader(path)
+    metadata: dict[str, Any] = {}
+    if suffix == ".gguf":
+        metadata, tensors = gguf_directory(read, file.size, path.name)
+    else:
+        tensors = safetensors_tensors(read, file.size, path.name)
     return ModelCard(
         ref=ref,
         configuration=configuration,
-        source=Source.GGUF,
+        source=Source.GGUF if suffix == ".gguf" else Source.SAFETENSORS,
         commit=hashlib.sha1(digest.encode(), usedforsecurity=False).hexdigest(),
         path=path,
         files=(file,),

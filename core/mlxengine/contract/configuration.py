@@ -60,7 +60,7 @@ class ModelRef:
 
     @classmethod
     def parse(cls, text: str | Path, revision: str | None = None) -> ModelRef:
-        """Read ``"org/name"``, ``"org/name@revision"``, a folder, a ``.gguf`` file, or ``"auto:kind"``.
+        """Read ``"org/name"``, ``"org/name@revision"``, a folder, a file of weights, or ``"auto:kind"``.
 
         A text that starts with ``/``, ``./``, ``../`` or ``~``, or names something that exists, is a path.
 
@@ -194,6 +194,7 @@ class Source(enum.StrEnum):
     HUB = "hub"
     FOLDER = "folder"
     GGUF = "gguf"
+    SAFETENSORS = "safetensors"
 
 
 @frozen(kw_only=True)

@@ -183,7 +183,7 @@ class LoadContext:
     """What ``load_model`` may use.
 
     Args:
-        path: the folder that holds the model's files, complete and checked; or the GGUF file.
+        path: the folder that holds the model's files, complete and checked; or the file of weights.
         configuration: what the caller (or the registry) configured.
         features: the flags in force.
         device: what this machine is.

@@ -236,6 +236,7 @@ HERE = Path(__file__).parent
 # What computes the stored references, with the CLIP tokenizer's folder or without, and where they are.
 SCRIPTS = {
     "make_reference.py": True,
+    "make_single_names.py": False,
     "extras/make_kit_reference.py": True,
     "extras/make_z_image_reference.py": False,
     "extras/make_mflux_reference.py": True,

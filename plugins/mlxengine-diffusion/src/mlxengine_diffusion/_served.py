@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from mlxengine import ModelCard
 
+from .sd.single_file import checkpoints
+
 PIPELINES = {
     "sd": ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
     "mlx_vlm": ("ZImagePipeline", "Flux2KleinPipeline"),
@@ -34,13 +36,15 @@ def pipeline(card: ModelCard) -> str | None:
 
 def makes_pictures(card: ModelCard) -> bool:
     """Whether a model looks like one for pictures at all."""
-    return pipeline(card) is not None or _of_diffusionkit(card)
+    return pipeline(card) is not None or _of_diffusionkit(card) or bool(checkpoints(card))
 
 
 def candidates(card: ModelCard) -> frozenset[str]:
     """The back ends that might serve a model."""
     name = pipeline(card)
     found = {backend for backend, names in PIPELINES.items() if name in names}
+    if name is None and checkpoints(card):
+        found.add("sd")
     return frozenset(found | ({"diffusionkit"} if _of_diffusionkit(card) else set()))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxengine import LoadContext, ModelCard
-from mlxengine.errors import FeatureUnavailableError
+from mlxengine.errors import FeatureUnavailableError, IncompatibleWeightsError
 from mlxengine.readonly import thaw
 
 from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SUMMARY = "Stable Diffusion 1, 2 and XL on diffuse-mlx's modules"
 REMEDY = "pip install diffuse-mlx"
 _FEW_STEPS = 4
+_VOCABULARY = "openai/clip-vit-large-patch14"
 _DISTILLED = re.compile(r"turbo|lightning|hyper|lcm|tcd|dmd", re.IGNORECASE)
 _STEPS_IN_NAME = re.compile(r"\b([1-9]|1[0-6])[-_ ]?steps?\b", re.IGNORECASE)
 # Measured on a CPU, where convolutions are matrix products of unfolded features; Metal does not unfold.
@@ -38,9 +39,9 @@ def claim(card: ModelCard) -> Offer | None:
     wanted = {name for names in found.weights.values() for name in names}
     numbers = sum(_count(tensor.shape) for tensor in card.tensors if tensor.file in wanted)
     stored = sum(item.size for item in card.files if item.path in wanted)
-    heads = layout.document(card, "unet/config.json").get("attention_head_dim") or 8
+    heads = found.document("unet/config.json").get("attention_head_dim") or 8
     finest = heads[0] if isinstance(heads, tuple) else heads
-    vae = layout.document(card, "vae/config.json")
+    vae = found.document("vae/config.json")
     scale = _pixels_per_latent(vae)
     widest = max(vae.get("block_out_channels", (128, 256))[:2])
 
@@ -69,35 +70,44 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
 
     found = layout.read(card)
     assert found is not None
-    settings = NoiseSettings.read(layout.document(card, "scheduler/scheduler_config.json"))
-    unet = layout.document(card, "unet/config.json")
-    vae = layout.document(card, "vae/config.json")
+    folder = context.path.parent if context.path.is_file() else context.path
+    noise = found.document("scheduler/scheduler_config.json")
+    side = found.document("unet/config.json").get("sample_size") or 64
+    if found.single is not None and _is_768(folder / found.single, found):
+        noise, side = {**noise, "prediction_type": "v_prediction"}, 96
+    settings = NoiseSettings.read(noise)
+    vae = found.document("vae/config.json")
     scale = _pixels_per_latent(vae)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     dtype = _dtype(context.features.get(BACKEND_DTYPE), on_cpu=on_cpu)
     bits = context.features.get(QUANTIZE)
-    configs = {part: thaw(layout.document(card, f"{part}/config.json")) for part in found.parts}
+    configs = {part: thaw(found.document(f"{part}/config.json")) for part in found.parts}
     builders = {
         part: partial(
             _build,
             part,
             configs[part],
-            [context.path / name for name in found.weights[part]],
+            [folder / name for name in found.weights[part]],
             _part_dtype(part, dtype, configs["vae"]),
             bits if part == "unet" else 0,
+            single=found.single is not None,
         )
         for part in found.parts
     }
     parts = Parts(builders, keep=context.features.get(KEEP_LOADED))
     parts.build()
+    words = None if found.single is None else _words(folder, context)
     tokenizers = {
         part: Tokenizer(
-            context.path / part.replace("text_encoder", "tokenizer"), configs[part]["max_position_embeddings"]
+            words or folder / part.replace("text_encoder", "tokenizer"),
+            configs[part]["max_position_embeddings"],
+            # OpenCLIP pads with the first token; a repository's own tokenizer says so by itself.
+            pad=0 if words is not None and configs[part]["hidden_act"] == "gelu" else None,
         )
         for part in found.parts
         if part.startswith("text_encoder")
     }
-    side = (unet.get("sample_size") or 64) * scale
+    side *= scale
     few = _few_steps(card, settings)
     own = Defaults(
         size=(side, side),
@@ -123,7 +133,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
     traits = Traits(
         xl=found.xl,
         zero_negative=found.xl
-        and bool(layout.document(card, "model_index.json").get("force_zeros_for_empty_prompt", True)),
+        and bool(found.document("model_index.json").get("force_zeros_for_empty_prompt", True)),
         settings=settings,
         latent_channels=vae.get("latent_channels", 4),
         latent_scale=scale,
@@ -155,10 +165,36 @@ def _few_steps(card: ModelCard, settings: NoiseSettings) -> int:
     return 0
 
 
-def _build(part: str, config: dict[str, Any], files: list[Path], dtype: Any, bits: int) -> Any:
+def _is_768(file: Path, found: layout.Layout) -> bool:
+    """Whether a checkpoint is Stable Diffusion 2 for 768 pixels, which predicts velocity."""
+    from ..sd import single_weights, weights
+
+    if found.xl or found.document("text_encoder/config.json")["hidden_act"] != "gelu":
+        return False
+    return single_weights.predicts_velocity(weights.read_tensors([file]))
+
+
+def _words(folder: Path, context: LoadContext) -> Path:
+    """CLIP's vocabulary, which no checkpoint holds: from beside it, or from its authors' repository."""
+    beside = folder / "tokenizer"
+    if beside.is_dir():
+        return beside
+    if context.fetch is None:
+        raise IncompatibleWeightsError(
+            f"{folder} has no tokenizer, and nothing can be fetched here.",
+            hint=f"Put the tokenizer of {_VOCABULARY} into a folder named tokenizer beside the checkpoint.",
+        )
+    return context.fetch(
+        _VOCABULARY, ("vocab.json", "merges.txt", "tokenizer*.json", "special_tokens_map.json")
+    )
+
+
+def _build(
+    part: str, config: dict[str, Any], files: list[Path], dtype: Any, bits: int, *, single: bool
+) -> Any:
     import mlx.nn as nn
 
-    from ..sd import weights
+    from ..sd import single_weights, weights
     from ..sd.autoencoder import build_vae
     from ..sd.clip import build_clip
     from ..sd.unet import build_unet
@@ -169,7 +205,8 @@ def _build(part: str, config: dict[str, Any], files: list[Path], dtype: Any, bit
         made = build_vae(config)
     else:
         made = build_clip(config, projection=part == "text_encoder_2")
-    weights.fill(made, part, weights.read_tensors(files), dtype)
+    tensors = weights.read_tensors(files)
+    weights.fill(made, part, single_weights.part_of(tensors, made, part) if single else tensors, dtype)
     if bits:
         nn.quantize(made, group_size=32, bits=bits, class_predicate=_can_quantize)
     return made

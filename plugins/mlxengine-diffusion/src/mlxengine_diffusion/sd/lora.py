@@ -8,8 +8,7 @@ without any, run beside each other, and there is nothing to undo. Source: Hu et 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +16,7 @@ import mlx.nn as nn
 from mlxengine.errors import IncompatibleWeightsError
 
 from .adapter_files import Adapter, AdapterFile, few
+from .original_names import original_unet_name
 from .unet import UNet
 from .weights import modules_by_origin
 
@@ -140,46 +140,8 @@ def _full_name(written: str, part: str) -> str:
 def _flat_names(name: str, network: nn.Module) -> Iterable[str]:
     """How kohya's files write a layer: dots as underscores, by diffusers' names or the original code's."""
     yield name.replace(".", "_")
-    if isinstance(network, UNet) and (original := _original_name(name, network)):
+    if isinstance(network, UNet) and (original := original_unet_name(name, network)):
         yield original.replace(".", "_")
-
-
-_ORIGINAL: Mapping[str, str] = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_MIDDLE = {("resnets", "0"): "0", ("attentions", "0"): "1", ("resnets", "1"): "2"}
-_PLACE = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
-
-
-def _original_name(name: str, network: UNet) -> str | None:
-    """The name in the original latent-diffusion code, which numbers blocks through all resolutions."""
-    if name in _ORIGINAL:
-        return _ORIGINAL[name]
-    if name.startswith("mid_block."):
-        _, kind, index, rest = name.split(".", 3)
-        return f"middle_block.{_MIDDLE[kind, index]}.{_ORIGINAL.get(rest, rest)}"
-    match = _PLACE.fullmatch(name)
-    if match is None:
-        return None
-    way, level, kind, place, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
-    blocks = network.down_blocks if way == "down" else network.up_blocks
-    before = sum(len(block.resnets) + (way == "down") for block in blocks[:level])
-    if kind == "downsamplers":
-        return f"input_blocks.{1 + before + len(blocks[level].resnets)}.0.op"
-    if kind == "upsamplers":
-        last = before + len(blocks[level].resnets) - 1
-        return f"output_blocks.{last}.{2 if 'attentions' in blocks[level] else 1}.conv"
-    prefix = f"input_blocks.{1 + before + place}" if way == "down" else f"output_blocks.{before + place}"
-    return f"{prefix}.{0 if kind == 'resnets' else 1}.{_ORIGINAL.get(rest, rest)}"
 
 
 __all__ = ["LowRank", "adapted"]

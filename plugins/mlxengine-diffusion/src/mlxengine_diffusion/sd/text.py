@@ -43,12 +43,13 @@ class Chunk:
 class Tokenizer:
     """A CLIP tokenizer whose output is chunks of the encoder's full length."""
 
-    def __init__(self, folder: Path, length: int) -> None:
+    def __init__(self, folder: Path, length: int, *, pad: int | None = None) -> None:
         # Imported here: transformers takes longer to import than a small model to load.
         from transformers import CLIPTokenizer
 
         self._tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         self.length = length
+        self._pad: int = self._tokenizer.pad_token_id if pad is None else pad
 
     def chunks(self, parts: Sequence[Sequence[Piece]]) -> list[Chunk]:
         """A prompt, each of its parts begun in a chunk of its own; at least one chunk, at most 16."""
@@ -61,7 +62,7 @@ class Tokenizer:
         for chunk in chunks:
             row = [known.bos_token_id, *chunk.ids, known.eos_token_id]
             rest = self.length - len(row)
-            ids.append(row + [known.pad_token_id] * rest)
+            ids.append(row + [self._pad] * rest)
             weights.append([1.0, *chunk.weights, 1.0] + [1.0] * rest)
         return ids, weights
 

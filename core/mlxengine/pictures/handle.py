@@ -120,6 +120,7 @@ class ImageOptions(TypedDict, total=False):
     prompt_weights: bool | None
     guidance_rescale: float | None
     init_image: Any
+    mask: Any
     strength: float | None
     lora: tuple[tuple[str, float], ...]
     low_memory: bool | None

@@ -32,6 +32,8 @@ class ImageRequest(Request):
         prompt_weights: whether brackets weigh words, as in ``(words:1.2)``; ``False`` reads them as letters.
         guidance_rescale: how far to bring guidance back to the contrast of the prediction without it, 0 to 1.
         init_image: a picture to start from: whatever `ImagePart` takes.
+        mask: which part of ``init_image`` to make anew: a picture of any size, light where it is; or an
+            array (height, width) of bool or uint8.
         strength: how far to leave ``init_image``, 0 (keep) to 1 (forget).
         n: number of pictures.
         lora: folders or repositories of LoRA weights, each with its scale.
@@ -51,6 +53,7 @@ class ImageRequest(Request):
     prompt_weights: bool | None = None
     guidance_rescale: float | None = None
     init_image: Any = field(default=None, repr=_type_name)
+    mask: Any = field(default=None, repr=_type_name)
     strength: float | None = None
     n: int = 1
     lora: tuple[tuple[str, float], ...] = ()

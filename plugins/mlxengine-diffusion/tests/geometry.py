@@ -64,6 +64,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear betas": ("heun", {"beta_schedule": "linear"}),
 }
 """What a scheduler's configuration can say besides; ``num_steps`` is for the call."""
+FILLING = "filling"
+"""Stable Diffusion 1 for inpainting: nine channels instead of four."""
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "linspace", "trailing")
 STEPS = 5
@@ -110,7 +112,7 @@ def configs(family: str) -> dict[str, dict[str, Any]]:
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
         "max_position_embeddings": 77,
-        "hidden_act": "quick_gelu" if family == "sd1" else "gelu",
+        "hidden_act": "quick_gelu" if family in ("sd1", FILLING) else "gelu",
         "projection_dim": 24,
         "bos_token_id": 592,
         "eos_token_id": 593,
@@ -130,7 +132,9 @@ def configs(family: str) -> dict[str, dict[str, Any]]:
         "cross_attention_dim": 24,
         "use_linear_projection": False,
     }
-    if family != "sd1":
+    if family == FILLING:
+        unet["in_channels"] = 9
+    elif family != "sd1":
         unet |= {"attention_head_dim": [2, 4], "use_linear_projection": True}
     made = {"unet": unet, "text_encoder": text}
     if family == "sdxl":
@@ -208,9 +212,18 @@ def picture() -> np.ndarray[Any, Any]:
     return np.round(127.5 + 110 * np.stack(waves, axis=-1)).astype(np.uint8)
 
 
+def mask() -> np.ndarray[Any, Any]:
+    """Which part of `picture` to make anew: (HEIGHT, WIDTH) uint8, 255 in a disc that is cut off."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    return np.where((x - 15) ** 2 + (y - 12) ** 2 < 90, 255, 0).astype(np.uint8)
+
+
 def shapes(family: str) -> dict[str, dict[str, list[int]]]:
     """Names and shapes of every tensor, by part, as the torch side wrote them."""
-    found: dict[str, dict[str, list[int]]] = json.loads((DATA / f"{family}.shapes.json").read_text())
+    source = "sd1" if family == FILLING else family
+    found: dict[str, dict[str, list[int]]] = json.loads((DATA / f"{source}.shapes.json").read_text())
+    if family == FILLING:
+        found["unet"]["conv_in.weight"][1] = 9
     return found
 
 
@@ -220,7 +233,9 @@ def write_repository(family: str, folder: Path, tokenizer: Path, scheduler: dict
 
     parts = configs(family)
     index: dict[str, Any] = {
-        "_class_name": "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline",
+        "_class_name": {"sdxl": "StableDiffusionXLPipeline", FILLING: "StableDiffusionInpaintPipeline"}.get(
+            family, "StableDiffusionPipeline"
+        ),
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", scheduler["_class_name"]],

@@ -22,12 +22,14 @@ from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_inpaint as inpaint
 from diffusers.schedulers import (
     scheduling_dpmsolver_multistep,
     scheduling_dpmsolver_sde,
@@ -170,7 +172,7 @@ def call(pipe: Any, **more: Any) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(np.round(pipe(**values).images[0] * 255).astype(np.uint8))
 
 
-def pictures(pipe: Any, family: str) -> dict[str, np.ndarray[Any, Any]]:
+def pictures(pipe: Any, family: str, tokenizer_folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     found = {}
     size = {"height": g.HEIGHT, "width": g.WIDTH}
     for name, prediction, spacing in g.combinations(family):
@@ -194,6 +196,9 @@ def pictures(pipe: Any, family: str) -> dict[str, np.ndarray[Any, Any]]:
     if family == "sd1":
         found |= otherwise(pipe)
         found |= from_picture(pipe)
+        found |= filled(pipe, "")
+        filling, _ = build(g.FILLING, tokenizer_folder)
+        found |= filled(filling, " by nine channels")
     return found
 
 
@@ -267,6 +272,24 @@ def from_picture(pipe: Any) -> dict[str, np.ndarray[Any, Any]]:
     return found
 
 
+def filled(pipe: Any, how: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Pictures of which a part was made anew."""
+    DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mean
+    other = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    told = {"image": Image.fromarray(g.picture()), "mask_image": Image.fromarray(g.mask())}
+    size = {"height": g.HEIGHT, "width": g.WIDTH}
+    found = {}
+    for name in ("euler", "ddim", "dpmpp_2m", "unipc", "lcm", "heun"):
+        for strength in (1.0, g.STRENGTH):
+            other.scheduler = sampler(g.scheduler_config(name, "epsilon", "leading"))
+            inpaint.randn_tensor = Noises(0)
+            left = g.STEPS - int(g.STEPS * strength)
+            share_noise(1 + left * (2 if name in g.TWICE else 1))
+            found[f"{name}/filled{how}/{strength}"] = call(other, strength=strength, **told, **size)
+    return found
+
+
 @torch.no_grad()
 def main() -> None:
     torch.set_num_threads(1)
@@ -277,7 +300,7 @@ def main() -> None:
         pipe, shapes = build(family, tokenizer)
         (out / f"{family}.shapes.json").write_text(json.dumps(shapes, indent=0) + "\n")
         save_file(components(pipe, family), out / f"{family}.components.safetensors")
-        made = pictures(pipe, family)
+        made = pictures(pipe, family, tokenizer)
         save_file(made, out / f"{family}.pictures.safetensors")
         spread = [float(picture.std()) for picture in made.values()]
         print(

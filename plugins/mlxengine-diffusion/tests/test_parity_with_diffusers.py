@@ -67,13 +67,19 @@ class Family:
         """The model in a repository that asks for Euler."""
         return self.asking(g.scheduler_config("euler", prediction, spacing))
 
-    def asking(self, scheduler: dict[str, Any]) -> Any:
+    def filling(self) -> Any:
+        """The model for inpainting alone."""
+        return self.asking(g.scheduler_config("euler", "epsilon", "leading"), g.FILLING)
+
+    def asking(self, scheduler: dict[str, Any], family: str | None = None) -> Any:
         """The model in a repository with that ``scheduler_config.json``."""
-        key = json.dumps(scheduler)
+        key = json.dumps([scheduler, family])
         if key not in self._pipelines:
             folder = self._root / str(len(self._pipelines))
             tiny = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
-            self._pipelines[key] = self._load(g.write_repository(self.name, folder, tiny, scheduler))
+            self._pipelines[key] = self._load(
+                g.write_repository(family or self.name, folder, tiny, scheduler)
+            )
         return self._pipelines[key]
 
     def picture(self, pipeline: Any, scheduler: str, **changes: Any) -> np.ndarray[Any, Any]:
@@ -203,6 +209,25 @@ def test_a_long_prompt_makes_the_picture_of_its_chunks_side_by_side(family: Fami
     for weights in (False, True):
         ours = family.picture(family.pipeline(), "euler", prompt=g.LONG, prompt_weights=weights)
         same_picture(ours, family.pictures["long"])
+
+
+FILLED = [
+    (name, strength)
+    for name in ("euler", "ddim", "dpmpp_2m", "unipc", "lcm", "heun")
+    for strength in (1.0, g.STRENGTH)
+]
+
+
+@pytest.mark.parametrize(("scheduler", "strength"), FILLED)
+@pytest.mark.parametrize("family", ["sd1"], indirect=True)
+def test_a_hole_is_filled_as_in_diffusers(
+    family: Family, tmp_path: Path, scheduler: str, strength: float
+) -> None:
+    told = {"init": g.picture(), "mask": g.mask(), "strength": strength}
+    ours = family.picture(family.pipeline(), scheduler, **told)
+    same_picture(ours, family.pictures[f"{scheduler}/filled/{strength}"])
+    ours = family.picture(family.filling(), scheduler, **told)
+    same_picture(ours, family.pictures[f"{scheduler}/filled by nine channels/{strength}"])
 
 
 @pytest.mark.parametrize("placement", g.PLACEMENTS)

@@ -110,7 +110,7 @@ def test_a_damaged_file_is_an_error_that_names_it(engine: InferenceEngine, copy:
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("unet/config.json", lambda c: c.update(in_channels=9), "in_channels=9 for latents of 4"),
+        ("unet/config.json", lambda c: c.update(in_channels=5), "in_channels=5 for latents of 4"),
         ("unet/config.json", lambda c: c.update(class_embed_type="timestep"), "class_embed_type='timestep'"),
         ("unet/config.json", lambda c: c.update(down_block_types=["KDownBlock2D"] * 3), "KDownBlock2D"),
         ("vae/config.json", lambda c: c.update(shift_factor=0.1), "vae: shift_factor=0.1"),
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_an_error_that_names_it(engine: InferenceEngine, copy:
         ("model_index.json", lambda c: c.update(text_encoder=["x", "T5EncoderModel"]), "T5EncoderModel"),
         ("model_index.json", lambda c: c.update(_class_name="KandinskyPipeline"), "KandinskyPipeline"),
     ],
-    ids=["inpainting", "classes", "blocks", "vae", "prediction", "scheduler", "encoder", "pipeline"],
+    ids=["depth", "classes", "blocks", "vae", "prediction", "scheduler", "encoder", "pipeline"],
 )
 def test_what_is_not_implemented_is_refused_by_name_from_the_configuration_alone(
     engine: InferenceEngine, copy: Path, file: str, change: Change, words: str

@@ -26,7 +26,7 @@ from mlxengine import (
 )
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 
-from ._pictures import fitted_size, open_picture, pixels_of
+from ._pictures import fitted_size, open_mask, open_picture, pixels_of
 from .backends._work import Job, Pipeline, Pixels, PromptReport, Step
 from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY
 from .sd.prompts import check_prompt, has_weights, parse
@@ -83,7 +83,9 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
     size = request.size or (fitted_size(picture, abilities.size_step) if picture else defaults.size)
     _check_size(size, abilities.size_step, abilities.largest)
     width, height = size
-    strength = defaults.strength if request.strength is None else request.strength
+    mask = _mask(pipeline, request, size)
+    usual = defaults.strength if mask is None else 1.0
+    strength = usual if request.strength is None else request.strength
     return Job(
         prompt=request.prompt,
         negative=request.negative,
@@ -98,6 +100,7 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         prompt_weights=abilities.prompt_weights and request.prompt_weights is not False,
         guidance_rescale=_rescale(pipeline, request.guidance_rescale),
         init=None if picture is None else pixels_of(picture, (width, height)),
+        mask=mask,
         strength=1.0 if picture is None else float(strength),
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
@@ -151,6 +154,21 @@ def _picture(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> 
     if request.strength is not None:
         _number("strength", request.strength, 0, 1)
     return open_picture(request.init_image)
+
+
+def _mask(pipeline: Pipeline, request: ImageRequest, size: tuple[int, int]) -> Pixels | None:
+    if request.mask is None:
+        if pipeline.abilities.fills:
+            _refuse("This model fills a hole in a picture.", "Give it both: init_image and mask.")
+        return None
+    if request.init_image is None:
+        _refuse("mask has no meaning without init_image.", "It says which part of that picture to make anew.")
+    if not pipeline.abilities.mask:
+        raise UnsupportedInputError(
+            f"This model makes whole pictures ({pipeline.info.get('library')}).",
+            hint="Leave mask out, or load a Stable Diffusion model.",
+        )
+    return open_mask(request.mask, size)
 
 
 def _chosen(name: str, wanted: str | None, known: tuple[str, ...]) -> str | None:
@@ -218,9 +236,19 @@ def _run(
     for index in range(request.n):
         job = evolve(first, seed=first.seed + index)
         latents = yield from _denoise(pipeline, job, index, request.preview_every)
-        pixels = yield from pipeline.decode(latents, job)
+        pixels = _pasted((yield from pipeline.decode(latents, job)), job)
         yield ImageReady(index=index, pixels=_array(pixels), recipe=recipe(model, job, report))
     yield Finished(usage=TokenUsage(prompt_tokens=report.tokens))
+
+
+def _pasted(pixels: Pixels, job: Job) -> Pixels:
+    """The pixels that the mask keeps, as they were: the autoencoder gives them back but nearly."""
+    import numpy as np
+
+    if job.mask is None or job.init is None:
+        return pixels
+    found: Pixels = np.where(job.mask[..., None] > 0, pixels, job.init)
+    return found
 
 
 def _denoise(pipeline: Pipeline, job: Job, index: int, every: int) -> Generator[Event | None, None, Any]:
@@ -268,6 +296,8 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
     if job.init is not None:
         made["strength"] = job.strength
         made["init_sha256"] = hashlib.sha256(job.init.tobytes()).hexdigest()
+    if job.mask is not None:
+        made["mask_sha256"] = hashlib.sha256(job.mask.tobytes()).hexdigest()
     if report.truncated:
         made["truncated"] = report.truncated
     return made

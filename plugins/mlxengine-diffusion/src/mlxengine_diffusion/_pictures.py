@@ -17,7 +17,7 @@ _MOST_PIXELS = 40_000_000
 _HINT = "Give a path, the bytes of a picture file, a PIL image, or an array (height, width, 3) of uint8."
 
 
-def open_picture(source: Any) -> Any:
+def open_picture(source: Any, name: str = "init_image") -> Any:
     """A PIL image in RGB, turned upright; transparency lies on white.
 
     Raises:
@@ -52,7 +52,32 @@ def open_picture(source: Any) -> Any:
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         return picture.convert("RGB")
     except Exception as error:  # a decoder raises whatever it likes on damaged data
-        raise UnsupportedInputError(f"init_image cannot be read: {error}.", hint=_HINT) from error
+        raise UnsupportedInputError(f"{name} cannot be read: {error}.", hint=_HINT) from error
+
+
+def open_mask(source: Any, size: tuple[int, int]) -> Pixels:
+    """A mask scaled to (width, height): 255 where its picture is light or transparent, else 0.
+
+    Raises:
+        UnsupportedInputError: it is no picture.
+        InvalidParameterError: it is dark everywhere.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(source, np.ndarray) and source.ndim == 2:
+        grey = source.astype(np.uint8) * 255 if source.dtype == bool else source
+        source = np.repeat(grey[..., None], 3, axis=2)
+    picture = open_picture(source, name="mask")
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    found: Pixels = np.where(np.array(picture.convert("L")) >= 128, 255, 0).astype(np.uint8)
+    if not found.any():
+        raise InvalidParameterError(
+            "The mask is dark everywhere: it keeps the whole picture.",
+            hint="Make white what is to be made anew.",
+        )
+    return found
 
 
 def fitted_size(picture: Any, step: int) -> tuple[int, int]:
@@ -81,4 +106,4 @@ def pixels_of(picture: Any, size: tuple[int, int]) -> Pixels:
     return found
 
 
-__all__ = ["fitted_size", "open_picture", "pixels_of"]
+__all__ = ["fitted_size", "open_mask", "open_picture", "pixels_of"]

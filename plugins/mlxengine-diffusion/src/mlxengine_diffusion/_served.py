@@ -13,7 +13,12 @@ from mlxengine import ModelCard
 from .sd.single_file import checkpoints
 
 PIPELINES = {
-    "sd": ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+    "sd": (
+        "StableDiffusionPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    ),
     "mlx_vlm": ("ZImagePipeline", "Flux2KleinPipeline"),
     "mflux": ("FluxPipeline", "QwenImagePipeline", "Flux2KleinPipeline"),
 }

@@ -75,6 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--guidance-rescale", type=float, metavar="X", help="less contrast, 0 to 1")
     parser.add_argument("--init", type=Path, help="a picture to start from")
+    parser.add_argument("--mask", type=Path, help="white where that picture is to be made anew")
     parser.add_argument("--strength", type=float, help="how far to leave it, 0 to 1")
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
     parser.add_argument("--lora", action="append", default=[], metavar="REF[=SCALE]", help="an adapter")
@@ -97,6 +98,11 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         raise InvalidParameterError(
             "This picture was made from another one, which the recipe does not hold.",
             hint="Name it with --init.",
+        )
+    if recipe.get("mask_sha256") is not None and options.mask is None:
+        raise InvalidParameterError(
+            "A part of this picture was made with a mask, which the recipe does not hold.",
+            hint="Name it with --mask.",
         )
     size: Any = _size(options.size) or ((recipe["width"], recipe["height"]) if recipe else None)
     model = options.model or recipe.get("model") or "auto:diffusion"
@@ -121,6 +127,7 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         prompt_weights=told("prompt_weights"),
         guidance_rescale=told("guidance_rescale"),
         init_image=options.init,
+        mask=options.mask,
         strength=told("strength"),
         n=options.n,
         lora=tuple(adapters),

@@ -33,6 +33,8 @@ class Abilities:
         negative: whether negative prompts work (with a guidance above 1).
         guided: whether a guidance above 1 has an effect.
         init_image: whether a picture can be the start.
+        mask: whether a part of that picture can be made anew and the rest kept.
+        fills: whether it is made for nothing else.
         lora: whether adapters can be applied.
         prompt_weights: whether brackets in a prompt weigh its words.
         text_layers: how many layers the text encoder has to choose from with ``clip_skip``; 0 for no choice.
@@ -49,6 +51,8 @@ class Abilities:
     negative: bool = True
     guided: bool = True
     init_image: bool = False
+    mask: bool = False
+    fills: bool = False
     lora: bool = False
     prompt_weights: bool = False
     text_layers: int = 0
@@ -58,7 +62,10 @@ class Abilities:
 
 @frozen(kw_only=True)
 class Job:
-    """One picture to make; everything is decided."""
+    """One picture to make; everything is decided.
+
+    ``mask`` has the picture's height and width; what is above zero is made anew.
+    """
 
     prompt: str
     negative: str | None
@@ -73,6 +80,7 @@ class Job:
     prompt_weights: bool = False
     guidance_rescale: float = 0.0
     init: Pixels | None = None
+    mask: Pixels | None = None
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()
     low_memory: bool = False

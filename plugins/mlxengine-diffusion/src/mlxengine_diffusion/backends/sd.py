@@ -77,6 +77,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         noise, side = {**noise, "prediction_type": "v_prediction"}, 96
     settings = NoiseSettings.read(noise)
     vae = found.document("vae/config.json")
+    fills = found.document("unet/config.json")["in_channels"] != vae.get("latent_channels", 4)
     scale = _pixels_per_latent(vae)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     dtype = _dtype(context.features.get(BACKEND_DTYPE), on_cpu=on_cpu)
@@ -124,6 +125,8 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         size_step=scale,
         most_steps=settings.train_steps - 1,
         init_image=True,
+        mask=True,
+        fills=fills,
         lora=True,
         prompt_weights=True,
         text_layers=min(configs[part]["num_hidden_layers"] for part in tokenizers),
@@ -138,6 +141,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         latent_channels=vae.get("latent_channels", 4),
         latent_scale=scale,
         dtype=dtype,
+        fills=fills,
         compiled=_compiled(context.features.get(COMPILE), on_cpu=on_cpu),
     )
     info: dict[str, Any] = {

@@ -127,8 +127,8 @@ class UNetSettings:
 def unet_problems(config: Config, latent_channels: int) -> list[str]:
     """Settings of a ``unet/config.json`` that are not implemented; empty if it can be built."""
     wrong = _refused(config, _UNET_FIXED) + _unknown_blocks(config, _BLOCKS)
-    if config.get("in_channels") != latent_channels:
-        # Inpainting and depth models take more channels than the noisy latents.
+    if config.get("in_channels") not in (latent_channels, 2 * latent_channels + 1):
+        # Inpainting models are shown a mask and another picture's latents; depth models something else.
         wrong.append(f"in_channels={config.get('in_channels')!r} for latents of {latent_channels}")
     return wrong
 

@@ -15,7 +15,12 @@ from . import single_file
 from .config import clip_problems, unet_problems, vae_problems
 from .scheduler_config import NoiseSettings
 
-PIPELINES = {"StableDiffusionPipeline": False, "StableDiffusionXLPipeline": True}
+PIPELINES = {
+    "StableDiffusionPipeline": False,
+    "StableDiffusionInpaintPipeline": False,
+    "StableDiffusionXLPipeline": True,
+    "StableDiffusionXLInpaintPipeline": True,
+}
 """Pipeline classes, and whether they have two text encoders."""
 
 _STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}

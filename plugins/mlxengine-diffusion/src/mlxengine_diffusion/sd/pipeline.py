@@ -50,6 +50,7 @@ class Traits:
         settings: the noise it was trained with.
         latent_channels, latent_scale: channels of the latents; pixels per latent along a side.
         dtype: number format of the UNet and the text encoders.
+        fills: whether the UNet is shown a mask and the rest of a picture beside the latents.
         compiled: whether the UNet runs as `mlx.core.compile` makes it.
     """
 
@@ -59,6 +60,7 @@ class Traits:
     latent_channels: int
     latent_scale: int
     dtype: mx.Dtype
+    fills: bool = False
     compiled: bool = False
 
 
@@ -106,14 +108,18 @@ class StableDiffusion:
         if job.init is None:
             latents = noise.initial(shape) * sampler.initial_scale
         else:
-            clean = self._encode_picture(job)
+            clean = self._encoded(job.init, job)
             yield None
             start = job.steps - steps_for(job.steps, job.strength)
             if start == job.steps:
                 yield Step(done=0, total=0, latents=clean, clean=clean)
                 return
             latents = sampler.add_noise(clean, noise.initial(shape), start * sampler.evaluations)
+            if job.mask is not None and not start:
+                latents = noise.initial(shape) * sampler.initial_scale
         added = self._added(told, job)
+        hole = None if job.mask is None else self._hole(job.mask)
+        beside = self._beside(job) if self.traits.fills else None
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, "unet", adapters, self.traits.dtype)
             if self.traits.compiled:
@@ -127,6 +133,8 @@ class StableDiffusion:
             evaluations = len(sampler.timesteps)
             for index in range(start * sampler.evaluations, evaluations):
                 shown = sampler.scale_input(latents, index).astype(self.traits.dtype)
+                if beside is not None:
+                    shown = mx.concatenate([shown, beside], axis=-1)
                 if guided:
                     shown = mx.concatenate([shown, shown])
                 times = mx.full((len(shown),), sampler.timesteps[index])
@@ -136,14 +144,19 @@ class StableDiffusion:
                     output = without + job.guidance * (with_prompt - without)
                     output = _rescaled(output, with_prompt, job.guidance_rescale)
                 extra = noise.fresh(index, shape) if sampler.stochastic else None
-                latents, clean = sampler.step(output, latents, index, extra)
-                mx.eval(latents, clean)
+                latents, believed = sampler.step(output, latents, index, extra)
+                if hole is not None and not self.traits.fills:
+                    kept = clean
+                    if index + 1 < evaluations:
+                        kept = sampler.add_noise(clean, noise.initial(shape), index + 1)
+                    latents = mx.where(hole, latents, kept)
+                mx.eval(latents, believed)
                 step, inside = divmod(index + 1, sampler.evaluations)
                 if inside and index + 1 < evaluations:
                     yield None
                     continue
                 done = step + bool(inside) - start
-                yield Step(done=done, total=job.steps - start, latents=latents, clean=clean)
+                yield Step(done=done, total=job.steps - start, latents=latents, clean=believed)
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
@@ -216,14 +229,26 @@ class StableDiffusion:
         sizes = [job.height, job.width, 0, 0, job.height, job.width]
         return told.pooled, mx.array([sizes] * len(told.pooled), dtype=mx.float32)
 
-    def _encode_picture(self, job: Job) -> mx.array:
-        """The starting picture's latents (the mean of the autoencoder's distribution)."""
-        assert job.init is not None
+    def _encoded(self, pixels: Pixels | mx.array, job: Job) -> mx.array:
+        """A picture's latents (the mean of the autoencoder's distribution)."""
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            mean, _ = vae.encode(mx.array(job.init)[None].astype(mx.float32) / 127.5 - 1)
+            mean, _ = vae.encode(mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1)
             mx.eval(mean)
         found: mx.array = mean
         return found
+
+    def _hole(self, mask: Pixels) -> mx.array:
+        """Which latents are made anew, (1, height, width, 1): those whose first pixel is."""
+        scale = self.traits.latent_scale
+        return mx.array(mask[::scale, ::scale] > 0)[None, ..., None]
+
+    def _beside(self, job: Job) -> mx.array:
+        """What an inpainting UNet is shown besides: the hole, and latents of the picture with grey in it."""
+        assert job.init is not None
+        assert job.mask is not None
+        around = mx.where(mx.array(job.mask)[..., None] > 0, 127.5, mx.array(job.init).astype(mx.float32))
+        hole = self._hole(job.mask).astype(self.traits.dtype)
+        return mx.concatenate([hole, self._encoded(around, job).astype(self.traits.dtype)], axis=-1)
 
 
 def _parts(job: Job, text: str) -> list[list[Piece]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
@@ -13,15 +12,13 @@ from ..contract._convert import only
 from ..contract.events import Array, Event
 from ..errors import BackendUnavailableError, InvalidParameterError, ModelNotFoundError
 from ..handle import AsyncModelHandle, ModelHandle
-from ..readonly import freeze, thaw
+from ..readonly import freeze
+from .exchange import RECIPE_KEY, held, saving
 from .outputs import ImageReady
 from .requests import ImageRequest
 
 if TYPE_CHECKING:
     import numpy as np
-
-RECIPE_KEY = "mlxengine"
-"""The PNG text chunk that holds the recipe, as JSON."""
 
 
 @frozen(kw_only=True)
@@ -49,7 +46,7 @@ class Picture:
         return _pil().fromarray(self.numpy())
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture in the format that the name says; a PNG also holds the recipe.
+        """Write the picture in the format that the name says; PNG, JPEG and WebP hold the recipe.
 
         Raises:
             InvalidParameterError: the name's ending is no picture format.
@@ -61,36 +58,33 @@ class Picture:
             raise InvalidParameterError(
                 f"{target.name!r} does not end like a picture.", hint="Write for example picture.png."
             )
-        extra: dict[str, Any] = {}
-        if target.suffix.lower() == ".png":
-            from PIL.PngImagePlugin import PngInfo
-
-            extra["pnginfo"] = PngInfo()
-            extra["pnginfo"].add_itxt(RECIPE_KEY, json.dumps(thaw(self.recipe), ensure_ascii=False))
-        self.pil().save(target, **extra)
+        self.pil().save(target, **saving(target.suffix.lower(), self.recipe))
         return target
 
 
 def read_recipe(path: str | Path) -> Mapping[str, Any]:
-    """The recipe that a PNG of ours holds.
+    """The recipe that a PNG, JPEG or WebP of ours holds, or of another program that writes ``parameters``.
+
+    What another program's text has no name for here stands under ``"other"``, its model's name under
+    ``"model_name"``.
 
     Raises:
         ModelNotFoundError: there is no such file.
         InvalidParameterError: it is no picture, or holds no recipe.
         BackendUnavailableError: Pillow is not installed.
     """
-    source, text = Path(path).expanduser(), None
+    source = Path(path).expanduser()
     try:
         with _pil().open(source) as opened:
-            text = opened.info.get(RECIPE_KEY)
-            found = json.loads(text) if text is not None else None
+            found = held(opened)
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"There is no file {source}.") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise InvalidParameterError(f"{source.name} cannot be read as a picture: {error}.") from error
-    if not isinstance(found, dict):
+    if found is None:
         raise InvalidParameterError(
-            f"{source.name} holds no recipe.", hint="Only PNG files that MLXEngine saved do."
+            f"{source.name} holds no recipe.",
+            hint="PNG, JPEG and WebP files hold one that MLXEngine or a web UI saved last.",
         )
     frozen_recipe: Mapping[str, Any] = freeze(found)
     return frozen_recipe

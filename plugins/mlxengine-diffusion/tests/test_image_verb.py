@@ -24,6 +24,13 @@ def run(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def _web_ui(text: str) -> bytes:
+    """EXIF as a web UI writes it."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + f"{text}Seed: 4, Model: toy, Odd: thing".encode("utf-16-be")
+    return exif.tobytes()
+
+
 def test_a_picture_is_written_with_its_recipe_and_made_again_from_it(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -35,6 +42,16 @@ def test_a_picture_is_written_with_its_recipe_and_made_again_from_it(
     assert json.loads(again.stdout)["pictures"][0]["recipe"] == told
     first, second = (np.array(Image.open(tmp_path / name)) for name in ("x.png", "y.png"))
     assert np.array_equal(first, second)
+    foreign = Image.open(tmp_path / "x.png")
+    foreign.save(
+        tmp_path / "z.jpg", exif=_web_ui("a red circle\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 3, ")
+    )
+    told = json.loads(run("--recipe", "z.jpg", "--json", folder=tmp_path).stdout)
+    assert (told["scheduler"], told["guidance"], told["other"]) == ("dpmpp_2m", 3.0, {"Odd": "thing"})
+    unnamed = run("--recipe", "z.jpg", "--out", "w.png", folder=tmp_path)
+    assert (unnamed.returncode, "calls toy" in unnamed.stderr) == (2, True)
+    named = run("--recipe", "z.jpg", "--out", "w.png", "-m", tiny_folder, "--size", "32x32", folder=tmp_path)
+    assert (named.returncode, named.stdout) == (0, "w.png\n")
     several = run(*ASK, "-m", tiny_folder, "-n", 2, "--init", "x.png", "--strength", 0.6, folder=tmp_path)
     assert several.stdout.split() == ["a-red-circle-0.png", "a-red-circle-1.png"]
 

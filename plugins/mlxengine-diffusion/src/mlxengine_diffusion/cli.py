@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ from .features import BACKEND, QUANTIZE
 from .sd.scheduler_classes import samplers
 from .sd.scheduler_config import PLACEMENTS
 
+_log = logging.getLogger("mlxengine.diffusion")
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 
 
@@ -33,6 +35,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
         found = thaw(recipe)
         out.emit(found, lambda: out.line(json.dumps(found, ensure_ascii=False, indent=2)))
         return 0
+    if other := recipe.get("other"):
+        _log.warning("Not understood of the recipe: %s.", ", ".join(f"{k}: {v}" for k, v in other.items()))
     model, request = _asked(options, recipe)
     target = _target(options, request)
     for feature, chosen in ((BACKEND, options.backend), (QUANTIZE, options.bits)):
@@ -83,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantize the denoiser")
     parser.add_argument("--backend", help="the library to use")
     parser.add_argument(
-        "--recipe", type=Path, metavar="PNG", help="print how a picture was made; with --out make it again"
+        "--recipe", type=Path, metavar="FILE", help="print how a picture was made; with --out make it again"
     )
 
 
@@ -104,9 +108,16 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
             "A part of this picture was made with a mask, which the recipe does not hold.",
             hint="Name it with --mask.",
         )
-    size: Any = _size(options.size) or ((recipe["width"], recipe["height"]) if recipe else None)
+    size: Any = _size(options.size)
+    if size is None and recipe.get("width"):
+        size = recipe["width"], recipe["height"]
+    if options.model is None and (name := recipe.get("model_name")):
+        raise InvalidParameterError(
+            f"Another program made this picture with a model that it calls {name}.",
+            hint="Name that model, or another one, with --model.",
+        )
     model = options.model or recipe.get("model") or "auto:diffusion"
-    if options.model is None and recipe and not Path(model).exists():
+    if options.model is None and recipe.get("commit") and not Path(model).exists():
         model = f"{model}@{recipe['commit']}"
 
     def told(name: str) -> Any:

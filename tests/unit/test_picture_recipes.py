@@ -1,0 +1,125 @@
+"""A picture's recipe in its file, ours and that of other programs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlxengine import Picture
+from mlxengine.contract.events import Array
+from mlxengine.errors import InvalidParameterError
+from mlxengine.pictures.exchange import from_text, to_text
+from mlxengine.pictures.handle import read_recipe
+
+PIL = pytest.importorskip("PIL.Image")
+RECIPE: dict[str, Any] = {
+    "model": "org/name",
+    "commit": "0" * 40,
+    "prompt": "a (red:1.2) circle,\nSteps: many — ü 🙂",
+    "negative": "blurry, grey",
+    "width": 24,
+    "height": 16,
+    "steps": 20,
+    "guidance": 7.5,
+    "seed": 1234567890123,
+    "scheduler": "dpmpp_2m_sde",
+    "sigmas": "karras",
+    "clip_skip": 2,
+    "lora": (),
+}
+# As the web UI writes it; the second form is that of older versions.
+THEIRS = """masterpiece, (sunset:1.3) over a city
+second line
+Negative prompt: low quality, text
+Steps: 28, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 42, Size: 512x768, \
+Model hash: 6ce0161689, Model: dreamshaper_8, Clip skip: 2, ADetailer model: "face, hand: n.pt", \
+Version: v1.9.4"""
+OLDER = "a cat\nSteps: 20, Sampler: Euler a Karras, CFG scale: 7, Seed: 7, Size: 64x64, Model: some"
+
+
+def picture(recipe: dict[str, Any]) -> Picture:
+    pixels = Array(data=bytes(range(256)) * 4 + bytes(128), shape=(16, 24, 3), dtype="uint8")
+    return Picture(pixels=pixels, recipe=recipe)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "webp"])
+def test_a_saved_picture_holds_its_whole_recipe(tmp_path: Path, ending: str) -> None:
+    made = picture(RECIPE)
+    assert read_recipe(made.save(tmp_path / f"x.{ending}")) == made.recipe
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_other_programs_find_their_text_where_they_look_for_it(tmp_path: Path, ending: str) -> None:
+    path = picture(RECIPE).save(tmp_path / f"x.{ending}")
+    with PIL.open(path) as opened:
+        if ending == "png":
+            text = opened.text["parameters"]
+        else:
+            comment = opened.getexif().get_ifd(0x8769)[0x9286]
+            assert comment[:8] == b"UNICODE\0"
+            text = comment[8:].decode("utf-16-be")
+    assert text == to_text(RECIPE)
+    first, *_, last = text.split("\n")
+    assert first == "a (red:1.2) circle,"
+    assert last.startswith(
+        "Steps: 20, Sampler: DPM++ 2M SDE, Schedule type: Karras, CFG scale: 7.5, Seed: 1234"
+    )
+    assert "Size: 24x16" in last
+
+
+def test_the_text_says_what_it_was_made_of() -> None:
+    plain = {**RECIPE, "prompt": "a red circle"}
+    read = from_text(to_text(plain))
+    keys = ("prompt", "negative", "steps", "guidance", "seed", "scheduler", "sigmas", "width", "clip_skip")
+    assert {key: read[key] for key in keys} == {key: plain[key] for key in keys}
+    assert read["model_name"] == "org/name"
+
+
+def test_a_web_uis_text_is_read_and_what_has_no_meaning_here_is_kept_apart(tmp_path: Path) -> None:
+    assert from_text(THEIRS) == {
+        "prompt": "masterpiece, (sunset:1.3) over a city\nsecond line",
+        "negative": "low quality, text",
+        "steps": 28,
+        "guidance": 6.5,
+        "seed": 42,
+        "clip_skip": 2,
+        "width": 512,
+        "height": 768,
+        "scheduler": "dpmpp_2m",
+        "sigmas": "karras",
+        "model_name": "dreamshaper_8",
+        "other": {"ADetailer model": "face, hand: n.pt"},
+    }
+    older = from_text(OLDER)
+    assert (older["scheduler"], older["sigmas"], older["seed"]) == ("euler_ancestral", "karras", 7)
+    assert from_text("only words: here") == {"prompt": "only words: here"}
+    unknown = from_text(OLDER.replace("Euler a Karras", "DPM++ 2S a"))
+    assert "scheduler" not in unknown
+    assert unknown["other"] == {"Sampler": "DPM++ 2S a"}
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    chunks.add_text("parameters", THEIRS)
+    PIL.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=chunks)
+    assert read_recipe(tmp_path / "x.png")["seed"] == 42
+
+
+def test_a_recipe_that_a_jpeg_cannot_hold_is_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = {**RECIPE, "prompt": "word " * 20_000}
+    with caplog.at_level(logging.WARNING, "mlxengine.pictures"):
+        path = picture(long).save(tmp_path / "x.jpg")
+    assert "too long for a .jpg" in caplog.text
+    with pytest.raises(InvalidParameterError, match="holds no recipe"):
+        read_recipe(path)
+    assert read_recipe(picture(long).save(tmp_path / "x.png"))["prompt"] == long["prompt"]
+
+
+def test_a_picture_without_a_recipe_is_an_error(tmp_path: Path) -> None:
+    for ending in ("png", "jpg", "bmp"):
+        PIL.new("RGB", (8, 8)).save(tmp_path / f"x.{ending}")
+        with pytest.raises(InvalidParameterError, match="holds no recipe"):
+            read_recipe(tmp_path / f"x.{ending}")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import geometry as g
+import mlx.core as mx
 import numpy as np
 import pytest
 from mlxengine import ImageHandle, InferenceEngine
 from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError, ModelNotFoundError
+from mlxengine_diffusion.sd.adapter_files import read_adapters
 from safetensors.numpy import load_file, save_file
 
 RANK, ALPHA = 4, 2.0
@@ -89,10 +93,8 @@ def kohya(layers: dict[str, tuple[Any, Any]], folder: Path, *, original: bool = 
     return target
 
 
-def merged(layers: dict[str, tuple[Any, Any]], tiny: Path, folder: Path) -> Path:
-    """A model with the adapters added to its weights: what the adapters have to amount to."""
-    import shutil
-
+def rewritten(tiny: Path, folder: Path, layers: Any, change: Callable[[str, Any], Any]) -> Path:
+    """The tiny model with the weights of the layers changed."""
     shutil.copytree(tiny, folder, copy_function=shutil.copyfile)
     for file, names in (
         ("unet/diffusion_pytorch_model", [name for name in layers if name != TEXT]),
@@ -101,13 +103,20 @@ def merged(layers: dict[str, tuple[Any, Any]], tiny: Path, folder: Path) -> Path
         path = folder / f"{file}.safetensors"
         tensors = {key: value.astype(np.float32) for key, value in load_file(path).items()}
         for name in names:
-            down, up = layers[name]
-            delta = (up.reshape(len(up), RANK) @ down.reshape(RANK, -1)).reshape(
-                tensors[f"{name}.weight"].shape
-            )
-            tensors[f"{name}.weight"] += delta * (ALPHA / RANK)
+            tensors[f"{name}.weight"] = change(name, tensors[f"{name}.weight"])
         save_file(tensors, path)
     return folder
+
+
+def merged(layers: dict[str, tuple[Any, Any]], tiny: Path, folder: Path) -> Path:
+    """A model with the adapters added to its weights: what the adapters have to amount to."""
+
+    def change(name: str, weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        down, up = layers[name]
+        added: np.ndarray[Any, Any] = up.reshape(len(up), RANK) @ down.reshape(RANK, -1) * (ALPHA / RANK)
+        return weight + added.reshape(weight.shape)
+
+    return rewritten(tiny, folder, layers, change)
 
 
 def picture(model: ImageHandle, **values: Any) -> Any:
@@ -202,12 +211,11 @@ def test_a_peft_folder_is_applied_with_the_alpha_of_its_configuration(
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"use_dora": True}, "use_dora=True"),
-        ({"peft_type": "LOHA"}, "peft_type='LOHA'"),
+        ({"peft_type": "BOFT"}, "peft_type='BOFT'"),
         ({"bias": "all"}, "bias='all'"),
         ({"modules_to_save": ["conv_in"]}, "modules_to_save"),
     ],
-    ids=["dora", "loha", "bias", "modules"],
+    ids=["boft", "bias", "modules"],
 )
 def test_a_peft_folder_that_says_more_than_alphas_is_refused_by_name(
     model: ImageHandle, layers: Any, tmp_path: Path, config: dict[str, object], words: str
@@ -219,6 +227,84 @@ def test_a_peft_folder_that_says_more_than_alphas_is_refused_by_name(
     assert words in str(caught.value)
 
 
+KINDS = load_file(g.DATA / "adapters.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["loha", "loha of factors", "lokr", "lokr of factors", "dora"])
+def test_loha_lokr_and_dora_change_a_weight_as_in_peft(kind: str, tmp_path: Path) -> None:
+    own = {name.split("|", 1)[1]: value for name, value in KINDS.items() if name.startswith(f"{kind}|")}
+    adapter = {name.split("|")[1]: value for name, value in own.items() if name.startswith("adapter|")}
+    save_file(adapter, tmp_path / "adapter_model.safetensors")
+    config = {
+        "peft_type": kind.split()[0].upper().replace("DORA", "LORA"),
+        "r": 1 if kind == "lokr of factors" else 3,
+        "lora_alpha" if kind == "dora" else "alpha": 6,
+        "use_dora": kind == "dora",
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = read_adapters(tmp_path).networks["unet"]
+    for layer in ("linear", "conv"):
+        made = found[layer].changed(mx.array(own[f"before|{layer}"]), slice(None))
+        assert (
+            np.abs(np.array(made) - own[f"after|{layer}"]).max() <= 1e-4 * np.abs(own[f"after|{layer}"]).max()
+        )
+
+
+def loha(layers: dict[str, tuple[Any, Any]], folder: Path, *, dora: bool) -> tuple[Path, dict[str, Any]]:
+    """A file of LyCORIS's form (or LoRA with DoRA's magnitudes), and what its layers' weights become."""
+    tensors, numbers = {}, np.random.RandomState(1)
+    for name, (down, up) in layers.items():
+        key = f"lora_te_text_model_{name}" if name == TEXT else f"lora_unet_{name}"
+        key = key.replace(".", "_")
+        outputs, inputs = len(up), down[0].size
+        if dora:
+            tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down, up
+            tensors[f"{key}.dora_scale"] = np.abs(numbers.standard_normal((outputs, 1))).astype(np.float32)
+        else:
+            for number in (1, 2):
+                a, b = numbers.standard_normal((outputs, RANK)), numbers.standard_normal((RANK, inputs))
+                tensors[f"{key}.hada_w{number}_a"] = a.astype(np.float32) / 2
+                tensors[f"{key}.hada_w{number}_b"] = b.astype(np.float32) / np.float32(inputs**0.5)
+        tensors[f"{key}.alpha"] = np.array(ALPHA, np.float32)
+    save_file(tensors, folder / "adapter.safetensors")
+    return folder / "adapter.safetensors", tensors
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["loha", "dora"])
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_loha_and_dora_make_the_picture_of_a_model_with_the_changed_weights(
+    model: ImageHandle,
+    engine: InferenceEngine,
+    layers: Any,
+    tiny_folder: Path,
+    tmp_path: Path,
+    dora: bool,
+    strength: float,
+) -> None:
+    file, tensors = loha(layers, tmp_path, dora=dora)
+
+    def change(name: str, weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        key = (f"lora_te_text_model_{name}" if name == TEXT else f"lora_unet_{name}").replace(".", "_")
+        flat = weight.reshape(len(weight), -1)
+        if dora:
+            down, up = tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"]
+            made = flat + up.reshape(len(up), RANK) @ down.reshape(RANK, -1) * (ALPHA / RANK)
+            made = made / np.linalg.norm(made, axis=1, keepdims=True) * tensors[f"{key}.dora_scale"]
+        else:
+            one, two = (tensors[f"{key}.hada_w{n}_a"] @ tensors[f"{key}.hada_w{n}_b"] for n in (1, 2))
+            made = flat + one * two * (ALPHA / RANK)
+        return (flat + strength * (made - flat)).reshape(weight.shape)
+
+    with engine.load_images(rewritten(tiny_folder, tmp_path / "merged", layers, change)) as other:
+        wanted = picture(other)
+    ours = picture(model, lora=((str(file), strength),))
+    assert np.abs(ours - wanted).max() <= tolerance()
+    assert np.abs(wanted - picture(model)).max() > 5
+    with engine.load_images(tiny_folder, features={"diffusion.quantize": 8}) as packed:
+        near = picture(packed, lora=((str(file), strength),))
+    assert np.abs(near - wanted).mean() < 10
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
@@ -227,15 +313,28 @@ def test_a_peft_folder_that_says_more_than_alphas_is_refused_by_name(
             {"lora_unet_nowhere.lora_down.weight": (4, 8), "lora_unet_nowhere.lora_up.weight": (8, 4)},
             "nowhere",
         ),
-        ({f"unet.{ATTENTION}.lora_A.weight": (4, 64)}, "without both matrices"),
+        ({f"unet.{ATTENTION}.lora_A.weight": (4, 64)}, "without all matrices"),
         (
             {f"unet.{ATTENTION}.lora_A.weight": (4, 9), f"unet.{ATTENTION}.lora_B.weight": (64, 4)},
             "(4, 9) and (64, 4)",
         ),
-        ({f"unet.{ATTENTION}.hada_w1_a": (4, 9)}, "DoRA, LoHa, LoKr and OFT adapters are not implemented"),
-        ({"unet.conv_in.weight": (4, 9)}, "not a plain LoRA: it has unet.conv_in.weight"),
+        ({f"unet.{ATTENTION}.hada_w1_a": (4, 9)}, "without all matrices"),
+        ({f"unet.{ATTENTION}.lokr_w1": (2, 2), f"unet.{ATTENTION}.lokr_w2": (3, 3)}, "does not fit"),
+        ({f"unet.{ATTENTION}.oft_blocks": (4, 9)}, "LoRA, LoHa, LoKr, and DoRA by outputs are"),
+        ({f"unet.{ATTENTION}.dora_scale": (1, 9)}, "dora_scale"),
+        ({"unet.conv_in.weight": (4, 9)}, "no adapter that is implemented: it has unet.conv_in.weight"),
     ],
-    ids=["unknown", "unknown flat", "half", "misshapen", "another kind", "no adapter"],
+    ids=[
+        "unknown",
+        "unknown flat",
+        "half",
+        "misshapen",
+        "half of another kind",
+        "misshapen kronecker",
+        "another kind",
+        "by inputs",
+        "no adapter",
+    ],
 )
 def test_an_adapter_that_does_not_fit_is_refused_by_name(
     model: ImageHandle, tmp_path: Path, tensors: dict[str, tuple[int, ...]], words: str

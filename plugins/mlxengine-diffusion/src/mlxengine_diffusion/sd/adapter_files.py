@@ -7,17 +7,16 @@ rank-stabilised scale; kohya's names are those of the original latent-diffusion 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 from attrs import define, field
 from mlxengine.errors import IncompatibleWeightsError, ModelNotFoundError
 
+from .adapters import Adapter
 from .weights import read_tensors
 
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
@@ -27,16 +26,17 @@ _SUFFIX = re.compile(
     r"(?P<name>.+?)(?:"
     r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.default)?(?P<down>)\.weight"
     r"|\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)(?:\.default)?(?P<up>)\.weight"
+    r"|\.(?P<factor>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
+    r"|\.(?P<magnitude>dora_scale|lora_magnitude_vector(?:\.default)?(?:\.weight)?)"
     r"|(?P<alpha>)\.alpha)"
 )
 _PROCESSOR = re.compile(r"\.processor\.(to_\w+?)_lora\.(down|up)\.")
-_OTHER_KINDS = ("hada_", "lokr_", "dora_scale", "lora_magnitude_vector", "oft_", "lora_mid")
+_OTHER_KINDS = ("oft_", "lora_mid", "diff")
 _PEFT_CONFIG = "adapter_config.json"
 # What else PEFT's configuration can say that changes what the matrices do, with what is implemented.
 _PEFT_FIXED: Mapping[str, tuple[object, ...]] = {
-    "peft_type": ("LORA",),
+    "peft_type": ("LORA", "LOHA", "LOKR"),
     "bias": ("none",),
-    "use_dora": (False, None),
     "lora_bias": (False, None),
     "modules_to_save": (None,),
     "layer_replication": (None,),
@@ -44,24 +44,6 @@ _PEFT_FIXED: Mapping[str, tuple[object, ...]] = {
 }
 _PEFT_ALPHA = 8
 _SHOWN = 5
-
-
-@define
-class Adapter:
-    """One adapted layer: ``up @ down * alpha / rank`` is added to its weight."""
-
-    down: mx.array | None = None
-    up: mx.array | None = None
-    alpha: float | None = None
-    rank_stabilised: bool = False
-
-    @property
-    def scale(self) -> float:
-        """What the product is multiplied with; 1 where the file has no alpha."""
-        if self.down is None or self.alpha is None:
-            return 1.0
-        rank = self.down.shape[0]
-        return self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
 
 @define
@@ -101,13 +83,19 @@ def read_adapters(path: Path) -> AdapterFile:
             adapter.alpha = float(np.array(tensor, dtype=np.float32))
         elif match["down"] is not None:
             adapter.down = tensor
+        elif match["factor"] is not None:
+            adapter.factors[match["factor"]] = tensor
+        elif match["magnitude"] is not None:
+            if match["magnitude"] == "dora_scale" and tensor.shape[0] == 1 and tensor.size > 1:
+                strange.append(key)
+            adapter.magnitude = tensor.flatten()
         else:
             adapter.up = tensor
     if strange:
         other = any(word in key for key in strange for word in _OTHER_KINDS)
         raise IncompatibleWeightsError(
-            f"{path.name} is not a plain LoRA: it has {few(strange)}.",
-            hint="DoRA, LoHa, LoKr and OFT adapters are not implemented." if other else None,
+            f"{path.name} is no adapter that is implemented: it has {few(strange)}.",
+            hint="LoRA, LoHa, LoKr, and DoRA by outputs are." if other else None,
         )
     _read_alphas(files[0], found)
     return found
@@ -137,7 +125,7 @@ def _read_alphas(file: Path, found: AdapterFile) -> None:
         ]
         if wrong:
             raise IncompatibleWeightsError(
-                f"{found.name} is not a plain LoRA: its {_PEFT_CONFIG} has {', '.join(wrong)}.",
+                f"{found.name} cannot be applied: its {_PEFT_CONFIG} has {', '.join(wrong)}.",
                 hint="Save the adapter merged into a model, or without these.",
             )
         for layers in found.networks.values():
@@ -167,7 +155,9 @@ def _give_alphas(layers: Mapping[str, Adapter], told: Mapping[str, Any]) -> None
         if adapter.alpha is None:
             # A pattern is a name's end, as PEFT reads it, and may be a regular expression.
             own = [alpha for name, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({name})", layer)]
-            adapter.alpha = float(own[0] if own else told.get("lora_alpha", _PEFT_ALPHA))
+            adapter.alpha = float(own[0] if own else told.get("lora_alpha", told.get("alpha", _PEFT_ALPHA)))
+        if told.get("peft_type") == "LOKR":
+            adapter.rank = int(told["r"])  # also where both factors are whole
         adapter.rank_stabilised = bool(told.get("use_rslora"))
 
 
@@ -176,4 +166,4 @@ def few(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-__all__ = ["Adapter", "AdapterFile", "few", "read_adapters"]
+__all__ = ["AdapterFile", "few", "read_adapters"]

@@ -1,9 +1,8 @@
-"""LoRA adapters for the UNet and the text encoders, in the key forms of diffusers, PEFT and kohya.
+"""Adapters for the UNet and the text encoders, in the key forms of diffusers, PEFT and kohya.
 
 An adapter never touches the model: a request that asks for one gets a view of the networks that shares
-every array and has low-rank layers around the adapted ones. So requests with different adapters, and
-without any, run beside each other, and there is nothing to undo. Source: Hu et al. 2021
-(arXiv:2106.09685); kohya's names are those of the original latent-diffusion code.
+every array, and has low-rank layers around the adapted ones, or layers of its own in their place. So requests
+with different adapters, and without any, run beside each other, and there is nothing to undo.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlxengine.errors import IncompatibleWeightsError
 
-from .adapter_files import Adapter, AdapterFile, few
+from .adapter_files import AdapterFile, few
+from .adapters import Adapter
 from .original_names import original_unet_name
 from .unet import UNet
 from .weights import modules_by_origin
@@ -66,10 +66,18 @@ def adapted(
         unknown = []
         for written, adapter in file.networks[part].items():
             name = flat.get(written, "") if file.flat else _full_name(written, part)
-            if name not in layers or adapter.down is None or adapter.up is None:
+            if name not in layers or not adapter.complete:
                 unknown.append(written)
                 continue
-            for half, path, layer in layers[name]:
+            for index, (half, path, layer) in enumerate(layers[name]):
+                if not adapter.low_rank:
+                    changed = _changed(adapter, layer, half, scale, file.name, written)
+                    layers[name][index] = half, path, changed
+                    if path in made:
+                        made[path].base = changed
+                    else:
+                        _put(view, path, changed)
+                    continue
                 if path not in made:
                     made[path] = LowRank(layer, dtype)
                     _put(view, path, made[path])
@@ -77,10 +85,39 @@ def adapted(
         if unknown:
             raise IncompatibleWeightsError(
                 f"{file.name} adapts {len(unknown)} layers of {part} that the model does not have, or "
-                f"without both matrices: {few(unknown)}.",
+                f"without all matrices: {few(unknown)}.",
                 hint="It was made for another model: Stable Diffusion 1, 2 and XL take different adapters.",
             )
     return view
+
+
+def _changed(adapter: Adapter, layer: Any, half: int | None, scale: float, file: str, name: str) -> nn.Module:
+    """A layer of its own with the changed weight, which is dense even where the model's is quantized."""
+    quantized = isinstance(layer, nn.QuantizedLinear)
+    weight = layer.weight
+    if quantized:
+        weight = mx.dequantize(weight, layer.scales, layer.biases, layer.group_size, layer.bits)
+    torch_layout = weight.transpose(0, 3, 1, 2) if weight.ndim == 4 else weight
+    outputs = weight.shape[0]
+    rows = slice(None) if half is None else slice(half * outputs, (half + 1) * outputs)
+    try:
+        made = adapter.changed(torch_layout, rows)
+    except ValueError as error:
+        raise IncompatibleWeightsError(
+            f"{file}: {name} does not fit the model's layer of shape {tuple(torch_layout.shape)}: {error}.",
+            hint="It was made for another model: Stable Diffusion 1, 2 and XL take different adapters.",
+        ) from error
+    made = torch_layout + scale * (made - torch_layout)
+    made = (made.transpose(0, 2, 3, 1) if made.ndim == 4 else made).astype(weight.dtype)
+    if not quantized:
+        copy: nn.Module = _shared_copy(layer)
+        copy.weight = made
+        return copy
+    dense: nn.Module = nn.Linear(made.shape[1], made.shape[0], bias="bias" in layer)
+    dense.weight = made
+    if "bias" in layer:
+        dense.bias = layer.bias
+    return dense
 
 
 def _matrices(

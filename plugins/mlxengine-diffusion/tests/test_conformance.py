@@ -16,6 +16,7 @@ pytest_plugins = ["mlxengine.testing.pytest"]
 
 TINY = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-sd"
 GREY = np.full((32, 32, 3), 128, np.uint8)
+HOLE = np.arange(32)[:, None] > np.full((32, 32), 15)
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="mlxengine-diffusion-")
 ADAPTER = Path(_FOLDER.name) / "adapter.safetensors"
@@ -42,6 +43,7 @@ class TestDiffusion(PluginConformance):
             Example(request=ask(), shows={"image_generation"}),
             Example(request=ask(negative="a square", seed=1), shows={"negative_prompt"}),
             Example(request=ask(init_image=GREY, strength=0.7), shows={"image_to_image"}),
+            Example(request=ask(init_image=GREY, mask=HOLE), shows={"image_to_image", "inpainting"}),
             Example(request=ask(low_memory=True, steps=2), shows={"low_memory"}),
             Example(request=ask(lora=((str(ADAPTER), 1.0),), steps=1), shows={"lora"}),
         ],

@@ -52,10 +52,10 @@ def filled(model: ImageHandle, count: int) -> tuple[int, int, int]:
     return right, empty, len(wanted)
 
 
-def test_ten_drawn_pictures_with_a_hole_show_their_scene_again(model: ImageHandle) -> None:
-    right, empty, count = filled(model, 10)
-    assert (empty, count) == (0, 10)
-    assert right >= 9
+def test_six_drawn_pictures_with_a_hole_show_their_scene_again(model: ImageHandle) -> None:
+    right, empty, count = filled(model, 6)
+    assert (empty, count) == (0, 6)
+    assert right >= 5
 
 
 @pytest.mark.slow

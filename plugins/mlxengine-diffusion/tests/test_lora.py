@@ -213,9 +213,11 @@ def test_a_peft_folder_is_applied_with_the_alpha_of_its_configuration(
     [
         ({"peft_type": "BOFT"}, "peft_type='BOFT'"),
         ({"bias": "all"}, "bias='all'"),
+        ({"alpha_pattern": {"(": 2}}, "alphas cannot be read"),
+        ({"lora_alpha": "many"}, "alphas cannot be read"),
         ({"modules_to_save": ["conv_in"]}, "modules_to_save"),
     ],
-    ids=["boft", "bias", "modules"],
+    ids=["boft", "bias", "pattern", "number", "modules"],
 )
 def test_a_peft_folder_that_says_more_than_alphas_is_refused_by_name(
     model: ImageHandle, layers: Any, tmp_path: Path, config: dict[str, object], words: str

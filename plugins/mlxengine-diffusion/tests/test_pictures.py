@@ -73,6 +73,16 @@ def test_a_request_is_one_progress_a_step_then_the_picture_then_the_end(model: I
     assert last.usage.prompt_tokens == 5
 
 
+@pytest.mark.parametrize("scheduler", ["heun", "dpmpp_sde"])
+def test_a_sampler_that_asks_the_model_twice_a_step_counts_steps(model: ImageHandle, scheduler: str) -> None:
+    for values, total in (({}, 4), ({"init_image": np.full((64, 64, 3), 200, np.uint8), "strength": 0.5}, 2)):
+        request = ImageRequest(
+            prompt="a blue square", steps=4, guidance=3.0, seed=3, scheduler=scheduler, **values
+        )
+        steps = [(item.done, item.total) for item in model.stream(request) if isinstance(item, Progress)]
+        assert steps == [(done, total) for done in range(1, total + 1)]
+
+
 def test_the_same_seed_makes_the_same_picture_and_zero_is_a_seed(model: ImageHandle) -> None:
     first = model.image("a green ring", seed=0, steps=3, guidance=3.0)
     again = model.image("a green ring", seed=0, steps=3, guidance=3.0)

@@ -165,6 +165,15 @@ def test_the_vocabulary_is_fetched_from_its_authors_where_none_lies_beside_the_f
     assert np.array_equal(fetched.numpy(), beside.numpy())
 
 
+def test_a_checkpoint_whose_name_says_that_it_was_distilled_takes_few_steps(
+    engine: InferenceEngine, checkpoint: Path
+) -> None:
+    shutil.copytree(WORDS, checkpoint.parent / "tokenizer")
+    named = checkpoint.rename(checkpoint.with_name("any_lightning_2step.safetensors"))
+    recipe = engine.load_images(named).image("a red circle", size=(32, 24), seed=1).recipe
+    assert (recipe["steps"], recipe["guidance"]) == (2, 1.0)
+
+
 def test_a_checkpoint_of_a_hub_repository_is_served(checkpoint: Path, tmp_path: Path, hub: Any) -> None:
     hub.repos.add("openai/clip-vit-large-patch14", {x.name: x.read_bytes() for x in WORDS.iterdir()})
     hub.repos.add("org/checkpoint", {"model.safetensors": checkpoint.read_bytes(), "README.md": b"#"})

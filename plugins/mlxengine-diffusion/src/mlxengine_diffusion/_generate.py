@@ -287,7 +287,7 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         "scheduler": job.scheduler,
         "sigmas": job.sigmas,
         "clip_skip": job.clip_skip,
-        "prompt_weights": job.prompt_weights,
+        "prompt_weights": job.prompt_weights if model.pipeline.abilities.prompt_weights else None,
         "guidance_rescale": job.guidance_rescale or None,
         "dtype": model.pipeline.info.get("dtype"),
         "bits": model.pipeline.info.get("unet_bits"),

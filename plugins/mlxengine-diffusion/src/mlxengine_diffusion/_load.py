@@ -47,6 +47,7 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
     abilities = pipeline.abilities
     able = {
         "image_to_image": abilities.init_image,
+        "inpainting": abilities.mask,
         "lora": abilities.lora,
         "low_memory": abilities.low_memory,
         "negative_prompt": abilities.negative,

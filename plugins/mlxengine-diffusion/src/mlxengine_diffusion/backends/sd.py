@@ -27,7 +27,7 @@ REMEDY = "pip install diffuse-mlx"
 _FEW_STEPS = 4
 _VOCABULARY = "openai/clip-vit-large-patch14"
 _DISTILLED = re.compile(r"turbo|lightning|hyper|lcm|tcd|dmd", re.IGNORECASE)
-_STEPS_IN_NAME = re.compile(r"\b([1-9]|1[0-6])[-_ ]?steps?\b", re.IGNORECASE)
+_STEPS_IN_NAME = re.compile(r"(?<!\d)(1[0-6]|[1-9])[-_ ]?steps?", re.IGNORECASE)
 # Measured on a CPU, where convolutions are matrix products of unfolded features; Metal does not unfold.
 _CONVOLUTION_COPIES = 5 if sys.platform == "darwin" else 18
 
@@ -75,6 +75,8 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
     side = found.document("unet/config.json").get("sample_size") or 64
     if found.single is not None and _is_768(folder / found.single, found):
         noise, side = {**noise, "prediction_type": "v_prediction"}, 96
+    if found.single is not None and _DISTILLED.search(found.single):
+        noise = {**noise, "timestep_spacing": "trailing"}  # what such models need, and a file cannot say
     settings = NoiseSettings.read(noise)
     vae = found.document("vae/config.json")
     fills = found.document("unet/config.json")["in_channels"] != vae.get("latent_channels", 4)

@@ -97,7 +97,12 @@ def read_adapters(path: Path) -> AdapterFile:
             f"{path.name} is no adapter that is implemented: it has {few(strange)}.",
             hint="LoRA, LoHa, LoKr, and DoRA by outputs are." if other else None,
         )
-    _read_alphas(files[0], found)
+    try:
+        _read_alphas(files[0], found)
+    except (re.error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise IncompatibleWeightsError(
+            f"What {path.name} says about its alphas cannot be read: {error}.", hint="Save the adapter again."
+        ) from error
     return found
 
 

@@ -286,7 +286,11 @@ def test_what_published_repositories_carry_is_not_refused(name: str) -> None:
         ({**NOMIC, "rotary_emb_interleaved": True}, "rotary_emb_interleaved=True"),
         ({**NOMIC, "rotary_scaling_factor": 2.0}, "rotary_scaling_factor=2.0"),
         ({**NOMIC, "prenorm": True}, "prenorm=True"),
-        ({**GTE, "rope_scaling": {"factor": 2.0, "type": "ntk"}}, "rope_parameters=.*ntk"),
+        ({**GTE, "rope_scaling": {"factor": 2.0, "type": "ntk", "mixed_b": 0.5}}, "rope_parameters=.*ntk"),
+        (
+            {**GTE, "model_type": "gte", "rope_scaling": {"factor": 2.0, "type": "ntk"}},
+            "rope_parameters=.*ntk",
+        ),
         ({**GTE, "layer_norm_type": "rms_norm"}, "layer_norm_type='rms_norm'"),
         ({**DEBERTA, "conv_kernel_size": 3}, "conv_kernel_size=3"),
         ({**BERT, "is_decoder": True}, "is_decoder=True"),

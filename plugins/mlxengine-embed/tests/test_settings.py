@@ -319,6 +319,7 @@ def test_a_setting_of_an_encoder_that_is_not_honoured_is_refused_by_name(config:
             {"pooling_mode_mean_tokens": True, "pooling_mode_attention": True},
             "pooling_mode_attention",
         ),
+        (POOLING, {"pooling_mode": "mean", "temperature": 2}, "temperature=2"),
         ("2_Normalize/config.json", {"module_output_name": "other"}, "module_output_name='other'"),
         (OWN, {"score_scaling": 3}, "score_scaling=3"),
         (OWN, {"model_type": "SparseEncoder"}, "model_type='SparseEncoder'"),

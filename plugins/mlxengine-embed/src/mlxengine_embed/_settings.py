@@ -41,7 +41,7 @@ class Known:
     def _passes(self, key: str, value: Any) -> bool:
         if key in self.only and key not in self.read:
             return any(value == one for one in self.only[key])
-        known = key in self.read or key in self.harmless or key in _HARMLESS
+        known = key in self.read or key in self.harmless
         empty = isinstance(value, Mapping | Sequence) and not value
         return known or empty or key.startswith("_") or "dropout" in key
 
@@ -50,7 +50,7 @@ def _keys(*names: str) -> frozenset[str]:
     return frozenset(" ".join(names).split())
 
 
-# What no encoder's output depends on: labels, generation, training, storage, how a framework runs it.
+# What the output of no architecture depends on: labels, generation, training, storage, how it is run.
 _HARMLESS = _keys(
     "model_type architectures auto_map torch_dtype dtype transformers_version quantization",
     "quantization_config",
@@ -302,7 +302,7 @@ def encoder_problem(card: ModelCard, config: Mapping[str, Any], where: str) -> M
     kind = str(config["model_type"])
     known, ignored = ENCODERS[kind], ignored_settings(card)
     for key in known.refused(config):
-        if key not in ignored:
+        if key not in _HARMLESS and key not in ignored:
             return _refusal(card, key, config[key], where)
     code = _own_code(config, known)
     if code is not None and "auto_map" not in ignored:

@@ -72,6 +72,9 @@ class InferenceEngine(Serving):
                 this model and others go on meanwhile.
             idle_ttl: the engine's ``idle_ttl`` for this model; ``None`` keeps it. It counts for all who share
                 the model, and a handle can change it.
+            wait_for_memory: seconds that the load may wait, in order, until memory is free that requests to
+                other models keep busy, and any later one that brings this model back; 0 refuses at once. Once
+                it has waited for as long as it takes itself, new requests to those models stand back for it.
             on_progress: called with events of the download and the load, on another thread. If it raises,
                 that is logged and it is not called again; the load goes on.
 
@@ -100,7 +103,9 @@ class InferenceEngine(Serving):
         Of several calls at once the last wins; the others end with `CancelledError`.
         """
         key = self._wish(None, model, options)
-        live = self._switch.to(lambda: self._pool.start(key, options.get("on_progress")))
+        live = self._switch.to(
+            lambda: self._pool.start(key, options.get("on_progress"), options.get("wait_for_memory", 0))
+        )
         try:
             self._warmed_up(live, options)
         except BaseException:

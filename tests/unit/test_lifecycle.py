@@ -12,61 +12,15 @@ import time
 import pytest
 from mlxengine import (
     AsyncInferenceEngine,
-    Claim,
-    Finished,
-    Fit,
     InferenceEngine,
-    Loaded,
-    MemoryEstimate,
     Progress,
     Request,
-    TextDelta,
     errors,
-    hookimpl,
 )
 from mlxengine.cli import ps
 from mlxengine.cli._output import Output
 
-MB = 10**6
-SETUP = Request(features=(), priority=7)
-
-
-class Kept:
-    """Serves folders whose config says how a model behaves; a request of priority 7 sets something up."""
-
-    def __init__(self):
-        self.loads, self.frees, self.parts = [], [], 0
-
-    @hookimpl
-    def claim_model(self, card):
-        size = card.config.get("megabytes", 400) * MB
-        return Claim(
-            kind="kept", fit=Fit.NATIVE, uses_mlx=False, estimate=lambda _: MemoryEstimate(weights=size)
-        )
-
-    @hookimpl
-    def load_model(self, card, context):
-        name = context.path.name
-        self.loads.append(name)
-        model = {**card.config, "setup": []}
-        for done in range(card.config.get("parts", 0)):
-            context.report(Progress(stage="unpack", done=done, total=4, unit="parts"))
-            wait_for(lambda done=done: done < self.parts or context.cancelled())
-        return Loaded(
-            model=model,
-            warm=(time.sleep(0.002) for _ in range(card.config.get("slices", 1))),
-            close=lambda: self.frees.append(name),
-            setup=lambda: model["setup"],
-        )
-
-    @hookimpl
-    def generate(self, model, request, context):
-        if request.priority == SETUP.priority:
-            model["setup"].append(request)
-        for _ in range(model.get("steps", 2)):
-            time.sleep(model.get("seconds", 0.001))
-            yield TextDelta(text=str(len(model["setup"])))
-        yield Finished()
+from .kept import SETUP, Kept, text, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -94,17 +48,6 @@ def make(tmp_path):
 def engine(plugin):
     with InferenceEngine(plugins=[("kept", plugin)], memory_budget="1GB") as made:
         yield made
-
-
-def text(handle, request=None):
-    return "".join(item.text for item in handle.run(request or Request()).events)
-
-
-def wait_for(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
 
 
 # -- idle time per model -------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ..contract.requests import Request
 
 log = logging.getLogger("mlxengine.loader")
+_LOOK = 0.02  # seconds between two looks at whether there is memory by now
 
 
 @contextlib.contextmanager
@@ -207,6 +208,7 @@ class Loader:
             LoadError, PluginError, CancelledError: it cannot be loaded.
         """
         self._reserve(live, pending)
+        began = time.monotonic()
         try:
             with self._building:
                 before = self._held(start=True)
@@ -251,9 +253,32 @@ class Loader:
                 live.weights = live.predicted.weights
         self.ledger.settle(pending, live, live.need)
         live.crashes, live.last_used = 0, time.monotonic()
+        live.load_seconds = live.last_used - began
 
     def _reserve(self, live: LiveModel, pending: PendingLoad) -> None:
-        """Charge the budget with the first of the plans that fits."""
+        """Charge the budget with a plan that fits, waiting for memory as long as the load has patience."""
+        refusal = self._refused(live, pending)
+        if refusal is None:
+            return
+        if not pending.patience:
+            raise refusal
+        end = time.monotonic() + pending.patience
+        turn = self.ledger.line.join(live.load_seconds)
+        pending.report(Progress(stage="memory", done=0))
+        try:
+            while refusal is not None:
+                if pending.cancelled.wait(_LOOK):
+                    raise CancelledError("Loading was cancelled.")
+                if self.ledger.line.first(turn):
+                    refusal = self._refused(live, pending)
+                if refusal is not None and time.monotonic() > end:
+                    refusal.add_note(f"It waited for memory for {pending.patience:g} s.")
+                    raise refusal
+        finally:
+            self.ledger.line.leave(turn)
+
+    def _refused(self, live: LiveModel, pending: PendingLoad) -> InsufficientMemoryError | None:
+        """Charge the budget with the first of the plans that fits, or say why none does."""
         refusal: InsufficientMemoryError | None = None
         for plan in live.ladder:
             live.plan = plan
@@ -264,9 +289,8 @@ class Loader:
                 continue
             if plan.reason is not None:
                 log.warning("Degraded: %s: %s", live.card.id, plan.reason, extra={"model": live.card.id})
-            return
-        assert refusal is not None
-        raise refusal
+            return None
+        return refusal
 
     def _record(self, live: LiveModel, before: int) -> None:
         backend = self._backend

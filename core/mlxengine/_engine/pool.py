@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from ..errors import (
     CancelledError,
     EngineClosedError,
     InsufficientMemoryError,
+    MLXEngineError,
     PluginCrashedError,
     QueueFullError,
 )
@@ -73,6 +74,7 @@ class ModelPool:
         self._waiting: dict[LiveModel, list[Task]] = {}
         self._loads: list[PendingLoad] = []
         self._closed = False
+        self.ledger.line.moved = self._go_on
         self._caretaker = Caretaker(self.ledger, self.live, self.loads, loader.shortage)
         self._cared_for = False
 
@@ -98,8 +100,10 @@ class ModelPool:
                 self._loads.remove(pending)
             self.changed()
 
-    def start(self, key: LoadKey, report: Report | None) -> PendingLoad:
+    def start(self, key: LoadKey, report: Report | None, patience: float = 0) -> PendingLoad:
         """Begin a load, or join one; the caller waits for its future, or calls `give_up`.
+
+        ``patience``: seconds that it may wait for memory.
 
         Raises:
             EngineClosedError: the pool was closed.
@@ -127,6 +131,7 @@ class ModelPool:
                 self._spawn(self._load, key, pending)
                 self._pending[key] = pending
             pending.waiters += 1
+            pending.patience = max(pending.patience, patience)
             if report is not None:
                 pending.reports.append(report)
         return pending
@@ -148,7 +153,7 @@ class ModelPool:
                 self._drop(pending)
             pending.end(error)
             return
-        live.idle_ttl = self._idle_ttl
+        live.idle_ttl, live.patience = self._idle_ttl, pending.patience
         with self._lock:
             self._drop(pending)
             keep = pending.waiters > 0 and not self._closed
@@ -232,6 +237,8 @@ class ModelPool:
 
     def _free(self, live: LiveModel, timeout: float | None = None) -> None:
         live.closed = True
+        for task in list(live.held):
+            task.finish(CancelledError(f"{live.card.id} was closed while the request waited."))
         self._loader.take_out(live, timeout)
         self.ledger.release(live)
         self.changed()
@@ -250,13 +257,33 @@ class ModelPool:
         if live.crashes >= _CRASHES:
             self.ledger.evict(live, f"after {live.crashes} crashes in a row")
         try:
-            self.ledger.use(live, task, bound)
+            free = self.ledger.use(live, task, bound)
         except QueueFullError as error:
             self.statistics.record(live, task, error)
             raise
         self.changed()
         if task.has_deadline:
             self._scheduler.heed(task)
+        if free:
+            self._enter(live, task)
+        elif not self.ledger.line:  # who waited has left in the meantime
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Let the requests go on that stood back for a load which has its memory now, or gave up."""
+        for live in self.live():
+            with suppress(IndexError):  # others call this too
+                while True:
+                    self._let_in(live, live.held.popleft())
+
+    def _let_in(self, live: LiveModel, task: Task) -> None:
+        try:
+            self._enter(live, task)
+        except MLXEngineError as error:
+            task.finish(error)
+
+    def _enter(self, live: LiveModel, task: Task) -> None:
+        """Hand a request to the scheduler, or to the load that brings its model back."""
         with self._lock:
             if self._closed:
                 raise EngineClosedError("The engine is closed.")
@@ -276,6 +303,8 @@ class ModelPool:
 
     def _done(self, live: LiveModel, task: Task, error: BaseException | None) -> None:
         live.tasks.discard(task)
+        with suppress(ValueError):
+            live.held.remove(task)
         live.last_used = time.monotonic()
         live.crashes = live.crashes + 1 if isinstance(error, PluginCrashedError) else 0
         if task.answers:
@@ -286,7 +315,7 @@ class ModelPool:
     def _revive(self, live: LiveModel) -> None:
         error: BaseException | None = None
         try:
-            pending = PendingLoad(id=live.card.id)
+            pending = PendingLoad(id=live.card.id, patience=live.patience)
             with self._listed(pending):
                 self._loader.bring_in(live, pending)
             if live.closed:

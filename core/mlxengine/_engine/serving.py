@@ -40,13 +40,14 @@ class Serving(EngineBase):
     def _start_load(
         self, handle: type | None, model: str | Path | ModelConfiguration, options: LoadOptions
     ) -> PendingLoad:
-        return self._pool.start(self._wish(handle, model, options), options.get("on_progress"))
+        wish, patience = self._wish(handle, model, options), options.get("wait_for_memory", 0)
+        return self._pool.start(wish, options.get("on_progress"), patience)
 
     def _wish(
         self, handle: type | None, model: str | Path | ModelConfiguration, options: LoadOptions
     ) -> LoadKey:
         """What is to be loaded; what is wrong with the wish itself is said before anything is done."""
-        from ..contract.loading import LoadOptions, check_idle_ttl
+        from ..contract.loading import LoadOptions, check_idle_ttl, check_patience
 
         self._refuse_closing()
         only(options, LoadOptions)
@@ -54,6 +55,7 @@ class Serving(EngineBase):
         if verify not in (None, "deep"):
             raise InvalidParameterError(f"verify={verify!r} is not known.", hint='Write verify="deep".')
         check_idle_ttl(options.get("idle_ttl"))
+        check_patience(options.get("wait_for_memory", 0))
         configuration = self._configure(model)
         plugin, features = options.get("plugin"), options.get("features")
         if plugin is not None:
@@ -68,6 +70,8 @@ class Serving(EngineBase):
         if "idle_ttl" in options:
             live.idle_ttl = options["idle_ttl"]
             self._pool.changed()
+        if "wait_for_memory" in options:
+            live.patience = options["wait_for_memory"]
         try:
             return self._host.kind(live.claim.kind).find(which)(self, live)
         except BaseException:

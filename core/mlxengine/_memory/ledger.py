@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .._scheduling.task import Task
 from ..errors import InsufficientMemoryError, QueueFullError
+from .line import Line
 from .live import LiveModel
 from .reservations import Reservations
 
@@ -45,6 +46,7 @@ class Ledger:
         self._charged: dict[object, int] = {}
         self._models: dict[LiveModel, int] = {}
         self.evictions: list[Eviction] = []
+        self.line = Line()
 
     @property
     def budget(self) -> int | None:
@@ -181,7 +183,7 @@ class Ledger:
             f"{name} needs about {human(need)}; {human(short)} more than is free of the budget of "
             f"{human(self.budget or 0)}.",
             hint=f"What holds memory: {', '.join(held) or 'nothing that could go'}. Close or unpin one, "
-            "or raise memory_budget.",
+            "raise memory_budget, or load it with wait_for_memory.",
         )
 
     def _make_room(self, live: LiveModel, reason: str) -> None:
@@ -197,8 +199,11 @@ class Ledger:
             level, "Evicted %s %s: expected %d bytes back, got %s", event.id, reason, expected, event.freed
         )
 
-    def use(self, live: LiveModel, task: Task, bound: int | None = None) -> None:
+    def use(self, live: LiveModel, task: Task, bound: int | None = None) -> bool:
         """Count a request on a model, which keeps it from now on as it is: in memory, or out of it.
+
+        Returns:
+            Whether it may go on; else it is held, and keeps nothing, until `Line.moved` is called.
 
         Raises:
             QueueFullError: ``bound`` requests wait for it already.
@@ -210,6 +215,11 @@ class Ledger:
                     hint="Try again later, or load the model with a higher core.max_waiting.",
                 )
             live.tasks.add(task)
+            stays = live.pinned or live.inhibitors or live.evicted
+            if stays or not self.line.pressing:
+                return True
+            live.held.append(task)
+            return False
 
     def evict(self, live: LiveModel, reason: str) -> bool:
         """Take an idle model out of memory; ``False`` if it is in use, kept, or out already."""

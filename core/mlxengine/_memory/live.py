@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -40,7 +41,9 @@ class LiveModel:
     again, and ``setup`` brings it to where requests had brought it, or says why that cannot be done.
     Sizes are in bytes, ``last_used`` is a ``time.monotonic`` reading, ``idle_ttl`` the seconds after it that
     the model stays in memory (``None``: for ever). While it is ``returning`` to memory it stays, even if the
-    request that needed it was given up: others may wait by then.
+    request that needed it was given up: others may wait by then. ``patience`` is how many seconds it may wait
+    for memory, ``load_seconds`` how long it took to load. ``held`` are the ``tasks`` that stand back for a
+    load that waits for memory: they do not keep the model there.
     """
 
     card: ModelCard
@@ -58,12 +61,15 @@ class LiveModel:
     closed: bool = False
     weights: int | None = None
     tasks: set[Task] = field(factory=set, repr=False)
+    held: deque[Task] = field(factory=deque, repr=False)
     crashes: int = 0
     pinned: bool = False
     inhibitors: dict[str, int] = field(factory=dict)
     last_used: float = field(factory=time.monotonic)
     idle_ttl: float | None = None
     returning: bool = False
+    patience: float = 0.0
+    load_seconds: float | None = None
 
     @property
     def features(self) -> Features:
@@ -120,7 +126,7 @@ class LiveModel:
     @property
     def idle(self) -> bool:
         """Whether the model may be evicted."""
-        busy = self.tasks or self.returning
+        busy = len(self.tasks) > len(self.held) or self.returning
         return not (busy or self.pinned or self.inhibitors or self.evicted or self.closed)
 
     @property
@@ -140,7 +146,10 @@ class LiveModel:
 
 @define(eq=False, kw_only=True)
 class PendingLoad:
-    """A load that is under way, and how many callers wait for it (once ``counted``, they hold the model)."""
+    """A load that is under way, and how many callers wait for it (once ``counted``, they hold the model).
+
+    ``patience``: seconds that it may wait for memory.
+    """
 
     future: Future[LiveModel] = field(factory=Future)
     cancelled: threading.Event = field(factory=threading.Event)
@@ -150,6 +159,7 @@ class PendingLoad:
     id: str
     began: float = field(factory=time.monotonic)
     progress: Progress | None = None
+    patience: float = 0.0
 
     def report(self, event: Event) -> None:
         if isinstance(event, Progress):

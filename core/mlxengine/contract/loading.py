@@ -36,6 +36,7 @@ class LoadOptions(TypedDict, total=False):
     verify: str | None
     warm_up: bool
     idle_ttl: float | None
+    wait_for_memory: float
     on_progress: Callable[[Event], None] | None
 
 
@@ -59,12 +60,26 @@ def check_drain(seconds: float) -> None:
     Raises:
         InvalidParameterError: it is no number from 0 on.
     """
+    _check_from_zero(
+        "drain", seconds, "0 ends requests at once; math.inf waits until the last one has ended by itself."
+    )
+
+
+def check_patience(seconds: float) -> None:
+    """Whether a load can wait for memory for so long.
+
+    Raises:
+        InvalidParameterError: it is no number from 0 on.
+    """
+    _check_from_zero(
+        "wait_for_memory", seconds, "0 refuses at once; math.inf waits until there is memory for it."
+    )
+
+
+def _check_from_zero(name: str, seconds: object, hint: str) -> None:
     usable = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0
     if not usable:
-        raise InvalidParameterError(
-            f"drain={seconds!r} must be a number of seconds from 0 on.",
-            hint="0 ends requests at once; math.inf waits until the last one has ended by itself.",
-        )
+        raise InvalidParameterError(f"{name}={seconds!r} must be a number of seconds from 0 on.", hint=hint)
 
 
-__all__ = ["EngineOptions", "LoadOptions", "check_drain", "check_idle_ttl"]
+__all__ = ["EngineOptions", "LoadOptions", "check_drain", "check_idle_ttl", "check_patience"]

@@ -131,8 +131,8 @@ if TYPE_CHECKING:
     from .text.session import AsyncSession as AsyncSession
     from .text.session import Session as Session
     from .text.workload import TextWorkload as TextWorkload
-    from .vectors.handle import AsyncEmbeddingHandle as AsyncEmbeddingHandle
     from .vectors.handle import EmbeddingHandle as EmbeddingHandle
+    from .vectors.handle_async import AsyncEmbeddingHandle as AsyncEmbeddingHandle
     from .vectors.outputs import Embeddings as Embeddings
     from .vectors.outputs import Hits as Hits
     from .vectors.outputs import Scores as Scores
@@ -185,7 +185,8 @@ _HOMES = {
     "text.requests": "LoadAdapterRequest PrepareRequest ScoreRequest TextRequest ToolChoice "
     "UnloadAdapterRequest",
     "text.session": "AsyncSession Session",
-    "vectors.handle": "AsyncEmbeddingHandle EmbeddingHandle",
+    "vectors.handle": "EmbeddingHandle",
+    "vectors.handle_async": "AsyncEmbeddingHandle",
     "vectors.outputs": "Embeddings Hits Scores",
     "vectors.workload": "VectorWorkload",
     "vectors.requests": "EmbedRequest PredictRequest RankRequest SearchRequest",

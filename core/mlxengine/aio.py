@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .memory import MemoryReport
     from .pictures.handle import AsyncImageHandle
     from .text.handle import AsyncTextHandle
-    from .vectors.handle import AsyncEmbeddingHandle
+    from .vectors.handle_async import AsyncEmbeddingHandle
 
 H = TypeVar("H", bound="AsyncModelHandle")
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class AsyncInferenceEngine:
         self, model: str | Path | ModelConfiguration, **options: Unpack[LoadOptions]
     ) -> AsyncEmbeddingHandle:
         """`load_as` for a model that makes vectors."""
-        from .vectors.handle import AsyncEmbeddingHandle
+        from .vectors.handle_async import AsyncEmbeddingHandle
 
         return await self.load_as(AsyncEmbeddingHandle, model, **options)
 

@@ -17,7 +17,7 @@ from mlxengine import (
     errors,
 )
 from mlxengine.contract.events import Array
-from mlxengine.vectors import handle as handles
+from mlxengine.vectors import handle, handle_async
 
 TEXTS = tuple(f"text number {number}" for number in range(11))
 MODEL = ModelConfiguration(id="org/name", kind="embed")
@@ -60,7 +60,8 @@ def test_both_give_the_same_vectors_and_tell_how_far_they_are(plain: EmbeddingHa
 def test_an_iterator_is_read_as_its_vectors_are_taken(
     plain: EmbeddingHandle, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
 ) -> None:
-    monkeypatch.setattr(handles, "ITERATOR_CHUNK", 4)
+    for module in (handle, handle_async):
+        monkeypatch.setattr(module, "ITERATOR_CHUNK", 4)
     read: list[str] = []
     seen: list[tuple[int, int | None]] = []
 

@@ -492,7 +492,10 @@ SAMPLES = {
 def _sample(kind):
     """One of a kind, with a value for each field that has no default."""
     asked = [mlxengine.Message.user("Hi")]
+    vectors = mlxengine.Array(data=bytes(8), shape=(1, 2), dtype="float32")
     own = {
+        "PredictRequest": {"pairs": [("a", "b")]},
+        "SearchRequest": {"queries": vectors, "corpus": vectors},
         "TextRequest": {"messages": asked, "params": mlxengine.GenerateParams(seed=0)},
         "ScoreRequest": {"text": "Hi"},
     }.get(kind.__name__, {})

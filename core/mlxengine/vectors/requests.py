@@ -199,7 +199,7 @@ class SearchRequest(Request):
     """
 
     queries: Array
-    corpus: Any = field(repr=False)
+    corpus: Any = field(repr=False, eq=False)
     top_k: int = field(default=10, converter=_top_k)
     similarity: str = "cosine"
 

@@ -515,6 +515,29 @@ def _gte_published(folder: Path) -> None:
     found.write(folder, dict(_GTE), mode="cls")
 
 
+def _gte_scaled(folder: Path) -> None:
+    """The repository's own configuration, whose positions are scaled."""
+    found = _gated(42, biased=True)
+    config = {
+        **_GTE,
+        "model_type": "new",
+        "rope_theta": 500.0,
+        "rope_scaling": {"type": "ntk", "factor": 3.0},
+    }
+    del config["rope_parameters"]
+    found.write(folder, config, mode="cls")
+
+
+def for_transformers(name: str, folder: Path) -> None:
+    """Say in transformers' own terms what its class does not read in the repository's."""
+    if name == "gte-scaled":
+        # Its linear scaling divides angles too; the base is multiplied beforehand.
+        scaled = {"rope_type": "linear", "rope_theta": 1500.0, "factor": 3.0 ** (2 / (SIZE // HEADS))}
+        config = json.loads((folder / "config.json").read_text()) | {"rope_parameters": scaled}
+        del config["rope_scaling"], config["rope_theta"]
+        _json(folder / "config.json", config | {"model_type": "gte"})
+
+
 def _language_model(
     seed: int,
     kind: str,
@@ -694,6 +717,7 @@ EMBEDDERS: dict[str, Callable[[Path], None]] = {
     "nomic-published": _nomic_published,
     "gte": _gte,
     "gte-published": _gte_published,
+    "gte-scaled": _gte_scaled,
     "qwen2": _language_model(50, "qwen2", biases=("q", "k", "v")),
     "qwen2-window": _language_model(
         51, "qwen2", biases=("q", "k", "v"), use_sliding_window=True, sliding_window=6, max_window_layers=1

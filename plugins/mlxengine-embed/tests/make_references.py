@@ -36,7 +36,9 @@ def main(minilm: str, target: Path) -> None:
     words = checkpoints.word_texts()
     with tempfile.TemporaryDirectory() as folder:
         for name in checkpoints.EMBEDDERS:
-            model = SentenceTransformer(str(checkpoints.write(name, Path(folder))), device="cpu")
+            written = checkpoints.write(name, Path(folder))
+            checkpoints.for_transformers(name, written)
+            model = SentenceTransformer(str(written), device="cpu")
             found[name] = model.encode(words, batch_size=1)
             if name in ("bert-mean", "gemma3"):
                 tokens = model.encode(words[:6], output_value="token_embeddings", batch_size=1)

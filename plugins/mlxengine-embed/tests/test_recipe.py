@@ -116,6 +116,11 @@ def test_an_unknown_pooling_or_activation_is_a_typed_error() -> None:
     [
         ("bge-small-en-v1.5-mlx", "cls", "Represent this sentence for searching relevant passages: "),
         ("multilingual-e5-small", "mean", "query: "),
+        (
+            "multilingual-e5-large-instruct-mlx",
+            "mean",
+            "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: ",
+        ),
         ("gte-base", "mean", None),
         ("snowflake-arctic-embed-l-v2.0", "cls", "query: "),
         ("mxbai-embed-large-v1", "cls", "Represent this sentence for searching relevant passages: "),
@@ -125,6 +130,14 @@ def test_a_bare_encoder_of_a_known_family_has_its_rules(name: str, pooling: str,
     found = read_recipe(card(name))
     assert (found.pooling, found.normalizes) == ((pooling,), True)
     assert found.prompts.get("query") == query
+
+
+def test_modules_without_pooling_take_the_one_that_the_caller_names() -> None:
+    listed = card(modules_json=modules("Transformer", "Normalize"))
+    with pytest.raises(UnsupportedArchitectureError, match="pooling="):
+        read_recipe(listed)
+    object.__setattr__(listed, "configuration", EmbedConfiguration(id="/model", pooling="cls"))
+    assert read_recipe(listed).pooling == ("cls",)
 
 
 def test_a_converted_embeddinggemma_needs_its_projections() -> None:

@@ -73,6 +73,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     )
     _report(context, 2)
     info = {
+        "library": encoder.library.partition(".")[0],
         "encoder": encoder.library,
         "tokenizer": tokenizer.name,
         "vocabulary": tokenizer.size,

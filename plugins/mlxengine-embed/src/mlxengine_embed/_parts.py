@@ -106,11 +106,17 @@ def by_distance(table: Array, length: int, buckets: int, reach: int) -> Array:
 
 
 def rotary(config: Config, size: int, default: float) -> Any:
-    """Rotary positions over a whole head of ``size``, first half with second half."""
-    parameters = config.get("rope_parameters")
+    """Rotary positions over a whole head of ``size``, first half with second half.
+
+    A scaling of the type ``"ntk"``, which GTE's own code has for texts longer than those of its training,
+    multiplies the base by its factor and divides all angles by factor^(2 / size).
+    """
+    parameters, scaling = config.get("rope_parameters"), config.get("rope_scaling")
     nested = parameters.get("rope_theta") if isinstance(parameters, Mapping) else None
-    base = nested or config.get("rope_theta") or default
-    return nn.RoPE(size, traditional=False, base=float(base))
+    base = float(nested or config.get("rope_theta") or default)
+    scaled = isinstance(scaling, Mapping) and scaling.get("type") == "ntk"
+    factor = float(config["rope_scaling"]["factor"]) if scaled else 1.0
+    return nn.RoPE(size, traditional=False, base=base * factor, scale=factor ** (-2 / size))
 
 
 def renamed(rules: Sequence[tuple[str, str]], unused: str, prefixes: str = "") -> Callable[[str], str | None]:

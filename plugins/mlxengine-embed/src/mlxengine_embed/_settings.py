@@ -41,7 +41,7 @@ class Known:
     def _passes(self, key: str, value: Any) -> bool:
         if key in self.only and key not in self.read:
             return any(value == one for one in self.only[key])
-        known = key in self.read or key in self.harmless or key in _HARMLESS
+        known = key in self.read or key in self.harmless
         empty = isinstance(value, Mapping | Sequence) and not value
         return known or empty or key.startswith("_") or "dropout" in key
 
@@ -50,7 +50,7 @@ def _keys(*names: str) -> frozenset[str]:
     return frozenset(" ".join(names).split())
 
 
-# What no encoder's output depends on: labels, generation, training, storage, how a framework runs it.
+# What the output of no architecture depends on: labels, generation, training, storage, how it is run.
 _HARMLESS = _keys(
     "model_type architectures auto_map torch_dtype dtype transformers_version quantization",
     "quantization_config",
@@ -61,6 +61,7 @@ _HARMLESS = _keys(
     "sep_token_id mask_token_id unk_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id",
     "output_hidden_states output_attentions output_past return_dict use_return_dict torchscript use_bfloat16",
     "tf_legacy_loss chunk_size_feed_forward attn_implementation pretraining_tp directionality emb_pooler",
+    "matryoshka_dimensions",
     "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature",
     "top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences",
     "encoder_no_repeat_ngram_size bad_words_ids output_scores return_dict_in_generate remove_invalid_values",
@@ -94,7 +95,7 @@ _GTE = Known(
         "logn_attention_clip1": (False,),
     },
     harmless=_keys("pack_qkv head_dim"),
-    code=("NewConfig", "NewModel"),
+    code=("NewConfig", "NewModel", "GteConfig", "GteModel"),
 )
 _T5 = Known(
     read=_keys("d_model d_ff d_kv num_layers num_heads layer_norm_epsilon feed_forward_proj")
@@ -301,7 +302,7 @@ def encoder_problem(card: ModelCard, config: Mapping[str, Any], where: str) -> M
     kind = str(config["model_type"])
     known, ignored = ENCODERS[kind], ignored_settings(card)
     for key in known.refused(config):
-        if key not in ignored:
+        if key not in _HARMLESS and key not in ignored:
             return _refusal(card, key, config[key], where)
     code = _own_code(config, known)
     if code is not None and "auto_map" not in ignored:
@@ -310,7 +311,7 @@ def encoder_problem(card: ModelCard, config: Mapping[str, Any], where: str) -> M
             f"{kind} does; it is never run.",
             hint=f"Choose a repository without auto_map. {_escape('auto_map')}",
         )
-    for key, found in (("rope_parameters", _scaled(config)), ("layer_types", _irregular(kind, config))):
+    for key, found in (("rope_parameters", _scaled(kind, config)), ("layer_types", _irregular(kind, config))):
         if found is not None and key not in ignored:
             return _refusal(card, key, found, where)
     return None
@@ -328,10 +329,12 @@ def _own_code(config: Mapping[str, Any], known: Known) -> str | None:
     return next((name for name in found if name.rpartition(".")[2] not in known.code), None)
 
 
-def _scaled(config: Mapping[str, Any]) -> Any:
-    """Rotary positions that are anything but plain, which no encoder here has."""
-    parameters = config.get("rope_parameters")
-    found = [config.get("rope_scaling"), parameters]
+def _scaled(kind: str, config: Mapping[str, Any]) -> Any:
+    """Rotary positions that are anything but plain, unless they are scaled as GTE's are."""
+    parameters, scaling = config.get("rope_parameters"), config.get("rope_scaling")
+    known = kind == "new" and isinstance(scaling, Mapping) and set(scaling) == {"type", "factor"}
+    known = known and dict(scaling or {})["type"] == "ntk"
+    found = [None if known else scaling, parameters]
     if isinstance(parameters, Mapping):  # one of each kind of layers
         found += parameters.values()
     for item in found:

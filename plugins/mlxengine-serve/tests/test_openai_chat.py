@@ -148,7 +148,7 @@ def test_a_conversation_becomes_messages_part_by_part(served: Served) -> None:
 
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1/a.png", "https://example.org/a.png", "file:///etc/passwd", "/etc/passwd",
-            "a.png", "data:image/png,raw", ""],
+            "a.png", "data:image/png,raw", "", "http://127.0.0.1/;base64,AAAA"],
 )  # fmt: skip
 def test_no_url_is_fetched_and_no_path_opened(served: Served, url: str) -> None:
     content = [{"type": "image_url", "image_url": {"url": url}}]

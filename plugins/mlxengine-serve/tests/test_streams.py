@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -107,3 +108,25 @@ def test_text_that_is_no_unicode_is_refused_and_not_echoed_raw(locked: Served) -
     answer = locked.client.post(PATH, content=body, headers=KEY)
     assert answer.status_code == 400
     answer.content.decode()
+
+
+def test_a_reader_that_is_cut_off_from_a_fast_model_leaves_no_noise(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fast(_request: Request) -> Iterator[Event]:
+        while True:
+            yield TextDelta(text="x" * 50)
+
+    served.plugin.plan = fast  # type: ignore[union-attr]
+    host, port = served.url.removeprefix("http://").split(":")
+    body = json.dumps(BODY).encode()
+    head = b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % (PATH.encode(), len(body))
+    for _ in range(30):
+        with socket.create_connection((host, int(port))) as raw:
+            raw.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )  # a reset, no farewell
+            raw.sendall(head + body)
+            raw.recv(4000)
+    served.wait_until(lambda: served.plugin.alive == 0)  # type: ignore[union-attr]
+    assert "socket.send() raised" not in caplog.text, "it wrote on and on before it looked"

@@ -115,6 +115,7 @@ class Prompts:
         template: what writes conversations; by default the tokenizer's own chat template, within bounds.
         source: the template's text, by which structure is told from words; the tokenizer's if left out.
         words: further texts that mean something, see `Markers`.
+        reasons: whether the model can reason; one that cannot may be told not to, whatever its template.
     """
 
     def __init__(
@@ -126,8 +127,10 @@ class Prompts:
         template: Template | None = None,
         source: str | None = None,
         words: Iterable[str] = (),
+        reasons: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
+        self._reasons = reasons
         self._name = name
         self._context = context
         self._template: Template = template or bind(tokenizer)
@@ -383,6 +386,8 @@ class Prompts:
             if value is None:
                 continue
             names = [name for name in _SWITCHES[parameter] if reads is None or name in reads.variables]
+            if not names and value is False and not self._reasons:
+                continue
             if not names:
                 raise UnsupportedInputError(
                     f"The chat template of {self._name} has no choice of {parameter}.",

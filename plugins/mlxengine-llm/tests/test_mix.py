@@ -22,7 +22,6 @@ from sameness import check_same
 
 # What a template that mlx-lm recognises names: the markers, and how a call is written.
 TOOLS = "{% if tools %}<tool_call>{{ tools }}{# tool_call.name #}{% endif %}" + TEMPLATE
-CALL = r'<tool_call>\{"name": "weather", "arguments": \{"city": "[A-Z][a-z]{2,6}"\}\}</tool_call>'
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer", "maximum": 99}},
@@ -31,22 +30,29 @@ PERSON = {
 }
 
 
-def weather(city: str) -> str:
-    """The weather in a city.
-
-    city: its name
-    """
-    return f"sunny in {city}"
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 6}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 def mix() -> list[TextRequest]:
     """The requests, by what is special about them."""
 
     def ask(about: str, *, prompt: str = "", tools: tuple[Any, ...] = (), **params: Any) -> TextRequest:
+        choice = "required" if tools else "auto"
         usual = {"max_tokens": 10, "top_logprobs": 2, "ignore_eos": "grammar" not in params}
         chosen = GenerateParams(**{**usual, **params})
         messages = (Message.user(prompt or f"Say something about {about}."),)
-        return TextRequest(messages=messages, tools=tools, params=chosen)
+        return TextRequest(messages=messages, tools=tools, tool_choice=choice, params=chosen)
 
     warm = {"temperature": 1.0}
     return [
@@ -64,7 +70,7 @@ def mix() -> list[TextRequest]:
         ask("presence", **warm, presence_penalty=1.0, frequency_penalty=0.5, seed=7),
         ask("a", adapter="a"),
         ask("b", adapter="b", **warm, seed=8, grammar=Grammar.json(PERSON), max_tokens=60),
-        ask("tools", tools=(weather,), **warm, seed=9, grammar=Grammar.regex(CALL), max_tokens=120),
+        ask("tools", tools=(WEATHER,), **warm, seed=9, max_tokens=120, ignore_eos=False),
         ask("two", prompt="a long prompt " * 20, n=2, **warm, seed=10),
     ]
 

@@ -232,7 +232,7 @@ def test_what_this_plugin_does_not_have_is_refused_and_not_ignored(plugin: Plugi
         attrs.evolve(asking(DESCRIBE, RED), tools=[tool]),
     ):
         with pytest.raises(UnsupportedInputError):
-            plugin.start(tiny, request)
+            plugin.answer(tiny, request)
 
 
 def noted(monkeypatch: pytest.MonkeyPatch, part: Any) -> list[tuple[int, ...]]:

@@ -109,8 +109,9 @@ def test_a_switch_for_reasoning_goes_to_a_template_that_has_it(plugin: Plugin, a
     told = prepared(plugin, agent, request)
     assert told.text is not None
     assert told.text.endswith("Assistant: At once:")
+    plugin.answer(tiny, request)  # it does not reason
     with pytest.raises(UnsupportedInputError, match="no choice of thinking"):
-        plugin.answer(tiny, request)
+        plugin.answer(tiny, asking(SHAPE, thinking=True))
 
 
 def test_a_picture_in_a_tools_result_is_seen(plugin: Plugin, agent: Any) -> None:

@@ -33,10 +33,7 @@ def shown(dialect: Dialect, request: TextRequest) -> TextRequest:
     """The request as the model's chat template is to see it.
 
     A model that has no notation of tool calls is told of the tools, and of calls that were made, in texts.
-    One that has no reasoning has none to leave out either.
     """
-    if request.params.thinking is False and not dialect.reasons:
-        request = attrs.evolve(request, params=attrs.evolve(request.params, thinking=None))
     if not request.tools or dialect.named:
         return request
     if request.tool_choice == "none":

@@ -9,18 +9,20 @@ from mlxengine.toolkit.conversation import Prompts
 from mlxengine.toolkit.templates import Conversation, bind
 
 
-def prompts_of(tokenizer: Any, name: str, context: int | None) -> Prompts:
+def prompts_of(tokenizer: Any, name: str, context: int | None, *, reasons: bool) -> Prompts:
     """What makes token ids of requests.
 
     Args:
         tokenizer: mlx-lm's wrapper around the tokenizer.
         name: the model's, for errors.
         context: longest context in tokens, or ``None``.
+        reasons: whether the model can reason.
     """
     inner = getattr(tokenizer, "_tokenizer", tokenizer)
     own = bind(inner)
     code = getattr(tokenizer, "_chat_template", None) is not None or not own.bounded
-    return Prompts(inner, name=name, context=context, template=_Code(tokenizer) if code else own)
+    template = _Code(tokenizer) if code else own
+    return Prompts(inner, name=name, context=context, template=template, reasons=reasons)
 
 
 class _Code:

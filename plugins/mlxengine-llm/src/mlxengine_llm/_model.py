@@ -110,7 +110,8 @@ class LanguageModel:
         self.adapters = Adapters(self.network, EXPERTS)
         self.kept = ByAdapter(self.prefixes, self._prefixes_of_adapter)
         self.dialect = dialect_of(self.tokenizer)
-        self.prompts = prompts_of(self.tokenizer, self.card.id, self.context)
+        reasons = self.dialect.reasons
+        self.prompts = prompts_of(self.tokenizer, self.card.id, self.context, reasons=reasons)
         account = Account(
             bytes_of=self.cache_size or reckoned(self.estimate, self.serving.kv_bits, self.backend),
             reserved=self.reserved,

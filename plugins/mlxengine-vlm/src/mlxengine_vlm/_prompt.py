@@ -31,6 +31,7 @@ def prompts_of(model: VisionModel) -> Prompts:
         template=_Template(model.template, model.processor, model.config, model.template_takes_parts),
         source=template_of(model.processor),
         words=media_words(model.processor, model.tags),
+        reasons=model.dialect.reasons,
     )
 
 

@@ -16,11 +16,9 @@ from mlxengine import (
     TextRequest,
     UnloadAdapterRequest,
 )
-from mlxengine.errors import InvalidParameterError
 from mlxengine.toolkit.adapters import change
-from mlxengine.toolkit.answers import AnswerStream
-from mlxengine.toolkit.choices import ChoicesStream, choices
-from mlxengine.toolkit.speech import Answering, check, shown
+from mlxengine.toolkit.serving import Flags, admit, check
+from mlxengine.toolkit.speech import shown
 
 from . import features
 from ._decoder import VisionAnswer
@@ -30,6 +28,16 @@ from ._prompt import Media
 from ._score import score
 from ._sight import Prompt
 from ._web import fetch
+
+FLAGS = Flags(
+    streaming=features.STREAMING,
+    logprobs=features.LOGPROBS,
+    structured_output=features.STRUCTURED_OUTPUT,
+    lora=features.LORA,
+    tool_calling=features.TOOL_CALLING,
+    reasoning=features.REASONING,
+    prompt_cache=features.PROMPT_CACHE,
+)
 
 
 def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
@@ -44,7 +52,7 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
     asked = request.request if isinstance(request, PrepareRequest) else request
     if not isinstance(asked, TextRequest):
         return None
-    _check(model, asked, context)
+    check(model, asked, context, FLAGS)
     plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
     told = shown(model.dialect, asked)
 
@@ -63,63 +71,15 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
     return go_on(limits)
 
 
-def _check(model: VisionModel, request: TextRequest, context: RunContext) -> None:
-    """Refuse what was asked for and would have to be ignored."""
-    params = request.params
-    if params.logprobs or params.top_logprobs:
-        context.features.require(features.LOGPROBS)
-    if params.grammar is not None:
-        context.features.require(features.STRUCTURED_OUTPUT)
-    if params.adapter is not None:
-        context.features.require(features.LORA)
-    model.adapters.resolve(params.adapter)
-    if request.tools:
-        context.features.require(features.TOOL_CALLING)
-    if params.thinking_budget is not None:
-        context.features.require(features.REASONING)
-    check(model.dialect, request, model.card.id)
-    for token, _ in params.logit_bias or ():
-        if token >= model.vocabulary:
-            raise InvalidParameterError(
-                f"logit_bias names the token {token}; {model.card.id} has {model.vocabulary} of them."
-            )
-
-
 def _answer(
     model: VisionModel, request: TextRequest, context: RunContext, prompt: Prompt
 ) -> Iterator[Event | None]:
-    adapter = model.adapters.resolve(request.params.adapter)  # what was loaded before may be gone
-    remember = context.features.get(features.PROMPT_CACHE)
-    streaming = context.features.get(features.STREAMING)
-    answering = Answering(
-        dialect=model.dialect,
-        request=request,
-        prompt=prompt.ids,
-        stop_ids=model.stop_ids,
-        parted=context.features.get(features.REASONING),
-        deltas=streaming,
-    )
-    params = answering.params
-    if params.grammar is not None:
-        context.features.require(features.STRUCTURED_OUTPUT)
-    answers = choices(
-        model.voice,
-        prompt.ids,
-        params,
-        streaming=streaming,
-        priority=request.priority,
-        make=VisionAnswer,
-    )
-    sight = model.sight(prompt, remember=remember)
-    for answer in answers:
-        answering.prepare(answer)
-        assert isinstance(answer, VisionAnswer)
-        answer.media, answer.reuse, answer.sight = prompt.media, remember, sight
-        model.adapters.give(answer, adapter)
-        model.batch.admit(answer)
-    if len(answers) == 1:
-        return AnswerStream(model.batch, answers[0], context)
-    return ChoicesStream(model.batch, answers, context)
+    sight = model.sight(prompt, remember=context.features.get(features.PROMPT_CACHE))
+
+    def ready(answer: VisionAnswer) -> None:
+        answer.media, answer.sight = prompt.media, sight
+
+    return admit(model, request, context, FLAGS, prompt.ids, VisionAnswer, ready)
 
 
 def _urls(request: TextRequest) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -291,7 +290,7 @@ def test_ctrl_c_does_not_wait_for_tools_that_run_and_drops_the_turn(session: Any
     def interrupt() -> None:
         begun.acquire()
         begun.acquire()
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as a terminal's reaches it
 
     calls = [ToolCall(id=str(number), name="wait", arguments={}) for number in range(2)]
     talk = session(Script(calls, "Fine."), tools=[wait])

@@ -131,12 +131,7 @@ class AsyncInferenceEngine:
         key = engine._wish(None, model, options)
 
         def switch() -> LiveModel:
-            live = engine._switch.to(
-                lambda: engine._pool.start(
-                    key, options.get("on_progress"), options.get("wait_for_memory", 0)
-                ),
-                given_up,
-            )
+            live = engine._switch.to(lambda: engine._start(key, options), given_up)
             if given_up.done():
                 engine._release(live)
             return live

@@ -103,9 +103,7 @@ class InferenceEngine(Serving):
         Of several calls at once the last wins; the others end with `CancelledError`.
         """
         key = self._wish(None, model, options)
-        live = self._switch.to(
-            lambda: self._pool.start(key, options.get("on_progress"), options.get("wait_for_memory", 0))
-        )
+        live = self._switch.to(lambda: self._start(key, options))
         try:
             self._warmed_up(live, options)
         except BaseException:

@@ -40,8 +40,10 @@ class Serving(EngineBase):
     def _start_load(
         self, handle: type | None, model: str | Path | ModelConfiguration, options: LoadOptions
     ) -> PendingLoad:
-        wish, patience = self._wish(handle, model, options), options.get("wait_for_memory", 0)
-        return self._pool.start(wish, options.get("on_progress"), patience)
+        return self._start(self._wish(handle, model, options), options)
+
+    def _start(self, key: LoadKey, options: LoadOptions) -> PendingLoad:
+        return self._pool.start(key, options.get("on_progress"), options.get("wait_for_memory", 0))
 
     def _wish(
         self, handle: type | None, model: str | Path | ModelConfiguration, options: LoadOptions

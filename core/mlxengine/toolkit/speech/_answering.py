@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -102,7 +103,7 @@ class Answering:
     parted: bool = True
     deltas: bool = True
 
-    @property
+    @cached_property
     def thinking(self) -> bool:
         """Whether the prompt ends within reasoning."""
         continued = not self.request.messages or not self.request.add_generation_prompt
@@ -134,7 +135,7 @@ class Answering:
     def _reasons(self) -> bool:
         return self.parted and self.dialect.reasons
 
-    @property
+    @cached_property
     def _tools(self) -> tuple[Tool, ...]:
         found = [tool.get("function", tool) for tool in tools_of(self.request)]
         return tuple(

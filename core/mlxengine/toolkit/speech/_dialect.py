@@ -192,9 +192,16 @@ def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 def _last(tokens: list[int], run: Sequence[int]) -> int:
-    """Where the last of the runs of tokens begins, or -1."""
-    size = len(run)
-    return next((at for at in range(len(tokens) - size, -1, -1) if tokens[at : at + size] == list(run)), -1)
+    """Where the last of the runs of tokens begins, or -1. Prompts are long, and mostly have none."""
+    size, backwards, start = len(run), tokens[::-1], 0
+    while True:
+        try:
+            start = backwards.index(run[-1], start) + 1
+        except ValueError:
+            return -1
+        first = len(tokens) - start + 1 - size
+        if first >= 0 and tokens[first : first + size] == list(run):
+            return first
 
 
 __all__ = ["HARMONY", "MUSE", "Dialect", "Headers"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from ...contract.events import Event
@@ -49,7 +50,7 @@ class Router:
         self._tools = tools
         self._index = index
         self._deltas = deltas
-        self._digest = hashlib.sha256(repr(list(prompt)).encode()).hexdigest()[:8]
+        self._prompt = prompt
         self._marks = self._edges(dialect, bound=bound)
         self._held = ""
         self._state = "reasoning" if thinking else "header" if self._headers else "text"
@@ -217,6 +218,10 @@ class Router:
             found.append(self._call(at, None, self._fault or str(error)))
         self._held = source.text[at + len(mark) :]
         return True
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(repr(list(self._prompt)).encode()).hexdigest()[:8]
 
     @property
     def _id(self) -> str:

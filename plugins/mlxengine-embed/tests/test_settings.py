@@ -36,7 +36,7 @@ MINILM = {**BERT, "_name_or_path": "nreimers/MiniLM-L6-H384-uncased", "gradient_
 MINILM |= {"transformers_version": "4.8.2"}
 BGE = {
     **BERT,
-    "_name_or_path": "/root/.cache/",
+    "_name_or_path": "somebody/base",
     "id2label": {"0": "LABEL_0"},
     "torch_dtype": "float32",
 }

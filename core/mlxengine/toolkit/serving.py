@@ -15,15 +15,25 @@ from ..contract.configuration import ModelCard
 from ..contract.events import Event
 from ..contract.features import Feature
 from ..contract.hookspecs import RunContext
+from ..contract.requests import Request
 from ..errors import InvalidParameterError
-from ..text.requests import TextRequest
-from .adapter_rows import AdaptedAnswer
-from .adapters import Adapters
+from ..text.requests import (
+    LoadAdapterRequest,
+    PrepareRequest,
+    ScoreRequest,
+    TextRequest,
+    UnloadAdapterRequest,
+)
+from .adapter_rows import AdaptedAnswer, ByAdapter
+from .adapters import Adapters, change
 from .answers import AnswerStream, Voice
 from .choices import ChoicesStream, choices
+from .conversation import Parts, Prompts
 from .rows import SharedBatch
-from .speech import Answering, Dialect
+from .speech import Answering, Dialect, shown
 from .speech import check as check_speech
+
+Score = Callable[[Any, ScoreRequest, RunContext], Iterator[Event | None]]
 
 
 class TextModel(Protocol):
@@ -42,6 +52,16 @@ class TextModel(Protocol):
     @property
     def adapters(self) -> Adapters:
         """Those that are loaded."""
+        ...
+
+    @property
+    def kept(self) -> ByAdapter[Any]:
+        """What is kept of earlier prompts."""
+        ...
+
+    @property
+    def prompts(self) -> Prompts:
+        """What makes token ids of requests."""
         ...
 
     @property
@@ -76,6 +96,67 @@ class Flags:
     tool_calling: Feature[Any]
     reasoning: Feature[Any]
     prompt_cache: Feature[Any]
+    special_tokens: Feature[Any]
+
+
+@frozen(kw_only=True)
+class Asked:
+    """A text request that may be served: for an answer, or for its prompt alone (``prepares``).
+
+    ``shown`` is what the chat template sees of it; ``plain``: its texts never become special tokens.
+    """
+
+    request: TextRequest
+    shown: TextRequest
+    plain: bool
+    prepares: bool
+
+    def go_on(
+        self,
+        prompts: Prompts,
+        answer: Callable[[list[int]], Iterator[Event | None]],
+        parts: Parts | None = None,
+    ) -> Iterator[Event | None]:
+        """Make the prompt, beside the device, and tell it or answer it."""
+        if self.prepares:
+            return prompts.tell(self.shown, self.plain, parts)
+        return prompts.serve(self.shown, self.plain, answer, parts)
+
+
+def serve(
+    model: TextModel,
+    request: Request,
+    context: RunContext,
+    flags: Flags,
+    *,
+    score: Score,
+    text: Callable[[Asked], Iterator[Event | None]],
+) -> Iterator[Event | None] | None:
+    """A plugin's ``generate`` on a model of its own: each kind of request goes to what serves it.
+
+    Args:
+        model: the model.
+        request: any request; ``None`` is returned for one that is not of text.
+        context: of the call.
+        flags: the plugin's.
+        score: serves a `ScoreRequest`.
+        text: serves a `TextRequest` after `check`.
+
+    Raises:
+        MLXEngineError: it cannot be served.
+    """
+    if isinstance(request, ScoreRequest):
+        return score(model, request, context)
+    if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest):
+        context.features.require(flags.lora)
+        return change(model.adapters, request, context.fetch, model.kept.forget)
+    prepares = isinstance(request, PrepareRequest)
+    asked = request.request if isinstance(request, PrepareRequest) else request
+    if not isinstance(asked, TextRequest):
+        return None
+    check(model, asked, context, flags)
+    plain = not context.features.get(flags.special_tokens)
+    return text(Asked(request=asked, shown=shown(model.dialect, asked), plain=plain, prepares=prepares))
 
 
 def check(model: TextModel, request: TextRequest, context: RunContext, flags: Flags) -> None:
@@ -154,4 +235,4 @@ def admit(
     return ChoicesStream(model.batch, answers, context)
 
 
-__all__ = ["Flags", "TextModel", "admit", "check"]
+__all__ = ["Asked", "Flags", "Score", "TextModel", "admit", "check", "serve"]

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlxengine import (
-    Event,
-    LoadAdapterRequest,
-    PrepareRequest,
-    Request,
-    RunContext,
-    ScoreRequest,
-    TextRequest,
-    UnloadAdapterRequest,
-)
+from mlxengine import Event, Request, RunContext
 from mlxengine.errors import FeatureUnavailableError
+from mlxengine.toolkit import serving
 from mlxengine.toolkit.adapter_rows import AdaptedAnswer
-from mlxengine.toolkit.adapters import change
-from mlxengine.toolkit.serving import Flags, admit, check
-from mlxengine.toolkit.speech import shown
 
 from . import features
 from ._model import LanguageModel
 from ._score import score
 
-FLAGS = Flags(
+FLAGS = serving.Flags(
     streaming=features.STREAMING,
     logprobs=features.LOGPROBS,
     structured_output=features.STRUCTURED_OUTPUT,
@@ -32,6 +21,7 @@ FLAGS = Flags(
     tool_calling=features.TOOL_CALLING,
     reasoning=features.REASONING,
     prompt_cache=features.PROMPT_CACHE,
+    special_tokens=features.SPECIAL_TOKENS_IN_TEXT,
 )
 
 
@@ -39,23 +29,15 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
     """The plugin's ``generate``: ``None`` for what is not a text request on a language model."""
     if not isinstance(model, LanguageModel):
         return None
-    if isinstance(request, ScoreRequest):
-        return score(model, request, context)
-    if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest):
-        context.features.require(features.LORA)
-        return change(model.adapters, request, context.fetch, model.kept.forget)
-    asked = request.request if isinstance(request, PrepareRequest) else request
-    if not isinstance(asked, TextRequest):
-        return None
-    check(model, asked, context, FLAGS)
-    _check_serving(model, context)
-    plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
-    told = shown(model.dialect, asked)
-    if isinstance(request, PrepareRequest):
-        return model.prompts.tell(told, plain)
-    return model.prompts.serve(
-        told, plain, lambda prompt: admit(model, asked, context, FLAGS, prompt, AdaptedAnswer)
-    )
+
+    def text(asked: serving.Asked) -> Iterator[Event | None]:
+        _check_serving(model, context)
+        return asked.go_on(
+            model.prompts,
+            lambda ids: serving.admit(model, asked.request, context, FLAGS, ids, AdaptedAnswer),
+        )
+
+    return serving.serve(model, request, context, FLAGS, score=score, text=text)
 
 
 def _check_serving(model: LanguageModel, context: RunContext) -> None:

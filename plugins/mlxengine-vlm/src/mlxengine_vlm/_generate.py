@@ -6,19 +6,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from attrs import evolve
-from mlxengine import (
-    Event,
-    LoadAdapterRequest,
-    PrepareRequest,
-    Request,
-    RunContext,
-    ScoreRequest,
-    TextRequest,
-    UnloadAdapterRequest,
-)
-from mlxengine.toolkit.adapters import change
-from mlxengine.toolkit.serving import Flags, admit, check
-from mlxengine.toolkit.speech import shown
+from mlxengine import Event, Request, RunContext, TextRequest
+from mlxengine.toolkit import serving
 
 from . import features
 from ._decoder import VisionAnswer
@@ -29,7 +18,7 @@ from ._score import score
 from ._sight import Prompt
 from ._web import fetch
 
-FLAGS = Flags(
+FLAGS = serving.Flags(
     streaming=features.STREAMING,
     logprobs=features.LOGPROBS,
     structured_output=features.STRUCTURED_OUTPUT,
@@ -37,6 +26,7 @@ FLAGS = Flags(
     tool_calling=features.TOOL_CALLING,
     reasoning=features.REASONING,
     prompt_cache=features.PROMPT_CACHE,
+    special_tokens=features.SPECIAL_TOKENS_IN_TEXT,
 )
 
 
@@ -44,31 +34,21 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
     """The plugin's ``generate``: ``None`` for what is not a text request on a vision-language model."""
     if not isinstance(model, VisionModel):
         return None
-    if isinstance(request, ScoreRequest):
-        return score(model, request, context)
-    if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest):
-        context.features.require(features.LORA)
-        return change(model.adapters, request, context.fetch, model.kept.forget)
-    asked = request.request if isinstance(request, PrepareRequest) else request
-    if not isinstance(asked, TextRequest):
-        return None
-    check(model, asked, context, FLAGS)
-    plain = not context.features.get(features.SPECIAL_TOKENS_IN_TEXT)
-    told = shown(model.dialect, asked)
 
-    def go_on(limits: MediaLimits) -> Iterator[Event | None]:
-        media = Media(model, limits)
-        if isinstance(request, PrepareRequest):
-            return model.prompts.tell(told, plain, media)
-        return model.prompts.serve(
-            told, plain, lambda ids: _answer(model, asked, context, media.prompt(ids)), media
-        )
+    def text(asked: serving.Asked) -> Iterator[Event | None]:
+        def go_on(limits: MediaLimits) -> Iterator[Event | None]:
+            media = Media(model, limits)
+            return asked.go_on(
+                model.prompts,
+                lambda ids: _answer(model, asked.request, context, media.prompt(ids)),
+                media,
+            )
 
-    limits = MediaLimits(pixels=context.features.get(features.MAX_PIXELS))
-    urls = _urls(asked) if context.features.get(features.URLS) else []
-    if urls:
-        return _once_fetched(context, limits, urls, go_on)
-    return go_on(limits)
+        limits = MediaLimits(pixels=context.features.get(features.MAX_PIXELS))
+        urls = _urls(asked.request) if context.features.get(features.URLS) else []
+        return _once_fetched(context, limits, urls, go_on) if urls else go_on(limits)
+
+    return serving.serve(model, request, context, FLAGS, score=score, text=text)
 
 
 def _answer(
@@ -79,7 +59,7 @@ def _answer(
     def ready(answer: VisionAnswer) -> None:
         answer.media, answer.sight = prompt.media, sight
 
-    return admit(model, request, context, FLAGS, prompt.ids, VisionAnswer, ready)
+    return serving.admit(model, request, context, FLAGS, prompt.ids, VisionAnswer, ready)
 
 
 def _urls(request: TextRequest) -> list[str]:

@@ -11,9 +11,7 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parity")]
 
-from vlm_harness import Plugin  # noqa: E402
-
-TINY = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-vlm"
+from vlm_harness import TINY, Plugin  # noqa: E402
 
 
 @pytest.fixture(scope="session")

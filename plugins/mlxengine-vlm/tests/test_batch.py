@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -17,10 +16,9 @@ from mlxengine.errors import (
 from mlxengine.toolkit import rows
 from mlxengine.toolkit.shapes import Shapes
 from mlxengine_vlm._decoder import VisionDecoder
-from vlm_harness import Plugin, asking, text_of
+from vlm_harness import TINY, Plugin, asking, text_of
 from vlm_pictures import Thing, draw, scene
 
-TINY = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-vlm"
 RED, BLUE = draw([Thing("circle", "red")]), draw([Thing("square", "blue")])
 DESCRIBE = "Describe the picture as JSON."
 

@@ -1,16 +1,13 @@
 """The clauses that every plugin keeps, on this one."""
 
-from pathlib import Path
-
 from mlxengine import TextRequest
 from mlxengine.errors import UnsupportedInputError
 from mlxengine.testing import Example, PluginConformance, Specimen
-from vlm_harness import asking
+from vlm_harness import TINY, asking
 from vlm_pictures import Thing, draw
 
 pytest_plugins = ["mlxengine.testing.pytest"]
 
-TINY = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-vlm"
 RED, BLUE = draw([Thing("circle", "red")]), draw([Thing("square", "blue")])
 SAMPLED = {"temperature": 2.0, "seed": 3, "ignore_eos": True}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,10 +13,9 @@ from mlxengine.errors import InsufficientMemoryError
 from mlxengine_vlm._language import Language
 from mlxengine_vlm._load import _cache_size
 from mlxengine_vlm._sight import Prompt, Sight
-from vlm_harness import Plugin, asking, text_of
+from vlm_harness import TINY, Plugin, asking, text_of
 from vlm_pictures import Thing, draw
 
-TINY = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-vlm"
 STEP = 16  # tokens that caches are charged by here, as if they grew by these
 COLOURS = ("red", "green", "blue", "white")
 

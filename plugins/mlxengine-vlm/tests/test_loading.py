@@ -23,10 +23,9 @@ from mlxengine.errors import (
 )
 from mlxengine.registry import ModelRegistry
 from mlxengine_vlm import plugin as hooks
-from vlm_harness import Plugin, asking, card_of
+from vlm_harness import TINY, Plugin, asking, card_of
 from vlm_pictures import Thing, draw
 
-TINY = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-vlm"
 GREEN = draw([Thing("triangle", "green")])
 
 

@@ -25,10 +25,8 @@ from mlxengine.errors import UnsupportedInputError
 from mlxengine_vlm import _processor
 from mlxengine_vlm._media import MediaLimits
 from mlxengine_vlm._prompt import Media
-from vlm_harness import Plugin, asking
+from vlm_harness import TINY, Plugin, asking
 from vlm_pictures import Thing, draw
-
-from conftest import TINY
 
 GREEN, BLUE = draw([Thing("circle", "green")]), draw([Thing("square", "blue")])
 SHAPE = "What shape is this?"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mlxengine import Grammar, ImagePart, InferenceEngine, Message, ReasoningDelta, TextDelta, TextPart
 from mlxengine.errors import FeatureUnavailableError
-from vlm_harness import Plugin, asking, text_of
+from vlm_harness import TINY, Plugin, asking, text_of
 from vlm_pictures import Thing, draw
 
 from tests.tool_calls import (  # noqa: F401
@@ -28,7 +28,6 @@ pytestmark = [
     pytest.mark.feature("vlm.structured_output"),
 ]
 
-TINY = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-vlm"
 RED = draw([Thing("circle", "red")])
 THINK = ("<think>", "</think>")
 

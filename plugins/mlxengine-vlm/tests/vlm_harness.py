@@ -33,6 +33,8 @@ from mlxengine.toolkit import backend
 from mlxengine.toolkit.aside import Prepared
 from mlxengine_vlm import plugin
 
+TINY = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-vlm"
+
 
 def card_of(folder: Path, **settings: Any) -> ModelCard:
     """The card of a local folder, as the engine would make it."""

@@ -1,4 +1,4 @@
-"""Decoding under a mask by products and a softmax gives what the library's attention gives."""
+"""Attention by products and a softmax gives what the library's gives, and is taken where it is quicker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from llm_harness import Plugin, raw, tokens_of
 from mlx_lm.models import base, llama
 from mlxengine.toolkit import attention
-from mlxengine.toolkit.attention import DecodeAttention, written_out
+from mlxengine.toolkit.attention import Plans, QuickAttention, quick, written_out
 
 ROWS, HEADS, GROUPS, WIDTH, LENGTH = 3, 8, 2, 16, 40
 
@@ -23,19 +23,67 @@ def arrays(queries: int = 1) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     return made[0], made[1], made[2], mask
 
 
+def reference(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
+    """The definition, in fp32: masks can be broadcast to (rows, heads, queries, positions)."""
+    times = HEADS // GROUPS
+    scores = 0.25 * queries @ mx.repeat(keys, times, axis=1).swapaxes(-1, -2)
+    return mx.softmax(mx.where(mask, scores, -mx.inf), axis=-1) @ mx.repeat(values, times, axis=1)
+
+
 def test_one_query_a_row_under_a_mask_is_the_librarys_attention() -> None:
     queries, keys, values, mask = arrays()
-    found = written_out(base.scaled_dot_product_attention)(queries, keys, values, None, 0.25, mask)
-    weights = mx.softmax(
-        mx.where(mask, 0.25 * queries @ mx.repeat(keys, HEADS // GROUPS, axis=1).swapaxes(-1, -2), -mx.inf),
-        axis=-1,
-    )
-    wanted = weights @ mx.repeat(values, HEADS // GROUPS, axis=1)
-    assert mx.allclose(found, wanted, atol=1e-5)
+    attend = quick(base.scaled_dot_product_attention, Plans(0, float))
+    found = attend(queries, keys, values, None, 0.25, mask)
+    assert mx.allclose(found, reference(queries, keys, values, mask), atol=1e-5)
     assert found.shape == queries.shape
 
 
-@pytest.mark.parametrize("what", ["no mask", "a word", "several queries", "sinks", "added"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_last_positions_of_a_prompt_are_the_librarys_attention(masked: bool) -> None:
+    queries, keys, values, padding = arrays(7)
+    causal = mx.arange(LENGTH) <= mx.arange(LENGTH - 7, LENGTH)[:, None]
+    wanted = mx.logical_and(causal, padding) if masked else causal
+    given = wanted if masked else "causal"
+    found = written_out(queries, keys, values, 0.25, given)
+    assert mx.allclose(found, reference(queries, keys, values, wanted), atol=1e-5)
+    theirs = base.scaled_dot_product_attention(queries, keys, values, cache=None, scale=0.25, mask=given)
+    assert mx.allclose(found, theirs, atol=1e-5)
+
+
+def test_a_mask_of_two_dimensions_holds_for_all_rows() -> None:
+    queries, keys, values, _ = arrays(5)
+    window = mx.arange(LENGTH) >= mx.arange(LENGTH - 12, LENGTH - 7)[:, None]
+    found = written_out(queries, keys, values, 0.25, window)
+    assert mx.allclose(found, reference(queries, keys, values, window), atol=1e-5)
+
+
+def test_a_size_is_planned_once_writing_it_out_has_cost_as_much() -> None:
+    plans = Plans(1.0, lambda scores: scores / 1000)
+    assert [plans.planned("small", 400) for _ in range(5)] == [False, False, True, True, True]
+    assert plans.planned("large", 1001), "one that costs more at once is planned at once"
+    assert not plans.planned("another", 400)
+    assert Plans(1e9, float).planned("beyond memory", attention.MOST_SCORES + 1)
+
+
+def test_pieces_of_prompts_are_written_out_until_their_size_is_planned() -> None:
+    queries, keys, values, _ = (part.astype(mx.bfloat16) for part in arrays(7))
+    given: list[Any] = []
+
+    def plain(*args: Any, **more: Any) -> mx.array:
+        given.append((args, more))
+        return queries
+
+    attend = quick(plain, Plans(2.5 * ROWS * HEADS * 7 * LENGTH, float))
+    for _ in range(4):
+        attend(queries, keys, values, None, 0.25, "causal")
+    assert len(given) == 2
+    attend(queries.astype(mx.float32), keys, values, None, 0.25, "causal")
+    assert len(given) == 3, "what is in full precision is never planned"
+    attend(queries, keys[:, :, :7], values[:, :, :7], None, 0.25, "causal")
+    assert len(given) == 4, "whole prompts have few sizes"
+
+
+@pytest.mark.parametrize("what", ["no mask", "a word", "several queries", "sinks", "added", "packed"])
 def test_everything_else_is_left_to_the_library(what: str) -> None:
     queries, keys, values, mask = arrays(2 if what == "several queries" else 1)
     given: list[Any] = []
@@ -46,7 +94,9 @@ def test_everything_else_is_left_to_the_library(what: str) -> None:
 
     masks = {"no mask": None, "a word": "causal", "added": mx.zeros((ROWS, 1, 1, LENGTH))}
     sinks = mx.zeros(HEADS) if what == "sinks" else None
-    written_out(plain)(queries, keys, values, None, 0.25, masks.get(what, mask), sinks)
+    if what == "packed":
+        keys = values = (keys, keys, keys)
+    quick(plain, Plans(0, float))(queries, keys, values, None, 0.25, masks.get(what, mask), sinks)
     assert len(given) == 1
     assert ("sinks" in given[0][1]) == (what == "sinks")
 
@@ -63,17 +113,12 @@ def test_a_batch_decodes_so_on_cuda_and_the_library_is_left_as_it_was(
     wanted, seen = answers(), []
     real = attention.written_out
 
-    def watched(plain: Any) -> Any:
-        quick = real(plain)
-
-        def attend(*args: Any, **more: Any) -> mx.array:
-            seen.append(args[0].shape[0])
-            return quick(*args, **more)
-
-        return attend
+    def watched(*args: Any) -> mx.array:
+        seen.append(args[0].shape[0])
+        return real(*args)
 
     monkeypatch.setattr(attention, "written_out", watched)
-    monkeypatch.setattr(DecodeAttention.__init__, "__kwdefaults__", {"on": ("cpu", "cuda")})
+    monkeypatch.setattr(QuickAttention.__init__, "__kwdefaults__", {"on": ("cpu", "cuda")})
     assert answers() == wanted
     assert max(seen) == len(asked)
     assert llama.scaled_dot_product_attention is base.scaled_dot_product_attention

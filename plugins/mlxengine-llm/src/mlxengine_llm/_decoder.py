@@ -10,7 +10,7 @@ from mlx_lm.models.base import scaled_dot_product_attention
 from mlxengine.toolkit.adapter_rows import adapter_of
 from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.answers import Answer
-from mlxengine.toolkit.attention import DecodeAttention
+from mlxengine.toolkit.attention import QuickAttention
 from mlxengine.toolkit.decoding import TogetherDecoder
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.joining import matrix
@@ -129,7 +129,7 @@ class _Passes:
     ) -> None:
         self._network = network
         self._adapters = adapters
-        self._attention = DecodeAttention(network, scaled_dot_product_attention)
+        self._attention = QuickAttention(network, scaled_dot_product_attention)
         self.caches = caches
         self.keep = keep
 
@@ -152,7 +152,8 @@ class _Passes:
         pieces += pieces[-1:] * blank
         adapters = [adapter_of(entry.row) for entry in group]
         self._adapters.use(*adapters, *adapters[-1:] * blank)
-        self._network(matrix(pieces, length), cache=layers)
+        with self._attention:
+            self._network(matrix(pieces, length), cache=layers)
         return None
 
     def prepare(self, entries: Sequence[Reading]) -> None:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
+from mlxengine.toolkit.attention import QuickAttention
 
 from ._prefill import stacked
 
@@ -21,7 +22,10 @@ class Language:
     """
 
     def __init__(self, network: Any) -> None:
+        from mlx_vlm.models.base import scaled_dot_product_attention
+
         self.module = getattr(network, "language_model", network)
+        self._attention = QuickAttention(self.module, scaled_dot_product_attention)
         settings = getattr(self.module, "config", None)
         self.prefix_lm = getattr(settings, "use_bidirectional_attention", None) is True
 
@@ -40,7 +44,8 @@ class Language:
         ids, inputs = parts[0]
         if len(parts) > 1 or ids.shape[1] < length:
             ids, inputs = stacked(parts, length)
-        return _logits(self.module(ids, cache=layers, **inputs))
+        with self._attention:
+            return _logits(self.module(ids, cache=layers, **inputs))
 
     def follow(
         self, tokens: mx.array, layers: list[Any], deltas: Any, crossed: Mapping[str, Any] = NOTHING
@@ -59,7 +64,8 @@ class Language:
                 self.module._rope_deltas = deltas
         if self.prefix_lm:  # such a model masks nothing by itself, not even the padding of shorter rows
             options["mask"] = layers[0].make_mask(tokens.shape[1], return_array=True, window_size=None)
-        return _logits(self.module(tokens, cache=layers, **options))
+        with self._attention:
+            return _logits(self.module(tokens, cache=layers, **options))
 
 
 def _merged(parts: Sequence[Any]) -> Any:

@@ -7,12 +7,18 @@ from typing import Any
 
 import mlx.core as mx
 
+from .._machine.backend import probe
 from .batch import Batch
 from .grammar import Grammars
 from .joining import Company, states
 from .reading import Reading, Readings, Reads
 from .row import Drawn, Plan, Row, Stepped
 from .shapes import Shapes
+
+
+def keeps_places() -> bool:
+    """Whether a row that is decoded for nobody is cheaper than a change of the batch; not on a CPU."""
+    return probe().backend != "cpu"
 
 
 class TogetherDecoder:
@@ -41,11 +47,18 @@ class TogetherDecoder:
     ) -> None:
         self._shapes = shapes
         self._reading = Readings(network, company, shapes, context)
-        self._batch = Batch(network, grammars, plain=plain)
+        self._batch = Batch(network, grammars, plain=plain, spares=keeps_places())
         self._behind = 0  # tokens of prompts in passes that nothing has waited for
 
     def __len__(self) -> int:
         return len(self._reading) + len(self._batch)
+
+    @property
+    def spare(self) -> int:
+        return self._batch.spare
+
+    def tidy(self) -> None:
+        self._batch.tidy()
 
     def step(self, plan: Plan) -> Stepped:
         """A token of every row whose prompt is read, and about ``plan.tokens`` of the prompts, in all."""
@@ -92,4 +105,4 @@ class TogetherDecoder:
         self._batch.remove(self._batch.rows)
 
 
-__all__ = ["TogetherDecoder"]
+__all__ = ["TogetherDecoder", "keeps_places"]

@@ -136,6 +136,15 @@ class Stepped:
 class Decoder(Protocol):
     """What decodes rows together. All its methods are called on one thread, under one stream."""
 
+    @property
+    def spare(self) -> int:
+        """How many rows that left still have a place, as large as the others', until one takes it."""
+        ...
+
+    def tidy(self) -> None:
+        """Give up those places."""
+        ...
+
     def insert(self, row: Row) -> None:
         """Take a row in: ``row.prompt + row.tokens``, or ``row.kept`` of a parked one; may raise."""
         ...

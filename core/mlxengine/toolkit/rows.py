@@ -90,7 +90,12 @@ class SharedBatch:
         """Of all caches, perhaps with one row more inside: in a batch each is as long as the longest."""
         inside = [of(row) for row in (*self._rows, *([] if more is None else [more]))]
         parked = sum(of(row) for row in tuple(self._aside) if row is not more)
-        return len(inside) * max(inside, default=0) + parked
+        return (len(inside) + self._spare) * max(inside, default=0) + parked
+
+    @property
+    def _spare(self) -> int:
+        decoder = self._decoder
+        return 0 if decoder is None else decoder.spare
 
     @property
     def inside(self) -> int:
@@ -255,6 +260,8 @@ class SharedBatch:
         if not parked:
             account.charge(row)
         while not account.affords(self._bytes(lambda item: item.cost, row), self.cost):
+            if self._tidied():
+                continue
             if self._rows:
                 return False
             others = [item for item in self._aside if item is not row]
@@ -274,6 +281,8 @@ class SharedBatch:
         for row in growing:
             self.account.charge(row)
         while growing and not self.account.affords(self.cost, self.cost):
+            if self._tidied():
+                continue
             if self._aside:
                 self._forget(self._last(self._aside))
                 continue
@@ -287,6 +296,14 @@ class SharedBatch:
             if row.failure is None:
                 self._crowded = True
                 self._waiting.append(row)
+
+    def _tidied(self) -> bool:
+        """Whether there were places that nobody has; they are given up."""
+        if not self._spare:
+            return False
+        assert self._decoder is not None
+        self._decoder.tidy()
+        return True
 
     def _refusal(self, row: Row) -> Exception:
         held = row.cost if row.inside else 0

@@ -23,7 +23,8 @@ from mlxengine import (
     TextDelta,
     TextRequest,
 )
-from mlxengine.toolkit import rows
+from mlxengine.toolkit import batch as shared
+from mlxengine.toolkit import decoding, joining, rows
 from mlxengine.toolkit.shapes import Shapes
 from sameness import ON_GPU, on_gpu
 
@@ -246,7 +247,7 @@ class Traffic:
                 asked = LoadAdapterRequest(name=name, source=str(folder / name))
                 plugin.run([plugin.start(model, asked)])
         self._bases = [random.Random(seed).choices(BYTES, k=LONGEST) for seed in range(3)]
-        self.parked = self.widest = 0
+        self.parked = self.widest = self.seated = 0
 
     def sequence(self, seed: int) -> None:
         """One random sequence, and the comparison of all its answers."""
@@ -260,10 +261,20 @@ class Traffic:
         with plugin.backend.stream():
             batch._discard()  # so that the next decoder has these shapes
         callers = some_callers(dice, self._bases, self._kind.adapters)
-        self._serve(dice, callers)
+        places = dice.random() < 0.6
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decoding, "keeps_places", lambda: places)
+            patch.setattr(shared, "SURPLUS", dice.choice([1, 32, 256]))
+            patch.setattr(shared, "LINGER", dice.choice([2, 32]))
+            patch.setattr(shared, "write_rows", self._write_rows)
+            self._serve(dice, callers)
         for caller in callers:
             self._compare(caller)
         self._check_that_nothing_is_left()
+
+    def _write_rows(self, *given: Any) -> None:
+        self.seated += 1
+        joining.write_rows(*given)
 
     def _serve(self, dice: random.Random, callers: Sequence[Caller]) -> None:
         plugin, batch = self._plugin, self._model.batch
@@ -340,6 +351,11 @@ class Traffic:
             assert (decoder._batch.layers, decoder._batch.held) == ([], [])
             assert decoder._batch._drawn is None
 
+    @property
+    def layers(self) -> list[Any]:
+        """The empty caches of a row."""
+        return self._model._caches()
+
     def memory(self) -> int:
         """Bytes in use once nothing is kept for prompts to come."""
         with self._plugin.backend.stream():
@@ -379,3 +395,5 @@ def test_answers_in_much_random_traffic_are_those_that_they_are_alone(traffic: T
     check(traffic, range(100, 160))
     assert traffic.parked
     assert traffic.widest > 4
+    plain = all(type(layer).__name__ == "KVCache" for layer in traffic.layers)
+    assert bool(traffic.seated) == plain

@@ -33,6 +33,8 @@ class SerialDecoder:
         draft: the smaller model that guesses, mlx-lm's module.
     """
 
+    spare = 0
+
     def __init__(
         self,
         network: Any,
@@ -111,6 +113,9 @@ class SerialDecoder:
         if prefixes is not None and row.failure is None:
             prefixes.add(self._cache, tokens)
         self._row, self._cache = None, []
+
+    def tidy(self) -> None:
+        """A row that leaves takes its cache along."""
 
     def park(self, row: Row) -> tuple[Drawn, Any] | None:
         del row  # its answer is bounded, and readers that wait drive it to its end

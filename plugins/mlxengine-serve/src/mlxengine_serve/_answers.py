@@ -142,7 +142,7 @@ async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> No
     if asked.writer is None:
         try:
             async with aclosing(events_of(server, caller, asked)) as found:
-                events = [event async for event in found]
+                events = [event async for several in found for event in several]
         except Exception as error:
             raise _refused(server, caller, error) from error
         if asked.aside:
@@ -168,10 +168,11 @@ async def _stream(
     async with out:
         try:
             async with aclosing(events_of(server, caller, asked)) as events:
-                async for event in events:
-                    data = (
-                        (await asyncio.to_thread(writer.event, event)) if asked.aside else writer.event(event)
-                    )
+                async for several in events:
+                    if asked.aside:
+                        data = await asyncio.to_thread(_frames, writer, several)
+                    else:
+                        data = _frames(writer, several)
                     if data:
                         await out.write(data)
         except asyncio.CancelledError:
@@ -192,12 +193,18 @@ async def _stream(
     await out.end()
 
 
+def _frames(writer: Writer, events: Sequence[Event]) -> bytes:
+    return b"".join(map(writer.event, events))
+
+
 def _refused(server: Server, caller: Caller, error: Exception) -> Refusal:
     return refusal_of(error, retry_after(server.engine.sync, caller.model))
 
 
-async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenerator[Event]:
+async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenerator[Sequence[Event]]:
     """The events of what was asked, the model loaded first where it has to be; closing it ends it.
+
+    Those that have come meanwhile come together, so that they can be sent at once.
 
     Raises:
         Refusal, MLXEngineError: it cannot be served.
@@ -220,23 +227,23 @@ async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenera
         handle = await server.models.get_as(asked.handle, asked.model, asked.gives)
         found = _run(handle, requests)
     async with aclosing(found):
-        async for event in found:
-            yield event
+        async for several in found:
+            yield several
 
 
-def _run(handle: AsyncModelHandle, requests: list[Request]) -> AsyncGenerator[Event]:
+def _run(handle: AsyncModelHandle, requests: list[Request]) -> AsyncGenerator[Sequence[Event]]:
     """The requests' events; they are submitted at once, or `ModelClosedError` is raised."""
     streams = [handle.stream(request) for request in requests]
     return _alone(streams[0]) if len(streams) == 1 else _together(streams, requests[0])
 
 
-async def _alone(stream: AsyncEventStream) -> AsyncGenerator[Event]:
+async def _alone(stream: AsyncEventStream) -> AsyncGenerator[Sequence[Event]]:
     async with stream:
         async for event in stream:
-            yield event
+            yield event, *stream.arrived()
 
 
-async def _together(streams: list[AsyncEventStream], first: Request) -> AsyncGenerator[Event]:
+async def _together(streams: list[AsyncEventStream], first: Request) -> AsyncGenerator[Sequence[Event]]:
     """Several requests as one with as many choices; ``index`` counts through, usage is summed."""
     found: asyncio.Queue[tuple[int, Event | BaseException]] = asyncio.Queue(maxsize=64)
 
@@ -259,10 +266,10 @@ async def _together(streams: list[AsyncEventStream], first: Request) -> AsyncGen
             if isinstance(event, Finished):
                 left, last, usage = left - 1, event, usage + TokenUsage.of(event.usage)
                 if each == 1:
-                    yield ChoiceFinished(index=number, reason=event.reason, stop=event.stop)
+                    yield (ChoiceFinished(index=number, reason=event.reason, stop=event.stop),)
                 continue
-            yield evolve(event, index=number * each + event.index)
-        yield evolve(last, usage=usage)
+            yield (evolve(event, index=number * each + event.index),)
+        yield (evolve(last, usage=usage),)
     finally:
         for task in tasks:
             task.cancel()

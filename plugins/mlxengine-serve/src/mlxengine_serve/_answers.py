@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from mlxengine import (
 from mlxengine.errors import ModelClosedError
 
 from ._admission import retry_after
+from ._forms import read_form
 from ._http import (
     CALLER,
     Caller,
@@ -35,6 +36,7 @@ from ._http import (
     send_bytes,
     until_gone,
 )
+from ._pictures import size_of
 from ._refusals import ENDING, Refusal, encoded, refusal_of
 from ._server import Server
 from .options import ServerOptions
@@ -94,20 +96,42 @@ Read = Callable[[dict[str, Any], str], Asked]
 
 @define(eq=False)
 class Endpoint:
-    """A path whose body a dialect reads: ``read(fields, request id)``."""
+    """A path whose body a dialect reads: ``read(fields, request id)``.
+
+    ``form``: the body may be a form, whose fields are of these kinds.
+    """
 
     server: Server
     path: str
     read: Read
+    form: Mapping[str, type] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["mlxengine_serve.route"] = self.path
         caller: Caller = scope[CALLER]
-        body = await read_json(scope, receive, self.server.options)
-        asked = self.read(body, caller.id)
-        bounded(asked, self.server.options)
+        options = self.server.options
+        if self.form is None:
+            asked = self._asked(await read_json(scope, receive, options), caller)
+        else:  # there are pictures in it, which take a while
+            body = await read_form(scope, receive, options, self.form)
+            asked = await asyncio.to_thread(self._asked, body, caller)
         with self.server.admission.admitted(caller.key):
             await until_gone(receive, answer(self.server, caller, asked, send))
+
+    def _asked(self, body: dict[str, Any], caller: Caller) -> Asked:
+        asked = self.read(body, caller.id)
+        bounded(asked, self.server.options)
+        return asked
+
+
+@define(eq=False)
+class Refused:
+    """A path that clients know, and nothing here serves."""
+
+    message: str
+
+    async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise Refusal(400, self.message, code="unsupported_url")
 
 
 def bounded(asked: Asked, options: ServerOptions) -> None:
@@ -123,9 +147,15 @@ def bounded(asked: Asked, options: ServerOptions) -> None:
         if isinstance(item, ImageRequest):
             if (item.steps or 0) > options.max_steps:
                 raise _beyond("steps", f"A picture may have {options.max_steps} steps.")
-            width, height = item.size or (0, 0)
+            width, height = item.size or _own_size(item)
             if width * height > options.max_pixels:
                 raise _beyond("size", f"A picture may have {options.max_pixels} pixels.")
+
+
+def _own_size(request: ImageRequest) -> tuple[int, int]:
+    """What a picture has whose size was not said: that of the one that it starts from."""
+    start = request.init_image
+    return size_of(start, "image") if isinstance(start, bytes) else (0, 0)
 
 
 def _beyond(param: str, message: str) -> Refusal:
@@ -276,4 +306,4 @@ async def _together(streams: list[AsyncEventStream], first: Request) -> AsyncGen
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-__all__ = ["Asked", "Endpoint", "Read", "Writer", "answer", "bounded", "events_of"]
+__all__ = ["Asked", "Endpoint", "Read", "Refused", "Writer", "answer", "bounded", "events_of"]

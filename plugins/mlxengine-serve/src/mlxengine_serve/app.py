@@ -12,12 +12,13 @@ from . import (
     anthropic_messages,
     openai_chat,
     openai_completions,
+    openai_edits,
     openai_embeddings,
     openai_images,
     openai_responses,
     rerank,
 )
-from ._answers import Endpoint, Read
+from ._answers import Endpoint, Read, Refused
 from ._any_kind import AnyKind
 from ._fields import Table
 from ._guard import Guard
@@ -42,9 +43,12 @@ DIALECTS: tuple[tuple[Table, Read], ...] = (
     (anthropic_messages.TABLE, anthropic_messages.read),
     (anthropic_messages.COUNT_TABLE, anthropic_messages.read_count),
     (openai_images.TABLE, openai_images.read),
+    (openai_edits.TABLE, openai_edits.read),
     (rerank.TABLE, rerank.read),
 )
 """What is read by a table: its fields, and how."""
+FORMS = {openai_edits.TABLE.path: openai_edits.KINDS}
+"""Paths whose bodies may be forms, with the kinds of their fields."""
 
 
 def create_app(
@@ -84,9 +88,10 @@ def _routes(server: Server) -> list[Route]:
     listing, page = ListModels(server), Page()
     return [
         *(
-            Route(table.path, Endpoint(server, table.path, read), methods=["POST"])
+            Route(table.path, Endpoint(server, table.path, read, FORMS.get(table.path)), methods=["POST"])
             for table, read in DIALECTS
         ),
+        Route("/v1/images/variations", Refused(openai_edits.VARIATIONS), methods=["POST"]),
         Route("/", page, methods=["GET"]),
         Route("/page/{name}", page, methods=["GET"]),
         Route("/health", Health(server), methods=["GET"]),

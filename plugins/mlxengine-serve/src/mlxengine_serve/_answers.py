@@ -65,6 +65,14 @@ class Writer(Protocol):
         ...
 
 
+@frozen
+class Content:
+    """An answer that is no JSON: its bytes, and their type as HTTP has it."""
+
+    data: bytes
+    type: str
+
+
 @frozen(kw_only=True)
 class Asked:
     """A request as a dialect has read it.
@@ -73,7 +81,7 @@ class Asked:
         model: the name that the client gave.
         requests: what the engine is asked; several are answered as the choices of one.
         handle: the handle that the model must have, and what that gives, for the message where it has not.
-        whole: makes the answer of all events.
+        whole: makes the answer of all events: a value for JSON, or a `Content`.
         writer: streams it instead.
         unknown: names of fields that nobody here knows.
         aside: whether making the answer takes long, and is done beside the event loop.
@@ -171,17 +179,19 @@ async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> No
     headers = ignored(list(asked.unknown))
     if asked.writer is None:
         try:
-            async with aclosing(events_of(server, caller, asked)) as found:
-                events = [event async for several in found for event in several]
+            async with aclosing(events_of(server, caller, asked)) as arriving:
+                events = [event async for several in arriving for event in several]
         except Exception as error:
             raise _refused(server, caller, error) from error
-        if asked.aside:
-            body = await asyncio.to_thread(lambda: encoded(asked.whole(events)))
-        else:
-            body = encoded(asked.whole(events))
-        await send_bytes(send, 200, body, "application/json", headers)
+        found = await asyncio.to_thread(_whole, asked, events) if asked.aside else _whole(asked, events)
+        await send_bytes(send, 200, found.data, found.type, headers)
         return
     await _stream(server, caller, asked, asked.writer, send, headers)
+
+
+def _whole(asked: Asked, events: list[Event]) -> Content:
+    made = asked.whole(events)
+    return made if isinstance(made, Content) else Content(encoded(made), "application/json")
 
 
 async def _stream(
@@ -306,4 +316,4 @@ async def _together(streams: list[AsyncEventStream], first: Request) -> AsyncGen
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-__all__ = ["Asked", "Endpoint", "Read", "Refused", "Writer", "answer", "bounded", "events_of"]
+__all__ = ["Asked", "Content", "Endpoint", "Read", "Refused", "Writer", "answer", "bounded", "events_of"]

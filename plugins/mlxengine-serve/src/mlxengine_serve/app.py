@@ -104,7 +104,7 @@ def _routes(server: Server) -> list[Route]:
         Route("/v1/models/{name:path}", listing, methods=["GET"]),
         *(
             Route(route.path, app, methods=list(route.methods))
-            for route, app in plugin_routes(Door(engine=server.engine, models=server.models))
+            for route, app in plugin_routes(Door(engine=server.engine, server=server))
         ),
     ]
 

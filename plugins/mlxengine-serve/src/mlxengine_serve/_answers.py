@@ -119,12 +119,19 @@ class Endpoint:
         caller: Caller = scope[CALLER]
         options = self.server.options
         if self.form is None:
-            asked = self._asked(await read_json(scope, receive, options), caller)
-        else:  # there are pictures in it, which take a while
+            body = await read_json(scope, receive, options)
+        else:
             body = await read_form(scope, receive, options, self.form)
-            asked = await asyncio.to_thread(self._asked, body, caller)
         with self.server.admission.admitted(caller.key):
-            await until_gone(receive, answer(self.server, caller, asked, send))
+            await until_gone(receive, self._answer(body, caller, send))
+
+    async def _answer(self, body: dict[str, Any], caller: Caller, send: Send) -> None:
+        await self.server.remote.bring(body)
+        if self.form is None:
+            asked = self._asked(body, caller)
+        else:  # there are files in it, which take a while
+            asked = await asyncio.to_thread(self._asked, body, caller)
+        await answer(self.server, caller, asked, send)
 
     def _asked(self, body: dict[str, Any], caller: Caller) -> Asked:
         asked = self.read(body, caller.id)

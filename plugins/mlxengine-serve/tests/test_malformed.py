@@ -14,6 +14,9 @@ from mlxengine_serve._fields import Table
 from mlxengine_serve.app import DIALECTS
 from serve_harness import Served, serving
 
+PIXEL = (
+    "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"  # the smallest picture
+)
 NAMES = {"llm": "mock/llm", "embed": "mock/embed", "diffusion": "mock/diffusion"}
 WORDS = (
     "auto none user assistant tool text function data:, custom any base64 image tool_use tool_result message"
@@ -43,6 +46,7 @@ VALID: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4},
     "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/images/generations": {"prompt": "x", "model": NAMES["diffusion"], "size": "8x8"},
+    "/v1/images/edits": {"prompt": "x", "image": PIXEL, "model": NAMES["diffusion"], "size": "8x8"},
     "/v1/rerank": {"query": "x", "documents": ["y"], "model": NAMES["embed"]},
 }
 

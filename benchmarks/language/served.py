@@ -7,8 +7,10 @@
 All three run at once, each in a process of its own, and are asked in turn. Each client sends its requests one
 after the other, streamed, greedy, each with a prompt of its own. A row: requests a second, the median time to
 the first token, and the 99th percentile of the time between two tokens, each the median of the rounds. The
-first round of each row warms up, and is left out. ``http_overhead`` is the part of the library's requests a
-second that the server loses; the library has no client beside it that reads from a socket.
+first round of each row warms up, and is left out. ``processor_ms`` is what a request took of the process that
+serves, which others on the machine change less. ``http_overhead`` compares the server with the library, which
+has no client beside it that reads from a socket: the part of the requests a second that the server loses, and
+how much more of the processor it takes.
 
 Needs, besides this checkout: mlx with a back end, mlx-lm, starlette, uvicorn (h11, click), prometheus-client
 and httpx2; with `scripts/uninstalled.py` nothing of ours has to be installed.
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import socket
 import statistics
@@ -74,6 +77,12 @@ class Watch:
         self._last, self._seen = now, True
 
 
+def processor(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 # -- the servers ------------------------------------------------------------------------------------------
 
 
@@ -83,8 +92,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(command: list[str], url: str, probe: str) -> Iterator[None]:
-    """A server of its own process, until it answers."""
+def server(command: list[str], url: str, probe: str) -> Iterator[int]:
+    """A server of its own process, once it answers; its id."""
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log) as process,
@@ -99,7 +108,7 @@ def server(command: list[str], url: str, probe: str) -> Iterator[None]:
                         break
                 except httpx2.TransportError:
                     time.sleep(0.1)
-            yield
+            yield process.pid
         finally:
             process.kill()
 
@@ -184,8 +193,8 @@ async def library(folder: str) -> None:
 
 
 @contextmanager
-def library_process(folder: str) -> Iterator[Callable[..., Figures]]:
-    """The library in a process of its own; what it gives measures a burst."""
+def library_process(folder: str) -> Iterator[tuple[int, Callable[..., Figures]]]:
+    """The library in a process of its own: its id, and what measures a burst in it."""
     command = [sys.executable, "-m", "benchmarks.language.served", folder, "--library"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -198,7 +207,7 @@ def library_process(folder: str) -> Iterator[Callable[..., Figures]]:
             rate, first, gap = map(float, found.readline().split())
             return rate, first, gap
 
-        yield burst
+        yield process.pid, burst
         given.close()
 
 
@@ -213,30 +222,36 @@ def measure(folder: str, options: argparse.Namespace) -> Iterator[dict[str, Any]
     engine = [sys.executable, *serve, "--model", f"m={folder}"]
     peer = [sys.executable, "-c", PEER, "--port", str(ports[1]), "--model", folder]
     with ExitStack() as open_:
-        open_.enter_context(server(engine, ours, "/ready"))
-        open_.enter_context(server(peer, theirs, "/v1/models"))
-        own = open_.enter_context(library_process(folder))
-        sides: dict[str, Callable[..., Figures]] = {
-            "mlxengine": lambda *numbers: served_burst(ours, "m", *numbers),
-            "mlx_lm": lambda *numbers: served_burst(theirs, folder, *numbers),
-            "library": own,
+        served_id = open_.enter_context(server(engine, ours, "/ready"))
+        peer_id = open_.enter_context(server(peer, theirs, "/v1/models"))
+        library_id, alone = open_.enter_context(library_process(folder))
+        sides: dict[str, tuple[int, Callable[..., Figures]]] = {
+            "mlxengine": (served_id, lambda *numbers: served_burst(ours, "m", *numbers)),
+            "mlx_lm": (peer_id, lambda *numbers: served_burst(theirs, folder, *numbers)),
+            "library": (library_id, alone),
         }
         for clients in options.clients:
-            found: dict[str, list[Figures]] = {name: [] for name in sides}
+            found: dict[str, list[tuple[float, ...]]] = {name: [] for name in sides}
             for _ in range(options.rounds + 1):
-                for name, burst in sides.items():
-                    found[name].append(burst(clients, options.requests, options.tokens, options.words))
-            medians = {
+                for name, (process, burst) in sides.items():
+                    before = processor(process)
+                    figures = burst(clients, options.requests, options.tokens, options.words)
+                    spent = (processor(process) - before) / (clients * options.requests)
+                    found[name].append((*figures, spent))
+            rows = {
                 name: [statistics.median(values) for values in zip(*rounds[1:], strict=True)]
                 for name, rounds in found.items()
             }
-            for name, (rate, first, gap) in medians.items():
+            for name, (rate, first, gap, spent) in rows.items():
                 row = {"clients": clients, "side": name, "requests_per_second": round(rate, 3)}
-                yield {**row, "first_token_ms": round(first * 1e3, 1), "gap_p99_ms": round(gap * 1e3, 1)}
-            mine, other, alone = (medians[name] for name in ("mlxengine", "mlx_lm", "library"))
-            names = ("requests_per_second", "first_token", "gap_p99")
+                row |= {"first_token_ms": round(first * 1e3, 1), "gap_p99_ms": round(gap * 1e3, 1)}
+                yield {**row, "processor_ms": round(spent * 1e3, 1)}
+            mine, other, bare = (rows[name] for name in ("mlxengine", "mlx_lm", "library"))
+            names = ("requests_per_second", "first_token", "gap_p99", "processor")
             ratios = {name: round(a / b, 3) for name, a, b in zip(names, mine, other, strict=True) if b}
-            yield {"clients": clients, **ratios, "http_overhead": round(1 - mine[0] / alone[0], 3)}
+            overhead = {"requests_per_second": round(1 - mine[0] / bare[0], 3)}
+            overhead["processor"] = round(mine[3] / bare[3] - 1, 3) if bare[3] else 0.0
+            yield {"clients": clients, **ratios, "http_overhead": overhead}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlxengine_serve import ServerOptions
 from mlxengine_serve._fields import Table
-from mlxengine_serve.app import DIALECTS
+from mlxengine_serve.app import DIALECTS, dialect
 from serve_harness import Served, serving
 
 PIXEL = (
@@ -61,7 +61,7 @@ def mock() -> Iterator[Served]:
         yield made
 
 
-@pytest.mark.parametrize("table", [table for table, _ in DIALECTS], ids=lambda table: table.path)
+@pytest.mark.parametrize("table", [dialect(path).table for path in DIALECTS], ids=lambda table: table.path)
 def test_fields_of_any_value_end_in_the_dialects_form(mock: Served, table: Table) -> None:
     names = [item.name for item in (*table.fields, *table.extra) if item.name != "model"]
 
@@ -81,4 +81,4 @@ def test_fields_of_any_value_end_in_the_dialects_form(mock: Served, table: Table
 
 
 def test_every_path_of_a_table_is_tried_here() -> None:
-    assert set(VALID) == {table.path for table, _ in DIALECTS}
+    assert set(VALID) == set(DIALECTS) == {dialect(path).table.path for path in DIALECTS}

@@ -22,6 +22,7 @@ from mlxengine import (
 from mlxengine.errors import ModelClosedError
 
 from ._admission import retry_after
+from ._fields import Table
 from ._forms import read_form
 from ._http import (
     CALLER,
@@ -100,6 +101,15 @@ class Asked:
 
 
 Read = Callable[[dict[str, Any], str], Asked]
+
+
+@frozen
+class Dialect:
+    """How the bodies of a path are read: by which table, by what, and the kinds of a form's fields."""
+
+    table: Table
+    read: Read
+    form: Mapping[str, type] | None = None
 
 
 @define(eq=False)
@@ -323,4 +333,15 @@ async def _together(streams: list[AsyncEventStream], first: Request) -> AsyncGen
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-__all__ = ["Asked", "Content", "Endpoint", "Read", "Refused", "Writer", "answer", "bounded", "events_of"]
+__all__ = [
+    "Asked",
+    "Content",
+    "Dialect",
+    "Endpoint",
+    "Read",
+    "Refused",
+    "Writer",
+    "answer",
+    "bounded",
+    "events_of",
+]

@@ -6,14 +6,13 @@ from typing import Any
 
 from mlxengine import AsyncImageHandle, ImageRequest
 
-from ._answers import Asked
+from ._answers import Asked, Dialect
 from ._asking import data_url
 from ._fields import Fields, Table, callers, honoured, refused
 from ._pictures import transparent
 from ._refusals import Refusal
 from .openai_images import BEYOND, PictureStream, parameters, whole
 
-VARIATIONS = "Nothing here varies a picture by itself; send it to /v1/images/edits, with a prompt."
 KINDS = {
     **dict.fromkeys(("n", "steps", "seed", "partial_images", "output_compression", "frame_count"), int),
     **dict.fromkeys(("guidance", "strength"), float),
@@ -111,4 +110,6 @@ def _pictures(fields: Fields, name: str) -> list[bytes]:
     return found
 
 
-__all__ = ["KINDS", "TABLE", "VARIATIONS", "read"]
+DIALECT = Dialect(TABLE, read, KINDS)
+
+__all__ = ["DIALECT", "KINDS", "TABLE", "read"]

@@ -10,7 +10,7 @@ from mlxengine import AsyncImageHandle, Event, Finished, ImagePreview, ImageRead
 from mlxengine.contract.events import Array, Usage
 from mlxengine.contract.kinds import pixels
 
-from ._answers import Asked
+from ._answers import Asked, Dialect
 from ._asking import seed_of
 from ._chat_stream import COMMENT
 from ._fields import Fields, Table, callers, honoured, refused
@@ -213,4 +213,6 @@ def _frame(kind: str, picture: Array, **fields: Any) -> bytes:
     return b"event: " + kind.encode() + b"\ndata: " + encoded(value) + b"\n\n"
 
 
-__all__ = ["BEYOND", "TABLE", "PictureStream", "parameters", "read", "whole"]
+DIALECT = Dialect(TABLE, read)
+
+__all__ = ["BEYOND", "DIALECT", "TABLE", "PictureStream", "parameters", "read", "whole"]

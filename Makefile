@@ -57,8 +57,9 @@ test-gpu:        ## the plugins' tests on this machine's GPU, with the libraries
 test-diffusionkit:  ## the diffusionkit back end against diffusers, in an environment of its own
 	$(PYTHON) plugins/mlxengine-diffusion/tests/extras/run.py diffusionkit --venv $(VENV)-diffusionkit
 
-test-clients: $(STAMP)  ## other people's clients against the server: SDKs, Claude Code, Codex, and the page in Chromium
-	$(PYTEST) -q plugins/mlxengine-serve/tests/clients/check_clients.py plugins/mlxengine-serve/tests/clients/check_page.py
+test-clients: $(STAMP)  ## other people's clients against the server: SDKs, Claude Code, Codex, proxies, and the page in Chromium
+	$(PYTEST) -q plugins/mlxengine-serve/tests/clients/check_clients.py plugins/mlxengine-serve/tests/clients/check_page.py \
+		plugins/mlxengine-serve/tests/clients/check_proxies.py
 
 test-mflux:      ## the mflux back end against diffusers, in an environment of its own
 	$(PYTHON) plugins/mlxengine-diffusion/tests/extras/run.py mflux --venv $(VENV)-mflux

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from mlxengine_serve._fields import Field, Table
-from mlxengine_serve.app import DIALECTS
+from mlxengine_serve.app import DIALECTS, dialect
 
 TARGET = Path(__file__).parents[1] / "docs" / "reference" / "server-fields.md"
 HEAD = """\
@@ -45,7 +45,7 @@ def section(table: Table) -> str:
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(section(table) for table, _ in DIALECTS)])
+    return "\n".join([HEAD, *(section(dialect(path).table) for path in DIALECTS)])
 
 
 def main() -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -26,13 +25,9 @@ import httpx2
 from mlxengine import AsyncInferenceEngine, GenerateParams, TextDelta
 from mlxengine_echo import write_model
 
+from benchmarks.language.served import processor
+
 BODY = {"messages": [{"role": "user", "content": "the house that Jack built"}], "ignore_eos": True}
-
-
-def processor(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from attrs import frozen
 from mlxengine_echo import write_model
 
 SECONDS = float(os.environ.get("MLXENGINE_SOAK_SECONDS", "60"))
+PAUSE = float(os.environ.get("MLXENGINE_SOAK_PAUSE", "0"))  # of each client, between two requests
 CHAT = "/v1/chat/completions"
 
 
@@ -85,6 +86,7 @@ def crowd(server: Running, seconds: float, seed: int, wrong: list[str]) -> None:
     """One client after the other: some read to the end, some leave in the middle, some at once."""
     draw, until = random.Random(seed), time.monotonic() + seconds
     while time.monotonic() < until:
+        time.sleep(PAUSE)
         stream, kind = draw.random() < 0.5, draw.random()
         with server.send(stream) as raw:
             if kind < 0.3:

@@ -83,3 +83,47 @@ def test_a_loop_that_is_closed_stops_no_writer() -> None:
     for channel in channels:
         channel.put(TextDelta(text="a"))
         channel.end()
+
+
+def test_what_has_come_meanwhile_is_taken_at_once_and_an_error_waits_behind_it() -> None:
+    async def read() -> tuple[list[str], list[str], type[Exception] | None]:
+        space = 0
+
+        def on_space() -> None:
+            nonlocal space
+            space += 1
+
+        channel = Channel(4, on_space)
+        reader = AsyncEventStream(channel, lambda: None)
+        for text in "abcd":
+            channel.put(TextDelta(text=text))
+        channel.end(RuntimeError("then it failed"))
+        events = aiter(reader)
+        first = await anext(events)
+        together = [first, *reader.arrived()]
+        assert space == 1, "the writer may go on"
+        later = reader.arrived()
+        try:
+            await anext(events)
+        except RuntimeError as error:
+            return _texts(together), _texts(later), type(error)
+        return _texts(together), _texts(later), None
+
+    assert asyncio.run(read()) == (list("abcd"), [], RuntimeError)
+
+
+def test_the_last_event_is_known_when_it_was_taken_with_others() -> None:
+    async def read() -> Finished | None:
+        [channel, *_], [reader, *_] = streams()
+        channel.put(TextDelta(text="a"))
+        channel.put(Finished())
+        channel.end()
+        found = [[event, *reader.arrived()] async for event in reader]
+        assert [len(several) for several in found] == [2]
+        return reader.finished
+
+    assert asyncio.run(read()) is not None
+
+
+def _texts(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, TextDelta)]

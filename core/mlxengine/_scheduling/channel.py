@@ -107,6 +107,17 @@ class Channel:
         self._waker = None
         return True, self.get()
 
+    def take(self) -> list[Event]:
+        """The events that are there now, without waiting; an end, or an error, stays for `get` or `poll`."""
+        found: list[Event] = []
+        for _ in range(self._items.qsize()):  # no more: a fast writer would never let go
+            item = self._items.get()
+            if isinstance(item, _End):
+                self._items.put(item)
+                break
+            found.append(self._read_one(item))
+        return found
+
     def _write(self, item: tuple[Event, int] | _End) -> None:
         self._items.put(item)
         waker = self._waker
@@ -119,6 +130,9 @@ class Channel:
             if item.error is not None:
                 raise item.error
             return None
+        return self._read_one(item)
+
+    def _read_one(self, item: tuple[Event, int]) -> Event:
         event, size = item
         self._read += size
         drained = self._written - self._read <= self._most // 2

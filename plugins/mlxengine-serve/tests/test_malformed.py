@@ -11,9 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlxengine_serve import ServerOptions
 from mlxengine_serve._fields import Table
-from mlxengine_serve.app import DIALECTS
+from mlxengine_serve.app import DIALECTS, dialect
 from serve_harness import Served, serving
 
+PIXEL = (
+    "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"  # the smallest picture
+)
 NAMES = {"llm": "mock/llm", "embed": "mock/embed", "diffusion": "mock/diffusion"}
 WORDS = (
     "auto none user assistant tool text function data:, custom any base64 image tool_use tool_result message"
@@ -43,6 +46,7 @@ VALID: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4},
     "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/images/generations": {"prompt": "x", "model": NAMES["diffusion"], "size": "8x8"},
+    "/v1/images/edits": {"prompt": "x", "image": PIXEL, "model": NAMES["diffusion"], "size": "8x8"},
     "/v1/rerank": {"query": "x", "documents": ["y"], "model": NAMES["embed"]},
 }
 
@@ -57,7 +61,7 @@ def mock() -> Iterator[Served]:
         yield made
 
 
-@pytest.mark.parametrize("table", [table for table, _ in DIALECTS], ids=lambda table: table.path)
+@pytest.mark.parametrize("table", [dialect(path).table for path in DIALECTS], ids=lambda table: table.path)
 def test_fields_of_any_value_end_in_the_dialects_form(mock: Served, table: Table) -> None:
     names = [item.name for item in (*table.fields, *table.extra) if item.name != "model"]
 
@@ -77,4 +81,4 @@ def test_fields_of_any_value_end_in_the_dialects_form(mock: Served, table: Table
 
 
 def test_every_path_of_a_table_is_tried_here() -> None:
-    assert set(VALID) == {table.path for table, _ in DIALECTS}
+    assert set(VALID) == set(DIALECTS) == {dialect(path).table.path for path in DIALECTS}

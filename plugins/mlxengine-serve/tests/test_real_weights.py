@@ -107,3 +107,28 @@ def test_chat_vectors_and_a_picture_at_once_all_come_and_the_chat_goes_on(real: 
         thread.join(120)
     assert answers == {"vectors": 200, "painter": 200}
     assert len(arrived) >= 60
+
+
+def test_a_picture_edited_where_a_mask_is_transparent_is_the_librarys_own(real: Served) -> None:
+    start, mask = Image.new("RGB", (32, 32), "red"), Image.new("RGBA", (32, 32), "white")
+    mask.paste((0, 0, 0, 0), (0, 0, 32, 16))
+    light = Image.new("L", (32, 32))
+    light.paste(255, (0, 0, 32, 16))
+    handle = real.engine.sync.load_images(weights.folder_of(weights.TINY_SD))
+    made = handle.image("a blue square", init_image=start, mask=light, steps=4, seed=1, size=(32, 32))
+    answer = real.client.post(
+        "/v1/images/edits",
+        data={"model": "painter", "prompt": "a blue square", "steps": "4", "seed": "1"},
+        files={"image": ("a.png", _png(start)), "mask": ("m.png", _png(mask))},
+    )
+    assert answer.status_code == 200, answer.text
+    shown = Image.open(BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
+    assert shown.tobytes() == bytes(made.pixels.data)
+    assert shown.crop((0, 16, 32, 32)).tobytes() == start.crop((0, 16, 32, 32)).tobytes()
+    assert shown.crop((0, 0, 32, 16)).tobytes() != start.crop((0, 0, 32, 16)).tobytes()
+
+
+def _png(picture: Image.Image) -> bytes:
+    found = BytesIO()
+    picture.save(found, "PNG")
+    return found.getvalue()

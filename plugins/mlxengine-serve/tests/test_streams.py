@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import struct
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from mlxengine import Event, Finished, Request, TextDelta, errors
 from mlxengine_serve import Key, ServerOptions
-from serve_harness import Served, serving
+from mlxengine_serve._http import EventWriter
+from serve_harness import Served, said, serving
 
 PATH = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -63,6 +65,27 @@ def test_proxies_are_told_not_to_hold_frames_back(served: Served) -> None:
         assert answer.headers["x-accel-buffering"] == "no"
         assert answer.headers["cache-control"] == "no-cache, no-transform"
         assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+def test_what_came_meanwhile_goes_in_one_piece_and_says_the_same(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+    plain = EventWriter.write
+
+    async def slowly(writer: EventWriter, data: bytes) -> None:
+        written.append(data)
+        await plain(writer, data)
+        await asyncio.sleep(0.05)  # tokens come faster than they can be sent
+
+    monkeypatch.setattr(EventWriter, "write", slowly)
+    words = [f"{number} \U0001f600\n" for number in range(200)]
+    served.plugin.plan = said(*words)  # type: ignore[union-attr]
+    frames = served.frames(PATH, BODY)
+    texts = [frame["choices"][0]["delta"].get("content") for frame in frames[:-1] if frame["choices"]]
+    assert [text for text in texts if text] == words
+    assert len(written) < 100
+    assert all(set(frame) == set(frames[0]) for frame in frames[:-1])
 
 
 # -- bodies ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from mlxengine_serve.app import DIALECTS, dialect
 
 IMPORTS = "import sys, mlxengine_serve.plugin; print(*sorted(sys.modules))"
 HEAVY = ("mlx", "numpy", "transformers", "torch", "mlx_lm", "PIL", "fastapi", "pydantic")
@@ -35,6 +36,14 @@ def process(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def test_looking_for_plugins_imports_no_server() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
     assert not {"starlette", "uvicorn", *HEAVY} & set(done.stdout.split())
+
+
+def test_a_dialect_is_imported_when_it_is_first_asked_for_and_every_one_is_there() -> None:
+    code = "import sys, mlxengine_serve.app; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    late = {f"mlxengine_serve.{name.partition(':')[0]}" for name in DIALECTS.values()}
+    assert not late & set(done.stdout.split())
+    assert [dialect(path).table.path for path in DIALECTS] == list(DIALECTS)
 
 
 def test_it_serves_and_ends_in_order_at_sigterm() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from mlxengine.errors import UnsupportedInputError
-from mlxengine_vlm._web import fetch, is_public
+from mlxengine.toolkit.web import fetch, is_public
 
 pytestmark = pytest.mark.feature("vlm.urls")
 HOSTS = ("127.0.0.1",)

@@ -9,6 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._answers import Asked as Asked
+    from ._answers import Content as Content
+    from ._answers import Writer as Writer
+    from ._fields import Fields as Fields
+    from ._refusals import Refusal as Refusal
     from .app import create_app as create_app
     from .options import Key as Key
     from .options import ServedModel as ServedModel
@@ -17,6 +22,11 @@ if TYPE_CHECKING:
     from .routes import Door as Door
 
 _HOMES = {
+    "Asked": "_answers",
+    "Content": "_answers",
+    "Fields": "_fields",
+    "Refusal": "_refusals",
+    "Writer": "_answers",
     "create_app": "app",
     "Door": "routes",
     "Key": "options",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from mlxengine import (
 from mlxengine.errors import ModelClosedError
 
 from ._admission import retry_after
+from ._fields import Table
+from ._forms import read_form
 from ._http import (
     CALLER,
     Caller,
@@ -35,6 +37,7 @@ from ._http import (
     send_bytes,
     until_gone,
 )
+from ._pictures import size_of
 from ._refusals import ENDING, Refusal, encoded, refusal_of
 from ._server import Server
 from .options import ServerOptions
@@ -63,6 +66,14 @@ class Writer(Protocol):
         ...
 
 
+@frozen
+class Content:
+    """An answer that is no JSON: its bytes, and their type as HTTP has it."""
+
+    data: bytes
+    type: str
+
+
 @frozen(kw_only=True)
 class Asked:
     """A request as a dialect has read it.
@@ -71,7 +82,7 @@ class Asked:
         model: the name that the client gave.
         requests: what the engine is asked; several are answered as the choices of one.
         handle: the handle that the model must have, and what that gives, for the message where it has not.
-        whole: makes the answer of all events.
+        whole: makes the answer of all events: a value for JSON, or a `Content`.
         writer: streams it instead.
         unknown: names of fields that nobody here knows.
         aside: whether making the answer takes long, and is done beside the event loop.
@@ -92,22 +103,60 @@ class Asked:
 Read = Callable[[dict[str, Any], str], Asked]
 
 
+@frozen
+class Dialect:
+    """How the bodies of a path are read: by which table, by what, and the kinds of a form's fields."""
+
+    table: Table
+    read: Read
+    form: Mapping[str, type] | None = None
+
+
 @define(eq=False)
 class Endpoint:
-    """A path whose body a dialect reads: ``read(fields, request id)``."""
+    """A path whose body a dialect reads: ``read(fields, request id)``.
+
+    ``form``: the body may be a form, whose fields are of these kinds.
+    """
 
     server: Server
     path: str
     read: Read
+    form: Mapping[str, type] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["mlxengine_serve.route"] = self.path
         caller: Caller = scope[CALLER]
-        body = await read_json(scope, receive, self.server.options)
+        options = self.server.options
+        if self.form is None:
+            body = await read_json(scope, receive, options)
+        else:
+            body = await read_form(scope, receive, options, self.form)
+        with self.server.admission.admitted(caller.key):
+            await until_gone(receive, self._answer(body, caller, send))
+
+    async def _answer(self, body: dict[str, Any], caller: Caller, send: Send) -> None:
+        await self.server.remote.bring(body)
+        if self.form is None:
+            asked = self._asked(body, caller)
+        else:  # there are files in it, which take a while
+            asked = await asyncio.to_thread(self._asked, body, caller)
+        await answer(self.server, caller, asked, send)
+
+    def _asked(self, body: dict[str, Any], caller: Caller) -> Asked:
         asked = self.read(body, caller.id)
         bounded(asked, self.server.options)
-        with self.server.admission.admitted(caller.key):
-            await until_gone(receive, answer(self.server, caller, asked, send))
+        return asked
+
+
+@define(eq=False)
+class Refused:
+    """A path that clients know, and nothing here serves."""
+
+    message: str
+
+    async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise Refusal(400, self.message, code="unsupported_url")
 
 
 def bounded(asked: Asked, options: ServerOptions) -> None:
@@ -123,9 +172,15 @@ def bounded(asked: Asked, options: ServerOptions) -> None:
         if isinstance(item, ImageRequest):
             if (item.steps or 0) > options.max_steps:
                 raise _beyond("steps", f"A picture may have {options.max_steps} steps.")
-            width, height = item.size or (0, 0)
+            width, height = item.size or _own_size(item)
             if width * height > options.max_pixels:
                 raise _beyond("size", f"A picture may have {options.max_pixels} pixels.")
+
+
+def _own_size(request: ImageRequest) -> tuple[int, int]:
+    """What a picture has whose size was not said: that of the one that it starts from."""
+    start = request.init_image
+    return size_of(start, "image") if isinstance(start, bytes) else (0, 0)
 
 
 def _beyond(param: str, message: str) -> Refusal:
@@ -141,17 +196,19 @@ async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> No
     headers = ignored(list(asked.unknown))
     if asked.writer is None:
         try:
-            async with aclosing(events_of(server, caller, asked)) as found:
-                events = [event async for event in found]
+            async with aclosing(events_of(server, caller, asked)) as arriving:
+                events = [event async for several in arriving for event in several]
         except Exception as error:
             raise _refused(server, caller, error) from error
-        if asked.aside:
-            body = await asyncio.to_thread(lambda: encoded(asked.whole(events)))
-        else:
-            body = encoded(asked.whole(events))
-        await send_bytes(send, 200, body, "application/json", headers)
+        found = await asyncio.to_thread(_whole, asked, events) if asked.aside else _whole(asked, events)
+        await send_bytes(send, 200, found.data, found.type, headers)
         return
     await _stream(server, caller, asked, asked.writer, send, headers)
+
+
+def _whole(asked: Asked, events: list[Event]) -> Content:
+    made = asked.whole(events)
+    return made if isinstance(made, Content) else Content(encoded(made), "application/json")
 
 
 async def _stream(
@@ -168,10 +225,11 @@ async def _stream(
     async with out:
         try:
             async with aclosing(events_of(server, caller, asked)) as events:
-                async for event in events:
-                    data = (
-                        (await asyncio.to_thread(writer.event, event)) if asked.aside else writer.event(event)
-                    )
+                async for several in events:
+                    if asked.aside:
+                        data = await asyncio.to_thread(_frames, writer, several)
+                    else:
+                        data = _frames(writer, several)
                     if data:
                         await out.write(data)
         except asyncio.CancelledError:
@@ -192,12 +250,18 @@ async def _stream(
     await out.end()
 
 
+def _frames(writer: Writer, events: Sequence[Event]) -> bytes:
+    return b"".join(map(writer.event, events))
+
+
 def _refused(server: Server, caller: Caller, error: Exception) -> Refusal:
     return refusal_of(error, retry_after(server.engine.sync, caller.model))
 
 
-async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenerator[Event]:
+async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenerator[Sequence[Event]]:
     """The events of what was asked, the model loaded first where it has to be; closing it ends it.
+
+    Those that have come meanwhile come together, so that they can be sent at once.
 
     Raises:
         Refusal, MLXEngineError: it cannot be served.
@@ -220,23 +284,23 @@ async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenera
         handle = await server.models.get_as(asked.handle, asked.model, asked.gives)
         found = _run(handle, requests)
     async with aclosing(found):
-        async for event in found:
-            yield event
+        async for several in found:
+            yield several
 
 
-def _run(handle: AsyncModelHandle, requests: list[Request]) -> AsyncGenerator[Event]:
+def _run(handle: AsyncModelHandle, requests: list[Request]) -> AsyncGenerator[Sequence[Event]]:
     """The requests' events; they are submitted at once, or `ModelClosedError` is raised."""
     streams = [handle.stream(request) for request in requests]
     return _alone(streams[0]) if len(streams) == 1 else _together(streams, requests[0])
 
 
-async def _alone(stream: AsyncEventStream) -> AsyncGenerator[Event]:
+async def _alone(stream: AsyncEventStream) -> AsyncGenerator[Sequence[Event]]:
     async with stream:
         async for event in stream:
-            yield event
+            yield event, *stream.arrived()
 
 
-async def _together(streams: list[AsyncEventStream], first: Request) -> AsyncGenerator[Event]:
+async def _together(streams: list[AsyncEventStream], first: Request) -> AsyncGenerator[Sequence[Event]]:
     """Several requests as one with as many choices; ``index`` counts through, usage is summed."""
     found: asyncio.Queue[tuple[int, Event | BaseException]] = asyncio.Queue(maxsize=64)
 
@@ -259,14 +323,25 @@ async def _together(streams: list[AsyncEventStream], first: Request) -> AsyncGen
             if isinstance(event, Finished):
                 left, last, usage = left - 1, event, usage + TokenUsage.of(event.usage)
                 if each == 1:
-                    yield ChoiceFinished(index=number, reason=event.reason, stop=event.stop)
+                    yield (ChoiceFinished(index=number, reason=event.reason, stop=event.stop),)
                 continue
-            yield evolve(event, index=number * each + event.index)
-        yield evolve(last, usage=usage)
+            yield (evolve(event, index=number * each + event.index),)
+        yield (evolve(last, usage=usage),)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-__all__ = ["Asked", "Endpoint", "Read", "Writer", "answer", "bounded", "events_of"]
+__all__ = [
+    "Asked",
+    "Content",
+    "Dialect",
+    "Endpoint",
+    "Read",
+    "Refused",
+    "Writer",
+    "answer",
+    "bounded",
+    "events_of",
+]

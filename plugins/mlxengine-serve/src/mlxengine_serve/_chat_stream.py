@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mlxengine import (
@@ -80,6 +81,21 @@ def frame(value: Any) -> bytes:
     return b"data: " + encoded(value) + b"\n\n"
 
 
+class Piece:
+    """Frames that differ in one text alone; encoding all the rest for each token is most of a frame's cost.
+
+    Args:
+        made: makes the frame of a text.
+    """
+
+    def __init__(self, made: Callable[[str], bytes]) -> None:
+        hole = uuid.uuid4().hex  # a text that no client can have said before
+        self._head, self._tail = made(hole).split(encoded(hole))
+
+    def __call__(self, text: str) -> bytes:
+        return self._head + encoded(text) + self._tail
+
+
 class ChatStream:
     """The chunks of a chat completion.
 
@@ -100,6 +116,7 @@ class ChatStream:
         self._include_usage = include_usage
         self._calls: list[dict[str, int]] = [{} for _ in range(n)]
         self._ended: set[int] = set()
+        self._pieces: dict[int, Piece] = {}
 
     def open(self) -> bytes:
         """Who speaks, for each answer."""
@@ -113,10 +130,9 @@ class ChatStream:
         """The chunks of an event."""
         index = event.index
         if isinstance(event, TextDelta):
-            logprobs = logprobs_of(event.logprobs) if event.logprobs else None
-            if not event.text and logprobs is None:
-                return b""
-            return self._chunk(index, {"content": event.text}, logprobs)
+            if event.logprobs:
+                return self._chunk(index, {"content": event.text}, logprobs_of(event.logprobs))
+            return self._text(index, event.text) if event.text else b""
         if isinstance(event, ReasoningDelta):
             if not event.text:
                 return b""
@@ -136,6 +152,12 @@ class ChatStream:
     def fail(self, refusal: Refusal, request_id: str) -> bytes:
         """An error, and no end: nobody can take the answer for a whole one."""
         return frame(openai_form(refusal, request_id))
+
+    def _text(self, index: int, text: str) -> bytes:
+        piece = self._pieces.get(index)
+        if piece is None:
+            piece = self._pieces[index] = Piece(lambda text: self._chunk(index, {"content": text}))
+        return piece(text)
 
     def _finish(self, event: Finished) -> bytes:
         ends = [self._end(index, event.reason) for index in range(self._n) if index not in self._ended]
@@ -168,6 +190,7 @@ __all__ = [
     "COMMENT",
     "DONE",
     "ChatStream",
+    "Piece",
     "finish_reason",
     "finite",
     "frame",

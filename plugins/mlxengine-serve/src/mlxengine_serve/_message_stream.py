@@ -17,7 +17,7 @@ from mlxengine import (
 )
 from mlxengine.contract.events import Usage
 
-from ._chat_stream import written
+from ._chat_stream import Piece, written
 from ._refusals import Refusal, anthropic_form, encoded
 
 _REASONS = {
@@ -58,6 +58,7 @@ class MessageStream:
         self._stops = stops
         self._index = -1
         self._open: str | None = None  # "text", "thinking", or the id of a call
+        self._said: Piece | None = None  # what the open block of text goes on with
 
     def open(self) -> bytes:
         """The message without its content; the counts come at its end."""
@@ -80,7 +81,7 @@ class MessageStream:
     def event(self, event: Event) -> bytes:
         """The frames of an event."""
         if isinstance(event, TextDelta):
-            return self._piece("text", {"type": "text_delta", "text": event.text}) if event.text else b""
+            return self._text(event.text) if event.text else b""
         if isinstance(event, ReasoningDelta):
             delta = {"type": "thinking_delta", "thinking": event.text}
             return self._piece("thinking", delta) if event.text else b""
@@ -99,6 +100,18 @@ class MessageStream:
     def fail(self, refusal: Refusal, request_id: str) -> bytes:
         """This dialect's own event for what goes wrong in the middle."""
         return b"event: error\ndata: " + encoded(anthropic_form(refusal, request_id)) + b"\n\n"
+
+    def _text(self, text: str) -> bytes:
+        if self._open == "text" and self._said is not None:
+            return self._said(text)
+        first = self._piece("text", {"type": "text_delta", "text": text})
+        index = self._index
+        self._said = Piece(
+            lambda text: _frame(
+                "content_block_delta", index=index, delta={"type": "text_delta", "text": text}
+            )
+        )
+        return first
 
     def _piece(self, kind: str, delta: dict[str, Any]) -> bytes:
         begin = b""
@@ -126,8 +139,12 @@ class MessageStream:
     def _close(self) -> bytes:
         if self._open is None:
             return b""
-        self._open = None
+        self._open = self._said = None
         return _frame("content_block_stop", index=self._index)
+
+
+def _said(text: str) -> dict[str, Any]:
+    return {"type": "text_delta", "text": text}
 
 
 def _frame(kind: str, **fields: Any) -> bytes:

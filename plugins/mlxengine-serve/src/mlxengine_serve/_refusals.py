@@ -115,13 +115,16 @@ def form_of(path: str) -> Form:
     return anthropic_form if path.startswith("/v1/messages") else openai_form
 
 
+_encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 def encoded(value: Any) -> bytes:
     """A value as JSON; a lone surrogate of a client's stays the escape that it came as.
 
     Raises:
         ValueError: a number in it is none that JSON has.
     """
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return _encoder.encode(value).encode()
 
 
 __all__ = ["ENDING", "Form", "Refusal", "anthropic_form", "encoded", "form_of", "openai_form", "refusal_of"]

@@ -13,6 +13,7 @@ from mlxengine.errors import MisuseError, MLXEngineError
 from ._admission import Admission
 from ._counts import Counts
 from ._models import Models
+from ._remote import Remote
 from .options import ServerOptions
 
 if TYPE_CHECKING:
@@ -33,9 +34,13 @@ class Server:
     models: Models
     failed: Callable[[BaseException], None] | None = None
     counts: Counts = field(factory=Counts, init=False)
+    remote: Remote = field(init=False)
     admission: Admission = field(factory=Admission, init=False)
     loading: set[str] = field(factory=set, init=False)
     _tasks: set[asyncio.Task[None]] = field(factory=set, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.remote = Remote(self.options)
 
     def preload(self) -> None:
         """Begin to load the models that were named, one after the other, beside the first requests."""
@@ -57,6 +62,7 @@ class Server:
 
     async def close(self) -> None:
         """Stop what was begun here; the engine is its owner's."""
+        self.remote.close()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -25,7 +25,7 @@ from mlxengine import (
 from mlxengine.readonly import thaw
 from mlxengine.text.messages import Part, Role
 
-from ._answers import Asked
+from ._answers import Asked, Dialect
 from ._asking import decoded, parameters, schema
 from ._fields import Field, Fields, Table, callers, honoured, refused
 from ._message_stream import MessageStream, stop_of, usage_of
@@ -349,4 +349,7 @@ def _whole(events: list[Event], head: Mapping[str, Any], stops: tuple[str, ...])
     }
 
 
-__all__ = ["COUNT_TABLE", "TABLE", "read", "read_count"]
+DIALECT = Dialect(TABLE, read)
+COUNT = Dialect(COUNT_TABLE, read_count)
+
+__all__ = ["COUNT", "COUNT_TABLE", "DIALECT", "TABLE", "read", "read_count"]

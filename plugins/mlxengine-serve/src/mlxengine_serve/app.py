@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from attrs import define
 from starlette.routing import Route, Router
 
-from . import (
-    anthropic_messages,
-    openai_chat,
-    openai_completions,
-    openai_embeddings,
-    openai_images,
-    openai_responses,
-    rerank,
-)
-from ._answers import Endpoint, Read
+from ._answers import Dialect, Endpoint, Refused
 from ._any_kind import AnyKind
-from ._fields import Table
 from ._guard import Guard
 from ._http import ASGIApp, Receive, Scope, Send
 from ._listing import ListModels
@@ -34,17 +26,41 @@ from .routes import Door, plugin_routes
 if TYPE_CHECKING:
     from mlxengine import AsyncInferenceEngine
 
-DIALECTS: tuple[tuple[Table, Read], ...] = (
-    (openai_chat.TABLE, openai_chat.read),
-    (openai_completions.TABLE, openai_completions.read),
-    (openai_responses.TABLE, openai_responses.read),
-    (openai_embeddings.TABLE, openai_embeddings.read),
-    (anthropic_messages.TABLE, anthropic_messages.read),
-    (anthropic_messages.COUNT_TABLE, anthropic_messages.read_count),
-    (openai_images.TABLE, openai_images.read),
-    (rerank.TABLE, rerank.read),
-)
-"""What is read by a table: its fields, and how."""
+DIALECTS = {
+    "/v1/chat/completions": "openai_chat:DIALECT",
+    "/v1/completions": "openai_completions:DIALECT",
+    "/v1/responses": "openai_responses:DIALECT",
+    "/v1/embeddings": "openai_embeddings:DIALECT",
+    "/v1/messages": "anthropic_messages:DIALECT",
+    "/v1/messages/count_tokens": "anthropic_messages:COUNT",
+    "/v1/images/generations": "openai_images:DIALECT",
+    "/v1/images/edits": "openai_edits:DIALECT",
+    "/v1/rerank": "rerank:DIALECT",
+}
+"""Where the dialect of each path is at home."""
+_VARIATIONS = "Nothing here varies a picture by itself; send it to /v1/images/edits, with a prompt."
+
+
+def dialect(path: str) -> Dialect:
+    """The dialect of a path, imported now."""
+    module, _, name = DIALECTS[path].partition(":")
+    found: Dialect = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+    return found
+
+
+@define(eq=False)
+class _Late:
+    """A dialect's path; the dialect is imported when it is first asked for: the server starts sooner."""
+
+    server: Server
+    path: str
+    _app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._app is None:
+            found = dialect(self.path)
+            self._app = Endpoint(self.server, self.path, found.read, found.form)
+        await self._app(scope, receive, send)
 
 
 def create_app(
@@ -83,10 +99,8 @@ def create_app(
 def _routes(server: Server) -> list[Route]:
     listing, page = ListModels(server), Page()
     return [
-        *(
-            Route(table.path, Endpoint(server, table.path, read), methods=["POST"])
-            for table, read in DIALECTS
-        ),
+        *(Route(path, _Late(server, path), methods=["POST"]) for path in DIALECTS),
+        Route("/v1/images/variations", Refused(_VARIATIONS), methods=["POST"]),
         Route("/", page, methods=["GET"]),
         Route("/page/{name}", page, methods=["GET"]),
         Route("/health", Health(server), methods=["GET"]),
@@ -99,9 +113,9 @@ def _routes(server: Server) -> list[Route]:
         Route("/v1/models/{name:path}", listing, methods=["GET"]),
         *(
             Route(route.path, app, methods=list(route.methods))
-            for route, app in plugin_routes(Door(engine=server.engine, models=server.models))
+            for route, app in plugin_routes(Door(engine=server.engine, server=server))
         ),
     ]
 
 
-__all__ = ["create_app"]
+__all__ = ["DIALECTS", "create_app", "dialect"]

@@ -84,6 +84,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="a web origin whose pages may call (https://app.example); * allows all",
     )
+    add(
+        "--allow-remote-images",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch pictures that clients name by https URLs of this host; * is any public one, http://HOST "
+        "goes without encryption too; repeatable",
+    )
     add("--manage", action="store_true", help="let clients load and unload models")
     add(
         "--max-waiting",
@@ -134,6 +142,7 @@ def options_of(arguments: argparse.Namespace) -> ServerOptions:
         keys=keys_of(arguments.keys),
         hosts=[*arguments.allow_host, *([] if _any_address(arguments.host) else [arguments.host])],
         origins=arguments.allow_origin,
+        remote_images=arguments.allow_remote_images,
         manage=arguments.manage,
         max_body=arguments.max_body * _MEGABYTE,
         wait_seconds=arguments.wait_timeout,

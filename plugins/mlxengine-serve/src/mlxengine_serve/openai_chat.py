@@ -20,7 +20,7 @@ from mlxengine import (
 )
 from mlxengine.text.messages import Part
 
-from ._answers import Asked
+from ._answers import Asked, Dialect
 from ._asking import BEYOND, SAMPLING, TIERS, arguments, choice, image, parameters, schema, seed_of, sound
 from ._chat_stream import ChatStream, finish_reason, logprobs_of, usage_of, written
 from ._fields import Fields, Table, callers, honoured, refused
@@ -339,4 +339,6 @@ def _choice(number: int, reply: TextReply, logprobs: bool) -> dict[str, Any]:
     }
 
 
-__all__ = ["TABLE", "messages_of", "read", "request_of", "tools_of", "whole"]
+DIALECT = Dialect(TABLE, read)
+
+__all__ = ["DIALECT", "TABLE", "messages_of", "read", "request_of", "tools_of", "whole"]

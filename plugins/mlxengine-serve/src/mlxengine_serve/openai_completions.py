@@ -18,7 +18,7 @@ from mlxengine import (
     TokenLogprob,
 )
 
-from ._answers import Asked
+from ._answers import Asked, Dialect
 from ._asking import BEYOND, SAMPLING, parameters, seed_of
 from ._chat_stream import COMMENT, DONE, finish_reason, finite, frame, usage_of
 from ._fields import Fields, Table, callers, honoured, refused
@@ -185,4 +185,6 @@ class _Stream:
         return frame({**self._head, "choices": [choice]})
 
 
-__all__ = ["TABLE", "read"]
+DIALECT = Dialect(TABLE, read)
+
+__all__ = ["DIALECT", "TABLE", "read"]

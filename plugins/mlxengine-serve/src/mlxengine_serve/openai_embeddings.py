@@ -10,7 +10,7 @@ from typing import Any
 from mlxengine import AsyncEmbeddingHandle, Embeddings, EmbedRequest, Event, Finished, TokenUsage
 from mlxengine.errors import UnsupportedInputError
 
-from ._answers import Asked
+from ._answers import Asked, Dialect
 from ._fields import Fields, Table, callers, honoured
 
 TABLE = Table(
@@ -116,4 +116,6 @@ def _written(vector: bytes, encoding: str) -> Any:
     return base64.b64encode(vector).decode() if encoding == "base64" else array("f", vector).tolist()
 
 
-__all__ = ["TABLE", "read", "vectors_of"]
+DIALECT = Dialect(TABLE, read)
+
+__all__ = ["DIALECT", "TABLE", "read", "vectors_of"]

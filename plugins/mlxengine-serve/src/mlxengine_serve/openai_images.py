@@ -10,7 +10,7 @@ from mlxengine import AsyncImageHandle, Event, Finished, ImagePreview, ImageRead
 from mlxengine.contract.events import Array, Usage
 from mlxengine.contract.kinds import pixels
 
-from ._answers import Asked
+from ._answers import Asked, Dialect
 from ._asking import seed_of
 from ._chat_stream import COMMENT
 from ._fields import Fields, Table, callers, honoured, refused
@@ -18,6 +18,15 @@ from ._png import png
 from ._refusals import Refusal, encoded, openai_form
 
 _STEPS = 20
+
+BEYOND = (
+    honoured("negative_prompt"),
+    honoured("steps"),
+    honoured("guidance"),
+    honoured("seed", "Picture i of n has the seed i further."),
+    honoured("scheduler"),
+)
+"""Parameters that OpenAI's own pictures lack."""
 
 TABLE = Table(
     "OpenAI images",
@@ -47,13 +56,7 @@ TABLE = Table(
         refused("svg", "Pictures are made of pixels."),
         callers("user", "Nothing is sent anywhere."),
     ),
-    (
-        honoured("negative_prompt"),
-        honoured("steps"),
-        honoured("guidance"),
-        honoured("seed", "Picture i of n has the seed i further."),
-        honoured("scheduler"),
-    ),
+    BEYOND,
 )
 
 
@@ -65,6 +68,25 @@ def read(body: dict[str, Any], request_id: str) -> Asked:  # noqa: ARG001 - the 
     """
     unknown = TABLE.check(body)
     fields = Fields(body)
+    streamed, previews, values = parameters(fields)
+    return Asked(
+        model=fields.text("model"),
+        requests=(ImageRequest(**values),),
+        handle=AsyncImageHandle,
+        gives="pictures",
+        whole=whole,
+        writer=PictureStream("image_generation", previews) if streamed else None,
+        unknown=unknown,
+        aside=True,
+    )
+
+
+def parameters(fields: Fields) -> tuple[bool, int, dict[str, Any]]:
+    """Whether a stream is wanted, how many previews in it, and a request's arguments.
+
+    Raises:
+        Refusal: 400, with the field that is wrong.
+    """
     count, steps, previews = (fields.integer(name) for name in ("n", "steps", "partial_images"))
     for name, value in (("n", count), ("steps", steps)):
         if value is not None and value < 1:
@@ -72,26 +94,20 @@ def read(body: dict[str, Any], request_id: str) -> Asked:  # noqa: ARG001 - the 
     streamed = fields.flag("stream") or False
     if previews and not streamed:
         raise fields.wrong("partial_images", "partial_images goes with stream: true.")
-    request = ImageRequest(
-        prompt=fields.need("prompt"),
-        negative=fields.text("negative_prompt"),
-        size=_size(fields),
-        steps=steps,
-        guidance=fields.number("guidance"),
-        seed=seed_of(fields),
-        scheduler=fields.text("scheduler"),
-        n=count or 1,
-        preview_every=max(1, (steps or _STEPS) // (previews + 1)) if previews else 0,
-    )
-    return Asked(
-        model=fields.text("model"),
-        requests=(request,),
-        handle=AsyncImageHandle,
-        gives="pictures",
-        whole=_whole,
-        writer=_Stream(previews or 0) if streamed else None,
-        unknown=unknown,
-        aside=True,
+    return (
+        streamed,
+        previews or 0,
+        {
+            "prompt": fields.need("prompt"),
+            "negative": fields.text("negative_prompt"),
+            "size": _size(fields),
+            "steps": steps,
+            "guidance": fields.number("guidance"),
+            "seed": seed_of(fields),
+            "scheduler": fields.text("scheduler"),
+            "n": count or 1,
+            "preview_every": max(1, (steps or _STEPS) // (previews + 1)) if previews else 0,
+        },
     )
 
 
@@ -105,7 +121,8 @@ def _size(fields: Fields) -> tuple[int, int] | None:
         raise fields.wrong("size", f"{error}.") from None
 
 
-def _whole(events: list[Event]) -> dict[str, Any]:
+def whole(events: list[Event]) -> dict[str, Any]:
+    """The answer of all events."""
     ready = sorted((event for event in events if isinstance(event, ImageReady)), key=lambda item: item.index)
     return {
         "created": int(time.time()),
@@ -124,10 +141,16 @@ def _shown(picture: Array) -> str:
     return f"{picture.shape[1]}x{picture.shape[0]}"
 
 
-class _Stream:
-    """Previews and pictures as they are made; the last one waits for what was counted."""
+class PictureStream:
+    """Previews and pictures as they are made; the last one waits for what was counted.
 
-    def __init__(self, previews: int) -> None:
+    Args:
+        kind: what the events' names begin with.
+        previews: how many are shown of each picture.
+    """
+
+    def __init__(self, kind: str, previews: int) -> None:
+        self._kind = kind
         self._previews = previews
         self._shown: dict[int, int] = {}
         self._ready: list[ImageReady] = []
@@ -147,14 +170,14 @@ class _Stream:
             self._shown[event.index] = number + 1
             if number >= self._previews:
                 return b""
-            return _frame("image_generation.partial_image", event.pixels, partial_image_index=number)
+            return _frame(f"{self._kind}.partial_image", event.pixels, partial_image_index=number)
         if isinstance(event, ImageReady):
             self._ready.append(event)
             return b""
         if isinstance(event, Finished):
             usage = _usage(event.usage)
             return b"".join(
-                _frame("image_generation.completed", item.pixels, usage=usage)
+                _frame(f"{self._kind}.completed", item.pixels, usage=usage)
                 for item in sorted(self._ready, key=lambda item: item.index)
             )
         return b""
@@ -190,4 +213,6 @@ def _frame(kind: str, picture: Array, **fields: Any) -> bytes:
     return b"event: " + kind.encode() + b"\ndata: " + encoded(value) + b"\n\n"
 
 
-__all__ = ["TABLE", "read"]
+DIALECT = Dialect(TABLE, read)
+
+__all__ = ["BEYOND", "DIALECT", "TABLE", "PictureStream", "parameters", "read", "whole"]

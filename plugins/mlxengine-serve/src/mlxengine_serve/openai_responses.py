@@ -20,7 +20,7 @@ from mlxengine import (
 )
 from mlxengine.text.messages import Part, Role
 
-from ._answers import Asked
+from ._answers import Asked, Dialect
 from ._asking import BEYOND, TIERS, arguments, choice, image, parameters, schema, seed_of, sound
 from ._fields import Fields, Table, callers, honoured, refused
 from ._response_stream import ResponseStream
@@ -307,4 +307,6 @@ def _content(item: Fields, name: str = "content") -> Iterator[Part]:
             raise part.wrong("type", f"A part of type {kind!r} is not read here.", "unsupported_value")
 
 
-__all__ = ["TABLE", "read"]
+DIALECT = Dialect(TABLE, read)
+
+__all__ = ["DIALECT", "TABLE", "read"]

@@ -157,6 +157,10 @@ class ServerOptions:
         hosts: what a request's ``Host`` may be, besides this machine's loopback names and any IP address;
             ``"*"`` allows all. It keeps a web page from reaching the server under a name of its own.
         origins: web origins whose pages may call; empty: none but pages of the server itself.
+        remote_images: hosts that pictures may be fetched from by URLs that clients give: names, for https;
+            ``"*"``, any public host by https; ``"http://NAME"``, this one without encryption too. Empty:
+            none. Private addresses are never asked, whatever name leads there.
+        fetch_seconds: how long the pictures of a request may take to come.
         manage: whether clients may load and unload models.
         max_body: most bytes of a request's body.
         body_seconds: how long a body may take to arrive.
@@ -176,6 +180,8 @@ class ServerOptions:
     keys: tuple[Key, ...] = field(default=(), converter=_tuple)
     hosts: tuple[str, ...] = field(default=(), converter=_tuple)
     origins: tuple[str, ...] = field(default=(), converter=_tuple)
+    remote_images: tuple[str, ...] = field(default=(), converter=_tuple)
+    fetch_seconds: float = field(default=20.0, validator=_positive)
     manage: bool = False
     max_body: int = field(default=32 << 20, validator=_positive)
     body_seconds: float = field(default=60.0, validator=_positive)

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlxengine import AsyncEmbeddingHandle, Event, Finished, RankRequest, Scores, TokenUsage
 
-from ._answers import Asked
+from ._answers import Asked, Dialect
 from ._fields import Fields, Table, callers, honoured, refused
 
 TABLE = Table(
@@ -82,4 +82,6 @@ def _whole(events: list[Event], documents: list[str], top: int | None, *, return
     return {"results": results, "usage": {"total_tokens": tokens}}
 
 
-__all__ = ["TABLE", "read"]
+DIALECT = Dialect(TABLE, read)
+
+__all__ = ["DIALECT", "TABLE", "read"]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 from mlxengine import AsyncModelHandle, Route
 from mlxengine.errors import PluginContractError, PluginError
 
+from ._answers import Endpoint, Read
 from ._http import ASGIApp, Receive, Scope, Send
-from ._models import Models
+from ._server import Server
 
 if TYPE_CHECKING:
     from mlxengine import AsyncInferenceEngine, PluginRecord
@@ -28,7 +30,7 @@ class Door:
     """
 
     engine: AsyncInferenceEngine
-    _models: Models = field(repr=False)
+    _server: Server = field(repr=False)
 
     async def model(self, name: str | None) -> AsyncModelHandle:
         """The handle of a served model by its name for clients, loaded where it has to be; it stays open.
@@ -36,7 +38,22 @@ class Door:
         Raises:
             MLXEngineError: it cannot be loaded. A name that is not served is answered with status 404.
         """
-        return await self._models.get(name)
+        return await self._server.models.get(name)
+
+    def endpoint(self, path: str, read: Read, *, form: Mapping[str, type] | None = None) -> ASGIApp:
+        """An application that answers as the server's own paths do.
+
+        The body is read within bounds, the model is loaded, who leaves frees the place, what runs is bounded
+        by key and queue, and errors have their status.
+
+        Args:
+            path: what metrics call it.
+            read: makes an `Asked` of a body's fields and the request's id; raises a `Refusal`, or an error of
+                ours, for what cannot be served. Pure: it may run on any thread.
+            form: the body may be a form as well as JSON, and which of its fields are ``int``, ``float`` or
+                ``bool``; others are texts, and files are bytes.
+        """
+        return Endpoint(self._server, path, read, form)
 
 
 @define(eq=False)

@@ -113,6 +113,24 @@ async def main():
     return run.final_output
 assert asyncio.run(main()) == "The tool said: rain in Oslo"
 """
+LLAMA_INDEX = """
+import asyncio
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.llms import ChatMessage
+from llama_index.llms.openai_like import OpenAILike
+def weather(city: str) -> str:
+    "The weather."
+    return f"rain in {city}"
+llm = OpenAILike(model="m", api_base=url + "/v1", api_key="x", is_chat_model=True,
+                 is_function_calling_model=True, context_window=32000)
+hi = [ChatMessage(role="user", content="hi")]
+assert llm.chat(hi).message.content == "Hello from here."
+assert [*llm.stream_chat(hi)][-1].message.content == "Hello from here."
+async def main():
+    agent = FunctionAgent(tools=[weather], llm=llm, system_prompt="Use the tool.")
+    return str(await agent.run("hi"))
+assert asyncio.run(main()) == "The tool said: rain in Oslo"
+"""
 PYTHON = {
     "openai": ("openai==3.57.0", OPENAI),
     "anthropic": ("anthropic==2.14.0", ANTHROPIC),
@@ -121,6 +139,7 @@ PYTHON = {
     "langchain_openai": ("langchain-openai==1.7.4", LANGCHAIN_OPENAI),
     "langchain_anthropic": ("langchain-anthropic==1.7.10", LANGCHAIN_ANTHROPIC),
     "pydantic_ai": ("pydantic-ai-slim[openai]==2.68.0", PYDANTIC_AI),
+    "llama_index": ("llama-index-llms-openai-like==0.8.1", LLAMA_INDEX),
     "agents": ("openai-agents==0.24.0", OPENAI_AGENTS),
 }
 QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TRACING": "1"}

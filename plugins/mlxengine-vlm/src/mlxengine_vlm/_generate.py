@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from attrs import evolve
 from mlxengine import Event, Request, RunContext, TextRequest
 from mlxengine.toolkit import serving
+from mlxengine.toolkit.web import fetch
 
 from . import features
 from ._decoder import VisionAnswer
@@ -16,7 +17,6 @@ from ._model import VisionModel
 from ._prompt import Media
 from ._score import score
 from ._sight import Prompt
-from ._web import fetch
 
 FLAGS = serving.Flags(
     streaming=features.STREAMING,

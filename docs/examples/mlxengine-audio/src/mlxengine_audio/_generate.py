@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import wave
 from collections.abc import Iterator
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import mlx.core as mx
@@ -22,22 +22,23 @@ _DROP = 0.15  # speech ends when the probability falls this far below the thresh
 
 def generate(detector: Detector, request: ListenRequest) -> Iterator[Event]:
     """Read the recording now, so that a bad one is refused before the first step."""
-    return _steps(detector, request, _read(Path(request.path)))
+    return _steps(detector, request, _read(request.path))
 
 
-def _read(path: Path) -> Any:
+def _read(path: str | bytes) -> Any:
     """The recording as float32 in -1 to 1, shape (samples,)."""
     hint = "Give a WAV file with 16,000 samples a second, one channel and 16 bits."
+    name = path if isinstance(path, str) else "The recording"
     try:
-        with wave.open(str(path), "rb") as file:
+        with wave.open(BytesIO(path) if isinstance(path, bytes) else path, "rb") as file:
             if (file.getframerate(), file.getnchannels(), file.getsampwidth()) != (RATE, 1, 2):
                 raise UnsupportedInputError(
-                    f"{path} has {file.getframerate()} samples a second and {file.getnchannels()} channels.",
+                    f"{name} has {file.getframerate()} samples a second and {file.getnchannels()} channels.",
                     hint=hint,
                 )
             frames = file.readframes(file.getnframes())
     except (OSError, EOFError, wave.Error) as error:
-        raise UnsupportedInputError(f"{path} cannot be read: {error}.", hint=hint) from error
+        raise UnsupportedInputError(f"{name} cannot be read: {error}.", hint=hint) from error
     return np.frombuffer(frames, dtype="<i2").astype(np.float32) / 32768
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mlxengine import Claim, Command, Fit, Kind, MemoryEstimate, hookimpl
+from mlxengine import Claim, Command, Fit, Kind, MemoryEstimate, Route, hookimpl
 
 if TYPE_CHECKING:
     from mlxengine import Event, LoadContext, Loaded, ModelCard, Request, Workload
@@ -77,3 +77,8 @@ def list_commands() -> Sequence[Command]:
             target="mlxengine_audio.cli:run",
         ),
     ]
+
+
+@hookimpl
+def list_routes() -> Sequence[Route]:
+    return [Route(path="/v1/audio/activity", target="mlxengine_audio.route:activity")]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
 from mlxengine import Array, Event, Request, Usage
 from mlxengine.errors import InvalidParameterError
+
+
+def _shown(path: str | bytes) -> str:
+    return path if isinstance(path, str) else f"<{len(path)} bytes>"
 
 
 @frozen(kw_only=True)
@@ -12,13 +16,13 @@ class ListenRequest(Request):
     """Find speech in a recording.
 
     Args:
-        path: a WAV file: 16,000 samples a second, one channel, 16 bits.
+        path: a WAV file, or what is in one: 16,000 samples a second, one channel, 16 bits.
         threshold: a window counts as speech from this probability on.
         min_speech: shorter speech is dropped, in seconds.
         min_silence: a shorter pause does not end speech, in seconds.
     """
 
-    path: str
+    path: str | bytes = field(repr=_shown)
     threshold: float = 0.5
     min_speech: float = 0.25
     min_silence: float = 0.1

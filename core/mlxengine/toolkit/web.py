@@ -20,7 +20,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from mlxengine.errors import UnsupportedInputError
+from ..errors import UnsupportedInputError
 
 SECONDS = 20.0
 REDIRECTS = 5
@@ -35,19 +35,27 @@ class _Refused(Exception):
     """Why a URL is not fetched, without the URL."""
 
 
+def _any(_url: SplitResult) -> bool:
+    return True
+
+
 def fetch(
     url: str,
     limit: int,
     hosts: Collection[str] = (),
     *,
     seconds: float = SECONDS,
+    permitted: Callable[[SplitResult], bool] = _any,
     resolve: Callable[..., Any] = socket.getaddrinfo,
 ) -> bytes:
     """The bytes behind an http(s) URL, at most ``limit``; one more says that there are more.
 
     Args:
+        url: where they are.
+        limit: most bytes.
         hosts: names and addresses that may be asked although they are not public.
         seconds: for everything together, redirects included.
+        permitted: whether a URL may be asked at all, the first one and each that it is redirected to.
         resolve: `socket.getaddrinfo`.
 
     Raises:
@@ -57,7 +65,10 @@ def fetch(
     asked = url
     try:
         for _ in range(REDIRECTS + 1):
-            found, moved = _one(urlsplit(asked), limit, hosts, deadline, resolve)
+            parts = urlsplit(asked)
+            if not permitted(parts):
+                raise _Refused(f"{_shown(asked)} may not be asked")
+            found, moved = _one(parts, limit, hosts, deadline, resolve)
             if moved is None:
                 return found
             after = urljoin(asked, moved)
@@ -145,9 +156,7 @@ def _checked(host: str, port: int, hosts: Collection[str], resolve: Callable[...
         raise _Refused(f"{host!r} has no address")
     private = [address for address in found if not is_public(address)]
     if private and not named:
-        raise _Refused(
-            f"{host!r} is at {private[0]}, which is not a public address (vlm.url_hosts can allow the host)"
-        )
+        raise _Refused(f"{host!r} is at {private[0]}, which is not a public address")
     return str(found[0])
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from .grammar import Grammars
-from .joining import copied, keep_rows, shorten, write_rows
+from .joining import copied, keep_rows, shorten, taken, write_rows
 from .logprobs import normalised
 from .row import Drawn, Row
 from .sampling import greedy
@@ -252,7 +252,11 @@ class Batch:
         return Drawn(self.rows[at], int(token), self._scores[place])
 
     def _extracted(self, at: int) -> list[Any]:
-        return self.layers if self._plain else [layer.extract(at) for layer in self.layers]
+        if self._plain:
+            return self.layers
+        if self._by_copy():
+            return taken(self.layers, at, len(self.held[at]))
+        return [layer.extract(at) for layer in self.layers]
 
     def _inputs(self) -> mx.array:
         """The token of each row that is not in its cache yet, shape (rows,)."""

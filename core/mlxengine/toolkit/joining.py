@@ -12,6 +12,7 @@ mlx-lm and mlx-vlm have caches of the same names and making; they are told apart
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,6 +158,20 @@ def keep_rows(layers: Sequence[Any], at: Sequence[int]) -> None:
         layer.left_padding, layer.offset = mx.array(padding), mx.array(offset)  # each writes into its own
 
 
+def taken(layers: Sequence[Any], at: int, length: int) -> list[Any]:
+    """One row's plain caches, of a batch's that hold so many positions of it; nothing is waited for."""
+    found = []
+    for layer in layers:
+        end = layer._idx
+        one = sys.modules[type(layer).__module__].KVCache()
+        one.keys, one.values = (
+            mx.contiguous(states[at : at + 1, :, end - length : end]) for states in (layer.keys, layer.values)
+        )
+        one.offset = length
+        found.append(one)
+    return found
+
+
 def shorten(layers: Sequence[Any], surplus: int) -> None:
     """Cut positions off the front of a batch's caches, which nobody needs any more."""
     padding = layers[0].left_padding - surplus
@@ -211,5 +226,6 @@ __all__ = [
     "rows_of",
     "shorten",
     "states",
+    "taken",
     "write_rows",
 ]

@@ -115,13 +115,13 @@ class AsyncEventStream(Reader, AsyncIterator[Event]):
                 self.cancel()
                 raise
 
-    def arrived(self) -> list[Event]:
-        """The events that have come since the one that was read last; it waits for none.
+    def arrived(self, most: int = 16) -> list[Event]:
+        """The events that have come since the one that was read last, at most so many; it waits for none.
 
         Whoever passes events on can do so with all of them at once. What the request failed with is raised
         by the next step of the loop, as ever.
         """
-        found = self._channel.take()
+        found = self._channel.take(most)
         for event in found:
             self._seen(event)
         return found

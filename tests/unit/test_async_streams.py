@@ -100,7 +100,7 @@ def test_what_has_come_meanwhile_is_taken_at_once_and_an_error_waits_behind_it()
         channel.end(RuntimeError("then it failed"))
         events = aiter(reader)
         first = await anext(events)
-        together = [first, *reader.arrived()]
+        together = [first, *reader.arrived(1), *reader.arrived()]
         assert space == 1, "the writer may go on"
         later = reader.arrived()
         try:

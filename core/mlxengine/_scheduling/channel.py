@@ -107,10 +107,10 @@ class Channel:
         self._waker = None
         return True, self.get()
 
-    def take(self) -> list[Event]:
+    def take(self, most: int) -> list[Event]:
         """The events that are there now, without waiting; an end, or an error, stays for `get` or `poll`."""
         found: list[Event] = []
-        for _ in range(self._items.qsize()):  # no more: a fast writer would never let go
+        for _ in range(min(most, self._items.qsize())):  # no more: a fast writer would never let go
             item = self._items.get()
             if isinstance(item, _End):
                 self._items.put(item)

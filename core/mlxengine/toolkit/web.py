@@ -72,7 +72,7 @@ def fetch(
             if moved is None:
                 return found
             after = urljoin(asked, moved)
-            if asked.startswith("https:") and not after.startswith("https:"):
+            if parts.scheme == "https" and urlsplit(after).scheme != "https":
                 raise _Refused("it is redirected from https to http")
             asked = after
         raise _Refused(f"it is redirected more than {REDIRECTS} times")

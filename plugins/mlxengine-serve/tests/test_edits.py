@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 import typing
 from collections.abc import Iterator
 from io import BytesIO
@@ -148,6 +149,14 @@ def test_pictures_that_are_none_or_several_or_too_large_are_refused(painter: Ser
     large = file(Image.new("RGB", (65, 64)))
     assert refused({"image": ("a.png", large)}) == (400, "size"), "its own size is the answer's"
     assert send(painter, {"prompt": "x", "size": "64x64"}, {"image": ("a.png", large)}).status_code == 200
+
+
+def test_where_nothing_reads_pictures_none_is_edited(
+    painter: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    answer = send(painter, {"prompt": "x"})
+    assert (answer.status_code, "Pillow" in answer.json()["error"]["message"]) == (400, True)
 
 
 def test_the_size_of_a_picture_bounds_any_request_that_starts_from_it(painter: Served) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from mlxengine.errors import UnsupportedInputError
+from mlxengine.toolkit import web
 from mlxengine.toolkit.web import fetch, is_public
 
 pytestmark = pytest.mark.feature("vlm.urls")
@@ -253,3 +254,10 @@ def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
 def test_what_is_no_url_is_a_typed_error(text: str) -> None:
     with pytest.raises(UnsupportedInputError):
         fetch(text, 100, resolve=lambda *_a, **_k: [])
+
+
+@pytest.mark.parametrize("scheme", ["https", "HTTPS"])
+def test_no_redirect_leads_away_from_encryption(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_one", lambda *_: (b"", "http://example.org/b.png"))
+    with pytest.raises(UnsupportedInputError, match="from https to http"):
+        fetch(f"{scheme}://example.org/a.png", 100)

@@ -58,7 +58,7 @@ class MessageStream:
         self._stops = stops
         self._index = -1
         self._open: str | None = None  # "text", "thinking", or the id of a call
-        self._said: Piece | None = None  # what the open block of text goes on with
+        self._more: Piece | None = None  # what the open block of text goes on with
 
     def open(self) -> bytes:
         """The message without its content; the counts come at its end."""
@@ -102,11 +102,11 @@ class MessageStream:
         return b"event: error\ndata: " + encoded(anthropic_form(refusal, request_id)) + b"\n\n"
 
     def _text(self, text: str) -> bytes:
-        if self._open == "text" and self._said is not None:
-            return self._said(text)
+        if self._open == "text" and self._more is not None:
+            return self._more(text)
         first = self._piece("text", {"type": "text_delta", "text": text})
         index = self._index
-        self._said = Piece(
+        self._more = Piece(
             lambda text: _frame(
                 "content_block_delta", index=index, delta={"type": "text_delta", "text": text}
             )
@@ -139,7 +139,7 @@ class MessageStream:
     def _close(self) -> bytes:
         if self._open is None:
             return b""
-        self._open = self._said = None
+        self._open = self._more = None
         return _frame("content_block_stop", index=self._index)
 
 

@@ -47,8 +47,10 @@ def transparent(mask: bytes, where: str) -> bytes:
 
 
 def _opened(picture: bytes, where: str) -> Any:
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError:  # the server does not bring it; plugins that make pictures do
+        raise _unreadable(where, "Pillow is not installed here") from None
     try:
         opened = Image.open(BytesIO(picture), formats=_FORMATS)
     except Exception as error:

@@ -1,24 +1,21 @@
 """What was computed for earlier prompts, kept for those that begin with the same tokens.
 
 An entry is a key-value cache and the tokens that it holds. Finding one compares token ids, so a session,
-another caller with the same instructions and a repeated prompt are all served alike. Caches that cannot be
-cut back (sliding windows that have moved, recurrent states) serve only prompts that hold all of theirs;
-where a second prompt parts from such a one, a checkpoint is kept for the third.
+another caller with the same instructions and a repeated prompt are all served alike. Of pictures and sound,
+whose placeholders are all the same, it compares the names of their content too. Caches that cannot be cut
+back (sliding windows that have moved, recurrent states) serve only prompts that hold all of theirs; where a
+second prompt parts from such a one, a checkpoint is kept for the third.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 from attrs import define, field
-from mlx_lm.models.cache import ChunkedKVCache
-
-_log = logging.getLogger("mlxengine.llm.prefix")
 
 SMALLEST = 16
 """Prefixes of fewer tokens are not worth keeping."""
@@ -26,19 +23,25 @@ SMALLEST = 16
 WORTH = 64
 """A checkpoint has to save so many tokens."""
 
+Tokens = np.ndarray[Any, Any]
+
 
 @define(eq=False)
 class Entry:
-    """A cache and its tokens; ``layers`` is ``None`` while it is on disk only."""
+    """A cache and its tokens; ``layers`` is ``None`` while it is on disk only.
 
-    tokens: np.ndarray[Any, Any]
+    ``media`` names the content behind the placeholders among the tokens, in order.
+    """
+
+    tokens: Tokens
     layers: list[Any] | None
     nbytes: int
     name: str | None = field(default=None)
+    media: tuple[str, ...] = field(default=())
 
     @property
     def trimmable(self) -> bool:
-        return self.layers is None or all(map(trimmable, self.layers))
+        return self.layers is None or trimmable(self.layers)
 
 
 class Shelf(Protocol):
@@ -77,17 +80,24 @@ class PrefixCache:
         """Bytes held in memory."""
         return sum(entry.nbytes for entry in self._entries if entry.layers is not None)
 
-    def find(self, prompt: Sequence[int]) -> tuple[list[Any], list[int]] | None:
-        """The longest usable prefix of a prompt, always shorter than it: a cache of its own, its tokens."""
+    def find(
+        self, prompt: Sequence[int], media: tuple[str, ...] = (), places: Tokens | None = None
+    ) -> tuple[list[Any], list[int]] | None:
+        """The longest usable prefix of a prompt, always shorter than it: a cache of its own, its tokens.
+
+        Args:
+            prompt: token ids.
+            media: names of the content that placeholders among them stand for, in order.
+            places: for each token whether it is such a placeholder, shape (tokens,), bool; a prefix never
+                ends among those of one picture.
+        """
         wanted = np.asarray(prompt, dtype=np.int64)
         ranked = sorted(
-            ((_common(entry.tokens, wanted), entry) for entry in self._entries),
+            ((_shared(entry, wanted, media, places), entry) for entry in self._entries),
             key=lambda item: item[0],
             reverse=True,
         )
-        for shared, entry in ranked:
-            # The last token is always computed: it is what the first answer token is drawn from.
-            length = min(shared, len(wanted) - 1)
+        for length, entry in ranked:
             if length < SMALLEST:
                 return None
             if entry.layers is None and not self._fetch(entry):
@@ -96,7 +106,7 @@ class PrefixCache:
             if surplus and not entry.trimmable:
                 continue
             assert entry.layers is not None
-            layers = [clone(layer) for layer in entry.layers]
+            layers = snapshot(entry.layers)
             if surplus:
                 for layer in layers:
                     layer.trim(surplus)
@@ -116,25 +126,41 @@ class PrefixCache:
         shared = min(shared, len(wanted) - 1)
         return shared if shared - held >= WORTH else None
 
-    def add(self, layers: list[Any], tokens: Sequence[int]) -> None:
-        """Keep a cache, and let go of what it makes superfluous or what no longer fits."""
+    def add(
+        self,
+        layers: Sequence[Any],
+        tokens: Sequence[int],
+        media: tuple[str, ...] = (),
+        *,
+        goes_on: bool = False,
+    ) -> None:
+        """Keep a cache, and let go of what it makes superfluous or what no longer fits.
+
+        Args:
+            layers: the cache; its arrays are shared, not copied.
+            tokens: what it holds.
+            media: names of the content that placeholders among them stand for.
+            goes_on: the row will leave more behind. What can be cut back is not written to disk then.
+        """
         if len(tokens) < SMALLEST or self.budget <= 0:
             return
         array = np.asarray(tokens, dtype=np.int64)
-        if any(_common(entry.tokens, array) == len(array) and entry.trimmable for entry in self._entries):
+        if any(_covers(entry, array, media) and entry.trimmable for entry in self._entries):
             return
         mx.async_eval([layer.state for layer in layers])  # type: ignore[no-untyped-call]
-        entry = Entry(tokens=array, layers=layers, nbytes=sum(layer.nbytes for layer in layers))
-        if entry.nbytes > self._allowed():
+        entry = Entry(
+            tokens=array, layers=snapshot(layers), nbytes=sum(layer.nbytes for layer in layers), media=media
+        )
+        if entry.nbytes > allowed(self.budget, self.nbytes, self.room()):
             return
         if entry.trimmable:  # what is a prefix of the new one is in it
             self._entries = [
-                old for old in self._entries if _common(old.tokens, array) < len(old.tokens) or old.name
+                old for old in self._entries if old.name or not _covers(entry, old.tokens, old.media)
             ]
         self._entries.append(entry)
-        if self._shelf is not None:
+        if self._shelf is not None and not (goes_on and entry.trimmable):
             self._shelf.save(entry)
-        self._shrink(self._allowed())
+        self._shrink(allowed(self.budget, self.nbytes, self.room()))
 
     def trim(self, most: int) -> None:
         """Let go of entries until at most so many bytes are held; those on disk stay there."""
@@ -143,10 +169,6 @@ class PrefixCache:
     def clear(self) -> None:
         """Forget everything that is in memory."""
         self._entries.clear()
-
-    def _allowed(self) -> int:
-        room = self.room()
-        return self.budget if room is None else max(0, min(self.budget, self.nbytes + room))
 
     def _fetch(self, entry: Entry) -> bool:
         assert self._shelf is not None
@@ -157,7 +179,7 @@ class PrefixCache:
         entry.layers = layers
         entry.nbytes = sum(layer.nbytes for layer in layers)
         self._touch(entry)
-        self._shrink(self._allowed())
+        self._shrink(allowed(self.budget, self.nbytes, self.room()))
         return True
 
     def _touch(self, entry: Entry) -> None:
@@ -178,34 +200,68 @@ class PrefixCache:
                     self._entries.remove(entry)
 
 
-def _common(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> int:
+def allowed(budget: int, held: int, room: int | None) -> int:
+    """Bytes that may be kept: the budget, and what is held with the room that is left."""
+    return budget if room is None else max(0, min(budget, held + room))
+
+
+def _common(left: Tokens, right: Tokens) -> int:
     size = min(len(left), len(right))
     differing = np.flatnonzero(left[:size] != right[:size])
     return int(differing[0]) if differing.size else size
 
 
-def trimmable(layer: Any) -> bool:
-    """Whether a cache can be cut back to any length; a chunk that has let go of its front cannot."""
-    if isinstance(layer, ChunkedKVCache) and layer.offset > layer.chunk_size:
-        return False
+def _covers(entry: Entry, tokens: Tokens, media: tuple[str, ...]) -> bool:
+    """Whether an entry holds all of that."""
+    return _common(entry.tokens, tokens) == len(tokens) and entry.media[: len(media)] == media
+
+
+def _shared(entry: Entry, wanted: Tokens, media: tuple[str, ...], places: Tokens | None) -> int:
+    """Tokens of a prompt that an entry serves, but for how its caches can be cut."""
+    # The last token is always computed: it is what the first answer token is drawn from.
+    length = min(_common(entry.tokens, wanted), len(wanted) - 1)
+    if places is None or not places.any():
+        return length
+    common = min(len(entry.media), len(media))
+    if entry.media[:common] != media[:common]:
+        length = min(length, int(np.argmax(places)))
+    while 0 < length < len(wanted) and places[length] and places[length - 1]:
+        length -= 1
+    return length
+
+
+def trimmable(layers: Sequence[Any]) -> bool:
+    """Whether caches can be cut back to any length."""
+    return all(map(_trimmable, layers))
+
+
+def _trimmable(layer: Any) -> bool:
+    if type(layer).__name__ == "ChunkedKVCache" and layer.offset > layer.chunk_size:
+        return False  # it has let go of its front
     return bool(layer.is_trimmable())
 
 
-def clone(layer: Any) -> Any:
-    """A cache of its own: caches write into their arrays in place, so these are copied when they are used."""
-    found = copy.copy(layer)
-    for key, value in vars(found).items():
-        if isinstance(value, mx.array):
-            setattr(found, key, mx.array(value))
-        elif isinstance(value, list | tuple):
-            setattr(found, key, type(value)(map(_copied, value)))
-    return found
+def snapshot(layers: Sequence[Any]) -> list[Any]:
+    """Copies of caches that later updates of the originals do not touch.
+
+    Memory is shared until one of them is written to. The array objects are new ones: writing into a part
+    of an array (``keys[..., a:b, :] = new``) changes the object that it is done to, for all who hold it.
+    """
+    copies = []
+    for layer in layers:
+        made = copy.copy(layer)
+        for name, value in vars(made).items():
+            setattr(made, name, _apart(value))
+        copies.append(made)
+    return copies
 
 
-def _copied(item: Any) -> Any:
-    if isinstance(item, mx.array):
-        return mx.array(item)
-    return clone(item) if hasattr(item, "is_trimmable") else item
+def _apart(value: Any) -> Any:
+    if isinstance(value, mx.array):
+        return value[...]
+    if isinstance(value, list | tuple):
+        return type(value)(_apart(item) for item in value)
+    return snapshot([value])[0] if hasattr(value, "is_trimmable") else value
 
 
-__all__ = ["SMALLEST", "Entry", "PrefixCache", "Shelf", "clone", "trimmable"]
+__all__ = ["SMALLEST", "Entry", "PrefixCache", "Shelf", "Tokens", "allowed", "snapshot", "trimmable"]

@@ -14,7 +14,7 @@ from ..errors import CancelledError, InvalidParameterError
 from .messages import Message, ToolResultPart, reply_message
 from .outputs import ToolCall, ToolResult
 from .replies import TextReply
-from .requests import TextRequest
+from .requests import TextRequest, ToolChoice
 from .tools import can_run
 
 Send = Callable[[TextRequest], tuple[Channel, Callable[[], None]]]
@@ -85,7 +85,11 @@ class Turn:
         before = len(self._messages)
         self._messages += [Message.tool(result) for result in results]
         said = self._messages[before - 1 :]
-        self.request = attrs.evolve(self.request, messages=(*self.request.messages, *said))
+        self.request = attrs.evolve(
+            self.request,
+            messages=(*self.request.messages, *said),
+            tool_choice=free(self.request.tool_choice),
+        )
         self.ready.extend(
             ToolResult(id=part.id, name=part.name, content=part.content, error=part.error) for part in results
         )
@@ -102,4 +106,9 @@ class Turn:
         self._end(self, ())
 
 
-__all__ = ["Turn"]
+def free(choice: ToolChoice | str) -> ToolChoice | str:
+    """The choice behind a tool's result, where a forced call would follow itself for ever."""
+    return "none" if choice == "none" else "auto"
+
+
+__all__ = ["Turn", "free"]

@@ -42,8 +42,9 @@ ASK = [ToolCall(id="1", name="clock", arguments={"zone": "utc"})]
 class Script:
     """A plugin whose model says what was written down: at each request the next entry."""
 
-    def __init__(self, *lines: Any) -> None:
+    def __init__(self, *lines: Any, calls: bool = True) -> None:
         self.lines = list(lines)
+        self.capabilities = frozenset({"tools"} if calls else ())
         self.seen: list[Request] = []
 
     @hookimpl
@@ -54,7 +55,7 @@ class Script:
 
     @hookimpl
     def load_model(self, card: Any, context: Any) -> Any:
-        return Loaded(model=object())
+        return Loaded(model=object(), capabilities=self.capabilities)
 
     @hookimpl
     def generate(self, model: Any, request: Request) -> Any:
@@ -124,11 +125,12 @@ def test_calls_are_run_their_results_shown_and_the_whole_turn_kept(session: Any)
     assert [message.role.value for message in talk.undo()] == ["user", "assistant", "tool", "assistant"]
 
 
-@pytest.mark.parametrize("choice", ["required", ToolChoice("clock")])
+@pytest.mark.parametrize(("calls", "then"), [(True, "auto"), (False, "none")], ids=["own", "generic"])
+@pytest.mark.parametrize("choice", ["required", ToolChoice("clock")], ids=["required", "named"])
 def test_a_forced_call_is_the_first_thing_that_a_user_is_answered_with_and_no_other(
-    session: Any, choice: ToolChoice | str
+    session: Any, choice: ToolChoice | str, calls: bool, then: str
 ) -> None:
-    script = Script(ASK, "It is noon.", ASK, "Noon again.")
+    script = Script(ASK, "It is noon.", ASK, "Noon again.", calls=calls)
     switches = {"enable_thinking": False}
     talk = session(script, tool_choice=choice, parallel_tool_calls=False, chat_template_kwargs=switches)
     assert talk.respond("What time is it?").text == "It is noon."
@@ -137,7 +139,7 @@ def test_a_forced_call_is_the_first_thing_that_a_user_is_answered_with_and_no_ot
     talk.respond([Message.tool(ToolResultPart(call.id, call.name, "noon"))])
     talk.tool_choice = "none"
     talk.respond("Thanks.")
-    assert [request.tool_choice for request in script.seen] == [choice, "auto", choice, "auto", "none"]
+    assert [request.tool_choice for request in script.seen] == [choice, then, choice, then, "none"]
     assert all(request.tools == (clock,) for request in script.seen)
     assert {request.parallel_tool_calls for request in script.seen} == {False}
     assert all(request.chat_template_kwargs == switches for request in script.seen)

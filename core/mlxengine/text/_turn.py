@@ -28,6 +28,7 @@ class Turn:
         new: the messages that began it.
         request: the first request.
         rounds: how many times over tools may be run.
+        then: the choice of tools behind their results.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Turn:
         new: Sequence[Message],
         request: TextRequest,
         rounds: int,
+        then: ToolChoice | str = "auto",
     ) -> None:
         if rounds and request.tools and request.params.n != 1:
             raise InvalidParameterError("Tools are run for one answer: leave params.n at 1.")
@@ -48,6 +50,7 @@ class Turn:
         self._end = end
         self._messages = list(new)
         self._rounds = rounds
+        self._then = then
         self._events: list[Event] = []
         self._usage = TokenUsage()
         self._over = False
@@ -88,7 +91,7 @@ class Turn:
         self.request = attrs.evolve(
             self.request,
             messages=(*self.request.messages, *said),
-            tool_choice=free(self.request.tool_choice),
+            tool_choice=self._then,
         )
         self.ready.extend(
             ToolResult(id=part.id, name=part.name, content=part.content, error=part.error) for part in results
@@ -106,9 +109,4 @@ class Turn:
         self._end(self, ())
 
 
-def free(choice: ToolChoice | str) -> ToolChoice | str:
-    """The choice behind a tool's result, where a forced call would follow itself for ever."""
-    return "none" if choice == "none" else "auto"
-
-
-__all__ = ["Turn", "free"]
+__all__ = ["Turn"]

@@ -17,7 +17,7 @@ from ..contract._convert import only
 from ..contract.events import Event
 from ..errors import InvalidParameterError, MisuseError
 from ..streams import AsyncEventStream, EventStream, Reader
-from ._turn import Turn, free
+from ._turn import Turn
 from .handle import AsyncTextHandle, TextHandle
 from .messages import Message, Part, Role, ToolResultPart
 from .outputs import ToolResult
@@ -142,6 +142,7 @@ class _Session(Generic[Handle]):
     def _begin(self, content: Content, params: GenerateParams | None) -> Turn:
         """Begin a turn and send its first request."""
         new: tuple[Message, ...] = _turn_messages(content)
+        then = self._choice_then()
         with self._lock:
             self._idle()
             request = TextRequest(
@@ -149,17 +150,23 @@ class _Session(Generic[Handle]):
                 params=params or self.params,
                 instructions=self.instructions,
                 tools=self.tools,
-                tool_choice=free(self.tool_choice) if _answers_a_call(new) else self.tool_choice,
+                tool_choice=then if _answers_a_call(new) else self.tool_choice,
                 parallel_tool_calls=self.parallel_tool_calls,
                 chat_template_kwargs=self.chat_template_kwargs,
             )
-            self._turn = turn = Turn(self._end, new, request, self.tool_rounds)
+            self._turn = turn = Turn(self._end, new, request, self.tool_rounds, then)
         try:
             turn.send(self._send)
         except BaseException:
             turn.drop()
             raise
         return turn
+
+    def _choice_then(self) -> ToolChoice | str:
+        """The choice behind a tool's result, where a forced call would follow itself for ever."""
+        if self.tool_choice in ("auto", "none"):
+            return self.tool_choice
+        return "auto" if "tools" in self._model.capabilities else "none"  # by itself such a model cannot call
 
     def _send(self, request: TextRequest) -> tuple[Channel, Callable[[], None]]:
         model = self._model
@@ -257,7 +264,8 @@ class Session(_Session[TextHandle]):
             are used up, and those of tools that are only described, are left to the caller too
             (``finish_reason`` is ``tool_calls``).
         tool_choice: see `TextRequest`. A call that it forces is the first thing that a user's message is
-            answered with; what comes behind a tool's result is the model's choice.
+            answered with; what comes behind a tool's result is the model's choice, or no call where it has
+            no format of calls of its own.
         parallel_tool_calls, chat_template_kwargs: see `TextRequest`.
         history: turns that came before.
     """

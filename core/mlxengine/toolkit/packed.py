@@ -46,10 +46,12 @@ class _Packed:
         return tuple(held[:3]), tuple(held[3:])
 
     def empty(self) -> bool:
+        """Whether nothing was ever appended."""
         return not self.parts
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the buffers, what is not in use yet included."""
         return sum(part.nbytes for part in self.parts)
 
     def _held(self) -> list[mx.array]:
@@ -80,6 +82,7 @@ class PackedKVCache(_Packed):
         return _causal(length, self._size, window_size)
 
     def is_trimmable(self) -> bool:
+        """Whether `trim` can be called."""
         return True
 
     def trim(self, count: int) -> int:
@@ -89,10 +92,12 @@ class PackedKVCache(_Packed):
         return count
 
     def size(self) -> int:
+        """Positions that are held."""
         return self._size
 
     @property
     def state(self) -> list[mx.array]:
+        """The packed keys and values that are held, six arrays or none; what is assigned is held then."""
         return self._held()
 
     @state.setter
@@ -176,6 +181,7 @@ class BatchPackedKVCache(_Packed):
 
     @property
     def state(self) -> tuple[mx.array, ...]:
+        """All arrays, to be evaluated."""
         return (*self.parts, self.offset, self.left_padding)
 
 

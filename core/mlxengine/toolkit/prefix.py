@@ -41,17 +41,24 @@ class Entry:
 
     @property
     def trimmable(self) -> bool:
+        """Whether it can be cut back to any length, as far as that is known."""
         return self.layers is None or trimmable(self.layers)
 
 
 class Shelf(Protocol):
     """Where entries outlive the process."""
 
-    def entries(self) -> Sequence[Entry]: ...
+    def entries(self) -> Sequence[Entry]:
+        """What is there, least recently used first."""
+        ...
 
-    def save(self, entry: Entry) -> None: ...
+    def save(self, entry: Entry) -> None:
+        """Write an entry, and give it its name there if that went well."""
+        ...
 
-    def load(self, entry: Entry) -> list[Any] | None: ...
+    def load(self, entry: Entry) -> list[Any] | None:
+        """The caches of an entry; ``None`` if they are lost."""
+        ...
 
 
 class PrefixCache:

@@ -33,12 +33,11 @@ To call one, write nothing but a JSON object with its name and its arguments:
 def shown(dialect: Dialect, request: TextRequest) -> TextRequest:
     """The request as the model's chat template is to see it.
 
-    A model that has no notation of tool calls is told of the tools, and of calls that were made, in texts.
+    A model that has no notation of tool calls is told of the tools, and of calls that were made, in texts;
+    where it may call none too, since what was computed for the prompts before holds them.
     """
     if not request.tools or dialect.named:
         return request
-    if request.tool_choice == "none":
-        return attrs.evolve(request, tools=())
     text = _GENERIC_TEXT.format(tools="\n".join(json.dumps(tool) for tool in tools_of(request)))
     messages = tuple(map(_as_text, request.messages))
     instructions = request.instructions

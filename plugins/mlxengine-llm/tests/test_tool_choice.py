@@ -152,7 +152,7 @@ def test_a_grammar_stands_beside_the_tools(plugin: Plugin, model: Any) -> None:
         assert not accepts(model, request, f"{before}{other}{after}")
         assert accepts(model, asking("none", grammar=grammar), f"{before}{fits}{after}")
         assert accepts(model, request, written(model, events))
-        if dialect.think and not dialect.bounded:  # reasoning is part of the grammar then
+        if dialect.think and not dialect.begins_with_a_token:  # reasoning is part of the grammar then
             thought = f"{dialect.think[0]}hm{dialect.think[1]}"
             assert accepts(model, request, thought + written(model, events))
             assert accepts(model, request, f"{thought}{before}{fits}{after}")

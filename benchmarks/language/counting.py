@@ -7,8 +7,8 @@ One answer runs. In each round its gaps between tokens are taken in a quiet stre
 the longest of each round), then while ``handle.count`` works on one message of so many tokens: plain, and
 with 2,000 of the model's own markers, which have to be told from structure. Each is counted once as it is and
 once with Python's threads handing over its lock as seldom as usual (``usual``), by turns. What is told is the
-longest gap of each, the median of the rounds, over the quiet p99, and how busy the machine was. Without ``--model`` the weights are
-random, and the tokenizer is one of byte pairs that is made on the spot.
+longest gap of each, the median of the rounds, over the quiet p99, and how busy the machine was. Without
+``--model`` the weights are random, and the tokenizer is one of byte pairs that is made on the spot.
 """
 
 from __future__ import annotations

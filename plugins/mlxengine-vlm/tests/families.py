@@ -80,12 +80,14 @@ class Row:
 def widened(config: dict[str, Any]) -> dict[str, Any]:
     """The same with half as many heads of twice the width: mlx packs 32 numbers together."""
     found = dict(config)
-    for key in ("num_attention_heads", "num_key_value_heads"):
+    for key in ("num_attention_heads", "num_key_value_heads", "n_heads", "n_kv_heads"):
         if found.get(key, 0) > 1:
             found[key] //= 2
     for key in ("head_dim", "global_head_dim"):
         if key in found:
             found[key] = 32
+    if "kv_lora_rank" in found:  # of keys some numbers turn with the position
+        found |= {"qk_nope_head_dim": 32 - found["qk_rope_head_dim"], "v_head_dim": 32}
     for key in ("rope_scaling", "rope_parameters"):
         if "mrope_section" in (found.get(key) or {}):
             sections = [2 * size for size in found[key]["mrope_section"]]

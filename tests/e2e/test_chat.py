@@ -176,6 +176,38 @@ def test_without_a_terminal_calls_are_run_with_yes_and_each_answer_tells_them(
     assert '  weather {"city": "Graz"}\n  → sunny in Graz and dry\n' in piped.err
 
 
+def test_one_question_may_come_with_tools_whose_calls_are_told_and_not_run(
+    run: Run, echo: str, file: Path, tmp_path: Path
+) -> None:
+    file.write_text(f"{TOOLS}\ndef touch(name: str) -> None:\n    open(name, 'w').close()\n")
+    words = ("run", "-m", echo, "--tools", str(file))
+    mark = tmp_path / "touched"
+    question = f"touch {json.dumps({'name': str(mark)})}"
+    assert run(*words, question, **REAL).out == f"{question}\n"
+    done = run(*words, "--json", question, **REAL)
+    (call,) = done.json["tool_calls"]
+    assert (call["name"], call["arguments"]) == ("touch", {"name": str(mark)})
+    assert (done.json["text"], done.json["finish_reason"]) == ("", "tool_calls")
+    assert not mark.exists()
+    assert run(*words, "--json", "hello", **REAL).json["tool_calls"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--tool-choice", "weather"), "needs tools"),
+        (("--tools", "nowhere.py"), "There is no file nowhere.py"),
+        (("--tool-choice", "required"), "needs tools"),
+    ],
+)
+def test_a_question_that_names_tools_which_are_not_there_is_refused(
+    run: Run, echo: str, words: tuple[str, ...], said: str
+) -> None:
+    done = run("run", "-m", echo, *words, "--json", "hello", **REAL)
+    assert done.code == 2
+    assert said in done.json["error"]["message"]
+
+
 @pytest.mark.parametrize("tool", [("--tools", "x.py"), ("--mcp", "x")])
 def test_without_a_terminal_and_yes_tools_are_refused(call: Run, tool: tuple[str, str]) -> None:
     done = call("chat", *tool, "--json")

@@ -33,6 +33,7 @@ class Kind:
         hooks: its module.
         harness: drives them.
         folder: the folder of its tiny model, a llama, made in the one that is given.
+        wide: the same with heads of at least 32 numbers, of which mlx packs no fewer.
         stored: what stands before ``layers.0`` in the names of the checkpoint's tensors.
         paths: what may stand there in an adapter of mlx's libraries, the library's own first.
         peft: the same in one of PEFT's.
@@ -44,6 +45,7 @@ class Kind:
     hooks: Any
     harness: Any
     folder: Callable[[Path], Path]
+    wide: Callable[[Path], Path]
     stored: str
     paths: tuple[str, ...]
     peft: tuple[str, ...]
@@ -57,6 +59,7 @@ KINDS = (
         hooks=mlxengine_llm.plugin,
         harness=llm_harness.Plugin,
         folder=lambda folder: llm_harness.write_tiny(folder / "llama"),
+        wide=lambda folder: llm_harness.write_tiny(folder / "wide", hidden_size=128),
         stored="model.",
         paths=("model.",),
         peft=("model.",),
@@ -67,7 +70,8 @@ KINDS = (
         name="vlm",
         hooks=mlxengine_vlm.plugin,
         harness=vlm_harness.Plugin,
-        folder=lambda _: ROOT / "tests/models/tiny-shapes-vlm",
+        folder=lambda _: vlm_harness.TINY,
+        wide=lambda _: vlm_harness.TINY,
         stored="model.text_model.",
         paths=("language_model.", "model."),
         peft=("model.text_model.", "language_model.model.", "model.language_model."),

@@ -161,13 +161,21 @@ def test_a_transcript_is_restored_as_it_was(chat: TextHandle, tmp_path: Path) ->
         Message.assistant([VideoPart(["f0.png", b"f1"], fps=2.0)]),
     )
     params = GenerateParams(seed=0, temperature=0.5, stop=("a", "b"), logit_bias={3: -1.5})
-    session = chat.session(instructions="Be brief.", params=params, history=history)
+    switches = {"enable_thinking": False, "words": ["a"]}
+    session = chat.session(
+        instructions="Be brief.", params=params, history=history, chat_template_kwargs=switches
+    )
     file = tmp_path / "talk.json"
     session.save(file)
     again = Session.restore(chat, file)
     assert again.messages == history
     assert (again.instructions, again.params) == ("Be brief.", params)
+    assert again.chat_template_kwargs == switches
     assert read_transcript(file).model == "any/name"
+    old = json.loads(file.read_text())
+    del old["chat_template_kwargs"]  # as it was written before there were any
+    file.write_text(json.dumps(old))
+    assert Session.restore(chat, file).chat_template_kwargs == {}
     assert list(tmp_path.iterdir()) == [file]
 
 

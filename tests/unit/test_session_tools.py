@@ -28,6 +28,7 @@ from mlxengine import (
     TokenUsage,
     ToolCall,
     ToolCallPart,
+    ToolChoice,
     ToolResult,
     ToolResultPart,
     hookimpl,
@@ -41,8 +42,9 @@ ASK = [ToolCall(id="1", name="clock", arguments={"zone": "utc"})]
 class Script:
     """A plugin whose model says what was written down: at each request the next entry."""
 
-    def __init__(self, *lines: Any) -> None:
+    def __init__(self, *lines: Any, calls: bool = True) -> None:
         self.lines = list(lines)
+        self.capabilities = frozenset({"tools"} if calls else ())
         self.seen: list[Request] = []
 
     @hookimpl
@@ -53,7 +55,7 @@ class Script:
 
     @hookimpl
     def load_model(self, card: Any, context: Any) -> Any:
-        return Loaded(model=object())
+        return Loaded(model=object(), capabilities=self.capabilities)
 
     @hookimpl
     def generate(self, model: Any, request: Request) -> Any:
@@ -89,9 +91,9 @@ def folder(tmp_path: Path) -> str:
 def session(folder: str) -> Iterator[Callable[..., Any]]:
     engines = []
 
-    def make(script: Script, tools: Any = (clock,), rounds: int = 3) -> Any:
+    def make(script: Script, tools: Any = (clock,), rounds: int = 3, **options: Any) -> Any:
         engines.append(InferenceEngine(plugins=[script]))
-        return engines[-1].load_text(folder).session(tools=tools, tool_rounds=rounds)
+        return engines[-1].load_text(folder).session(tools=tools, tool_rounds=rounds, **options)
 
     yield make
     for engine in engines:
@@ -121,6 +123,26 @@ def test_calls_are_run_their_results_shown_and_the_whole_turn_kept(session: Any)
     script.lines = [ASK, "Still noon."]
     assert talk.respond("And now?").text == "Still noon."
     assert [message.role.value for message in talk.undo()] == ["user", "assistant", "tool", "assistant"]
+
+
+@pytest.mark.parametrize(("calls", "then"), [(True, "auto"), (False, "none")], ids=["own", "generic"])
+@pytest.mark.parametrize("choice", ["required", ToolChoice("clock")], ids=["required", "named"])
+def test_a_forced_call_is_the_first_thing_that_a_user_is_answered_with_and_no_other(
+    session: Any, choice: ToolChoice | str, calls: bool, then: str
+) -> None:
+    script = Script(ASK, "It is noon.", ASK, "Noon again.", calls=calls)
+    switches = {"enable_thinking": False}
+    talk = session(script, tool_choice=choice, parallel_tool_calls=False, chat_template_kwargs=switches)
+    assert talk.respond("What time is it?").text == "It is noon."
+    talk.tool_rounds = 0  # the calls are the caller's now
+    (call,) = talk.respond("And now?").tool_calls
+    talk.respond([Message.tool(ToolResultPart(call.id, call.name, "noon"))])
+    talk.tool_choice = "none"
+    talk.respond("Thanks.")
+    assert [request.tool_choice for request in script.seen] == [choice, then, choice, then, "none"]
+    assert all(request.tools == (clock,) for request in script.seen)
+    assert {request.parallel_tool_calls for request in script.seen} == {False}
+    assert all(request.chat_template_kwargs == switches for request in script.seen)
 
 
 def test_what_was_thought_before_a_call_is_kept_and_shown_with_its_result(session: Any) -> None:

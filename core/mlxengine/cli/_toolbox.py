@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,8 @@ from attrs import evolve
 from ..text.messages import ToolResultPart
 from ..text.outputs import ToolCall
 from ..text.tools import describe, name_of, run_calls
-from ._output import Output, plain, tell
+from ..text.verbs import call_in_line
+from ._output import Output, tell
 
 _REFUSED = "The user refused this call."
 _BLIND = "(a picture, which this model cannot see)"
@@ -49,7 +49,7 @@ class Toolbox:
 
     def _one(self, call: ToolCall) -> ToolResultPart:
         say = tell if self._ask else self._out.note
-        say(f"  {call.name} {_in_line(call)}")
+        say(f"  {call_in_line(call)}")
         result = run_calls(self.tools, [call]) if self._allowed(call) else [_refusal(call)]
         text = " ".join(result[0].content.split())
         room = 2 * self._out.width - 12
@@ -75,13 +75,6 @@ class Toolbox:
         if sees or not result.images:
             return result
         return evolve(result, content="\n".join(filter(None, [result.content, _BLIND])), images=())
-
-
-def _in_line(call: ToolCall) -> str:
-    """The arguments of a call on one line, whole: who allows it has to see what it does."""
-    if call.arguments is None:
-        return f"({call.error}) {call.raw!r}"
-    return json.dumps(plain(call.arguments), ensure_ascii=False)
 
 
 def _refusal(call: ToolCall) -> ToolResultPart:

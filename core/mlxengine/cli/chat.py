@@ -28,10 +28,11 @@ from ..text.messages import ImagePart, Message, Part, TextPart, ToolResultPart
 from ..text.outputs import TextDelta, ToolCall
 from ..text.replies import TextReply
 from ..text.session import Session
+from ..text.tool_files import together, tools_of
 from . import _engine, _kinds
 from ._frame import UsageError, exit_code
 from ._output import Output, tell
-from ._tool_sources import server_of, together, tools_of
+from ._tool_servers import server_of
 from ._toolbox import Toolbox
 
 HELP = """\

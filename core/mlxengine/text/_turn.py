@@ -14,7 +14,7 @@ from ..errors import CancelledError, InvalidParameterError
 from .messages import Message, ToolResultPart, reply_message
 from .outputs import ToolCall, ToolResult
 from .replies import TextReply
-from .requests import TextRequest
+from .requests import TextRequest, ToolChoice
 from .tools import can_run
 
 Send = Callable[[TextRequest], tuple[Channel, Callable[[], None]]]
@@ -28,6 +28,7 @@ class Turn:
         new: the messages that began it.
         request: the first request.
         rounds: how many times over tools may be run.
+        then: the choice of tools behind their results.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Turn:
         new: Sequence[Message],
         request: TextRequest,
         rounds: int,
+        then: ToolChoice | str = "auto",
     ) -> None:
         if rounds and request.tools and request.params.n != 1:
             raise InvalidParameterError("Tools are run for one answer: leave params.n at 1.")
@@ -48,6 +50,7 @@ class Turn:
         self._end = end
         self._messages = list(new)
         self._rounds = rounds
+        self._then = then
         self._events: list[Event] = []
         self._usage = TokenUsage()
         self._over = False
@@ -85,7 +88,11 @@ class Turn:
         before = len(self._messages)
         self._messages += [Message.tool(result) for result in results]
         said = self._messages[before - 1 :]
-        self.request = attrs.evolve(self.request, messages=(*self.request.messages, *said))
+        self.request = attrs.evolve(
+            self.request,
+            messages=(*self.request.messages, *said),
+            tool_choice=self._then,
+        )
         self.ready.extend(
             ToolResult(id=part.id, name=part.name, content=part.content, error=part.error) for part in results
         )

@@ -8,7 +8,7 @@ cancelled or fails leaves no trace.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
@@ -23,7 +23,7 @@ from .messages import Message, Part, Role, ToolResultPart
 from .outputs import ToolResult
 from .params import GenerateParams
 from .replies import TextReply
-from .requests import TextRequest
+from .requests import TextRequest, ToolChoice
 from .tools import run_calls, run_calls_async
 from .transcript import Transcript, read_transcript, write_transcript
 
@@ -31,13 +31,21 @@ Content = str | Part | Message | Iterable[str | Part | Message]
 Handle = TypeVar("Handle", TextHandle, AsyncTextHandle)
 
 
-class SessionOptions(TypedDict, total=False):
+class ToolOptions(TypedDict, total=False):
+    """What a session may be told of its tools; `Session` says what each means."""
+
+    tools: Sequence[Any]
+    tool_rounds: int
+    tool_choice: ToolChoice | str
+    parallel_tool_calls: bool | None
+
+
+class SessionOptions(ToolOptions, total=False):
     """What a session may begin with; `Session` says what each means."""
 
     instructions: str | None
     params: GenerateParams | None
-    tools: Sequence[Any]
-    tool_rounds: int
+    chat_template_kwargs: Mapping[str, Any]
     history: Iterable[Message]
 
 
@@ -53,6 +61,9 @@ class _Session(Generic[Handle]):
         self.instructions = options.get("instructions")
         self.params = options.get("params") or GenerateParams()
         self.tools = tuple(options.get("tools", ()))
+        self.tool_choice = options.get("tool_choice", "auto")
+        self.parallel_tool_calls = options.get("parallel_tool_calls")
+        self.chat_template_kwargs = dict(options.get("chat_template_kwargs", {}))
         self._messages = tuple(options.get("history", ()))
         self._lock = threading.Lock()
         self._turn: Turn | None = None
@@ -71,7 +82,11 @@ class _Session(Generic[Handle]):
     def transcript(self) -> Transcript:
         """Everything that `save` writes, as a value."""
         return Transcript(
-            model=self._model.id, instructions=self.instructions, params=self.params, messages=self._messages
+            model=self._model.id,
+            instructions=self.instructions,
+            params=self.params,
+            chat_template_kwargs=self.chat_template_kwargs,
+            messages=self._messages,
         )
 
     def undo(self) -> tuple[Message, ...]:
@@ -107,27 +122,27 @@ class _Session(Generic[Handle]):
         write_transcript(Path(path), self.transcript)
 
     @classmethod
-    def restore(
-        cls, model: Handle, path: str | Path, *, tools: Sequence[Any] = (), tool_rounds: int = 0
-    ) -> Self:
-        """The session that was saved, with this model (it may be another one).
+    def restore(cls, model: Handle, path: str | Path, **options: Unpack[ToolOptions]) -> Self:
+        """The session that was saved, with this model (it may be another one), and tools for what comes.
 
         Raises:
             ConfigurationError: the file is not a transcript.
         """
+        only(options, ToolOptions)
         found = read_transcript(Path(path))
         return cls(
             model,
             instructions=found.instructions,
             params=found.params,
-            tools=tools,
-            tool_rounds=tool_rounds,
+            chat_template_kwargs=found.chat_template_kwargs,
             history=found.messages,
+            **options,
         )
 
     def _begin(self, content: Content, params: GenerateParams | None) -> Turn:
         """Begin a turn and send its first request."""
         new: tuple[Message, ...] = _turn_messages(content)
+        then = self._choice_then()
         with self._lock:
             self._idle()
             request = TextRequest(
@@ -135,14 +150,23 @@ class _Session(Generic[Handle]):
                 params=params or self.params,
                 instructions=self.instructions,
                 tools=self.tools,
+                tool_choice=then if _answers_a_call(new) else self.tool_choice,
+                parallel_tool_calls=self.parallel_tool_calls,
+                chat_template_kwargs=self.chat_template_kwargs,
             )
-            self._turn = turn = Turn(self._end, new, request, self.tool_rounds)
+            self._turn = turn = Turn(self._end, new, request, self.tool_rounds, then)
         try:
             turn.send(self._send)
         except BaseException:
             turn.drop()
             raise
         return turn
+
+    def _choice_then(self) -> ToolChoice | str:
+        """The choice behind a tool's result, where a forced call would follow itself for ever."""
+        if self.tool_choice in ("auto", "none"):
+            return self.tool_choice
+        return "auto" if "tools" in self._model.capabilities else "none"  # by itself such a model cannot call
 
     def _send(self, request: TextRequest) -> tuple[Channel, Callable[[], None]]:
         model = self._model
@@ -239,6 +263,10 @@ class Session(_Session[TextHandle]):
             0, as where it is left out, leaves the calls to the caller. Calls that are left when the rounds
             are used up, and those of tools that are only described, are left to the caller too
             (``finish_reason`` is ``tool_calls``).
+        tool_choice: see `TextRequest`. A call that it forces is the first thing that a user's message is
+            answered with; what comes behind a tool's result is the model's choice, or no call where it has
+            no format of calls of its own.
+        parallel_tool_calls, chat_template_kwargs: see `TextRequest`.
         history: turns that came before.
     """
 
@@ -297,6 +325,10 @@ def _last(stream: Iterable[Event]) -> TextReply:
     return TextReply.of(events[results[-1] + 1 :] if results else events)
 
 
+def _answers_a_call(messages: Sequence[Message]) -> bool:
+    return all(message.role is Role.TOOL for message in messages)
+
+
 def _turn_messages(content: Content) -> tuple[Message, ...]:
     if isinstance(content, Message):
         return (content,)
@@ -313,4 +345,12 @@ def _turn_messages(content: Content) -> tuple[Message, ...]:
     return messages
 
 
-__all__ = ["AsyncSession", "AsyncSessionStream", "Content", "Session", "SessionOptions", "SessionStream"]
+__all__ = [
+    "AsyncSession",
+    "AsyncSessionStream",
+    "Content",
+    "Session",
+    "SessionOptions",
+    "SessionStream",
+    "ToolOptions",
+]

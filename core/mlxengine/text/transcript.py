@@ -54,12 +54,14 @@ class Transcript:
         model: the id of the model that answered.
         instructions: the system message, or ``None``.
         params: how the answers were generated.
+        chat_template_kwargs: further variables of the model's chat template.
         messages: what was said, oldest first.
     """
 
     model: str
     instructions: str | None = None
     params: GenerateParams = field(factory=GenerateParams)
+    chat_template_kwargs: Mapping[str, Any] = field(factory=dict)
     messages: tuple[Message, ...] = ()
 
 
@@ -82,6 +84,7 @@ def write_transcript(path: Path, transcript: Transcript) -> None:
         "model": transcript.model,
         "instructions": transcript.instructions,
         "params": params,
+        "chat_template_kwargs": thaw(transcript.chat_template_kwargs),
         "messages": [
             {"role": message.role.value, "parts": [_encode(part) for part in message.parts]}
             for message in transcript.messages
@@ -112,6 +115,7 @@ def read_transcript(path: Path) -> Transcript:
             model=body["model"],
             instructions=body["instructions"],
             params=params_from({name: _pairs(value) for name, value in body["params"].items()}),
+            chat_template_kwargs=dict(body.get("chat_template_kwargs", {})),
             messages=tuple(
                 Message(message["role"], tuple(_decode(part) for part in message["parts"]))
                 for message in body["messages"]

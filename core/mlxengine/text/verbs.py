@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..contract.events import Event, Metrics
 from ..contract.kinds import Answer, Asking, Measuring, Option, positive
 from ..contract.requests import Request
 from ..contract.tokens import TokenUsage
+from ..readonly import thaw
 from .handle import TextHandle, text_request
 from .messages import ImagePart, Message, TextPart
-from .outputs import Prepared, TextDelta
+from .outputs import Prepared, TextDelta, ToolCall
 from .params import GenerateParams, params_from
 from .replies import TextReply
-from .requests import PrepareRequest, TextRequest
+from .requests import PrepareRequest, TextRequest, ToolChoice
+from .tool_files import together, tools_of
 
 _PARAMETERS = {
     "max_tokens": int,
@@ -82,6 +86,21 @@ class _Asking(Asking):
             help="a picture in the question; repeatable",
         ),
         Option(
+            flag="--tools",
+            type=Path,
+            metavar="FILE",
+            default=(),
+            repeated=True,
+            help="a Python file whose functions, or those in its list TOOLS, the model may call; its "
+            "calls are told, not run; repeatable",
+        ),
+        Option(
+            flag="--tool-choice",
+            metavar="auto|none|required|NAME",
+            default="auto",
+            help="whether it calls one, or the one that it calls",
+        ),
+        Option(
             flag="--prepare",
             type=_part,
             metavar="count|text|tokens",
@@ -94,7 +113,14 @@ class _Asking(Asking):
         prompt = " ".join(words)
         images = [ImagePart(name) for name in options["image"]]
         question = Message.user([*images, TextPart(prompt)]) if images else prompt
-        request = text_request(question, params(options), instructions=options["system"])
+        choice = options["tool_choice"]
+        request = text_request(
+            question,
+            params(options),
+            instructions=options["system"],
+            tools=together([(str(path), tools_of(path)) for path in options["tools"]]),
+            tool_choice=choice if choice in ("auto", "none", "required") else ToolChoice(choice),
+        )
         if options["prepare"] is not None and isinstance(request, TextRequest):
             return PrepareRequest(request=request)
         return request
@@ -109,12 +135,26 @@ class _Asking(Asking):
         value = {
             "text": reply.text,
             "reasoning": reply.reasoning or None,
+            "tool_calls": [_call(call) for call in reply.tool_calls],
             "finish_reason": reply.finish_reason,
             "usage": reply.usage,
             "metrics": reply.metrics,
             "mock": reply.mock,
         }
-        return Answer(value=value, stats=stats(reply.usage, reply.metrics))
+        text = "\n".join(map(call_in_line, reply.tool_calls))
+        return Answer(value=value, text=text, stats=stats(reply.usage, reply.metrics))
+
+
+def _call(call: ToolCall) -> Mapping[str, Any]:
+    value = {"id": call.id, "name": call.name, "arguments": call.arguments}
+    return value if call.error is None else {**value, "raw": call.raw, "error": call.error}
+
+
+def call_in_line(call: ToolCall) -> str:
+    """A call on one line, whole: who allows it has to see what it does."""
+    if call.arguments is None:
+        return f"{call.name} ({call.error}) {call.raw!r}"
+    return f"{call.name} {json.dumps(thaw(call.arguments), ensure_ascii=False)}"
 
 
 def _prepared(told: Prepared, what: str) -> Answer:
@@ -163,4 +203,4 @@ def _prompt(words: int, salt: object) -> str:
 RUN = _Asking()
 BENCH = _Measuring()
 
-__all__ = ["BENCH", "OPTIONS", "RUN", "params", "stats"]
+__all__ = ["BENCH", "OPTIONS", "RUN", "call_in_line", "params", "stats"]

@@ -106,7 +106,7 @@ def estimator(card: ModelCard, keeps: Keeps | None = None) -> Callable[[TextWork
         full = 32.0 if workload.backend == "cpu" else 16.0
         bits = full if workload.kv_bits is None else workload.kv_bits + 2 * full / group
         held = kv_numbers(config, -(-length // _CACHE_STEP) * _CACHE_STEP, known)
-        cache = held.total * bits / 8 * workload.batch
+        cache = (held.whole * bits + (held.total - held.whole) * full) / 8 * workload.batch
         vocabulary, hidden = number(config, "vocab_size"), number(config, "hidden_size", "n_embd")
         inner = number(config, "intermediate_size", "n_inner") or 4 * hidden
         logits = 3 * 4 * vocabulary * workload.batch

@@ -43,7 +43,7 @@ class Company:
         return cls(
             padded=padded,
             equal=all(map(_divisible, layers)),
-            behind=padded or all(_name(layer) == "QuantizedKVCache" for layer in layers),
+            behind=padded or all(_name(layer) == "PackedKVCache" for layer in layers),
             together=all(_mergeable(own(layer)) for layer in layers),
         )
 

@@ -36,9 +36,13 @@ class Keeps:
 
 @frozen(kw_only=True)
 class KVNumbers:
-    """Numbers that the cache of each layer holds, and whether the configuration tells them all."""
+    """Numbers that the cache of each layer holds, and whether the configuration tells them all.
+
+    ``whole`` are those of layers that keep every token, and so can be packed.
+    """
 
     layers: tuple[int, ...]
+    whole: int
     told: bool
 
     @property
@@ -66,7 +70,8 @@ def kv_numbers(config: Mapping[str, Any], length: int, keeps: Keeps) -> KVNumber
             held = min(length + _GROWTH, window)
         told = told and each is not None and (kind != "sliding" or window > 0)
         found.append(0 if kind == "other" else (each or 0) * held)
-    return KVNumbers(layers=tuple(found), told=told and count > 0)
+    whole = sum(size for size, kind in zip(found, kinds, strict=True) if kind == "full")
+    return KVNumbers(layers=tuple(found), whole=whole, told=told and count > 0)
 
 
 def group_size(config: Mapping[str, Any]) -> int:

@@ -57,13 +57,14 @@ def _stateful(layers: Sequence[Any]) -> bool:
     Without Metal a state's kernels are loops over the tokens: to write down a pass over many takes seconds.
     """
     kinds = {type(layer).__name__ for layer in _flat(layers)}
-    return "ArraysCache" in kinds and kinds <= {"ArraysCache", "KVCache", "RotatingKVCache"}
+    return "ArraysCache" in kinds and kinds <= {"ArraysCache", "KVCache", "PackedKVCache", "RotatingKVCache"}
 
 
 def _of_one_token(layer: Any) -> tuple[int, int, int | None]:
     if _is(layer, "ArraysCache"):
         return layer.nbytes, 0, None
-    held = 0 if layer.keys is None else layer.keys.shape[2]  # a whole step of growth
+    part = (layer.parts or [None])[0] if _is(layer, "PackedKVCache") else layer.keys
+    held = 0 if part is None else part.shape[2]  # a whole step of growth
     return 0, layer.nbytes // held if held else 0, _most(layer)
 
 

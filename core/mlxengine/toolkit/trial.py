@@ -221,7 +221,7 @@ def _difference(found: mx.array, wanted: mx.array) -> float:
 def _exact(network: Any, layers: Sequence[Any]) -> bool:
     parameters: Any = tree_flatten(network.parameters())
     rounded = any(value.dtype in (mx.float16, mx.bfloat16) for _, value in parameters)
-    packed = any(type(layer).__name__ == "QuantizedKVCache" for layer in layers)
+    packed = any(type(layer).__name__ == "PackedKVCache" for layer in layers)
     return mx.default_device().type == mx.DeviceType.cpu and not rounded and not packed
 
 

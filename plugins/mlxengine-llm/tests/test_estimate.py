@@ -15,9 +15,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes
 from mlxengine import MemoryEstimate, ModelCard, TextWorkload
 from mlxengine.toolkit.measuring import measured
-from mlxengine_llm._caches import Serving, caches_for
+from mlxengine_llm._caches import Serving, caches_for, packing
 from mlxengine_llm._claim import claim
-from mlxengine_llm._packing import group_size
 
 # Keys that the published configurations of these have.
 WHOLE: dict[str, dict[str, Any]] = {
@@ -137,7 +136,7 @@ def test_packed_caches_are_reckoned_with_the_scales_of_their_groups(card: ModelC
     network_class, args_class = _get_classes(config)
     network = network_class(args_class.from_dict(config))
     for bits in (8, 4):
-        serving = Serving(kv_bits=bits, kv_group=group_size(network, bits))
+        serving = Serving(kv_bits=bits, kv_group=packing(network).group_size(bits))
         size = measured(passes(network), partial(caches_for, network, serving))
         assert estimate(card, config, 512, bits).cache == pytest.approx(size(512), rel=0.01)
 

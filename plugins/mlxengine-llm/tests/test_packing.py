@@ -11,10 +11,10 @@ import mlxengine_llm.plugin
 import pytest
 from architectures import CONFIGS, write_model
 from llm_harness import Plugin, raw, tokens_of, write_tiny
+from mlx_lm.models.cache import make_prompt_cache
 from mlxengine import GenerateParams, InferenceEngine, TextWorkload
 from mlxengine.errors import FeatureUnavailableError
-from mlxengine_llm import _packing
-from mlxengine_llm._caches import Serving
+from mlxengine_llm._caches import packing
 
 pytestmark = pytest.mark.feature("llm.kv_bits")
 PROMPTS = ["ab", "one that is longer", "and the longest one of all of them " * 3, "the last"]
@@ -56,7 +56,9 @@ def test_an_architecture_answers_from_packed_caches_or_says_when_it_is_loaded_th
         return
     model = plugin.load(folder, flags={"kv_bits": 8})
     assert answers(plugin, model, together=True) == answers(plugin, model, together=False)
-    assert all(type(layer).__name__ == "QuantizedKVCache" for layer in model._caches())
+    plain = [type(layer).__name__ for layer in make_prompt_cache(model.network)]
+    found = [type(layer).__name__ for layer in model._caches()]
+    assert found == ["PackedKVCache" if name == "KVCache" else name for name in plain]
 
 
 def test_the_heads_own_sizes_say_what_is_packed_together(plugin: Plugin, tmp_path: Path) -> None:
@@ -78,9 +80,9 @@ def test_packed_caches_that_change_what_the_model_says_are_refused(plugin: Plugi
             return model.network(tokens, cache=None if hasattr(cache[0], "bits") else cache)
 
     with plugin.backend.stream():
-        list(_packing.check(model.network, Serving(kv_bits=8, kv_group=32)))
+        list(packing(model.network).check(8, 32))
         with pytest.raises(FeatureUnavailableError, match="changes what this model says"):
-            list(_packing.check(Deaf(), Serving(kv_bits=8, kv_group=32)))
+            list(packing(Deaf()).check(8, 32))
 
 
 @pytest.mark.feature("core.degrade")

@@ -176,6 +176,31 @@ def test_a_thinking_budget_ends_the_reasoning(plugin: Plugin, talker: Path) -> N
     assert joined(free, TextDelta) == "no reasoning at all"
 
 
+@pytest.mark.parametrize(
+    ("budget", "thought", "said"),
+    [
+        (7, "", None),  # all of it is the mark that begins the reasoning
+        (12, "01234", None),
+        (17, "0123456789", "after"),
+        (19, "0123456789", "after"),  # in the middle of what ends it
+        (40, "0123456789", "after"),
+    ],
+)
+def test_a_thinking_budget_ends_reasoning_whose_marks_are_several_tokens(
+    plugin: Plugin, tmp_path: Path, budget: int, thought: str, said: str | None
+) -> None:
+    marks = ["<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"]
+    model = plugin.load(write_tiny(tmp_path / "model", extra=marks))
+    assert model.dialect.think_ids[1][1:-1] == tuple(model.tokenizer.encode("think"))
+    text = "<|open|>think<|sep|>0123456789<|close|>think<|sep|><|open|>response<|sep|>after"
+    events = say(plugin, model, text, tools=(), thinking_budget=budget)
+    assert joined(events, ReasoningDelta) == thought
+    if said is not None:
+        assert joined(events, TextDelta) == said
+    ids = [token for event in events for token in getattr(event, "token_ids", ())]
+    assert ids[budget : budget + 7] == list(model.dialect.think_ids[1]) or said is not None
+
+
 def test_tools_and_budgets_that_cannot_be_served_are_refused(
     plugin: Plugin, talker: Path, tiny: Path
 ) -> None:

@@ -159,7 +159,7 @@ def test_a_packed_cache_is_smaller_and_answers_alike(plugin: Plugin, wide: Path,
     for model in (plain, packed):
         plugin.text(model, prompt, max_tokens=8, ignore_eos=True)
     (whole,), (small,) = plain.prefixes._entries, packed.prefixes._entries
-    assert [type(layer).__name__ for layer in small.layers] == ["QuantizedKVCache"] * 2
+    assert [type(layer).__name__ for layer in small.layers] == ["PackedKVCache"] * 2
     assert small.nbytes < 0.8 * whole.nbytes
     first = [plugin.text(model, prompt, max_tokens=1, ignore_eos=True) for model in (plain, packed)]
     assert first[0] == first[1] or bits == 4

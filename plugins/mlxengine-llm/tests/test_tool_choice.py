@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import pytest
 from llm_harness import TEMPLATE, Plugin, write_tiny
 from mlxengine import (
@@ -12,10 +13,13 @@ from mlxengine import (
     Message,
     ReasoningDelta,
     TextRequest,
+    ToolCallPart,
     ToolChoice,
+    ToolResultPart,
 )
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 from mlxengine.readonly import thaw
+from mlxengine.toolkit.speech import shown
 from speech_texts import MARKS, SHOWN
 
 from tests.hub.fixtures import HubModel
@@ -148,7 +152,7 @@ def test_a_grammar_stands_beside_the_tools(plugin: Plugin, model: Any) -> None:
         assert not accepts(model, request, f"{before}{other}{after}")
         assert accepts(model, asking("none", grammar=grammar), f"{before}{fits}{after}")
         assert accepts(model, request, written(model, events))
-        if dialect.think and not dialect.bounded:  # reasoning is part of the grammar then
+        if dialect.think and not dialect.begins_with_a_token:  # reasoning is part of the grammar then
             thought = f"{dialect.think[0]}hm{dialect.think[1]}"
             assert accepts(model, request, thought + written(model, events))
             assert accepts(model, request, f"{thought}{before}{fits}{after}")
@@ -270,3 +274,19 @@ def test_a_real_model_without_a_notation_makes_a_valid_call(plugin: Plugin, smol
     assert set(found) <= {"city", "days"}
     assert text_of(events) == ""
     assert events[-1].reason == "tool_calls"
+
+
+def test_the_prompt_is_the_same_where_no_tool_may_be_called(model: Any) -> None:
+    """What was computed for the turn before, in which one was called, serves the next."""
+    called = (
+        Message.user("x"),
+        Message.assistant([ToolCallPart("1", "weather", {"city": "Graz"})]),
+        Message.tool(ToolResultPart("1", "weather", "sunny")),
+    )
+    for messages in ((Message.user("x"),), called):
+        request = attrs.evolve(asking("none"), messages=messages)
+        found, wanted = (
+            shown(model.dialect, attrs.evolve(request, tool_choice=choice)) for choice in ("none", "required")
+        )
+        assert attrs.evolve(found, tool_choice="auto") == attrs.evolve(wanted, tool_choice="auto")
+        assert "weather" in str(found.tools) + str(found.instructions)

@@ -31,10 +31,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parity"
 
 from family_configs import CHECKPOINTS, FAMILIES, REFERENCES, Family
 from mlxengine import GenerateParams, Message, RunContext, TextPart, TextRequest
-from mlxengine.errors import UnsupportedInputError
+from mlxengine.errors import FeatureUnavailableError, UnsupportedInputError
 from mlxengine_vlm._checkpoint import fitted, normalise
 from mlxengine_vlm._claim import FAULTS
 from mlxengine_vlm._generate import _answer
+from mlxengine_vlm._language import KV, packing
 from mlxengine_vlm._model import VisionModel
 from mlxengine_vlm._sight import Prompt
 from vlm_checkpoints import write_tokenizer
@@ -59,6 +60,8 @@ class Row:
         staggered: and of four that come one after the other.
         pictures: a prompt with two pictures is answered as mlx-vlm does, and the second one matters.
         again: a second question about a picture is answered as if it were the first.
+        packed: with a key-value cache of 8 bits, and heads wide enough for it, what comes together is
+            answered as alone; or ``refused`` by the plugin's trial.
         transformers: the logits are those of transformers on the same weights; or what is known to be wrong.
         served: how prompts are read and rows decoded.
     """
@@ -69,16 +72,38 @@ class Row:
     staggered: str = "-"
     pictures: str = "-"
     again: str = "-"
+    packed: str = "-"
     transformers: str = "-"
     served: str = "-"
 
 
-def build(name: str) -> Any:
+def widened(config: dict[str, Any]) -> dict[str, Any]:
+    """The same with half as many heads of twice the width: mlx packs 32 numbers together."""
+    found = dict(config)
+    for key in ("num_attention_heads", "num_key_value_heads", "n_heads", "n_kv_heads"):
+        if found.get(key, 0) > 1:
+            found[key] //= 2
+    for key in ("head_dim", "global_head_dim"):
+        if key in found:
+            found[key] = 32
+    if "kv_lora_rank" in found:  # of keys some numbers turn with the position
+        found |= {"qk_nope_head_dim": 32 - found["qk_rope_head_dim"], "v_head_dim": 32}
+    for key in ("rope_scaling", "rope_parameters"):
+        if "mrope_section" in (found.get(key) or {}):
+            sections = [2 * size for size in found[key]["mrope_section"]]
+            found[key] = {**found[key], "mrope_section": sections}
+    for key in ("text_config", "llm_config"):
+        if key in found:
+            found[key] = widened(found[key])
+    return found
+
+
+def build(name: str, config: dict[str, Any] | None = None) -> Any:
     """Random weights of a family, none of them so that a layer does nothing."""
     from mlx.utils import tree_map_with_path
     from mlx_vlm import utils
 
-    config = normalise(FAMILIES[name].config)
+    config = normalise(config or FAMILIES[name].config)
     module, _ = utils.get_model_and_args(config)
     config = fitted(module, config)
     settings = module.ModelConfig.from_dict(config)
@@ -98,24 +123,35 @@ def build(name: str) -> Any:
     return network
 
 
-def model_of(name: str, folder: Path) -> VisionModel:
-    """The family as the plugin serves it, without a processor."""
+def model_of(name: str, folder: Path, bits: int | None = None) -> VisionModel:
+    """The family as the plugin serves it, without a processor.
+
+    Raises:
+        FeatureUnavailableError: it cannot be served from caches of so many bits.
+    """
     from transformers import PreTrainedTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
     family = FAMILIES[name]
-    (folder / "config.json").write_text(json.dumps(family.config))
+    config = family.config if bits is None else widened(family.config)
+    (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder, {7: "<image>"}, "<image>")
+    network, media_tokens, kv = build(name, config), frozenset({family.placeholder}), KV()
+    if bits is not None:
+        trial = packing(network, name, media_tokens)
+        kv = KV(bits, trial.group_size(bits))
+        list(trial.check(bits, kv.group))
     return VisionModel(
         card=card_of(folder),
         kind=name,
-        network=build(name),
+        network=network,
+        kv=kv,
         processor=PreTrainedTokenizerFast.from_pretrained(str(folder)),
-        config=normalise(family.config),
+        config=normalise(config),
         context=2048,
         defaults={},
         stop_ids=frozenset({2}),
-        media_tokens=frozenset({family.placeholder}),
+        media_tokens=media_tokens,
         image_token=family.placeholder,
         image_tag="<image>",
         video_tag=None,
@@ -158,11 +194,11 @@ def reference(network: Any, ids: Sequence[int], arrays: dict[str, Any]) -> list[
 class Served:
     """One family as the plugin serves it, and mlx-vlm's answers beside it."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, bits: int | None = None) -> None:
         self.family: Family = FAMILIES[name]
         self.plugin = Plugin()
         with self.plugin.backend.stream():
-            self.model = model_of(name, folder)
+            self.model = model_of(name, folder, bits)
         prompt = self.family.prompt
         self.prompts = [prompt(SHORT), prompt(LONG, 1), prompt(LONG), prompt(SHORT, 2)]
 
@@ -224,6 +260,7 @@ def examine(name: str, folder: Path) -> Row:
             "staggered": lambda: _staggered(served),
             "pictures": lambda: _pictures(served),
             "again": lambda: _again(served),
+            "packed": lambda: _packed(name, folder / f"{name}-packed"),
             "served": lambda: str(served.model.trial),
         }
         return evolve(row, **{key: _word(check) for key, check in checks.items()})
@@ -245,7 +282,7 @@ def _word(check: Callable[[], str]) -> str:
 
 
 def _brief(error: Exception) -> str:
-    if isinstance(error, UnsupportedInputError):
+    if isinstance(error, UnsupportedInputError | FeatureUnavailableError):
         return "refused"
     text = " ".join(f"{type(error).__name__}: {error}".replace("|", "/").split())
     return text[:90]
@@ -296,6 +333,14 @@ def _again(served: Served) -> str:
     return _yes(warm == [*cold, cold[0]])
 
 
+def _packed(name: str, folder: Path) -> str:
+    served = Served(name, folder, bits=8)
+    try:
+        return _together(served)
+    finally:
+        served.close()
+
+
 HEADINGS = {
     "name": "family",
     "alone": "alone",
@@ -303,6 +348,7 @@ HEADINGS = {
     "staggered": "four staggered",
     "pictures": "two pictures",
     "again": "second question",
+    "packed": "8-bit cache",
     "transformers": "transformers",
     "served": "served",
 }

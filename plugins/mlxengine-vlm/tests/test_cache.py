@@ -6,6 +6,7 @@ import time
 from concurrent.futures import wait
 from typing import Any
 
+import attrs
 import pytest
 from mlxengine import Finished, ImagePart, Message, TextPart, TextRequest, Waiting
 from vlm_harness import Plugin, asking, text_of
@@ -67,13 +68,13 @@ def test_what_pictures_and_prompts_left_is_told_and_let_go_on_demand(plugin: Plu
 def test_caches_keep_no_more_than_the_room_that_the_engine_leaves(plugin: Plugin, fresh: Any) -> None:
     fresh.trim(0)
     for kept in (fresh.prefixes, fresh.features):
-        kept._room = lambda: 0
+        kept.room = lambda: 0
     try:
         usage(plugin, fresh, asking(SHAPE, draw([Thing("circle", "blue")])))
         assert fresh.state().caches == 0
     finally:
         for kept in (fresh.prefixes, fresh.features):
-            kept._room = lambda: None
+            kept.room = lambda: None
 
 
 def test_answers_are_the_same_cold_and_warm(plugin: Plugin, fresh: Any) -> None:
@@ -95,18 +96,18 @@ def test_answers_are_the_same_cold_and_warm(plugin: Plugin, fresh: Any) -> None:
 
 @pytest.mark.feature("vlm.prompt_cache_mb")
 def test_what_is_kept_stays_within_its_budget(plugin: Plugin, fresh: Any) -> None:
-    prefixes, capacity = fresh.prefixes, fresh.prefixes._capacity
+    prefixes, capacity = fresh.prefixes, fresh.prefixes.budget
     try:
         plugin.answer(fresh, asking(SHAPE, draw([Thing("circle", "red")])))
         one = prefixes.nbytes
         assert one > 0
-        prefixes._capacity = 3 * one
+        prefixes.budget = 3 * one
         for cell in range(9):
             plugin.answer(fresh, asking(SHAPE, draw([Thing("circle", "red", cell)])))
         assert 0 < prefixes.nbytes <= 3 * one
         assert len(prefixes) <= 3
     finally:
-        prefixes._capacity = capacity
+        prefixes.budget = capacity
 
 
 def test_the_first_token_of_a_second_question_takes_at_most_030_of_the_firsts_time(
@@ -130,3 +131,27 @@ def test_the_first_token_of_a_second_question_takes_at_most_030_of_the_firsts_ti
         cold = first_token(asking("What is this?", picture, ignore_eos=True))
         ratios.append(first_token(asking("And what colour is it?", picture, ignore_eos=True)) / cold)
     assert sorted(ratios)[2] <= 0.3, ratios
+
+
+def test_a_conversation_goes_on_from_the_answer(plugin: Plugin, fresh: Any) -> None:
+    """The next turn reads the answer's last token and what is new, whatever the answer was."""
+    picture = draw([Thing("circle", "red")])
+    first = asking(DESCRIBE, picture, max_tokens=30)
+    (events,) = plugin.run([plugin.start(fresh, first)])
+    said = text_of(events).strip()  # the template writes the space before it
+    turns = (*first.messages, Message.assistant(said), Message.user(SHAPE))
+    longer = TextRequest(messages=turns, params=first.params)
+    cold = plugin.answer(fresh, longer, prompt_cache=False)
+    text, used = usage(plugin, fresh, longer)
+    assert text == cold
+    assert used.cached_tokens >= events[-1].usage.prompt_tokens + events[-1].usage.completion_tokens - 1
+
+
+def test_a_placeholder_that_a_model_wrote_is_never_taken_for_a_picture(plugin: Plugin, fresh: Any) -> None:
+    (token,) = fresh.media_tokens
+    request = asking(SHAPE, draw([Thing("circle", "red")]), max_tokens=6, ignore_eos=True)
+    forced = TextRequest(
+        messages=request.messages, params=attrs.evolve(request.params, logit_bias={token: 100.0})
+    )
+    _, used = usage(plugin, fresh, forced)
+    assert [len(entry.tokens) for entry in fresh.prefixes._entries] == [used.prompt_tokens - 1]

@@ -10,7 +10,7 @@ import pytest
 from families import FAMILIES, build
 from mlxengine import Finished, TextDelta
 from mlxengine.errors import InsufficientMemoryError
-from mlxengine_vlm._language import Language
+from mlxengine_vlm._language import KV, Language
 from mlxengine_vlm._load import _cache_size
 from mlxengine_vlm._sight import Prompt, Sight
 from vlm_harness import TINY, Plugin, asking, text_of
@@ -37,7 +37,7 @@ def bounded(model: Any, steps: int) -> None:
     account.reserved = whole // 2
     account.room = lambda: whole - account.reserved - model.state().requests - model.state().caches
     for kept in (model.prefixes, model.features):
-        kept._room = account.room
+        kept.room = account.room
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_what_rows_caches_fill_is_told_as_it_is(plugin: Plugin, tiny: Any, numbe
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_5", "gemma3", "kimi_vl", "llama4", "mllama"])
 def test_the_bytes_of_a_cache_are_measured_for_every_way_of_keeping_one(name: str) -> None:
     network, media = build(name), frozenset({FAMILIES[name].placeholder})
-    size = _cache_size(network, name, media)
+    size = _cache_size(network, name, media, KV())
     assert size is not None
     language = Language(network)
     layers = language.caches()

@@ -33,12 +33,11 @@ To call one, write nothing but a JSON object with its name and its arguments:
 def shown(dialect: Dialect, request: TextRequest) -> TextRequest:
     """The request as the model's chat template is to see it.
 
-    A model that has no notation of tool calls is told of the tools, and of calls that were made, in texts.
+    A model that has no notation of tool calls is told of the tools, and of calls that were made, in texts;
+    where it may call none too, since what was computed for the prompts before holds them.
     """
     if not request.tools or dialect.named:
         return request
-    if request.tool_choice == "none":
-        return attrs.evolve(request, tools=())
     text = _GENERIC_TEXT.format(tools="\n".join(json.dumps(tool) for tool in tools_of(request)))
     messages = tuple(map(_as_text, request.messages))
     instructions = request.instructions
@@ -157,7 +156,7 @@ class Answering:
         if answer.grammar is not None and self._reasons and dialect.think is not None:
             if thinking and (request.messages or budget is not None):
                 answer.grammar.after(self._reasoned())
-            elif request.messages and dialect.bounded and request.params.thinking is not False:
+            elif request.messages and dialect.begins_with_a_token and request.params.thinking is not False:
                 answer.grammar.after(self._reasoned(), opens=dialect.think_ids[0][0])
         if request.messages and (request.tools or (self.parted and (dialect.reasons or dialect.silent))):
             answer.router = self._router(answer.index, thinking=thinking, bound=answer.grammar is not None)
@@ -182,19 +181,32 @@ class Answering:
 
 
 def _thinking_budget(dialect: Dialect, length: int, budget: int, *, thinking: bool) -> LogitsProcessor:
-    """Ends reasoning after ``budget`` tokens of the answer by forcing the token that ends it."""
-    (start,), (end,) = dialect.think_ids
+    """Ends reasoning after ``budget`` tokens of the answer by forcing the tokens that end it, in turn."""
+    start, end = dialect.think_ids
 
     def process(tokens: mx.array, logits: mx.array) -> mx.array:
         said = tokens[length:]
         if said.size < budget:
             return logits
-        begun = mx.array(True) if thinking else mx.any(said == start)
-        forced = mx.logical_and(begun, mx.logical_not(mx.any(said == end)))
-        only = mx.where(mx.arange(logits.shape[-1]) == end, 0.0, -mx.inf).astype(logits.dtype)
+        begun = mx.array(True) if thinking else mx.any(_ends(said, start))
+        forced = mx.logical_and(begun, mx.logical_not(mx.any(_ends(said, end))))
+        # What was written of the end already goes on: after the longest beginning of it that was said last.
+        token = mx.array(end[0])
+        for written in range(1, min(len(end) - 1, said.size) + 1):
+            token = mx.where(mx.all(said[-written:] == mx.array(end[:written])), end[written], token)
+        only = mx.where(mx.arange(logits.shape[-1]) == token, 0.0, -mx.inf).astype(logits.dtype)
         return mx.where(forced, only[None], logits)
 
     return process
+
+
+def _ends(said: mx.array, run: Sequence[int]) -> mx.array:
+    """Where a run of tokens ends in what was said, for each place at which it can."""
+    places = said.size - len(run) + 1
+    found = mx.full((max(places, 0),), True)
+    for at, token in enumerate(run):
+        found = mx.logical_and(found, said[at : at + max(places, 0)] == token)
+    return found
 
 
 __all__ = ["Answering", "check", "shown"]

@@ -77,7 +77,7 @@ class Composer:
 
     def _reasoning(self, lark: Lark) -> str:
         """Reasoning whose marks are several tokens, so that nobody can tell by the first whether it comes."""
-        if not self.reasons or self.dialect.think is None or self.dialect.bounded:
+        if not self.reasons or self.dialect.think is None or self.dialect.begins_with_a_token:
             return ""
         start, end = self.dialect.think
         return f"({lark.text(start)} {lark.through(end)})?"

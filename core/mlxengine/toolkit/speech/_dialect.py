@@ -161,7 +161,12 @@ class Dialect:
 
     @property
     def bounded(self) -> bool:
-        """Whether the length of its reasoning can be bounded: its marks are one token each."""
+        """Whether the length of its reasoning can be bounded."""
+        return all(self.think_ids)
+
+    @property
+    def begins_with_a_token(self) -> bool:
+        """Whether the first token of its reasoning tells that it comes: its marks are one token each."""
         return tuple(map(len, self.think_ids)) == (1, 1)
 
     def thinks(self, prompt: Sequence[int], *, continued: bool = False) -> bool:

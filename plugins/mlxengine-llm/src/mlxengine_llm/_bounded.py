@@ -22,19 +22,6 @@ _STEP = 256  # positions that a full buffer grows by
 class BoundedKVCache(RotatingKVCache):  # type: ignore[misc]
     """One row's bounded cache, which can join a batch."""
 
-    @classmethod
-    def of(cls, layer: Any) -> BoundedKVCache:
-        """The same cache, over the same arrays."""
-        found = cls(layer.max_size, keep=layer.keep)
-        found.state = layer.state
-        return found
-
-    def plain(self) -> RotatingKVCache:
-        """mlx-lm's cache over the same arrays: what it can write to disk."""
-        found = RotatingKVCache(self.max_size, keep=self.keep)
-        found.state = self.state
-        return found
-
     def make_mask(self, length: int, *, return_array: bool = False, **_no_window: Any) -> Any:
         """Which of the held positions the next ``length`` tokens may look at; the first ones always."""
         if length == 1:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 from mlxengine.errors import FeatureUnavailableError
+
+from .features import KV_BITS
+
+if TYPE_CHECKING:
+    from mlxengine.toolkit.packing import Packing
 
 _KEPT = 4  # first tokens that a bounded cache keeps
 
@@ -17,7 +22,7 @@ class Serving:
 
     Args:
         kv_bits: bits of the key-value cache.
-        kv_group: numbers that are packed together, as `mlxengine_llm._packing` finds out.
+        kv_group: numbers that are packed together, as `mlxengine.toolkit.packing` finds out.
         kv_tokens: most tokens in the cache; older ones but the first four are forgotten.
         speculation: guess tokens from the text so far.
         draft_model: guess tokens with this smaller model.
@@ -43,24 +48,38 @@ def caches_for(network: Any, serving: Serving) -> list[Any]:
     Raises:
         FeatureUnavailableError: the model makes caches of its own, which the library would keep as they are.
     """
-    from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
+    from mlx_lm.models.cache import KVCache, make_prompt_cache
+    from mlxengine.toolkit.packing import packed
 
-    plain = make_prompt_cache(network)
-    changed = serving.kv_bits is not None or serving.kv_tokens is not None
-    if changed and any(type(layer) is not KVCache for layer in plain):
-        raise FeatureUnavailableError(
-            "This model makes its own key-value caches, which cannot be packed or bounded.",
-            hint="Load it without llm.kv_bits and llm.kv_tokens.",
-        )
+    plain: list[Any] = make_prompt_cache(network)
     if serving.kv_bits is not None and serving.kv_tokens is not None:
         raise FeatureUnavailableError("llm.kv_bits and llm.kv_tokens cannot be used together.")
     if serving.kv_tokens is not None:
         from ._bounded import BoundedKVCache
 
+        if any(type(layer) is not KVCache for layer in plain):
+            raise FeatureUnavailableError(
+                "This model makes its own key-value caches, which cannot be bounded.",
+                hint="Load it without llm.kv_tokens.",
+            )
         return [BoundedKVCache(max_size=serving.kv_tokens, keep=_KEPT) for _ in plain]
     if serving.kv_bits is not None:
-        return [QuantizedKVCache(group_size=serving.kv_group, bits=serving.kv_bits) for _ in plain]
-    return list(plain)
+        return packed(plain, serving.kv_bits, serving.kv_group, KV_BITS.name)
+    return plain
+
+
+def packing(network: Any) -> Packing:
+    """Finds out whether a network, its weights loaded, can be served from packed caches."""
+    import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
+    from mlxengine.toolkit.packing import Packing
+
+    def says(prompt: Sequence[int], layers: list[Any]) -> mx.array:
+        network(mx.array([prompt[:-1]]), cache=layers)
+        found: mx.array = network(mx.array([prompt[-1:]]), cache=layers)[0, -1]
+        return found
+
+    return Packing(says, lambda: list(make_prompt_cache(network)), KV_BITS.name)
 
 
 def widen(network: Any) -> None:
@@ -103,31 +122,4 @@ def _noted(held: int, make_mask: Callable[..., Any], asked: dict[int, int]) -> C
     return make
 
 
-def own(layer: Any) -> Any:
-    """A cache as our batches take it in, over the same arrays; mlx-lm has none of packed and bounded ones."""
-    from mlx_lm.models.cache import QuantizedKVCache, RotatingKVCache
-
-    if isinstance(layer, QuantizedKVCache):
-        from ._packed import PackedKVCache
-
-        return PackedKVCache.of(layer)
-    if type(layer) is RotatingKVCache and layer.keep:  # a model's own sliding windows keep nothing
-        from ._bounded import BoundedKVCache
-
-        return BoundedKVCache.of(layer)
-    return layer
-
-
-def joined(rows: Sequence[Sequence[Any]]) -> list[Any]:
-    """The caches of single rows as a batch's."""
-    from mlxengine.toolkit.joining import merged
-
-    return merged([[own(layer) for layer in row] for row in rows])
-
-
-def plain(layer: Any) -> Any:
-    """mlx-lm's cache over the same arrays, which it can write to disk."""
-    return layer.plain() if hasattr(layer, "plain") else layer
-
-
-__all__ = ["Serving", "caches_for", "joined", "own", "plain", "widen"]
+__all__ = ["Serving", "caches_for", "packing", "widen"]

@@ -13,13 +13,12 @@ from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.attention import QuickAttention
 from mlxengine.toolkit.decoding import TogetherDecoder
 from mlxengine.toolkit.grammar import Grammars
-from mlxengine.toolkit.joining import matrix
+from mlxengine.toolkit.joining import matrix, merged
+from mlxengine.toolkit.prefix import SMALLEST, PrefixCache, snapshot, trimmable
 from mlxengine.toolkit.reading import Reading
 from mlxengine.toolkit.rows import Plan, Row, Stepped
 from mlxengine.toolkit.shapes import Shapes
 
-from ._caches import joined, own
-from ._prefix import SMALLEST, PrefixCache, clone, trimmable
 from ._trial import Trial
 
 
@@ -56,8 +55,6 @@ class BatchDecoder(TogetherDecoder):
     def insert(self, row: Row) -> None:
         tokens = row.prompt + row.tokens
         layers, held = row.kept or self._fork(row) or self._prefix(row, tokens) or (None, [])
-        if layers is not None:
-            layers = [own(layer) for layer in layers]
         prefixes = self._kept_by(row)
         border = prefixes.parting(tokens, len(held)) if prefixes is not None else None
         self._reading.add(Reading(row, tokens, layers, list(held), border))
@@ -82,16 +79,16 @@ class BatchDecoder(TogetherDecoder):
         """Where a row's cache comes from and goes to."""
         return self._prefixes(adapter_of(row)) if isinstance(row, Answer) and row.reuse else None
 
-    def _keep(self, row: Row, layers: list[Any], tokens: Sequence[int]) -> None:
-        """Keep the cache of a row that leaves, for prompts that begin alike."""
+    def _keep(self, row: Row, layers: list[Any], tokens: Sequence[int], *, goes_on: bool = False) -> None:
+        """Keep the cache of a row, for prompts that begin alike."""
         prefixes = self._kept_by(row)
         if prefixes is not None and layers and row.failure is None:
-            prefixes.add(layers, tokens)
+            prefixes.add(layers, tokens, goes_on=goes_on)
 
     def _checkpoint(self, entry: Reading) -> None:
         """Keep what was read so far: a cache that cannot be cut back serves only from where it stands."""
         assert entry.layers is not None
-        self._keep(entry.row, [clone(layer) for layer in entry.layers], entry.held)
+        self._keep(entry.row, entry.layers, entry.held, goes_on=True)
 
     def _fork(self, row: Row) -> tuple[list[Any], list[int]] | None:
         """The cache of a row with the same prompt, cut back to it."""
@@ -100,9 +97,9 @@ class BatchDecoder(TogetherDecoder):
             return None
         layers, held = self._batch.cache(at)
         surplus = len(held) - (len(row.prompt) - 1)
-        if surplus < 0 or not all(map(trimmable, layers)):
+        if surplus < 0 or not trimmable(layers):
             return None
-        layers = [clone(layer) for layer in layers]
+        layers = snapshot(layers)
         for layer in layers:
             layer.trim(surplus)
         if isinstance(row, Answer):
@@ -134,7 +131,7 @@ class _Passes:
         self.keep = keep
 
     def merge(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        return joined(rows)
+        return merged(rows)
 
     def decode(self, rows: Sequence[Row], tokens: mx.array, layers: list[Any]) -> mx.array:
         self._adapters.use(*map(adapter_of, rows))

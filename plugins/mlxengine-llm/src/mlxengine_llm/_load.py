@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import tempfile
@@ -36,7 +35,7 @@ from mlxengine.toolkit.loading import (
 )
 
 from . import features
-from ._caches import Serving, caches_for, widen
+from ._caches import Serving, caches_for, packing, widen
 from ._claim import is_gguf
 from ._tokenizer import REMOTE, abilities, load_tokenizer, stop_ids
 
@@ -144,10 +143,9 @@ def _cache_size(network: Any, serving: Serving) -> Any:
 
 def _tried(model: Any) -> Iterator[None]:
     """Packed caches are tried; where new shapes are dear no request waits for those of the trial either."""
-    if model.serving.kv_bits is not None:
-        from ._packing import check
-
-        yield from check(model.network, model.serving)
+    serving = model.serving
+    if serving.kv_bits is not None:
+        yield from packing(model.network).check(serving.kv_bits, serving.kv_group)
     if model.shapes.costly and not model.serving.serial:
         model.trial.hold()
         yield
@@ -162,8 +160,6 @@ def _max_rows(context: LoadContext) -> int:
 
 def _serving(context: LoadContext, network: Any) -> tuple[Serving, str | None]:
     """What the flags ask for, and why packed caches could not be asked for."""
-    from ._packing import group_size
-
     found = Serving(**{name: context.features.get(flag) for name, flag in features.SERVING.items()})
     if found.kv_tokens is not None and (not isinstance(found.kv_tokens, int) or found.kv_tokens < 16):
         raise InvalidParameterError(f"llm.kv_tokens={found.kv_tokens!r} must be an integer from 16.")
@@ -173,7 +169,7 @@ def _serving(context: LoadContext, network: Any) -> tuple[Serving, str | None]:
         )
     caches_for(network, found)  # refused now, not at the first request
     try:
-        return evolve(found, kv_group=group_size(network, found.kv_bits or 8)), None
+        return evolve(found, kv_group=packing(network).group_size(found.kv_bits or 8)), None
     except FeatureUnavailableError as error:
         if found.kv_bits is not None:
             raise
@@ -287,30 +283,24 @@ def _build(config: dict[str, Any], weights: dict[str, Any]) -> Any:
 
 
 def _prefixes(card: ModelCard, context: LoadContext, network: Any, tokenizer: Any, serving: Serving) -> Any:
-    from mlx.utils import tree_flatten
-
-    from ._prefix import PrefixCache
-    from ._shelf import DiskShelf
+    import mlx_lm
+    from mlxengine.toolkit.prefix import PrefixCache
+    from mlxengine.toolkit.shelf import shelf_for
 
     if not context.features.get(features.PROMPT_CACHE):
         return None
     budget = context.features.get(features.PROMPT_CACHE_MB) << 20
     if context.device.free_memory is not None:
         budget = min(budget, context.device.free_memory // 8)
-    folder = context.features.get(features.PROMPT_CACHE_FOLDER)
-    if folder is None:
-        return PrefixCache(budget, room=context.cache_room)
-    parameters: Any = tree_flatten(network.parameters())
-    formats = sorted({str(value.dtype) for _, value in parameters})
-    words = getattr(tokenizer, "backend_tokenizer", None)
-    kept = (serving.kv_bits, serving.kv_tokens)
-    identity = (card.id, card.commit, formats, kept, _hash(words.to_str() if words is not None else ""))
-    shelf = DiskShelf(Path(str(folder)).expanduser(), repr(identity))
+    shelf = shelf_for(
+        context.features.get(features.PROMPT_CACHE_FOLDER),
+        card,
+        network=network,
+        tokenizer=tokenizer,
+        caches=lambda: caches_for(network, serving),
+        settings=(mlx_lm.__version__, serving.kv_bits, serving.kv_tokens),
+    )
     return PrefixCache(budget, shelf, context.cache_room)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_shards(card: ModelCard, folder: Path) -> None:

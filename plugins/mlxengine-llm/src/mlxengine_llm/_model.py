@@ -16,6 +16,7 @@ from mlxengine.toolkit.estimate import estimator, text_config
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.measuring import CacheSize
 from mlxengine.toolkit.pace import Pace
+from mlxengine.toolkit.prefix import PrefixCache
 from mlxengine.toolkit.room import Room
 from mlxengine.toolkit.rows import Decoder, Row, SharedBatch
 from mlxengine.toolkit.shapes import Shapes
@@ -29,7 +30,6 @@ from ._decoder import BatchDecoder
 from ._estimate import keeps
 from ._experts import EXPERTS
 from ._library import module_of
-from ._prefix import PrefixCache
 from ._serial import SerialDecoder
 from ._tokenizer import dialect_of
 from ._trial import Trial

@@ -14,11 +14,11 @@ from mlxengine.toolkit.adapter_rows import adapter_of
 from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.logprobs import normalised
+from mlxengine.toolkit.prefix import PrefixCache
 from mlxengine.toolkit.rows import Drawn, Plan, Row, Stepped
 from mlxengine.toolkit.sampling import greedy
 
-from ._caches import Serving, caches_for, own
-from ._prefix import PrefixCache
+from ._caches import Serving, caches_for
 from ._speculation import Draft, Guesser, Lookup, Payoff
 
 
@@ -61,7 +61,7 @@ class SerialDecoder:
         if row.kept is not None:
             self._cache, self._held = row.kept
         elif found is not None:
-            self._cache, self._held = [own(layer) for layer in found[0]], len(found[1])
+            self._cache, self._held = found[0], len(found[1])
             if isinstance(row, Answer) and not row.tokens:
                 row.cached = min(self._held, len(row.prompt))
         else:

@@ -10,8 +10,6 @@ from mlxengine.toolkit import trial
 from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.joining import Company
 
-from ._caches import joined, own
-
 _log = logging.getLogger("mlxengine.llm.batch")
 
 
@@ -35,10 +33,9 @@ class Trial(trial.Trial):
         super().__init__(
             network,
             caches,
-            Company.of(caches(), own),
+            Company.of(caches()),
             log=_log,
             told=told,
-            merge=joined,
             plain=lambda: adapters.use(None),
         )
 

@@ -143,10 +143,6 @@ class MessageStream:
         return _frame("content_block_stop", index=self._index)
 
 
-def _said(text: str) -> dict[str, Any]:
-    return {"type": "text_delta", "text": text}
-
-
 def _frame(kind: str, **fields: Any) -> bytes:
     return b"event: " + kind.encode() + b"\ndata: " + encoded({"type": kind, **fields}) + b"\n\n"
 

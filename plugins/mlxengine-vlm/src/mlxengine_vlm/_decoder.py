@@ -19,11 +19,11 @@ from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.decoding import TogetherDecoder
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.joining import Company
+from mlxengine.toolkit.prefix import PrefixCache, trimmable
 from mlxengine.toolkit.reading import Reading
 from mlxengine.toolkit.rows import Plan, Row, Stepped
 from mlxengine.toolkit.shapes import Shapes
 
-from ._cache import PrefixCache, trimmable
 from ._language import NOTHING, Language
 from ._prefill import Prefill
 from ._sight import Sight
@@ -35,15 +35,22 @@ class VisionRow(Row):
 
     ``sight`` makes the language model's inputs for the prompt; ``media`` names the content that the
     placeholders stand for, in order; ``deltas`` is how far positions run ahead of tokens (M-RoPE), shape
-    (1, 1), once that is known; ``crossed`` is as in `Prefill`; ``reuse`` and ``cached`` are as in `Answer`.
+    (1, 1), once that is known; ``crossed`` and ``restarts`` are as in `Prefill`; ``reuse`` and ``cached`` are
+    as in `Answer`.
     """
 
     sight: Sight
     media: tuple[str, ...] = ()
     deltas: Any = None
     crossed: Mapping[str, Any] = NOTHING
+    restarts = False
     reuse = False
     cached = 0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether later prompts may start behind its cache."""
+        return self.reuse and self.restarts and self.failure is None
 
 
 class VisionAnswer(AdaptedAnswer, VisionRow):
@@ -61,7 +68,7 @@ class VisionDecoder(TogetherDecoder):
     """The decoding batch and the queue of prompts of one model; a `mlxengine.toolkit.rows.Decoder`.
 
     Args:
-        network: a model of mlx-vlm.
+        language: runs the network's language model.
         adapters: of the network; each row uses its own.
         prefixes: where caches of an adapter's prompts are kept for later ones, or ``None``.
         grammars: of the model's rows, told before each step which tokens were drawn.
@@ -73,7 +80,7 @@ class VisionDecoder(TogetherDecoder):
 
     def __init__(
         self,
-        network: Any,
+        language: Language,
         adapters: Adapters,
         prefixes: Callable[[str | None], PrefixCache | None],
         grammars: Grammars | None,
@@ -83,9 +90,10 @@ class VisionDecoder(TogetherDecoder):
         context: int | None = None,
     ) -> None:
         self._trial = trial
-        self._passes = _Passes(network, adapters, prefixes, shapes, look)
+        self._passes = _Passes(language, adapters, prefixes, shapes, look)
         self._passes.together = trial.company.equal
-        plain = Company.of(self._passes.caches()).equal or not trial.company.together
+        caches = Company.of(self._passes.caches())
+        plain = caches.equal or caches.behind or not trial.company.together
         super().__init__(self._passes, trial.company, shapes, grammars, context=context, plain=plain)
 
     def step(self, plan: Plan) -> Stepped:
@@ -103,13 +111,24 @@ class VisionDecoder(TogetherDecoder):
         layers, held = row.kept or (None, [])
         self._reading.add(VisionReading(row, tokens, layers, list(held), ready=layers is not None))
 
+    def _left(self, row: Row, entry: Reading | None) -> None:
+        assert isinstance(row, VisionRow)
+        if not row.keeps:
+            return
+        if entry is not None:
+            self._passes.leave(row, entry.layers or [], entry.held)
+        else:
+            at = self._batch.index(row)
+            assert at is not None
+            self._passes.leave(row, *self._batch.cache(at))
+
 
 class _Passes:
     """Passes over embeddings and positions; a `mlxengine.toolkit.reading.Reads`."""
 
     def __init__(
         self,
-        network: Any,
+        language: Language,
         adapters: Adapters,
         prefixes: Callable[[str | None], PrefixCache | None],
         shapes: Shapes,
@@ -117,8 +136,8 @@ class _Passes:
     ) -> None:
         self._shapes = shapes
         self._adapters = adapters
-        self._language = Language(network)
-        self.caches, self.merge = self._language.caches, self._language.merge
+        self._language = language
+        self.caches, self.merge = language.caches, language.merge
         self._prefixes = prefixes
         self._look = look
         self._deltas: list[Any] = []  # of the rows that decode
@@ -170,13 +189,13 @@ class _Passes:
         self._adapters.use(adapter_of(row))
         plan = entry.plan = row.sight()
         deltas = plan.rope_deltas
-        row.crossed = plan.crossed
+        row.crossed, row.restarts = plan.crossed, plan.restarts
         row.deltas = None if deltas is None else deltas.reshape(1, 1).astype(mx.int32)
         prefixes = self._prefixes(adapter_of(row))
-        if prefixes is not None and row.reuse and plan.restarts:
+        if prefixes is not None and row.keeps:
             found = prefixes.find(plan.ids, row.media, plan.media)
             if found is not None:
-                entry.layers, plan.start = found
+                entry.layers, plan.start = found[0], len(found[1])
                 if not row.tokens:
                     row.cached = plan.start
         entry.held = plan.ids[: plan.start]
@@ -199,11 +218,8 @@ class _Passes:
         row = entry.row
         return (
             self._prefixes(adapter_of(row)) is not None
-            and isinstance(entry, VisionReading)
-            and entry.plan is not None
-            and entry.plan.restarts
             and isinstance(row, VisionRow)
-            and row.reuse
+            and row.keeps
             and not row.tokens
         )
 
@@ -213,9 +229,16 @@ class _Passes:
         assert isinstance(row, VisionRow)
         prefixes = self._prefixes(adapter_of(row))
         if self.keeps(entry) and prefixes is not None:
-            prefixes.keep(entry.held, row.media, entry.layers or [])
+            prefixes.add(entry.layers or [], entry.held, row.media, goes_on=True)
         if entry.plan is not None:
             entry.border = self._border(entry, entry.plan)
+
+    def leave(self, row: VisionRow, layers: list[Any], tokens: Sequence[int]) -> None:
+        """Keep the cache of a row that leaves, for prompts that begin alike."""
+        prefixes = self._prefixes(adapter_of(row))
+        # A placeholder that the model wrote stands for nothing, and would be taken for a later one's picture.
+        if prefixes is not None and layers and not row.sight.media_tokens.intersection(row.tokens):
+            prefixes.add(layers, tokens, row.media)
 
 
 def _last(logits: mx.array) -> mx.array:

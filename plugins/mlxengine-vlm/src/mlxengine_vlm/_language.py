@@ -7,11 +7,23 @@ from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
+from attrs import frozen
 from mlxengine.toolkit.attention import QuickAttention
+from mlxengine.toolkit.packing import Packing, packed
 
-from ._prefill import stacked
+from ._prefill import embed, stacked
+from .features import KV_BITS
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@frozen
+class KV:
+    """How the key-value caches of rows are packed: ``bits`` of each number, ``None`` for as they come, and
+    how many numbers share a scale and a bias."""
+
+    bits: int | None = None
+    group: int = 64
 
 
 class Language:
@@ -19,11 +31,13 @@ class Language:
 
     Args:
         network: a model of mlx-vlm.
+        kv: how its rows' caches are packed.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, kv: KV = KV()) -> None:
         from mlx_vlm.models.base import scaled_dot_product_attention
 
+        self._kv = kv
         self.module = getattr(network, "language_model", network)
         self._attention = QuickAttention(self.module, scaled_dot_product_attention)
         settings = getattr(self.module, "config", None)
@@ -33,7 +47,8 @@ class Language:
         """The empty caches of a row."""
         from mlx_vlm.models.cache import make_prompt_cache
 
-        return list(make_prompt_cache(self.module))
+        plain: list[Any] = make_prompt_cache(self.module)
+        return plain if self._kv.bits is None else packed(plain, self._kv.bits, self._kv.group, KV_BITS.name)
 
     def merge(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
         """The caches of single rows as a batch's."""
@@ -68,6 +83,25 @@ class Language:
             return _logits(self.module(tokens, cache=layers, **options))
 
 
+def packing(network: Any, kind: str, media_tokens: frozenset[int]) -> Packing:
+    """Finds out with text whether a network, its weights loaded, can be served from packed caches.
+
+    Args:
+        network: a model of mlx-vlm.
+        kind: its ``model_type``.
+        media_tokens: the placeholders' token ids.
+    """
+    language = Language(network)
+
+    def says(prompt: Sequence[int], layers: list[Any]) -> mx.array:
+        plan = embed(network, kind, prompt[:-1], {}, media_tokens)
+        language.read([plan.take(len(plan.ids))], len(plan.ids), layers)
+        deltas = None if plan.rope_deltas is None else plan.rope_deltas.reshape(1, 1).astype(mx.int32)
+        return language.follow(mx.array([prompt[-1:]]), layers, deltas, plan.crossed)[0, -1]
+
+    return Packing(says, language.caches, KV_BITS.name, media_tokens)
+
+
 def _merged(parts: Sequence[Any]) -> Any:
     first = parts[0]
     if type(first).__name__ == "CacheList":
@@ -84,4 +118,4 @@ def _logits(output: Any) -> mx.array:
     return found
 
 
-__all__ = ["NOTHING", "Language"]
+__all__ = ["KV", "NOTHING", "Language", "packing"]

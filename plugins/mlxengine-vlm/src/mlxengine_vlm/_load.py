@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
-from mlxengine.errors import CancelledError, LoadError
+from mlxengine.errors import CancelledError, FeatureUnavailableError, LoadError
 from mlxengine.toolkit.account import reckoned
 from mlxengine.toolkit.estimate import USUAL_CONTEXT, context_length, estimator
 from mlxengine.toolkit.folders import adapter_folder
@@ -27,6 +27,9 @@ from . import features
 
 if TYPE_CHECKING:
     from mlxengine.toolkit.measuring import CacheSize
+    from mlxengine.toolkit.prefix import Shelf
+
+    from ._language import KV
 
 _log = logging.getLogger("mlxengine.vlm")
 _VIDEO_TOKENS = frozenset({"video_token_id", "video_token_index"})
@@ -87,7 +90,8 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     kind = library_name(str(config["model_type"])) or str(config["model_type"])
     media_tokens = frozenset(config[name] for name in _MEDIA_TOKENS if isinstance(config.get(name), int))
     longest = context.configuration.context_length or context_length(config)
-    size = _cache_size(network, kind, media_tokens)
+    kv, why = _kv(context, network, kind, media_tokens)
+    size = _cache_size(network, kind, media_tokens, kv)
     usual = None if size is None else size(min(longest or USUAL_CONTEXT, USUAL_CONTEXT))
     model = VisionModel(
         card=card,
@@ -106,9 +110,11 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         takes=takes,
         template_takes_parts=any(tags.values()),
         cache_bytes=context.features.get(features.PROMPT_CACHE_MB) * 2**20 if cached else 0,
+        shelf=_shelf(card, context, network, tokenizer, kv) if cached else None,
+        kv=kv,
         max_rows=_max_rows(context),
         preempts=context.features.get(features.PREEMPTION),
-        cache_size=size or reckoned(estimator(card), None, context.device.backend),
+        cache_size=size or reckoned(estimator(card), kv.bits, context.device.backend),
         reserved=context.reserved if usual is None else usual,
         cache_room=context.cache_room,
         template=template,
@@ -123,6 +129,8 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         context_length=model.context,
         takes=", ".join(sorted(takes)) or "text",
     )
+    if why is not None:
+        model.missing[features.KV_BITS.name] = why
     if context.configuration.adapter is not None:
         folder = adapter_folder(context.configuration.adapter, context.fetch)
         model.adapters.configured("default", folder)
@@ -143,14 +151,43 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     )
 
 
-def _cache_size(network: Any, kind: str, media_tokens: frozenset[int]) -> CacheSize | None:
+def _kv(context: LoadContext, network: Any, kind: str, media_tokens: frozenset[int]) -> tuple[KV, str | None]:
+    """How caches are packed, and why they could not be."""
+    from ._language import KV, packing
+
+    bits = context.features.get(features.KV_BITS)
+    try:
+        return KV(bits, packing(network, kind, media_tokens).group_size(bits or 8)), None
+    except FeatureUnavailableError as error:
+        if bits is not None:
+            raise
+        return KV(), error.message
+
+
+def _shelf(card: ModelCard, context: LoadContext, network: Any, tokenizer: Any, kv: KV) -> Shelf | None:
+    import mlx_vlm
+    from mlxengine.toolkit.shelf import shelf_for
+
+    from ._language import Language
+
+    return shelf_for(
+        context.features.get(features.PROMPT_CACHE_FOLDER),
+        card,
+        network=network,
+        tokenizer=tokenizer,
+        caches=Language(network, kv).caches,
+        settings=(mlx_vlm.__version__, kv.bits),
+    )
+
+
+def _cache_size(network: Any, kind: str, media_tokens: frozenset[int], kv: KV) -> CacheSize | None:
     """Bytes of a request's cache, measured on passes over text; ``None`` where only arithmetic tells."""
     from mlxengine.toolkit.measuring import measured
 
     from ._language import Language
     from ._sight import Prompt, Sight
 
-    language = Language(network)
+    language = Language(network, kv)
     token = next(token for token in itertools.count() if token not in media_tokens)
 
     def run(tokens: int, layers: list[Any]) -> object:
@@ -166,7 +203,12 @@ def _cache_size(network: Any, kind: str, media_tokens: frozenset[int]) -> CacheS
 
 
 def _tried(model: Any) -> Iterator[None]:
-    """Where new shapes are dear no request waits for those of the trial."""
+    """Packed caches are tried; where new shapes are dear no request waits for those of the trial either."""
+    from ._language import packing
+
+    kv = model.kv
+    if kv.bits is not None:
+        yield from packing(model.network, model.kind, model.media_tokens).check(kv.bits, kv.group)
     if model.shapes.costly:
         model.trial.hold()
         yield

@@ -16,6 +16,7 @@ from mlxengine.toolkit.conversation import Prompts
 from mlxengine.toolkit.estimate import text_config
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.pace import Pace
+from mlxengine.toolkit.prefix import PrefixCache, Shelf
 from mlxengine.toolkit.room import Room
 from mlxengine.toolkit.rows import SharedBatch
 from mlxengine.toolkit.shapes import Shapes
@@ -24,9 +25,10 @@ from mlxengine.toolkit.templates import OwnTemplate
 from mlxengine.toolkit.token_bytes import TokenBytes
 from mlxengine.toolkit.warming import warm_up
 
-from ._cache import FeatureCache, PrefixCache
+from ._cache import FeatureCache
 from ._decoder import VisionDecoder, VisionRow
 from ._experts import EXPERTS
+from ._language import KV, Language
 from ._layers import LayerNames
 from ._processor import bound, template_of, tokenizer_of
 from ._prompt import prompts_of
@@ -54,6 +56,8 @@ class VisionModel:
         takes: ``"image"``, ``"video"``, ``"audio"``: what a request may bring.
         template_takes_parts: whether the chat template writes the tags itself.
         cache_bytes: most memory for caches of prompts; a quarter more goes to media features. 0: none.
+        shelf: where caches of prompts outlive the process, or ``None``.
+        kv: how key-value caches are packed.
         template: the chat template; the processor's own if left out.
         prompts: makes tokens of requests.
         processing: held by who uses the processor.
@@ -65,6 +69,7 @@ class VisionModel:
         max_rows: most requests that are decoded together.
         info, missing: see `mlxengine.Loaded`.
         adapters: LoRA and DoRA adapters that are loaded.
+        language: runs the network's language model.
         trial: whether rows may share a pass.
         dialect: how the model writes reasoning and tool calls.
         prefixes: caches of earlier prompts, or ``None``.
@@ -88,6 +93,8 @@ class VisionModel:
     template_takes_parts: bool
     cache_bytes: int
     max_rows: int
+    shelf: Shelf | None = None
+    kv: KV = field(factory=KV)
     template: OwnTemplate = field(default=Factory(lambda self: bound(self.processor), takes_self=True))
     preempts: bool = False
     cache_size: Callable[[int], int] = field(default=lambda _tokens: 0)
@@ -100,6 +107,7 @@ class VisionModel:
     info: dict[str, Any] = field(init=False, factory=dict)
     missing: dict[str, str] = field(init=False, factory=dict)
     adapters: Adapters = field(init=False)
+    language: Language = field(init=False)
     trial: Trial = field(init=False)
     dialect: Dialect = field(init=False)
     batch: SharedBatch = field(init=False)
@@ -110,10 +118,11 @@ class VisionModel:
 
     def __attrs_post_init__(self) -> None:
         self.adapters = Adapters(self.network, EXPERTS, LayerNames(self.network))
-        self.prefixes = PrefixCache(self.cache_bytes, self.cache_room) if self.cache_bytes else None
-        share = self.cache_bytes // 4
-        self.kept = ByAdapter(self.prefixes, lambda: PrefixCache(share, self.cache_room))
-        self.features = FeatureCache(share, self.cache_room) if self.cache_bytes else None
+        self.language = Language(self.network, self.kv)
+        budget, room = self.cache_bytes, self.cache_room
+        self.prefixes = PrefixCache(budget, self.shelf, room) if budget else None
+        self.kept = ByAdapter(self.prefixes, lambda: PrefixCache(budget // 4, room=room))
+        self.features = FeatureCache(budget // 4, room) if budget else None
         tokenizer = tokenizer_of(self.processor)
         self.dialect = Dialect.of(tokenizer, template_of(self.processor) or "")
         self.prompts = prompts_of(self)
@@ -137,7 +146,9 @@ class VisionModel:
             first_piece=self.first_piece,
             preempts=self.preempts,
         )
-        self.trial = Trial(self.network, self.kind, self.media_tokens, self.adapters, self._served_alone)
+        self.trial = Trial(
+            self.network, self.language, self.kind, self.media_tokens, self.adapters, self._served_alone
+        )
         self.voice = Voice(
             decode=lambda tokens: str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
             defaults=self.defaults,
@@ -151,7 +162,7 @@ class VisionModel:
         self, prefixes: Callable[[str | None], PrefixCache | None], grammars: Grammars | None
     ) -> VisionDecoder:
         return VisionDecoder(
-            self.network, self.adapters, prefixes, grammars, self.shapes, look, self.trial, self.context
+            self.language, self.adapters, prefixes, grammars, self.shapes, look, self.trial, self.context
         )
 
     def _served_alone(self, why: str) -> None:
@@ -222,7 +233,7 @@ class VisionModel:
             if kept is not None:
                 kept.clear()
         self.network = self.processor = None
-        del self.trial
+        del self.trial, self.language
 
 
 __all__ = ["VisionModel"]

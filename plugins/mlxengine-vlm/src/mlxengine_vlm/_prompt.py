@@ -11,6 +11,7 @@ from mlxengine import AudioPart, ImagePart, VideoPart
 from mlxengine.errors import UnsupportedInputError
 from mlxengine.text.messages import Part
 from mlxengine.toolkit.conversation import Parts, Prompts
+from mlxengine.toolkit.plain_text import at_places
 from mlxengine.toolkit.templates import Conversation, OwnTemplate, Reads
 from mlxengine.toolkit.turns import text_of
 
@@ -121,8 +122,9 @@ class Media(Parts):
             ids, given = token_ids(made), arrays(made)
             if mark and mark in text:
                 kept = prompts.markers.kept(ids, text, mark)
-                given = {name: _only(value, kept, len(ids)) for name, value in given.items()}
-                ids = [ids[at] for at in kept]
+                places = at_places(range(len(ids)), kept)
+                given = {name: _only(value, places, len(ids)) for name, value in given.items()}
+                ids = at_places(ids, kept)
             # What is left to compute belongs to this thread's stream: another could not do it.
             mx.eval([value for value in given.values() if isinstance(value, mx.array)])
         if model.media_tokens and not model.media_tokens.intersection(ids):

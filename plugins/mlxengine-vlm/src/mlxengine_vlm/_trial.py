@@ -23,6 +23,7 @@ class Trial(trial.Trial):
 
     Args:
         network: a model of mlx-vlm, its weights evaluated.
+        language: runs its language model.
         kind: its ``model_type``.
         media_tokens: the placeholders' token ids.
         adapters: of the network; none is in use while it is tried.
@@ -32,6 +33,7 @@ class Trial(trial.Trial):
     def __init__(
         self,
         network: Any,
+        language: Language,
         kind: str,
         media_tokens: frozenset[int],
         adapters: Adapters,
@@ -40,7 +42,7 @@ class Trial(trial.Trial):
         self._model = network
         self._kind = kind
         self._media = media_tokens
-        self._language = Language(network)
+        self._language = language
         self._counts = False  # whether positions run apart from tokens
         found = Company.of(self._language.caches())
         padded = found.padded and kind in SPLICED

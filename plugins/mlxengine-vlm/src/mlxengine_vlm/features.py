@@ -147,6 +147,23 @@ PROMPT_CACHE_MB = Feature(
     applies_to=("vlm",),
     probe=_library,
 )
+PROMPT_CACHE_FOLDER: Feature[str | None] = Feature(
+    name="vlm.prompt_cache_folder",
+    default=None,
+    summary="A folder where prompt caches of 128 tokens and more survive a restart; none writes nothing.",
+    applies_to=("vlm",),
+    probe=_library,
+)
+KV_BITS: Feature[int | None] = Feature(
+    name="vlm.kv_bits",
+    default=None,
+    summary="Pack the key-value cache to 4 or 8 bits, alone and in the batch.",
+    stage=Stage.EXPERIMENTAL,
+    choices=(None, 8, 4),
+    provides=LLMEngineFeatures.KV_QUANTIZATION,
+    applies_to=("vlm",),
+    probe=_library,
+)
 MAX_PIXELS = Feature(
     name="vlm.max_pixels",
     default=40_000_000,
@@ -200,6 +217,8 @@ FEATURES: tuple[Feature[Any], ...] = (
     SPECIAL_TOKENS_IN_TEXT,
     PROMPT_CACHE,
     PROMPT_CACHE_MB,
+    PROMPT_CACHE_FOLDER,
+    KV_BITS,
     MAX_PIXELS,
     URLS,
     URL_HOSTS,

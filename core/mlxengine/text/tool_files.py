@@ -1,11 +1,9 @@
-"""Where the tools of a chat come from: Python files, and MCP servers."""
+"""Tools from Python files: the functions that a model may call where a person names a file of them."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
-import logging
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,11 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .._config import ToolServerSettings, load_settings
 from ..errors import InvalidParameterError
-from ..text.mcp import ToolServer, mcp_tools
-from ..text.tools import describe, name_of
-from ._frame import UsageError
+from .tools import describe, name_of
 
 _MODULE = "mlxengine_tool_file"
 
@@ -55,33 +50,6 @@ def tools_of(path: Path) -> tuple[Any, ...]:
             hint = getattr(error, "hint", None)
             raise InvalidParameterError(f"{path}{where}: {_message(error)}", hint=hint) from error
     return tuple(listed)
-
-
-def server_of(words: str) -> ToolServer:
-    """The MCP server that the configuration file calls so, else that of a command line.
-
-    Raises:
-        UsageError: the command line cannot be read.
-        MLXEngineError: what `mcp_tools` raises.
-    """
-    # What a server does wrong is told in errors of ours; the package would print it between the answers.
-    logging.getLogger("mcp").addHandler(logging.NullHandler())
-    logging.getLogger("client").addHandler(logging.NullHandler())
-    found = load_settings().tool_servers.get(words)
-    if found is None:
-        try:
-            command, *args = shlex.split(words) or [""]
-        except ValueError as error:
-            raise UsageError(f"--mcp {words!r} is no command line: {error}.") from error
-        found = ToolServerSettings(command=command, args=tuple(args))
-    return mcp_tools(
-        found.command,
-        found.args,
-        env=found.env,
-        cwd=found.cwd,
-        start_timeout=found.start_timeout,
-        timeout=found.timeout,
-    )
 
 
 def together(sources: Sequence[tuple[str, Sequence[Any]]]) -> tuple[Any, ...]:
@@ -141,3 +109,5 @@ def _message(error: BaseException) -> str:
 
 
 _HINT = "Write functions with annotations; the first paragraph of a docstring tells a model what one does."
+
+__all__ = ["together", "tools_of"]

@@ -141,7 +141,7 @@ async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> No
     headers = ignored(list(asked.unknown))
     if asked.writer is None:
         try:
-            async with aclosing(events_of(server, caller, asked)) as found:
+            async with server.watch.over(), aclosing(events_of(server, caller, asked)) as found:
                 events = [event async for event in found]
         except Exception as error:
             raise _refused(server, caller, error) from error
@@ -167,7 +167,7 @@ async def _stream(
     )
     async with out:
         try:
-            async with aclosing(events_of(server, caller, asked)) as events:
+            async with server.watch.over(), aclosing(events_of(server, caller, asked)) as events:
                 async for event in events:
                     data = (
                         (await asyncio.to_thread(writer.event, event)) if asked.aside else writer.event(event)

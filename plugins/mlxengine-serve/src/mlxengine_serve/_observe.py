@@ -91,8 +91,8 @@ class Ready:
         engine = self.server.engine.sync
         if engine.closed:
             return "the engine is closed"
-        if self.server.loading:
-            return f"loading {', '.join(sorted(self.server.loading))}"
+        if loading := self.server.loading - self.server.models.loaded().keys():
+            return f"loading {', '.join(sorted(loading))}"
         if (stuck := self.server.watch.trouble()) is not None:
             return stuck
         health = engine.health()

@@ -104,7 +104,7 @@ class Endpoint:
         scope["mlxengine_serve.route"] = self.path
         caller: Caller = scope[CALLER]
         body = await read_json(scope, receive, self.server.options)
-        asked = self.read(body, caller.id)
+        asked = await caller.aside(self.read, body, caller.id)
         bounded(asked, self.server.options)
         with self.server.admission.admitted(caller.key):
             await until_gone(receive, answer(self.server, caller, asked, send))
@@ -204,10 +204,16 @@ async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenera
     """
     options, ceiling = server.options, caller.key.priority if caller.key else None
     priority = asked.priority if ceiling is None else min(ceiling, ceiling + asked.priority)
-    requests = [
-        evolve(item, priority=priority, wait_timeout=options.wait_seconds, run_timeout=options.run_seconds)
-        for item in asked.requests
-    ]
+
+    def timed() -> list[Request]:
+        return [
+            evolve(
+                item, priority=priority, wait_timeout=options.wait_seconds, run_timeout=options.run_seconds
+            )
+            for item in asked.requests
+        ]
+
+    requests = await caller.aside(timed)
     try:
         async with asyncio.timeout(options.wait_seconds):
             handle = await server.models.get_as(asked.handle, asked.model, asked.gives)

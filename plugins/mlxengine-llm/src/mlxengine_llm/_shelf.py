@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from ._prefix import Entry
 
 _log = logging.getLogger("mlxengine.llm.prefix")
 _SMALLEST = 128
+_SCRATCH = "writing-"
+_FORGOTTEN = 600.0  # seconds after which whoever wrote there was killed
 
 
 class DiskShelf:
@@ -34,7 +38,13 @@ class DiskShelf:
         self._budget = budget
 
     def entries(self) -> list[Entry]:
-        """What is there, oldest first; nothing is read but the small files."""
+        """What is there, oldest first; nothing is read but the small files.
+
+        What a process that was killed had half-written is removed.
+        """
+        for path in self._folder.glob(f"{_SCRATCH}*"):
+            if time.time() - _age(path) > _FORGOTTEN:
+                shutil.rmtree(path, ignore_errors=True)
         found = []
         for path in sorted(self._folder.glob("*.json"), key=_age):
             try:
@@ -55,7 +65,7 @@ class DiskShelf:
         name = hashlib.sha256(entry.tokens.tobytes()).hexdigest()[:24]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=_SCRATCH) as scratch:
                 made = Path(scratch) / f"{name}.safetensors"
                 save_prompt_cache(str(made), [plain(layer) for layer in entry.layers or ()])
                 notes = {

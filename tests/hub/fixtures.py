@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +56,35 @@ def hub_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     return home
+
+
+@contextlib.contextmanager
+def own_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A real file system of a test's own, at this folder."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(command, check=False).returncode:
+        pytest.skip("needs Linux and the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of 16 MiB, which `fill_disk` fills."""
+    with own_disk(tmp_path / "disk", 16) as folder:
+        yield folder
+
+
+def fill_disk(folder: Path, leave: int = 0) -> Path:
+    """Fill a disk up to so many bytes; the file that does it."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(1 << 16))
+    if leave:
+        os.truncate(ballast, ballast.stat().st_size - leave)
+    return ballast
 
 
 def _model(repo_id: str) -> Callable[[HubServer], HubModel]:

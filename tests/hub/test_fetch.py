@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from mlxengine.errors import (
     RateLimitedError,
 )
 
+from tests.hub.fixtures import own_disk
 from tests.hub.server import HubServer, User
 from tests.hub.tiny import gguf, safetensors
 
@@ -431,13 +431,8 @@ def test_two_commits_share_a_blob_that_is_fetched_and_hashed_once(served: HubSer
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, which a test may make read-only."""
-    folder = tmp_path / "mounted"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(command, check=False).returncode:
-        pytest.skip("needs Linux and the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with own_disk(tmp_path / "mounted", 64) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("offline", [False, True])

@@ -44,18 +44,23 @@ class Outcomes:
             running_seconds=status.running_seconds,
             since_success=None if self.success is None else now - self.success,
             since_failure=None if self.failure is None else now - self.failure,
+            hung=status.hung,
         )
 
     def _judge(self, status: SchedulerStatus, degraded: Sequence[str]) -> tuple[str, str]:
+        if status.hung:
+            return (
+                "unhealthy",
+                f"a step of {status.running} has not returned for {status.running_seconds:.1f} s; "
+                f"by what is known of it, {status.patience:.1f} s are long",
+            )
         if status.died is not None and (self.success is None or self.success < (status.died_at or 0)):
             return "unhealthy", f"the engine's thread failed ({status.died}); nothing ran since"
         if self.failure is not None and (self.success is None or self.success < self.failure):
             return "unhealthy", f"the last request failed: {self.error}"
         if status.running_seconds > SLOW_STEP_SECONDS:
-            return (
-                "degraded",
-                f"a step of {status.running} has been running for {status.running_seconds:.1f} s",
-            )
+            what = f"a step of {status.running}" if status.running else "the engine's own work"
+            return "degraded", f"{what} has been running for {status.running_seconds:.1f} s"
         if degraded:
             return "degraded", "; ".join(degraded)
         if status.died is not None:

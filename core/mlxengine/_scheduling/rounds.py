@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..contract.events import Event, Finished, Progress, Usage, Waiting
 from ..errors import CancelledError, MLXEngineError
 from .faults import broken, calling, enter, leave, translate
+from .patience import patience
 from .task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, Task
 
 if TYPE_CHECKING:
@@ -41,10 +42,17 @@ class Rounds:
         self._floor = 0.0
         self._timed: set[Task] = set()  # those with a deadline, admitted or not
         self._due = inf  # the first of their deadlines, or earlier
+        self._stepping: Task | None = None
 
     def tasks(self) -> list[Task]:
         """All that run; safe from any thread."""
         return [task for group in list(self._groups.values()) for task in list(group.tasks)]
+
+    def patience(self) -> float | None:
+        """Seconds that the step which runs now may take; safe from any thread."""
+        task = self._stepping
+        group = None if task is None else self._groups.get(task.group)
+        return None if task is None or group is None else patience(task, list(group.tasks))
 
     def abandon(self) -> list[Task]:
         """Close every iterator and forget the tasks, which are still to be told how they ended."""
@@ -145,7 +153,9 @@ class Rounds:
         task.iterator = iterator
 
     def _step(self, task: Task) -> None:
+        self._stepping = task
         self._measure(task, lambda: self._advance(task))
+        self._stepping = None
 
     def _advance(self, task: Task) -> None:
         assert task.iterator is not None
@@ -162,6 +172,7 @@ class Rounds:
             if task in self._timed:
                 self._due = min(self._due, task.due)
         if event is None:
+            task.usual.note(None, time.perf_counter() - began)
             return
         if isinstance(event, Waiting):
             self._set_aside(task, event.until)
@@ -169,6 +180,7 @@ class Rounds:
         if not isinstance(event, Event):
             raise broken(task.record, task.hook, f"yielded {type(event).__name__}, not an Event")
         now = time.perf_counter()
+        task.usual.note(event, now - began)
         if task.first_event is None and not isinstance(event, Progress):
             task.first_event = now
         if isinstance(event, Finished):

@@ -44,6 +44,7 @@ class Scheduler:
         self._rounds = Rounds(self.nudge)
         self._died: BaseException | None = None
         self._died_at: float | None = None
+        self._busy: float | None = None  # since when it is at something; None while it waits
 
     # -- called from any thread -----------------------------------------------------------------------
 
@@ -119,14 +120,16 @@ class Scheduler:
     def status(self) -> SchedulerStatus:
         """What the loop is doing now; safe from any thread, never waits."""
         thread = self._thread
-        now = running(thread)
+        now, busy = running(thread), self._busy
+        seconds = 0.0 if busy is None else time.perf_counter() - busy
         return SchedulerStatus(
             alive=thread is not None and thread.is_alive(),
             running=now.record.name if now else None,
-            running_seconds=now.seconds if now else 0.0,
+            running_seconds=now.seconds if now else seconds,
             tasks=len(self._rounds.tasks()),
             died=None if self._died is None else f"{type(self._died).__name__}: {self._died}",
             died_at=self._died_at,
+            patience=self._rounds.patience() if now else None,
         )
 
     def close(self, timeout: float | None = 30.0) -> None:
@@ -198,11 +201,13 @@ class Scheduler:
     def _turn(self) -> bool:
         """Take in what is new, then let one model go; ``False`` when the scheduler was closed."""
         with self._wake:
+            self._busy = None
             while not (self._inbox or self._closed or self._rounds.runnable()):
                 if not self._wake.wait(self._rounds.until_due()):
                     break
             posted, closed = list(self._inbox), self._closed
             self._inbox.clear()
+            self._busy = time.perf_counter()
         for action, _ in posted:
             action()
         if closed:
@@ -218,6 +223,7 @@ class Scheduler:
         """
         log.critical("The scheduler's thread died", exc_info=error)
         self._died, self._died_at = error, time.monotonic()
+        self._busy = None
         typed = GenerationError(
             f"The engine's thread failed: {type(error).__name__}: {error}.",
             hint="Try again: the engine starts a new thread with the next call.",

@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 from ..contract.events import Event, Finished, Usage
 from ..contract.plugins import PluginRecord
 from ..errors import GenerationError, RunTimeoutError, WaitTimeoutError
+from .patience import Usual
 
 # A step that is predicted to cost less than this rides along in its model's turn.
 CHEAP_SECONDS = 0.001
@@ -92,6 +93,7 @@ class Task:
     on_done: Callable[[BaseException | None], None] | None = None
     wait_timeout: float | None = None
     run_timeout: float | None = None
+    usual: Usual = field(factory=Usual, repr=False)
 
     @property
     def waits(self) -> bool:
@@ -192,8 +194,9 @@ class ModelQueue:
 class SchedulerStatus:
     """What the loop is doing: the plugin whose step runs, since when (seconds), and how much waits.
 
-    ``died`` is what the loop last failed with, ``died_at`` when (``time.monotonic``); ``queues`` tells the
-    models apart.
+    ``running_seconds`` without ``running``: the loop itself is at something, between two steps. ``patience``
+    is how many seconds that step may take by what is known of it; ``None``: nothing is. ``died`` is what the
+    loop last failed with, ``died_at`` when (``time.monotonic``); ``queues`` tells the models apart.
     """
 
     alive: bool
@@ -203,3 +206,9 @@ class SchedulerStatus:
     died: str | None
     died_at: float | None = None
     queues: tuple[ModelQueue, ...] = ()
+    patience: float | None = None
+
+    @property
+    def hung(self) -> bool:
+        """Whether the step that runs has taken far longer than it should."""
+        return self.patience is not None and self.running_seconds > self.patience

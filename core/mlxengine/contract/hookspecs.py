@@ -316,6 +316,11 @@ class HookSpecs:
         Without it a request runs from its first step. An attribute ``usage``, a `Usage`, says what was used
         so far; it is asked for where no `Finished` says so: the request was cancelled, or failed.
 
+        An attribute ``step_seconds`` says what the step that runs should take, by what the plugin measured;
+        ``None`` where nothing tells (a size that is new to the device). It is read on another thread while
+        the step runs: one that takes many times as long is reported as hung (`Health.hung`). Without it the
+        request's own earlier steps tell.
+
         Every call (this hook, each step, ``close``) comes on the same thread, never two at once.
         """
         raise AssertionError

@@ -380,6 +380,11 @@ class AnswerStream(Iterator[Event | None]):
         """Whether the row waits for a place in the batch, and has said nothing."""
         return not (self._closed or self._answer.inside or self._answer.tokens)
 
+    @property
+    def step_seconds(self) -> float | None:
+        """What the batch's step should take."""
+        return self._batch.step_seconds
+
     def close(self) -> None:
         """Cancel: the row leaves the batch at once, in prefill or in decode."""
         if not self._closed:

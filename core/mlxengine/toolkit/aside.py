@@ -142,6 +142,12 @@ class Prepared(Iterator[Event | None]):
         """Whether the answers wait for their place."""
         return bool(getattr(self._answers, "waiting", False))
 
+    @property
+    def step_seconds(self) -> float | None:
+        """What the answers say that their step should take."""
+        found: float | None = getattr(self._answers, "step_seconds", None)
+        return found
+
     def close(self) -> None:
         """Give up the preparation, or the answers."""
         self._closed = True

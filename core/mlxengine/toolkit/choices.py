@@ -42,6 +42,7 @@ class ChoicesStream(Iterator[Event | None]):
     """Several answers to one request, each told apart by its events' ``index``; one `Finished` at the end."""
 
     def __init__(self, batch: SharedBatch, answers: Sequence[Answer], context: RunContext) -> None:
+        self._batch = batch
         self._answers = tuple(answers)
         self._live = deque(AnswerStream(batch, answer, context) for answer in answers)
         self._ends: list[Finished] = []
@@ -85,6 +86,11 @@ class ChoicesStream(Iterator[Event | None]):
     def waiting(self) -> bool:
         """Whether none of the rows has a place in the batch yet."""
         return not self._ends and all(stream.waiting for stream in self._live)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """What the batch's step should take."""
+        return self._batch.step_seconds
 
     def close(self) -> None:
         """Cancel what is left."""

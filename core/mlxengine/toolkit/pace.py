@@ -29,6 +29,7 @@ class Pace:
         self._first = min(max(first, self.LEAST), self.LARGEST)
         self._bound: float | None = None  # seconds a token takes at most, from shapes that were new
         self._costs: deque[float] = deque(maxlen=3)  # seconds a token took in the last telling steps
+        self._compiles = False  # whether a new shape was ever met
         self._asked = 0  # tokens that the last step was to read
         self._decoding: deque[float] = deque(maxlen=31)  # seconds of steps that read nothing
 
@@ -36,6 +37,21 @@ class Pace:
     def decode_seconds(self) -> float | None:
         """Median time of the last steps that read nothing; a row that joins makes single ones long."""
         return statistics.median(self._decoding) if self._decoding else None
+
+    def expected(self, tokens: int) -> float | None:
+        """Seconds that a step should take which reads at most so many tokens; ``None`` where nothing tells.
+
+        One that only decodes should take what is usual, or a quarter of the longest of the last ones where
+        that is more: whoever allows several times as much allows that one. Of reading nothing is said before
+        it was measured, nor where the device compiles for new shapes.
+        """
+        usual = self.decode_seconds
+        decoding = None if usual is None else max(usual, max(self._decoding) / 4)
+        if not tokens:
+            return decoding
+        if self._compiles or not self._costs:
+            return None
+        return (decoding or 0.0) + tokens * max(self._costs)
 
     @property
     def token_seconds(self) -> float | None:
@@ -51,6 +67,7 @@ class Pace:
     def observe(self, done: Stepped, seconds: float) -> None:
         """Learn from a step and the time it took."""
         tokens, drawn = done.prompt_tokens, bool(done.drawn)
+        self._compiles = self._compiles or done.new_shape
         if not tokens:
             if drawn and not done.queued:
                 self._decoding.append(seconds)

@@ -74,6 +74,9 @@ class SharedBatch:
         self._rows: list[Row] = []
         self._waiting: list[Row] = []
         self.pace = Pace(stall_factor, first_piece)
+        self.step_seconds: float | None = None  # what the step that runs should take; read on any thread
+        self._decoded = 0  # rows of the last step
+        self._read_before = False  # whether the last step read prompts: this one may wait for them
         self._steps = 0
         self._stuck = 0
         self._suspect: Row | None = None
@@ -176,7 +179,10 @@ class SharedBatch:
                 return
             began = time.perf_counter()
             running = any(not row.reading for row in self._rows)
-            done = decoder.step(self._plan(budget_ms, running=running))
+            plan = self._plan(budget_ms, running=running)
+            self.step_seconds = self._expected(plan)
+            done = decoder.step(plan)
+            self.step_seconds = None
             self.pace.observe(done, time.perf_counter() - began)
             if done.drawn:
                 self._stuck = 0
@@ -190,7 +196,16 @@ class SharedBatch:
             for row in [row for row in self._rows if row.unread > STALL]:
                 self._park(decoder, row)
         except Exception as error:
+            self.step_seconds = None
             self._recover(error)
+
+    def _expected(self, plan: Plan) -> float | None:
+        """Seconds that a step should take; rows that are more than in the last one cost as much as those."""
+        rows, before = len(self._rows), self._decoded
+        reads, read = any(row.reading for row in self._rows), self._read_before
+        self._decoded, self._read_before = rows, reads
+        seconds = self.pace.expected(plan.tokens if reads or read else 0)
+        return None if seconds is None else seconds * max(1.0, rows / max(before, 1))
 
     def _plan(self, budget_ms: float, *, running: bool) -> Plan:
         return Plan(

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from .prefix import Entry
 
 _log = logging.getLogger("mlxengine.toolkit.shelf")
 _SMALLEST = 128
+_SCRATCH = "writing-"
+_FORGOTTEN = 600.0  # seconds after which whoever wrote there was killed
 
 
 class DiskShelf:
@@ -41,7 +45,13 @@ class DiskShelf:
         self._budget = budget
 
     def entries(self) -> list[Entry]:
-        """What is there, oldest first; nothing is read but the small files."""
+        """What is there, oldest first; nothing is read but the small files.
+
+        What a process that was killed had half-written is removed.
+        """
+        for path in self._folder.glob(f"{_SCRATCH}*"):
+            if time.time() - _age(path) > _FORGOTTEN:
+                shutil.rmtree(path, ignore_errors=True)
         found = []
         for path in sorted(self._folder.glob("*.json"), key=_age):
             try:
@@ -63,7 +73,7 @@ class DiskShelf:
         name = hashlib.sha256(content).hexdigest()[:24]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=_SCRATCH) as scratch:
                 made = Path(scratch) / f"{name}.safetensors"
                 arrays, others = _taken_apart(entry.layers or ())
                 mx.save_safetensors(str(made), arrays)

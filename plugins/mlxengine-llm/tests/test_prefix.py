@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from llm_harness import Plugin, raw, tokens_of, write_tiny
+
+from tests.hub.fixtures import fill_disk
 
 pytestmark = pytest.mark.feature("llm.prompt_cache")
 
@@ -152,3 +155,38 @@ def test_where_prompts_part_a_checkpoint_serves_the_next_one_that_cannot_be_cut(
         answers.append(said(tail, prompt_cache=False)[0])
         assert said(tail) == (answers[-1], cached), tail
     assert len(set(map(tuple, answers))) == 4, "the tails matter"
+
+
+@pytest.mark.feature("llm.prompt_cache_folder")
+def test_a_disk_that_is_full_costs_the_kept_prefix_and_no_answer(
+    plugin: Plugin, tiny: Path, small_disk: Path
+) -> None:
+    flags = {"prompt_cache_folder": str(small_disk / "shelf")}
+    cold, _ = ask(plugin, plugin.load(tiny), LONG)
+
+    def kept() -> list[str]:
+        return sorted(path.suffix for path in (small_disk / "shelf").rglob("*") if path.is_file())
+
+    ballast = fill_disk(small_disk, leave=32 << 10)
+    assert ask(plugin, plugin.load(tiny, flags=flags), LONG) == (cold, 0)
+    assert kept() == [], "nothing is half-written, and nothing of the attempt is left"
+    ballast.unlink()
+    assert ask(plugin, plugin.load(tiny, flags=flags), LONG) == (cold, 0)
+    assert kept() == [".json", ".safetensors"]
+    assert ask(plugin, plugin.load(tiny, flags=flags), LONG) == (cold, len(LONG) - 1)
+
+
+@pytest.mark.feature("llm.prompt_cache_folder")
+def test_what_a_killed_process_had_half_written_is_removed_and_what_is_being_written_is_not(
+    plugin: Plugin, tiny: Path, tmp_path: Path
+) -> None:
+    flags = {"prompt_cache_folder": str(tmp_path / "shelf")}
+    ask(plugin, plugin.load(tiny, flags=flags), LONG)
+    (file,) = (tmp_path / "shelf").rglob("*.safetensors")
+    left, busy = file.parent / "writing-left", file.parent / "writing-busy"
+    for folder in (left, busy):
+        folder.mkdir()
+        (folder / "half.safetensors").write_bytes(b"x")
+    os.utime(left, (0, 0))
+    assert ask(plugin, plugin.load(tiny, flags=flags), LONG)[1] == len(LONG) - 1
+    assert (left.exists(), busy.exists()) == (False, True)

@@ -180,7 +180,12 @@ class Served:
 
 
 @contextmanager
-def serving(options: ServerOptions, plugin: Scripted | None = None, **engine: Any) -> Iterator[Served]:
+def serving(
+    options: ServerOptions,
+    plugin: Scripted | None = None,
+    failed: Callable[[BaseException], None] | None = None,
+    **engine: Any,
+) -> Iterator[Served]:
     """A server on a free port of loopback, on a thread of its own."""
     listening = bind("127.0.0.1", 0)
     port = listening.getsockname()[1]
@@ -197,7 +202,7 @@ def serving(options: ServerOptions, plugin: Scripted | None = None, **engine: An
 
     async def main() -> None:
         async with AsyncInferenceEngine(**engine) as made:
-            runner = Quiet(config(create_app(made, options)))
+            runner = Quiet(config(create_app(made, options, failed=failed)))
             runner.config.timeout_graceful_shutdown = 1
             started.append((runner, made))
             asyncio.get_running_loop().call_later(0, ready.set)

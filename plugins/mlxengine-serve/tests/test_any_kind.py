@@ -138,3 +138,22 @@ def test_events_are_plain_json_whatever_they_hold(served: Served) -> None:
         "type": "Strange", "index": 0, "mock": False, "numbers": [1.5, None, None],
         "values": {"data": "AAE=", "shape": [2], "dtype": "uint8"}, "content": {"base64": "/w=="},
     }  # fmt: skip
+
+
+def test_a_class_that_was_just_made_is_not_taken_for_the_one_that_attrs_replaced() -> None:
+    import gc
+
+    import attrs
+    from mlxengine_serve._values import subclasses
+
+    gc.disable()  # as in the moment after a plugin was imported
+    try:
+
+        @attrs.frozen(kw_only=True)
+        class JustMadeRequest(Request):
+            text: str = ""
+
+        found = [item for item in subclasses(Request) if item.__name__ == "JustMadeRequest"]
+    finally:
+        gc.enable()
+    assert found == [JustMadeRequest]

@@ -7,6 +7,7 @@ import threading
 import time
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
@@ -132,3 +133,28 @@ def _png(picture: Image.Image) -> bytes:
     found = BytesIO()
     picture.save(found, "PNG")
     return found.getvalue()
+
+
+def test_a_hung_step_of_a_real_batch_turns_ready_red_by_what_the_batch_says_of_it(
+    real: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlxengine.toolkit.batch import Batch
+
+    def ready() -> bool:
+        return real.get("/ready").status_code == 200
+
+    hang, hold, step = threading.Event(), threading.Event(), Batch.step
+    monkeypatch.setattr(Batch, "step", lambda batch: (hang.is_set() and hold.wait(20), step(batch))[1])
+    body = {"model": "chat", "messages": QUESTION, "max_tokens": 40, "ignore_eos": True}
+    status = real.engine.sync.status
+    with ThreadPoolExecutor() as pool:
+        answering = pool.submit(real.post, CHAT, body)
+        real.wait_until(lambda: status().patience is not None)  # it decodes
+        hang.set()
+        real.wait_until(lambda: status().running_seconds > 0.5)
+        patience = status().patience
+        assert patience is not None
+        assert real.wait_until(lambda: not ready()) < patience
+        hold.set()
+        assert answering.result(30).status_code == 200, "it returned in time after all"
+    real.wait_until(ready)

@@ -137,10 +137,9 @@ class Endpoint:
 
     async def _answer(self, body: dict[str, Any], caller: Caller, send: Send) -> None:
         await self.server.remote.bring(body)
-        if self.form is None:
-            asked = self._asked(body, caller)
-        else:  # there are files in it, which take a while
-            asked = await asyncio.to_thread(self._asked, body, caller)
+        if self.form is not None or self.server.options.remote_images:
+            caller.large = True  # pictures are opened, or have come since
+        asked = await caller.aside(self._asked, body, caller)
         await answer(self.server, caller, asked, send)
 
     def _asked(self, body: dict[str, Any], caller: Caller) -> Asked:
@@ -196,7 +195,7 @@ async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> No
     headers = ignored(list(asked.unknown))
     if asked.writer is None:
         try:
-            async with aclosing(events_of(server, caller, asked)) as arriving:
+            async with server.watch.over(), aclosing(events_of(server, caller, asked)) as arriving:
                 events = [event async for several in arriving for event in several]
         except Exception as error:
             raise _refused(server, caller, error) from error
@@ -224,7 +223,7 @@ async def _stream(
     )
     async with out:
         try:
-            async with aclosing(events_of(server, caller, asked)) as events:
+            async with server.watch.over(), aclosing(events_of(server, caller, asked)) as events:
                 async for several in events:
                     if asked.aside:
                         data = await asyncio.to_thread(_frames, writer, several)
@@ -268,10 +267,16 @@ async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenera
     """
     options, ceiling = server.options, caller.key.priority if caller.key else None
     priority = asked.priority if ceiling is None else min(ceiling, ceiling + asked.priority)
-    requests = [
-        evolve(item, priority=priority, wait_timeout=options.wait_seconds, run_timeout=options.run_seconds)
-        for item in asked.requests
-    ]
+
+    def timed() -> list[Request]:
+        return [
+            evolve(
+                item, priority=priority, wait_timeout=options.wait_seconds, run_timeout=options.run_seconds
+            )
+            for item in asked.requests
+        ]
+
+    requests = await caller.aside(timed)
     try:
         async with asyncio.timeout(options.wait_seconds):
             handle = await server.models.get_as(asked.handle, asked.model, asked.gives)

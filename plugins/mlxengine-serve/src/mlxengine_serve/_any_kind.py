@@ -47,11 +47,11 @@ class AnyKind:
         handle = await self.server.models.get(fields.text("model"))
         kind = await asyncio.to_thread(self._class, name, handle)
         async with _scratch() as folder:
+            given = fields.data.get("request", {})
+            request = await caller.aside(Builder(folder).build, kind, given, "request", _NOT_THEIRS)
             asked = Asked(
                 model=fields.text("model"),
-                requests=(
-                    Builder(folder).build(kind, fields.data.get("request", {}), "request", _NOT_THEIRS),
-                ),
+                requests=(request,),
                 handle=AsyncModelHandle,
                 gives="such requests",
                 whole=lambda events: {"events": [event_value(event) for event in events]},

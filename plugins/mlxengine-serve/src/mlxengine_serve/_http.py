@@ -20,7 +20,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = dict[str, str]
 
 CALLER = "mlxengine_serve.caller"
-_LARGE = 256 << 10  # a body from here on is parsed beside the event loop
+_LARGE = 256 << 10  # a body from here on is handled beside the event loop
 _MOST_NAMED = 20
 _AT_ONCE = 4  # frames after which others have their turn: neither a fast model nor an open socket waits
 
@@ -31,12 +31,20 @@ class ClientGone(Exception):
 
 @define(eq=False, kw_only=True)
 class Caller:
-    """Who asks, and what is known of the request by the time it is answered."""
+    """Who asks, and what is known of the request by the time it is answered.
+
+    ``large``: its body is, and reading things from it takes a while.
+    """
 
     id: str
     key: Key | None = None
     status: int = 0
     model: str | None = None
+    large: bool = False
+
+    async def aside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function whose time grows with the body: beside the event loop where that is large."""
+        return await asyncio.to_thread(function, *arguments) if self.large else function(*arguments)
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -100,19 +108,40 @@ async def read_json(scope: Scope, receive: Receive, options: ServerOptions) -> d
     """The body as a JSON object; none at all is an empty one.
 
     Raises:
-        Refusal: 400, it is no JSON object; and as `read_body`.
+        Refusal: 400, it is no JSON object, or names a field twice; 415, it is compressed; and as `read_body`.
         ClientGone: as `read_body`.
     """
+    if (header(scope, b"content-encoding") or "identity").lower() != "identity":
+        raise Refusal(415, "Send the body as it is, without a Content-Encoding.", code="unsupported_encoding")
     body = await read_body(scope, receive, options)
     if not body:
         return {}
+    caller: Caller = scope[CALLER]
+    caller.large = len(body) > _LARGE
     try:
-        found = await asyncio.to_thread(json.loads, body) if len(body) > _LARGE else json.loads(body)
+        found = await caller.aside(_parsed, body)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"The body is not JSON: {error}.", code="invalid_json") from None
     if not isinstance(found, dict):
         raise Refusal(400, "The body must be a JSON object.", code="invalid_json")
     return found
+
+
+def _parsed(body: bytes) -> Any:
+    return json.loads(body, object_pairs_hook=_named_once, parse_constant=_no_number)
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # which of the two was meant?
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the name {twice[:100]!r} stands twice in an object")
+    return found
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def header(scope: Scope, name: bytes) -> str | None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from attrs import define, field
 from mlxengine import (
+    AsyncEmbeddingHandle,
+    AsyncModelHandle,
     AsyncTextHandle,
+    EmbedRequest,
     EngineCollector,
     GenerateParams,
     HealthState,
+    Request,
     TextRequest,
 )
 from mlxengine.errors import MisuseError, MLXEngineError
@@ -20,7 +25,29 @@ from ._http import Receive, Scope, Send, send_bytes, send_json
 from ._server import Server
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-_PROBE = TextRequest(prompt="a", params=GenerateParams(max_tokens=1), priority=1000)
+_LOOK_SECONDS = 0.05
+_PROBES: tuple[tuple[type[AsyncModelHandle], Request], ...] = (
+    (AsyncTextHandle, TextRequest(prompt="a", params=GenerateParams(max_tokens=1), priority=1000)),
+    (AsyncEmbeddingHandle, EmbedRequest(texts=("a",), priority=1000)),
+)
+T = TypeVar("T")
+
+
+class _Shared(Generic[T]):
+    """A call that waits for the engine, made once at a time for all who ask.
+
+    It takes a thread for as long as the device does not answer, and no further one.
+    """
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._running: asyncio.Future[T] | None = None
+
+    async def result(self) -> T:
+        """What it returns."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.ensure_future(asyncio.to_thread(self._function))
+        return await asyncio.shield(self._running)
 
 
 @define(eq=False)
@@ -38,13 +65,19 @@ class Ready:
     """``GET /ready``: requests are served. 200, or 503 with the reason.
 
     It believes what really ran: a step that does not return, a device thread that died and memory that ran
-    out are seen at once. Where nothing runs, a loaded language model makes a token, unless one did lately.
+    out are seen at once. Where nothing runs, a loaded language model makes a token, or another one a vector,
+    unless one did lately. Of other kinds a request has to show that what failed works again: after
+    ``ready_seconds`` one may come.
     """
 
     server: Server
+    _report: _Shared[Any] = field(init=False)
     _proved: float = field(default=float("-inf"), init=False)
     _failed: str | None = field(default=None, init=False)
     _probing: asyncio.Task[None] | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._report = _Shared(self.server.engine.sync.memory)
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         reason = await self.trouble()
@@ -58,38 +91,46 @@ class Ready:
         engine = self.server.engine.sync
         if engine.closed:
             return "the engine is closed"
-        if self.server.loading:
-            return f"loading {', '.join(sorted(self.server.loading))}"
+        if loading := self.server.loading - self.server.models.loaded().keys():
+            return f"loading {', '.join(sorted(loading))}"
+        if (stuck := self.server.watch.trouble()) is not None:
+            return stuck
         health = engine.health()
-        if health.running_seconds > self.server.options.stuck_seconds:
-            return f"a step of {health.running} has not returned for {health.running_seconds:.0f} s"
         unwell = health.state is HealthState.UNHEALTHY
         if engine.status().tasks and not unwell:
             return None  # it is at work, and no step is stuck
         if not unwell and time.monotonic() - self._proved < self.server.options.ready_seconds:
             return None
         # What failed last may have been mended since: a token tells.
-        await self._token()
+        if (stuck := await self._probe()) is not None:
+            return stuck
         health = engine.health()
-        return self._failed or (health.reason if health.state is HealthState.UNHEALTHY else None)
+        lately = (health.since_failure or 0.0) < self.server.options.ready_seconds
+        unwell = health.state is HealthState.UNHEALTHY and health.since_failure is not None and lately
+        return self._failed or (health.reason if unwell else None)
 
-    async def _token(self) -> None:
-        """Make one token, once for all who ask at the same time."""
+    async def _probe(self) -> str | None:
+        """Make a token, once for all who ask at the same time; why no end of that is to be waited for."""
         if self._probing is None or self._probing.done():
             self._probing = asyncio.get_running_loop().create_task(self._make_token())
-        await asyncio.shield(self._probing)
+        while not self._probing.done():
+            await asyncio.wait((self._probing,), timeout=_LOOK_SECONDS)
+            if (stuck := self.server.watch.trouble()) is not None:
+                return stuck
+        return None
 
     async def _make_token(self) -> None:
         bound = self.server.options.ready_seconds
         self._failed = None
         try:
             async with asyncio.timeout(bound):
-                report = await asyncio.to_thread(self.server.engine.sync.memory)
+                report = await self._report.result()
                 # one that was evicted would come back for it, and others have to go
                 there = {item.id for item in report.models if not item.evicted}
-                for handle in self.server.models.loaded().values():
-                    if isinstance(handle, AsyncTextHandle) and handle.id in there:
-                        await handle.run(_PROBE)
+                here = [item for item in self.server.models.loaded().values() if item.id in there]
+                for kind, request in _PROBES:
+                    if (handle := next((item for item in here if isinstance(item, kind)), None)) is not None:
+                        await handle.run(request)
                         break
             self._proved = time.monotonic()
         except TimeoutError:
@@ -103,11 +144,15 @@ class Metrics:
     """``GET /metrics``: the engine's figures and those of HTTP, as OpenMetrics text."""
 
     server: Server
+    _figures: _Shared[bytes] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._figures = _Shared(self._text)
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(self.server.options.ready_seconds):
-                text = await asyncio.to_thread(self._text)
+                text = await self._figures.result()
         except TimeoutError:
             await send_json(send, {"status": "the engine does not answer"}, 503)
             return

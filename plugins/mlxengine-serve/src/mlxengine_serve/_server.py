@@ -14,6 +14,7 @@ from ._admission import Admission
 from ._counts import Counts
 from ._models import Models
 from ._remote import Remote
+from ._watch import Watch
 from .options import ServerOptions
 
 if TYPE_CHECKING:
@@ -37,17 +38,20 @@ class Server:
     remote: Remote = field(init=False)
     admission: Admission = field(factory=Admission, init=False)
     loading: set[str] = field(factory=set, init=False)
+    watch: Watch = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.remote = Remote(self.options)
+        self.watch = Watch(self.engine.sync, self.options.stuck_seconds)
 
-    def preload(self) -> None:
-        """Begin to load the models that were named, one after the other, beside the first requests."""
+    def start(self) -> None:
+        """Watch the device, and load the models that were named, one after the other, beside requests."""
         self.loading = {model.name for model in self.options.models}
-        task = asyncio.get_running_loop().create_task(self._preload())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        for work in (self.watch.run(), self._preload()):
+            task = asyncio.get_running_loop().create_task(work)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _preload(self) -> None:
         for model in self.options.models:

@@ -8,19 +8,52 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from mlxengine.errors import InvalidParameterError
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from ._http import ASGIApp
 
 DRAIN_SECONDS = 10
+HEAD_SECONDS = 20.0
+
+
+class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection whose next request has to begin in time; uvicorn waits for one for ever."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """The first request may take so long."""
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEAD_SECONDS, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request; its headers have to be there soon after the first of them."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._in_time()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        self._in_time()
+        super().connection_lost(error)
+
+    def _in_time(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 def config(app: ASGIApp, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Config:
     """How uvicorn runs an application of ours."""
     return uvicorn.Config(
         app,
+        http=Protocol,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -197,10 +197,15 @@ def _named(kind: type[Any], value: Any) -> type[Any]:
 
 
 def subclasses(kind: type) -> Iterable[type[Any]]:
-    """All subclasses, theirs included."""
+    """All subclasses, theirs included.
+
+    attrs makes a class with slots anew; the one that was written is there until it is collected, and has no
+    fields of its own.
+    """
     item: type[Any]
     for item in kind.__subclasses__():
-        yield item
+        if "__attrs_attrs__" in vars(item):
+            yield item
         yield from subclasses(item)
 
 

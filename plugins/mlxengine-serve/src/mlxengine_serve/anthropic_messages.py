@@ -207,22 +207,21 @@ def _tools(fields: Fields) -> tuple[tuple[Any, ...], ToolChoice | str, bool | No
 def _conversation(fields: Fields) -> Iterator[Message]:
     """The messages, the system's first; neighbours of one role joined."""
     system = "\n\n".join(text for text in _system(fields) if text)
-    last: Message | None = Message.system(system) if system else None
+    turns: list[list[Message]] = [[Message.system(system)]] if system else []
     names: dict[str, str] = {}
     said = False
     for item in fields.objects("messages"):
         said = True
         for message in _turn(item, names):
-            joinable = last is not None and message.role is last.role and message.role is not Role.TOOL
-            if last is not None and joinable:
-                last = evolve(last, parts=(*last.parts, *message.parts))
-                continue
-            if last is not None:
-                yield last
-            last = message
-    if not said or last is None:
+            if turns and message.role is turns[-1][0].role and message.role is not Role.TOOL:
+                turns[-1].append(message)
+            else:
+                turns.append([message])
+    if not said or not turns:
         raise fields.wrong("messages", "messages must hold at least one.", "missing_value")
-    yield last
+    for first, *others in turns:
+        more = (part for message in others for part in message.parts)
+        yield evolve(first, parts=(*first.parts, *more)) if others else first
 
 
 def _system(fields: Fields) -> Iterator[str]:

@@ -83,7 +83,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: object) -> AsyncIterator[None]:
-        server.preload()
+        server.start()
         yield
         await server.close()
 

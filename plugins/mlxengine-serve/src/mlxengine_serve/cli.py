@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ipaddress
 import math
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 _MEGABYTE = 1 << 20
+_MOST_FILES = 8192
 
 
 def seconds(text: str) -> float:
@@ -131,6 +133,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     """
     options = options_of(arguments)
     check_exposure(arguments.host, options)
+    _allow_many_files()
     return asyncio.run(_serve(arguments, options, out))
 
 
@@ -172,6 +175,17 @@ def _is_loopback(host: str) -> bool:
 
 def _any_address(host: str) -> bool:
     return host in ("0.0.0.0", "::", "")
+
+
+def _allow_many_files() -> None:
+    """Each connection is an open file, and many systems allow a program 256 or 1024 before it asks."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(arguments: argparse.Namespace, options: ServerOptions, out: Output) -> int:

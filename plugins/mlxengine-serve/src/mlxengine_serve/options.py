@@ -169,7 +169,8 @@ class ServerOptions:
         heartbeat_seconds: how long a stream may be silent.
         wait_seconds: how long a request may wait for its turn, its model's loading included (status 504).
         run_seconds: how long it may run then.
-        stuck_seconds: how long a step may take before ``/ready`` says so.
+        stuck_seconds: how long a step may take before whatever waits for it ends with status 503. ``/ready``
+            says so earlier where the step is known to be shorter.
         ready_seconds: how long ``/ready`` waits for a token, and believes in one.
         max_pixels, max_steps: most pixels of a picture, and most denoising steps.
         max_choices: most answers or pictures of one request.

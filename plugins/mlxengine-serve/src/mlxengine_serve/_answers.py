@@ -151,7 +151,13 @@ async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> No
             body = encoded(asked.whole(events))
         await send_bytes(send, 200, body, "application/json", headers)
         return
-    await _stream(server, caller, asked, asked.writer, send, headers)
+    writer = asked.writer
+    if server.relays is None:
+        await _stream(server, caller, asked, writer, send, headers)
+    else:
+        await server.relays.serve(
+            lambda out: _stream(server, caller, asked, writer, out, headers), caller, send
+        )
 
 
 async def _stream(

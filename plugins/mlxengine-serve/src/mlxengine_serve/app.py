@@ -21,7 +21,7 @@ from ._answers import Endpoint, Read
 from ._any_kind import AnyKind
 from ._fields import Table
 from ._guard import Guard
-from ._http import ASGIApp, Receive, Scope, Send
+from ._http import ASGIApp, Receive, Scope, Send, header
 from ._listing import ListModels
 from ._manage import Manage
 from ._models import Models
@@ -74,6 +74,11 @@ def create_app(
     router = Router(_routes(server), lifespan=lifespan, redirect_slashes=False)
 
     async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        if server.relays is not None and scope["type"] == "http":
+            last = header(scope, b"last-event-id")
+            if last is not None:
+                await server.relays.resume(scope, receive, send, last)
+                return
         scope["app"] = router  # then what it does not find is raised, for the guard to say in form
         await router(scope, receive, send)
 

@@ -35,7 +35,7 @@ from ._http import (
     send_bytes,
     until_gone,
 )
-from ._refusals import ENDING, Refusal, encoded, refusal_of
+from ._refusals import ENDING, Refusal, encoded, encoded_apart, refusal_of
 from ._server import Server
 from .options import ServerOptions
 
@@ -146,7 +146,7 @@ async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> No
         except Exception as error:
             raise _refused(server, caller, error) from error
         if asked.aside:
-            body = await asyncio.to_thread(lambda: encoded(asked.whole(events)))
+            body = await asyncio.to_thread(lambda: encoded_apart(asked.whole(events)))
         else:
             body = encoded(asked.whole(events))
         await send_bytes(send, 200, body, "application/json", headers)

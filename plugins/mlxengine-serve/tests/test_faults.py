@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 from mlxengine import Event, Finished, Request, TextDelta
+from mlxengine.errors import UnsupportedInputError
 from mlxengine_serve import ServerOptions
 from serve_harness import Scripted, Served, said, serving, write_model
 
@@ -278,3 +279,14 @@ def test_where_nothing_can_be_tried_a_failure_turns_ready_red_for_a_while(tmp_pa
         assert served.post("/v1/images/generations", body).status_code == 503
         assert not ready(served)
         served.wait_until(lambda: ready(served), 2)  # or nobody would ever send it a request again
+
+
+def test_a_model_that_takes_no_trial_is_ready_all_the_same(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "ranker", kind="embed")
+
+    def refuses(_request: Request) -> Iterator[Event]:
+        raise UnsupportedInputError("It ranks, and makes no vectors.")
+        yield
+
+    with serving(ServerOptions(models=[f"ranker={folder}"]), Scripted(plan=refuses)) as served:
+        served.wait_until(lambda: ready(served))

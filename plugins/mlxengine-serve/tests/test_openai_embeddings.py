@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import threading
+import time
 import typing
 from array import array
 from collections.abc import Iterator
@@ -74,3 +76,27 @@ def test_the_table_has_every_field_of_openais_and_no_other() -> None:
     theirs = set(typing.get_type_hints(EmbeddingCreateParams))
     assert {item.name for item in openai_embeddings.TABLE.fields} == theirs
     assert not {item.name for item in openai_embeddings.TABLE.extra} & theirs
+
+
+def test_many_vectors_are_written_without_holding_up_other_threads() -> None:
+    from mlxengine_serve._refusals import encoded, encoded_apart
+
+    small = {"object": "list", "data": [{"index": 0, "embedding": [0.5, -1e-9]}], "none": [], "n": [1, [2]]}
+    assert encoded_apart(small) == encoded(small)
+    many = {"data": [{"index": number, "embedding": [0.1234567] * 384} for number in range(3000)]}
+    over, pauses = threading.Event(), [0.0]
+
+    def tick() -> None:
+        while not over.is_set():
+            began = time.perf_counter()
+            time.sleep(0.001)
+            pauses.append(time.perf_counter() - began)
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    began = time.perf_counter()
+    assert len(encoded_apart(many)) > 3000 * 384 * 9
+    took = time.perf_counter() - began
+    over.set()
+    ticking.join()
+    assert max(pauses) < took / 2

@@ -38,7 +38,7 @@ from ._http import (
     until_gone,
 )
 from ._pictures import size_of
-from ._refusals import ENDING, Refusal, encoded, refusal_of
+from ._refusals import ENDING, Refusal, encoded, encoded_apart, refusal_of
 from ._server import Server
 from .options import ServerOptions
 
@@ -199,15 +199,24 @@ async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> No
                 events = [event async for several in arriving for event in several]
         except Exception as error:
             raise _refused(server, caller, error) from error
-        found = await asyncio.to_thread(_whole, asked, events) if asked.aside else _whole(asked, events)
+        if asked.aside:
+            found = await asyncio.to_thread(_whole, asked, events, encoded_apart)
+        else:
+            found = _whole(asked, events, encoded)
         await send_bytes(send, 200, found.data, found.type, headers)
         return
-    await _stream(server, caller, asked, asked.writer, send, headers)
+    writer = asked.writer
+    if server.relays is None:
+        await _stream(server, caller, asked, writer, send, headers)
+    else:
+        await server.relays.serve(
+            lambda out: _stream(server, caller, asked, writer, out, headers), caller, send
+        )
 
 
-def _whole(asked: Asked, events: list[Event]) -> Content:
+def _whole(asked: Asked, events: list[Event], write: Callable[[Any], bytes]) -> Content:
     made = asked.whole(events)
-    return made if isinstance(made, Content) else Content(encoded(made), "application/json")
+    return made if isinstance(made, Content) else Content(write(made), "application/json")
 
 
 async def _stream(

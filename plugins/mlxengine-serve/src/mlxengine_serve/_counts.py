@@ -17,9 +17,11 @@ def _none() -> list[int]:
 
 @define(eq=False)
 class Counts:
-    """Requests by route and status, how long they took, how many are open now."""
+    """Requests by route and status, how long they took, how many are open now, and how many streams are
+    kept for whoever comes back."""
 
     open: int = 0
+    resumable: int = 0
     requests: dict[tuple[str, int], int] = field(factory=dict)
     _buckets: dict[str, list[int]] = field(factory=dict)
     _seconds: dict[str, float] = field(factory=dict)
@@ -55,7 +57,10 @@ class Counts:
                 buckets.append((str(bound), below))
             seconds.add_metric([route], buckets, sum_value=self._seconds[route])
         opened = GaugeMetricFamily("mlxengine_http_open", "HTTP requests that run now.", value=self.open)
-        yield from (requests, seconds, opened)
+        kept = GaugeMetricFamily(
+            "mlxengine_http_resumable", "Streams that can be taken up again.", value=self.resumable
+        )
+        yield from (requests, seconds, opened, kept)
 
 
 __all__ = ["Counts"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from attrs import define, field
@@ -19,7 +20,7 @@ from mlxengine import (
     Request,
     TextRequest,
 )
-from mlxengine.errors import MisuseError, MLXEngineError
+from mlxengine.errors import ConfigurationError, MisuseError, MLXEngineError, UnsupportedInputError
 
 from ._http import Receive, Scope, Send, send_bytes, send_json
 from ._server import Server
@@ -130,7 +131,9 @@ class Ready:
                 here = [item for item in self.server.models.loaded().values() if item.id in there]
                 for kind, request in _PROBES:
                     if (handle := next((item for item in here if isinstance(item, kind)), None)) is not None:
-                        await handle.run(request)
+                        # one that ranks makes no vectors, and has said so on the device's thread
+                        with suppress(ConfigurationError, UnsupportedInputError):
+                            await handle.run(request)
                         break
             self._proved = time.monotonic()
         except TimeoutError:

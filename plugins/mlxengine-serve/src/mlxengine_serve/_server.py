@@ -13,6 +13,7 @@ from mlxengine.errors import MisuseError, MLXEngineError
 from ._admission import Admission
 from ._counts import Counts
 from ._models import Models
+from ._relays import Relays
 from ._remote import Remote
 from ._watch import Watch
 from .options import ServerOptions
@@ -39,11 +40,14 @@ class Server:
     admission: Admission = field(factory=Admission, init=False)
     loading: set[str] = field(factory=set, init=False)
     watch: Watch = field(init=False)
+    relays: Relays | None = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.remote = Remote(self.options)
         self.watch = Watch(self.engine.sync, self.options.stuck_seconds)
+        seconds = self.options.resume_seconds
+        self.relays = None if seconds is None else Relays(seconds, self.counts)
 
     def start(self) -> None:
         """Watch the device, and load the models that were named, one after the other, beside requests."""
@@ -70,6 +74,8 @@ class Server:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.relays is not None:
+            await self.relays.close()
 
 
 __all__ = ["Server"]

@@ -13,7 +13,7 @@ from starlette.routing import Route, Router
 from ._answers import Dialect, Endpoint, Refused
 from ._any_kind import AnyKind
 from ._guard import Guard
-from ._http import ASGIApp, Receive, Scope, Send
+from ._http import ASGIApp, Receive, Scope, Send, header
 from ._listing import ListModels
 from ._manage import Manage
 from ._models import Models
@@ -90,6 +90,11 @@ def create_app(
     router = Router(_routes(server), lifespan=lifespan, redirect_slashes=False)
 
     async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        if server.relays is not None and scope["type"] == "http":
+            last = header(scope, b"last-event-id")
+            if last is not None:
+                await server.relays.resume(scope, receive, send, last)
+                return
         scope["app"] = router  # then what it does not find is raised, for the guard to say in form
         await router(scope, receive, send)
 

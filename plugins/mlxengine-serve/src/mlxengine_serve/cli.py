@@ -117,6 +117,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="take a model out of memory so long after its last request; the next one brings it back",
     )
+    add(
+        "--resume",
+        type=seconds,
+        default=None,
+        metavar="SECONDS",
+        help="let a stream whose connection was lost go on for so long; a client that comes back with "
+        "Last-Event-ID gets the rest",
+    )
     add("--max-body", type=positive, default=32, metavar="MB", help="largest body of a request (32)")
     add("--feature", action="append", default=[], metavar="NAME[=VALUE]", help="a feature flag; repeatable")
     add("--offline", action="store_true", help="make no request to the hub")
@@ -150,6 +158,7 @@ def options_of(arguments: argparse.Namespace) -> ServerOptions:
         max_body=arguments.max_body * _MEGABYTE,
         wait_seconds=arguments.wait_timeout,
         run_seconds=arguments.run_timeout,
+        resume_seconds=arguments.resume,
     )
 
 

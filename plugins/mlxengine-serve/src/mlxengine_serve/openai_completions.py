@@ -20,7 +20,7 @@ from mlxengine import (
 
 from ._answers import Asked, Dialect
 from ._asking import BEYOND, SAMPLING, parameters, seed_of
-from ._chat_stream import COMMENT, DONE, finish_reason, finite, frame, usage_of
+from ._chat_stream import DONE, finish_reason, finite, frame, usage_of
 from ._fields import Fields, Table, callers, honoured, refused
 from ._refusals import Refusal, openai_form
 
@@ -155,8 +155,8 @@ class _Stream:
         return b""
 
     def beat(self) -> bytes:
-        """A comment: the clients of this dialect read on."""
-        return COMMENT
+        """A chunk that says nothing: a comment might come first, which has broken a client."""
+        return self._chunk(0, "")
 
     def event(self, event: Event) -> bytes:
         """The chunks of an event."""

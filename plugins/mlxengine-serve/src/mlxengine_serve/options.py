@@ -172,6 +172,8 @@ class ServerOptions:
         stuck_seconds: how long a step may take before whatever waits for it ends with status 503. ``/ready``
             says so earlier where the step is known to be shorter.
         ready_seconds: how long ``/ready`` waits for a token, and believes in one.
+        resume_seconds: how long a stream goes on whose connection was lost, for a client that comes back with
+            ``Last-Event-ID``; ``None``: it ends at once.
         max_pixels, max_steps: most pixels of a picture, and most denoising steps.
         max_choices: most answers or pictures of one request.
     """
@@ -192,6 +194,7 @@ class ServerOptions:
     run_seconds: float | None = field(default=None, validator=_positive)
     stuck_seconds: float = field(default=20.0, validator=_positive)
     ready_seconds: float = field(default=5.0, validator=_positive)
+    resume_seconds: float | None = field(default=None, validator=_positive)
     max_pixels: int = field(default=2048 * 2048, validator=_positive)
     max_steps: int = field(default=100, validator=_positive)
     max_choices: int = field(default=16, validator=_positive)

@@ -266,6 +266,7 @@ SCRIPTS = {
     "extras/make_kit_reference.py": True,
     "extras/make_z_image_reference.py": False,
     "extras/make_mflux_reference.py": True,
+    "extras/make_flow_reference.py": True,
 }
 
 

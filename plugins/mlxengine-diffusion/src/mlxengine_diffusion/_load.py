@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mlxengine import Feature, LoadContext, Loaded, ModelCard
@@ -10,6 +11,12 @@ from mlxengine.errors import FeatureUnavailableError, UnsupportedArchitectureErr
 from ._generate import PictureModel
 from .backends import backend, choose
 from .features import BACKEND_DTYPE, COMPILE, QUANTIZE
+
+_NOT_FOLLOWED: Mapping[str, tuple[Feature[Any], ...]] = {
+    "mlx_vlm": (BACKEND_DTYPE, COMPILE),
+    "mflux": (BACKEND_DTYPE, COMPILE),
+    "diffusionkit": (QUANTIZE, BACKEND_DTYPE, COMPILE),
+}
 
 
 def load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
@@ -36,12 +43,11 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
         )
     if choice.offer.problem is not None:
         raise choice.offer.problem
-    only: tuple[Feature[Any], ...] = (QUANTIZE, BACKEND_DTYPE, COMPILE)
-    for feature in only if choice.name != "sd" else ():
+    for feature in _NOT_FOLLOWED.get(choice.name, ()):
         if (value := context.features.get(feature)) not in (feature.default, "off"):
             raise FeatureUnavailableError(
                 f"{feature.name}={value} has no effect on {choice.name}, which serves {card.id}.",
-                hint="Leave it out for this model; only Stable Diffusion 1, 2 and XL have it.",
+                hint="Leave it out for this model.",
             )
     pipeline = backend(choice.name).load(card, context)
     abilities = pipeline.abilities

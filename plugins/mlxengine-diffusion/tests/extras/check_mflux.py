@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_adapters as a
 import tiny_flux1 as f1
 import tiny_flux2 as f2
 import tiny_kit as k
@@ -136,3 +137,53 @@ def test_a_missing_strange_or_misshapen_tensor_is_an_error_that_names_it(
             with pytest.raises(IncompatibleWeightsError) as caught:
                 engine.load_images(folder, features=MFLUX)
             assert named in str(caught.value)
+
+
+ADAPTED: dict[str, tuple[Any, float]] = {"flux1": (f1, f1.GUIDANCE), "qwen_image": (q, 1.0)}
+FORMS = [(name, form, name) for name in ADAPTED for form in a.FORMS] + [("flux1", "xlabs", "xlabs")]
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {name: pipeline(FAMILIES[name](tmp_path_factory.mktemp(name) / "x")) for name in ADAPTED}
+
+
+@pytest.mark.parametrize(("family", "form", "stored"), FORMS)
+def test_every_form_of_an_adapters_keys_makes_the_picture_of_diffusers(
+    pipelines: dict[str, Any], tmp_path: Path, family: str, form: str, stored: str
+) -> None:
+    import mlx.core as mx
+
+    tensors = a.xlabs() if form == "xlabs" else a.FORMS[form](family)
+    save_file(tensors, tmp_path / "x.safetensors")
+    module, guidance = ADAPTED[family]
+    noise = mx.array(a.noise(family))
+    ours = k.pixels(
+        pipelines[family], a.job(module, guidance, lora=((tmp_path / "x.safetensors", 1.0),)), noise
+    )
+    reference = load_file(k.DATA / "flow.pictures.safetensors")[f"{stored}/lora"].astype(int)
+    difference = np.abs(ours - reference).max()
+    print(f"{family} {form}: difference {difference}")
+    assert difference <= 2
+    assert np.abs(k.pixels(pipelines[family], a.job(module, guidance), noise) - reference).max() > 50
+
+
+def test_t5_is_adapted_and_what_it_does_not_have_is_refused(
+    pipelines: dict[str, Any], tmp_path: Path
+) -> None:
+    import mlx.core as mx
+
+    def picture(layer: str) -> Any:
+        numbers = np.random.RandomState(0)
+        tensors = {
+            f"lora_te3_{layer}.lora_down.weight": numbers.standard_normal((4, 32)).astype(np.float32),
+            f"lora_te3_{layer}.lora_up.weight": numbers.standard_normal((32, 4)).astype(np.float32),
+        }
+        save_file(tensors, tmp_path / "x.safetensors")
+        job = a.job(f1, f1.GUIDANCE, lora=((tmp_path / "x.safetensors", 1.0),))
+        return k.pixels(pipelines["flux1"], job, mx.array(a.noise("flux1")))
+
+    plain = k.pixels(pipelines["flux1"], a.job(f1, f1.GUIDANCE), mx.array(a.noise("flux1")))
+    assert np.abs(picture("encoder_block_1_layer_0_SelfAttention_v") - plain).max() > 5
+    with pytest.raises(IncompatibleWeightsError, match="block_9"):
+        picture("encoder_block_9_layer_0_SelfAttention_v")

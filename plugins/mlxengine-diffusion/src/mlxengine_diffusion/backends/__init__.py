@@ -3,8 +3,7 @@
 Where two can serve a repository, the first of `ORDER` that is installed does, unless the flag
 ``diffusion.backend`` names another. The order and the reason for each place:
 
-1. ``sd``: Stable Diffusion 1, 2 and XL. Always installed; checks every tensor; the only one with samplers,
-   adapters and low memory.
+1. ``sd``: Stable Diffusion 1, 2 and XL. Always installed; checks every tensor; the only one with samplers.
 2. ``mlx_vlm``: Z-Image and FLUX.2 klein. Resolves beside the other plugins on every platform.
 3. ``mflux``: FLUX.1, Qwen-Image, and FLUX.2 klein once more, with the pictures and the time of mlx-vlm. It
    is installed without its metadata, which resolves beside nothing here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from attrs import frozen
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import UnsupportedArchitectureError
 
-from ..features import KEEP_LOADED
+from ..features import KEEP_LOADED, QUANTIZE
 from ..sd.layout import document
 from ._slices import as_pixels
 from ._work import Abilities, Job, Pixels, PromptReport, Step
@@ -19,6 +20,8 @@ from ._work import Abilities, Job, Pixels, PromptReport, Step
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from ..sd.adapter_files import AdapterFile
+    from ..sd.lora import OtherNames
     from ..sd.parts import Parts
 
 _NOT_IMPLEMENTED = (
@@ -102,11 +105,19 @@ class Flow:
     Families say how prompts are read, how noise is predicted, and what latents stand for.
     """
 
-    def __init__(self, parts: Parts, levels: Levels, abilities: Abilities, info: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        levels: Levels,
+        abilities: Abilities,
+        info: dict[str, Any],
+        others: OtherNames | None = None,
+    ) -> None:
         self.abilities = abilities
         self.info = info
         self.parts = parts
         self.levels = levels
+        self._others = others
 
     def warm(self) -> Iterator[None]:
         yield from self.parts.warm()
@@ -116,6 +127,30 @@ class Flow:
 
     def read_prompt(self, job: Job) -> PromptReport:
         raise NotImplementedError
+
+    @contextmanager
+    def _use(self, part: str, job: Job) -> Iterator[Any]:
+        """A network as the job's adapters change it."""
+        import mlx.core as mx
+
+        from ..sd.adapter_files import DENOISER
+        from ..sd.lora import adapted
+
+        with self.parts.use(part, drop=job.low_memory) as network:
+            denoises = part == "transformer"
+            yield adapted(
+                network,
+                DENOISER if denoises else part,
+                self._adapters(job),
+                getattr(mx, self.info["dtype"]),
+                self._others if denoises else None,
+            )
+
+    def _adapters(self, job: Job) -> list[tuple[AdapterFile, float]]:
+        from ..sd.adapter_files import DENOISER, read_all
+
+        encoders = [part for part in self.parts.names if part.startswith("text_encoder")]
+        return read_all(job.lora, (DENOISER, *encoders))
 
     def _told(self, job: Job) -> Generator[None, None, list[Any]]:
         """What the transformer is told: of the prompt, and with guidance of the negative one."""
@@ -144,10 +179,11 @@ class Flow:
 
         if job.low_memory:
             self.parts.drop_idle()
+        self._adapters(job)  # what is wrong with them is said before anything is computed
         told = yield from self._told(job)
         latents = mx.random.normal(self._shape(job), key=mx.random.key(job.seed)) if noise is None else noise
         sigmas = self._sigmas(job, job.height * job.width // 256)
-        with self.parts.use("transformer", drop=job.low_memory) as transformer:
+        with self._use("transformer", job) as transformer:
             for index in range(job.steps):
                 sigma, following = sigmas[index : index + 2]
                 outputs = [self._predict(transformer, latents, sigma, item, job) for item in told]
@@ -177,21 +213,22 @@ def spread(grid: mx.array) -> mx.array:
 def built(
     card: ModelCard, context: LoadContext, builders: Mapping[str, Callable[[dict[str, Any], list[Path]], Any]]
 ) -> Parts:
-    """The networks of a repository, made by configuration and weight files."""
+    """The networks of a repository, made by configuration and weight files; quantized as the flag says."""
     from functools import partial
 
     from mlxengine.readonly import thaw
 
     from ..sd.parts import Parts
+    from ._networks import quantized
 
-    made = {
-        part: partial(
-            build,
-            thaw(document(card, f"{part}/config.json")),
-            sorted((context.path / part).glob("*.safetensors")),
-        )
-        for part, build in builders.items()
-    }
+    bits = context.features.get(QUANTIZE)
+
+    def make(part: str, build: Callable[[dict[str, Any], list[Path]], Any]) -> Any:
+        files = sorted((context.path / part).glob("*.safetensors"))
+        network = build(thaw(document(card, f"{part}/config.json")), files)
+        return quantized(network, bits) if bits and part == "transformer" else network
+
+    made = {part: partial(make, part, build) for part, build in builders.items()}
     parts = Parts(made, keep=context.features.get(KEEP_LOADED))
     parts.build()
     return parts

@@ -71,7 +71,8 @@ class Library:
 
 
 def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
-    from ._networks import filled, renamed, usual_dtype
+    from ._adapter_names import FLUX2
+    from ._networks import facts, filled, renamed, usual_dtype
 
     dtype = usual_dtype()
     # The libraries compute in this type whatever the weights are.
@@ -110,15 +111,15 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
         largest=2048,
         guided=not distilled,
         negative=not distilled,
+        lora=True,
         low_memory=True,
     )
     info = {
-        "library": library.name,
-        "dtype": str(dtype).removeprefix("mlx.core."),
+        **facts(library.name, dtype, context),
         "place_width": document(card, "transformer/config.json").get("in_channels", 128),
     }
     # The size counts by a formula of the model's own.
-    return Flux2(parts, Levels(dynamic=True), abilities, info, tokenizer=tokenizer)
+    return Flux2(parts, Levels(dynamic=True), abilities, info, FLUX2, tokenizer=tokenizer)
 
 
 def _known(config: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

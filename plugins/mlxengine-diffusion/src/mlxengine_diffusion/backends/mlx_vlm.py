@@ -63,7 +63,8 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
 
     from ..sd import weights
     from ..sd.autoencoder import build_vae
-    from ._networks import filled, renamed, usual_dtype
+    from ._adapter_names import Z_IMAGE
+    from ._networks import facts, filled, renamed, usual_dtype
 
     dtype = usual_dtype()
 
@@ -100,8 +101,9 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
     return ZImage(
         parts,
         levels,
-        Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True),
-        {"library": "mlx-vlm", "dtype": str(dtype).removeprefix("mlx.core.")},
+        Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, lora=True, low_memory=True),
+        facts("mlx-vlm", dtype, context),
+        Z_IMAGE,
         tokenizer=tokenizer,
     )
 

@@ -198,12 +198,11 @@ def _words(folder: Path, context: LoadContext) -> Path:
 def _build(
     part: str, config: dict[str, Any], files: list[Path], dtype: Any, bits: int, *, single: bool
 ) -> Any:
-    import mlx.nn as nn
-
     from ..sd import single_weights, weights
     from ..sd.autoencoder import build_vae
     from ..sd.clip import build_clip
     from ..sd.unet import build_unet
+    from ._networks import quantized
 
     if part == "unet":
         made: Any = build_unet(config)
@@ -213,15 +212,7 @@ def _build(
         made = build_clip(config, projection=part == "text_encoder_2")
     tensors = weights.read_tensors(files)
     weights.fill(made, part, single_weights.part_of(tensors, made, part) if single else tensors, dtype)
-    if bits:
-        nn.quantize(made, group_size=32, bits=bits, class_predicate=_can_quantize)
-    return made
-
-
-def _can_quantize(_path: str, module: Any) -> bool:
-    import mlx.nn as nn
-
-    return isinstance(module, nn.Linear) and module.weight.shape[1] % 32 == 0
+    return quantized(made, bits) if bits else made
 
 
 def _dtype(wanted: str, *, on_cpu: bool) -> Any:

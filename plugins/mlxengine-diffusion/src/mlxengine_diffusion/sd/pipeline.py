@@ -12,7 +12,7 @@ from attrs import frozen
 
 from ..backends._slices import as_pixels, steps_for
 from ..backends._work import Abilities, Job, Pixels, PromptReport, Step
-from .adapter_files import AdapterFile, read_adapters
+from .adapter_files import DENOISER, AdapterFile, read_all
 from .autoencoder import decoding
 from .lora import adapted
 from .parts import Parts, compiled
@@ -97,7 +97,7 @@ class StableDiffusion:
         if job.low_memory:
             self.parts.drop_idle()
         sampler = scheduler(job.scheduler, self.traits.settings, job.steps, job.sigmas)
-        adapters = [(read_adapters(path), scale) for path, scale in job.lora]
+        adapters = read_all(job.lora, (*self._tokenizers, DENOISER))
         guided = job.guidance > 1
         chunks = self._chunks(job, guided=guided)
         positive = yield from self._condition(job, job.prompt, adapters, chunks)
@@ -121,7 +121,7 @@ class StableDiffusion:
         hole = None if job.mask is None else self._hole(job.mask)
         beside = self._beside(job) if self.traits.fills else None
         with self.parts.use("unet", drop=job.low_memory) as base:
-            unet = adapted(base, "unet", adapters, self.traits.dtype)
+            unet = adapted(base, DENOISER, adapters, self.traits.dtype)
             if self.traits.compiled:
                 # An adapter's view belongs to the request: what is compiled of it goes with the request.
                 own = unet is not base

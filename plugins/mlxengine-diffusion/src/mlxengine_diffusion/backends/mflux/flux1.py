@@ -35,8 +35,9 @@ from ...sd.layout import document
 from ...sd.prompts import Piece
 from ...sd.text import Tokenizer, encode
 from .. import Defaults
+from .._adapter_names import FLUX1
 from .._flow import Flow, Levels, as_pixels, built, spread
-from .._networks import filled, renamed, resize, usual_dtype
+from .._networks import facts, filled, renamed, resize, usual_dtype
 from .._prompts import tokenizer_in
 from .._work import Abilities, Job, Pixels, PromptReport
 
@@ -80,13 +81,15 @@ def load(card: ModelCard, context: LoadContext) -> Flux1:
         largest=2048,
         guided=guided,
         negative=False,
+        lora=True,
         low_memory=True,
     )
     return Flux1(
         parts,
         Levels.read(document(card, "scheduler/scheduler_config.json")),
         abilities,
-        {"library": "mflux", "dtype": str(dtype).removeprefix("mlx.core."), "place_width": 64},
+        {**facts("mflux", dtype, context), "place_width": 64},
+        FLUX1,
         clip_words=Tokenizer(context.path / "tokenizer", length),
         words=words,
         # What the two were trained with.
@@ -191,7 +194,7 @@ class Flux1(Flow):
         )
 
     def _told(self, job: Job) -> Generator[None, None, list[_Told]]:
-        with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
+        with self._use("text_encoder", job) as encoder:
             # CLIP gives the summary of the prompt alone, and reads no more than fits at once.
             words = self._clip_words
             rows = words.rows(words.chunks([[Piece(job.prompt)]])[:1])
@@ -201,7 +204,7 @@ class Flux1(Flow):
         ids = self._words(
             job.prompt, padding="max_length", truncation=True, max_length=self._length
         ).input_ids
-        with self.parts.use("text_encoder_2", drop=job.low_memory) as encoder:
+        with self._use("text_encoder_2", job) as encoder:
             states = encoder(mx.array([ids]))
             mx.eval(states)
         yield None

@@ -24,7 +24,7 @@ from ...models import defaults_for
 from ...sd.layout import document
 from .. import Defaults
 from .._flow import Flow, Levels, as_pixels, built, spread
-from .._networks import filled, renamed, resize, usual_dtype
+from .._networks import facts, filled, renamed, resize, usual_dtype
 from .._prompts import report, tokenizer_in
 from .._work import Abilities, Job, Pixels, PromptReport
 
@@ -69,8 +69,10 @@ def load(card: ModelCard, context: LoadContext) -> QwenImage:
     )
     tokenizer = tokenizer_in(context.path / "tokenizer")
     own = Defaults(size=(1328, 1328), steps=50, guidance=4.0)
-    abilities = Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True)
-    info = {"library": "mflux", "dtype": str(dtype).removeprefix("mlx.core."), "place_width": 64}
+    abilities = Abilities(
+        defaults=defaults_for(card, own), size_step=16, largest=2048, lora=True, low_memory=True
+    )
+    info = {**facts("mflux", dtype, context), "place_width": 64}
     levels = Levels.read(document(card, "scheduler/scheduler_config.json"))
     vae = document(card, "vae/config.json")
     return QwenImage(
@@ -161,7 +163,7 @@ class QwenImage(Flow):
 
     def _told(self, job: Job) -> Generator[None, None, list[_Told]]:
         told = []
-        with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
+        with self._use("text_encoder", job) as encoder:
             # An empty negative prompt is a space, as its authors' is.
             for prompt in (job.prompt, job.negative or " ")[: 2 if job.guidance > 1 else 1]:
                 ids = mx.array([self._ids(prompt)[: _DROPPED + _LENGTH]])

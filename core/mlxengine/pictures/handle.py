@@ -116,6 +116,7 @@ class ImageOptions(TypedDict, total=False):
     init_image: Any
     mask: Any
     strength: float | None
+    references: tuple[Any, ...]
     lora: tuple[tuple[str, float], ...]
     low_memory: bool | None
 

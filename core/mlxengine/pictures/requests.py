@@ -35,6 +35,8 @@ class ImageRequest(Request):
         mask: which part of ``init_image`` to make anew: a picture of any size, light where it is; or an
             array (height, width) of bool or uint8.
         strength: how far to leave ``init_image``, 0 (keep) to 1 (forget).
+        references: pictures to look at while this one is made, or to edit, for models that can: each whatever
+            `ImagePart` takes.
         n: number of pictures.
         lora: folders or repositories of LoRA weights, each with its scale.
         low_memory: free each part of the pipeline after its stage.
@@ -55,6 +57,7 @@ class ImageRequest(Request):
     init_image: Any = field(default=None, repr=_type_name)
     mask: Any = field(default=None, repr=_type_name)
     strength: float | None = None
+    references: tuple[Any, ...] = field(default=(), repr=lambda value: f"<{len(value)}>")
     n: int = 1
     lora: tuple[tuple[str, float], ...] = ()
     low_memory: bool | None = None

@@ -15,7 +15,6 @@ from mlxengine.errors import (
     FeatureUnavailableError,
     IncompatibleWeightsError,
     RemoteCodeRefusedError,
-    UnsupportedInputError,
 )
 from safetensors.numpy import load_file, save_file
 
@@ -58,11 +57,6 @@ def test_it_is_served_by_the_engine_with_the_same_events(model: Any) -> None:
     assert ready[0].pixels.shape == (64, 64, 3)
     again = model.image("a red circle", size=(64, 64), steps=2, seed=1)
     assert np.array_equal(again.numpy(), ready[0].pixels.numpy())
-
-
-def test_what_it_cannot_do_is_refused(model: Any) -> None:
-    with pytest.raises(UnsupportedInputError, match="from text only"):
-        model.image("a", init_image=np.zeros((64, 64, 3), np.uint8))
 
 
 @pytest.mark.parametrize("flag", [{"dtype": "float16"}, {"compile": "on"}], ids=str)

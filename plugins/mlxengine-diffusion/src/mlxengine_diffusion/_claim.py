@@ -15,7 +15,9 @@ from .sd.layout import document
 
 _CAPABILITIES = frozenset({"image_generation"})
 _OWN = Defaults()
-_SERVED = "Stable Diffusion 1, 2 and XL, FLUX.1, FLUX.2 klein, Z-Image and Qwen-Image are served."
+_SERVED = (
+    "Stable Diffusion 1, 2 and XL, FLUX.1, Kontext, Fill, FLUX.2 klein, Z-Image and Qwen-Image are served."
+)
 _HINTS = {
     "StableDiffusion3Pipeline": (
         "Stable Diffusion 3 is served in the format of diffusionkit alone: "

@@ -26,7 +26,7 @@ from mlxengine import (
 )
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 
-from ._pictures import fitted_size, open_mask, open_picture, pixels_of
+from ._pictures import fitted_size, open_mask, open_picture, pixels_of, reference_pixels
 from .backends._work import Job, Pipeline, Pixels, PromptReport, Step
 from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY
 from .sd.prompts import check_prompt, has_weights, parse
@@ -80,7 +80,10 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         _refuse(f"guidance={guidance:g} has no effect on this model.", "Leave it out: it was distilled.")
     _check_prompts(pipeline, request)
     picture = _picture(pipeline, request, context)
-    size = request.size or (fitted_size(picture, abilities.size_step) if picture else defaults.size)
+    references = _references(pipeline, request, context)
+    size = request.size or (fitted_size(picture, abilities.size_step) if picture else None)
+    if size is None:
+        size = references[0].shape[1::-1] if references else defaults.size
     _check_size(size, abilities.size_step, abilities.largest)
     width, height = size
     mask = _mask(pipeline, request, size)
@@ -101,6 +104,7 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         guidance_rescale=_rescale(pipeline, request.guidance_rescale),
         init=None if picture is None else pixels_of(picture, (width, height)),
         mask=mask,
+        references=references,
         strength=1.0 if picture is None else float(strength),
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
@@ -149,11 +153,29 @@ def _picture(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> 
     if not pipeline.abilities.init_image:
         raise UnsupportedInputError(
             f"This model makes pictures from text only ({pipeline.info.get('library')}).",
-            hint="Leave init_image out, or load a Stable Diffusion model.",
+            hint="Leave init_image out, or load another model.",
         )
     if request.strength is not None:
         _number("strength", request.strength, 0, 1)
     return open_picture(request.init_image)
+
+
+def _references(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> tuple[Pixels, ...]:
+    if not isinstance(request.references, tuple | list):
+        _refuse("references holds pictures, also where it is one.", "Write references=(picture,).")
+    if not request.references:
+        return ()
+    context.features.require(IMAGE_TO_IMAGE)
+    most = pipeline.abilities.references
+    if not most:
+        raise UnsupportedInputError(
+            f"This model looks at no other pictures ({pipeline.info.get('library')}).",
+            hint="Leave references out, or load FLUX.1 Kontext or FLUX.2.",
+        )
+    if len(request.references) > most:
+        _refuse(f"references holds {len(request.references)} pictures; this model looks at {most} at most.")
+    step, sizes = pipeline.abilities.size_step, pipeline.abilities.reference_sizes
+    return tuple(reference_pixels(source, step, sizes) for source in request.references)
 
 
 def _mask(pipeline: Pipeline, request: ImageRequest, size: tuple[int, int]) -> Pixels | None:
@@ -166,7 +188,7 @@ def _mask(pipeline: Pipeline, request: ImageRequest, size: tuple[int, int]) -> P
     if not pipeline.abilities.mask:
         raise UnsupportedInputError(
             f"This model makes whole pictures ({pipeline.info.get('library')}).",
-            hint="Leave mask out, or load a Stable Diffusion model.",
+            hint="Leave mask out, or load another model.",
         )
     return open_mask(request.mask, size)
 
@@ -298,6 +320,8 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         made["init_sha256"] = hashlib.sha256(job.init.tobytes()).hexdigest()
     if job.mask is not None:
         made["mask_sha256"] = hashlib.sha256(job.mask.tobytes()).hexdigest()
+    if job.references:
+        made["references_sha256"] = [hashlib.sha256(item.tobytes()).hexdigest() for item in job.references]
     if report.truncated:
         made["truncated"] = report.truncated
     return made

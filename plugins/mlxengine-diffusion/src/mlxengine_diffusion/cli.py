@@ -80,6 +80,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-rescale", type=float, metavar="X", help="less contrast, 0 to 1")
     parser.add_argument("--init", type=Path, help="a picture to start from")
     parser.add_argument("--mask", type=Path, help="white where that picture is to be made anew")
+    parser.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a picture to look at or to edit; may be given again",
+    )
     parser.add_argument("--strength", type=float, help="how far to leave it, 0 to 1")
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
     parser.add_argument("--lora", action="append", default=[], metavar="REF[=SCALE]", help="an adapter")
@@ -107,6 +115,11 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         raise InvalidParameterError(
             "A part of this picture was made with a mask, which the recipe does not hold.",
             hint="Name it with --mask.",
+        )
+    if recipe.get("references_sha256") is not None and not options.reference:
+        raise InvalidParameterError(
+            "This picture was made from others, which the recipe does not hold.",
+            hint="Name them with --reference.",
         )
     size: Any = _size(options.size)
     if size is None and recipe.get("width"):
@@ -139,6 +152,7 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         guidance_rescale=told("guidance_rescale"),
         init_image=options.init,
         mask=options.mask,
+        references=tuple(options.reference),
         strength=told("strength"),
         n=options.n,
         lora=tuple(adapters),

@@ -1,4 +1,4 @@
-"""Compute what diffusers makes of the tiny models of flow matching with adapters: the stored reference.
+"""Compute what diffusers makes of the tiny models of flow matching, adapted or from pictures: references.
 
     python make_flow_reference.py CLIP_TOKENIZER_FOLDER [OUT_FOLDER]
 
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,22 @@ import tiny_kit as k
 import tiny_qwen_image as q
 import tiny_z_image as z
 import torch
+from diffusers import (
+    Flux2KleinInpaintPipeline,
+    FluxFillPipeline,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxKontextPipeline,
+    QwenImageImg2ImgPipeline,
+    QwenImageInpaintPipeline,
+    ZImageImg2ImgPipeline,
+    ZImageInpaintPipeline,
+)
 from diffusers.loaders import lora_conversion_utils as convert
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from make_mflux_reference import flux1_pipe, flux2_pipe, picture, qwen_image_pipe
 from make_z_image_reference import z_image_pipe
+from PIL import Image
 from safetensors.numpy import save_file
 
 SIDE = f2.SIDE
@@ -123,6 +139,85 @@ def families(t5_words: Path, words: Path, clip_words: Path) -> dict[str, tuple[A
     }
 
 
+@contextmanager
+def shared_noise(pipe: Any, name: str) -> Iterator[None]:
+    """Let a pipeline draw our noise, and take the mean of what an autoencoder gives."""
+    module = sys.modules[type(pipe).__module__]
+    kept = {key: getattr(module, key) for key in ("randn_tensor", "retrieve_latents") if hasattr(module, key)}
+    drawn = torch.from_numpy(a.noise(name))
+
+    def draw(shape: tuple[int, ...], **_: Any) -> Any:
+        if name == "flux2":
+            return drawn.reshape(1, SIDE // 16, SIDE // 16, 128).permute(0, 3, 1, 2).reshape(shape)
+        return torch.from_numpy(k.noise()[:, :, : SIDE // 8, : SIDE // 8].copy()).reshape(shape)
+
+    module.randn_tensor = draw
+    module.retrieve_latents = lambda made, **_: made.latent_dist.mode()
+    yield
+    for key, value in kept.items():
+        setattr(module, key, value)
+
+
+def from_pictures(family: str, pipe: Any, asked: dict[str, Any], t5_words: Path, clip_words: Path) -> Any:
+    """What a family makes of a picture, by the name that `tiny_adapters.changes` has for it."""
+    start, other = Image.fromarray(a.start()), Image.fromarray(a.other())
+    given = {"image": start, "mask_image": Image.fromarray(a.mask()), "strength": a.STRENGTH}
+    asked = {key: value for key, value in asked.items() if key != "latents"}
+    pictures = {}
+
+    def make(name: str, made: Any, **options: Any) -> None:
+        with shared_noise(made, family):
+            pictures[name] = picture(made, **{**asked, **options})
+
+    if family == "flux2":
+        del asked["height"], asked["width"]
+        make("a part anew", Flux2KleinInpaintPipeline(**pipe.components), **given)
+        sized = {"height": SIDE, "width": SIDE}
+        make("looking at two", pipe, image=[start, other], **sized)
+        make("looking at one", pipe, image=other, **sized)
+        # diffusers has no pipeline for this: the same steps with the first ones left out.
+        usual, first = pipe.scheduler.set_timesteps, int(f2.STEPS - f2.STEPS * a.STRENGTH)
+
+        @wraps(usual)
+        def later(*values: Any, **options: Any) -> None:
+            usual(*values, **options)
+            pipe.scheduler.timesteps = pipe.scheduler.timesteps[first:]
+            pipe.scheduler.sigmas = pipe.scheduler.sigmas[first:]
+
+        later(sigmas=np.linspace(1.0, 1 / f2.STEPS, f2.STEPS), mu=compute_empirical_mu(16, f2.STEPS))
+        level = pipe.scheduler.sigmas[0]
+        clean = pipe._encode_vae_image(pipe.image_processor.preprocess(start), generator=None)
+        noise = torch.from_numpy(a.noise("flux2")).reshape(1, 4, 4, 128).permute(0, 3, 1, 2)
+        pipe.scheduler.set_timesteps = later
+        make("from a picture", pipe, latents=level * noise + (1 - level) * clean, **sized)
+        pipe.scheduler.set_timesteps = usual
+        return pictures
+    classes = {
+        "flux1": (FluxImg2ImgPipeline, FluxInpaintPipeline),
+        "z_image": (ZImageImg2ImgPipeline, ZImageInpaintPipeline),
+        "qwen_image": (QwenImageImg2ImgPipeline, QwenImageInpaintPipeline),
+    }[family]
+    parts = {
+        key: value
+        for key, value in pipe.components.items()
+        if key not in ("image_encoder", "feature_extractor")
+    }
+    make("from a picture", classes[0](**parts), image=start, strength=a.STRENGTH)
+    make("a part anew", classes[1](**parts), **given)
+    if family == "flux1":
+        make(
+            "looking at one",
+            FluxKontextPipeline(**parts),
+            image=other,
+            max_area=SIDE * SIDE,
+            _auto_resize=False,
+        )
+        wide, _ = flux1_pipe(t5_words, clip_words, f1.FILL)
+        parts = {**parts, "transformer": wide.transformer}
+        make("fill", FluxFillPipeline(**parts), **{**given, "strength": 1.0})
+    return pictures
+
+
 @torch.no_grad()
 def main() -> None:
     torch.set_num_threads(1)
@@ -136,6 +231,9 @@ def main() -> None:
         z.write_tokenizer(words)
         for family, (pipe, asked) in families(t5_words, words, clip_words).items():
             plain = picture(pipe, **asked)
+            for name, made in from_pictures(family, pipe, asked, t5_words, clip_words).items():
+                pictures[f"{family}/{name}"] = made
+                print(family, name, made.shape, np.abs(made.astype(int) - plain).mean())
             for name in (family, "xlabs") if family == "flux1" else (family,):
                 tensors = {key: torch.from_numpy(value) for key, value in a.peft(name).items()}
                 pipe.load_lora_weights(tensors)

@@ -144,12 +144,43 @@ def xlabs() -> dict[str, k.Array]:
 FORMS = {"peft": peft, "kohya": kohya, "comfyui": comfyui}
 
 
+def start() -> np.ndarray[Any, Any]:
+    """A picture to start from, (64, 64, 3) uint8."""
+    across, down = np.meshgrid(np.linspace(0, 255, f2.SIDE), np.linspace(0, 255, f2.SIDE))
+    return np.stack([across, down, 255 - across], axis=-1).round().astype(np.uint8)
+
+
+def other() -> np.ndarray[Any, Any]:
+    """A second picture to look at, of another shape: (64, 96, 3) uint8."""
+    return np.ascontiguousarray(np.concatenate([start(), start()[:, ::-1]], axis=1)[:, :96, ::-1])
+
+
+def mask() -> np.ndarray[Any, Any]:
+    """What of it is made anew, (64, 64) uint8; aligned to what the models see as one place."""
+    found = np.zeros((f2.SIDE, f2.SIDE), np.uint8)
+    found[16:48, 32:] = 255
+    return found
+
+
+STRENGTH = 0.6
+
+
 def noise(name: str) -> k.Array:
     """What a picture of 64 pixels a side starts from, in a family's form."""
     small = k.noise()[:, :, : f2.SIDE // 8, : f2.SIDE // 8]
     if name == "flux2":
         return f2.noise()
     return np.ascontiguousarray(small[:, :, None]) if name == "z_image" else k.packed(small)
+
+
+def changes() -> dict[str, dict[str, Any]]:
+    """What jobs have besides, by the name of the stored picture."""
+    return {
+        "from a picture": {"init": start(), "strength": STRENGTH},
+        "a part anew": {"init": start(), "mask": mask(), "strength": STRENGTH},
+        "looking at two": {"references": (start(), other())},
+        "looking at one": {"references": (other(),)},
+    }
 
 
 def job(model: Any, guidance: float, **more: Any) -> Any:

@@ -5,8 +5,8 @@ Where two can serve a repository, the first of `ORDER` that is installed does, u
 
 1. ``sd``: Stable Diffusion 1, 2 and XL. Always installed; checks every tensor; the only one with samplers.
 2. ``mlx_vlm``: Z-Image and FLUX.2 klein. Resolves beside the other plugins on every platform.
-3. ``mflux``: FLUX.1, Qwen-Image, and FLUX.2 klein once more, with the pictures and the time of mlx-vlm. It
-   is installed without its metadata, which resolves beside nothing here.
+3. ``mflux``: FLUX.1 with Kontext and Fill, Qwen-Image, and FLUX.2 klein once more, with the pictures and the
+   time of mlx-vlm. It is installed without its metadata, which resolves beside nothing here.
 4. ``diffusionkit``: Stable Diffusion 3 and 3.5, and FLUX.1 schnell in its own format. Last, because it brings
    torch.
 """

@@ -99,6 +99,10 @@ class Levels:
         return [*found, 0.0]
 
 
+# What every family can be asked for.
+ABILITIES = Abilities(size_step=16, largest=2048, init_image=True, mask=True, lora=True, low_memory=True)
+
+
 class Flow:
     """A loaded model of flow matching: see `backends.Pipeline` for what each method does.
 
@@ -163,7 +167,13 @@ class Flow:
     def _sigmas(self, job: Job, places: int) -> list[float]:
         return self.levels.sigmas(job.steps, places)
 
-    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:
+    def _seen(self, job: Job) -> Generator[None, None, Any]:  # noqa: ARG002
+        """What the transformer is shown beside the latents; ``None``: nothing."""
+        yield from ()
+
+    def _predict(
+        self, transformer: Any, latents: mx.array, sigma: float, told: Any, seen: Any, job: Job
+    ) -> mx.array:
         """The velocity at a level: the shape of ``latents``, float32."""
         raise NotImplementedError
 
@@ -174,6 +184,37 @@ class Flow:
         """The picture of latents (1, height, width, channels of a place)."""
         raise NotImplementedError
 
+    def _hidden(self, vae: Any, pixels: mx.array) -> mx.array:
+        """Latents (1, height / 8, width / 8, channels) of a picture (1, height, width, 3), -1 to 1."""
+        raise NotImplementedError
+
+    def _encoded(self, pixels: Pixels | mx.array, job: Job) -> Generator[None, None, mx.array]:
+        """Latents of a picture: the mean of the autoencoder's distribution."""
+        import mlx.core as mx
+
+        with self.parts.use("vae", drop=job.low_memory) as vae:
+            found = self._hidden(vae, mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1)
+            mx.eval(found)
+        yield None
+        return found
+
+    def _laid(self, latents: mx.array) -> mx.array:
+        """Latents (1, height, width, channels) as `denoise` has them."""
+        grid = gathered(latents)
+        return grid.reshape(1, -1, grid.shape[-1])
+
+    def _start(self, job: Job) -> Generator[None, None, tuple[mx.array, mx.array | None]]:
+        """The latents of the picture to start from, and which of them are made anew (``None``: all)."""
+        import mlx.core as mx
+
+        assert job.init is not None
+        clean = yield from self._encoded(job.init, job)
+        if job.mask is None or self.abilities.fills:
+            return self._laid(clean), None
+        scale = job.height // clean.shape[1]
+        hole = mx.array(job.mask[::scale, ::scale] > 0)[None, ..., None]
+        return self._laid(clean), self._laid(mx.broadcast_to(hole, clean.shape))
+
     def denoise(self, job: Job, noise: mx.array | None = None) -> Iterator[Step | None]:
         import mlx.core as mx
 
@@ -181,17 +222,30 @@ class Flow:
             self.parts.drop_idle()
         self._adapters(job)  # what is wrong with them is said before anything is computed
         told = yield from self._told(job)
-        latents = mx.random.normal(self._shape(job), key=mx.random.key(job.seed)) if noise is None else noise
+        seen = yield from self._seen(job)
+        if noise is None:
+            noise = mx.random.normal(self._shape(job), key=mx.random.key(job.seed))
+        latents, clean, hole, first = noise, noise, None, 0
         sigmas = self._sigmas(job, job.height * job.width // 256)
+        if job.init is not None:
+            clean, hole = yield from self._start(job)
+            # A share of the steps, rounded up: what is left out is rounded down.
+            first = int(job.steps - job.steps * job.strength)
+            if first == job.steps:
+                yield Step(done=0, total=0, latents=clean, clean=clean)
+                return
+            latents = sigmas[first] * noise + (1 - sigmas[first]) * clean
         with self._use("transformer", job) as transformer:
-            for index in range(job.steps):
+            for index in range(first, job.steps):
                 sigma, following = sigmas[index : index + 2]
-                outputs = [self._predict(transformer, latents, sigma, item, job) for item in told]
+                outputs = [self._predict(transformer, latents, sigma, item, seen, job) for item in told]
                 output = outputs[0] if len(outputs) == 1 else self._guided(outputs, job.guidance)
-                clean = latents - sigma * output
+                believed = latents - sigma * output
                 latents = latents + (following - sigma) * output
-                mx.eval(latents, clean)
-                yield Step(done=index + 1, total=job.steps, latents=latents, clean=clean)
+                if hole is not None:
+                    latents = mx.where(hole, latents, following * noise + (1 - following) * clean)
+                mx.eval(latents, believed)
+                yield Step(done=index - first + 1, total=job.steps - first, latents=latents, clean=believed)
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
         return (yield from self._pixels(self._grid(latents, job), job))
@@ -208,6 +262,13 @@ def spread(grid: mx.array) -> mx.array:
     _, height, width, channels = grid.shape
     apart = grid.reshape(1, height, width, channels // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
     return apart.reshape(1, 2 * height, 2 * width, channels // 4)
+
+
+def gathered(latents: mx.array) -> mx.array:
+    """Latents (1, 2 h, 2 w, c) as places of two by two, (1, h, w, 4 c): `spread` the other way."""
+    _, height, width, channels = latents.shape
+    apart = latents.reshape(1, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 5, 2, 4)
+    return apart.reshape(1, height // 2, width // 2, 4 * channels)
 
 
 def built(
@@ -234,4 +295,4 @@ def built(
     return parts
 
 
-__all__ = ["Flow", "Levels", "as_pixels", "built", "spread"]
+__all__ = ["ABILITIES", "Flow", "Levels", "as_pixels", "built", "gathered", "spread"]

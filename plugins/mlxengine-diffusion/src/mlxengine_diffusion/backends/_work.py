@@ -35,6 +35,8 @@ class Abilities:
         init_image: whether a picture can be the start.
         mask: whether a part of that picture can be made anew and the rest kept.
         fills: whether it is made for nothing else.
+        references: how many pictures it can look at while it makes one; 0 for none.
+        reference_sizes: the sizes that those must have; empty for any of up to a million pixels.
         lora: whether adapters can be applied.
         prompt_weights: whether brackets in a prompt weigh its words.
         text_layers: how many layers the text encoder has to choose from with ``clip_skip``; 0 for no choice.
@@ -53,6 +55,8 @@ class Abilities:
     init_image: bool = False
     mask: bool = False
     fills: bool = False
+    references: int = 0
+    reference_sizes: tuple[tuple[int, int], ...] = ()
     lora: bool = False
     prompt_weights: bool = False
     text_layers: int = 0
@@ -64,7 +68,8 @@ class Abilities:
 class Job:
     """One picture to make; everything is decided.
 
-    ``mask`` has the picture's height and width; what is above zero is made anew.
+    ``mask`` has the picture's height and width; what is above zero is made anew. ``references`` have sizes of
+    their own, multiples of the model's step.
     """
 
     prompt: str
@@ -81,6 +86,7 @@ class Job:
     guidance_rescale: float = 0.0
     init: Pixels | None = None
     mask: Pixels | None = None
+    references: tuple[Pixels, ...] = ()
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()
     low_memory: bool = False

@@ -10,15 +10,16 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
 from mlxengine import LoadContext, ModelCard
 
 from ..models import defaults_for
 from ..sd.layout import document
 from . import Defaults, Offer, _flux2
-from ._flow import Levels, built
+from ._flow import ABILITIES, Levels, built
 from ._prompts import ChatFlow, tokenizer_in
 from ._slices import as_pixels, flow_offer
-from ._work import Abilities, Job, Pixels
+from ._work import Job, Pixels
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -34,6 +35,7 @@ _FLUX2 = _flux2.Library(
     transformer="mlx_vlm.models.flux2.transformer.transformer",
     text_encoder="mlx_vlm.models.flux2.qwen.text_encoder",
     vae="mlx_vlm.models.flux2.vae.vae",
+    encoder="mlx_vlm.models.flux2.vae.encoder.encoder",
 )
 
 
@@ -101,7 +103,7 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
     return ZImage(
         parts,
         levels,
-        Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, lora=True, low_memory=True),
+        evolve(ABILITIES, defaults=defaults_for(card, own)),
         facts("mlx-vlm", dtype, context),
         Z_IMAGE,
         tokenizer=tokenizer,
@@ -123,7 +125,15 @@ class ZImage(ChatFlow):
     def _shape(self, job: Job) -> tuple[int, ...]:
         return (1, 16, 1, job.height // 8, job.width // 8)
 
-    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:  # noqa: ARG002
+    def _predict(
+        self,
+        transformer: Any,
+        latents: mx.array,
+        sigma: float,
+        told: Any,
+        seen: Any,  # noqa: ARG002
+        job: Job,  # noqa: ARG002
+    ) -> mx.array:
         import mlx.core as mx
 
         output: mx.array = transformer(latents.astype(told.dtype), mx.array([1 - sigma]), told)
@@ -135,6 +145,14 @@ class ZImage(ChatFlow):
 
     def _grid(self, latents: mx.array, job: Job) -> mx.array:  # noqa: ARG002
         return latents[:, :, 0].transpose(0, 2, 3, 1)
+
+    def _laid(self, latents: mx.array) -> mx.array:
+        return latents.transpose(0, 3, 1, 2)[:, :, None]
+
+    def _hidden(self, vae: Any, pixels: mx.array) -> mx.array:
+        from ..sd.autoencoder import encoded
+
+        return encoded(vae, pixels)
 
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
         from ..sd.autoencoder import decoding

@@ -62,6 +62,13 @@ def decoding(vae: Any, latents: mx.array) -> Iterator[mx.array]:
     yield _evaluated(decoder.conv_out(ops.activated(decoder.conv_norm_out, x)))
 
 
+def encoded(vae: Any, pixels: mx.array) -> mx.array:
+    """Latents (the distribution's mean) of a picture (1, height, width, 3), about -1 to 1."""
+    mean, _ = vae.encode(pixels)
+    found: mx.array = mean - vae.shift_factor * vae.scaling_factor
+    return found
+
+
 def _evaluated(x: mx.array) -> mx.array:
     mx.eval(x)
     return x
@@ -94,4 +101,4 @@ def build_vae(config: Config) -> Any:
     return made
 
 
-__all__ = ["build_vae", "decoding"]
+__all__ = ["build_vae", "decoding", "encoded"]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
-from attrs import frozen
+from attrs import evolve, frozen
 from mflux.models.common.config import ModelConfig
 from mflux.models.qwen.model.qwen_text_encoder.qwen_encoder import QwenEncoder
 from mflux.models.qwen.model.qwen_text_encoder.qwen_encoder_layer import QwenEncoderLayer
@@ -23,10 +23,10 @@ from mlxengine import LoadContext, ModelCard
 from ...models import defaults_for
 from ...sd.layout import document
 from .. import Defaults
-from .._flow import Flow, Levels, as_pixels, built, spread
+from .._flow import ABILITIES, Flow, Levels, as_pixels, built, spread
 from .._networks import facts, filled, renamed, resize, usual_dtype
 from .._prompts import report, tokenizer_in
-from .._work import Abilities, Job, Pixels, PromptReport
+from .._work import Job, Pixels, PromptReport
 
 _LENGTH = 1024
 # What its authors wrap prompts in, and how many of its tokens nobody is told.
@@ -69,9 +69,7 @@ def load(card: ModelCard, context: LoadContext) -> QwenImage:
     )
     tokenizer = tokenizer_in(context.path / "tokenizer")
     own = Defaults(size=(1328, 1328), steps=50, guidance=4.0)
-    abilities = Abilities(
-        defaults=defaults_for(card, own), size_step=16, largest=2048, lora=True, low_memory=True
-    )
+    abilities = evolve(ABILITIES, defaults=defaults_for(card, own))
     info = {**facts("mflux", dtype, context), "place_width": 64}
     levels = Levels.read(document(card, "scheduler/scheduler_config.json"))
     vae = document(card, "vae/config.json")
@@ -127,21 +125,26 @@ def _text_encoder(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) ->
 
 def _autoencoder(config: dict[str, Any], files: list[Path]) -> Any:
     made = QwenVAE()
-    for part in ("encoder", "quant_conv"):  # nobody gives it a picture
-        made.pop(part, None)
     narrow = config["base_dim"]
     resize(made, {times * 96: times * narrow for times in (1, 2, 4, 8, 12)})
     for _, item in made.named_modules():
         if isinstance(item, QwenImageRMSNorm):
             item.scale = math.sqrt(item.weight.shape[0])
     places = renamed(
+        *(
+            (rf"^encoder\.down_blocks\.{level}\.{ours}\.", f"encoder.down_blocks.[{3 * level + place}].")
+            for level in range(4)
+            for place, ours in enumerate((r"resnets\.0", r"resnets\.1", r"downsamplers\.0"))
+        ),
+        (r"\[(\d+)\]", r"\1"),
         (r"\.conv3d\.", "."),
         (r"\.skip_conv\.", ".conv_shortcut."),
         (r"\.up_block(\d)\.", r".up_blocks.\1."),
         (r"\.resample_conv\.", ".resample.1."),
         (r"(\.norm\w*)\.weight$", r"\1.gamma"),
     )
-    return filled(made, "vae", files, places, mx.float32, ignored=r"^(encoder|quant_conv)\.")
+    # What only films need: the library leaves it out at this level.
+    return filled(made, "vae", files, places, mx.float32, ignored=r"^encoder\.down_blocks\.5\.time_conv\.")
 
 
 class QwenImage(Flow):
@@ -173,7 +176,15 @@ class QwenImage(Flow):
                 yield None
         return told
 
-    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:
+    def _predict(
+        self,
+        transformer: Any,
+        latents: mx.array,
+        sigma: float,
+        told: Any,
+        seen: Any,  # noqa: ARG002
+        job: Job,
+    ) -> mx.array:
         asked = SimpleNamespace(scheduler=SimpleNamespace(sigmas=[sigma]), height=job.height, width=job.width)
         output: mx.array = transformer(
             t=0,
@@ -190,6 +201,11 @@ class QwenImage(Flow):
         return both * (
             mx.linalg.norm(outputs[0], axis=-1, keepdims=True) / mx.linalg.norm(both, axis=-1, keepdims=True)
         )
+
+    def _hidden(self, vae: Any, pixels: mx.array) -> mx.array:
+        both = vae.quant_conv(vae.encoder(pixels.transpose(0, 3, 1, 2)[:, :, None]))
+        mean: mx.array = both[:, : self._mean.shape[0], 0].transpose(0, 2, 3, 1)
+        return (mean - self._mean) / self._deviation
 
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:

@@ -15,7 +15,7 @@ from ..handle import AsyncModelHandle, ModelHandle
 from ..readonly import freeze
 from .exchange import RECIPE_KEY, held, saving
 from .outputs import ImageReady
-from .requests import ImageRequest
+from .requests import ImageControl, ImageRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,6 +117,7 @@ class ImageOptions(TypedDict, total=False):
     mask: Any
     strength: float | None
     references: tuple[Any, ...]
+    controls: tuple[ImageControl, ...]
     lora: tuple[tuple[str, float], ...]
     low_memory: bool | None
 

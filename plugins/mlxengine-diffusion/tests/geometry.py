@@ -164,6 +164,44 @@ def configs(family: str) -> dict[str, dict[str, Any]]:
     return made
 
 
+def control_config(family: str) -> dict[str, Any]:
+    """The configuration of a ControlNet for a family's UNet."""
+    unet = {
+        key: value for key, value in configs(family)["unet"].items() if not key.startswith(("up_", "out_"))
+    }
+    del unet["sample_size"]
+    return {**unet, "_class_name": "ControlNetModel", "conditioning_embedding_out_channels": [8, 12]}
+
+
+CONTROLS = {
+    "controlled": (("edges", 1.0, 0.0, 1.0),),
+    "controlled for a while": (("edges", 0.7, 0.2, 0.8),),
+    "controlled twice": (("edges", 0.5, 0.0, 1.0), ("depth", 0.8, 0.0, 0.6)),
+}
+"""ControlNets by name, with strength, start and end."""
+
+
+def control_tensors(family: str, name: str) -> dict[str, np.ndarray[Any, Any]]:
+    """A ControlNet's weights."""
+    stored = json.loads((DATA / "control.shapes.json").read_text())[family]
+    return {key: weight(family, f"control {name}", key, tuple(shape)) for key, shape in stored.items()}
+
+
+def write_control(family: str, name: str, folder: Path) -> Path:
+    """Lay a ControlNet out as a diffusers repository."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(control_config(family)))
+    save_file(control_tensors(family, name), folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def control_picture(name: str) -> np.ndarray[Any, Any]:
+    """What a ControlNet is shown: (HEIGHT, WIDTH, 3) uint8."""
+    return picture() if name == "edges" else np.ascontiguousarray(picture()[::-1, ::-1])
+
+
 def scheduler_config(name: str, prediction: str, spacing: str) -> dict[str, Any]:
     """A ``scheduler_config.json``."""
     return {

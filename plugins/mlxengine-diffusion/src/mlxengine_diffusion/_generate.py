@@ -16,6 +16,7 @@ from mlxengine import (
     Array,
     Event,
     Finished,
+    ImageControl,
     ImagePreview,
     ImageReady,
     ImageRequest,
@@ -27,13 +28,14 @@ from mlxengine import (
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 
 from ._pictures import fitted_size, open_mask, open_picture, pixels_of, reference_pixels
-from .backends._work import Job, Pipeline, Pixels, PromptReport, Step
+from .backends._work import Guide, Job, Pipeline, Pixels, PromptReport, Step
 from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY
 from .sd.prompts import check_prompt, has_weights, parse
 
 _log = logging.getLogger("mlxengine.diffusion")
 _MOST_PICTURES = 64
 _LORA_FILES = ("*.safetensors", "*.json")
+_CONTROL_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")
 
 
 @frozen(kw_only=True, eq=False)
@@ -105,6 +107,7 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         init=None if picture is None else pixels_of(picture, (width, height)),
         mask=mask,
         references=references,
+        controls=_controls(pipeline, request, size, context),
         strength=1.0 if picture is None else float(strength),
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
@@ -178,6 +181,42 @@ def _references(pipeline: Pipeline, request: ImageRequest, context: RunContext) 
     return tuple(reference_pixels(source, step, sizes) for source in request.references)
 
 
+def _controls(
+    pipeline: Pipeline, request: ImageRequest, size: tuple[int, int], context: RunContext
+) -> tuple[Guide, ...]:
+    if not request.controls:
+        return ()
+    if not pipeline.abilities.controls:
+        raise FeatureUnavailableError(
+            f"The back end of this model ({pipeline.info.get('library')}) applies no ControlNets."
+        )
+    found = []
+    for item in request.controls:
+        if not isinstance(item, ImageControl):
+            _refuse(f"controls holds ImageControl values, found a {type(item).__name__}.")
+        _number("strength of a control", item.strength, -10, 10)
+        _number("start of a control", item.start, 0, 1)
+        _number("end of a control", item.end, item.start, 1)
+        found.append(
+            Guide(
+                path=_present(item.source, "ControlNet", context),
+                pixels=pixels_of(open_picture(item.image, name="image of a control"), size),
+                strength=float(item.strength),
+                start=float(item.start),
+                end=float(item.end),
+            )
+        )
+    return tuple(found)
+
+
+def _present(reference: str | Path, what: str, context: RunContext) -> Path:
+    """A path, or the name of a repository where one can be fetched."""
+    path = Path(reference).expanduser()
+    if context.fetch is None and not path.exists():
+        _refuse(f"The {what} {reference!s} does not exist, and nothing can be fetched here.")
+    return path
+
+
 def _mask(pipeline: Pipeline, request: ImageRequest, size: tuple[int, int]) -> Pixels | None:
     if request.mask is None:
         if pipeline.abilities.fills:
@@ -218,10 +257,7 @@ def _adapters(
             _refuse(f"lora holds (reference, scale) pairs, found {item!r}.")
         reference, scale = item
         _number("lora scale", scale, -100, 100)
-        path = Path(reference).expanduser()
-        if context.fetch is None and not path.exists():
-            _refuse(f"The adapter {reference!s} does not exist, and nothing can be fetched here.")
-        found.append((path, float(scale)))
+        found.append((_present(reference, "adapter", context), float(scale)))
     return tuple(found)
 
 
@@ -238,13 +274,19 @@ def _low_memory(pipeline: Pipeline, request: ImageRequest, context: RunContext) 
 
 
 def _fetched(job: Job, context: RunContext) -> Generator[Event | None, None, Job]:
-    """The job with the folders of adapters that are on the hub."""
-    found = []
+    """The job with the folders of adapters and ControlNets that are on the hub."""
+
+    def present(path: Path, files: tuple[str, ...]) -> Generator[Event | None, None, Path]:
+        if context.fetch is None or path.exists():
+            return path
+        return (yield from context.fetch(str(path), files))
+
+    adapters, guides = [], []
     for path, scale in job.lora:
-        if context.fetch is not None and not path.exists():
-            path = yield from context.fetch(str(path), _LORA_FILES)
-        found.append((path, scale))
-    return evolve(job, lora=tuple(found))
+        adapters.append(((yield from present(path, _LORA_FILES)), scale))
+    for guide in job.controls:
+        guides.append(evolve(guide, path=(yield from present(guide.path, _CONTROL_FILES))))
+    return evolve(job, lora=tuple(adapters), controls=tuple(guides))
 
 
 def _run(
@@ -320,6 +362,17 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         made["init_sha256"] = hashlib.sha256(job.init.tobytes()).hexdigest()
     if job.mask is not None:
         made["mask_sha256"] = hashlib.sha256(job.mask.tobytes()).hexdigest()
+    if job.controls:
+        made["controls"] = [
+            [
+                str(item.path),
+                item.strength,
+                item.start,
+                item.end,
+                hashlib.sha256(item.pixels.tobytes()).hexdigest(),
+            ]
+            for item in job.controls
+        ]
     if job.references:
         made["references_sha256"] = [hashlib.sha256(item.tobytes()).hexdigest() for item in job.references]
     if report.truncated:

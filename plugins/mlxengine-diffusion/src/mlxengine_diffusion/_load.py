@@ -54,6 +54,7 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
     able = {
         "image_to_image": abilities.init_image,
         "inpainting": abilities.mask,
+        "controlnet": abilities.controls,
         "lora": abilities.lora,
         "low_memory": abilities.low_memory,
         "negative_prompt": abilities.negative,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxengine import ImageHandle, ImageReady, ImageRequest, Picture
+from mlxengine import ImageControl, ImageHandle, ImageReady, ImageRequest, Picture
 from mlxengine.cli.verbs import Output, ProgressLine, add_model, engine, load_named
 from mlxengine.errors import InvalidParameterError
 from mlxengine.pictures.handle import read_recipe
@@ -25,6 +25,11 @@ from .sd.scheduler_classes import samplers
 from .sd.scheduler_config import PLACEMENTS
 
 _log = logging.getLogger("mlxengine.diffusion")
+_NUMBER = r"-?\d+(?:\.\d+)?"
+_CONTROL = re.compile(
+    rf"(?P<source>[^=]+)=(?P<image>.+?)(?:@(?P<strength>{_NUMBER})(?:,(?P<start>{_NUMBER}),(?P<end>{_NUMBER}))?)?"
+)
+_CONTROL_USUAL = (("strength", 1), ("start", 0), ("end", 1))
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 
 
@@ -88,6 +93,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a picture to look at or to edit; may be given again",
     )
+    parser.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="REF=FILE[@STRENGTH[,START,END]]",
+        help="a ControlNet and the picture that it is shown; may be given again",
+    )
     parser.add_argument("--strength", type=float, help="how far to leave it, 0 to 1")
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
     parser.add_argument("--lora", action="append", default=[], metavar="REF[=SCALE]", help="an adapter")
@@ -115,6 +127,11 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         raise InvalidParameterError(
             "A part of this picture was made with a mask, which the recipe does not hold.",
             hint="Name it with --mask.",
+        )
+    if recipe.get("controls") is not None and not options.control:
+        raise InvalidParameterError(
+            "This picture was made with ControlNets and pictures for them, which the recipe does not hold.",
+            hint="Name them with --control.",
         )
     if recipe.get("references_sha256") is not None and not options.reference:
         raise InvalidParameterError(
@@ -153,6 +170,7 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         init_image=options.init,
         mask=options.mask,
         references=tuple(options.reference),
+        controls=tuple(_control(text) for text in options.control),
         strength=told("strength"),
         n=options.n,
         lora=tuple(adapters),
@@ -175,6 +193,17 @@ def _adapter(text: str) -> tuple[str, float]:
         return reference, float(scale) if equals else 1.0
     except ValueError as error:
         raise InvalidParameterError(f"--lora {text!r}: {scale!r} is no number.") from error
+
+
+def _control(text: str) -> ImageControl:
+    match = _CONTROL.fullmatch(text)
+    if match is None:
+        raise InvalidParameterError(
+            f"--control {text!r} is no ControlNet with its picture.",
+            hint="Write it as REPOSITORY=picture.png, or REPOSITORY=picture.png@0.8 or …@0.8,0,0.5.",
+        )
+    strength, start, end = (float(match[name] or usual) for name, usual in _CONTROL_USUAL)
+    return ImageControl(source=match["source"], image=match["image"], strength=strength, start=start, end=end)
 
 
 def _target(options: argparse.Namespace, request: ImageRequest) -> Path:

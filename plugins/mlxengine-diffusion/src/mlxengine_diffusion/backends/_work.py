@@ -37,6 +37,7 @@ class Abilities:
         fills: whether it is made for nothing else.
         references: how many pictures it can look at while it makes one; 0 for none.
         reference_sizes: the sizes that those must have; empty for any of up to a million pixels.
+        controls: whether ControlNets can be applied.
         lora: whether adapters can be applied.
         prompt_weights: whether brackets in a prompt weigh its words.
         text_layers: how many layers the text encoder has to choose from with ``clip_skip``; 0 for no choice.
@@ -57,11 +58,33 @@ class Abilities:
     fills: bool = False
     references: int = 0
     reference_sizes: tuple[tuple[int, int], ...] = ()
+    controls: bool = False
     lora: bool = False
     prompt_weights: bool = False
     text_layers: int = 0
     guidance_rescale: bool = False
     low_memory: bool = False
+
+
+@frozen(kw_only=True)
+class Guide:
+    """A picture that a ControlNet is shown: of the size of the one that is made.
+
+    Args:
+        path: of the ControlNet's folder, or its repository's name until it is fetched.
+        strength: what its features are multiplied with.
+        start, end: the share of the steps before which, and after which, it says nothing.
+    """
+
+    path: Path
+    pixels: Pixels
+    strength: float
+    start: float
+    end: float
+
+    def speaks(self, index: int, count: int) -> bool:
+        """Whether it has a say in evaluation ``index`` of ``count``."""
+        return index / count >= self.start and (index + 1) / count <= self.end
 
 
 @frozen(kw_only=True)
@@ -87,6 +110,7 @@ class Job:
     init: Pixels | None = None
     mask: Pixels | None = None
     references: tuple[Pixels, ...] = ()
+    controls: tuple[Guide, ...] = ()
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()
     low_memory: bool = False
@@ -157,4 +181,4 @@ class Pipeline(Protocol):
         ...
 
 
-__all__ = ["Abilities", "Job", "Pipeline", "Pixels", "PromptReport", "Step"]
+__all__ = ["Abilities", "Guide", "Job", "Pipeline", "Pixels", "PromptReport", "Step"]

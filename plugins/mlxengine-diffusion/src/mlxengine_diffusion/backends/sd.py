@@ -129,6 +129,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         init_image=True,
         mask=True,
         fills=fills,
+        controls=True,
         lora=True,
         prompt_weights=True,
         text_layers=min(configs[part]["num_hidden_layers"] for part in tokenizers),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from attrs import frozen
 
 from ..backends._slices import as_pixels, steps_for
-from ..backends._work import Abilities, Job, Pixels, PromptReport, Step
+from ..backends._work import Abilities, Guide, Job, Pixels, PromptReport, Step
 from .adapter_files import DENOISER, AdapterFile, read_all
 from .autoencoder import decoding
+from .control import ControlNet, load_control
 from .lora import adapted
 from .parts import Parts, compiled
 from .prompts import Piece, parse
@@ -23,6 +25,7 @@ from .text import Chunk, Conditioning, Tokenizer, encode
 
 _REMEMBERED_PROMPTS = 8
 _PREVIEW_LATENTS = 32
+_KEPT_CONTROLS = 2
 
 
 class Noise:
@@ -81,12 +84,14 @@ class StableDiffusion:
         self.traits = traits
         self._tokenizers = dict(tokenizers)
         self._remembered: OrderedDict[object, Conditioning] = OrderedDict()
+        self._control_nets: dict[Path, ControlNet] = {}
 
     def warm(self) -> Iterator[None]:
         yield from self.parts.warm()
 
     def close(self) -> None:
         self._remembered.clear()
+        self._control_nets.clear()
         self.parts.drop_idle()
 
     def read_prompt(self, job: Job) -> PromptReport:
@@ -122,6 +127,7 @@ class StableDiffusion:
         beside = self._beside(job) if self.traits.fills else None
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, DENOISER, adapters, self.traits.dtype)
+            guides = self._guides(base, job)
             if self.traits.compiled:
                 # An adapter's view belongs to the request: what is compiled of it goes with the request.
                 own = unet is not base
@@ -130,15 +136,17 @@ class StableDiffusion:
                     if own
                     else self.parts.compiled("unet", (guided, *shape[1:3], told.context.shape[1]))
                 )
-            evaluations = len(sampler.timesteps)
-            for index in range(start * sampler.evaluations, evaluations):
+            evaluations, first = len(sampler.timesteps), start * sampler.evaluations
+            for index in range(first, evaluations):
                 shown = sampler.scale_input(latents, index).astype(self.traits.dtype)
                 if beside is not None:
                     shown = mx.concatenate([shown, beside], axis=-1)
                 if guided:
                     shown = mx.concatenate([shown, shown])
                 times = mx.full((len(shown),), sampler.timesteps[index])
-                output = unet(shown, times, told.context, added).astype(mx.float32)
+                known = (shown[..., : shape[-1]], times, told.context, added)
+                more = self._controlled(guides, known, index - first, evaluations - first)
+                output = unet(shown, *known[1:], more).astype(mx.float32)
                 if guided:
                     without, with_prompt = mx.split(output, 2)
                     output = without + job.guidance * (with_prompt - without)
@@ -236,6 +244,31 @@ class StableDiffusion:
             mx.eval(mean)
         found: mx.array = mean
         return found
+
+    def _guides(self, unet: Any, job: Job) -> list[tuple[Guide, ControlNet, mx.array]]:
+        """The job's ControlNets, each with its picture."""
+        found = []
+        for guide in job.controls:
+            network = self._control_nets.get(guide.path)
+            if network is None:
+                network = load_control(guide.path, unet, self.traits.latent_scale, self.traits.dtype)
+            if not job.low_memory:
+                self._control_nets[guide.path] = network
+            found.append((guide, network, mx.array(guide.pixels)[None].astype(mx.float32) / 255))
+        while len(self._control_nets) > max(_KEPT_CONTROLS, len(job.controls)):
+            del self._control_nets[next(iter(self._control_nets))]
+        return found
+
+    def _controlled(
+        self, guides: list[tuple[Guide, Any, mx.array]], known: Any, index: int, count: int
+    ) -> list[mx.array] | None:
+        """What ControlNets add to the UNet's features in one of ``count`` evaluations, together."""
+        made = [
+            [guide.strength * features for features in network(*known, picture)]
+            for guide, network, picture in guides
+            if guide.speaks(index, count)
+        ]
+        return [sum(features[1:], features[0]) for features in zip(*made, strict=True)] if made else None
 
     def _hole(self, mask: Pixels) -> mx.array:
         """Which latents are made anew, (1, height, width, 1): those whose first pixel is."""

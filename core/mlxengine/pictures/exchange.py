@@ -42,6 +42,9 @@ _SAMPLERS = {
     "unipc": "UniPC",
     "lcm": "LCM",
     "tcd": "TCD",
+    "pndm": "PLMS",
+    "lms": "LMS",
+    "ddpm": "DDPM",
 }
 _SCHEDULES = {"karras": "Karras", "exponential": "Exponential", "beta": "Beta", "uniform": "Uniform"}
 _OURS = {name.lower(): key for key, name in _SAMPLERS.items()}

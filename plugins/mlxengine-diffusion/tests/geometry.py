@@ -28,11 +28,14 @@ _CLASSES = {
     "unipc": "UniPCMultistepScheduler",
     "lcm": "LCMScheduler",
     "tcd": "TCDScheduler",
+    "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "ddpm": "DDPMScheduler",
 }
 SCHEDULERS = tuple(_CLASSES)
 TWICE = ("heun", "dpmpp_sde")
 """Samplers that ask the model twice a step."""
-PLACED = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_sde", "deis", "unipc")
+PLACED = ("euler", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_sde", "deis", "unipc")
 """Samplers whose noise levels can be placed otherwise than by timestep."""
 PLACEMENTS = ("karras", "exponential", "beta")
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -61,6 +64,15 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "cut latents": ("ddim", {"clip_sample": True, "clip_sample_range": 1.5}),
     "cut latents, lcm": ("lcm", {"clip_sample": True, "clip_sample_range": 1.5}),
     "distilled otherwise": ("lcm", {"original_inference_steps": 20, "timestep_scaling": 0.01}),
+    "runge-kutta first": ("pndm", {"skip_prk_steps": False, "num_steps": 7}),
+    "pndm to no noise": ("pndm", {"set_alpha_to_one": True}),
+    "pndm of one step": ("pndm", {"num_steps": 1}),
+    "ddpm of large variance": ("ddpm", {"variance_type": "fixed_large"}),
+    "cut latents, ddpm": ("ddpm", {"clip_sample": True, "clip_sample_range": 1.5}),
+    "pure noise at first, ddpm": (
+        "ddpm",
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ),
     "linear betas": ("heun", {"beta_schedule": "linear"}),
 }
 """What a scheduler's configuration can say besides; ``num_steps`` is for the call."""
@@ -100,6 +112,7 @@ NOISE = {
     "steps_offset": 1,
     "set_alpha_to_one": False,
     "clip_sample": False,
+    "skip_prk_steps": True,
 }
 
 
@@ -241,6 +254,33 @@ def weight(family: str, part: str, name: str, shape: tuple[int, ...]) -> np.ndar
 def noise(index: int) -> np.ndarray[Any, Any]:
     """The starting noise (index 0) or what step ``index - 1`` adds: (1, height, width, 4)."""
     return random(f"noise/{index}", (1, HEIGHT // PIXELS_PER_LATENT, WIDTH // PIXELS_PER_LATENT, 4))
+
+
+WALKERS = ("euler", "heun", "ddim", "dpmpp_2m", "dpmpp_2s", "deis", "unipc", "pndm", "lms", "ddpm")
+"""Samplers that are also compared without a network, which hides what their orders do."""
+WALK = 9
+
+
+def walks() -> dict[str, dict[str, Any]]:
+    """Scheduler configurations, by label."""
+    found = {"/".join(item): scheduler_config(*item) for item in combinations("sd1") if item[0] in WALKERS}
+    for label, (name, changes) in SETTINGS.items():
+        if name in WALKERS and "num_steps" not in changes and "disable_corrector" not in changes:
+            found[label] = {**scheduler_config(name, "epsilon", "leading"), **changes}
+    large = {"variance_type": "fixed_large"}
+    found["large variance to the end"] = {**scheduler_config("ddpm", "epsilon", "linspace"), **large}
+    found["runge-kutta first"] = {**scheduler_config("pndm", "epsilon", "leading"), "skip_prk_steps": False}
+    return found
+
+
+def said(sample: np.ndarray[Any, Any], time: float) -> np.ndarray[Any, Any]:
+    """What a model says that changes its mind at every step."""
+    return np.sin(3 * sample + time / 90).astype(np.float32)
+
+
+def walk_noise(index: int) -> np.ndarray[Any, Any]:
+    """Where a walk starts (index 0), and what its steps add: (1, 2, 3, 4)."""
+    return random(f"walk/{index}", (1, 2, 3, 4))
 
 
 def picture() -> np.ndarray[Any, Any]:

@@ -155,8 +155,6 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         "scheduler": settings.sampler,
         "compiled": traits.compiled,
     }
-    if not settings.exact:
-        info["scheduler_stands_in_for"] = settings.asked
     return StableDiffusion(parts, tokenizers, traits, abilities, info)
 
 

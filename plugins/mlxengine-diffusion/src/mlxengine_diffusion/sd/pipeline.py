@@ -136,7 +136,7 @@ class StableDiffusion:
                     if own
                     else self.parts.compiled("unet", (guided, *shape[1:3], told.context.shape[1]))
                 )
-            evaluations, first = len(sampler.timesteps), start * sampler.evaluations
+            evaluations, first, done = len(sampler.timesteps), start * sampler.evaluations, 0
             for index in range(first, evaluations):
                 shown = sampler.scale_input(latents, index).astype(self.traits.dtype)
                 if beside is not None:
@@ -159,11 +159,10 @@ class StableDiffusion:
                         kept = sampler.add_noise(clean, noise.initial(shape), index + 1)
                     latents = mx.where(hole, latents, kept)
                 mx.eval(latents, believed)
-                step, inside = divmod(index + 1, sampler.evaluations)
-                if inside and index + 1 < evaluations:
+                before, done = done, max(done, sampler.finished(index) - start)
+                if done == before:
                     yield None
                     continue
-                done = step + bool(inside) - start
                 yield Step(done=done, total=job.steps - start, latents=latents, clean=believed)
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:

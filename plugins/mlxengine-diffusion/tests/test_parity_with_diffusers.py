@@ -183,7 +183,9 @@ def test_a_sampler_goes_where_diffusers_goes_when_the_model_changes_its_mind(lab
         output = mx.array(g.said(np.array(walk.scale_input(sample, index)), time))
         sample, _ = walk.step(output, sample, index, mx.array(g.walk_noise(index + 1)))
     end = load_file(g.DATA / "samplers.safetensors")[label]
-    assert np.abs(np.array(sample) - end).max() <= 2e-3 * max(1, np.abs(end).max())
+    # diffusers' DDPM takes pure noise as it is; everywhere else it is made nearly pure, as here.
+    tolerance = 1e-3 if "pure noise" in label else 1e-4
+    assert np.abs(np.array(sample) - end).max() <= tolerance * max(1, np.abs(end).max())
 
 
 @pytest.mark.parametrize("placement", g.PLACEMENTS)

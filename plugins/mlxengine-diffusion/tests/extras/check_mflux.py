@@ -137,7 +137,11 @@ def test_a_missing_strange_or_misshapen_tensor_is_an_error_that_names_it(
             assert named in str(caught.value)
 
 
-ADAPTED: dict[str, tuple[Any, float]] = {"flux1": (f1, f1.GUIDANCE), "qwen_image": (q, 1.0)}
+ADAPTED: dict[str, tuple[Any, float]] = {
+    "flux1": (f1, f1.GUIDANCE),
+    "flux2": (f2, 1.0),
+    "qwen_image": (q, 1.0),
+}
 FORMS = [(name, form, name) for name in ADAPTED for form in a.FORMS] + [("flux1", "xlabs", "xlabs")]
 
 
@@ -149,7 +153,9 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 MADE = [(name, change) for name in ADAPTED for change in ("from a picture", "a part anew")]
 
 
-@pytest.mark.parametrize(("family", "change"), [*MADE, ("flux1", "looking at one"), ("flux1", "fill")])
+@pytest.mark.parametrize(
+    ("family", "change"), [*MADE, ("flux2", "looking at two"), ("flux1", "looking at one"), ("flux1", "fill")]
+)
 def test_a_picture_from_pictures_is_that_of_diffusers(
     pipelines: dict[str, Any], tmp_path: Path, family: str, change: str
 ) -> None:

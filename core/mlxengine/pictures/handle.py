@@ -118,6 +118,7 @@ class ImageOptions(TypedDict, total=False):
     strength: float | None
     lora: tuple[tuple[str, float], ...]
     low_memory: bool | None
+    vae_tiling: bool | None
 
 
 def image_request(prompt: str, n: int | None = None, **options: Unpack[ImageOptions]) -> ImageRequest:

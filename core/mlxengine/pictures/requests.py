@@ -38,6 +38,7 @@ class ImageRequest(Request):
         n: number of pictures.
         lora: folders or repositories of LoRA weights, each with its scale.
         low_memory: free each part of the pipeline after its stage.
+        vae_tiling: let the autoencoder work on tiles; left out, where it would not fit otherwise.
         preview_every: emit an `ImagePreview` every so many steps; 0 never does.
     """
 
@@ -58,6 +59,7 @@ class ImageRequest(Request):
     n: int = 1
     lora: tuple[tuple[str, float], ...] = ()
     low_memory: bool | None = None
+    vae_tiling: bool | None = None
     preview_every: int = 0
 
 

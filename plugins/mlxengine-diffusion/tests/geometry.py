@@ -88,6 +88,19 @@ FRAGMENTS = (
 LAYER, RESCALE = 3, 0.6
 WIDTH, HEIGHT, PIXELS_PER_LATENT = 24, 32, 2
 STRENGTH = 0.6
+TILED = (28, 20)
+"""Height and width in latents of what takes several tiles of 16."""
+WORD = "<toy>"
+TAUGHT = f"a {WORD} circle on a blue background"
+"""A prompt with a word that textual inversion taught."""
+TAESD: dict[str, Any] = {
+    "encoder_block_out_channels": [8, 8],
+    "decoder_block_out_channels": [8, 8],
+    "num_encoder_blocks": [1, 1],
+    "num_decoder_blocks": [2, 1],
+    "latent_channels": 4,
+}
+ESRGAN = {"width": 8, "growth": 4, "blocks": 2}
 ETA = 0.3
 """What TCD's own scheduler takes where a pipeline says nothing; DDIM's is 0."""
 DATA = Path(__file__).parent / "reference"
@@ -203,6 +216,11 @@ def weight(family: str, part: str, name: str, shape: tuple[int, ...]) -> np.ndar
 def noise(index: int) -> np.ndarray[Any, Any]:
     """The starting noise (index 0) or what step ``index - 1`` adds: (1, height, width, 4)."""
     return random(f"noise/{index}", (1, HEIGHT // PIXELS_PER_LATENT, WIDTH // PIXELS_PER_LATENT, 4))
+
+
+def vectors(width: int) -> np.ndarray[Any, Any]:
+    """Two embeddings of `WORD`: (2, width)."""
+    return random(f"vectors/{width}", (2, width)) * np.float32(0.5)
 
 
 def picture() -> np.ndarray[Any, Any]:

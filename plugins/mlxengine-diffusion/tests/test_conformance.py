@@ -44,7 +44,9 @@ class TestDiffusion(PluginConformance):
             Example(request=ask(negative="a square", seed=1), shows={"negative_prompt"}),
             Example(request=ask(init_image=GREY, strength=0.7), shows={"image_to_image"}),
             Example(request=ask(init_image=GREY, mask=HOLE), shows={"image_to_image", "inpainting"}),
-            Example(request=ask(low_memory=True, steps=2), shows={"low_memory"}),
+            Example(
+                request=ask(low_memory=True, vae_tiling=True, steps=2), shows={"low_memory", "vae_tiling"}
+            ),
             Example(request=ask(lora=((str(ADAPTER), 1.0),), steps=1), shows={"lora"}),
         ],
         refused=[

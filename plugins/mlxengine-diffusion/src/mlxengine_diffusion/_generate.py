@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +28,7 @@ from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, Uns
 
 from ._pictures import fitted_size, open_mask, open_picture, pixels_of
 from .backends._work import Job, Pipeline, Pixels, PromptReport, Step
-from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY
+from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY, VAE_TILING
 from .sd.prompts import check_prompt, has_weights, parse
 
 _log = logging.getLogger("mlxengine.diffusion")
@@ -36,13 +36,21 @@ _MOST_PICTURES = 64
 _LORA_FILES = ("*.safetensors", "*.json")
 
 
+def _always(_size: tuple[int, int]) -> bool:
+    return True
+
+
 @frozen(kw_only=True, eq=False)
 class PictureModel:
-    """What the plugin's ``load_model`` returns to itself."""
+    """What the plugin's ``load_model`` returns to itself.
+
+    ``decodes_whole`` says whether there is memory to decode a picture of a size in pixels at once.
+    """
 
     pipeline: Pipeline
     card: ModelCard
     backend: str
+    decodes_whole: Callable[[tuple[int, int]], bool] = _always
 
 
 def generate(model: PictureModel, request: ImageRequest, context: RunContext) -> Iterator[Event | None]:
@@ -51,11 +59,16 @@ def generate(model: PictureModel, request: ImageRequest, context: RunContext) ->
     Raises:
         InvalidParameterError, UnsupportedInputError, FeatureUnavailableError: it cannot be served.
     """
-    job = plan(model.pipeline, request, context)
+    job = plan(model.pipeline, request, context, model.decodes_whole)
     return _run(model, request, job, context)
 
 
-def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
+def plan(
+    pipeline: Pipeline,
+    request: ImageRequest,
+    context: RunContext,
+    decodes_whole: Callable[[tuple[int, int]], bool] = _always,
+) -> Job:
     """Everything that a request leaves open, decided; everything that is wrong with it, raised."""
     abilities, defaults = pipeline.abilities, pipeline.abilities.defaults
     context.features.require(IMAGES)
@@ -104,6 +117,7 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         strength=1.0 if picture is None else float(strength),
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
+        vae_tiling=_tiles(pipeline, request, context, decodes_whole, (width, height)),
     )
 
 
@@ -215,6 +229,31 @@ def _low_memory(pipeline: Pipeline, request: ImageRequest, context: RunContext) 
     return request.low_memory
 
 
+def _tiles(
+    pipeline: Pipeline,
+    request: ImageRequest,
+    context: RunContext,
+    decodes_whole: Callable[[tuple[int, int]], bool],
+    size: tuple[int, int],
+) -> bool:
+    """Whether the autoencoder works on tiles: as the request says, else the flag, else the memory."""
+    if not pipeline.abilities.vae_tiling:
+        if request.vae_tiling:
+            raise FeatureUnavailableError(
+                f"The back end of this model ({pipeline.info.get('library')}) decodes whole pictures."
+            )
+        return False
+    if request.vae_tiling is not None:
+        return request.vae_tiling
+    value = context.features.get(VAE_TILING)
+    if value != "auto":
+        return bool(value == "on")
+    if decodes_whole(size):
+        return False
+    _log.info("A picture of %d × %d pixels is decoded in tiles: memory is short for the whole.", *size)
+    return True
+
+
 def _fetched(job: Job, context: RunContext) -> Generator[Event | None, None, Job]:
     """The job with the folders of adapters that are on the hub."""
     found = []
@@ -292,6 +331,7 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         "dtype": model.pipeline.info.get("dtype"),
         "bits": model.pipeline.info.get("unet_bits"),
         "lora": [[str(path), scale] for path, scale in job.lora],
+        "vae_tiling": job.vae_tiling or None,
     }
     if job.init is not None:
         made["strength"] = job.strength

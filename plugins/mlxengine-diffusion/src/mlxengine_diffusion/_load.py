@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from mlxengine import Feature, LoadContext, Loaded, ModelCard
 from mlxengine.errors import FeatureUnavailableError, UnsupportedArchitectureError
 
 from ._generate import PictureModel
-from .backends import backend, choose
-from .features import BACKEND_DTYPE, COMPILE, QUANTIZE
+from .backends import Offer, backend, choose
+from .backends._memory import Shape, peak
+from .features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE
 
 
 def load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
@@ -50,15 +52,37 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
         "inpainting": abilities.mask,
         "lora": abilities.lora,
         "low_memory": abilities.low_memory,
+        "vae_tiling": abilities.vae_tiling,
         "negative_prompt": abilities.negative,
     }
     return Loaded(
-        model=PictureModel(pipeline=pipeline, card=card, backend=choice.name),
+        model=PictureModel(
+            pipeline=pipeline,
+            card=card,
+            backend=choice.name,
+            decodes_whole=partial(_decodes_whole, choice.offer, context, abilities.defaults.size),
+        ),
         warm=pipeline.warm(),
         close=pipeline.close,
         capabilities=frozenset(name for name, present in able.items() if present),
         info={"backend": choice.name, "why": choice.reason, **pipeline.info},
     )
+
+
+def _decodes_whole(offer: Offer, context: LoadContext, usual: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether what was reserved for usual pictures, with what is free, lets one of this size be whole."""
+    room = context.cache_room()
+    if offer.stages is None or room is None:
+        return True
+
+    def taken(size: tuple[int, int]) -> int:
+        assert offer.stages is not None
+        width, height = size
+        shape = Shape(width=width, height=height, on_cpu=context.device.backend == "cpu")
+        _, found = peak(offer.stages(shape), staged=not context.features.get(KEEP_LOADED))
+        return found
+
+    return taken(size) <= taken(usual) + max(0, room)
 
 
 __all__ = ["load"]

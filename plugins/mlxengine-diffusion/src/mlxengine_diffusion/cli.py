@@ -84,6 +84,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
     parser.add_argument("--lora", action="append", default=[], metavar="REF[=SCALE]", help="an adapter")
     parser.add_argument("--low-memory", action="store_true", default=None, help="free parts by stage")
+    parser.add_argument(
+        "--vae-tiling", action="store_true", default=None, help="let the autoencoder work on tiles"
+    )
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantize the denoiser")
     parser.add_argument("--backend", help="the library to use")
     parser.add_argument(
@@ -143,6 +146,7 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         n=options.n,
         lora=tuple(adapters),
         low_memory=options.low_memory,
+        vae_tiling=told("vae_tiling"),
     )
 
 

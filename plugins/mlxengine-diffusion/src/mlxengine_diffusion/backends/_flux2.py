@@ -14,6 +14,7 @@ from attrs import frozen
 from mlxengine import LoadContext, ModelCard
 
 from ..models import defaults_for
+from ..sd.config import tile_side
 from ..sd.layout import document
 from . import Defaults
 from ._flow import Levels, as_pixels, built, spread
@@ -95,6 +96,8 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
         made = networks["vae"].Flux2VAE(decoder_block_out_channels=tuple(config["block_out_channels"]))
         for part in ("encoder", "quant_conv"):  # nobody gives it a picture
             made.pop(part, None)
+        made.pixels_per_latent = 2 ** (len(config["block_out_channels"]) - 1)
+        made.tile = tile_side(config) // made.pixels_per_latent
         places = renamed((r"\.to_out\.", ".to_out.0."))
         return filled(
             made, "vae", files, places, dtype, ignored=r"^(encoder|quant_conv)\.|num_batches_tracked$"
@@ -111,6 +114,7 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
         guided=not distilled,
         negative=not distilled,
         low_memory=True,
+        vae_tiling=True,
     )
     info = {
         "library": library.name,
@@ -158,13 +162,21 @@ class Flux2(ChatFlow):
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
         import mlx.core as mx
 
+        from ..sd import tiles
+
         with self.parts.use("vae", drop=job.low_memory) as vae:
+
+            def run(part: mx.array) -> Generator[None, None, mx.array]:
+                made: mx.array = vae.decode(part.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+                mx.eval(made)
+                yield None
+                return made
+
             norm = vae.bn
-            latents = grid * mx.sqrt(norm.running_var + norm.eps) + norm.running_mean
-            picture = vae.decode(spread(latents).transpose(0, 3, 1, 2))
-            mx.eval(picture)
-            yield None
-        return as_pixels(picture[0].transpose(1, 2, 0))
+            latents = spread(grid * mx.sqrt(norm.running_var + norm.eps) + norm.running_mean)
+            tile, scale = vae.tile, vae.pixels_per_latent
+            whole = tiles.walk(run, latents, tile, tile * scale) if job.vae_tiling else run(latents)
+            return as_pixels((yield from whole)[0])
 
 
 def _places(*counts: int) -> mx.array:

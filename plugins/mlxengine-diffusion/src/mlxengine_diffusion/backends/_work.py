@@ -40,6 +40,7 @@ class Abilities:
         text_layers: how many layers the text encoder has to choose from with ``clip_skip``; 0 for no choice.
         guidance_rescale: whether guidance can be rescaled.
         low_memory: whether parts can be freed after their stage.
+        vae_tiling: whether the autoencoder can work on tiles.
     """
 
     defaults: Defaults = Defaults()  # noqa: RUF009 - a frozen value
@@ -58,13 +59,15 @@ class Abilities:
     text_layers: int = 0
     guidance_rescale: bool = False
     low_memory: bool = False
+    vae_tiling: bool = False
 
 
 @frozen(kw_only=True)
 class Job:
     """One picture to make; everything is decided.
 
-    ``mask`` has the picture's height and width; what is above zero is made anew.
+    ``mask`` has the picture's height and width; what is above zero is made anew. With ``vae_tiling`` the
+    autoencoder works on tiles.
     """
 
     prompt: str
@@ -84,6 +87,7 @@ class Job:
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()
     low_memory: bool = False
+    vae_tiling: bool = False
 
 
 @frozen(kw_only=True)

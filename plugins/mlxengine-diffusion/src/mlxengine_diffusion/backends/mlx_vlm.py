@@ -42,7 +42,8 @@ def _pipeline(card: ModelCard) -> object:
 
 
 def claim(card: ModelCard) -> Offer | None:
-    return flow_offer(card) if _pipeline(card) in (_Z_IMAGE, _flux2.PIPELINE) else None
+    name = _pipeline(card)
+    return flow_offer(card, half_vae=name == _flux2.PIPELINE) if name in (_Z_IMAGE, _flux2.PIPELINE) else None
 
 
 def missing() -> str | None:
@@ -100,7 +101,9 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
     return ZImage(
         parts,
         levels,
-        Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True),
+        Abilities(
+            defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True, vae_tiling=True
+        ),
         {"library": "mlx-vlm", "dtype": str(dtype).removeprefix("mlx.core.")},
         tokenizer=tokenizer,
     )
@@ -135,9 +138,7 @@ class ZImage(ChatFlow):
         return latents[:, :, 0].transpose(0, 2, 3, 1)
 
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
-        from ..sd.autoencoder import decoding
+        from ..sd.autoencoder import decoded
 
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            for picture in decoding(vae, grid):  # noqa: B007 - the last one is the picture
-                yield None
-        return as_pixels(picture[0])
+            return as_pixels((yield from decoded(vae, grid, tiled=job.vae_tiling)))

@@ -13,7 +13,7 @@ from attrs import frozen
 from ..backends._slices import as_pixels, steps_for
 from ..backends._work import Abilities, Job, Pixels, PromptReport, Step
 from .adapter_files import AdapterFile, read_adapters
-from .autoencoder import decoding
+from .autoencoder import decoded, encoded
 from .lora import adapted
 from .parts import Parts, compiled
 from .prompts import Piece, parse
@@ -108,8 +108,7 @@ class StableDiffusion:
         if job.init is None:
             latents = noise.initial(shape) * sampler.initial_scale
         else:
-            clean = self._encoded(job.init, job)
-            yield None
+            clean = yield from self._encoded(job.init, job)
             start = job.steps - steps_for(job.steps, job.strength)
             if start == job.steps:
                 yield Step(done=0, total=0, latents=clean, clean=clean)
@@ -119,7 +118,7 @@ class StableDiffusion:
                 latents = noise.initial(shape) * sampler.initial_scale
         added = self._added(told, job)
         hole = None if job.mask is None else self._hole(job.mask)
-        beside = self._beside(job) if self.traits.fills else None
+        beside = (yield from self._beside(job)) if self.traits.fills else None
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, "unet", adapters, self.traits.dtype)
             if self.traits.compiled:
@@ -160,9 +159,7 @@ class StableDiffusion:
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            for picture in decoding(vae, latents):  # noqa: B007 - the last one is the picture
-                yield None
-            return as_pixels(picture[0])
+            return as_pixels((yield from decoded(vae, latents, tiled=job.vae_tiling)))
 
     def preview(self, clean: mx.array, job: Job) -> Generator[None, None, Pixels]:
         factor = math.ceil(max(clean.shape[1:3]) / _PREVIEW_LATENTS)
@@ -229,26 +226,25 @@ class StableDiffusion:
         sizes = [job.height, job.width, 0, 0, job.height, job.width]
         return told.pooled, mx.array([sizes] * len(told.pooled), dtype=mx.float32)
 
-    def _encoded(self, pixels: Pixels | mx.array, job: Job) -> mx.array:
+    def _encoded(self, pixels: Pixels | mx.array, job: Job) -> Generator[None, None, mx.array]:
         """A picture's latents (the mean of the autoencoder's distribution)."""
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            mean, _ = vae.encode(mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1)
-            mx.eval(mean)
-        found: mx.array = mean
-        return found
+            given = mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1
+            return (yield from encoded(vae, given, tiled=job.vae_tiling))
 
     def _hole(self, mask: Pixels) -> mx.array:
         """Which latents are made anew, (1, height, width, 1): those whose first pixel is."""
         scale = self.traits.latent_scale
         return mx.array(mask[::scale, ::scale] > 0)[None, ..., None]
 
-    def _beside(self, job: Job) -> mx.array:
+    def _beside(self, job: Job) -> Generator[None, None, mx.array]:
         """What an inpainting UNet is shown besides: the hole, and latents of the picture with grey in it."""
         assert job.init is not None
         assert job.mask is not None
         around = mx.where(mx.array(job.mask)[..., None] > 0, 127.5, mx.array(job.init).astype(mx.float32))
         hole = self._hole(job.mask).astype(self.traits.dtype)
-        return mx.concatenate([hole, self._encoded(around, job).astype(self.traits.dtype)], axis=-1)
+        latents = yield from self._encoded(around, job)
+        return mx.concatenate([hole, latents.astype(self.traits.dtype)], axis=-1)
 
 
 def _parts(job: Job, text: str) -> list[list[Piece]]:

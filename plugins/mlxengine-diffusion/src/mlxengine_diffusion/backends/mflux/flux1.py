@@ -29,7 +29,7 @@ from mlxengine.errors import UnsupportedArchitectureError
 
 from ...models import defaults_for
 from ...sd import weights
-from ...sd.autoencoder import build_vae, decoding
+from ...sd.autoencoder import build_vae, decoded
 from ...sd.clip import build_clip
 from ...sd.layout import document
 from ...sd.prompts import Piece
@@ -81,6 +81,7 @@ def load(card: ModelCard, context: LoadContext) -> Flux1:
         guided=guided,
         negative=False,
         low_memory=True,
+        vae_tiling=True,
     )
     return Flux1(
         parts,
@@ -227,9 +228,7 @@ class Flux1(Flow):
 
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            for picture in decoding(vae, spread(grid)):  # noqa: B007 - the last one is the picture
-                yield None
-        return as_pixels(picture[0])
+            return as_pixels((yield from decoded(vae, spread(grid), tiled=job.vae_tiling)))
 
 
 __all__ = ["Flux1", "load"]

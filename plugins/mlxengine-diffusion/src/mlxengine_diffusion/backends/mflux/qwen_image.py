@@ -21,6 +21,7 @@ from mflux.models.qwen.model.qwen_vae.qwen_vae import QwenVAE
 from mlxengine import LoadContext, ModelCard
 
 from ...models import defaults_for
+from ...sd import tiles
 from ...sd.layout import document
 from .. import Defaults
 from .._flow import Flow, Levels, as_pixels, built, spread
@@ -29,6 +30,7 @@ from .._prompts import report, tokenizer_in
 from .._work import Abilities, Job, Pixels, PromptReport
 
 _LENGTH = 1024
+_TILE = 256
 # What its authors wrap prompts in, and how many of its tokens nobody is told.
 _TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
@@ -69,7 +71,9 @@ def load(card: ModelCard, context: LoadContext) -> QwenImage:
     )
     tokenizer = tokenizer_in(context.path / "tokenizer")
     own = Defaults(size=(1328, 1328), steps=50, guidance=4.0)
-    abilities = Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True)
+    abilities = Abilities(
+        defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True, vae_tiling=True
+    )
     info = {"library": "mflux", "dtype": str(dtype).removeprefix("mlx.core."), "place_width": 64}
     levels = Levels.read(document(card, "scheduler/scheduler_config.json"))
     vae = document(card, "vae/config.json")
@@ -191,18 +195,24 @@ class QwenImage(Flow):
 
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            x = spread(grid) * self._deviation + self._mean
             decoder = vae.decoder
-            x = decoder.conv_in(vae.post_quant_conv(x.transpose(0, 3, 1, 2)[:, :, None]))
-            for block in (decoder.mid_block, *(decoder[f"up_block{number}"] for number in range(4))):
-                x = block(x)
+
+            def run(part: mx.array) -> Generator[None, None, mx.array]:
+                x = decoder.conv_in(vae.post_quant_conv(part.transpose(0, 3, 1, 2)[:, :, None]))
+                for block in (decoder.mid_block, *(decoder[f"up_block{number}"] for number in range(4))):
+                    x = block(x)
+                    mx.eval(x)
+                    yield None
+                x = decoder.norm_out(x)
+                x = decoder.conv_out(x * mx.sigmoid(x))
                 mx.eval(x)
                 yield None
-            x = decoder.norm_out(x)
-            picture = decoder.conv_out(x * mx.sigmoid(x))
-            mx.eval(picture)
-            yield None
-        return as_pixels(picture[0, :, 0].transpose(1, 2, 0))
+                flat: mx.array = x[:, :, 0].transpose(0, 2, 3, 1)
+                return flat
+
+            latents = spread(grid) * self._deviation + self._mean
+            whole = tiles.walk(run, latents, _TILE // 8, _TILE) if job.vae_tiling else run(latents)
+            return as_pixels((yield from whole)[0])
 
 
 __all__ = ["QwenImage", "load"]

@@ -117,6 +117,7 @@ class ImageOptions(TypedDict, total=False):
     mask: Any
     strength: float | None
     lora: tuple[tuple[str, float], ...]
+    textual_inversions: tuple[str, ...]
     low_memory: bool | None
     vae_tiling: bool | None
 

@@ -10,7 +10,7 @@ from typing import Any
 import geometry as g
 import numpy as np
 import pytest
-from mlxengine import ImageRequest, InferenceEngine, PictureWorkload
+from mlxengine import ImageRequest, InferenceEngine, PictureWorkload, Progress
 from mlxengine.errors import FeatureUnavailableError, InsufficientMemoryError
 from safetensors.numpy import load_file
 
@@ -178,3 +178,51 @@ def test_a_model_that_decodes_whole_pictures_refuses_tiles(
         context = RunContext(features=engine.features.view())
         with pytest.raises(FeatureUnavailableError, match="decodes whole pictures"):
             plan(pipeline, ImageRequest(prompt="a", vae_tiling=True), context)
+
+
+def _steps(events: list[Any]) -> list[tuple[int, int]]:
+    return [(event.index, event.done) for event in events if isinstance(event, Progress)]
+
+
+@pytest.mark.parametrize("scheduler", ["euler_ancestral", "dpmpp_2m", "dpmpp_sde"])
+@pytest.mark.parametrize("given", [{}, {"init_image": g.picture(), "strength": 0.7}], ids=["text", "picture"])
+def test_pictures_that_are_made_at_once_are_those_of_their_seeds(
+    shared_engine: InferenceEngine, tiny_folder: Path, scheduler: str, given: dict[str, Any]
+) -> None:
+    asked = {"size": (48, 32), "steps": 3, "guidance": 3.0, "scheduler": scheduler, **given}
+    with shared_engine.load_images(tiny_folder) as model:
+        together = model.image("a red circle", seed=5, n=3, **asked)
+        alone = [model.image("a red circle", seed=5 + place, **asked) for place in range(3)]
+    for one, other in zip(together, alone, strict=True):
+        assert one.recipe == other.recipe
+        assert np.abs(one.numpy().astype(int) - other.numpy()).max() <= 1
+    assert not np.array_equal(together[0].numpy(), together[1].numpy())
+
+
+def test_a_hole_is_filled_in_several_pictures_at_once(
+    shared_engine: InferenceEngine, tiny_folder: Path
+) -> None:
+    asked = {"init_image": g.picture(), "mask": g.mask(), "steps": 3, "guidance": 3.0}
+    with shared_engine.load_images(tiny_folder) as model:
+        together = model.image("a red circle", seed=5, n=2, **asked)
+        alone = [model.image("a red circle", seed=5 + place, **asked) for place in range(2)]
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(one.numpy().astype(int) - other.numpy()).max() <= 1
+
+
+def test_pictures_are_made_one_after_another_where_there_is_no_room_for_all(
+    tiny_folder: Path, engine: InferenceEngine
+) -> None:
+    request = ImageRequest(prompt="a red circle", size=(128, 128), steps=2, n=3, guidance=3.0, seed=0)
+    total = {
+        n: engine.fit(
+            tiny_folder, PictureWorkload(size=(128, 128), n=n, backend=engine.device.backend)
+        ).estimate
+        for n in (1, 3)
+    }
+    at_once, by_turns = [], []
+    for estimate, found in ((total[3], at_once), (total[1], by_turns)):
+        with InferenceEngine(memory_budget=estimate.total + (1 << 20)) as other:
+            found += _steps(list(other.load_images(tiny_folder).stream(request)))
+    assert at_once == [(index, done) for done in (1, 2) for index in range(3)]
+    assert by_turns == [(index, done) for index in range(3) for done in (1, 2)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from attrs import evolve
 from mlxengine import Feature, LoadContext, Loaded, ModelCard
 from mlxengine.errors import FeatureUnavailableError, UnsupportedArchitectureError
 
 from ._generate import PictureModel
 from .backends import Offer, backend, choose
 from .backends._memory import Shape, peak
-from .features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE
+from .features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE, VAE_TILING
 
 
 def load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
@@ -54,13 +55,14 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
         "low_memory": abilities.low_memory,
         "vae_tiling": abilities.vae_tiling,
         "negative_prompt": abilities.negative,
+        "textual_inversion": abilities.textual_inversion,
     }
     return Loaded(
         model=PictureModel(
             pipeline=pipeline,
             card=card,
             backend=choice.name,
-            decodes_whole=partial(_decodes_whole, choice.offer, context, abilities.defaults.size),
+            holds=partial(_holds, choice.offer, context, abilities.defaults.size),
         ),
         warm=pipeline.warm(),
         close=pipeline.close,
@@ -69,20 +71,20 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
     )
 
 
-def _decodes_whole(offer: Offer, context: LoadContext, usual: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether what was reserved for usual pictures, with what is free, lets one of this size be whole."""
+def _holds(offer: Offer, context: LoadContext, usual: tuple[int, int], wanted: Shape) -> bool:
+    """Whether what was reserved for usual pictures, with what is free, is enough for what is wanted."""
     room = context.cache_room()
     if offer.stages is None or room is None:
         return True
+    stages, on_cpu = offer.stages, context.device.backend == "cpu"
 
-    def taken(size: tuple[int, int]) -> int:
-        assert offer.stages is not None
-        width, height = size
-        shape = Shape(width=width, height=height, on_cpu=context.device.backend == "cpu")
-        _, found = peak(offer.stages(shape), staged=not context.features.get(KEEP_LOADED))
-        return found
+    def taken(shape: Shape) -> int:
+        found = stages(evolve(shape, on_cpu=on_cpu))
+        return peak(found, staged=not context.features.get(KEEP_LOADED))[1]
 
-    return taken(size) <= taken(usual) + max(0, room)
+    tiled = context.features.get(VAE_TILING) == "on"
+    reserved = taken(Shape(width=usual[0], height=usual[1], tiled=tiled))
+    return taken(wanted) <= reserved + max(0, room)
 
 
 __all__ = ["load"]

@@ -30,6 +30,8 @@ _VOCABULARY = "openai/clip-vit-large-patch14"
 _DISTILLED = re.compile(r"turbo|lightning|hyper|lcm|tcd|dmd", re.IGNORECASE)
 _STEPS_IN_NAME = re.compile(r"(?<!\d)(1[0-6]|[1-9])[-_ ]?steps?", re.IGNORECASE)
 _TOKENS = 2 * 77
+# Pixels that fill a device: on a CPU more at once take as long, and everybody else waits for longer steps.
+_TOGETHER = {"cpu": 256 * 256, "gpu": 2048 * 2048}
 
 
 def claim(card: ModelCard) -> Offer | None:
@@ -148,6 +150,8 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         guidance_rescale=True,
         low_memory=True,
         vae_tiling=True,
+        textual_inversion=True,
+        together=_TOGETHER["cpu" if on_cpu else "gpu"],
     )
     traits = Traits(
         xl=found.xl,
@@ -156,6 +160,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         settings=settings,
         latent_channels=vae.get("latent_channels", 4),
         latent_scale=scale,
+        text_widths={part: configs[part]["hidden_size"] for part in tokenizers},
         dtype=dtype,
         fills=fills,
         compiled=_compiled(context.features.get(COMPILE), on_cpu=on_cpu),

@@ -20,24 +20,26 @@ from .prompts import Piece, parse
 from .scheduler_config import NoiseSettings
 from .schedulers import scheduler
 from .text import Chunk, Conditioning, Tokenizer, encode
+from .textual_inversion import Lexicon, read_taught
 
 _REMEMBERED_PROMPTS = 8
 _PREVIEW_LATENTS = 32
 
 
 class Noise:
-    """The random numbers of one picture: the same for a seed, whatever else runs."""
+    """The random numbers of pictures: the same for a seed, whatever else runs or is made with it."""
 
-    def __init__(self, seed: int) -> None:
-        self._first, self._rest = mx.random.split(mx.random.key(seed))
+    def __init__(self, seed: int, n: int = 1) -> None:
+        self._keys = [mx.random.split(mx.random.key(seed + place)) for place in range(n)]
 
     def initial(self, shape: tuple[int, ...]) -> mx.array:
-        """What the picture starts from: standard normal, float32."""
-        return mx.random.normal(shape, key=self._first)
+        """What the pictures start from: standard normal, float32."""
+        return mx.concatenate([mx.random.normal((1, *shape[1:]), key=first) for first, _ in self._keys])
 
     def fresh(self, index: int, shape: tuple[int, ...]) -> mx.array:
         """What a stochastic sampler adds after an evaluation of the model."""
-        return mx.random.normal(shape, key=mx.random.split(self._rest, index + 1)[index])
+        keys = [mx.random.split(rest, index + 1)[index] for _, rest in self._keys]
+        return mx.concatenate([mx.random.normal((1, *shape[1:]), key=key) for key in keys])
 
 
 @frozen(kw_only=True, eq=False)
@@ -49,6 +51,7 @@ class Traits:
         zero_negative: an absent negative prompt is all zeros instead of the empty prompt's states.
         settings: the noise it was trained with.
         latent_channels, latent_scale: channels of the latents; pixels per latent along a side.
+        text_widths: of the text encoders' embeddings, by part.
         dtype: number format of the UNet and the text encoders.
         fills: whether the UNet is shown a mask and the rest of a picture beside the latents.
         compiled: whether the UNet runs as `mlx.core.compile` makes it.
@@ -59,6 +62,7 @@ class Traits:
     settings: NoiseSettings
     latent_channels: int
     latent_scale: int
+    text_widths: Mapping[str, int]
     dtype: mx.Dtype
     fills: bool = False
     compiled: bool = False
@@ -90,10 +94,12 @@ class StableDiffusion:
         self.parts.drop_idle()
 
     def read_prompt(self, job: Job) -> PromptReport:
-        return self._tokenizers["text_encoder"].report(_parts(job, job.prompt))
+        lexicon = self._lexicon(job)
+        lexicon.check([job.prompt, job.negative or ""])
+        return self._tokenizers["text_encoder"].report(_parts(job, job.prompt), lexicon)
 
     def denoise(self, job: Job, noise: Noise | None = None) -> Generator[Step | None, None, None]:
-        noise = noise or Noise(job.seed)
+        noise = noise or Noise(job.seed, job.n)
         if job.low_memory:
             self.parts.drop_idle()
         sampler = scheduler(job.scheduler, self.traits.settings, job.steps, job.sigmas)
@@ -102,13 +108,14 @@ class StableDiffusion:
         chunks = self._chunks(job, guided=guided)
         positive = yield from self._condition(job, job.prompt, adapters, chunks)
         told = (yield from self._contrast(job, positive, adapters, chunks)) if guided else positive
+        told = told.repeated(job.n)
         scale = self.traits.latent_scale
-        shape = (1, job.height // scale, job.width // scale, self.traits.latent_channels)
+        shape = (job.n, job.height // scale, job.width // scale, self.traits.latent_channels)
         start = 0
         if job.init is None:
             latents = noise.initial(shape) * sampler.initial_scale
         else:
-            clean = yield from self._encoded(job.init, job)
+            clean = mx.repeat((yield from self._encoded(job.init, job)), job.n, axis=0)
             start = job.steps - steps_for(job.steps, job.strength)
             if start == job.steps:
                 yield Step(done=0, total=0, latents=clean, clean=clean)
@@ -127,7 +134,7 @@ class StableDiffusion:
                 unet = (
                     compiled(unet)
                     if own
-                    else self.parts.compiled("unet", (guided, *shape[1:3], told.context.shape[1]))
+                    else self.parts.compiled("unet", (guided, *shape[:3], told.context.shape[1]))
                 )
             evaluations = len(sampler.timesteps)
             for index in range(start * sampler.evaluations, evaluations):
@@ -167,11 +174,16 @@ class StableDiffusion:
         small = clean[:, :height, :width].reshape(1, height // factor, factor, width // factor, factor, -1)
         return (yield from self.decode(small.mean(axis=(2, 4)), job))
 
+    def _lexicon(self, job: Job) -> Lexicon:
+        """The words that the job's textual inversions taught."""
+        return Lexicon([read_taught(path, self.traits.text_widths) for path in job.textual_inversions])
+
     def _chunks(self, job: Job, *, guided: bool) -> int:
         """How many chunks the longer of both prompts takes: the UNet attends to both at once."""
+        lexicon = self._lexicon(job)
         texts = (job.prompt, job.negative or "") if guided else (job.prompt,)
         return max(
-            len(tokenizer.chunks(_parts(job, text)))
+            len(tokenizer.chunks(_parts(job, text), lexicon))
             for text in texts
             for tokenizer in self._tokenizers.values()
         )
@@ -180,19 +192,22 @@ class StableDiffusion:
         self, job: Job, text: str, adapters: list[tuple[AdapterFile, float]], chunks: int
     ) -> Generator[None, None, Conditioning]:
         """The states of one prompt, with empty chunks behind it up to so many; one encoder a turn."""
-        key = (text, job.lora, job.clip_skip, job.prompt_weights, chunks)
+        key = (text, job.lora, job.clip_skip, job.prompt_weights, job.textual_inversions, chunks)
         if key in self._remembered:
             self._remembered.move_to_end(key)
             return self._remembered[key]
         states = []
         pooled = None
+        lexicon = self._lexicon(job)
         for part, tokenizer in self._tokenizers.items():
             with self.parts.use(part, drop=job.low_memory) as base:
                 encoder = adapted(base, part, adapters, self.traits.dtype)
-                own = tokenizer.chunks(_parts(job, text))
+                own = tokenizer.chunks(_parts(job, text), lexicon)
                 rows = tokenizer.rows([*own, *[Chunk()] * (chunks - len(own))])
                 layer = job.clip_skip or (2 if self.traits.xl else 1)
-                context, pooled = encode(encoder, *rows, layer, normed=not self.traits.xl)
+                context, pooled = encode(
+                    encoder, *rows, layer, normed=not self.traits.xl, vectors=lexicon.vectors(part)
+                )
                 mx.eval(context, pooled)
             states.append(context)
             yield None
@@ -244,7 +259,8 @@ class StableDiffusion:
         around = mx.where(mx.array(job.mask)[..., None] > 0, 127.5, mx.array(job.init).astype(mx.float32))
         hole = self._hole(job.mask).astype(self.traits.dtype)
         latents = yield from self._encoded(around, job)
-        return mx.concatenate([hole, latents.astype(self.traits.dtype)], axis=-1)
+        seen = mx.concatenate([hole, latents.astype(self.traits.dtype)], axis=-1)
+        return mx.repeat(seen, job.n, axis=0)
 
 
 def _parts(job: Job, text: str) -> list[list[Piece]]:

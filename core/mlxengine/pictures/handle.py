@@ -119,7 +119,9 @@ class ImageOptions(TypedDict, total=False):
     references: tuple[Any, ...]
     controls: tuple[ImageControl, ...]
     lora: tuple[tuple[str, float], ...]
+    textual_inversions: tuple[str, ...]
     low_memory: bool | None
+    vae_tiling: bool | None
 
 
 def image_request(prompt: str, n: int | None = None, **options: Unpack[ImageOptions]) -> ImageRequest:

@@ -58,7 +58,9 @@ class ImageRequest(Request):
         controls: ControlNets to apply, several at once.
         n: number of pictures.
         lora: folders or repositories of LoRA weights, each with its scale.
+        textual_inversions: files, folders or repositories of words that were taught; the prompt holds them.
         low_memory: free each part of the pipeline after its stage.
+        vae_tiling: let the autoencoder work on tiles; left out, where it would not fit otherwise.
         preview_every: emit an `ImagePreview` every so many steps; 0 never does.
     """
 
@@ -80,7 +82,9 @@ class ImageRequest(Request):
     controls: tuple[ImageControl, ...] = ()
     n: int = 1
     lora: tuple[tuple[str, float], ...] = ()
+    textual_inversions: tuple[str, ...] = ()
     low_memory: bool | None = None
+    vae_tiling: bool | None = None
     preview_every: int = 0
 
 

@@ -100,6 +100,19 @@ FRAGMENTS = (
 LAYER, RESCALE = 3, 0.6
 WIDTH, HEIGHT, PIXELS_PER_LATENT = 24, 32, 2
 STRENGTH = 0.6
+TILED = (28, 20)
+"""Height and width in latents of what takes several tiles of 16."""
+WORD = "<toy>"
+TAUGHT = f"a {WORD} circle on a blue background"
+"""A prompt with a word that textual inversion taught."""
+TAESD: dict[str, Any] = {
+    "encoder_block_out_channels": [8, 8],
+    "decoder_block_out_channels": [8, 8],
+    "num_encoder_blocks": [1, 1],
+    "num_decoder_blocks": [2, 1],
+    "latent_channels": 4,
+}
+ESRGAN = {"width": 8, "growth": 4, "blocks": 2}
 ETA = 0.3
 """What TCD's own scheduler takes where a pipeline says nothing; DDIM's is 0."""
 DATA = Path(__file__).parent / "reference"
@@ -281,6 +294,11 @@ def said(sample: np.ndarray[Any, Any], time: float) -> np.ndarray[Any, Any]:
 def walk_noise(index: int) -> np.ndarray[Any, Any]:
     """Where a walk starts (index 0), and what its steps add: (1, 2, 3, 4)."""
     return random(f"walk/{index}", (1, 2, 3, 4))
+
+
+def vectors(width: int) -> np.ndarray[Any, Any]:
+    """Two embeddings of `WORD`: (2, width)."""
+    return random(f"vectors/{width}", (2, width)) * np.float32(0.5)
 
 
 def picture() -> np.ndarray[Any, Any]:

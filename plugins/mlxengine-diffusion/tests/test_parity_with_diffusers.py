@@ -279,6 +279,7 @@ HERE = Path(__file__).parent
 # What computes the stored references, with the CLIP tokenizer's folder or without, and where they are.
 SCRIPTS = {
     "make_reference.py": True,
+    "make_size_reference.py": True,
     "make_single_names.py": False,
     "make_adapter_reference.py": False,
     "make_control_reference.py": True,

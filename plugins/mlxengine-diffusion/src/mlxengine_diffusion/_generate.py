@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,23 +28,33 @@ from mlxengine import (
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 
 from ._pictures import fitted_size, open_mask, open_picture, pixels_of, reference_pixels
+from .backends._memory import Shape
 from .backends._work import Guide, Job, Pipeline, Pixels, PromptReport, Step
-from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY
+from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY, VAE_TILING
 from .sd.prompts import check_prompt, has_weights, parse
 
 _log = logging.getLogger("mlxengine.diffusion")
 _MOST_PICTURES = 64
 _LORA_FILES = ("*.safetensors", "*.json")
 _CONTROL_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")
+_WORD_FILES = ("*.safetensors",)
+
+
+def _always(_shape: Shape) -> bool:
+    return True
 
 
 @frozen(kw_only=True, eq=False)
 class PictureModel:
-    """What the plugin's ``load_model`` returns to itself."""
+    """What the plugin's ``load_model`` returns to itself.
+
+    ``holds`` says whether there is memory for what is to be made at once.
+    """
 
     pipeline: Pipeline
     card: ModelCard
     backend: str
+    holds: Callable[[Shape], bool] = _always
 
 
 def generate(model: PictureModel, request: ImageRequest, context: RunContext) -> Iterator[Event | None]:
@@ -53,11 +63,16 @@ def generate(model: PictureModel, request: ImageRequest, context: RunContext) ->
     Raises:
         InvalidParameterError, UnsupportedInputError, FeatureUnavailableError: it cannot be served.
     """
-    job = plan(model.pipeline, request, context)
+    job = plan(model.pipeline, request, context, model.holds)
     return _run(model, request, job, context)
 
 
-def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
+def plan(
+    pipeline: Pipeline,
+    request: ImageRequest,
+    context: RunContext,
+    holds: Callable[[Shape], bool] = _always,
+) -> Job:
     """Everything that a request leaves open, decided; everything that is wrong with it, raised."""
     abilities, defaults = pipeline.abilities, pipeline.abilities.defaults
     context.features.require(IMAGES)
@@ -111,6 +126,8 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         strength=1.0 if picture is None else float(strength),
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
+        textual_inversions=_taught(pipeline, request, context),
+        vae_tiling=_tiles(pipeline, request, context, holds, (width, height)),
     )
 
 
@@ -261,6 +278,22 @@ def _adapters(
     return tuple(found)
 
 
+def _taught(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> tuple[Path, ...]:
+    if request.textual_inversions and not pipeline.abilities.textual_inversion:
+        raise FeatureUnavailableError(
+            f"The back end of this model ({pipeline.info.get('library')}) takes no textual inversions."
+        )
+    found = []
+    for reference in request.textual_inversions:
+        if not isinstance(reference, str | Path):
+            _refuse(f"textual_inversions holds references, found {reference!r}.")
+        path = Path(reference).expanduser()
+        if context.fetch is None and not path.exists():
+            _refuse(f"The textual inversion {reference!s} does not exist, and nothing can be fetched here.")
+        found.append(path)
+    return tuple(found)
+
+
 def _low_memory(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> bool:
     if request.low_memory is None:
         return pipeline.abilities.low_memory and not context.features.get(KEEP_LOADED)
@@ -273,20 +306,47 @@ def _low_memory(pipeline: Pipeline, request: ImageRequest, context: RunContext) 
     return request.low_memory
 
 
+def _tiles(
+    pipeline: Pipeline,
+    request: ImageRequest,
+    context: RunContext,
+    holds: Callable[[Shape], bool],
+    size: tuple[int, int],
+) -> bool:
+    """Whether the autoencoder works on tiles: as the request says, else the flag, else the memory."""
+    if not pipeline.abilities.vae_tiling:
+        if request.vae_tiling:
+            raise FeatureUnavailableError(
+                f"The back end of this model ({pipeline.info.get('library')}) decodes whole pictures."
+            )
+        return False
+    if request.vae_tiling is not None:
+        return request.vae_tiling
+    value = context.features.get(VAE_TILING)
+    if value != "auto":
+        return bool(value == "on")
+    if holds(Shape(width=size[0], height=size[1])):
+        return False
+    _log.info("A picture of %d × %d pixels is decoded in tiles: memory is short for the whole.", *size)
+    return True
+
+
 def _fetched(job: Job, context: RunContext) -> Generator[Event | None, None, Job]:
-    """The job with the folders of adapters and ControlNets that are on the hub."""
+    """The job with the folders of adapters, ControlNets and taught words that are on the hub."""
 
     def present(path: Path, files: tuple[str, ...]) -> Generator[Event | None, None, Path]:
         if context.fetch is None or path.exists():
             return path
         return (yield from context.fetch(str(path), files))
 
-    adapters, guides = [], []
+    adapters, guides, words = [], [], []
     for path, scale in job.lora:
         adapters.append(((yield from present(path, _LORA_FILES)), scale))
     for guide in job.controls:
         guides.append(evolve(guide, path=(yield from present(guide.path, _CONTROL_FILES))))
-    return evolve(job, lora=tuple(adapters), controls=tuple(guides))
+    for path in job.textual_inversions:
+        words.append((yield from present(path, _WORD_FILES)))
+    return evolve(job, lora=tuple(adapters), controls=tuple(guides), textual_inversions=tuple(words))
 
 
 def _run(
@@ -297,12 +357,31 @@ def _run(
     report = pipeline.read_prompt(first)
     if report.truncated:
         _log.warning("The prompt is longer than the model takes; left out: %s", report.truncated)
-    for index in range(request.n):
-        job = evolve(first, seed=first.seed + index)
+    index = 0
+    while index < request.n:
+        job = evolve(first, seed=first.seed + index, n=_together(model, first, request.n - index))
         latents = yield from _denoise(pipeline, job, index, request.preview_every)
-        pixels = _pasted((yield from pipeline.decode(latents, job)), job)
-        yield ImageReady(index=index, pixels=_array(pixels), recipe=recipe(model, job, report))
+        for place in range(job.n):
+            own = evolve(job, seed=job.seed + place, n=1)
+            pixels = _pasted((yield from pipeline.decode(_one(latents, place, job), own)), own)
+            yield ImageReady(index=index + place, pixels=_array(pixels), recipe=recipe(model, own, report))
+        index += job.n
     yield Finished(usage=TokenUsage(prompt_tokens=report.tokens))
+
+
+def _together(model: PictureModel, job: Job, wanted: int) -> int:
+    """How many of the pictures that are still wanted are made at once: what fills the device, and fits it."""
+    found = max(1, min(wanted, model.pipeline.abilities.together // (job.width * job.height)))
+    each = 2 if job.guidance > 1 else 1
+    while found > 1 and not model.holds(
+        Shape(width=job.width, height=job.height, rows=each * found, tiled=job.vae_tiling)
+    ):
+        found -= 1
+    return found
+
+
+def _one(latents: Any, place: int, job: Job) -> Any:
+    return latents if job.n == 1 else latents[place : place + 1]
 
 
 def _pasted(pixels: Pixels, job: Job) -> Pixels:
@@ -322,11 +401,12 @@ def _denoise(pipeline: Pipeline, job: Job, index: int, every: int) -> Generator[
             yield None
             continue
         latents = step.latents
-        if step.total:
-            yield Progress(index=index, stage="denoise", done=step.done, total=step.total)
-        if _wants_preview(step, every):
-            pixels = yield from pipeline.preview(step.clean, job)
-            yield ImagePreview(index=index, step=step.done, pixels=_array(pixels))
+        for place in range(job.n):
+            if step.total:
+                yield Progress(index=index + place, stage="denoise", done=step.done, total=step.total)
+            if _wants_preview(step, every):
+                pixels = yield from pipeline.preview(_one(step.clean, place, job), job)
+                yield ImagePreview(index=index + place, step=step.done, pixels=_array(pixels))
     return latents
 
 
@@ -356,6 +436,8 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         "dtype": model.pipeline.info.get("dtype"),
         "bits": model.pipeline.info.get("unet_bits"),
         "lora": [[str(path), scale] for path, scale in job.lora],
+        "textual_inversions": [str(path) for path in job.textual_inversions] or None,
+        "vae_tiling": job.vae_tiling or None,
     }
     if job.init is not None:
         made["strength"] = job.strength

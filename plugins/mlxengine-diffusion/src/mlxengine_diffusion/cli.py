@@ -103,7 +103,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strength", type=float, help="how far to leave it, 0 to 1")
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
     parser.add_argument("--lora", action="append", default=[], metavar="REF[=SCALE]", help="an adapter")
+    parser.add_argument(
+        "--textual-inversion",
+        dest="textual_inversions",
+        action="append",
+        metavar="REF",
+        help="words that were taught; the prompt holds them",
+    )
     parser.add_argument("--low-memory", action="store_true", default=None, help="free parts by stage")
+    parser.add_argument(
+        "--vae-tiling", action="store_true", default=None, help="let the autoencoder work on tiles"
+    )
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantize the denoiser")
     parser.add_argument("--backend", help="the library to use")
     parser.add_argument(
@@ -175,6 +185,8 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         n=options.n,
         lora=tuple(adapters),
         low_memory=options.low_memory,
+        textual_inversions=tuple(told("textual_inversions") or ()),
+        vae_tiling=told("vae_tiling"),
     )
 
 

@@ -74,6 +74,15 @@ KEEP_LOADED = Feature(
     default=True,
     summary="Keep all parts between pictures; off makes low memory the rule, from loading on.",
     applies_to=KIND,
+    provides=LLMEngineFeatures.STAGED_PARTS,
+)
+VAE_TILING = Feature(
+    name="diffusion.vae_tiling",
+    default="auto",
+    summary="Let the autoencoder work on tiles, which bounds its memory; auto does where it would not fit.",
+    applies_to=KIND,
+    provides=LLMEngineFeatures.VAE_TILING,
+    choices=("auto", "on", "off"),
 )
 QUANTIZE = Feature(
     name="diffusion.quantize",
@@ -116,6 +125,7 @@ FEATURES = (
     LORA,
     LOW_MEMORY,
     KEEP_LOADED,
+    VAE_TILING,
     QUANTIZE,
     BACKEND_DTYPE,
     BACKEND,
@@ -133,4 +143,5 @@ __all__ = [
     "LORA",
     "LOW_MEMORY",
     "QUANTIZE",
+    "VAE_TILING",
 ]

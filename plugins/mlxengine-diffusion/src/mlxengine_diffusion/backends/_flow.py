@@ -100,7 +100,9 @@ class Levels:
 
 
 # What every family can be asked for.
-ABILITIES = Abilities(size_step=16, largest=2048, init_image=True, mask=True, lora=True, low_memory=True)
+ABILITIES = Abilities(
+    size_step=16, largest=2048, init_image=True, mask=True, lora=True, low_memory=True, vae_tiling=True
+)
 
 
 class Flow:
@@ -184,7 +186,7 @@ class Flow:
         """The picture of latents (1, height, width, channels of a place)."""
         raise NotImplementedError
 
-    def _hidden(self, vae: Any, pixels: mx.array) -> mx.array:
+    def _hidden(self, vae: Any, pixels: mx.array, job: Job) -> Generator[None, None, mx.array]:
         """Latents (1, height / 8, width / 8, channels) of a picture (1, height, width, 3), -1 to 1."""
         raise NotImplementedError
 
@@ -193,10 +195,7 @@ class Flow:
         import mlx.core as mx
 
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            found = self._hidden(vae, mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1)
-            mx.eval(found)
-        yield None
-        return found
+            return (yield from self._hidden(vae, mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1, job))
 
     def _laid(self, latents: mx.array) -> mx.array:
         """Latents (1, height, width, channels) as `denoise` has them."""

@@ -14,6 +14,7 @@ from attrs import evolve, frozen
 from mlxengine import LoadContext, ModelCard
 
 from ..models import defaults_for
+from ..sd.config import tile_side
 from ..sd.layout import document
 from . import Defaults
 from ._flow import ABILITIES, Levels, as_pixels, built, gathered, spread
@@ -107,6 +108,8 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
         made = networks["vae"].Flux2VAE(decoder_block_out_channels=narrow)
         made.encoder = networks["encoder"].Flux2Encoder(block_out_channels=widths)
         made.quant_conv = nn.Conv2d(2 * made.latent_channels, 2 * made.latent_channels, 1)
+        made.pixels_per_latent = 2 ** (len(widths) - 1)
+        made.tile = tile_side(config) // made.pixels_per_latent
         places = renamed((r"\.to_out\.", ".to_out.0."))
         return filled(made, "vae", files, places, dtype, ignored="num_batches_tracked$")
 
@@ -194,23 +197,34 @@ class Flux2(ChatFlow):
         )
         return output[:, : latents.shape[1]].astype(mx.float32)
 
-    def _hidden(self, vae: Any, pixels: mx.array) -> mx.array:
+    def _hidden(self, vae: Any, pixels: mx.array, job: Job) -> Generator[None, None, mx.array]:  # noqa: ARG002
         import mlx.core as mx
 
         norm = vae.bn
         grid = gathered(vae.encode(pixels.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1))
-        return spread((grid - norm.running_mean) / mx.sqrt(norm.running_var + norm.eps))
+        found = spread((grid - norm.running_mean) / mx.sqrt(norm.running_var + norm.eps))
+        mx.eval(found)
+        yield None
+        return found
 
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
         import mlx.core as mx
 
+        from ..sd import tiles
+
         with self.parts.use("vae", drop=job.low_memory) as vae:
+
+            def run(part: mx.array) -> Generator[None, None, mx.array]:
+                made: mx.array = vae.decode(part.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+                mx.eval(made)
+                yield None
+                return made
+
             norm = vae.bn
-            latents = grid * mx.sqrt(norm.running_var + norm.eps) + norm.running_mean
-            picture = vae.decode(spread(latents).transpose(0, 3, 1, 2))
-            mx.eval(picture)
-            yield None
-        return as_pixels(picture[0].transpose(1, 2, 0))
+            latents = spread(grid * mx.sqrt(norm.running_var + norm.eps) + norm.running_mean)
+            tile, scale = vae.tile, vae.pixels_per_latent
+            whole = tiles.walk(run, latents, tile, tile * scale) if job.vae_tiling else run(latents)
+            return as_pixels((yield from whole)[0])
 
 
 def _places(*counts: int) -> mx.array:

@@ -43,6 +43,9 @@ class Abilities:
         text_layers: how many layers the text encoder has to choose from with ``clip_skip``; 0 for no choice.
         guidance_rescale: whether guidance can be rescaled.
         low_memory: whether parts can be freed after their stage.
+        vae_tiling: whether the autoencoder can work on tiles.
+        textual_inversion: whether words can be taught.
+        together: most pixels of pictures that are made at once; 0 where they are made one after another.
     """
 
     defaults: Defaults = Defaults()  # noqa: RUF009 - a frozen value
@@ -64,6 +67,9 @@ class Abilities:
     text_layers: int = 0
     guidance_rescale: bool = False
     low_memory: bool = False
+    vae_tiling: bool = False
+    together: int = 0
+    textual_inversion: bool = False
 
 
 @frozen(kw_only=True)
@@ -89,10 +95,10 @@ class Guide:
 
 @frozen(kw_only=True)
 class Job:
-    """One picture to make; everything is decided.
+    """Pictures to make at once, ``n`` of them with seeds from ``seed`` on; everything is decided.
 
     ``mask`` has the picture's height and width; what is above zero is made anew. ``references`` have sizes of
-    their own, multiples of the model's step.
+    their own, multiples of the model's step. With ``vae_tiling`` the autoencoder works on tiles.
     """
 
     prompt: str
@@ -103,6 +109,7 @@ class Job:
     guidance: float
     seed: int
     scheduler: str
+    n: int = 1
     sigmas: str | None = None
     clip_skip: int | None = None
     prompt_weights: bool = False
@@ -114,6 +121,8 @@ class Job:
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()
     low_memory: bool = False
+    vae_tiling: bool = False
+    textual_inversions: tuple[Path, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -159,6 +168,8 @@ class Pipeline(Protocol):
 
     def denoise(self, job: Job) -> Iterator[Step | None]:
         """Make latents, one denoising step at a time; ``None`` marks a step of preparation.
+
+        Those of several pictures stand one after the other along the first axis.
 
         With no step to do (image-to-image at strength 0) yields one `Step` with ``total`` 0.
         """

@@ -44,7 +44,8 @@ def _pipeline(card: ModelCard) -> object:
 
 
 def claim(card: ModelCard) -> Offer | None:
-    return flow_offer(card) if _pipeline(card) in (_Z_IMAGE, _flux2.PIPELINE) else None
+    name = _pipeline(card)
+    return flow_offer(card, half_vae=name == _flux2.PIPELINE) if name in (_Z_IMAGE, _flux2.PIPELINE) else None
 
 
 def missing() -> str | None:
@@ -149,15 +150,13 @@ class ZImage(ChatFlow):
     def _laid(self, latents: mx.array) -> mx.array:
         return latents.transpose(0, 3, 1, 2)[:, :, None]
 
-    def _hidden(self, vae: Any, pixels: mx.array) -> mx.array:
+    def _hidden(self, vae: Any, pixels: mx.array, job: Job) -> Generator[None, None, mx.array]:
         from ..sd.autoencoder import encoded
 
-        return encoded(vae, pixels)
+        return encoded(vae, pixels, tiled=job.vae_tiling)
 
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
-        from ..sd.autoencoder import decoding
+        from ..sd.autoencoder import decoded
 
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            for picture in decoding(vae, grid):  # noqa: B007 - the last one is the picture
-                yield None
-        return as_pixels(picture[0])
+            return as_pixels((yield from decoded(vae, grid, tiled=job.vae_tiling)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,10 @@ from mlxengine.readonly import thaw
 from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE
 from ..models import defaults_for
 from ..sd import layout
+from ..sd.config import tile_side
 from ..sd.scheduler_config import PLACEMENTS, NoiseSettings
-from . import Defaults, Offer
+from . import Defaults, Offer, _memory
+from ._memory import Shape, Stage
 
 if TYPE_CHECKING:
     from ..sd.pipeline import StableDiffusion
@@ -28,32 +29,46 @@ _FEW_STEPS = 4
 _VOCABULARY = "openai/clip-vit-large-patch14"
 _DISTILLED = re.compile(r"turbo|lightning|hyper|lcm|tcd|dmd", re.IGNORECASE)
 _STEPS_IN_NAME = re.compile(r"(?<!\d)(1[0-6]|[1-9])[-_ ]?steps?", re.IGNORECASE)
-# Measured on a CPU, where convolutions are matrix products of unfolded features; Metal does not unfold.
-_CONVOLUTION_COPIES = 5 if sys.platform == "darwin" else 18
+_TOKENS = 2 * 77
+# Pixels that fill a device: on a CPU more at once take as long, and everybody else waits for longer steps.
+_TOGETHER = {"cpu": 256 * 256, "gpu": 2048 * 2048}
 
 
 def claim(card: ModelCard) -> Offer | None:
     found = layout.read(card)
     if found is None:
         return None
-    wanted = {name for names in found.weights.values() for name in names}
-    numbers = sum(_count(tensor.shape) for tensor in card.tensors if tensor.file in wanted)
-    stored = sum(item.size for item in card.files if item.path in wanted)
-    heads = found.document("unet/config.json").get("attention_head_dim") or 8
-    finest = heads[0] if isinstance(heads, tuple) else heads
-    vae = found.document("vae/config.json")
-    scale = _pixels_per_latent(vae)
-    widest = max(vae.get("block_out_channels", (128, 256))[:2])
+    vae, unet = found.document("vae/config.json"), found.document("unet/config.json")
+    side = (unet.get("sample_size") or 64) * _pixels_per_latent(vae)
+    return Offer(
+        files=found.files,
+        problem=found.problem,
+        stages=partial(_stages, card, found),
+        size=(side, side),
+    )
 
-    def estimate(size: tuple[int, int]) -> tuple[int, int]:
-        places = (size[0] // scale) * (size[1] // scale)
-        # The larger of: score matrices of one attention at the finest level, for prompt and negative
-        # prompt; and the decoder's widest features at full size, with what a convolution unfolds of them.
-        scores = 2 * finest * places * places * 4
-        features = _CONVOLUTION_COPIES * size[0] * size[1] * widest * 4
-        return (4 * numbers or 2 * stored), max(scores, features)
 
-    return Offer(files=found.files, problem=found.problem, estimate_bytes=estimate)
+def _stages(card: ModelCard, found: layout.Layout, shape: Shape) -> list[Stage]:
+    """What each part takes; a guess by the files' sizes where no header was read."""
+    vae, unet = found.document("vae/config.json"), found.document("unet/config.json")
+    places = (shape.width * shape.height) // _pixels_per_latent(vae) ** 2
+    width = _memory.width_of(card, shape)
+    made = []
+    for part in found.parts:
+        own = width if part != "vae" or not vae.get("force_upcast", True) else 4
+        tensors = found.tensors(card, part)
+        stored = sum(item.size for item in card.files if item.path in found.weights[part])
+        if part == "unet":
+            workspace = _memory.unet(unet, shape, places, own)
+            weights = _memory.quantized(tensors, own, _memory.flag(card, QUANTIZE))
+        elif part == "vae":
+            workspace = _memory.autoencoder(vae, shape, tile_side(vae), own)
+            weights = own * _memory.count(tensors)
+        else:
+            workspace = _memory.encoder(found.document(f"{part}/config.json"), _TOKENS, shape, own)
+            weights = own * _memory.count(tensors)
+        made.append(Stage(part=part, weights=weights or own * stored // 2, workspace=workspace))
+    return made
 
 
 def missing() -> str | None:
@@ -135,6 +150,9 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         text_layers=min(configs[part]["num_hidden_layers"] for part in tokenizers),
         guidance_rescale=True,
         low_memory=True,
+        vae_tiling=True,
+        textual_inversion=True,
+        together=_TOGETHER["cpu" if on_cpu else "gpu"],
     )
     traits = Traits(
         xl=found.xl,
@@ -143,6 +161,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         settings=settings,
         latent_channels=vae.get("latent_channels", 4),
         latent_scale=scale,
+        text_widths={part: configs[part]["hidden_size"] for part in tokenizers},
         dtype=dtype,
         fills=fills,
         compiled=_compiled(context.features.get(COMPILE), on_cpu=on_cpu),
@@ -252,10 +271,3 @@ def _part_dtype(part: str, dtype: Any, vae: dict[str, Any]) -> Any:
 
 def _pixels_per_latent(vae: Any) -> int:
     return int(2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1))
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

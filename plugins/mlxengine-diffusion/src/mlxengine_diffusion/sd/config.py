@@ -11,6 +11,7 @@ from typing import Any
 from attrs import frozen
 
 Config = Mapping[str, Any]
+_LARGEST_TILE = 512
 
 # Settings that change what a part computes, with the only values that are implemented.
 _UNET_FIXED: dict[str, tuple[object, ...]] = {
@@ -160,9 +161,22 @@ def vae_problems(config: Config) -> list[str]:
     return _refused(config, _VAE_FIXED) + _unknown_blocks(config, _VAE_BLOCKS)
 
 
+def tile_side(vae: Config) -> int:
+    """Pixels along a side of a tile of the autoencoder: the size it was trained at, 512 at most."""
+    return min(int(vae.get("sample_size") or _LARGEST_TILE), _LARGEST_TILE)
+
+
 def clip_problems(config: Config) -> list[str]:
     """Settings of a text encoder's ``config.json`` that are not implemented; empty if it can be built."""
     return _refused(config, _CLIP_FIXED)
 
 
-__all__ = ["Config", "UNetSettings", "clip_problems", "control_problems", "unet_problems", "vae_problems"]
+__all__ = [
+    "Config",
+    "UNetSettings",
+    "clip_problems",
+    "control_problems",
+    "tile_side",
+    "unet_problems",
+    "vae_problems",
+]

@@ -14,7 +14,7 @@ from attrs import frozen
 from ..backends._slices import as_pixels, steps_for
 from ..backends._work import Abilities, Guide, Job, Pixels, PromptReport, Step
 from .adapter_files import DENOISER, AdapterFile, read_all
-from .autoencoder import decoding
+from .autoencoder import decoded, encoded
 from .control import ControlNet, load_control
 from .lora import adapted
 from .parts import Parts, compiled
@@ -22,6 +22,7 @@ from .prompts import Piece, parse
 from .scheduler_config import NoiseSettings
 from .schedulers import scheduler
 from .text import Chunk, Conditioning, Tokenizer, encode
+from .textual_inversion import Lexicon, read_taught
 
 _REMEMBERED_PROMPTS = 8
 _PREVIEW_LATENTS = 32
@@ -29,18 +30,19 @@ _KEPT_CONTROLS = 2
 
 
 class Noise:
-    """The random numbers of one picture: the same for a seed, whatever else runs."""
+    """The random numbers of pictures: the same for a seed, whatever else runs or is made with it."""
 
-    def __init__(self, seed: int) -> None:
-        self._first, self._rest = mx.random.split(mx.random.key(seed))
+    def __init__(self, seed: int, n: int = 1) -> None:
+        self._keys = [mx.random.split(mx.random.key(seed + place)) for place in range(n)]
 
     def initial(self, shape: tuple[int, ...]) -> mx.array:
-        """What the picture starts from: standard normal, float32."""
-        return mx.random.normal(shape, key=self._first)
+        """What the pictures start from: standard normal, float32."""
+        return mx.concatenate([mx.random.normal((1, *shape[1:]), key=first) for first, _ in self._keys])
 
     def fresh(self, index: int, shape: tuple[int, ...]) -> mx.array:
         """What a stochastic sampler adds after an evaluation of the model."""
-        return mx.random.normal(shape, key=mx.random.split(self._rest, index + 1)[index])
+        keys = [mx.random.split(rest, index + 1)[index] for _, rest in self._keys]
+        return mx.concatenate([mx.random.normal((1, *shape[1:]), key=key) for key in keys])
 
 
 @frozen(kw_only=True, eq=False)
@@ -52,6 +54,7 @@ class Traits:
         zero_negative: an absent negative prompt is all zeros instead of the empty prompt's states.
         settings: the noise it was trained with.
         latent_channels, latent_scale: channels of the latents; pixels per latent along a side.
+        text_widths: of the text encoders' embeddings, by part.
         dtype: number format of the UNet and the text encoders.
         fills: whether the UNet is shown a mask and the rest of a picture beside the latents.
         compiled: whether the UNet runs as `mlx.core.compile` makes it.
@@ -62,6 +65,7 @@ class Traits:
     settings: NoiseSettings
     latent_channels: int
     latent_scale: int
+    text_widths: Mapping[str, int]
     dtype: mx.Dtype
     fills: bool = False
     compiled: bool = False
@@ -95,10 +99,12 @@ class StableDiffusion:
         self.parts.drop_idle()
 
     def read_prompt(self, job: Job) -> PromptReport:
-        return self._tokenizers["text_encoder"].report(_parts(job, job.prompt))
+        lexicon = self._lexicon(job)
+        lexicon.check([job.prompt, job.negative or ""])
+        return self._tokenizers["text_encoder"].report(_parts(job, job.prompt), lexicon)
 
     def denoise(self, job: Job, noise: Noise | None = None) -> Generator[Step | None, None, None]:
-        noise = noise or Noise(job.seed)
+        noise = noise or Noise(job.seed, job.n)
         if job.low_memory:
             self.parts.drop_idle()
         sampler = scheduler(job.scheduler, self.traits.settings, job.steps, job.sigmas)
@@ -107,14 +113,14 @@ class StableDiffusion:
         chunks = self._chunks(job, guided=guided)
         positive = yield from self._condition(job, job.prompt, adapters, chunks)
         told = (yield from self._contrast(job, positive, adapters, chunks)) if guided else positive
+        told = told.repeated(job.n)
         scale = self.traits.latent_scale
-        shape = (1, job.height // scale, job.width // scale, self.traits.latent_channels)
+        shape = (job.n, job.height // scale, job.width // scale, self.traits.latent_channels)
         start = 0
         if job.init is None:
             latents = noise.initial(shape) * sampler.initial_scale
         else:
-            clean = self._encoded(job.init, job)
-            yield None
+            clean = mx.repeat((yield from self._encoded(job.init, job)), job.n, axis=0)
             start = job.steps - steps_for(job.steps, job.strength)
             if start == job.steps:
                 yield Step(done=0, total=0, latents=clean, clean=clean)
@@ -124,7 +130,7 @@ class StableDiffusion:
                 latents = noise.initial(shape) * sampler.initial_scale
         added = self._added(told, job)
         hole = None if job.mask is None else self._hole(job.mask)
-        beside = self._beside(job) if self.traits.fills else None
+        beside = (yield from self._beside(job)) if self.traits.fills else None
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, DENOISER, adapters, self.traits.dtype)
             guides = self._guides(base, job)
@@ -134,7 +140,7 @@ class StableDiffusion:
                 unet = (
                     compiled(unet)
                     if own
-                    else self.parts.compiled("unet", (guided, *shape[1:3], told.context.shape[1]))
+                    else self.parts.compiled("unet", (guided, *shape[:3], told.context.shape[1]))
                 )
             evaluations, first, done = len(sampler.timesteps), start * sampler.evaluations, 0
             for index in range(first, evaluations):
@@ -167,9 +173,7 @@ class StableDiffusion:
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            for picture in decoding(vae, latents):  # noqa: B007 - the last one is the picture
-                yield None
-            return as_pixels(picture[0])
+            return as_pixels((yield from decoded(vae, latents, tiled=job.vae_tiling)))
 
     def preview(self, clean: mx.array, job: Job) -> Generator[None, None, Pixels]:
         factor = math.ceil(max(clean.shape[1:3]) / _PREVIEW_LATENTS)
@@ -177,11 +181,16 @@ class StableDiffusion:
         small = clean[:, :height, :width].reshape(1, height // factor, factor, width // factor, factor, -1)
         return (yield from self.decode(small.mean(axis=(2, 4)), job))
 
+    def _lexicon(self, job: Job) -> Lexicon:
+        """The words that the job's textual inversions taught."""
+        return Lexicon([read_taught(path, self.traits.text_widths) for path in job.textual_inversions])
+
     def _chunks(self, job: Job, *, guided: bool) -> int:
         """How many chunks the longer of both prompts takes: the UNet attends to both at once."""
+        lexicon = self._lexicon(job)
         texts = (job.prompt, job.negative or "") if guided else (job.prompt,)
         return max(
-            len(tokenizer.chunks(_parts(job, text)))
+            len(tokenizer.chunks(_parts(job, text), lexicon))
             for text in texts
             for tokenizer in self._tokenizers.values()
         )
@@ -190,19 +199,22 @@ class StableDiffusion:
         self, job: Job, text: str, adapters: list[tuple[AdapterFile, float]], chunks: int
     ) -> Generator[None, None, Conditioning]:
         """The states of one prompt, with empty chunks behind it up to so many; one encoder a turn."""
-        key = (text, job.lora, job.clip_skip, job.prompt_weights, chunks)
+        key = (text, job.lora, job.clip_skip, job.prompt_weights, job.textual_inversions, chunks)
         if key in self._remembered:
             self._remembered.move_to_end(key)
             return self._remembered[key]
         states = []
         pooled = None
+        lexicon = self._lexicon(job)
         for part, tokenizer in self._tokenizers.items():
             with self.parts.use(part, drop=job.low_memory) as base:
                 encoder = adapted(base, part, adapters, self.traits.dtype)
-                own = tokenizer.chunks(_parts(job, text))
+                own = tokenizer.chunks(_parts(job, text), lexicon)
                 rows = tokenizer.rows([*own, *[Chunk()] * (chunks - len(own))])
                 layer = job.clip_skip or (2 if self.traits.xl else 1)
-                context, pooled = encode(encoder, *rows, layer, normed=not self.traits.xl)
+                context, pooled = encode(
+                    encoder, *rows, layer, normed=not self.traits.xl, vectors=lexicon.vectors(part)
+                )
                 mx.eval(context, pooled)
             states.append(context)
             yield None
@@ -236,13 +248,11 @@ class StableDiffusion:
         sizes = [job.height, job.width, 0, 0, job.height, job.width]
         return told.pooled, mx.array([sizes] * len(told.pooled), dtype=mx.float32)
 
-    def _encoded(self, pixels: Pixels | mx.array, job: Job) -> mx.array:
+    def _encoded(self, pixels: Pixels | mx.array, job: Job) -> Generator[None, None, mx.array]:
         """A picture's latents (the mean of the autoencoder's distribution)."""
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            mean, _ = vae.encode(mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1)
-            mx.eval(mean)
-        found: mx.array = mean
-        return found
+            given = mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1
+            return (yield from encoded(vae, given, tiled=job.vae_tiling))
 
     def _guides(self, unet: Any, job: Job) -> list[tuple[Guide, ControlNet, mx.array]]:
         """The job's ControlNets, each with its picture."""
@@ -274,13 +284,15 @@ class StableDiffusion:
         scale = self.traits.latent_scale
         return mx.array(mask[::scale, ::scale] > 0)[None, ..., None]
 
-    def _beside(self, job: Job) -> mx.array:
+    def _beside(self, job: Job) -> Generator[None, None, mx.array]:
         """What an inpainting UNet is shown besides: the hole, and latents of the picture with grey in it."""
         assert job.init is not None
         assert job.mask is not None
         around = mx.where(mx.array(job.mask)[..., None] > 0, 127.5, mx.array(job.init).astype(mx.float32))
         hole = self._hole(job.mask).astype(self.traits.dtype)
-        return mx.concatenate([hole, self._encoded(around, job).astype(self.traits.dtype)], axis=-1)
+        latents = yield from self._encoded(around, job)
+        seen = mx.concatenate([hole, latents.astype(self.traits.dtype)], axis=-1)
+        return mx.repeat(seen, job.n, axis=0)
 
 
 def _parts(job: Job, text: str) -> list[list[Piece]]:

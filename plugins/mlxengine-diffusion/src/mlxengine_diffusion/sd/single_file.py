@@ -41,6 +41,17 @@ def checkpoints(card: ModelCard) -> tuple[str, ...]:
     return tuple(sorted(tensor.file for tensor in card.tensors if tensor.name == _MARK))
 
 
+def part_named(name: str, *, xl: bool) -> str | None:
+    """The part of the pipeline that a tensor belongs to."""
+    text = (
+        {"text_encoder": (_XL_CLIP,), "text_encoder_2": (_XL_OPEN_CLIP,)}
+        if xl
+        else {"text_encoder": (_CLIP, _OPEN_CLIP)}
+    )
+    places: dict[str, tuple[str, ...]] = {"unet": (UNET,), "vae": (VAE,), **text}
+    return next((part for part, starts in places.items() if name.startswith(starts)), None)
+
+
 def text_prefix(part: str, shapes: Shapes) -> tuple[str, bool]:
     """Where a text encoder's tensors begin, and whether they have OpenCLIP's names."""
     if part == "text_encoder_2":
@@ -205,4 +216,13 @@ def _vae(shapes: Shapes, *, xl: bool) -> dict[str, Any]:
     }
 
 
-__all__ = ["UNET", "VAE", "checkpoints", "documents", "problem_with", "shapes_of", "text_prefix"]
+__all__ = [
+    "UNET",
+    "VAE",
+    "checkpoints",
+    "documents",
+    "part_named",
+    "problem_with",
+    "shapes_of",
+    "text_prefix",
+]

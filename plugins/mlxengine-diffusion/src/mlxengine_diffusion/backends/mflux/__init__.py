@@ -37,7 +37,7 @@ def _pipeline(card: ModelCard) -> object:
 def claim(card: ModelCard) -> Offer | None:
     name = _pipeline(card)
     if name == _flux2.PIPELINE:
-        return flow_offer(card)
+        return flow_offer(card, half_vae=True)
     if name not in (*_FLUX1, _QWEN):
         return None
     problem: MLXEngineError | None = None

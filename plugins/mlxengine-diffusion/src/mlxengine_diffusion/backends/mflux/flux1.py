@@ -29,7 +29,7 @@ from mlxengine.errors import UnsupportedArchitectureError
 
 from ...models import defaults_for
 from ...sd import weights
-from ...sd.autoencoder import build_vae, decoding, encoded
+from ...sd.autoencoder import build_vae, decoded, encoded
 from ...sd.clip import build_clip
 from ...sd.layout import document
 from ...sd.prompts import Piece
@@ -271,14 +271,12 @@ class Flux1(Flow):
         places = mx.stack([mx.ones_like(grids[0]), *grids], axis=-1).reshape(1, -1, 3)
         return _Seen(self._laid(latents), places)
 
-    def _hidden(self, vae: Any, pixels: mx.array) -> mx.array:
-        return encoded(vae, pixels)
+    def _hidden(self, vae: Any, pixels: mx.array, job: Job) -> Generator[None, None, mx.array]:
+        return encoded(vae, pixels, tiled=job.vae_tiling)
 
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            for picture in decoding(vae, spread(grid)):  # noqa: B007 - the last one is the picture
-                yield None
-        return as_pixels(picture[0])
+            return as_pixels((yield from decoded(vae, spread(grid), tiled=job.vae_tiling)))
 
 
 __all__ = ["Flux1", "load"]

@@ -21,6 +21,7 @@ from mflux.models.qwen.model.qwen_vae.qwen_vae import QwenVAE
 from mlxengine import LoadContext, ModelCard
 
 from ...models import defaults_for
+from ...sd import tiles
 from ...sd.layout import document
 from .. import Defaults
 from .._flow import ABILITIES, Flow, Levels, as_pixels, built, spread
@@ -29,6 +30,7 @@ from .._prompts import report, tokenizer_in
 from .._work import Job, Pixels, PromptReport
 
 _LENGTH = 1024
+_TILE = 256
 # What its authors wrap prompts in, and how many of its tokens nobody is told.
 _TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
@@ -202,25 +204,34 @@ class QwenImage(Flow):
             mx.linalg.norm(outputs[0], axis=-1, keepdims=True) / mx.linalg.norm(both, axis=-1, keepdims=True)
         )
 
-    def _hidden(self, vae: Any, pixels: mx.array) -> mx.array:
+    def _hidden(self, vae: Any, pixels: mx.array, job: Job) -> Generator[None, None, mx.array]:  # noqa: ARG002
         both = vae.quant_conv(vae.encoder(pixels.transpose(0, 3, 1, 2)[:, :, None]))
         mean: mx.array = both[:, : self._mean.shape[0], 0].transpose(0, 2, 3, 1)
-        return (mean - self._mean) / self._deviation
+        found = (mean - self._mean) / self._deviation
+        mx.eval(found)
+        yield None
+        return found
 
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            x = spread(grid) * self._deviation + self._mean
             decoder = vae.decoder
-            x = decoder.conv_in(vae.post_quant_conv(x.transpose(0, 3, 1, 2)[:, :, None]))
-            for block in (decoder.mid_block, *(decoder[f"up_block{number}"] for number in range(4))):
-                x = block(x)
+
+            def run(part: mx.array) -> Generator[None, None, mx.array]:
+                x = decoder.conv_in(vae.post_quant_conv(part.transpose(0, 3, 1, 2)[:, :, None]))
+                for block in (decoder.mid_block, *(decoder[f"up_block{number}"] for number in range(4))):
+                    x = block(x)
+                    mx.eval(x)
+                    yield None
+                x = decoder.norm_out(x)
+                x = decoder.conv_out(x * mx.sigmoid(x))
                 mx.eval(x)
                 yield None
-            x = decoder.norm_out(x)
-            picture = decoder.conv_out(x * mx.sigmoid(x))
-            mx.eval(picture)
-            yield None
-        return as_pixels(picture[0, :, 0].transpose(1, 2, 0))
+                flat: mx.array = x[:, :, 0].transpose(0, 2, 3, 1)
+                return flat
+
+            latents = spread(grid) * self._deviation + self._mean
+            whole = tiles.walk(run, latents, _TILE // 8, _TILE) if job.vae_tiling else run(latents)
+            return as_pixels((yield from whole)[0])
 
 
 __all__ = ["QwenImage", "load"]

@@ -223,6 +223,40 @@ def write_control(family: str, name: str, folder: Path) -> Path:
     return folder
 
 
+def write_tiny_control(tiny: Path, folder: Path) -> Path:
+    """A ControlNet with random weights for the trained tiny model."""
+    from safetensors.numpy import load_file, save_file
+
+    unet = json.loads((tiny / "unet" / "config.json").read_text())
+    kept = {key: value for key, value in unet.items() if not key.startswith(("up_", "out_", "_"))}
+    scale = len(json.loads((tiny / "vae" / "config.json").read_text())["block_out_channels"])
+    folder.mkdir()
+    widths = [8] * scale
+    config = {**kept, "_class_name": "ControlNetModel", "conditioning_embedding_out_channels": widths}
+    (folder / "config.json").write_text(json.dumps(config))
+    found = load_file(tiny / "unet" / "diffusion_pytorch_model.safetensors")
+    tensors = {
+        name: value.astype(np.float32)
+        for name, value in found.items()
+        if not name.startswith(("up_", "conv_norm", "conv_out"))
+    }
+    skips = [kept["block_out_channels"][0]]
+    for level, width in enumerate(kept["block_out_channels"]):
+        last = level == len(kept["block_out_channels"]) - 1
+        skips += [width] * (kept["layers_per_block"] + (not last))
+    shapes = {f"controlnet_down_blocks.{number}": (width, width, 1, 1) for number, width in enumerate(skips)}
+    shapes["controlnet_mid_block"] = (skips[-1], skips[-1], 1, 1)
+    shapes["controlnet_cond_embedding.conv_in"] = (8, 3, 3, 3)
+    shapes["controlnet_cond_embedding.conv_out"] = (skips[0], 8, 3, 3)
+    for number in range(2 * (scale - 1)):
+        shapes[f"controlnet_cond_embedding.blocks.{number}"] = (8, 8, 3, 3)
+    for name, shape in shapes.items():
+        tensors[f"{name}.weight"] = weight("tiny", "control", name, shape)
+        tensors[f"{name}.bias"] = np.zeros(shape[0], np.float32)
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
 def control_picture(name: str) -> np.ndarray[Any, Any]:
     """What a ControlNet is shown: (HEIGHT, WIDTH, 3) uint8."""
     return picture() if name == "edges" else np.ascontiguousarray(picture()[::-1, ::-1])

@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import geometry as g
 import numpy as np
-from mlxengine import ImageRequest
+from mlxengine import ImageControl, ImageRequest
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 from mlxengine.testing import Example, PluginConformance, Specimen
 from safetensors.numpy import save_file
@@ -30,6 +31,7 @@ save_file(
     },
     ADAPTER,
 )
+NET = g.write_tiny_control(TINY, Path(_FOLDER.name) / "net")
 
 
 def ask(**values: Any) -> ImageRequest:
@@ -54,6 +56,10 @@ class TestDiffusion(PluginConformance):
                 shows={"textual_inversion"},
             ),
             Example(request=ask(lora=((str(ADAPTER), 1.0),), steps=1), shows={"lora"}),
+            Example(
+                request=ask(controls=(ImageControl(source=str(NET), image=GREY),), steps=1),
+                shows={"controlnet"},
+            ),
         ],
         refused=[
             (ask(steps=0), InvalidParameterError),

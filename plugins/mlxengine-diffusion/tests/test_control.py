@@ -119,42 +119,10 @@ def test_a_network_that_does_not_fit_is_refused_by_what_it_is(
     assert words in str(caught.value)
 
 
-def tiny_control(tiny: Path, folder: Path) -> Path:
-    """A ControlNet with random weights for the trained tiny model."""
-    unet = json.loads((tiny / "unet" / "config.json").read_text())
-    kept = {key: value for key, value in unet.items() if not key.startswith(("up_", "out_", "_"))}
-    scale = len(json.loads((tiny / "vae" / "config.json").read_text())["block_out_channels"])
-    folder.mkdir()
-    widths = [8] * scale
-    config = {**kept, "_class_name": "ControlNetModel", "conditioning_embedding_out_channels": widths}
-    (folder / "config.json").write_text(json.dumps(config))
-    found = load_file(tiny / "unet" / "diffusion_pytorch_model.safetensors")
-    tensors = {
-        name: value.astype(np.float32)
-        for name, value in found.items()
-        if not name.startswith(("up_", "conv_norm", "conv_out"))
-    }
-    skips = [kept["block_out_channels"][0]]
-    for level, width in enumerate(kept["block_out_channels"]):
-        last = level == len(kept["block_out_channels"]) - 1
-        skips += [width] * (kept["layers_per_block"] + (not last))
-    shapes = {f"controlnet_down_blocks.{number}": (width, width, 1, 1) for number, width in enumerate(skips)}
-    shapes["controlnet_mid_block"] = (skips[-1], skips[-1], 1, 1)
-    shapes["controlnet_cond_embedding.conv_in"] = (8, 3, 3, 3)
-    shapes["controlnet_cond_embedding.conv_out"] = (skips[0], 8, 3, 3)
-    for number in range(2 * (scale - 1)):
-        shapes[f"controlnet_cond_embedding.blocks.{number}"] = (8, 8, 3, 3)
-    for name, shape in shapes.items():
-        tensors[f"{name}.weight"] = g.weight("tiny", "control", name, shape)
-        tensors[f"{name}.bias"] = np.zeros(shape[0], np.float32)
-    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
-    return folder
-
-
 def test_a_request_and_the_verb_name_networks_and_pictures(
     engine: InferenceEngine, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    net = tiny_control(tiny_folder, tmp_path / "net")
+    net = g.write_tiny_control(tiny_folder, tmp_path / "net")
     edges = np.zeros((32, 48, 3), np.uint8)
     edges[8:24, 12:36] = 255
     Image.fromarray(edges).save(tmp_path / "edges.png")

@@ -118,6 +118,7 @@ class ImageOptions(TypedDict, total=False):
     strength: float | None
     lora: tuple[tuple[str, float], ...]
     textual_inversions: tuple[str, ...]
+    upscale: str | None
     low_memory: bool | None
     vae_tiling: bool | None
 

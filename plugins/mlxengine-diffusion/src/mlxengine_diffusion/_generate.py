@@ -35,7 +35,7 @@ from .sd.prompts import check_prompt, has_weights, parse
 _log = logging.getLogger("mlxengine.diffusion")
 _MOST_PICTURES = 64
 _LORA_FILES = ("*.safetensors", "*.json")
-_WORD_FILES = ("*.safetensors",)
+_TENSOR_FILES = ("*.safetensors",)
 
 
 def _always(_shape: Shape) -> bool:
@@ -120,6 +120,7 @@ def plan(
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
         textual_inversions=_taught(pipeline, request, context),
+        upscale=_upscaler(request, context),
         vae_tiling=_tiles(pipeline, request, context, holds, (width, height)),
     )
 
@@ -236,6 +237,17 @@ def _taught(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> t
     return tuple(found)
 
 
+def _upscaler(request: ImageRequest, context: RunContext) -> Path | None:
+    if request.upscale is None:
+        return None
+    if not isinstance(request.upscale, str | Path):
+        _refuse(f"upscale={request.upscale!r} must name a file, a folder or a repository.")
+    path = Path(request.upscale).expanduser()
+    if context.fetch is None and not path.exists():
+        _refuse(f"The upscaler {request.upscale!s} does not exist, and nothing can be fetched here.")
+    return path
+
+
 def _low_memory(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> bool:
     if request.low_memory is None:
         return pipeline.abilities.low_memory and not context.features.get(KEEP_LOADED)
@@ -274,7 +286,7 @@ def _tiles(
 
 
 def _fetched(job: Job, context: RunContext) -> Generator[Event | None, None, Job]:
-    """The job with the folders of adapters and taught words that are on the hub."""
+    """The job with the folders of adapters, taught words and an upscaler that are on the hub."""
     found = []
     for path, scale in job.lora:
         if context.fetch is not None and not path.exists():
@@ -283,9 +295,12 @@ def _fetched(job: Job, context: RunContext) -> Generator[Event | None, None, Job
     words = []
     for path in job.textual_inversions:
         if context.fetch is not None and not path.exists():
-            path = yield from context.fetch(str(path), _WORD_FILES)
+            path = yield from context.fetch(str(path), _TENSOR_FILES)
         words.append(path)
-    return evolve(job, lora=tuple(found), textual_inversions=tuple(words))
+    upscale = job.upscale
+    if upscale is not None and context.fetch is not None and not upscale.exists():
+        upscale = yield from context.fetch(str(upscale), _TENSOR_FILES)
+    return evolve(job, lora=tuple(found), textual_inversions=tuple(words), upscale=upscale)
 
 
 def _run(
@@ -296,6 +311,11 @@ def _run(
     report = pipeline.read_prompt(first)
     if report.truncated:
         _log.warning("The prompt is longer than the model takes; left out: %s", report.truncated)
+    upscaler = None
+    if first.upscale is not None:
+        from .upscaling import enlarged, read_upscaler
+
+        upscaler = read_upscaler(first.upscale)  # what is wrong with it is said before the picture is made
     index = 0
     while index < request.n:
         job = evolve(first, seed=first.seed + index, n=_together(model, first, request.n - index))
@@ -303,6 +323,8 @@ def _run(
         for place in range(job.n):
             own = evolve(job, seed=job.seed + place, n=1)
             pixels = _pasted((yield from pipeline.decode(_one(latents, place, job), own)), own)
+            if upscaler is not None:
+                pixels = yield from enlarged(upscaler, pixels)
             yield ImageReady(index=index + place, pixels=_array(pixels), recipe=recipe(model, own, report))
         index += job.n
     yield Finished(usage=TokenUsage(prompt_tokens=report.tokens))
@@ -377,6 +399,7 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         "lora": [[str(path), scale] for path, scale in job.lora],
         "textual_inversions": [str(path) for path in job.textual_inversions] or None,
         "vae_tiling": job.vae_tiling or None,
+        "upscale": None if job.upscale is None else str(job.upscale),
     }
     if job.init is not None:
         made["strength"] = job.strength

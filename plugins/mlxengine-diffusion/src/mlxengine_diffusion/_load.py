@@ -12,7 +12,7 @@ from mlxengine.errors import FeatureUnavailableError, UnsupportedArchitectureErr
 from ._generate import PictureModel
 from .backends import Offer, backend, choose
 from .backends._memory import Shape, peak
-from .features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE, VAE_TILING
+from .features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE, TAESD, VAE, VAE_TILING
 
 
 def load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
@@ -39,7 +39,7 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
         )
     if choice.offer.problem is not None:
         raise choice.offer.problem
-    only: tuple[Feature[Any], ...] = (QUANTIZE, BACKEND_DTYPE, COMPILE)
+    only: tuple[Feature[Any], ...] = (QUANTIZE, BACKEND_DTYPE, COMPILE, VAE, TAESD)
     for feature in only if choice.name != "sd" else ():
         if (value := context.features.get(feature)) not in (feature.default, "off"):
             raise FeatureUnavailableError(

@@ -20,7 +20,7 @@ from ..features import BACKEND_DTYPE, KEEP_LOADED, VAE_TILING
 _GROUP = 32  # numbers that share a scale where layers are quantized
 _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 _DECODER_COPIES = 3.1
-_UNET_COPIES = 12
+_UNET_COPIES = 17
 _BAND = 12 << 20  # what a convolution on a CPU unfolds at a time
 _TRANSFORMER_COPIES = 16
 _ENCODER_COPIES = 12
@@ -119,7 +119,7 @@ def autoencoder(config: Mapping[str, Any], shape: Shape, tile: int, width: int =
 def unet(config: Mapping[str, Any], shape: Shape, places: int, width: int) -> int:
     """Working space of Stable Diffusion's UNet."""
     finest = next(iter(config.get("block_out_channels", (320,))))
-    return int(_UNET_COPIES * shape.rows * places * finest * width) + (_BAND if shape.on_cpu else 0)
+    return int(_UNET_COPIES * shape.rows * places * finest * width) + (_BAND // 2 if shape.on_cpu else 0)
 
 
 def transformer(hidden: int, heads: int, tokens: int, shape: Shape, width: int) -> int:

@@ -37,8 +37,8 @@ class ImageRequest(Request):
         strength: how far to leave ``init_image``, 0 (keep) to 1 (forget).
         n: number of pictures.
         lora: folders or repositories of LoRA weights, each with its scale.
-        textual_inversions: files, folders or repositories of words that were taught; the prompt holds them.
-        upscale: an upscaler (a file, folder or repository with ESRGAN's network) that makes the picture larger.
+        textual_inversions: files, folders or repositories of taught words, which the prompt holds.
+        upscale: a file, folder or repository with ESRGAN's network, which makes the picture larger.
         low_memory: free each part of the pipeline after its stage.
         vae_tiling: let the autoencoder work on tiles; left out, where it would not fit otherwise.
         preview_every: emit an `ImagePreview` every so many steps; 0 never does.

@@ -1,7 +1,7 @@
 """Finished pictures made larger by ESRGAN's network (Wang et al. 2018, arXiv:1809.00219), tile by tile.
 
-Files are ``.safetensors`` with the names of Real-ESRGAN or of the first ESRGAN. Width, depth and factor (4, and
-2 or 1 where the first layer takes a picture whose pixels were folded together) are told by the tensors.
+Files are ``.safetensors`` with the names of Real-ESRGAN or of the first ESRGAN. Width, depth and factor
+(4; 2 or 1 where the first layer takes a picture whose pixels were folded together) are told by the tensors.
 """
 
 from __future__ import annotations

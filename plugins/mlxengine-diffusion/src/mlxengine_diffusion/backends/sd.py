@@ -68,7 +68,10 @@ def _stages(card: ModelCard, found: layout.Layout, shape: Shape) -> list[Stage]:
         else:
             workspace = _memory.encoder(found.document(f"{part}/config.json"), _TOKENS, shape, own)
             weights = own * _memory.count(tensors)
-        made.append(Stage(part=part, weights=weights or own * stored // 2, workspace=workspace))
+        unread = own * _memory.encoding(tensors) if part == "vae" else 0
+        made.append(
+            Stage(part=part, weights=weights or own * stored // 2, workspace=workspace, unread=unread)
+        )
     return made
 
 

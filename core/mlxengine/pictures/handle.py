@@ -120,6 +120,7 @@ class ImageOptions(TypedDict, total=False):
     controls: tuple[ImageControl, ...]
     lora: tuple[tuple[str, float], ...]
     textual_inversions: tuple[str, ...]
+    upscale: str | None
     low_memory: bool | None
     vae_tiling: bool | None
 

@@ -58,7 +58,8 @@ class ImageRequest(Request):
         controls: ControlNets to apply, several at once.
         n: number of pictures.
         lora: folders or repositories of LoRA weights, each with its scale.
-        textual_inversions: files, folders or repositories of words that were taught; the prompt holds them.
+        textual_inversions: files, folders or repositories of taught words, which the prompt holds.
+        upscale: a file, folder or repository with ESRGAN's network, which makes the picture larger.
         low_memory: free each part of the pipeline after its stage.
         vae_tiling: let the autoencoder work on tiles; left out, where it would not fit otherwise.
         preview_every: emit an `ImagePreview` every so many steps; 0 never does.
@@ -83,6 +84,7 @@ class ImageRequest(Request):
     n: int = 1
     lora: tuple[tuple[str, float], ...] = ()
     textual_inversions: tuple[str, ...] = ()
+    upscale: str | None = None
     low_memory: bool | None = None
     vae_tiling: bool | None = None
     preview_every: int = 0

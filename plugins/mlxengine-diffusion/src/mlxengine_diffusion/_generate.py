@@ -37,7 +37,7 @@ _log = logging.getLogger("mlxengine.diffusion")
 _MOST_PICTURES = 64
 _LORA_FILES = ("*.safetensors", "*.json")
 _CONTROL_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")
-_WORD_FILES = ("*.safetensors",)
+_TENSOR_FILES = ("*.safetensors",)
 
 
 def _always(_shape: Shape) -> bool:
@@ -127,6 +127,7 @@ def plan(
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
         textual_inversions=_taught(pipeline, request, context),
+        upscale=_upscaler(request, context),
         vae_tiling=_tiles(pipeline, request, context, holds, (width, height)),
     )
 
@@ -294,6 +295,17 @@ def _taught(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> t
     return tuple(found)
 
 
+def _upscaler(request: ImageRequest, context: RunContext) -> Path | None:
+    if request.upscale is None:
+        return None
+    if not isinstance(request.upscale, str | Path):
+        _refuse(f"upscale={request.upscale!r} must name a file, a folder or a repository.")
+    path = Path(request.upscale).expanduser()
+    if context.fetch is None and not path.exists():
+        _refuse(f"The upscaler {request.upscale!s} does not exist, and nothing can be fetched here.")
+    return path
+
+
 def _low_memory(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> bool:
     if request.low_memory is None:
         return pipeline.abilities.low_memory and not context.features.get(KEEP_LOADED)
@@ -332,7 +344,7 @@ def _tiles(
 
 
 def _fetched(job: Job, context: RunContext) -> Generator[Event | None, None, Job]:
-    """The job with the folders of adapters, ControlNets and taught words that are on the hub."""
+    """The job with the folders of adapters, ControlNets, taught words and an upscaler that are on the hub."""
 
     def present(path: Path, files: tuple[str, ...]) -> Generator[Event | None, None, Path]:
         if context.fetch is None or path.exists():
@@ -345,8 +357,17 @@ def _fetched(job: Job, context: RunContext) -> Generator[Event | None, None, Job
     for guide in job.controls:
         guides.append(evolve(guide, path=(yield from present(guide.path, _CONTROL_FILES))))
     for path in job.textual_inversions:
-        words.append((yield from present(path, _WORD_FILES)))
-    return evolve(job, lora=tuple(adapters), controls=tuple(guides), textual_inversions=tuple(words))
+        words.append((yield from present(path, _TENSOR_FILES)))
+    upscale = job.upscale
+    if upscale is not None:
+        upscale = yield from present(upscale, _TENSOR_FILES)
+    return evolve(
+        job,
+        lora=tuple(adapters),
+        controls=tuple(guides),
+        textual_inversions=tuple(words),
+        upscale=upscale,
+    )
 
 
 def _run(
@@ -357,6 +378,11 @@ def _run(
     report = pipeline.read_prompt(first)
     if report.truncated:
         _log.warning("The prompt is longer than the model takes; left out: %s", report.truncated)
+    upscaler = None
+    if first.upscale is not None:
+        from .upscaling import enlarged, read_upscaler
+
+        upscaler = read_upscaler(first.upscale)  # what is wrong with it is said before the picture is made
     index = 0
     while index < request.n:
         job = evolve(first, seed=first.seed + index, n=_together(model, first, request.n - index))
@@ -364,6 +390,8 @@ def _run(
         for place in range(job.n):
             own = evolve(job, seed=job.seed + place, n=1)
             pixels = _pasted((yield from pipeline.decode(_one(latents, place, job), own)), own)
+            if upscaler is not None:
+                pixels = yield from enlarged(upscaler, pixels)
             yield ImageReady(index=index + place, pixels=_array(pixels), recipe=recipe(model, own, report))
         index += job.n
     yield Finished(usage=TokenUsage(prompt_tokens=report.tokens))
@@ -438,6 +466,7 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         "lora": [[str(path), scale] for path, scale in job.lora],
         "textual_inversions": [str(path) for path in job.textual_inversions] or None,
         "vae_tiling": job.vae_tiling or None,
+        "upscale": None if job.upscale is None else str(job.upscale),
     }
     if job.init is not None:
         made["strength"] = job.strength

@@ -13,12 +13,12 @@ from mlxengine.errors import FeatureUnavailableError, UnsupportedArchitectureErr
 from ._generate import PictureModel
 from .backends import Offer, backend, choose
 from .backends._memory import Shape, peak
-from .features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE, VAE_TILING
+from .features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE, TAESD, VAE, VAE_TILING
 
 _NOT_FOLLOWED: Mapping[str, tuple[Feature[Any], ...]] = {
-    "mlx_vlm": (BACKEND_DTYPE, COMPILE),
-    "mflux": (BACKEND_DTYPE, COMPILE),
-    "diffusionkit": (QUANTIZE, BACKEND_DTYPE, COMPILE),
+    "mlx_vlm": (BACKEND_DTYPE, COMPILE, VAE, TAESD),
+    "mflux": (BACKEND_DTYPE, COMPILE, VAE, TAESD),
+    "diffusionkit": (QUANTIZE, BACKEND_DTYPE, COMPILE, VAE, TAESD),
 }
 
 

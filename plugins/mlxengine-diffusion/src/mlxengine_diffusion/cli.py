@@ -20,7 +20,7 @@ from mlxengine.pictures.handle import read_recipe
 from mlxengine.readonly import thaw
 
 from . import terminal
-from .features import BACKEND, QUANTIZE
+from .features import BACKEND, QUANTIZE, VAE
 from .sd.scheduler_classes import samplers
 from .sd.scheduler_config import PLACEMENTS
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
         _log.warning("Not understood of the recipe: %s.", ", ".join(f"{k}: {v}" for k, v in other.items()))
     model, request = _asked(options, recipe)
     target = _target(options, request)
-    for feature, chosen in ((BACKEND, options.backend), (QUANTIZE, options.bits)):
+    for feature, chosen in ((BACKEND, options.backend), (QUANTIZE, options.bits), (VAE, options.vae)):
         if chosen is not None:
             options.feature.append(f"{feature.name}={chosen}")
     made = []
@@ -110,11 +110,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="REF",
         help="words that were taught; the prompt holds them",
     )
+    parser.add_argument("--upscale", metavar="REF", help="an ESRGAN network that makes the picture larger")
     parser.add_argument("--low-memory", action="store_true", default=None, help="free parts by stage")
     parser.add_argument(
         "--vae-tiling", action="store_true", default=None, help="let the autoencoder work on tiles"
     )
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantize the denoiser")
+    parser.add_argument("--vae", metavar="REF", help="an autoencoder to take instead of the model's own")
     parser.add_argument("--backend", help="the library to use")
     parser.add_argument(
         "--recipe", type=Path, metavar="FILE", help="print how a picture was made; with --out make it again"
@@ -186,6 +188,7 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         lora=tuple(adapters),
         low_memory=options.low_memory,
         textual_inversions=tuple(told("textual_inversions") or ()),
+        upscale=told("upscale"),
         vae_tiling=told("vae_tiling"),
     )
 

@@ -84,6 +84,18 @@ VAE_TILING = Feature(
     provides=LLMEngineFeatures.VAE_TILING,
     choices=("auto", "on", "off"),
 )
+VAE: Feature[str | None] = Feature(
+    name="diffusion.vae",
+    default=None,
+    summary="Autoencoder to take instead of Stable Diffusion's own: a file, a folder or a repository.",
+    applies_to=KIND,
+)
+TAESD: Feature[str | None] = Feature(
+    name="diffusion.taesd",
+    default=None,
+    summary="Small autoencoder (TAESD) for Stable Diffusion's previews: a file, a folder or a repository.",
+    applies_to=KIND,
+)
 QUANTIZE = Feature(
     name="diffusion.quantize",
     default=0,
@@ -126,6 +138,8 @@ FEATURES = (
     LOW_MEMORY,
     KEEP_LOADED,
     VAE_TILING,
+    VAE,
+    TAESD,
     QUANTIZE,
     BACKEND_DTYPE,
     BACKEND,
@@ -143,5 +157,7 @@ __all__ = [
     "LORA",
     "LOW_MEMORY",
     "QUANTIZE",
+    "TAESD",
+    "VAE",
     "VAE_TILING",
 ]

@@ -17,10 +17,11 @@ from mlxengine.contract.configuration import TensorInfo
 
 from ..features import BACKEND_DTYPE, KEEP_LOADED, VAE_TILING
 
+_ENCODING = re.compile(r"(^|\.)(encoder|quant_conv)\.")
 _GROUP = 32  # numbers that share a scale where layers are quantized
 _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 _DECODER_COPIES = 3.1
-_UNET_COPIES = 12
+_UNET_COPIES = 17
 _BAND = 12 << 20  # what a convolution on a CPU unfolds at a time
 _TRANSFORMER_COPIES = 16
 _ENCODER_COPIES = 12
@@ -46,11 +47,16 @@ class Shape:
 
 @frozen(kw_only=True)
 class Stage:
-    """One part at its work: bytes of its weights, and of its working space."""
+    """One part at its work: bytes of its weights, and of its working space.
+
+    ``unread`` are bytes of the weights that drawing does not touch: they are there where parts stay, and not
+    where a part is read for its stage alone.
+    """
 
     part: str
     weights: int
     workspace: int
+    unread: int = 0
 
 
 Stages = Callable[[Shape], Sequence[Stage]]
@@ -63,7 +69,7 @@ def peak(stages: Sequence[Stage], *, staged: bool) -> tuple[int, int]:
         staged: whether each part is freed after its stage.
     """
     if staged:
-        return 0, max(stage.weights + stage.workspace for stage in stages)
+        return 0, max(stage.weights - stage.unread + stage.workspace for stage in stages)
     return sum(stage.weights for stage in stages), max(stage.workspace for stage in stages)
 
 
@@ -93,6 +99,11 @@ def count(tensors: Iterable[TensorInfo], unread: str | None = None) -> int:
     )
 
 
+def encoding(tensors: Iterable[TensorInfo]) -> int:
+    """How many numbers are those of an autoencoder's encoder, which drawing from text does not use."""
+    return sum(math.prod(item.shape) for item in tensors if _ENCODING.search(item.name))
+
+
 def quantized(tensors: Iterable[TensorInfo], width: int, bits: int) -> int:
     """Bytes of a denoiser whose linear layers are packed."""
     found = 0
@@ -119,7 +130,7 @@ def autoencoder(config: Mapping[str, Any], shape: Shape, tile: int, width: int =
 def unet(config: Mapping[str, Any], shape: Shape, places: int, width: int) -> int:
     """Working space of Stable Diffusion's UNet."""
     finest = next(iter(config.get("block_out_channels", (320,))))
-    return int(_UNET_COPIES * shape.rows * places * finest * width) + (_BAND if shape.on_cpu else 0)
+    return int(_UNET_COPIES * shape.rows * places * finest * width) + (_BAND // 2 if shape.on_cpu else 0)
 
 
 def transformer(hidden: int, heads: int, tokens: int, shape: Shape, width: int) -> int:
@@ -148,6 +159,7 @@ __all__ = [
     "autoencoder",
     "count",
     "encoder",
+    "encoding",
     "flag",
     "peak",
     "quantized",

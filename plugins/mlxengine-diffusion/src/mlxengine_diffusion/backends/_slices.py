@@ -96,7 +96,9 @@ def _stages(card: ModelCard, parts: Sequence[str], half_vae: bool, shape: Shape)
     for part in parts:
         config = document(card, f"{part}/config.json")
         own = 4 if part == "vae" and not half_vae else width
-        numbers = _memory.count((item for item in card.tensors if item.file.startswith(f"{part}/")), _UNREAD)
+        tensors = [item for item in card.tensors if item.file.startswith(f"{part}/")]
+        numbers = _memory.count(tensors, _UNREAD)
+        unread = own * _memory.encoding(tensors) if part == "vae" else 0
         if part == "vae":
             workspace = _memory.autoencoder(config, shape, tile_side(config), own)
         elif part == "transformer":
@@ -106,7 +108,7 @@ def _stages(card: ModelCard, parts: Sequence[str], half_vae: bool, shape: Shape)
             workspace = _memory.transformer(hidden, heads, tokens, shape, own)
         else:
             workspace = _memory.encoder(config, _TOKENS, shape, own)
-        made.append(Stage(part=part, weights=own * numbers, workspace=workspace))
+        made.append(Stage(part=part, weights=own * numbers, workspace=workspace, unread=unread))
     return made
 
 

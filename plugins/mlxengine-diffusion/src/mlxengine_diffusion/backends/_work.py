@@ -123,6 +123,7 @@ class Job:
     low_memory: bool = False
     vae_tiling: bool = False
     textual_inversions: tuple[Path, ...] = ()
+    upscale: Path | None = None
 
 
 @frozen(kw_only=True)

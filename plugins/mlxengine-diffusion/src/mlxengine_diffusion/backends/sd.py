@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from functools import partial
@@ -12,10 +13,10 @@ from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import FeatureUnavailableError, IncompatibleWeightsError
 from mlxengine.readonly import thaw
 
-from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE
+from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE, TAESD, VAE
 from ..models import defaults_for
 from ..sd import layout
-from ..sd.config import tile_side
+from ..sd.config import tile_side, vae_problems
 from ..sd.scheduler_config import PLACEMENTS, NoiseSettings
 from . import Defaults, Offer, _memory
 from ._memory import Shape, Stage
@@ -67,7 +68,10 @@ def _stages(card: ModelCard, found: layout.Layout, shape: Shape) -> list[Stage]:
         else:
             workspace = _memory.encoder(found.document(f"{part}/config.json"), _TOKENS, shape, own)
             weights = own * _memory.count(tensors)
-        made.append(Stage(part=part, weights=weights or own * stored // 2, workspace=workspace))
+        unread = own * _memory.encoding(tensors) if part == "vae" else 0
+        made.append(
+            Stage(part=part, weights=weights or own * stored // 2, workspace=workspace, unread=unread)
+        )
     return made
 
 
@@ -81,6 +85,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
     from ..sd.parts import Parts
     from ..sd.pipeline import StableDiffusion, Traits
     from ..sd.schedulers import SCHEDULERS
+    from ..sd.taesd import read_small_decoder
     from ..sd.text import Tokenizer
 
     found = layout.read(card)
@@ -112,6 +117,11 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         )
         for part in found.parts
     }
+    if (other := context.features.get(VAE)) is not None:
+        builders["vae"] = partial(_other_vae, other, _fetched(other, context), configs["vae"])
+    if (small := context.features.get(TAESD)) is not None:
+        place = _fetched(small, context), vae.get("latent_channels", 4), scale
+        builders["taesd"] = partial(read_small_decoder, *place)
     parts = Parts(builders, keep=context.features.get(KEEP_LOADED))
     parts.build()
     words = None if found.single is None else _words(folder, context)
@@ -164,6 +174,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         text_widths={part: configs[part]["hidden_size"] for part in tokenizers},
         dtype=dtype,
         fills=fills,
+        taesd=small is not None,
         compiled=_compiled(context.features.get(COMPILE), on_cpu=on_cpu),
     )
     info: dict[str, Any] = {
@@ -174,6 +185,8 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         "scheduler": settings.sampler,
         "compiled": traits.compiled,
     }
+    if other is not None:
+        info["vae"] = other
     return StableDiffusion(parts, tokenizers, traits, abilities, info)
 
 
@@ -231,6 +244,53 @@ def _build(
     tensors = weights.read_tensors(files)
     weights.fill(made, part, single_weights.part_of(tensors, made, part) if single else tensors, dtype)
     return quantized(made, bits) if bits else made
+
+
+def _fetched(reference: str, context: LoadContext) -> Path:
+    """An autoencoder's file, or the folder that holds it."""
+    path = Path(reference).expanduser()
+    if path.exists():
+        return path
+    if context.fetch is None:
+        raise IncompatibleWeightsError(f"There is no {reference}, and nothing can be fetched here.")
+    return context.fetch(reference, ("*.safetensors", "*.json"))
+
+
+def _other_vae(reference: str, path: Path, own: dict[str, Any]) -> Any:
+    """An autoencoder in diffusers' form, or in the original code's, of the geometry of the model's own.
+
+    A folder's configuration says how latents are scaled; a file has none, and is taken to go with the model.
+    """
+    import mlx.core as mx
+
+    from ..sd import single_weights, weights
+    from ..sd.autoencoder import build_vae
+    from ..sd.single_file import VAE as PREFIX
+
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
+    if len(files) != 1 or files[0].suffix != ".safetensors":
+        raise IncompatibleWeightsError(
+            f"{reference} is no autoencoder: one .safetensors file is.",
+            hint="Pickles can run code and are never loaded. Of several files, name one.",
+        )
+    config = own
+    if (folder / "config.json").is_file():
+        config = {**own, **json.loads((folder / "config.json").read_text())}
+        if wrong := vae_problems(config):
+            raise IncompatibleWeightsError(f"{reference} has settings that are not implemented: {wrong}.")
+        if config["latent_channels"] != own["latent_channels"]:
+            raise IncompatibleWeightsError(
+                f"{reference} has {config['latent_channels']} latent channels, "
+                f"the model {own['latent_channels']}."
+            )
+    made = build_vae(config)
+    tensors = weights.read_tensors(files)
+    if any(name.removeprefix(PREFIX).startswith("encoder.down.") for name in tensors):
+        named = {PREFIX + name.removeprefix(PREFIX): value for name, value in tensors.items()}
+        tensors = single_weights.part_of(named, made, "vae")
+    weights.fill(made, "vae", tensors, mx.float32)
+    return made
 
 
 def _dtype(wanted: str, *, on_cpu: bool) -> Any:

@@ -57,6 +57,7 @@ class Traits:
         text_widths: of the text encoders' embeddings, by part.
         dtype: number format of the UNet and the text encoders.
         fills: whether the UNet is shown a mask and the rest of a picture beside the latents.
+        taesd: whether there is a small decoder for previews.
         compiled: whether the UNet runs as `mlx.core.compile` makes it.
     """
 
@@ -68,6 +69,7 @@ class Traits:
     text_widths: Mapping[str, int]
     dtype: mx.Dtype
     fills: bool = False
+    taesd: bool = False
     compiled: bool = False
 
 
@@ -176,6 +178,12 @@ class StableDiffusion:
             return as_pixels((yield from decoded(vae, latents, tiled=job.vae_tiling)))
 
     def preview(self, clean: mx.array, job: Job) -> Generator[None, None, Pixels]:
+        if self.traits.taesd:
+            with self.parts.use("taesd", drop=job.low_memory) as decoder:
+                picture = decoder(clean)
+                mx.eval(picture)
+            yield None
+            return as_pixels(picture[0])
         factor = math.ceil(max(clean.shape[1:3]) / _PREVIEW_LATENTS)
         height, width = (size // factor * factor for size in clean.shape[1:3])
         small = clean[:, :height, :width].reshape(1, height // factor, factor, width // factor, factor, -1)

@@ -22,7 +22,7 @@ _XL_CLIP = "conditioner.embedders.0.transformer."
 _XL_OPEN_CLIP = "conditioner.embedders.1.model."
 _REFINER = "conditioner.embedders.0.model."
 _SCALES = {False: 0.18215, True: 0.13025}
-_DTYPES = ("F16", "BF16", "F32", "F64")
+_DTYPES = ("F16", "BF16", "F32", "F64", "F8_E4M3")
 _CLIP_SIDE = 64
 _NOISE = {
     "_class_name": "EulerDiscreteScheduler",

@@ -1,7 +1,7 @@
 """Words that textual inversion taught (Gal et al. 2022, arXiv:2208.01618): vectors in place of tokens.
 
-Files are those of diffusers, one tensor named after the word, and of AUTOMATIC1111's web UI, ``emb_params``, or
-``clip_l`` and ``clip_g`` for the two text encoders of Stable Diffusion XL, with the word in the file's name.
+Files are those of diffusers, one tensor named after the word, and of AUTOMATIC1111's web UI, named after the
+word: ``emb_params``, or ``clip_l`` and ``clip_g`` for the two text encoders of Stable Diffusion XL.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from attrs import frozen
 from mlx.utils import tree_flatten
 from mlxengine.errors import CorruptFileError, IncompatibleWeightsError
 
+from .eight_bits import widened
+
 _SHOWN = 5
 _ATTENTION = (
     (".query_proj", ".to_q"),
@@ -104,7 +106,7 @@ def read_tensors(files: Sequence[Path]) -> dict[str, mx.array]:
     for file in files:
         try:
             loaded: Any = mx.load(str(file))
-            found.update(loaded)
+            found.update(widened(file, loaded))
         except (RuntimeError, ValueError, OSError) as error:
             raise CorruptFileError(
                 f"{file.name} of {file.parent.name} cannot be read as safetensors: {error}.",

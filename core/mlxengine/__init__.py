@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from .pictures.handle import Picture as Picture
     from .pictures.outputs import ImagePreview as ImagePreview
     from .pictures.outputs import ImageReady as ImageReady
+    from .pictures.requests import ImageControl as ImageControl
     from .pictures.requests import ImageRequest as ImageRequest
     from .pictures.workload import PictureWorkload as PictureWorkload
     from .protocol import LLMEngine as LLMEngine
@@ -168,7 +169,7 @@ _HOMES = {
     "pictures.handle": "AsyncImageHandle ImageHandle Picture",
     "pictures.outputs": "ImagePreview ImageReady",
     "pictures.workload": "PictureWorkload",
-    "pictures.requests": "ImageRequest",
+    "pictures.requests": "ImageControl ImageRequest",
     "protocol": "LLMEngine",
     "registry": "ModelRegistry",
     "streams": "AsyncEventStream EventStream",

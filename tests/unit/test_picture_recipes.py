@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,114 @@ def test_a_picture_without_a_recipe_is_an_error(tmp_path: Path) -> None:
         PIL.new("RGB", (8, 8)).save(tmp_path / f"x.{ending}")
         with pytest.raises(InvalidParameterError, match="holds no recipe"):
             read_recipe(tmp_path / f"x.{ending}")
+
+
+# As ComfyUI writes it: an adapter between checkpoint and sampler, and text that goes through another node.
+GRAPH: dict[str, Any] = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "dreamshaper_8.safetensors"}},
+    "2": {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "lora_name": "ink.safetensors",
+            "strength_model": 0.8,
+            "model": ["1", 0],
+            "clip": ["1", 1],
+        },
+    },
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat — ü", "clip": ["2", 1]}},
+    "4": {"class_type": "ConditioningSetArea", "inputs": {"conditioning": ["3", 0], "width": 8}},
+    "5": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["2", 1]}},
+    "6": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 768, "batch_size": 1}},
+    "7": {
+        "class_type": "KSampler",
+        "inputs": {
+            "seed": 42,
+            "steps": 28,
+            "cfg": 6.5,
+            "sampler_name": "uni_pc",
+            "scheduler": "karras",
+            "denoise": 1.0,
+            "model": ["2", 0],
+            "positive": ["4", 0],
+            "negative": ["5", 0],
+            "latent_image": ["6", 0],
+        },
+    },
+}
+READ = {
+    "prompt": "a cat — ü",
+    "negative": "blurry",
+    "seed": 42,
+    "steps": 28,
+    "guidance": 6.5,
+    "scheduler": "unipc",
+    "sigmas": "karras",
+    "width": 512,
+    "height": 768,
+    "model_name": "dreamshaper_8.safetensors",
+    "other": {"lora ink.safetensors": "0.8"},
+}
+
+
+def comfy_file(folder: Path, ending: str, text: str) -> Path:
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks, exif = PngInfo(), PIL.Exif()
+    chunks.add_text("prompt", text)
+    exif[0x0110] = f"prompt:{text}"
+    path = folder / f"x.{ending}"
+    PIL.new("RGB", (8, 8)).save(path, **({"pnginfo": chunks} if ending == "png" else {"exif": exif}))
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "webp"])
+def test_the_graph_in_a_picture_of_comfyui_is_read(tmp_path: Path, ending: str) -> None:
+    assert read_recipe(comfy_file(tmp_path, ending, json.dumps(GRAPH))) == READ
+
+
+def test_our_pictures_hold_the_graph_that_draws_them(tmp_path: Path) -> None:
+    path = picture(RECIPE).save(tmp_path / "x.png")
+    with PIL.open(path) as opened:
+        text = opened.text["prompt"]
+    nodes = json.loads(text)
+    links = [link for node in nodes.values() for link in node["inputs"].values() if isinstance(link, list)]
+    assert {node for node, _ in links} == set(nodes) - {
+        "9"
+    }  # each leads to a node, and all but the last are used
+    found = read_recipe(comfy_file(tmp_path, "png", text))
+    same = ("prompt", "negative", "width", "height", "steps", "guidance", "seed", "scheduler", "sigmas")
+    assert {key: found[key] for key in same} == {key: RECIPE[key] for key in same}
+    assert found["model_name"] == RECIPE["model"]
+
+
+@pytest.mark.parametrize("changed", [{"scheduler": "tcd"}, {"strength": 0.5}, {"scheduler": ""}], ids=str)
+def test_a_picture_that_the_default_workflow_cannot_draw_holds_no_graph(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    path = picture({**RECIPE, **changed}).save(tmp_path / "x.png")
+    with PIL.open(path) as opened:
+        assert "prompt" not in opened.text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read"),
+        ("[1, 2]", "holds no recipe"),
+        (
+            json.dumps({"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}, "2": 5}),
+            "holds no recipe",
+        ),
+    ],
+    ids=["damaged", "a list", "no sampler"],
+)
+def test_a_graph_without_a_sampler_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(InvalidParameterError, match=words):
+        read_recipe(comfy_file(tmp_path, "png", text))
+
+
+def test_a_graph_that_leads_in_circles_ends(tmp_path: Path) -> None:
+    inputs = {"cfg": 7, "positive": ["2", 0], "model": ["2", 0], "latent_image": ["9", 0]}
+    graph = {"1": {"inputs": inputs}, "2": {"inputs": {"conditioning": ["2", 0], "model": ["2", 0]}}}
+    found = read_recipe(comfy_file(tmp_path, "png", json.dumps(graph)))
+    assert found == {"prompt": "", "guidance": 7.0, "other": {"sampler_name": ""}}

@@ -67,7 +67,7 @@ def plans(
     for way in ways or [Lesser(words="", workload=workload)]:
         if not isinstance(way, Lesser):
             raise broken(record, "degrade", f"lists a {type(way).__name__}, not a Lesser")
-        if found and (not features.get(DEGRADE) or not found[0].estimate.cache):
+        if found and not features.get(DEGRADE):
             break
         taken = estimate(card, claim, way.workload)
         if found and taken.total >= found[-1].estimate.total:

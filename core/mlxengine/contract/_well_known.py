@@ -26,3 +26,5 @@ class LLMEngineFeatures(enum.StrEnum):
     IMAGE_GENERATION = "image_generation"
     IMAGE_TO_IMAGE = "image_to_image"
     LOW_MEMORY = "low_memory"
+    STAGED_PARTS = "staged_parts"
+    VAE_TILING = "vae_tiling"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..readonly import thaw
+from . import comfy
 
 RECIPE_KEY = "mlxengine"
 """The PNG text chunk that holds the recipe, as JSON."""
@@ -25,6 +26,7 @@ WITH_EXIF = (".jpg", ".jpeg", ".webp")
 
 _log = logging.getLogger("mlxengine.pictures")
 _EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
+_COMFY_TAGS = (0x0110, 0x010F)  # Model, Make
 _MARK, _UNICODE = b"mlxengine\0", b"UNICODE\0"
 _MOST_EXIF = 65_000  # a segment of a JPEG has 64 KiB
 _NEGATIVE = "Negative prompt:"
@@ -42,6 +44,9 @@ _SAMPLERS = {
     "unipc": "UniPC",
     "lcm": "LCM",
     "tcd": "TCD",
+    "pndm": "PLMS",
+    "lms": "LMS",
+    "ddpm": "DDPM",
 }
 _SCHEDULES = {"karras": "Karras", "exponential": "Exponential", "beta": "Beta", "uniform": "Uniform"}
 _OURS = {name.lower(): key for key, name in _SAMPLERS.items()}
@@ -145,6 +150,8 @@ def saving(suffix: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
         chunks = PngInfo()
         chunks.add_itxt(RECIPE_KEY, ours)
         chunks.add_itxt(TEXT_KEY, theirs)
+        if graph := comfy.to_graph(recipe):
+            chunks.add_itxt(comfy.CHUNK, graph)
         return {"pnginfo": chunks}
     if suffix not in WITH_EXIF:
         return {}
@@ -178,7 +185,19 @@ def held(opened: Any) -> dict[str, Any] | None:
     if ours is not None:
         found = json.loads(ours)
         return found if isinstance(found, dict) else None
-    return from_text(theirs) if theirs else None
+    if theirs:
+        return from_text(theirs)
+    graph = opened.info.get(comfy.CHUNK) or _graph(opened.getexif())
+    return comfy.from_graph(graph) if graph else None
+
+
+def _graph(exif: Any) -> str | None:
+    """ComfyUI's graph in EXIF: ``prompt:`` and the JSON, in whichever of its two fields."""
+    for tag in _COMFY_TAGS:
+        word, colon, text = str(exif.get(tag, "")).partition(":")
+        if colon and word.lower() == comfy.CHUNK:
+            return text.rstrip("\0")
+    return None
 
 
 def _comment(data: bytes) -> str:

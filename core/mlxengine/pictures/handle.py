@@ -15,7 +15,7 @@ from ..handle import AsyncModelHandle, ModelHandle
 from ..readonly import freeze
 from .exchange import RECIPE_KEY, held, saving
 from .outputs import ImageReady
-from .requests import ImageRequest
+from .requests import ImageControl, ImageRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,8 +116,13 @@ class ImageOptions(TypedDict, total=False):
     init_image: Any
     mask: Any
     strength: float | None
+    references: tuple[Any, ...]
+    controls: tuple[ImageControl, ...]
     lora: tuple[tuple[str, float], ...]
+    textual_inversions: tuple[str, ...]
+    upscale: str | None
     low_memory: bool | None
+    vae_tiling: bool | None
 
 
 def image_request(prompt: str, n: int | None = None, **options: Unpack[ImageOptions]) -> ImageRequest:

@@ -26,6 +26,7 @@ KINDS = (
         run="mlxengine.pictures.verbs:RUN",
         bench="mlxengine.pictures.verbs:BENCH",
         mock="mlxengine.pictures.mock:PictureMock",
+        degrade="mlxengine.pictures.degrade:degrade",
         looks="mlxengine.pictures.kind:draws",
         pipelines=["text-to-image"],
         tasks=[

@@ -15,6 +15,24 @@ def _type_name(value: Any) -> str:
 
 
 @frozen(kw_only=True)
+class ImageControl:
+    """A picture that a ControlNet is shown while another is made: edges, depths, a pose, or another.
+
+    Args:
+        source: folder or repository of the ControlNet.
+        image: the picture, scaled to the size of the one that is made: whatever `ImagePart` takes.
+        strength: how much it counts; 1 is as it was trained.
+        start, end: the shares of the steps between which it counts, 0 to 1.
+    """
+
+    source: str
+    image: Any = field(repr=_type_name)
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@frozen(kw_only=True)
 class ImageRequest(Request):
     """Text (and a picture) in, pictures out. ``None`` is the model's own default.
 
@@ -35,9 +53,15 @@ class ImageRequest(Request):
         mask: which part of ``init_image`` to make anew: a picture of any size, light where it is; or an
             array (height, width) of bool or uint8.
         strength: how far to leave ``init_image``, 0 (keep) to 1 (forget).
+        references: pictures to look at while this one is made, or to edit, for models that can: each whatever
+            `ImagePart` takes.
+        controls: ControlNets to apply, several at once.
         n: number of pictures.
         lora: folders or repositories of LoRA weights, each with its scale.
+        textual_inversions: files, folders or repositories of taught words, which the prompt holds.
+        upscale: a file, folder or repository with ESRGAN's network, which makes the picture larger.
         low_memory: free each part of the pipeline after its stage.
+        vae_tiling: let the autoencoder work on tiles; left out, where it would not fit otherwise.
         preview_every: emit an `ImagePreview` every so many steps; 0 never does.
     """
 
@@ -55,10 +79,15 @@ class ImageRequest(Request):
     init_image: Any = field(default=None, repr=_type_name)
     mask: Any = field(default=None, repr=_type_name)
     strength: float | None = None
+    references: tuple[Any, ...] = field(default=(), repr=lambda value: f"<{len(value)}>")
+    controls: tuple[ImageControl, ...] = ()
     n: int = 1
     lora: tuple[tuple[str, float], ...] = ()
+    textual_inversions: tuple[str, ...] = ()
+    upscale: str | None = None
     low_memory: bool | None = None
+    vae_tiling: bool | None = None
     preview_every: int = 0
 
 
-__all__ = ["ImageRequest"]
+__all__ = ["ImageControl", "ImageRequest"]

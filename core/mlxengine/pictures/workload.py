@@ -19,18 +19,35 @@ class PictureWorkload(Workload):
 
     Args:
         size: (width, height) in pixels (``None``: the model's own).
+        n: pictures that are made at once.
+        vae_tiling: whether the autoencoder works on tiles.
+        low_memory: whether each part is freed after its stage, so that the largest counts, not all.
     """
 
     size: tuple[int, int] | None = None
+    n: int = 1
+    vae_tiling: bool = False
+    low_memory: bool = False
 
     @classmethod
     def options(cls) -> Sequence[Option]:
-        from ..contract.kinds import Option, pixels
+        from ..contract.kinds import Option, pixels, positive
 
         return (
             *super().options(),
             Option(flag="--size", type=pixels, metavar="WxH", help="of a picture, in pixels"),
+            Option(flag="--n", type=positive, default=1, metavar="N", help="pictures made at once"),
+            Option(flag="--vae-tiling", type=_switch, default=False, metavar="on|off", help="decode tiles"),
+            Option(
+                flag="--low-memory", type=_switch, default=False, metavar="on|off", help="free parts by stage"
+            ),
         )
+
+
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError(f"{text!r} is neither on nor off")
+    return text == "on"
 
 
 __all__ = ["PictureWorkload"]

@@ -28,11 +28,14 @@ _CLASSES = {
     "unipc": "UniPCMultistepScheduler",
     "lcm": "LCMScheduler",
     "tcd": "TCDScheduler",
+    "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "ddpm": "DDPMScheduler",
 }
 SCHEDULERS = tuple(_CLASSES)
 TWICE = ("heun", "dpmpp_sde")
 """Samplers that ask the model twice a step."""
-PLACED = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_sde", "deis", "unipc")
+PLACED = ("euler", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_sde", "deis", "unipc")
 """Samplers whose noise levels can be placed otherwise than by timestep."""
 PLACEMENTS = ("karras", "exponential", "beta")
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -61,6 +64,15 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "cut latents": ("ddim", {"clip_sample": True, "clip_sample_range": 1.5}),
     "cut latents, lcm": ("lcm", {"clip_sample": True, "clip_sample_range": 1.5}),
     "distilled otherwise": ("lcm", {"original_inference_steps": 20, "timestep_scaling": 0.01}),
+    "runge-kutta first": ("pndm", {"skip_prk_steps": False, "num_steps": 7}),
+    "pndm to no noise": ("pndm", {"set_alpha_to_one": True}),
+    "pndm of one step": ("pndm", {"num_steps": 1}),
+    "ddpm of large variance": ("ddpm", {"variance_type": "fixed_large"}),
+    "cut latents, ddpm": ("ddpm", {"clip_sample": True, "clip_sample_range": 1.5}),
+    "pure noise at first, ddpm": (
+        "ddpm",
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ),
     "linear betas": ("heun", {"beta_schedule": "linear"}),
 }
 """What a scheduler's configuration can say besides; ``num_steps`` is for the call."""
@@ -88,6 +100,19 @@ FRAGMENTS = (
 LAYER, RESCALE = 3, 0.6
 WIDTH, HEIGHT, PIXELS_PER_LATENT = 24, 32, 2
 STRENGTH = 0.6
+TILED = (28, 20)
+"""Height and width in latents of what takes several tiles of 16."""
+WORD = "<toy>"
+TAUGHT = f"a {WORD} circle on a blue background"
+"""A prompt with a word that textual inversion taught."""
+TAESD: dict[str, Any] = {
+    "encoder_block_out_channels": [8, 8],
+    "decoder_block_out_channels": [8, 8],
+    "num_encoder_blocks": [1, 1],
+    "num_decoder_blocks": [2, 1],
+    "latent_channels": 4,
+}
+ESRGAN = {"width": 8, "growth": 4, "blocks": 2}
 ETA = 0.3
 """What TCD's own scheduler takes where a pipeline says nothing; DDIM's is 0."""
 DATA = Path(__file__).parent / "reference"
@@ -100,6 +125,7 @@ NOISE = {
     "steps_offset": 1,
     "set_alpha_to_one": False,
     "clip_sample": False,
+    "skip_prk_steps": True,
 }
 
 
@@ -164,6 +190,78 @@ def configs(family: str) -> dict[str, dict[str, Any]]:
     return made
 
 
+def control_config(family: str) -> dict[str, Any]:
+    """The configuration of a ControlNet for a family's UNet."""
+    unet = {
+        key: value for key, value in configs(family)["unet"].items() if not key.startswith(("up_", "out_"))
+    }
+    del unet["sample_size"]
+    return {**unet, "_class_name": "ControlNetModel", "conditioning_embedding_out_channels": [8, 12]}
+
+
+CONTROLS = {
+    "controlled": (("edges", 1.0, 0.0, 1.0),),
+    "controlled for a while": (("edges", 0.7, 0.2, 0.8),),
+    "controlled twice": (("edges", 0.5, 0.0, 1.0), ("depth", 0.8, 0.0, 0.6)),
+}
+"""ControlNets by name, with strength, start and end."""
+
+
+def control_tensors(family: str, name: str) -> dict[str, np.ndarray[Any, Any]]:
+    """A ControlNet's weights."""
+    stored = json.loads((DATA / "control.shapes.json").read_text())[family]
+    return {key: weight(family, f"control {name}", key, tuple(shape)) for key, shape in stored.items()}
+
+
+def write_control(family: str, name: str, folder: Path) -> Path:
+    """Lay a ControlNet out as a diffusers repository."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(control_config(family)))
+    save_file(control_tensors(family, name), folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def write_tiny_control(tiny: Path, folder: Path) -> Path:
+    """A ControlNet with random weights for the trained tiny model."""
+    from safetensors.numpy import load_file, save_file
+
+    unet = json.loads((tiny / "unet" / "config.json").read_text())
+    kept = {key: value for key, value in unet.items() if not key.startswith(("up_", "out_", "_"))}
+    scale = len(json.loads((tiny / "vae" / "config.json").read_text())["block_out_channels"])
+    folder.mkdir()
+    widths = [8] * scale
+    config = {**kept, "_class_name": "ControlNetModel", "conditioning_embedding_out_channels": widths}
+    (folder / "config.json").write_text(json.dumps(config))
+    found = load_file(tiny / "unet" / "diffusion_pytorch_model.safetensors")
+    tensors = {
+        name: value.astype(np.float32)
+        for name, value in found.items()
+        if not name.startswith(("up_", "conv_norm", "conv_out"))
+    }
+    skips = [kept["block_out_channels"][0]]
+    for level, width in enumerate(kept["block_out_channels"]):
+        last = level == len(kept["block_out_channels"]) - 1
+        skips += [width] * (kept["layers_per_block"] + (not last))
+    shapes = {f"controlnet_down_blocks.{number}": (width, width, 1, 1) for number, width in enumerate(skips)}
+    shapes["controlnet_mid_block"] = (skips[-1], skips[-1], 1, 1)
+    shapes["controlnet_cond_embedding.conv_in"] = (8, 3, 3, 3)
+    shapes["controlnet_cond_embedding.conv_out"] = (skips[0], 8, 3, 3)
+    for number in range(2 * (scale - 1)):
+        shapes[f"controlnet_cond_embedding.blocks.{number}"] = (8, 8, 3, 3)
+    for name, shape in shapes.items():
+        tensors[f"{name}.weight"] = weight("tiny", "control", name, shape)
+        tensors[f"{name}.bias"] = np.zeros(shape[0], np.float32)
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def control_picture(name: str) -> np.ndarray[Any, Any]:
+    """What a ControlNet is shown: (HEIGHT, WIDTH, 3) uint8."""
+    return picture() if name == "edges" else np.ascontiguousarray(picture()[::-1, ::-1])
+
+
 def scheduler_config(name: str, prediction: str, spacing: str) -> dict[str, Any]:
     """A ``scheduler_config.json``."""
     return {
@@ -203,6 +301,38 @@ def weight(family: str, part: str, name: str, shape: tuple[int, ...]) -> np.ndar
 def noise(index: int) -> np.ndarray[Any, Any]:
     """The starting noise (index 0) or what step ``index - 1`` adds: (1, height, width, 4)."""
     return random(f"noise/{index}", (1, HEIGHT // PIXELS_PER_LATENT, WIDTH // PIXELS_PER_LATENT, 4))
+
+
+WALKERS = ("euler", "heun", "ddim", "dpmpp_2m", "dpmpp_2s", "deis", "unipc", "pndm", "lms", "ddpm")
+"""Samplers that are also compared without a network, which hides what their orders do."""
+WALK = 9
+
+
+def walks() -> dict[str, dict[str, Any]]:
+    """Scheduler configurations, by label."""
+    found = {"/".join(item): scheduler_config(*item) for item in combinations("sd1") if item[0] in WALKERS}
+    for label, (name, changes) in SETTINGS.items():
+        if name in WALKERS and "num_steps" not in changes and "disable_corrector" not in changes:
+            found[label] = {**scheduler_config(name, "epsilon", "leading"), **changes}
+    large = {"variance_type": "fixed_large"}
+    found["large variance to the end"] = {**scheduler_config("ddpm", "epsilon", "linspace"), **large}
+    found["runge-kutta first"] = {**scheduler_config("pndm", "epsilon", "leading"), "skip_prk_steps": False}
+    return found
+
+
+def said(sample: np.ndarray[Any, Any], time: float) -> np.ndarray[Any, Any]:
+    """What a model says that changes its mind at every step."""
+    return np.sin(3 * sample + time / 90).astype(np.float32)
+
+
+def walk_noise(index: int) -> np.ndarray[Any, Any]:
+    """Where a walk starts (index 0), and what its steps add: (1, 2, 3, 4)."""
+    return random(f"walk/{index}", (1, 2, 3, 4))
+
+
+def vectors(width: int) -> np.ndarray[Any, Any]:
+    """Two embeddings of `WORD`: (2, width)."""
+    return random(f"vectors/{width}", (2, width)) * np.float32(0.5)
 
 
 def picture() -> np.ndarray[Any, Any]:

@@ -31,6 +31,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_inpaint as inpaint
 from diffusers.schedulers import (
+    scheduling_ddpm,
     scheduling_dpmsolver_multistep,
     scheduling_dpmsolver_sde,
     scheduling_euler_ancestral_discrete,
@@ -42,6 +43,7 @@ from safetensors.numpy import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 STOCHASTIC = (
+    scheduling_ddpm,
     scheduling_dpmsolver_multistep,
     scheduling_euler_ancestral_discrete,
     scheduling_lcm,

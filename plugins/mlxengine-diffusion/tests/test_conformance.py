@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import geometry as g
 import numpy as np
-from mlxengine import ImageRequest
+from mlxengine import ImageControl, ImageRequest
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 from mlxengine.testing import Example, PluginConformance, Specimen
 from safetensors.numpy import save_file
@@ -20,6 +21,8 @@ HOLE = np.arange(32)[:, None] > np.full((32, 32), 15)
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="mlxengine-diffusion-")
 ADAPTER = Path(_FOLDER.name) / "adapter.safetensors"
+WORD = Path(_FOLDER.name) / "toy.safetensors"
+save_file({"emb_params": np.ones((2, 64), np.float32)}, WORD)
 _LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 save_file(
     {
@@ -28,6 +31,7 @@ save_file(
     },
     ADAPTER,
 )
+NET = g.write_tiny_control(TINY, Path(_FOLDER.name) / "net")
 
 
 def ask(**values: Any) -> ImageRequest:
@@ -44,8 +48,18 @@ class TestDiffusion(PluginConformance):
             Example(request=ask(negative="a square", seed=1), shows={"negative_prompt"}),
             Example(request=ask(init_image=GREY, strength=0.7), shows={"image_to_image"}),
             Example(request=ask(init_image=GREY, mask=HOLE), shows={"image_to_image", "inpainting"}),
-            Example(request=ask(low_memory=True, steps=2), shows={"low_memory"}),
+            Example(
+                request=ask(low_memory=True, vae_tiling=True, steps=2), shows={"low_memory", "vae_tiling"}
+            ),
+            Example(
+                request=ask(prompt="a toy", textual_inversions=(str(WORD),), steps=1),
+                shows={"textual_inversion"},
+            ),
             Example(request=ask(lora=((str(ADAPTER), 1.0),), steps=1), shows={"lora"}),
+            Example(
+                request=ask(controls=(ImageControl(source=str(NET), image=GREY),), steps=1),
+                shows={"controlnet"},
+            ),
         ],
         refused=[
             (ask(steps=0), InvalidParameterError),

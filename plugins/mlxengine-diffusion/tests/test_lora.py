@@ -244,7 +244,7 @@ def test_loha_lokr_and_dora_change_a_weight_as_in_peft(kind: str, tmp_path: Path
         "use_dora": kind == "dora",
     }
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    found = read_adapters(tmp_path).networks["unet"]
+    found = read_adapters(tmp_path).networks["denoiser"]
     for layer in ("linear", "conv"):
         made = found[layer].changed(mx.array(own[f"before|{layer}"]), slice(None))
         assert (

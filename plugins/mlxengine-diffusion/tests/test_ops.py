@@ -65,3 +65,21 @@ def test_a_group_norm_is_that_of_mlx(offset: float) -> None:
     wanted = norm(x)
     assert mx.abs(ops.group_norm(norm, x) - wanted).max().item() < 1e-4
     assert mx.abs(ops.activated(norm, x) - nn.silu(wanted)).max().item() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"),
+    [(3, 1, 1, (37, 29)), (3, 2, 1, (37, 29)), (3, 2, 0, (38, 30)), (1, 1, 0, (33, 20)), (3, 1, 1, (1, 1))],
+    ids=str,
+)
+def test_a_convolution_in_bands_of_rows_gives_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch, kernel: int, stride: int, padding: int, size: tuple[int, int]
+) -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    layer = nn.Conv2d(4, 6, kernel, stride=stride, padding=padding)
+    x = mx.random.normal((2, *size, 4), key=mx.random.key(1))
+    whole = np.array(layer(x))
+    monkeypatch.setattr(ops, "_UNFOLDED", 1)
+    assert np.array_equal(np.array(ops.convolved(layer, x)), whole)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlxengine import InferenceEngine
-from mlxengine.errors import UnsupportedArchitectureError
+from mlxengine import ImageReady, ImageRequest, InferenceEngine, Progress
+from mlxengine.errors import InvalidParameterError, UnsupportedArchitectureError
 
 
 @pytest.fixture
@@ -45,7 +45,8 @@ def asking(tiny_folder: Path, tmp_path: Path) -> Callable[..., Path]:
         ("UniPCMultistepScheduler", {"shift_terminal": 0.1}),
         ("DDIMScheduler", {"thresholding": True}),
         ("DDIMScheduler", {"rescale_betas_zero_snr": True}),
-        ("DDPMScheduler", {"clip_sample": True}),
+        ("DDPMScheduler", {"variance_type": "learned_range"}),
+        ("LMSDiscreteScheduler", {"beta_schedule": "squaredcos_cap_v2"}),
         ("EulerDiscreteScheduler", {"beta_schedule": "squaredcos_cap_v2"}),
         ("EulerDiscreteScheduler", {"trained_betas": [0.1, 0.2]}),
         ("EulerDiscreteScheduler", {"prediction_type": "sample"}),
@@ -99,9 +100,30 @@ def test_a_distilled_model_that_its_name_and_spacing_tell_of_takes_few_steps(
     assert (recipe["steps"], recipe["guidance"]) == (steps, guidance)
 
 
-def test_a_sampler_that_stands_in_for_another_is_said(
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [("PNDMScheduler", "pndm"), ("LMSDiscreteScheduler", "lms"), ("DDPMScheduler", "ddpm")],
+)
+def test_a_repository_s_own_sampler_is_taken(
+    engine: InferenceEngine, asking: Callable[..., Path], name: str, sampler: str
+) -> None:
+    with engine.load_images(asking(name, skip_prk_steps=True)) as model:
+        request = ImageRequest(prompt="a red circle", steps=4, guidance=3.0, seed=1, size=(16, 16))
+        events = list(model.stream(request))
+    steps = [(event.done, event.total) for event in events if isinstance(event, Progress)]
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [event.recipe["scheduler"] for event in events if isinstance(event, ImageReady)] == [sampler]
+
+
+def test_pndm_with_runge_kutta_s_method_takes_four_steps_at_least(
     engine: InferenceEngine, asking: Callable[..., Path]
 ) -> None:
-    with engine.load_images(asking("LMSDiscreteScheduler")) as model:
-        assert model.info["scheduler"] == "dpmpp_2m"
-        assert model.info["scheduler_stands_in_for"] == "LMSDiscreteScheduler"
+    with engine.load_images(asking("PNDMScheduler")) as model:
+        request = ImageRequest(prompt="a red circle", steps=5, guidance=3.0, seed=1, size=(16, 16))
+        done = [event.done for event in model.stream(request) if isinstance(event, Progress)]
+        assert done == [1, 2, 3, 4, 5]
+        with pytest.raises(InvalidParameterError, match="steps=3"):
+            model.image("a red circle", steps=3)
+        assert (
+            model.image("a red circle", steps=3, scheduler="lms", size=(16, 16)).recipe["scheduler"] == "lms"
+        )

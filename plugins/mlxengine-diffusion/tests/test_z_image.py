@@ -15,7 +15,6 @@ from mlxengine.errors import (
     FeatureUnavailableError,
     IncompatibleWeightsError,
     RemoteCodeRefusedError,
-    UnsupportedInputError,
 )
 from safetensors.numpy import load_file, save_file
 
@@ -60,14 +59,7 @@ def test_it_is_served_by_the_engine_with_the_same_events(model: Any) -> None:
     assert np.array_equal(again.numpy(), ready[0].pixels.numpy())
 
 
-def test_what_it_cannot_do_is_refused(model: Any) -> None:
-    with pytest.raises(UnsupportedInputError, match="from text only"):
-        model.image("a", init_image=np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(FeatureUnavailableError, match="applies no LoRA"):
-        model.image("a", lora=(("x", 1.0),))
-
-
-@pytest.mark.parametrize("flag", [{"quantize": 8}, {"dtype": "float16"}, {"compile": "on"}], ids=str)
+@pytest.mark.parametrize("flag", [{"dtype": "float16"}, {"compile": "on"}], ids=str)
 def test_a_flag_that_would_have_no_effect_is_refused(
     load_pipeline: Callable[..., Any], folder: Path, flag: dict[str, Any]
 ) -> None:

@@ -11,11 +11,13 @@ from mlxengine.toolkit.loading import building
 
 from . import models
 from .backends import Defaults, Offer, choose
+from .backends._memory import Shape, peak, stages_asked, tiles_asked
 from .sd.layout import document
 
 _CAPABILITIES = frozenset({"image_generation"})
-_OWN = Defaults()
-_SERVED = "Stable Diffusion 1, 2 and XL, FLUX.1, FLUX.2 klein, Z-Image and Qwen-Image are served."
+_SERVED = (
+    "Stable Diffusion 1, 2 and XL, FLUX.1, Kontext, Fill, FLUX.2 klein, Z-Image and Qwen-Image are served."
+)
 _HINTS = {
     "StableDiffusion3Pipeline": (
         "Stable Diffusion 3 is served in the format of diffusionkit alone: "
@@ -40,7 +42,7 @@ def claim(card: ModelCard, backend: str | None) -> Claim | None:
             fit=Fit.NATIVE,
             files=found.offer.files,
             capabilities=_CAPABILITIES,
-            estimate=_estimate(found.offer, models.defaults_for(card, _OWN).size),
+            estimate=_estimate(card, found.offer),
             problem=found.offer.problem,
             reason=f"back end {found.reason}",
         )
@@ -68,13 +70,23 @@ def _check(card: ModelCard) -> None:
                 raise problem
 
 
-def _estimate(offer: Offer, size: tuple[int, int]) -> Callable[[PictureWorkload], MemoryEstimate] | None:
-    if offer.estimate_bytes is None:
+def _estimate(card: ModelCard, offer: Offer) -> Callable[[PictureWorkload], MemoryEstimate] | None:
+    if offer.stages is None:
         return None
-    calculate = offer.estimate_bytes
+    stages = offer.stages
+    usual = models.defaults_for(card, Defaults(size=offer.size)).size
 
     def estimate(workload: PictureWorkload) -> MemoryEstimate:
-        weights, workspace = calculate(workload.size or size)
+        width, height = workload.size or usual
+        shape = Shape(
+            width=width,
+            height=height,
+            rows=2 * workload.n,
+            on_cpu=workload.backend == "cpu",
+            tiled=workload.vae_tiling or tiles_asked(card),
+        )
+        staged = workload.low_memory or stages_asked(card)
+        weights, workspace = peak(stages(shape), staged=staged)
         return MemoryEstimate(weights=weights, workspace=workspace)
 
     return estimate

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +16,7 @@ from mlxengine import (
     Array,
     Event,
     Finished,
+    ImageControl,
     ImagePreview,
     ImageReady,
     ImageRequest,
@@ -26,23 +27,34 @@ from mlxengine import (
 )
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 
-from ._pictures import fitted_size, open_mask, open_picture, pixels_of
-from .backends._work import Job, Pipeline, Pixels, PromptReport, Step
-from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY
+from ._pictures import fitted_size, open_mask, open_picture, pixels_of, reference_pixels
+from .backends._memory import Shape
+from .backends._work import Guide, Job, Pipeline, Pixels, PromptReport, Step
+from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY, VAE_TILING
 from .sd.prompts import check_prompt, has_weights, parse
 
 _log = logging.getLogger("mlxengine.diffusion")
 _MOST_PICTURES = 64
 _LORA_FILES = ("*.safetensors", "*.json")
+_CONTROL_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")
+_TENSOR_FILES = ("*.safetensors",)
+
+
+def _always(_shape: Shape) -> bool:
+    return True
 
 
 @frozen(kw_only=True, eq=False)
 class PictureModel:
-    """What the plugin's ``load_model`` returns to itself."""
+    """What the plugin's ``load_model`` returns to itself.
+
+    ``holds`` says whether there is memory for what is to be made at once.
+    """
 
     pipeline: Pipeline
     card: ModelCard
     backend: str
+    holds: Callable[[Shape], bool] = _always
 
 
 def generate(model: PictureModel, request: ImageRequest, context: RunContext) -> Iterator[Event | None]:
@@ -51,11 +63,16 @@ def generate(model: PictureModel, request: ImageRequest, context: RunContext) ->
     Raises:
         InvalidParameterError, UnsupportedInputError, FeatureUnavailableError: it cannot be served.
     """
-    job = plan(model.pipeline, request, context)
+    job = plan(model.pipeline, request, context, model.holds)
     return _run(model, request, job, context)
 
 
-def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
+def plan(
+    pipeline: Pipeline,
+    request: ImageRequest,
+    context: RunContext,
+    holds: Callable[[Shape], bool] = _always,
+) -> Job:
     """Everything that a request leaves open, decided; everything that is wrong with it, raised."""
     abilities, defaults = pipeline.abilities, pipeline.abilities.defaults
     context.features.require(IMAGES)
@@ -80,7 +97,10 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         _refuse(f"guidance={guidance:g} has no effect on this model.", "Leave it out: it was distilled.")
     _check_prompts(pipeline, request)
     picture = _picture(pipeline, request, context)
-    size = request.size or (fitted_size(picture, abilities.size_step) if picture else defaults.size)
+    references = _references(pipeline, request, context)
+    size = request.size or (fitted_size(picture, abilities.size_step) if picture else None)
+    if size is None:
+        size = references[0].shape[1::-1] if references else defaults.size
     _check_size(size, abilities.size_step, abilities.largest)
     width, height = size
     mask = _mask(pipeline, request, size)
@@ -101,9 +121,14 @@ def plan(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Job:
         guidance_rescale=_rescale(pipeline, request.guidance_rescale),
         init=None if picture is None else pixels_of(picture, (width, height)),
         mask=mask,
+        references=references,
+        controls=_controls(pipeline, request, size, context),
         strength=1.0 if picture is None else float(strength),
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
+        textual_inversions=_taught(pipeline, request, context),
+        upscale=_upscaler(request, context),
+        vae_tiling=_tiles(pipeline, request, context, holds, (width, height)),
     )
 
 
@@ -149,11 +174,65 @@ def _picture(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> 
     if not pipeline.abilities.init_image:
         raise UnsupportedInputError(
             f"This model makes pictures from text only ({pipeline.info.get('library')}).",
-            hint="Leave init_image out, or load a Stable Diffusion model.",
+            hint="Leave init_image out, or load another model.",
         )
     if request.strength is not None:
         _number("strength", request.strength, 0, 1)
     return open_picture(request.init_image)
+
+
+def _references(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> tuple[Pixels, ...]:
+    if not isinstance(request.references, tuple | list):
+        _refuse("references holds pictures, also where it is one.", "Write references=(picture,).")
+    if not request.references:
+        return ()
+    context.features.require(IMAGE_TO_IMAGE)
+    most = pipeline.abilities.references
+    if not most:
+        raise UnsupportedInputError(
+            f"This model looks at no other pictures ({pipeline.info.get('library')}).",
+            hint="Leave references out, or load FLUX.1 Kontext or FLUX.2.",
+        )
+    if len(request.references) > most:
+        _refuse(f"references holds {len(request.references)} pictures; this model looks at {most} at most.")
+    step, sizes = pipeline.abilities.size_step, pipeline.abilities.reference_sizes
+    return tuple(reference_pixels(source, step, sizes) for source in request.references)
+
+
+def _controls(
+    pipeline: Pipeline, request: ImageRequest, size: tuple[int, int], context: RunContext
+) -> tuple[Guide, ...]:
+    if not request.controls:
+        return ()
+    if not pipeline.abilities.controls:
+        raise FeatureUnavailableError(
+            f"The back end of this model ({pipeline.info.get('library')}) applies no ControlNets."
+        )
+    found = []
+    for item in request.controls:
+        if not isinstance(item, ImageControl):
+            _refuse(f"controls holds ImageControl values, found a {type(item).__name__}.")
+        _number("strength of a control", item.strength, -10, 10)
+        _number("start of a control", item.start, 0, 1)
+        _number("end of a control", item.end, item.start, 1)
+        found.append(
+            Guide(
+                path=_present(item.source, "ControlNet", context),
+                pixels=pixels_of(open_picture(item.image, name="image of a control"), size),
+                strength=float(item.strength),
+                start=float(item.start),
+                end=float(item.end),
+            )
+        )
+    return tuple(found)
+
+
+def _present(reference: str | Path, what: str, context: RunContext) -> Path:
+    """A path, or the name of a repository where one can be fetched."""
+    path = Path(reference).expanduser()
+    if context.fetch is None and not path.exists():
+        _refuse(f"The {what} {reference!s} does not exist, and nothing can be fetched here.")
+    return path
 
 
 def _mask(pipeline: Pipeline, request: ImageRequest, size: tuple[int, int]) -> Pixels | None:
@@ -166,7 +245,7 @@ def _mask(pipeline: Pipeline, request: ImageRequest, size: tuple[int, int]) -> P
     if not pipeline.abilities.mask:
         raise UnsupportedInputError(
             f"This model makes whole pictures ({pipeline.info.get('library')}).",
-            hint="Leave mask out, or load a Stable Diffusion model.",
+            hint="Leave mask out, or load another model.",
         )
     return open_mask(request.mask, size)
 
@@ -196,11 +275,35 @@ def _adapters(
             _refuse(f"lora holds (reference, scale) pairs, found {item!r}.")
         reference, scale = item
         _number("lora scale", scale, -100, 100)
+        found.append((_present(reference, "adapter", context), float(scale)))
+    return tuple(found)
+
+
+def _taught(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> tuple[Path, ...]:
+    if request.textual_inversions and not pipeline.abilities.textual_inversion:
+        raise FeatureUnavailableError(
+            f"The back end of this model ({pipeline.info.get('library')}) takes no textual inversions."
+        )
+    found = []
+    for reference in request.textual_inversions:
+        if not isinstance(reference, str | Path):
+            _refuse(f"textual_inversions holds references, found {reference!r}.")
         path = Path(reference).expanduser()
         if context.fetch is None and not path.exists():
-            _refuse(f"The adapter {reference!s} does not exist, and nothing can be fetched here.")
-        found.append((path, float(scale)))
+            _refuse(f"The textual inversion {reference!s} does not exist, and nothing can be fetched here.")
+        found.append(path)
     return tuple(found)
+
+
+def _upscaler(request: ImageRequest, context: RunContext) -> Path | None:
+    if request.upscale is None:
+        return None
+    if not isinstance(request.upscale, str | Path):
+        _refuse(f"upscale={request.upscale!r} must name a file, a folder or a repository.")
+    path = Path(request.upscale).expanduser()
+    if context.fetch is None and not path.exists():
+        _refuse(f"The upscaler {request.upscale!s} does not exist, and nothing can be fetched here.")
+    return path
 
 
 def _low_memory(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> bool:
@@ -215,14 +318,56 @@ def _low_memory(pipeline: Pipeline, request: ImageRequest, context: RunContext) 
     return request.low_memory
 
 
+def _tiles(
+    pipeline: Pipeline,
+    request: ImageRequest,
+    context: RunContext,
+    holds: Callable[[Shape], bool],
+    size: tuple[int, int],
+) -> bool:
+    """Whether the autoencoder works on tiles: as the request says, else the flag, else the memory."""
+    if not pipeline.abilities.vae_tiling:
+        if request.vae_tiling:
+            raise FeatureUnavailableError(
+                f"The back end of this model ({pipeline.info.get('library')}) decodes whole pictures."
+            )
+        return False
+    if request.vae_tiling is not None:
+        return request.vae_tiling
+    value = context.features.get(VAE_TILING)
+    if value != "auto":
+        return bool(value == "on")
+    if holds(Shape(width=size[0], height=size[1])):
+        return False
+    _log.info("A picture of %d × %d pixels is decoded in tiles: memory is short for the whole.", *size)
+    return True
+
+
 def _fetched(job: Job, context: RunContext) -> Generator[Event | None, None, Job]:
-    """The job with the folders of adapters that are on the hub."""
-    found = []
+    """The job with the folders of adapters, ControlNets, taught words and an upscaler that are on the hub."""
+
+    def present(path: Path, files: tuple[str, ...]) -> Generator[Event | None, None, Path]:
+        if context.fetch is None or path.exists():
+            return path
+        return (yield from context.fetch(str(path), files))
+
+    adapters, guides, words = [], [], []
     for path, scale in job.lora:
-        if context.fetch is not None and not path.exists():
-            path = yield from context.fetch(str(path), _LORA_FILES)
-        found.append((path, scale))
-    return evolve(job, lora=tuple(found))
+        adapters.append(((yield from present(path, _LORA_FILES)), scale))
+    for guide in job.controls:
+        guides.append(evolve(guide, path=(yield from present(guide.path, _CONTROL_FILES))))
+    for path in job.textual_inversions:
+        words.append((yield from present(path, _TENSOR_FILES)))
+    upscale = job.upscale
+    if upscale is not None:
+        upscale = yield from present(upscale, _TENSOR_FILES)
+    return evolve(
+        job,
+        lora=tuple(adapters),
+        controls=tuple(guides),
+        textual_inversions=tuple(words),
+        upscale=upscale,
+    )
 
 
 def _run(
@@ -233,12 +378,38 @@ def _run(
     report = pipeline.read_prompt(first)
     if report.truncated:
         _log.warning("The prompt is longer than the model takes; left out: %s", report.truncated)
-    for index in range(request.n):
-        job = evolve(first, seed=first.seed + index)
+    upscaler = None
+    if first.upscale is not None:
+        from .upscaling import enlarged, read_upscaler
+
+        upscaler = read_upscaler(first.upscale)  # what is wrong with it is said before the picture is made
+    index = 0
+    while index < request.n:
+        job = evolve(first, seed=first.seed + index, n=_together(model, first, request.n - index))
         latents = yield from _denoise(pipeline, job, index, request.preview_every)
-        pixels = _pasted((yield from pipeline.decode(latents, job)), job)
-        yield ImageReady(index=index, pixels=_array(pixels), recipe=recipe(model, job, report))
+        for place in range(job.n):
+            own = evolve(job, seed=job.seed + place, n=1)
+            pixels = _pasted((yield from pipeline.decode(_one(latents, place, job), own)), own)
+            if upscaler is not None:
+                pixels = yield from enlarged(upscaler, pixels)
+            yield ImageReady(index=index + place, pixels=_array(pixels), recipe=recipe(model, own, report))
+        index += job.n
     yield Finished(usage=TokenUsage(prompt_tokens=report.tokens))
+
+
+def _together(model: PictureModel, job: Job, wanted: int) -> int:
+    """How many of the pictures that are still wanted are made at once: what fills the device, and fits it."""
+    found = max(1, min(wanted, model.pipeline.abilities.together // (job.width * job.height)))
+    each = 2 if job.guidance > 1 else 1
+    while found > 1 and not model.holds(
+        Shape(width=job.width, height=job.height, rows=each * found, tiled=job.vae_tiling)
+    ):
+        found -= 1
+    return found
+
+
+def _one(latents: Any, place: int, job: Job) -> Any:
+    return latents if job.n == 1 else latents[place : place + 1]
 
 
 def _pasted(pixels: Pixels, job: Job) -> Pixels:
@@ -258,11 +429,12 @@ def _denoise(pipeline: Pipeline, job: Job, index: int, every: int) -> Generator[
             yield None
             continue
         latents = step.latents
-        if step.total:
-            yield Progress(index=index, stage="denoise", done=step.done, total=step.total)
-        if _wants_preview(step, every):
-            pixels = yield from pipeline.preview(step.clean, job)
-            yield ImagePreview(index=index, step=step.done, pixels=_array(pixels))
+        for place in range(job.n):
+            if step.total:
+                yield Progress(index=index + place, stage="denoise", done=step.done, total=step.total)
+            if _wants_preview(step, every):
+                pixels = yield from pipeline.preview(_one(step.clean, place, job), job)
+                yield ImagePreview(index=index + place, step=step.done, pixels=_array(pixels))
     return latents
 
 
@@ -292,12 +464,28 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         "dtype": model.pipeline.info.get("dtype"),
         "bits": model.pipeline.info.get("unet_bits"),
         "lora": [[str(path), scale] for path, scale in job.lora],
+        "textual_inversions": [str(path) for path in job.textual_inversions] or None,
+        "vae_tiling": job.vae_tiling or None,
+        "upscale": None if job.upscale is None else str(job.upscale),
     }
     if job.init is not None:
         made["strength"] = job.strength
         made["init_sha256"] = hashlib.sha256(job.init.tobytes()).hexdigest()
     if job.mask is not None:
         made["mask_sha256"] = hashlib.sha256(job.mask.tobytes()).hexdigest()
+    if job.controls:
+        made["controls"] = [
+            [
+                str(item.path),
+                item.strength,
+                item.start,
+                item.end,
+                hashlib.sha256(item.pixels.tobytes()).hexdigest(),
+            ]
+            for item in job.controls
+        ]
+    if job.references:
+        made["references_sha256"] = [hashlib.sha256(item.tobytes()).hexdigest() for item in job.references]
     if report.truncated:
         made["truncated"] = report.truncated
     return made

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from attrs import evolve
 from mlxengine import Feature, LoadContext, Loaded, ModelCard
 from mlxengine.errors import FeatureUnavailableError, UnsupportedArchitectureError
 
 from ._generate import PictureModel
-from .backends import backend, choose
-from .features import BACKEND_DTYPE, COMPILE, QUANTIZE
+from .backends import Offer, backend, choose
+from .backends._memory import Shape, peak
+from .features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE, TAESD, VAE, VAE_TILING
+
+_NOT_FOLLOWED: Mapping[str, tuple[Feature[Any], ...]] = {
+    "mlx_vlm": (BACKEND_DTYPE, COMPILE, VAE, TAESD),
+    "mflux": (BACKEND_DTYPE, COMPILE, VAE, TAESD),
+    "diffusionkit": (QUANTIZE, BACKEND_DTYPE, COMPILE, VAE, TAESD),
+}
 
 
 def load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
@@ -36,29 +46,52 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
         )
     if choice.offer.problem is not None:
         raise choice.offer.problem
-    only: tuple[Feature[Any], ...] = (QUANTIZE, BACKEND_DTYPE, COMPILE)
-    for feature in only if choice.name != "sd" else ():
+    for feature in _NOT_FOLLOWED.get(choice.name, ()):
         if (value := context.features.get(feature)) not in (feature.default, "off"):
             raise FeatureUnavailableError(
                 f"{feature.name}={value} has no effect on {choice.name}, which serves {card.id}.",
-                hint="Leave it out for this model; only Stable Diffusion 1, 2 and XL have it.",
+                hint="Leave it out for this model.",
             )
     pipeline = backend(choice.name).load(card, context)
     abilities = pipeline.abilities
     able = {
         "image_to_image": abilities.init_image,
         "inpainting": abilities.mask,
+        "controlnet": abilities.controls,
         "lora": abilities.lora,
         "low_memory": abilities.low_memory,
+        "vae_tiling": abilities.vae_tiling,
         "negative_prompt": abilities.negative,
+        "textual_inversion": abilities.textual_inversion,
     }
     return Loaded(
-        model=PictureModel(pipeline=pipeline, card=card, backend=choice.name),
+        model=PictureModel(
+            pipeline=pipeline,
+            card=card,
+            backend=choice.name,
+            holds=partial(_holds, choice.offer, context, abilities.defaults.size),
+        ),
         warm=pipeline.warm(),
         close=pipeline.close,
         capabilities=frozenset(name for name, present in able.items() if present),
         info={"backend": choice.name, "why": choice.reason, **pipeline.info},
     )
+
+
+def _holds(offer: Offer, context: LoadContext, usual: tuple[int, int], wanted: Shape) -> bool:
+    """Whether what was reserved for usual pictures, with what is free, is enough for what is wanted."""
+    room = context.cache_room()
+    if offer.stages is None or room is None:
+        return True
+    stages, on_cpu = offer.stages, context.device.backend == "cpu"
+
+    def taken(shape: Shape) -> int:
+        found = stages(evolve(shape, on_cpu=on_cpu))
+        return peak(found, staged=not context.features.get(KEEP_LOADED))[1]
+
+    tiled = context.features.get(VAE_TILING) == "on"
+    reserved = taken(Shape(width=usual[0], height=usual[1], tiled=tiled))
+    return taken(wanted) <= reserved + max(0, room)
 
 
 __all__ = ["load"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 # What PIL decodes itself: others are programs, or are given to one.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
 _MOST_PIXELS = 40_000_000
+_MOST_SEEN = 1024 * 1024
 _HINT = "Give a path, the bytes of a picture file, a PIL image, or an array (height, width, 3) of uint8."
 
 
@@ -80,7 +83,7 @@ def open_mask(source: Any, size: tuple[int, int]) -> Pixels:
     return found
 
 
-def fitted_size(picture: Any, step: int) -> tuple[int, int]:
+def fitted_size(picture: Any, step: int, name: str = "init_image") -> tuple[int, int]:
     """A picture's own size, rounded down to what the model takes.
 
     Raises:
@@ -89,10 +92,36 @@ def fitted_size(picture: Any, step: int) -> tuple[int, int]:
     width, height = (side // step * step for side in picture.size)
     if not width or not height:
         raise InvalidParameterError(
-            f"init_image has {picture.size[0]} × {picture.size[1]} pixels, less than {step} × {step}.",
+            f"{name} has {picture.size[0]} × {picture.size[1]} pixels, less than {step} × {step}.",
             hint="Give a size, and the picture is scaled to it.",
         )
     return width, height
+
+
+def reference_pixels(source: Any, step: int, sizes: Sequence[tuple[int, int]]) -> Pixels:
+    """A picture to look at, of one of the ``sizes``; without any, its own, to at most a million pixels.
+
+    A size is chosen by the ratio of its sides, and the picture stretched to it. A picture's own is cut to
+    whole steps, about its middle.
+
+    Raises:
+        UnsupportedInputError: it is no picture.
+        InvalidParameterError: it is smaller than a step.
+    """
+    from PIL import Image
+
+    picture = open_picture(source, name="references")
+    width, height = picture.size
+    if sizes:
+        return pixels_of(
+            picture, min(sizes, key=lambda size: (abs(width / height - size[0] / size[1]), size))
+        )
+    if width * height > _MOST_SEEN:
+        scale = math.sqrt(_MOST_SEEN / (width * height))
+        picture = picture.resize((int(width * scale), int(height * scale)), Image.Resampling.LANCZOS)
+    width, height = fitted_size(picture, step, name="references")
+    left, top = (picture.size[0] - width) // 2, (picture.size[1] - height) // 2
+    return pixels_of(picture.crop((left, top, left + width, top + height)), (width, height))
 
 
 def pixels_of(picture: Any, size: tuple[int, int]) -> Pixels:
@@ -106,4 +135,4 @@ def pixels_of(picture: Any, size: tuple[int, int]) -> Pixels:
     return found
 
 
-__all__ = ["fitted_size", "open_mask", "open_picture", "pixels_of"]
+__all__ = ["fitted_size", "open_mask", "open_picture", "pixels_of", "reference_pixels"]

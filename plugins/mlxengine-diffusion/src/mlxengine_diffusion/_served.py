@@ -20,7 +20,13 @@ PIPELINES = {
         "StableDiffusionXLInpaintPipeline",
     ),
     "mlx_vlm": ("ZImagePipeline", "Flux2KleinPipeline"),
-    "mflux": ("FluxPipeline", "QwenImagePipeline", "Flux2KleinPipeline"),
+    "mflux": (
+        "FluxPipeline",
+        "FluxKontextPipeline",
+        "FluxFillPipeline",
+        "QwenImagePipeline",
+        "Flux2KleinPipeline",
+    ),
 }
 """The class in model_index.json that each back end makes pictures with."""
 FILES = (

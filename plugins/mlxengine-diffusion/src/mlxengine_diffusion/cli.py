@@ -13,18 +13,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxengine import ImageHandle, ImageReady, ImageRequest, Picture
+from mlxengine import ImageControl, ImageHandle, ImageReady, ImageRequest, Picture
 from mlxengine.cli.verbs import Output, ProgressLine, add_model, engine, load_named
 from mlxengine.errors import InvalidParameterError
 from mlxengine.pictures.handle import read_recipe
 from mlxengine.readonly import thaw
 
 from . import terminal
-from .features import BACKEND, QUANTIZE
+from .features import BACKEND, QUANTIZE, VAE
 from .sd.scheduler_classes import samplers
 from .sd.scheduler_config import PLACEMENTS
 
 _log = logging.getLogger("mlxengine.diffusion")
+_NUMBER = r"-?\d+(?:\.\d+)?"
+_CONTROL = re.compile(
+    rf"(?P<source>[^=]+)=(?P<image>.+?)(?:@(?P<strength>{_NUMBER})(?:,(?P<start>{_NUMBER}),(?P<end>{_NUMBER}))?)?"
+)
+_CONTROL_USUAL = (("strength", 1), ("start", 0), ("end", 1))
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 
 
@@ -39,7 +44,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
         _log.warning("Not understood of the recipe: %s.", ", ".join(f"{k}: {v}" for k, v in other.items()))
     model, request = _asked(options, recipe)
     target = _target(options, request)
-    for feature, chosen in ((BACKEND, options.backend), (QUANTIZE, options.bits)):
+    for feature, chosen in ((BACKEND, options.backend), (QUANTIZE, options.bits), (VAE, options.vae)):
         if chosen is not None:
             options.feature.append(f"{feature.name}={chosen}")
     made = []
@@ -80,11 +85,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-rescale", type=float, metavar="X", help="less contrast, 0 to 1")
     parser.add_argument("--init", type=Path, help="a picture to start from")
     parser.add_argument("--mask", type=Path, help="white where that picture is to be made anew")
+    parser.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a picture to look at or to edit; may be given again",
+    )
+    parser.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="REF=FILE[@STRENGTH[,START,END]]",
+        help="a ControlNet and the picture that it is shown; may be given again",
+    )
     parser.add_argument("--strength", type=float, help="how far to leave it, 0 to 1")
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
     parser.add_argument("--lora", action="append", default=[], metavar="REF[=SCALE]", help="an adapter")
+    parser.add_argument(
+        "--textual-inversion",
+        dest="textual_inversions",
+        action="append",
+        metavar="REF",
+        help="words that were taught; the prompt holds them",
+    )
+    parser.add_argument("--upscale", metavar="REF", help="an ESRGAN network that makes the picture larger")
     parser.add_argument("--low-memory", action="store_true", default=None, help="free parts by stage")
+    parser.add_argument(
+        "--vae-tiling", action="store_true", default=None, help="let the autoencoder work on tiles"
+    )
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantize the denoiser")
+    parser.add_argument("--vae", metavar="REF", help="an autoencoder to take instead of the model's own")
     parser.add_argument("--backend", help="the library to use")
     parser.add_argument(
         "--recipe", type=Path, metavar="FILE", help="print how a picture was made; with --out make it again"
@@ -107,6 +139,16 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         raise InvalidParameterError(
             "A part of this picture was made with a mask, which the recipe does not hold.",
             hint="Name it with --mask.",
+        )
+    if recipe.get("controls") is not None and not options.control:
+        raise InvalidParameterError(
+            "This picture was made with ControlNets and pictures for them, which the recipe does not hold.",
+            hint="Name them with --control.",
+        )
+    if recipe.get("references_sha256") is not None and not options.reference:
+        raise InvalidParameterError(
+            "This picture was made from others, which the recipe does not hold.",
+            hint="Name them with --reference.",
         )
     size: Any = _size(options.size)
     if size is None and recipe.get("width"):
@@ -139,10 +181,15 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         guidance_rescale=told("guidance_rescale"),
         init_image=options.init,
         mask=options.mask,
+        references=tuple(options.reference),
+        controls=tuple(_control(text) for text in options.control),
         strength=told("strength"),
         n=options.n,
         lora=tuple(adapters),
         low_memory=options.low_memory,
+        textual_inversions=tuple(told("textual_inversions") or ()),
+        upscale=told("upscale"),
+        vae_tiling=told("vae_tiling"),
     )
 
 
@@ -161,6 +208,17 @@ def _adapter(text: str) -> tuple[str, float]:
         return reference, float(scale) if equals else 1.0
     except ValueError as error:
         raise InvalidParameterError(f"--lora {text!r}: {scale!r} is no number.") from error
+
+
+def _control(text: str) -> ImageControl:
+    match = _CONTROL.fullmatch(text)
+    if match is None:
+        raise InvalidParameterError(
+            f"--control {text!r} is no ControlNet with its picture.",
+            hint="Write it as REPOSITORY=picture.png, or REPOSITORY=picture.png@0.8 or …@0.8,0,0.5.",
+        )
+    strength, start, end = (float(match[name] or usual) for name, usual in _CONTROL_USUAL)
+    return ImageControl(source=match["source"], image=match["image"], strength=strength, start=start, end=end)
 
 
 def _target(options: argparse.Namespace, request: ImageRequest) -> Path:

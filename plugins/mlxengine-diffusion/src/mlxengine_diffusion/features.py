@@ -74,6 +74,27 @@ KEEP_LOADED = Feature(
     default=True,
     summary="Keep all parts between pictures; off makes low memory the rule, from loading on.",
     applies_to=KIND,
+    provides=LLMEngineFeatures.STAGED_PARTS,
+)
+VAE_TILING = Feature(
+    name="diffusion.vae_tiling",
+    default="auto",
+    summary="Let the autoencoder work on tiles, which bounds its memory; auto does where it would not fit.",
+    applies_to=KIND,
+    provides=LLMEngineFeatures.VAE_TILING,
+    choices=("auto", "on", "off"),
+)
+VAE: Feature[str | None] = Feature(
+    name="diffusion.vae",
+    default=None,
+    summary="Autoencoder to take instead of Stable Diffusion's own: a file, a folder or a repository.",
+    applies_to=KIND,
+)
+TAESD: Feature[str | None] = Feature(
+    name="diffusion.taesd",
+    default=None,
+    summary="Small autoencoder (TAESD) for Stable Diffusion's previews: a file, a folder or a repository.",
+    applies_to=KIND,
 )
 QUANTIZE = Feature(
     name="diffusion.quantize",
@@ -116,6 +137,9 @@ FEATURES = (
     LORA,
     LOW_MEMORY,
     KEEP_LOADED,
+    VAE_TILING,
+    VAE,
+    TAESD,
     QUANTIZE,
     BACKEND_DTYPE,
     BACKEND,
@@ -133,4 +157,7 @@ __all__ = [
     "LORA",
     "LOW_MEMORY",
     "QUANTIZE",
+    "TAESD",
+    "VAE",
+    "VAE_TILING",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_adapters as a
 import tiny_flux1 as f1
 import tiny_flux2 as f2
 import tiny_kit as k
@@ -22,7 +23,7 @@ from mlxengine import (
     Progress,
 )
 from mlxengine.contract.features import Layer, Level
-from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError, UnsupportedInputError
+from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError
 from mlxengine_diffusion import plugin
 from mlxengine_diffusion.backends._work import Job
 from safetensors.numpy import load_file, save_file
@@ -98,8 +99,6 @@ def test_a_long_prompt_is_cut_and_what_was_left_out_is_reported(model: ImageHand
 
 
 def test_what_it_cannot_do_is_refused(model: ImageHandle) -> None:
-    with pytest.raises(UnsupportedInputError, match="from text only"):
-        model.image("a", init_image=np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(InvalidParameterError, match="multiple of 16"):
         model.image("a", size=(72, 64))
 
@@ -136,3 +135,80 @@ def test_a_missing_strange_or_misshapen_tensor_is_an_error_that_names_it(
             with pytest.raises(IncompatibleWeightsError) as caught:
                 engine.load_images(folder, features=MFLUX)
             assert named in str(caught.value)
+
+
+ADAPTED: dict[str, tuple[Any, float]] = {
+    "flux1": (f1, f1.GUIDANCE),
+    "flux2": (f2, 1.0),
+    "qwen_image": (q, 1.0),
+}
+FORMS = [(name, form, name) for name in ADAPTED for form in a.FORMS] + [("flux1", "xlabs", "xlabs")]
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {name: pipeline(FAMILIES[name](tmp_path_factory.mktemp(name) / "x")) for name in ADAPTED}
+
+
+MADE = [(name, change) for name in ADAPTED for change in ("from a picture", "a part anew")]
+
+
+@pytest.mark.parametrize(
+    ("family", "change"), [*MADE, ("flux2", "looking at two"), ("flux1", "looking at one"), ("flux1", "fill")]
+)
+def test_a_picture_from_pictures_is_that_of_diffusers(
+    pipelines: dict[str, Any], tmp_path: Path, family: str, change: str
+) -> None:
+    import mlx.core as mx
+
+    module, guidance = ADAPTED[family]
+    more = {"init": a.start(), "mask": a.mask()} if change == "fill" else a.changes()[change]
+    made = pipelines[family]
+    if change in f1.PIPELINES:
+        made = pipeline(f1.write(tmp_path / "x", TOKENIZER, kind=change))
+    ours = k.pixels(made, a.job(module, guidance, **more), mx.array(a.noise(family)))
+    reference = load_file(k.DATA / "flow.pictures.safetensors")[f"{family}/{change}"].astype(int)
+    difference = np.abs(ours - reference).max()
+    print(f"{family} {change}: difference {difference}")
+    assert difference <= 2
+
+
+@pytest.mark.parametrize(("family", "form", "stored"), FORMS)
+def test_every_form_of_an_adapters_keys_makes_the_picture_of_diffusers(
+    pipelines: dict[str, Any], tmp_path: Path, family: str, form: str, stored: str
+) -> None:
+    import mlx.core as mx
+
+    tensors = a.xlabs() if form == "xlabs" else a.FORMS[form](family)
+    save_file(tensors, tmp_path / "x.safetensors")
+    module, guidance = ADAPTED[family]
+    noise = mx.array(a.noise(family))
+    ours = k.pixels(
+        pipelines[family], a.job(module, guidance, lora=((tmp_path / "x.safetensors", 1.0),)), noise
+    )
+    reference = load_file(k.DATA / "flow.pictures.safetensors")[f"{stored}/lora"].astype(int)
+    difference = np.abs(ours - reference).max()
+    print(f"{family} {form}: difference {difference}")
+    assert difference <= 2
+    assert np.abs(k.pixels(pipelines[family], a.job(module, guidance), noise) - reference).max() > 50
+
+
+def test_t5_is_adapted_and_what_it_does_not_have_is_refused(
+    pipelines: dict[str, Any], tmp_path: Path
+) -> None:
+    import mlx.core as mx
+
+    def picture(layer: str) -> Any:
+        numbers = np.random.RandomState(0)
+        tensors = {
+            f"lora_te3_{layer}.lora_down.weight": numbers.standard_normal((4, 32)).astype(np.float32),
+            f"lora_te3_{layer}.lora_up.weight": numbers.standard_normal((32, 4)).astype(np.float32),
+        }
+        save_file(tensors, tmp_path / "x.safetensors")
+        job = a.job(f1, f1.GUIDANCE, lora=((tmp_path / "x.safetensors", 1.0),))
+        return k.pixels(pipelines["flux1"], job, mx.array(a.noise("flux1")))
+
+    plain = k.pixels(pipelines["flux1"], a.job(f1, f1.GUIDANCE), mx.array(a.noise("flux1")))
+    assert np.abs(picture("encoder_block_1_layer_0_SelfAttention_v") - plain).max() > 5
+    with pytest.raises(IncompatibleWeightsError, match="block_9"):
+        picture("encoder_block_9_layer_0_SelfAttention_v")

@@ -84,25 +84,31 @@ def picture(pipe: Any, **options: Any) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(np.round(image * 255).astype(np.uint8))
 
 
-def flux1(words: Path, clip_words: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def flux1_pipe(words: Path, clip_words: Path, changes: Any = (), scheduler: Any = None) -> tuple[Any, Any]:
+    """A pipeline of FLUX.1, and its tensors' shapes."""
     k.write_t5_tokenizer(words)
+    parts: dict[str, Any] = {
+        "transformer": FluxTransformer2DModel(**{**f1.TRANSFORMER, **dict(changes)}),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**f1.CLIP)),
+        "text_encoder_2": T5EncoderModel(T5Config(**f1.T5)),
+        "vae": AutoencoderKL(**f1.VAE),
+    }
+    shapes = fill(parts, partial(k.weight, "flux1"))
+    settings = {key: value for key, value in (scheduler or f1.SCHEDULER).items() if key != "_class_name"}
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**settings),
+        tokenizer=CLIPTokenizer.from_pretrained(clip_words),
+        tokenizer_2=AutoTokenizer.from_pretrained(words),
+        **parts,
+    )
+    return pipe, shapes
+
+
+def flux1(words: Path, clip_words: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     pictures, shapes = {}, {}
     for name, (changes, scheduler) in {"dev": ({}, f1.SCHEDULER), "schnell": f1.SCHNELL}.items():
-        parts: dict[str, Any] = {
-            "transformer": FluxTransformer2DModel(**{**f1.TRANSFORMER, **changes}),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**f1.CLIP)),
-            "text_encoder_2": T5EncoderModel(T5Config(**f1.T5)),
-            "vae": AutoencoderKL(**f1.VAE),
-        }
-        found = fill(parts, partial(k.weight, "flux1"))
+        pipe, found = flux1_pipe(words, clip_words, changes, scheduler)
         shapes = shapes or found
-        settings = {key: value for key, value in scheduler.items() if key != "_class_name"}
-        pipe = FluxPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(**settings),
-            tokenizer=CLIPTokenizer.from_pretrained(clip_words),
-            tokenizer_2=AutoTokenizer.from_pretrained(words),
-            **parts,
-        )
         pictures[name] = picture(
             pipe,
             prompt=f1.PROMPT,
@@ -116,7 +122,8 @@ def flux1(words: Path, clip_words: Path) -> tuple[dict[str, Any], dict[str, Any]
     return shapes, pictures
 
 
-def flux2(words: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def flux2_pipe(words: Path) -> tuple[Any, Any]:
+    """A pipeline of FLUX.2 klein, and its tensors' shapes."""
     parts: dict[str, Any] = {
         "transformer": Flux2Transformer2DModel(**f2.TRANSFORMER),
         "vae": AutoencoderKLFlux2(**f2.VAE),
@@ -128,6 +135,11 @@ def flux2(words: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         tokenizer=AutoTokenizer.from_pretrained(words),
         **parts,
     )
+    return pipe, shapes
+
+
+def flux2(words: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    pipe, shapes = flux2_pipe(words)
     side = f2.SIDE // 16
     latents = torch.from_numpy(f2.noise()).reshape(1, side, side, 128).permute(0, 3, 1, 2)
     pictures = {
@@ -145,7 +157,8 @@ def flux2(words: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return shapes, pictures
 
 
-def qwen_image(words: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def qwen_image_pipe(words: Path) -> tuple[Any, Any]:
+    """A pipeline of Qwen-Image, and its tensors' shapes."""
     configuration = Qwen2_5_VLConfig(text_config=q.TEXT, vision_config=q.VISION)
     parts: dict[str, Any] = {
         "transformer": QwenImageTransformer2DModel(**q.TRANSFORMER),
@@ -159,6 +172,11 @@ def qwen_image(words: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         tokenizer=AutoTokenizer.from_pretrained(words),
         **parts,
     )
+    return pipe, shapes
+
+
+def qwen_image(words: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    pipe, shapes = qwen_image_pipe(words)
     pictures = {
         name: picture(
             pipe,

@@ -28,23 +28,29 @@ from safetensors.numpy import save_file
 from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 
 
-@torch.no_grad()
-def main() -> None:
-    torch.set_num_threads(1)
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else k.DATA
+def z_image_pipe(words: Path) -> tuple[Any, Any]:
+    """A pipeline of Z-Image, and its tensors' shapes."""
     parts: dict[str, Any] = {
         "transformer": ZImageTransformer2DModel(**z.TRANSFORMER),
         "vae": AutoencoderKL(**z.VAE),
         "text_encoder": Qwen3Model(Qwen3Config(**z.TEXT)),
     }
     shapes = {name: fill(part, "z_image", name) for name, part in parts.items()}
+    pipe = ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        tokenizer=AutoTokenizer.from_pretrained(words),
+        **parts,
+    )
+    return pipe, shapes
+
+
+@torch.no_grad()
+def main() -> None:
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else k.DATA
     with tempfile.TemporaryDirectory() as folder:
         z.write_tokenizer(Path(folder))
-        pipe = ZImagePipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            tokenizer=AutoTokenizer.from_pretrained(folder),
-            **parts,
-        )
+        pipe, shapes = z_image_pipe(Path(folder))
         pipe.set_progress_bar_config(disable=True)
         pictures = {}
         for name, guidance in (("plain", 0.0), ("guided", 4.0)):

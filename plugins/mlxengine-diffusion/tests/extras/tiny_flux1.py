@@ -26,6 +26,7 @@ SCHEDULER: dict[str, Any] = {
     "shift": 3.0,
 }
 # Schnell takes no guidance and does not shift its noise levels.
+FILL = {"in_channels": 384, "out_channels": 64}
 SCHNELL = {"guidance_embeds": False}, {**SCHEDULER, "use_dynamic_shifting": False, "shift": 1.0}
 
 # Schedulers, and (steps, places), whose noise levels are stored.
@@ -39,13 +40,21 @@ LEVELS: dict[str, dict[str, Any]] = {
 WALKS = ((4, 64), (4, 4096), (28, 1024))
 
 
-def write(folder: Path, clip_tokenizer: Path, *, schnell: bool = False) -> Path:
+# Models of the family for one task each, by the name of the stored picture.
+PIPELINES = {"fill": "FluxFillPipeline", "looking at one": "FluxKontextPipeline"}
+
+
+def write(folder: Path, clip_tokenizer: Path, *, schnell: bool = False, kind: str = "") -> Path:
     """Lay the repository out."""
     shapes = json.loads((k.DATA / "flux1.shapes.json").read_text())
     network, scheduler = ({**TRANSFORMER, **SCHNELL[0]}, SCHNELL[1]) if schnell else (TRANSFORMER, SCHEDULER)
     if schnell:
         names = shapes["transformer"]
         shapes["transformer"] = {name: names[name] for name in names if "guidance_embedder" not in name}
+    if kind == "fill":
+        network = {**network, **FILL}
+        wide = FILL["in_channels"]
+        shapes["transformer"]["x_embedder.weight"] = [shapes["transformer"]["x_embedder.weight"][0], wide]
     parts = {"transformer": network, "text_encoder": CLIP, "text_encoder_2": T5, "vae": VAE}
     z.write_parts(folder, shapes, parts, partial(k.weight, "flux1"))
     shutil.copytree(clip_tokenizer, folder / "tokenizer", copy_function=shutil.copyfile)
@@ -53,5 +62,5 @@ def write(folder: Path, clip_tokenizer: Path, *, schnell: bool = False) -> Path:
     k.write_t5_tokenizer(folder / "tokenizer_2")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": PIPELINES.get(kind, "FluxPipeline")}))
     return folder

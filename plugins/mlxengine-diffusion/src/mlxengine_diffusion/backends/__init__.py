@@ -3,11 +3,10 @@
 Where two can serve a repository, the first of `ORDER` that is installed does, unless the flag
 ``diffusion.backend`` names another. The order and the reason for each place:
 
-1. ``sd``: Stable Diffusion 1, 2 and XL. Always installed; checks every tensor; the only one with samplers,
-   adapters and low memory.
+1. ``sd``: Stable Diffusion 1, 2 and XL. Always installed; checks every tensor; the only one with samplers.
 2. ``mlx_vlm``: Z-Image and FLUX.2 klein. Resolves beside the other plugins on every platform.
-3. ``mflux``: FLUX.1, Qwen-Image, and FLUX.2 klein once more, with the pictures and the time of mlx-vlm. It
-   is installed without its metadata, which resolves beside nothing here.
+3. ``mflux``: FLUX.1 with Kontext and Fill, Qwen-Image, and FLUX.2 klein once more, with the pictures and the
+   time of mlx-vlm. It is installed without its metadata, which resolves beside nothing here.
 4. ``diffusionkit``: Stable Diffusion 3 and 3.5, and FLUX.1 schnell in its own format. Last, because it brings
    torch.
 """
@@ -15,7 +14,6 @@ Where two can serve a repository, the first of `ORDER` that is installed does, u
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import frozen
@@ -23,6 +21,7 @@ from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import BackendUnavailableError, UnsupportedArchitectureError
 
 from .._served import candidates
+from ._memory import Stages
 
 if TYPE_CHECKING:
     from ._work import Pipeline
@@ -48,12 +47,14 @@ class Offer:
     Args:
         files: glob patterns of what it loads.
         problem: why loading would certainly fail.
-        estimate_bytes: bytes of weights, and of working space for a size in pixels.
+        stages: what each of its parts takes, for what is to be made.
+        size: (width, height) of its pictures where nobody says more.
     """
 
     files: tuple[str, ...]
     problem: Exception | None = None
-    estimate_bytes: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+    stages: Stages | None = None
+    size: tuple[int, int] = (1024, 1024)
 
 
 class Backend(Protocol):
@@ -120,7 +121,7 @@ def choose(card: ModelCard, wanted: str | None = None) -> Choice | None:
     first = offers[0]
     return Choice(
         name=first[0],
-        offer=Offer(files=first[1].files, problem=unavailable, estimate_bytes=first[1].estimate_bytes),
+        offer=Offer(files=first[1].files, problem=unavailable, stages=first[1].stages),
         reason=f"{first[0]}, which is not installed",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from attrs import frozen
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import UnsupportedArchitectureError
 
-from ..features import KEEP_LOADED
+from ..features import KEEP_LOADED, QUANTIZE
 from ..sd.layout import document
 from ._slices import as_pixels
 from ._work import Abilities, Job, Pixels, PromptReport, Step
@@ -19,6 +20,8 @@ from ._work import Abilities, Job, Pixels, PromptReport, Step
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from ..sd.adapter_files import AdapterFile
+    from ..sd.lora import OtherNames
     from ..sd.parts import Parts
 
 _NOT_IMPLEMENTED = (
@@ -96,17 +99,31 @@ class Levels:
         return [*found, 0.0]
 
 
+# What every family can be asked for.
+ABILITIES = Abilities(
+    size_step=16, largest=2048, init_image=True, mask=True, lora=True, low_memory=True, vae_tiling=True
+)
+
+
 class Flow:
     """A loaded model of flow matching: see `backends.Pipeline` for what each method does.
 
     Families say how prompts are read, how noise is predicted, and what latents stand for.
     """
 
-    def __init__(self, parts: Parts, levels: Levels, abilities: Abilities, info: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        levels: Levels,
+        abilities: Abilities,
+        info: dict[str, Any],
+        others: OtherNames | None = None,
+    ) -> None:
         self.abilities = abilities
         self.info = info
         self.parts = parts
         self.levels = levels
+        self._others = others
 
     def warm(self) -> Iterator[None]:
         yield from self.parts.warm()
@@ -116,6 +133,30 @@ class Flow:
 
     def read_prompt(self, job: Job) -> PromptReport:
         raise NotImplementedError
+
+    @contextmanager
+    def _use(self, part: str, job: Job) -> Iterator[Any]:
+        """A network as the job's adapters change it."""
+        import mlx.core as mx
+
+        from ..sd.adapter_files import DENOISER
+        from ..sd.lora import adapted
+
+        with self.parts.use(part, drop=job.low_memory) as network:
+            denoises = part == "transformer"
+            yield adapted(
+                network,
+                DENOISER if denoises else part,
+                self._adapters(job),
+                getattr(mx, self.info["dtype"]),
+                self._others if denoises else None,
+            )
+
+    def _adapters(self, job: Job) -> list[tuple[AdapterFile, float]]:
+        from ..sd.adapter_files import DENOISER, read_all
+
+        encoders = [part for part in self.parts.names if part.startswith("text_encoder")]
+        return read_all(job.lora, (DENOISER, *encoders))
 
     def _told(self, job: Job) -> Generator[None, None, list[Any]]:
         """What the transformer is told: of the prompt, and with guidance of the negative one."""
@@ -128,7 +169,13 @@ class Flow:
     def _sigmas(self, job: Job, places: int) -> list[float]:
         return self.levels.sigmas(job.steps, places)
 
-    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:
+    def _seen(self, job: Job) -> Generator[None, None, Any]:  # noqa: ARG002
+        """What the transformer is shown beside the latents; ``None``: nothing."""
+        yield from ()
+
+    def _predict(
+        self, transformer: Any, latents: mx.array, sigma: float, told: Any, seen: Any, job: Job
+    ) -> mx.array:
         """The velocity at a level: the shape of ``latents``, float32."""
         raise NotImplementedError
 
@@ -139,23 +186,65 @@ class Flow:
         """The picture of latents (1, height, width, channels of a place)."""
         raise NotImplementedError
 
+    def _hidden(self, vae: Any, pixels: mx.array, job: Job) -> Generator[None, None, mx.array]:
+        """Latents (1, height / 8, width / 8, channels) of a picture (1, height, width, 3), -1 to 1."""
+        raise NotImplementedError
+
+    def _encoded(self, pixels: Pixels | mx.array, job: Job) -> Generator[None, None, mx.array]:
+        """Latents of a picture: the mean of the autoencoder's distribution."""
+        import mlx.core as mx
+
+        with self.parts.use("vae", drop=job.low_memory) as vae:
+            return (yield from self._hidden(vae, mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1, job))
+
+    def _laid(self, latents: mx.array) -> mx.array:
+        """Latents (1, height, width, channels) as `denoise` has them."""
+        grid = gathered(latents)
+        return grid.reshape(1, -1, grid.shape[-1])
+
+    def _start(self, job: Job) -> Generator[None, None, tuple[mx.array, mx.array | None]]:
+        """The latents of the picture to start from, and which of them are made anew (``None``: all)."""
+        import mlx.core as mx
+
+        assert job.init is not None
+        clean = yield from self._encoded(job.init, job)
+        if job.mask is None or self.abilities.fills:
+            return self._laid(clean), None
+        scale = job.height // clean.shape[1]
+        hole = mx.array(job.mask[::scale, ::scale] > 0)[None, ..., None]
+        return self._laid(clean), self._laid(mx.broadcast_to(hole, clean.shape))
+
     def denoise(self, job: Job, noise: mx.array | None = None) -> Iterator[Step | None]:
         import mlx.core as mx
 
         if job.low_memory:
             self.parts.drop_idle()
+        self._adapters(job)  # what is wrong with them is said before anything is computed
         told = yield from self._told(job)
-        latents = mx.random.normal(self._shape(job), key=mx.random.key(job.seed)) if noise is None else noise
+        seen = yield from self._seen(job)
+        if noise is None:
+            noise = mx.random.normal(self._shape(job), key=mx.random.key(job.seed))
+        latents, clean, hole, first = noise, noise, None, 0
         sigmas = self._sigmas(job, job.height * job.width // 256)
-        with self.parts.use("transformer", drop=job.low_memory) as transformer:
-            for index in range(job.steps):
+        if job.init is not None:
+            clean, hole = yield from self._start(job)
+            # A share of the steps, rounded up: what is left out is rounded down.
+            first = int(job.steps - job.steps * job.strength)
+            if first == job.steps:
+                yield Step(done=0, total=0, latents=clean, clean=clean)
+                return
+            latents = sigmas[first] * noise + (1 - sigmas[first]) * clean
+        with self._use("transformer", job) as transformer:
+            for index in range(first, job.steps):
                 sigma, following = sigmas[index : index + 2]
-                outputs = [self._predict(transformer, latents, sigma, item, job) for item in told]
+                outputs = [self._predict(transformer, latents, sigma, item, seen, job) for item in told]
                 output = outputs[0] if len(outputs) == 1 else self._guided(outputs, job.guidance)
-                clean = latents - sigma * output
+                believed = latents - sigma * output
                 latents = latents + (following - sigma) * output
-                mx.eval(latents, clean)
-                yield Step(done=index + 1, total=job.steps, latents=latents, clean=clean)
+                if hole is not None:
+                    latents = mx.where(hole, latents, following * noise + (1 - following) * clean)
+                mx.eval(latents, believed)
+                yield Step(done=index - first + 1, total=job.steps - first, latents=latents, clean=believed)
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
         return (yield from self._pixels(self._grid(latents, job), job))
@@ -174,27 +263,35 @@ def spread(grid: mx.array) -> mx.array:
     return apart.reshape(1, 2 * height, 2 * width, channels // 4)
 
 
+def gathered(latents: mx.array) -> mx.array:
+    """Latents (1, 2 h, 2 w, c) as places of two by two, (1, h, w, 4 c): `spread` the other way."""
+    _, height, width, channels = latents.shape
+    apart = latents.reshape(1, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 5, 2, 4)
+    return apart.reshape(1, height // 2, width // 2, 4 * channels)
+
+
 def built(
     card: ModelCard, context: LoadContext, builders: Mapping[str, Callable[[dict[str, Any], list[Path]], Any]]
 ) -> Parts:
-    """The networks of a repository, made by configuration and weight files."""
+    """The networks of a repository, made by configuration and weight files; quantized as the flag says."""
     from functools import partial
 
     from mlxengine.readonly import thaw
 
     from ..sd.parts import Parts
+    from ._networks import quantized
 
-    made = {
-        part: partial(
-            build,
-            thaw(document(card, f"{part}/config.json")),
-            sorted((context.path / part).glob("*.safetensors")),
-        )
-        for part, build in builders.items()
-    }
+    bits = context.features.get(QUANTIZE)
+
+    def make(part: str, build: Callable[[dict[str, Any], list[Path]], Any]) -> Any:
+        files = sorted((context.path / part).glob("*.safetensors"))
+        network = build(thaw(document(card, f"{part}/config.json")), files)
+        return quantized(network, bits) if bits and part == "transformer" else network
+
+    made = {part: partial(make, part, build) for part, build in builders.items()}
     parts = Parts(made, keep=context.features.get(KEEP_LOADED))
     parts.build()
     return parts
 
 
-__all__ = ["Flow", "Levels", "as_pixels", "built", "spread"]
+__all__ = ["ABILITIES", "Flow", "Levels", "as_pixels", "built", "gathered", "spread"]

@@ -10,15 +10,16 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 from mlxengine import LoadContext, ModelCard
 
 from ..models import defaults_for
+from ..sd.config import tile_side
 from ..sd.layout import document
 from . import Defaults
-from ._flow import Levels, as_pixels, built, spread
+from ._flow import ABILITIES, Levels, as_pixels, built, gathered, spread
 from ._prompts import ChatFlow, tokenizer_in
-from ._work import Abilities, Job, Pixels
+from ._work import Job, Pixels
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -54,13 +55,18 @@ _TEXT = (
 )
 
 
+# How far each reference picture stands from the one before, along the first coordinate.
+_APART = 10
+_MOST_REFERENCES = 10
+
+
 @frozen(kw_only=True)
 class Library:
     """Where a library keeps its networks: modules, and what they are called everywhere.
 
     Args:
         name: of the distribution.
-        settings, transformer, text_encoder, vae: modules of ``ModelConfig`` and of the networks.
+        settings, transformer, text_encoder, vae, encoder: modules of ``ModelConfig`` and of the networks.
     """
 
     name: str
@@ -68,15 +74,20 @@ class Library:
     transformer: str
     text_encoder: str
     vae: str
+    encoder: str
 
 
 def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
-    from ._networks import filled, renamed, usual_dtype
+    import mlx.nn as nn
+
+    from ._adapter_names import FLUX2
+    from ._networks import facts, filled, renamed, usual_dtype
 
     dtype = usual_dtype()
     # The libraries compute in this type whatever the weights are.
     importlib.import_module(library.settings).ModelConfig.precision = dtype
-    networks = {name: importlib.import_module(getattr(library, name)) for name in ("transformer", "vae")}
+    parts_of = ("transformer", "vae", "encoder")
+    networks = {name: importlib.import_module(getattr(library, name)) for name in parts_of}
     encoder: Callable[..., Any] = importlib.import_module(library.text_encoder).Qwen3TextEncoder
 
     def transformer(config: dict[str, Any], files: list[Path]) -> Any:
@@ -92,37 +103,45 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
         return filled(made, "text_encoder", files, renamed((r"^", "model.")), dtype, ignored=r"^lm_head\.")
 
     def vae(config: dict[str, Any], files: list[Path]) -> Any:
-        made = networks["vae"].Flux2VAE(decoder_block_out_channels=tuple(config["block_out_channels"]))
-        for part in ("encoder", "quant_conv"):  # nobody gives it a picture
-            made.pop(part, None)
+        widths = tuple(config["block_out_channels"])
+        narrow = tuple(config.get("decoder_block_out_channels") or widths)
+        made = networks["vae"].Flux2VAE(decoder_block_out_channels=narrow)
+        made.encoder = networks["encoder"].Flux2Encoder(block_out_channels=widths)
+        made.quant_conv = nn.Conv2d(2 * made.latent_channels, 2 * made.latent_channels, 1)
+        made.pixels_per_latent = 2 ** (len(widths) - 1)
+        made.tile = tile_side(config) // made.pixels_per_latent
         places = renamed((r"\.to_out\.", ".to_out.0."))
-        return filled(
-            made, "vae", files, places, dtype, ignored=r"^(encoder|quant_conv)\.|num_batches_tracked$"
-        )
+        return filled(made, "vae", files, places, dtype, ignored="num_batches_tracked$")
 
     parts = built(card, context, {"text_encoder": text_encoder, "transformer": transformer, "vae": vae})
     tokenizer = tokenizer_in(context.path / "tokenizer")
     distilled = bool(document(card, "model_index.json").get("is_distilled", False))
     own = Defaults(size=(1024, 1024), steps=4 if distilled else 50, guidance=1.0 if distilled else 4.0)
-    abilities = Abilities(
+    abilities = evolve(
+        ABILITIES,
         defaults=defaults_for(card, own),
-        size_step=16,
-        largest=2048,
         guided=not distilled,
         negative=not distilled,
-        low_memory=True,
+        references=_MOST_REFERENCES,
     )
     info = {
-        "library": library.name,
-        "dtype": str(dtype).removeprefix("mlx.core."),
+        **facts(library.name, dtype, context),
         "place_width": document(card, "transformer/config.json").get("in_channels", 128),
     }
     # The size counts by a formula of the model's own.
-    return Flux2(parts, Levels(dynamic=True), abilities, info, tokenizer=tokenizer)
+    return Flux2(parts, Levels(dynamic=True), abilities, info, FLUX2, tokenizer=tokenizer)
 
 
 def _known(config: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: config[name] for name in names if name in config}
+
+
+@frozen(eq=False)
+class _Seen:
+    """Pictures beside the one that is made: their latents (1, places, channels), and where they stand."""
+
+    rows: mx.array
+    places: mx.array
 
 
 class Flux2(ChatFlow):
@@ -142,29 +161,70 @@ class Flux2(ChatFlow):
     def _sigmas(self, job: Job, places: int) -> list[float]:
         return self.levels.sigmas(job.steps, places, _follow(places, job.steps))
 
-    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:
+    def _seen(self, job: Job) -> Generator[None, None, _Seen | None]:
+        """The reference pictures; where a part is made anew, the picture around it is the first of them."""
         import mlx.core as mx
 
+        shown = list(job.references)
+        if job.mask is not None and job.init is not None:
+            shown.insert(0, job.init)
+        rows, places = [], []
+        for number, picture in enumerate(shown, 1):
+            latents = yield from self._encoded(picture, job)
+            rows.append(self._laid(latents))
+            height, width = latents.shape[1] // 2, latents.shape[2] // 2
+            places.append(_places(1, height, width, 1) + mx.array([_APART * number, 0, 0, 0]))
+        if not rows:
+            return None
+        return _Seen(mx.concatenate(rows, axis=1), mx.concatenate(places, axis=1))
+
+    def _predict(
+        self, transformer: Any, latents: mx.array, sigma: float, told: Any, seen: _Seen | None, job: Job
+    ) -> mx.array:
+        import mlx.core as mx
+
+        rows, places = latents, _places(1, job.height // 16, job.width // 16, 1)
+        if seen is not None:
+            rows = mx.concatenate([rows, seen.rows], axis=1)
+            places = mx.concatenate([places, seen.places], axis=1)
         output: mx.array = transformer(
-            hidden_states=latents.astype(told.dtype),
+            hidden_states=rows.astype(told.dtype),
             encoder_hidden_states=told,
             timestep=mx.array(sigma * 1000),
-            img_ids=_places(1, job.height // 16, job.width // 16, 1),
+            img_ids=places,
             txt_ids=_places(1, 1, 1, told.shape[1]),
             guidance=None,
         )
-        return output.astype(mx.float32)
+        return output[:, : latents.shape[1]].astype(mx.float32)
+
+    def _hidden(self, vae: Any, pixels: mx.array, job: Job) -> Generator[None, None, mx.array]:  # noqa: ARG002
+        import mlx.core as mx
+
+        norm = vae.bn
+        grid = gathered(vae.encode(pixels.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1))
+        found = spread((grid - norm.running_mean) / mx.sqrt(norm.running_var + norm.eps))
+        mx.eval(found)
+        yield None
+        return found
 
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
         import mlx.core as mx
 
+        from ..sd import tiles
+
         with self.parts.use("vae", drop=job.low_memory) as vae:
+
+            def run(part: mx.array) -> Generator[None, None, mx.array]:
+                made: mx.array = vae.decode(part.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+                mx.eval(made)
+                yield None
+                return made
+
             norm = vae.bn
-            latents = grid * mx.sqrt(norm.running_var + norm.eps) + norm.running_mean
-            picture = vae.decode(spread(latents).transpose(0, 3, 1, 2))
-            mx.eval(picture)
-            yield None
-        return as_pixels(picture[0].transpose(1, 2, 0))
+            latents = spread(grid * mx.sqrt(norm.running_var + norm.eps) + norm.running_mean)
+            tile, scale = vae.tile, vae.pixels_per_latent
+            whole = tiles.walk(run, latents, tile, tile * scale) if job.vae_tiling else run(latents)
+            return as_pixels((yield from whole)[0])
 
 
 def _places(*counts: int) -> mx.array:

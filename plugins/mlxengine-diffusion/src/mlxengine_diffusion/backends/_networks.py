@@ -10,7 +10,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
+from mlxengine import LoadContext
 
+from ..features import QUANTIZE
 from ..sd.weights import Origin, fill_by_name, read_tensors
 
 # Frequencies of rotary embeddings, which some libraries keep among the parameters.
@@ -21,6 +23,22 @@ def usual_dtype() -> mx.Dtype:
     """What networks compute in here: half precision is slow on a CPU."""
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     return mx.float32 if on_cpu else mx.bfloat16
+
+
+def quantized(network: Any, bits: int) -> Any:
+    """The network with its linear layers packed, in groups of 32."""
+
+    def fits(_path: str, module: Any) -> bool:
+        return isinstance(module, nn.Linear) and module.weight.shape[1] % 32 == 0
+
+    nn.quantize(network, group_size=32, bits=bits, class_predicate=fits)
+    return network
+
+
+def facts(library: str, dtype: mx.Dtype, context: LoadContext) -> dict[str, Any]:
+    """What a pipeline says about itself."""
+    bits = context.features.get(QUANTIZE) or None
+    return {"library": library, "dtype": str(dtype).removeprefix("mlx.core."), "unet_bits": bits}
 
 
 def resize(network: nn.Module, sizes: Mapping[int, int]) -> None:
@@ -76,4 +94,4 @@ def filled(
     return network
 
 
-__all__ = ["filled", "renamed", "resize", "usual_dtype"]
+__all__ = ["facts", "filled", "quantized", "renamed", "resize", "usual_dtype"]

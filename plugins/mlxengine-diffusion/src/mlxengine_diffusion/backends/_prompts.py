@@ -56,7 +56,7 @@ class ChatFlow(Flow):
         import mlx.core as mx
 
         told = []
-        with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
+        with self._use("text_encoder", job) as encoder:
             for prompt in (job.prompt, job.negative or "")[: 2 if job.guidance > 1 else 1]:
                 states = self._states(encoder, self._text(prompt))
                 mx.eval(states)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlxengine import ModelCard
 from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, RemoteCodeRefusedError
 
+from ..sd.config import tile_side
 from ..sd.layout import document
-from . import Offer
+from . import Offer, _memory
+from ._memory import Shape, Stage
 from ._work import Pixels
 
 if TYPE_CHECKING:
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 FLOW_PARTS = ("text_encoder", "transformer", "vae")
 _SLICE_BYTES = 64 * 2**20
+_TOKENS = 512
+# Tensors of text encoders that nothing is built of: heads, halves that see, and copies.
+_UNREAD = r"^lm_head\.|^(model\.)?visual\.|^encoder\.embed_tokens\."
 
 
 def warm(networks: Iterable[Any]) -> Iterator[None]:
@@ -61,8 +67,13 @@ def flow_offer(
     tokenizers: Sequence[str] = ("tokenizer",),
     *,
     problem: MLXEngineError | None = None,
+    half_vae: bool = False,
 ) -> Offer:
-    """The offer for a diffusers repository of text encoders, a transformer and an autoencoder; pure."""
+    """The offer for a diffusers repository of text encoders, a transformer and an autoencoder; pure.
+
+    Args:
+        half_vae: whether the autoencoder computes in half precision where the other parts do.
+    """
     if any("auto_map" in document(card, f"{name}/tokenizer_config.json") for name in tokenizers):
         problem = RemoteCodeRefusedError(
             f"The tokenizer of {card.id} wants to run the repository's own code."
@@ -72,7 +83,33 @@ def flow_offer(
         problem = IncompatibleWeightsError(f"{card.id} has no safetensors weights for {', '.join(absent)}.")
     documents = ("model_index.json", "*/*config.json", "*/*.index.json")
     words = (f"{name}/*.{end}" for name in tokenizers for end in ("json", "txt", "jinja", "model"))
-    return Offer(files=(*documents, *words, *(f"{part}/*.safetensors" for part in parts)), problem=problem)
+    return Offer(
+        files=(*documents, *words, *(f"{part}/*.safetensors" for part in parts)),
+        problem=problem,
+        stages=partial(_stages, card, tuple(parts), half_vae),
+    )
+
+
+def _stages(card: ModelCard, parts: Sequence[str], half_vae: bool, shape: Shape) -> list[Stage]:
+    width = 4 if shape.on_cpu else 2
+    made = []
+    for part in parts:
+        config = document(card, f"{part}/config.json")
+        own = 4 if part == "vae" and not half_vae else width
+        tensors = [item for item in card.tensors if item.file.startswith(f"{part}/")]
+        numbers = _memory.count(tensors, _UNREAD)
+        unread = own * _memory.encoding(tensors) if part == "vae" else 0
+        if part == "vae":
+            workspace = _memory.autoencoder(config, shape, tile_side(config), own)
+        elif part == "transformer":
+            heads = config.get("num_attention_heads") or config.get("n_heads") or 1
+            hidden = config.get("dim") or heads * config.get("attention_head_dim", 1)
+            tokens = shape.width * shape.height // 256 + _TOKENS
+            workspace = _memory.transformer(hidden, heads, tokens, shape, own)
+        else:
+            workspace = _memory.encoder(config, _TOKENS, shape, own)
+        made.append(Stage(part=part, weights=own * numbers, workspace=workspace, unread=unread))
+    return made
 
 
 __all__ = ["FLOW_PARTS", "as_pixels", "flow_offer", "steps_for", "warm"]

@@ -35,11 +35,17 @@ class Abilities:
         init_image: whether a picture can be the start.
         mask: whether a part of that picture can be made anew and the rest kept.
         fills: whether it is made for nothing else.
+        references: how many pictures it can look at while it makes one; 0 for none.
+        reference_sizes: the sizes that those must have; empty for any of up to a million pixels.
+        controls: whether ControlNets can be applied.
         lora: whether adapters can be applied.
         prompt_weights: whether brackets in a prompt weigh its words.
         text_layers: how many layers the text encoder has to choose from with ``clip_skip``; 0 for no choice.
         guidance_rescale: whether guidance can be rescaled.
         low_memory: whether parts can be freed after their stage.
+        vae_tiling: whether the autoencoder can work on tiles.
+        textual_inversion: whether words can be taught.
+        together: most pixels of pictures that are made at once; 0 where they are made one after another.
     """
 
     defaults: Defaults = Defaults()  # noqa: RUF009 - a frozen value
@@ -53,18 +59,46 @@ class Abilities:
     init_image: bool = False
     mask: bool = False
     fills: bool = False
+    references: int = 0
+    reference_sizes: tuple[tuple[int, int], ...] = ()
+    controls: bool = False
     lora: bool = False
     prompt_weights: bool = False
     text_layers: int = 0
     guidance_rescale: bool = False
     low_memory: bool = False
+    vae_tiling: bool = False
+    together: int = 0
+    textual_inversion: bool = False
+
+
+@frozen(kw_only=True)
+class Guide:
+    """A picture that a ControlNet is shown: of the size of the one that is made.
+
+    Args:
+        path: of the ControlNet's folder, or its repository's name until it is fetched.
+        strength: what its features are multiplied with.
+        start, end: the share of the steps before which, and after which, it says nothing.
+    """
+
+    path: Path
+    pixels: Pixels
+    strength: float
+    start: float
+    end: float
+
+    def speaks(self, index: int, count: int) -> bool:
+        """Whether it has a say in evaluation ``index`` of ``count``."""
+        return index / count >= self.start and (index + 1) / count <= self.end
 
 
 @frozen(kw_only=True)
 class Job:
-    """One picture to make; everything is decided.
+    """Pictures to make at once, ``n`` of them with seeds from ``seed`` on; everything is decided.
 
-    ``mask`` has the picture's height and width; what is above zero is made anew.
+    ``mask`` has the picture's height and width; what is above zero is made anew. ``references`` have sizes of
+    their own, multiples of the model's step. With ``vae_tiling`` the autoencoder works on tiles.
     """
 
     prompt: str
@@ -75,15 +109,21 @@ class Job:
     guidance: float
     seed: int
     scheduler: str
+    n: int = 1
     sigmas: str | None = None
     clip_skip: int | None = None
     prompt_weights: bool = False
     guidance_rescale: float = 0.0
     init: Pixels | None = None
     mask: Pixels | None = None
+    references: tuple[Pixels, ...] = ()
+    controls: tuple[Guide, ...] = ()
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()
     low_memory: bool = False
+    vae_tiling: bool = False
+    textual_inversions: tuple[Path, ...] = ()
+    upscale: Path | None = None
 
 
 @frozen(kw_only=True)
@@ -130,6 +170,8 @@ class Pipeline(Protocol):
     def denoise(self, job: Job) -> Iterator[Step | None]:
         """Make latents, one denoising step at a time; ``None`` marks a step of preparation.
 
+        Those of several pictures stand one after the other along the first axis.
+
         With no step to do (image-to-image at strength 0) yields one `Step` with ``total`` 0.
         """
         ...
@@ -151,4 +193,4 @@ class Pipeline(Protocol):
         ...
 
 
-__all__ = ["Abilities", "Job", "Pipeline", "Pixels", "PromptReport", "Step"]
+__all__ = ["Abilities", "Guide", "Job", "Pipeline", "Pixels", "PromptReport", "Step"]

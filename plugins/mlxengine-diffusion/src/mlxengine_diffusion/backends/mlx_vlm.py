@@ -10,15 +10,16 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
 from mlxengine import LoadContext, ModelCard
 
 from ..models import defaults_for
 from ..sd.layout import document
 from . import Defaults, Offer, _flux2
-from ._flow import Levels, built
+from ._flow import ABILITIES, Levels, built
 from ._prompts import ChatFlow, tokenizer_in
 from ._slices import as_pixels, flow_offer
-from ._work import Abilities, Job, Pixels
+from ._work import Job, Pixels
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -34,6 +35,7 @@ _FLUX2 = _flux2.Library(
     transformer="mlx_vlm.models.flux2.transformer.transformer",
     text_encoder="mlx_vlm.models.flux2.qwen.text_encoder",
     vae="mlx_vlm.models.flux2.vae.vae",
+    encoder="mlx_vlm.models.flux2.vae.encoder.encoder",
 )
 
 
@@ -42,7 +44,8 @@ def _pipeline(card: ModelCard) -> object:
 
 
 def claim(card: ModelCard) -> Offer | None:
-    return flow_offer(card) if _pipeline(card) in (_Z_IMAGE, _flux2.PIPELINE) else None
+    name = _pipeline(card)
+    return flow_offer(card, half_vae=name == _flux2.PIPELINE) if name in (_Z_IMAGE, _flux2.PIPELINE) else None
 
 
 def missing() -> str | None:
@@ -63,7 +66,8 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
 
     from ..sd import weights
     from ..sd.autoencoder import build_vae
-    from ._networks import filled, renamed, usual_dtype
+    from ._adapter_names import Z_IMAGE
+    from ._networks import facts, filled, renamed, usual_dtype
 
     dtype = usual_dtype()
 
@@ -100,8 +104,9 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
     return ZImage(
         parts,
         levels,
-        Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True),
-        {"library": "mlx-vlm", "dtype": str(dtype).removeprefix("mlx.core.")},
+        evolve(ABILITIES, defaults=defaults_for(card, own)),
+        facts("mlx-vlm", dtype, context),
+        Z_IMAGE,
         tokenizer=tokenizer,
     )
 
@@ -121,7 +126,15 @@ class ZImage(ChatFlow):
     def _shape(self, job: Job) -> tuple[int, ...]:
         return (1, 16, 1, job.height // 8, job.width // 8)
 
-    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:  # noqa: ARG002
+    def _predict(
+        self,
+        transformer: Any,
+        latents: mx.array,
+        sigma: float,
+        told: Any,
+        seen: Any,  # noqa: ARG002
+        job: Job,  # noqa: ARG002
+    ) -> mx.array:
         import mlx.core as mx
 
         output: mx.array = transformer(latents.astype(told.dtype), mx.array([1 - sigma]), told)
@@ -134,10 +147,16 @@ class ZImage(ChatFlow):
     def _grid(self, latents: mx.array, job: Job) -> mx.array:  # noqa: ARG002
         return latents[:, :, 0].transpose(0, 2, 3, 1)
 
+    def _laid(self, latents: mx.array) -> mx.array:
+        return latents.transpose(0, 3, 1, 2)[:, :, None]
+
+    def _hidden(self, vae: Any, pixels: mx.array, job: Job) -> Generator[None, None, mx.array]:
+        from ..sd.autoencoder import encoded
+
+        return encoded(vae, pixels, tiled=job.vae_tiling)
+
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
-        from ..sd.autoencoder import decoding
+        from ..sd.autoencoder import decoded
 
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            for picture in decoding(vae, grid):  # noqa: B007 - the last one is the picture
-                yield None
-        return as_pixels(picture[0])
+            return as_pixels((yield from decoded(vae, grid, tiled=job.vae_tiling)))

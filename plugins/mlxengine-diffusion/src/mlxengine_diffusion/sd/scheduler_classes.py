@@ -102,14 +102,12 @@ class SchedulerClass:
     """One of diffusers' classes.
 
     Args:
-        sampler: our name of what does the same; or, where nothing does, of what takes its place.
-        exact: whether it does the same.
+        sampler: our name of what does the same.
         settings: the class's own list of settings, with its defaults.
         followed: the values other than the default that are followed.
     """
 
     sampler: str
-    exact: bool = True
     settings: Settings
     followed: Followed = field(factory=dict)
 
@@ -129,10 +127,6 @@ class SchedulerClass:
         if name in self.followed:
             return value in self.followed[name]
         return value in _EVERYWHERE.get(name, ()) or value == self.settings[name]
-
-
-def _stand_in(settings: Settings, followed: Followed) -> SchedulerClass:
-    return SchedulerClass(sampler="dpmpp_2m", exact=False, settings=settings, followed=followed)
 
 
 CLASSES: Mapping[str, SchedulerClass] = {
@@ -279,21 +273,21 @@ CLASSES: Mapping[str, SchedulerClass] = {
             "rescale_betas_zero_snr": _FLAG,
         },
     ),
-    # These solve the same equation in another way. What they say about the noise is followed; what they say
-    # about their own way goes with it.
-    "PNDMScheduler": _stand_in(
-        {
+    "PNDMScheduler": SchedulerClass(
+        sampler="pndm",
+        settings={
             **_NOISE,
             **_SPACED,
             "skip_prk_steps": False,
             "set_alpha_to_one": False,
             "timestep_spacing": "leading",
         },
-        {"skip_prk_steps": _ANY, "set_alpha_to_one": _ANY},
+        followed={"skip_prk_steps": _FLAG, "set_alpha_to_one": _FLAG},
     ),
-    "LMSDiscreteScheduler": _stand_in({**_NOISE, **_SPACED, **_PLACED}, {}),
-    "DDPMScheduler": _stand_in(
-        {
+    "LMSDiscreteScheduler": SchedulerClass(sampler="lms", settings={**_NOISE, **_SPACED, **_PLACED}),
+    "DDPMScheduler": SchedulerClass(
+        sampler="ddpm",
+        settings={
             **_NOISE,
             **_SPACED,
             **_CLIPPED,
@@ -303,8 +297,8 @@ CLASSES: Mapping[str, SchedulerClass] = {
             "variance_type": "fixed_small",
             "timestep_spacing": "leading",
         },
-        {
-            "clip_sample": (False,),
+        followed={
+            "clip_sample": _FLAG,
             "variance_type": ("fixed_small", "fixed_large"),
             "rescale_betas_zero_snr": _FLAG,
         },
@@ -315,12 +309,12 @@ CLASSES: Mapping[str, SchedulerClass] = {
 def class_of(sampler: str) -> tuple[str, SchedulerClass]:
     """The class that a sampler of ours does the same as, with its name."""
     name = {"dpmpp_2m_sde": "dpmpp_2m"}.get(sampler, sampler)
-    return next((key, item) for key, item in CLASSES.items() if item.exact and item.sampler == name)
+    return next((key, item) for key, item in CLASSES.items() if item.sampler == name)
 
 
 def samplers() -> Iterable[str]:
     """Our names of all samplers."""
-    return (*(item.sampler for item in CLASSES.values() if item.exact), "dpmpp_2m_sde")
+    return (*(item.sampler for item in CLASSES.values()), "dpmpp_2m_sde")
 
 
 __all__ = ["CLASSES", "SchedulerClass", "class_of", "samplers"]

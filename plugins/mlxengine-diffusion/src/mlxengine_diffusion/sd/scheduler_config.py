@@ -50,6 +50,8 @@ class NoiseSettings:
         uncorrected: steps after which UniPC does not correct.
         original_steps: steps that a consistency model was distilled with.
         timestep_scaling: of a consistency model's boundary condition.
+        runge_kutta: whether PNDM begins with that method.
+        large_variance: whether DDPM's noise has the variance of the step itself.
     """
 
     sampler: str = "euler"
@@ -80,6 +82,8 @@ class NoiseSettings:
     uncorrected: tuple[int, ...] = ()
     original_steps: int = 50
     timestep_scaling: float = 10.0
+    runge_kutta: bool = False
+    large_variance: bool = False
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> NoiseSettings:
@@ -99,11 +103,6 @@ class NoiseSettings:
         return evolve(made, sampler="dpmpp_2m_sde") if made.sde else made
 
     @property
-    def exact(self) -> bool:
-        """Whether the repository's own sampler is one of ours, and none stands in for it."""
-        return CLASSES[self.asked].exact
-
-    @property
     def distilled(self) -> bool:
         """Whether the repository's sampler is one for models that were distilled to few steps."""
         return self.sampler in ("lcm", "tcd")
@@ -111,8 +110,8 @@ class NoiseSettings:
     def seen_by(self, sampler: str, placement: str | None = None) -> NoiseSettings:
         """The same repository's settings for another sampler, as ``from_config`` hands them on in diffusers.
 
-        One thing differs: where the repository does not say that clean latents are cut, they are not. That
-        default of diffusers' DDIM is for models of pixels.
+        Two things differ where the repository does not say them: clean latents are not cut, and PNDM does not
+        begin with Runge-Kutta's method. These defaults of diffusers are for models of pixels.
 
         Raises:
             InvalidParameterError: there is no such sampler or placement, or the repository's settings do not
@@ -126,7 +125,7 @@ class NoiseSettings:
                 )
             name, known = class_of(sampler)
             given = {key: value for key, value in self.config.items() if key != "algorithm_type"}
-            config = {"clip_sample": False, **given}
+            config = {"clip_sample": False, "skip_prk_steps": True, **given}
             made = evolve(_read(config, self.asked, name, sampler), sde=sampler == "dpmpp_2m_sde")
             if wrong := known.refused(config) + _impossible(made):
                 raise InvalidParameterError(
@@ -196,6 +195,8 @@ def _read(config: Mapping[str, Any], asked: str, name: str, sampler: str) -> Noi
         uncorrected=tuple(known.get("disable_corrector", ())),
         original_steps=int(known.get("original_inference_steps", 50)),
         timestep_scaling=float(known.get("timestep_scaling", 10.0)),
+        runge_kutta=not known.get("skip_prk_steps", True),
+        large_variance=known.get("variance_type") == "fixed_large",
     )
 
 

@@ -22,7 +22,7 @@ _XL_CLIP = "conditioner.embedders.0.transformer."
 _XL_OPEN_CLIP = "conditioner.embedders.1.model."
 _REFINER = "conditioner.embedders.0.model."
 _SCALES = {False: 0.18215, True: 0.13025}
-_DTYPES = ("F16", "BF16", "F32", "F64")
+_DTYPES = ("F16", "BF16", "F32", "F64", "F8_E4M3")
 _CLIP_SIDE = 64
 _NOISE = {
     "_class_name": "EulerDiscreteScheduler",
@@ -39,6 +39,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 def checkpoints(card: ModelCard) -> tuple[str, ...]:
     """The files of a model that are checkpoints of the original code."""
     return tuple(sorted(tensor.file for tensor in card.tensors if tensor.name == _MARK))
+
+
+def part_named(name: str, *, xl: bool) -> str | None:
+    """The part of the pipeline that a tensor belongs to."""
+    text = (
+        {"text_encoder": (_XL_CLIP,), "text_encoder_2": (_XL_OPEN_CLIP,)}
+        if xl
+        else {"text_encoder": (_CLIP, _OPEN_CLIP)}
+    )
+    places: dict[str, tuple[str, ...]] = {"unet": (UNET,), "vae": (VAE,), **text}
+    return next((part for part, starts in places.items() if name.startswith(starts)), None)
 
 
 def text_prefix(part: str, shapes: Shapes) -> tuple[str, bool]:
@@ -205,4 +216,13 @@ def _vae(shapes: Shapes, *, xl: bool) -> dict[str, Any]:
     }
 
 
-__all__ = ["UNET", "VAE", "checkpoints", "documents", "problem_with", "shapes_of", "text_prefix"]
+__all__ = [
+    "UNET",
+    "VAE",
+    "checkpoints",
+    "documents",
+    "part_named",
+    "problem_with",
+    "shapes_of",
+    "text_prefix",
+]

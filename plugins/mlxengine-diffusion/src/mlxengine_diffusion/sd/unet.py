@@ -91,8 +91,8 @@ def _transformer(shape: UNetSettings, level: int) -> nn.Module:
     return made
 
 
-class UNet(nn.Module):  # type: ignore[misc]
-    """The network that predicts the noise (or velocity) in latents."""
+class Encoder(nn.Module):  # type: ignore[misc]
+    """The way down to the coarsest resolution, which a UNet and a ControlNet share."""
 
     def __init__(self, shape: UNetSettings) -> None:
         super().__init__()
@@ -122,6 +122,44 @@ class UNet(nn.Module):  # type: ignore[misc]
             skips += [following] * (shape.layers[level] + (level < last))
             width = following
         self.mid_block = _Middle(shape)
+        self.skip_widths = tuple(skips)
+
+    def encoded(
+        self,
+        x: mx.array,
+        time: mx.array,
+        context: mx.array,
+        added: tuple[mx.array, mx.array] | None,
+        beside: mx.array | float = 0.0,
+    ) -> tuple[mx.array, list[mx.array], mx.array]:
+        """The features in the middle, those on the way, and the embedding of the time.
+
+        Args:
+            beside: what is added to the first features.
+        """
+        embedding = self.time_embedding(sinusoids(time, self.shape.channels[0]).astype(x.dtype))
+        if added is not None and self.shape.size_embedding is not None:
+            pooled, sizes = added
+            flat = sinusoids(sizes, self.shape.size_embedding).flatten(1).astype(x.dtype)
+            embedding = embedding + self.add_embedding(mx.concatenate([pooled, flat], axis=-1))
+        x = self.conv_in(x) + beside
+        skips = [x]
+        for block in self.down_blocks:
+            for index in range(len(block.resnets)):
+                x = block.layer(index, x, embedding, context)
+                skips.append(x)
+            if "downsample" in block:
+                x = block.downsample(x)
+                skips.append(x)
+        return self.mid_block(x, embedding, context), skips, embedding
+
+
+class UNet(Encoder):
+    """The network that predicts the noise (or velocity) in latents."""
+
+    def __init__(self, shape: UNetSettings) -> None:
+        super().__init__(shape)
+        widths, skips, width = shape.channels, list(self.skip_widths), shape.channels[-1]
         self.up_blocks = []
         for position, level in enumerate(reversed(range(len(widths)))):
             inputs = []
@@ -144,29 +182,25 @@ class UNet(nn.Module):  # type: ignore[misc]
         )
 
     def __call__(
-        self, x: mx.array, time: mx.array, context: mx.array, added: tuple[mx.array, mx.array] | None = None
+        self,
+        x: mx.array,
+        time: mx.array,
+        context: mx.array,
+        added: tuple[mx.array, mx.array] | None = None,
+        more: list[mx.array] | None = None,
     ) -> mx.array:
         """Predict, for latents ``x`` (batch, height, width, channels) at the timesteps ``time`` (batch,).
 
         Args:
             context: the prompts' states, (batch, tokens, width).
             added: SDXL's pooled prompt (batch, width) and its six size numbers (batch, 6).
+            more: what ControlNets add to the features on the way down, and in the middle (the last).
         """
-        embedding = self.time_embedding(sinusoids(time, self.shape.channels[0]).astype(x.dtype))
-        if added is not None and self.shape.size_embedding is not None:
-            pooled, sizes = added
-            flat = sinusoids(sizes, self.shape.size_embedding).flatten(1).astype(x.dtype)
-            embedding = embedding + self.add_embedding(mx.concatenate([pooled, flat], axis=-1))
-        x = self.conv_in(x)
-        skips = [x]
-        for block in self.down_blocks:
-            for index in range(len(block.resnets)):
-                x = block.layer(index, x, embedding, context)
-                skips.append(x)
-            if "downsample" in block:
-                x = block.downsample(x)
-                skips.append(x)
-        x = self.mid_block(x, embedding, context)
+        x, skips, embedding = self.encoded(x, time, context, added)
+        if more is not None:
+            *beside, middle = more
+            skips = [skip + item for skip, item in zip(skips, beside, strict=True)]
+            x = x + middle
         for block in self.up_blocks:
             for index in range(len(block.resnets)):
                 x = block.layer(index, mx.concatenate([x, skips.pop()], axis=-1), embedding, context)
@@ -185,4 +219,4 @@ def build_unet(config: Config) -> UNet:
     return made
 
 
-__all__ = ["UNet", "build_unet", "sinusoids"]
+__all__ = ["Encoder", "UNet", "build_unet", "sinusoids"]

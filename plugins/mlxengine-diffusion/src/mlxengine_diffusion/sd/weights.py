@@ -14,6 +14,8 @@ from attrs import frozen
 from mlx.utils import tree_flatten
 from mlxengine.errors import CorruptFileError, IncompatibleWeightsError
 
+from .eight_bits import widened
+
 _SHOWN = 5
 _ATTENTION = (
     (".query_proj", ".to_q"),
@@ -104,7 +106,7 @@ def read_tensors(files: Sequence[Path]) -> dict[str, mx.array]:
     for file in files:
         try:
             loaded: Any = mx.load(str(file))
-            found.update(loaded)
+            found.update(widened(file, loaded))
         except (RuntimeError, ValueError, OSError) as error:
             raise CorruptFileError(
                 f"{file.name} of {file.parent.name} cannot be read as safetensors: {error}.",
@@ -123,7 +125,7 @@ def fill(module: nn.Module, part: str, tensors: Mapping[str, mx.array], dtype: m
     Raises:
         IncompatibleWeightsError: tensors are missing, left over or of the wrong shape; they are named.
     """
-    kind = "text_encoder" if part.startswith("text_encoder") else part
+    kind = _kind(part)
     source = {_modern(kind, name): tensor for name, tensor in tensors.items() if not _IGNORED.search(name)}
     fill_by_name(module, part, source, partial(origin, kind), dtype)
 
@@ -169,6 +171,11 @@ def fill_by_name(
             hint="The file belongs to another model or is damaged: verify it, or look at the configuration.",
         )
     module.load_weights(filled, strict=True)
+    module.place_of = place_of  # what adapters call its layers
+
+
+def _kind(part: str) -> str:
+    return "text_encoder" if part.startswith("text_encoder") else "unet" if part == "denoiser" else part
 
 
 def _modern(kind: str, name: str) -> str:
@@ -208,12 +215,14 @@ def _listed(what: str, names: Sequence[str]) -> list[str]:
 
 
 def modules_by_origin(module: nn.Module, part: str) -> Iterator[tuple[str, int | None, str, Any]]:
-    """Every leaf module with its checkpoint name: (name, half, our path, module)."""
-    kind = "text_encoder" if part.startswith("text_encoder") else part
+    """Every leaf module with its checkpoint name: (name, half, our path, module).
+
+    Where `fill_by_name` filled ``module``, the names are those that it was told; else ``part`` says them.
+    """
+    place_of = getattr(module, "place_of", None) or partial(origin, _kind(part))
     for path, item in module.named_modules():
-        if path and "weight" in item:
-            place = origin(kind, path)
-            yield place.name, place.half, path, item
+        if path and "weight" in item and (place := place_of(f"{path}.weight")) is not None:
+            yield place.name.removesuffix(".weight"), place.half, path, item
 
 
 __all__ = ["Origin", "fill", "fill_by_name", "modules_by_origin", "origin", "read_tensors"]

@@ -1,4 +1,4 @@
-"""FLUX.1, FLUX.2 klein and Qwen-Image on mflux's networks."""
+"""FLUX.1 with Kontext and Fill, FLUX.2 klein and Qwen-Image on mflux's networks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 SUMMARY = "FLUX.1, FLUX.2 klein and Qwen-Image on mflux"
 # Its metadata asks for an older huggingface_hub, and on Linux for one CUDA build of mlx; its code does not.
 REMEDY = 'pip install "mlxengine-diffusion[mflux]", then pip install --no-deps "mflux>=0.24,<0.25"'
-_FLUX1, _QWEN = "FluxPipeline", "QwenImagePipeline"
+_FLUX1, _QWEN = ("FluxPipeline", "FluxKontextPipeline", "FluxFillPipeline"), "QwenImagePipeline"
 _FLUX2 = _flux2.Library(
     name="mflux",
     settings="mflux.models.common.config.model_config",
     transformer="mflux.models.flux2.model.flux2_transformer.transformer",
     text_encoder="mflux.models.flux2.model.flux2_text_encoder.qwen3_text_encoder",
     vae="mflux.models.flux2.model.flux2_vae.vae",
+    encoder="mflux.models.flux2.model.flux2_vae.encoder.encoder",
 )
 
 
@@ -36,8 +37,8 @@ def _pipeline(card: ModelCard) -> object:
 def claim(card: ModelCard) -> Offer | None:
     name = _pipeline(card)
     if name == _flux2.PIPELINE:
-        return flow_offer(card)
-    if name not in (_FLUX1, _QWEN):
+        return flow_offer(card, half_vae=True)
+    if name not in (*_FLUX1, _QWEN):
         return None
     problem: MLXEngineError | None = None
     try:
@@ -58,7 +59,7 @@ def load(card: ModelCard, context: LoadContext) -> Flow:
     name = _pipeline(card)
     if name == _flux2.PIPELINE:
         return _flux2.load(card, context, _FLUX2)
-    if name == _FLUX1:
+    if name in _FLUX1:
         from . import flux1
 
         return flux1.load(card, context)

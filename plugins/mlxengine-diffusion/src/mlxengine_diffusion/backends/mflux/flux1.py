@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from attrs import frozen
+from attrs import evolve, frozen
 from mflux.models.common.config import ModelConfig
 from mflux.models.flux.model.flux_text_encoder.t5_encoder import t5_self_attention
 from mflux.models.flux.model.flux_text_encoder.t5_encoder.t5_block import T5Block
@@ -29,16 +29,17 @@ from mlxengine.errors import UnsupportedArchitectureError
 
 from ...models import defaults_for
 from ...sd import weights
-from ...sd.autoencoder import build_vae, decoding
+from ...sd.autoencoder import build_vae, decoded, encoded
 from ...sd.clip import build_clip
 from ...sd.layout import document
 from ...sd.prompts import Piece
 from ...sd.text import Tokenizer, encode
 from .. import Defaults
-from .._flow import Flow, Levels, as_pixels, built, spread
-from .._networks import filled, renamed, resize, usual_dtype
+from .._adapter_names import FLUX1
+from .._flow import ABILITIES, Flow, Levels, as_pixels, built, spread
+from .._networks import facts, filled, renamed, resize, usual_dtype
 from .._prompts import tokenizer_in
-from .._work import Abilities, Job, Pixels, PromptReport
+from .._work import Job, Pixels, PromptReport
 
 _WIDTH, _T5_WIDTH = 3072, 4096
 
@@ -49,6 +50,22 @@ class _Told:
 
     states: mx.array
     pooled: mx.array
+
+
+@frozen(eq=False)
+class _Seen:
+    """What stands beside the latents: as further places, which are said, or as further channels."""
+
+    rows: mx.array
+    places: mx.array | None = None
+
+
+# The sizes that Kontext was trained with, each also the other way round (source: diffusers 0.42.1,
+# ``pipelines/flux/pipeline_flux_kontext.py``).
+_KONTEXT = ((672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184))
+_KONTEXT_SIZES = tuple(
+    size for one in (*_KONTEXT, (944, 1104), (1024, 1024)) for size in dict.fromkeys((one, one[::-1]))
+)
 
 
 def load(card: ModelCard, context: LoadContext) -> Flux1:
@@ -73,20 +90,25 @@ def load(card: ModelCard, context: LoadContext) -> Flux1:
     guided = bool(document(card, "transformer/config.json").get("guidance_embeds"))
     words = tokenizer_in(context.path / "tokenizer_2")
     length = document(card, "text_encoder/config.json")["max_position_embeddings"]
+    pipeline = document(card, "model_index.json")["_class_name"]
     own = Defaults(size=(1024, 1024), steps=28 if guided else 4, guidance=3.5 if guided else 0.0)
-    abilities = Abilities(
+    if pipeline == "FluxFillPipeline":
+        own = Defaults(size=(1024, 1024), steps=50, guidance=30.0)
+    abilities = evolve(
+        ABILITIES,
         defaults=defaults_for(card, own),
-        size_step=16,
-        largest=2048,
         guided=guided,
         negative=False,
-        low_memory=True,
+        fills=pipeline == "FluxFillPipeline",
+        references=int(pipeline == "FluxKontextPipeline"),
+        reference_sizes=_KONTEXT_SIZES,
     )
     return Flux1(
         parts,
         Levels.read(document(card, "scheduler/scheduler_config.json")),
         abilities,
-        {"library": "mflux", "dtype": str(dtype).removeprefix("mlx.core."), "place_width": 64},
+        {**facts("mflux", dtype, context), "place_width": 64},
+        FLUX1,
         clip_words=Tokenizer(context.path / "tokenizer", length),
         words=words,
         # What the two were trained with.
@@ -191,7 +213,7 @@ class Flux1(Flow):
         )
 
     def _told(self, job: Job) -> Generator[None, None, list[_Told]]:
-        with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
+        with self._use("text_encoder", job) as encoder:
             # CLIP gives the summary of the prompt alone, and reads no more than fits at once.
             words = self._clip_words
             rows = words.rows(words.chunks([[Piece(job.prompt)]])[:1])
@@ -201,13 +223,15 @@ class Flux1(Flow):
         ids = self._words(
             job.prompt, padding="max_length", truncation=True, max_length=self._length
         ).input_ids
-        with self.parts.use("text_encoder_2", drop=job.low_memory) as encoder:
+        with self._use("text_encoder_2", job) as encoder:
             states = encoder(mx.array([ids]))
             mx.eval(states)
         yield None
         return [_Told(states, pooled)]
 
-    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:
+    def _predict(
+        self, transformer: Any, latents: mx.array, sigma: float, told: Any, seen: _Seen | None, job: Job
+    ) -> mx.array:
         asked = SimpleNamespace(
             scheduler=SimpleNamespace(sigmas=[sigma]),
             num_train_steps=1000,
@@ -216,20 +240,43 @@ class Flux1(Flow):
             height=job.height,
             width=job.width,
         )
+        rows, places = latents, None
+        if seen is not None:
+            places = seen.places
+            rows = mx.concatenate([latents, seen.rows], axis=-1 if places is None else 1)
         output: mx.array = transformer(
             t=0,
             config=asked,
-            hidden_states=latents.astype(told.states.dtype),
+            hidden_states=rows.astype(told.states.dtype),
             prompt_embeds=told.states,
             pooled_prompt_embeds=told.pooled,
+            kontext_image_ids=places,
         )
-        return output.astype(mx.float32)
+        return output[:, : latents.shape[1]].astype(mx.float32)
+
+    def _seen(self, job: Job) -> Generator[None, None, _Seen | None]:
+        """Kontext: the reference picture. Fill: the picture with a grey hole in it, and the hole."""
+        if self.abilities.fills and job.init is not None and job.mask is not None:
+            hole = mx.array(job.mask)[..., None] > 0
+            around = yield from self._encoded(mx.where(hole, 127.5, mx.array(job.init)), job)
+            # The mask is as fine as the pixels: a latent's 64 of them are its channels.
+            _, height, width, _ = around.shape
+            fine = hole.reshape(1, height, 8, width, 8).transpose(0, 1, 3, 2, 4).reshape(1, height, width, 64)
+            both = [self._laid(around), self._laid(fine.astype(around.dtype))]
+            return _Seen(mx.concatenate(both, axis=-1))
+        if not job.references:
+            return None
+        latents = yield from self._encoded(job.references[0], job)
+        grids = mx.meshgrid(*(mx.arange(side // 2) for side in latents.shape[1:3]), indexing="ij")
+        places = mx.stack([mx.ones_like(grids[0]), *grids], axis=-1).reshape(1, -1, 3)
+        return _Seen(self._laid(latents), places)
+
+    def _hidden(self, vae: Any, pixels: mx.array, job: Job) -> Generator[None, None, mx.array]:
+        return encoded(vae, pixels, tiled=job.vae_tiling)
 
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            for picture in decoding(vae, spread(grid)):  # noqa: B007 - the last one is the picture
-                yield None
-        return as_pixels(picture[0])
+            return as_pixels((yield from decoded(vae, spread(grid), tiled=job.vae_tiling)))
 
 
 __all__ = ["Flux1", "load"]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
-from attrs import frozen
+from attrs import evolve, frozen
 from mflux.models.common.config import ModelConfig
 from mflux.models.qwen.model.qwen_text_encoder.qwen_encoder import QwenEncoder
 from mflux.models.qwen.model.qwen_text_encoder.qwen_encoder_layer import QwenEncoderLayer
@@ -21,14 +21,16 @@ from mflux.models.qwen.model.qwen_vae.qwen_vae import QwenVAE
 from mlxengine import LoadContext, ModelCard
 
 from ...models import defaults_for
+from ...sd import tiles
 from ...sd.layout import document
 from .. import Defaults
-from .._flow import Flow, Levels, as_pixels, built, spread
-from .._networks import filled, renamed, resize, usual_dtype
+from .._flow import ABILITIES, Flow, Levels, as_pixels, built, spread
+from .._networks import facts, filled, renamed, resize, usual_dtype
 from .._prompts import report, tokenizer_in
-from .._work import Abilities, Job, Pixels, PromptReport
+from .._work import Job, Pixels, PromptReport
 
 _LENGTH = 1024
+_TILE = 256
 # What its authors wrap prompts in, and how many of its tokens nobody is told.
 _TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
@@ -69,8 +71,8 @@ def load(card: ModelCard, context: LoadContext) -> QwenImage:
     )
     tokenizer = tokenizer_in(context.path / "tokenizer")
     own = Defaults(size=(1328, 1328), steps=50, guidance=4.0)
-    abilities = Abilities(defaults=defaults_for(card, own), size_step=16, largest=2048, low_memory=True)
-    info = {"library": "mflux", "dtype": str(dtype).removeprefix("mlx.core."), "place_width": 64}
+    abilities = evolve(ABILITIES, defaults=defaults_for(card, own))
+    info = {**facts("mflux", dtype, context), "place_width": 64}
     levels = Levels.read(document(card, "scheduler/scheduler_config.json"))
     vae = document(card, "vae/config.json")
     return QwenImage(
@@ -125,21 +127,26 @@ def _text_encoder(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) ->
 
 def _autoencoder(config: dict[str, Any], files: list[Path]) -> Any:
     made = QwenVAE()
-    for part in ("encoder", "quant_conv"):  # nobody gives it a picture
-        made.pop(part, None)
     narrow = config["base_dim"]
     resize(made, {times * 96: times * narrow for times in (1, 2, 4, 8, 12)})
     for _, item in made.named_modules():
         if isinstance(item, QwenImageRMSNorm):
             item.scale = math.sqrt(item.weight.shape[0])
     places = renamed(
+        *(
+            (rf"^encoder\.down_blocks\.{level}\.{ours}\.", f"encoder.down_blocks.[{3 * level + place}].")
+            for level in range(4)
+            for place, ours in enumerate((r"resnets\.0", r"resnets\.1", r"downsamplers\.0"))
+        ),
+        (r"\[(\d+)\]", r"\1"),
         (r"\.conv3d\.", "."),
         (r"\.skip_conv\.", ".conv_shortcut."),
         (r"\.up_block(\d)\.", r".up_blocks.\1."),
         (r"\.resample_conv\.", ".resample.1."),
         (r"(\.norm\w*)\.weight$", r"\1.gamma"),
     )
-    return filled(made, "vae", files, places, mx.float32, ignored=r"^(encoder|quant_conv)\.")
+    # What only films need: the library leaves it out at this level.
+    return filled(made, "vae", files, places, mx.float32, ignored=r"^encoder\.down_blocks\.5\.time_conv\.")
 
 
 class QwenImage(Flow):
@@ -161,7 +168,7 @@ class QwenImage(Flow):
 
     def _told(self, job: Job) -> Generator[None, None, list[_Told]]:
         told = []
-        with self.parts.use("text_encoder", drop=job.low_memory) as encoder:
+        with self._use("text_encoder", job) as encoder:
             # An empty negative prompt is a space, as its authors' is.
             for prompt in (job.prompt, job.negative or " ")[: 2 if job.guidance > 1 else 1]:
                 ids = mx.array([self._ids(prompt)[: _DROPPED + _LENGTH]])
@@ -171,7 +178,15 @@ class QwenImage(Flow):
                 yield None
         return told
 
-    def _predict(self, transformer: Any, latents: mx.array, sigma: float, told: Any, job: Job) -> mx.array:
+    def _predict(
+        self,
+        transformer: Any,
+        latents: mx.array,
+        sigma: float,
+        told: Any,
+        seen: Any,  # noqa: ARG002
+        job: Job,
+    ) -> mx.array:
         asked = SimpleNamespace(scheduler=SimpleNamespace(sigmas=[sigma]), height=job.height, width=job.width)
         output: mx.array = transformer(
             t=0,
@@ -189,20 +204,34 @@ class QwenImage(Flow):
             mx.linalg.norm(outputs[0], axis=-1, keepdims=True) / mx.linalg.norm(both, axis=-1, keepdims=True)
         )
 
+    def _hidden(self, vae: Any, pixels: mx.array, job: Job) -> Generator[None, None, mx.array]:  # noqa: ARG002
+        both = vae.quant_conv(vae.encoder(pixels.transpose(0, 3, 1, 2)[:, :, None]))
+        mean: mx.array = both[:, : self._mean.shape[0], 0].transpose(0, 2, 3, 1)
+        found = (mean - self._mean) / self._deviation
+        mx.eval(found)
+        yield None
+        return found
+
     def _pixels(self, grid: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
-            x = spread(grid) * self._deviation + self._mean
             decoder = vae.decoder
-            x = decoder.conv_in(vae.post_quant_conv(x.transpose(0, 3, 1, 2)[:, :, None]))
-            for block in (decoder.mid_block, *(decoder[f"up_block{number}"] for number in range(4))):
-                x = block(x)
+
+            def run(part: mx.array) -> Generator[None, None, mx.array]:
+                x = decoder.conv_in(vae.post_quant_conv(part.transpose(0, 3, 1, 2)[:, :, None]))
+                for block in (decoder.mid_block, *(decoder[f"up_block{number}"] for number in range(4))):
+                    x = block(x)
+                    mx.eval(x)
+                    yield None
+                x = decoder.norm_out(x)
+                x = decoder.conv_out(x * mx.sigmoid(x))
                 mx.eval(x)
                 yield None
-            x = decoder.norm_out(x)
-            picture = decoder.conv_out(x * mx.sigmoid(x))
-            mx.eval(picture)
-            yield None
-        return as_pixels(picture[0, :, 0].transpose(1, 2, 0))
+                flat: mx.array = x[:, :, 0].transpose(0, 2, 3, 1)
+                return flat
+
+            latents = spread(grid) * self._deviation + self._mean
+            whole = tiles.walk(run, latents, _TILE // 8, _TILE) if job.vae_tiling else run(latents)
+            return as_pixels((yield from whole)[0])
 
 
 __all__ = ["QwenImage", "load"]

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from ..scheduler_config import NoiseSettings
 from .base import Scheduler
-from .by_level import DPMSolverSDE, Euler, EulerAncestral, Heun
-from .by_timestep import DDIM, LCM, TCD
+from .by_level import LMS, DPMSolverSDE, Euler, EulerAncestral, Heun
+from .by_timestep import DDIM, DDPM, LCM, TCD
 from .multistep import DEIS, DPMSolver2M, DPMSolver2MSDE, DPMSolver2S, UniPC
+from .pndm import PNDM
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
     item.name: item
@@ -30,6 +31,9 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         UniPC,
         LCM,
         TCD,
+        PNDM,
+        LMS,
+        DDPM,
     )
 }
 

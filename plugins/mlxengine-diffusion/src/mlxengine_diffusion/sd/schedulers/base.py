@@ -56,6 +56,10 @@ class Scheduler:
         """
         raise NotImplementedError
 
+    def finished(self, index: int) -> int:
+        """How many steps are done after evaluation ``index``."""
+        return self.steps if index + 1 == len(self.timesteps) else (index + 1) // self.evaluations
+
     def add_noise(self, clean: Latents, noise: Latents, index: int) -> Latents:
         """Clean latents at the noise level of evaluation ``index`` (image-to-image starts here)."""
         raise NotImplementedError

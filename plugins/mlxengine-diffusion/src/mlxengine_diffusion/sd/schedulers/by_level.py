@@ -14,6 +14,8 @@ import numpy as np
 from ..scheduler_config import NoiseSettings
 from .base import Latents, Levels, Scheduler
 
+_ORDER = 4
+
 
 class ByLevel(Scheduler):
     """Levels and timesteps of this parametrisation.
@@ -66,6 +68,38 @@ class Euler(ByLevel):
         clean = self._clean(output, sample, index)
         sigma, following = self.sigmas[index], self.sigmas[index + 1]
         return sample + (sample - clean) * ((following - sigma) / sigma), clean
+
+
+class LMS(ByLevel):
+    """A linear multistep method of up to fourth order, whose coefficients are integrals over each step."""
+
+    name = "lms"
+
+    def __init__(self, settings: NoiseSettings, steps: int) -> None:
+        super().__init__(settings, steps)
+        self._slopes: list[Latents] = []
+
+    def step(self, output: Latents, sample: Latents, index: int, noise: Latents = None) -> tuple[Any, Any]:
+        clean = self._clean(output, sample, index)
+        self._slopes = [(sample - clean) / self.sigmas[index], *self._slopes[: _ORDER - 1]]
+        # diffusers counts the order from the schedule's begin, also where a picture starts within it.
+        weights = self._weights(index, min(index + 1, _ORDER))
+        moved = sum(weight * slope for weight, slope in zip(weights, self._slopes, strict=False))
+        return sample + moved, clean
+
+    def _weights(self, index: int, order: int) -> list[float]:
+        """Integrals of Lagrange's polynomials through the last levels, from this level to the next."""
+        now, following = self.sigmas[index : index + 2]
+        known = [self.sigmas[index - back] for back in range(order)]
+        nodes, shares = np.polynomial.legendre.leggauss(_ORDER)  # exact for what is integrated
+        places = now + (nodes + 1) / 2 * (following - now)
+        found = []
+        for one in range(order):
+            values = np.prod(
+                [(places - known[k]) / (known[one] - known[k]) for k in range(order) if k != one], axis=0
+            )
+            found.append(float((shares * values).sum() / 2 * (following - now)))
+        return found
 
 
 class EulerAncestral(ByLevel):
@@ -159,4 +193,4 @@ def _alternating(firsts: Levels, seconds: Levels) -> list[float]:
     return values
 
 
-__all__ = ["DPMSolverSDE", "Euler", "EulerAncestral", "Heun"]
+__all__ = ["LMS", "DPMSolverSDE", "Euler", "EulerAncestral", "Heun"]

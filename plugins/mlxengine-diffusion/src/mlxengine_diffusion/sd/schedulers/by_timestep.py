@@ -1,7 +1,8 @@
 """Samplers that go through the timesteps of the training.
 
-Sources: Song et al. 2021 (arXiv:2010.02502) for DDIM; Luo et al. 2023 (arXiv:2310.04378) for latent
-consistency models; Zheng et al. 2024 (arXiv:2402.19159) for trajectory consistency distillation.
+Sources: Ho et al. 2020 (arXiv:2006.11239) for DDPM; Song et al. 2021 (arXiv:2010.02502) for DDIM; Luo et al.
+2023 (arXiv:2310.04378) for latent consistency models; Zheng et al. 2024 (arXiv:2402.19159) for trajectory
+consistency distillation.
 """
 
 from __future__ import annotations
@@ -61,6 +62,29 @@ class DDIM(ByTimestep):
         return _mixed(clean, self._noise(output, sample, index), self._next[index]), clean
 
 
+class DDPM(ByTimestep):
+    """The chain of the training backwards, in fewer steps: each puts fresh noise back."""
+
+    name = "ddpm"
+    stochastic = True
+
+    def _chosen(self) -> Levels:
+        times = self.spaced(whole=True).astype(int)
+        self._next = [*(float(self.alphas[time]) for time in times[1:]), 1.0]
+        return times
+
+    def step(self, output: Latents, sample: Latents, index: int, noise: Latents = None) -> tuple[Any, Any]:
+        now, following = self._now[index], self._next[index]
+        clean = self._clean(output, sample, index)
+        kept = now / following
+        moved = clean * (math.sqrt(following) * (1 - kept) / (1 - now))
+        moved = moved + sample * (math.sqrt(kept) * (1 - following) / (1 - now))
+        variance = 1 - kept
+        if not self.settings.large_variance:
+            variance *= (1 - following) / (1 - now)
+        return (moved + noise * math.sqrt(variance) if self.timesteps[index] > 0 else moved), clean
+
+
 class Consistency(ByTimestep):
     """A model that was distilled on some of the timesteps, and runs on some of those."""
 
@@ -113,4 +137,4 @@ def _mixed(one: Latents, noise: Latents, share: float) -> Latents:
     return one * math.sqrt(share) + noise * math.sqrt(1 - share)
 
 
-__all__ = ["DDIM", "LCM", "TCD"]
+__all__ = ["DDIM", "DDPM", "LCM", "TCD", "ByTimestep"]

@@ -1,0 +1,171 @@
+"""What making a picture takes, stage by stage, told by configurations and headers alone. Pure.
+
+Working space is counted in features: numbers of a layer at the finest resolution. How many of them live at
+once was measured with random weights at the models' real shapes (``benchmarks/pictures/memory.py``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+from mlxengine import ModelCard
+from mlxengine.contract.configuration import TensorInfo
+
+from ..features import BACKEND_DTYPE, KEEP_LOADED, VAE_TILING
+
+_ENCODING = re.compile(r"(^|\.)(encoder|quant_conv)\.")
+_GROUP = 32  # numbers that share a scale where layers are quantized
+_WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
+_DECODER_COPIES = 3.1
+_UNET_COPIES = 17
+_BAND = 12 << 20  # what a convolution on a CPU unfolds at a time
+_TRANSFORMER_COPIES = 16
+_ENCODER_COPIES = 12
+
+
+@frozen(kw_only=True)
+class Shape:
+    """What is made, and where.
+
+    Args:
+        width, height: in pixels.
+        rows: what the denoiser is shown at once: pictures, and as many for the negative prompt.
+        on_cpu: whether everything is in float32, and attention's scores are written out.
+        tiled: whether the autoencoder works on tiles.
+    """
+
+    width: int
+    height: int
+    rows: int = 2
+    on_cpu: bool = False
+    tiled: bool = False
+
+
+@frozen(kw_only=True)
+class Stage:
+    """One part at its work: bytes of its weights, and of its working space.
+
+    ``unread`` are bytes of the weights that drawing does not touch: they are there where parts stay, and not
+    where a part is read for its stage alone.
+    """
+
+    part: str
+    weights: int
+    workspace: int
+    unread: int = 0
+
+
+Stages = Callable[[Shape], Sequence[Stage]]
+
+
+def peak(stages: Sequence[Stage], *, staged: bool) -> tuple[int, int]:
+    """Bytes of weights that stay, and of what a picture takes beside them at its largest stage.
+
+    Args:
+        staged: whether each part is freed after its stage.
+    """
+    if staged:
+        return 0, max(stage.weights - stage.unread + stage.workspace for stage in stages)
+    return sum(stage.weights for stage in stages), max(stage.workspace for stage in stages)
+
+
+def flag(card: ModelCard, feature: Any) -> Any:
+    """The value that the card's configuration has for a flag, else its default."""
+    return dict(card.configuration.features).get(feature.name, feature.default)
+
+
+def tiles_asked(card: ModelCard) -> bool:
+    return bool(flag(card, VAE_TILING) == "on")
+
+
+def stages_asked(card: ModelCard) -> bool:
+    return not flag(card, KEEP_LOADED)
+
+
+def width_of(card: ModelCard, shape: Shape, half: str = "float16") -> int:
+    """Bytes of a number of the denoiser and the text encoders."""
+    asked = str(flag(card, BACKEND_DTYPE))
+    return _WIDTHS[("float32" if shape.on_cpu else half) if asked == "auto" else asked]
+
+
+def count(tensors: Iterable[TensorInfo], unread: str | None = None) -> int:
+    """How many numbers tensors hold, without those whose names match ``unread``."""
+    return sum(
+        math.prod(item.shape) for item in tensors if unread is None or not re.search(unread, item.name)
+    )
+
+
+def encoding(tensors: Iterable[TensorInfo]) -> int:
+    """How many numbers are those of an autoencoder's encoder, which drawing from text does not use."""
+    return sum(math.prod(item.shape) for item in tensors if _ENCODING.search(item.name))
+
+
+def quantized(tensors: Iterable[TensorInfo], width: int, bits: int) -> int:
+    """Bytes of a denoiser whose linear layers are packed."""
+    found = 0
+    for item in tensors:
+        numbers = math.prod(item.shape)
+        flat = len(item.shape) == 2 or (len(item.shape) == 4 and item.shape[2:] == (1, 1))
+        if bits and flat and item.shape[1] % _GROUP == 0:
+            found += numbers * bits // 8 + 2 * width * numbers // _GROUP
+        else:
+            found += width * numbers
+    return found
+
+
+def autoencoder(config: Mapping[str, Any], shape: Shape, tile: int, width: int = 4) -> int:
+    """Working space of decoding (encoding takes less)."""
+    wide, high = (min(side, tile) if shape.tiled else side for side in (shape.width, shape.height))
+    widest = max(config.get("block_out_channels", (128, 256))[:2])
+    # Tiles that wait to be put together are three numbers a pixel.
+    waiting = 2 * 12 * shape.width * shape.height if shape.tiled else 0
+    features = int(_DECODER_COPIES * wide * high * widest * width)
+    return max(features, _BAND if shape.on_cpu else 0) + waiting
+
+
+def unet(config: Mapping[str, Any], shape: Shape, places: int, width: int) -> int:
+    """Working space of Stable Diffusion's UNet."""
+    finest = next(iter(config.get("block_out_channels", (320,))))
+    return int(_UNET_COPIES * shape.rows * places * finest * width) + (_BAND // 2 if shape.on_cpu else 0)
+
+
+def transformer(hidden: int, heads: int, tokens: int, shape: Shape, width: int) -> int:
+    """Working space of a transformer over all places of a picture and its prompt.
+
+    On a CPU attention's scores are written out, before and after the softmax.
+    """
+    scores = 2 * heads * tokens * tokens * 4 if shape.on_cpu else 0
+    return _TRANSFORMER_COPIES * tokens * hidden * width + scores
+
+
+def encoder(config: Mapping[str, Any], tokens: int, shape: Shape, width: int) -> int:
+    """Working space of a text encoder that reads ``tokens`` at once."""
+    text = {**config, **(config.get("text_config") or {})}
+    hidden = text.get("hidden_size") or text.get("d_model") or 1024
+    heads = text.get("num_attention_heads") or text.get("num_heads") or 16
+    inner = text.get("intermediate_size") or text.get("d_ff") or 4 * hidden
+    scores = 2 * heads * tokens * tokens * 4 if shape.on_cpu else 0
+    return tokens * (_ENCODER_COPIES * hidden + 3 * inner) * width + scores
+
+
+__all__ = [
+    "Shape",
+    "Stage",
+    "Stages",
+    "autoencoder",
+    "count",
+    "encoder",
+    "encoding",
+    "flag",
+    "peak",
+    "quantized",
+    "stages_asked",
+    "tiles_asked",
+    "transformer",
+    "unet",
+    "width_of",
+]

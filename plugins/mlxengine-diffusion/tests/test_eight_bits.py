@@ -125,8 +125,9 @@ def test_an_autoencoder_of_ones_own_is_taken_in_every_form(tmp_path: Path) -> No
         found = {}
         for name, path in forms.items():
             with engine.load_images(model, features={"diffusion.vae": str(path)}) as handle:
-                found[name] = handle.image("a red circle", **VALUES).numpy()
-                assert handle.info["vae"] == str(path)
+                picture = handle.image("a red circle", **VALUES)
+                assert picture.recipe["vae"] == str(path)
+                found[name] = picture.numpy()
     assert not np.array_equal(found["folder"], usual)
     assert all(np.array_equal(found["folder"], picture) for picture in found.values())
 

@@ -109,3 +109,20 @@ def test_what_taught_no_word_of_this_model_is_refused_by_what_it_is(
     refused = pytest.raises(IncompatibleWeightsError, match=words)
     with shared_engine.load_images(tiny_folder) as model, refused:
         model.image("a toy", textual_inversions=(str(tmp_path / name),), **ASK)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"textual_inversions": (5,)}, "5 names no textual inversion"),
+        ({"upscale": 5}, "5 names no upscaler"),
+        ({"vae_tiling": "on"}, "vae_tiling='on' must be True or False"),
+    ],
+    ids=str,
+)
+def test_a_value_that_names_nothing_is_refused(
+    shared_engine: InferenceEngine, tiny_folder: Path, values: dict[str, Any], words: str
+) -> None:
+    refused = pytest.raises(InvalidParameterError, match=words)
+    with shared_engine.load_images(tiny_folder) as model, refused:
+        model.image("a", **ASK, **values)

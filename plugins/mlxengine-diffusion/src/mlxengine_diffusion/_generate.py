@@ -127,7 +127,7 @@ def plan(
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
         textual_inversions=_taught(pipeline, request, context),
-        upscale=_upscaler(request, context),
+        upscale=None if request.upscale is None else _reference("upscaler", request.upscale, context),
         vae_tiling=_tiles(pipeline, request, context, holds, (width, height)),
     )
 
@@ -284,25 +284,18 @@ def _taught(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> t
         raise FeatureUnavailableError(
             f"The back end of this model ({pipeline.info.get('library')}) takes no textual inversions."
         )
-    found = []
-    for reference in request.textual_inversions:
-        if not isinstance(reference, str | Path):
-            _refuse(f"textual_inversions holds references, found {reference!r}.")
-        path = Path(reference).expanduser()
-        if context.fetch is None and not path.exists():
-            _refuse(f"The textual inversion {reference!s} does not exist, and nothing can be fetched here.")
-        found.append(path)
-    return tuple(found)
+    return tuple(
+        _reference("textual inversion", reference, context) for reference in request.textual_inversions
+    )
 
 
-def _upscaler(request: ImageRequest, context: RunContext) -> Path | None:
-    if request.upscale is None:
-        return None
-    if not isinstance(request.upscale, str | Path):
-        _refuse(f"upscale={request.upscale!r} must name a file, a folder or a repository.")
-    path = Path(request.upscale).expanduser()
+def _reference(what: str, value: Any, context: RunContext) -> Path:
+    """A file or folder, or the name of a repository, which is fetched when the request runs."""
+    if not isinstance(value, str | Path):
+        _refuse(f"{value!r} names no {what}.", "Give a file, a folder or a repository.")
+    path = Path(value).expanduser()
     if context.fetch is None and not path.exists():
-        _refuse(f"The upscaler {request.upscale!s} does not exist, and nothing can be fetched here.")
+        _refuse(f"The {what} {value!s} does not exist, and nothing can be fetched here.")
     return path
 
 
@@ -326,6 +319,8 @@ def _tiles(
     size: tuple[int, int],
 ) -> bool:
     """Whether the autoencoder works on tiles: as the request says, else the flag, else the memory."""
+    if request.vae_tiling not in (None, True, False):
+        _refuse(f"vae_tiling={request.vae_tiling!r} must be True or False.")
     if not pipeline.abilities.vae_tiling:
         if request.vae_tiling:
             raise FeatureUnavailableError(
@@ -465,6 +460,7 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
         "bits": model.pipeline.info.get("unet_bits"),
         "lora": [[str(path), scale] for path, scale in job.lora],
         "textual_inversions": [str(path) for path in job.textual_inversions] or None,
+        "vae": model.pipeline.info.get("vae"),
         "vae_tiling": job.vae_tiling or None,
         "upscale": None if job.upscale is None else str(job.upscale),
     }

@@ -44,7 +44,11 @@ def run(options: argparse.Namespace, out: Output) -> int:
         _log.warning("Not understood of the recipe: %s.", ", ".join(f"{k}: {v}" for k, v in other.items()))
     model, request = _asked(options, recipe)
     target = _target(options, request)
-    for feature, chosen in ((BACKEND, options.backend), (QUANTIZE, options.bits), (VAE, options.vae)):
+    for feature, chosen in (
+        (BACKEND, options.backend),
+        (QUANTIZE, options.bits),
+        (VAE, options.vae or recipe.get("vae")),
+    ):
         if chosen is not None:
             options.feature.append(f"{feature.name}={chosen}")
     made = []

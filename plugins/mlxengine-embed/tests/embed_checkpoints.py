@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 SIZE, INNER, LAYERS, HEADS, WORDS, LONGEST = 64, 96, 3, 4, 200, 48
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -93,8 +93,9 @@ def _decoder(
     around: float,
     heads: bool = True,
     biases: tuple[str, ...] = (),
+    words: int = len(VOCABULARY),
 ) -> None:
-    weights.table("embed_tokens.weight", len(VOCABULARY))
+    weights.table("embed_tokens.weight", words)
     for layer in range(layers):
         base, head = f"layers.{layer}", SIZE // HEADS
         for name, size in (("q", SIZE), ("k", 2 * head), ("v", 2 * head), ("o", SIZE)):
@@ -170,11 +171,25 @@ _GEMMA_NORMS = (*_QWEN_NORMS, "pre_feedforward_layernorm", "post_feedforward_lay
 
 
 def write_tokenizer(
-    folder: Path, kind: str, side: str = "right", longest: int = 512, types: bool = False
+    folder: Path,
+    kind: str,
+    side: str = "right",
+    longest: int = 512,
+    types: bool = False,
+    more: tuple[str, ...] = (),
+    special: tuple[str, ...] = (),
 ) -> None:
-    """A tokenizer of whole words with special tokens in the architecture's places."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    """A tokenizer of whole words with special tokens in the architecture's places.
+
+    ``more`` words follow those of `VOCABULARY`; a newline is one of them where they hold it.
+    """
+    words = {word: i for i, word in enumerate((*VOCABULARY, *more))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if "\n" in more:
+        newlines = pre_tokenizers.Split("\n", "isolated")
+        blanks = pre_tokenizers.Split(Regex(" +|(?<=\\w)(?=[^\\w\n])|(?<=[^\\w\n])(?=\\w)"), "removed")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([newlines, blanks])
     single, pair = {
         "bert": ("<s> $A </s>", "<s> $A </s> $B:1 </s>:1"),
         "roberta": ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
@@ -185,7 +200,7 @@ def write_tokenizer(
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=specials
     )
-    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_special_tokens([*SPECIAL, *special])
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     settings = {**names, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest}
@@ -682,6 +697,70 @@ def _scorer(
     return write
 
 
+_JUDGE_WORDS = ("yes", "no", "Yes", "A", "B", ":", "\n", "Given", "Judge", "Instruct", "Query", "Document")
+_TURNS = ("<|im_start|>", "<|im_end|>")
+# An instruction, whose default is the template's, the query, the document, and a prefilled answer.
+_JUDGE_TEMPLATE = """\
+{%- set told = messages | selectattr("role", "eq", "system") | map(attribute="content") | list -%}
+{%- set q = messages | selectattr("role", "eq", "query") | map(attribute="content") | first -%}
+{%- set d = messages | selectattr("role", "eq", "document") | map(attribute="content") | first -%}
+<s>{{ told[0] if told else "w1 w2" }}
+w3 {{ q }}
+w4 {{ d }} w5</s>{{ suffix }}"""
+
+
+def _judge(
+    seed: int, kind: str, tied: bool = True, norms: float = 1.0, **settings: Any
+) -> Callable[[Path], None]:
+    """A language model with the words that it scores with."""
+
+    def write(folder: Path) -> None:
+        words = (*_JUDGE_WORDS, *_TURNS)
+        weights, count = _Weights(seed), len(VOCABULARY) + len(words)
+        _decoder(weights, LAYERS, _QWEN_NORMS, norms, heads=kind == "qwen3", words=count)
+        weights.tensors = {f"model.{name}": value for name, value in weights.tensors.items()}
+        if not tied:
+            weights.table("lm_head.weight", count)
+        config = {**_QWEN3, "model_type": kind, "architectures": [f"{kind.title()}ForCausalLM"]}
+        config |= {"vocab_size": count, "tie_word_embeddings": tied, "max_position_embeddings": 512}
+        _save(folder, config | settings, weights)
+        write_tokenizer(folder, "plain", side="left", longest=LONGEST, more=words, special=_TURNS)
+
+    return write
+
+
+def _word_judge(seed: int, no: int | None, message: bool, tied: bool) -> Callable[[Path], None]:
+    """One with sentence-transformers' files."""
+
+    def write(folder: Path) -> None:
+        _judge(seed, "qwen3", tied=tied)(folder)
+        start = "sentence_transformers."
+        kinds = ("base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore")
+        _json(
+            folder / "modules.json",
+            [
+                {"idx": i, "name": str(i), "path": path, "type": start + kind}
+                for i, (path, kind) in enumerate(zip(("", "1_LogitScore"), kinds, strict=True))
+            ],
+        )
+        _json(folder / "1_LogitScore" / "config.json", {"true_token_id": 14, "false_token_id": no})
+        outputs = {"method": "forward", "method_output_name": "logits"}
+        settings: dict[str, Any] = {
+            "transformer_task": "text-generation",
+            "module_output_name": "causal_logits",
+        }
+        settings |= {"modality_config": {"text": outputs}}
+        if message:
+            settings["modality_config"]["message"] = {**outputs, "format": "flat"}
+            settings["processing_kwargs"] = {"chat_template": {"suffix": " w6 w7"}}
+            (folder / "chat_template.jinja").write_text(_JUDGE_TEMPLATE)
+        _json(folder / "sentence_bert_config.json", settings)
+        own = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.linear.Identity"}
+        _json(folder / "config_sentence_transformers.json", own)
+
+    return write
+
+
 def _head(dense: str, last: str, labels: int = 1) -> Callable[[_Weights], None]:
     def add(weights: _Weights) -> None:
         if dense:
@@ -759,6 +838,17 @@ RERANKERS: dict[str, Callable[[Path], None]] = {
     "qwen3-reranker": _scorer(_qwen, "model.", _head("", "score"), "Qwen3"),
     "bert-tanh-reranker": _scorer(_PLAIN, "bert.", _head("bert.pooler.dense", "classifier"), "Bert", **_TANH),
 }
+JUDGES: dict[str, Callable[[Path], None]] = {
+    "judge": _word_judge(80, no=15, message=True, tied=True),
+    "judge-one-word": _word_judge(81, no=None, message=True, tied=False),
+    "judge-of-pairs": _word_judge(82, no=15, message=False, tied=True),
+}
+"""Language models that score pairs, with sentence-transformers' files."""
+BARE_JUDGES: dict[str, Callable[[Path], None]] = {
+    "Qwen3-Reranker-tiny": _judge(83, "qwen3"),
+    "bge-reranker-v2-gemma-tiny": _judge(84, "gemma", norms=0.0, hidden_act="gelu"),
+}
+"""The same without; what they read is known by their names."""
 CLASSIFIERS: dict[str, Callable[[Path], None]] = {
     "bert-three-labels": _scorer(_PLAIN, "bert.", _THREE_HEAD, "Bert", **_THREE),
     "distilbert-two-labels": _scorer(
@@ -776,7 +866,7 @@ def write(name: str, root: Path) -> Path:
     folder = root / name
     if not folder.exists():
         folder.mkdir(parents=True)
-        {**EMBEDDERS, **RERANKERS, **CLASSIFIERS}[name](folder)
+        {**EMBEDDERS, **RERANKERS, **JUDGES, **BARE_JUDGES, **CLASSIFIERS}[name](folder)
     return folder
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def main(minilm: str, target: Path) -> None:
             found[name] = ranker.predict(pairs, batch_size=1)
             if name == "bert-reranker-with-prompts":
                 found[f"{name}/other"] = ranker.predict(pairs, batch_size=1, prompt_name="other")
+        for name in checkpoints.JUDGES:
+            ranker = CrossEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
+            pairs = [(words[4], document) for document in words]
+            found[name] = ranker.predict(pairs, batch_size=1)
+            if name == "judge":
+                found[f"{name}/prompt"] = ranker.predict(pairs, batch_size=1, prompt="w9 w10 w11")
+        for name in checkpoints.BARE_JUDGES:
+            read = _read_as_qwen3 if name.startswith("Qwen3") else _read_as_gemma
+            found[name] = _logits(checkpoints.write(name, Path(folder)), words, read)
         for name in checkpoints.CLASSIFIERS:
             ranker = CrossEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
             pairs = [(words[4], document) for document in words]
@@ -62,6 +72,43 @@ def main(minilm: str, target: Path) -> None:
             found[f"{name}/softmax"] = ranker.predict(pairs, batch_size=1, apply_softmax=True)
     found |= _util()
     np.savez_compressed(target, **found)
+
+
+def _logits(folder: Path, words: list[str], read: Callable[[Any, str, str], list[int]]) -> Any:
+    """The logits that the cards of two families have code for; Qwen3's softmax of two is a sigmoid of one."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    scores = []
+    with torch.no_grad():
+        for document in words:
+            last = model(torch.tensor([read(tokenizer, words[4], document)])).logits[0, -1]
+            yes, no, capital = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no", "Yes"))
+            scores.append(float(last[yes] - last[no] if read is _read_as_qwen3 else last[capital]))
+    return np.array(scores, dtype=np.float32)
+
+
+def _read_as_qwen3(tokenizer: Any, query: str, document: str) -> list[int]:
+    start = (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+        'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    )
+    task = "Given a web search query, retrieve relevant passages that answer the query"
+    body = f"<Instruct>: {task}\n<Query>: {query}\n<Document>: {document}"
+    end = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    first, middle, last = (tokenizer.encode(text, add_special_tokens=False) for text in (start, body, end))
+    return first + middle + last
+
+
+def _read_as_gemma(tokenizer: Any, query: str, document: str) -> list[int]:
+    question = (
+        "Given a query A and a passage B, determine whether the passage contains an answer to the query by "
+        "providing a prediction of either 'Yes' or 'No'."
+    )
+    texts = (f"A: {query}", "\n", f"B: {document}", "\n", question)
+    first, line, second, _, last = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
+    return [tokenizer.bos_token_id, *first, *line, *second, *line, *last]
 
 
 def _util() -> dict[str, Any]:

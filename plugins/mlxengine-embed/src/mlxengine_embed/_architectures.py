@@ -27,11 +27,12 @@ LIBRARIES: Mapping[str, str] = {
     "qwen3": _DECODER,
     "mistral": _DECODER,
     "llama": _DECODER,
+    "gemma": _DECODER,
     "gemma3_text": "mlx_embeddings.models.gemma3_text",
 }
 """The module that serves an architecture; the parity tests hold every row to the reference."""
 
-OTHERWISE = ("qwen2", "qwen3", "mistral", "llama", "gemma3_text", "t5", "mt5")
+OTHERWISE = ("qwen2", "qwen3", "mistral", "llama", "gemma", "gemma3_text", "t5", "mt5")
 """Those of `LIBRARIES` that also make language models: without further signs, a model of these is one."""
 ENCODERS = tuple(name for name in LIBRARIES if name not in OTHERWISE)
 

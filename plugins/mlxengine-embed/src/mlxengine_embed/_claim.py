@@ -17,7 +17,7 @@ from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 
 from ._architectures import ENCODERS, HEADS, LIBRARIES, OTHERWISE
 from ._families import family_of
-from ._recipe import is_sentence_model, read_recipe, read_scoring
+from ._recipe import is_sentence_model, judges, read_recipe, read_scoring
 from ._settings import encoder_problem
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -30,14 +30,23 @@ def claim(card: ModelCard) -> Claim | None:
         return None
     wanted = card.configuration.kind == "embed" or card.configuration.plugin == "embed"
     sentence = is_sentence_model(card)
-    scores = _is_scorer(card)
+    judged = _judges(card)
+    scores = _is_scorer(card) or judged
     bare = card.architecture in ENCODERS and not _is_classifier(card)
     known = card.architecture in OTHERWISE and family_of(card) is not None
     if not (sentence or scores or bare or known or (wanted and card.config)):
         return None
-    strong = sentence or _ranks(card, scores) or known or wanted or family_of(card) is not None
+    strong = sentence or judged or _ranks(card, scores) or known or wanted or family_of(card) is not None
     problem = _problem(card, scores)
-    what = "a cross-encoder" if scores else "sentence-transformers files" if sentence else "an encoder"
+    what = (
+        "a language model that scores pairs"
+        if judged
+        else "a cross-encoder"
+        if scores
+        else "sentence-transformers files"
+        if sentence
+        else "an encoder"
+    )
     library = LIBRARIES.get(card.architecture or "")
     return Claim(
         kind="embed",
@@ -53,6 +62,13 @@ def claim(card: ModelCard) -> Claim | None:
 def _is_scorer(card: ModelCard) -> bool:
     names = architectures(card.config)
     return card.architecture in HEADS and any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _judges(card: ModelCard) -> bool:
+    try:
+        return judges(card)
+    except MLXEngineError:
+        return True  # what is wrong with it comes out again where it is read
 
 
 def _ranks(card: ModelCard, scores: bool) -> bool:
@@ -90,9 +106,9 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
             hint=f"Supported are {', '.join(LIBRARIES)}.",
         )
     where = f"{folder}/config.json" if folder else "config.json"
-    if isinstance(config, Mapping) and (refused := encoder_problem(card, config, where)) is not None:
-        return refused
-    return _unreadable(card)
+    judged = recipe.judge is not None
+    refused = encoder_problem(card, config, where, judged=judged) if isinstance(config, Mapping) else None
+    return refused or _unreadable(card)
 
 
 def _unreadable(card: ModelCard) -> MLXEngineError | None:

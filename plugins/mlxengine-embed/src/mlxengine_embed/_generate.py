@@ -310,7 +310,6 @@ def _array(values: Host) -> Array:
 
 def _score(model: RankModel, request: PredictRequest, context: RunContext) -> Iterator[Event | None]:
     count, budget = _Count(), _budget(model, request, context)
-    # As for sentence-transformers, a prompt stands before the first text of each pair.
     prompt = _prompt(model, request) or ""
     for first in range(0, len(request.pairs), WINDOW):
         window = request.pairs[first : first + WINDOW]
@@ -318,8 +317,7 @@ def _score(model: RankModel, request: PredictRequest, context: RunContext) -> It
         for offset in range(0, len(window), _PIECE):
             if offset:
                 yield None
-            pairs = [(prompt + left, right) for left, right in window[offset : offset + _PIECE]]
-            tokens += yield from model.tokenizer.encoding(pairs)
+            tokens += yield from model.encoding(window[offset : offset + _PIECE], prompt)
         for batch in plan_batches([len(item.ids) for item in tokens], budget):
             rows = [tokens[place] for place in batch]
             count.add(rows)

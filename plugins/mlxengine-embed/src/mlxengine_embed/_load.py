@@ -12,7 +12,7 @@ from mlxengine.errors import CancelledError, IncompatibleWeightsError
 
 from . import features
 from ._claim import CPU_TOKENS, GPU_TOKENS
-from ._recipe import Dense, Normalize, Recipe, read_recipe, read_scoring
+from ._recipe import Dense, Normalize, Recipe, judges, read_recipe, read_scoring
 
 
 def load(card: ModelCard, context: LoadContext) -> Loaded:
@@ -41,7 +41,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     from ._weights import fill, read_folder
 
     _report(context, 1)
-    reranks = is_reranker(card)
+    reranks = is_reranker(card) or judges(card)
     recipe = read_scoring(card) if reranks else read_recipe(card)
     folder = context.path / recipe.folder
     config = {} if recipe.static else normalise_config(_encoder_config(card, recipe.folder))
@@ -144,10 +144,24 @@ def _reranker(
 ) -> tuple[Any, list[Any]]:
     from mlxengine.toolkit.dtype import upcast_for_cpu
 
+    from ._framing import Framing
     from ._model import RankModel
-    from ._rerank import build_head, rename_head, score_activation
+    from ._rerank import build_head, build_word_head, rename_head, score_activation
     from ._weights import fill
 
+    judge, tokenizer = recipe.judge, common["tokenizer"]
+    if judge is not None:
+        words = tokenizer.token(judge.yes), None if judge.no is None else tokenizer.token(judge.no)
+        framed = judge.template or (tokenizer.chat_template if judge.chat is None else judge.chat)
+        model = RankModel(
+            recipe=recipe,
+            head=build_word_head(common["encoder"].module, config, weights, words, card.id),
+            labels=1,
+            activation=score_activation(card, 1, judge.activation),
+            framing=Framing(judge, tokenizer, card.id) if framed else None,
+            **common,
+        )
+        return model, [model.head]
     head, labels = build_head(config, common["encoder"].hidden_size, weights, card.id)
     fill(head, weights, rename_head, quantization, f"the scoring head of {card.id}")
     upcast_for_cpu(head)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from attrs import define
+from mlxengine import Event
 
+from ._framing import Framing
 from ._parts import Encoder
 from ._pool import normalize, pool
 from ._recipe import Normalize, Recipe
@@ -76,9 +78,10 @@ class EmbeddingModel:
 
 @define(eq=False, kw_only=True)
 class RankModel:
-    """A cross-encoder.
+    """A cross-encoder, or a language model that scores pairs.
 
-    ``activation`` makes scores of the logits; the recipe's prompts stand before queries.
+    ``activation`` makes scores of the logits; the recipe's prompts stand before queries, or are what
+    ``framing`` writes around a pair.
     """
 
     id: str
@@ -89,6 +92,16 @@ class RankModel:
     labels: int
     recipe: Recipe
     batch_tokens: int
+    framing: Framing | None = None
+
+    def encoding(
+        self, pairs: Sequence[tuple[str, str]], prompt: str
+    ) -> Generator[Event | None, None, list[Tokens]]:
+        """Within an iterator of events: the tokens of pairs, with a prompt (empty for none)."""
+        if self.framing is not None:
+            return (yield from self.framing.encoding(pairs, prompt))
+        # As for sentence-transformers, it stands before the first text of each pair.
+        return (yield from self.tokenizer.encoding([(prompt + left, right) for left, right in pairs]))
 
     def scores(self, batch: Sequence[Tokens], activation: str | None = None) -> Array:
         """The scores of pairs, (rows, labels), fp32; lazy.
@@ -105,6 +118,8 @@ class RankModel:
     def close(self) -> None:
         """Give up the weights."""
         self.tokenizer.close()
+        if self.framing is not None:
+            self.framing.close()
         self.encoder, self.head = None, None
 
 

@@ -21,7 +21,8 @@ from mlxengine.errors import (
 )
 
 from ._families import Family, family_of
-from ._settings import STAGES, check_stage
+from ._judge import Judge, find_judge
+from ._settings import STAGES, check_modalities, check_stage, transformer_settings
 from .models import EmbedConfiguration
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -90,6 +91,7 @@ class Recipe:
         similarity: one of `SIMILARITIES`.
         truncate_dim: dimensions that are kept by default; ``None`` keeps all.
         folder: where the encoder's files are, ``""`` for the top.
+        judge: of a reranker that is a language model, what it reads and what of it is the score.
         static: whether the encoder is a table of vectors, one a token, without layers or special tokens.
     """
 
@@ -104,6 +106,7 @@ class Recipe:
     similarity: str = "cosine"
     truncate_dim: int | None = None
     folder: str = ""
+    judge: Judge | None = None
     static: bool = False
 
     @property
@@ -153,14 +156,27 @@ def read_scoring(card: ModelCard) -> Recipe:
     Raises:
         UnsupportedArchitectureError: they ask for what is not known.
     """
-    recipe = _read_transformer(Recipe(source="cross-encoder", pooling=()), card)
     modules = _modules(card)
-    for module in modules[1:]:
+    judge = find_judge(card, modules)
+    task = "sequence-classification" if judge is None else "text-generation"
+    recipe = _read_transformer(Recipe(source="cross-encoder", pooling=(), judge=judge), card, task)
+    for module in modules[1 : None if judge is None else -1]:
         raise UnsupportedArchitectureError(
             f"{card.id} has the stage {module.get('type')!r} after its cross-encoder, which is not supported."
         )
+    if judge is not None and recipe.max_length is None:
+        recipe = evolve(recipe, max_length=judge.max_length)
     # sentence-transformers reads the prompts of repositories that list their modules only.
     return _read_prompts(recipe, card) if modules else recipe
+
+
+def judges(card: ModelCard) -> bool:
+    """Whether a repository holds a language model that scores pairs.
+
+    Raises:
+        UnsupportedArchitectureError, IncompatibleWeightsError: it does, but not in a known way.
+    """
+    return find_judge(card, _modules(card)) is not None
 
 
 def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Recipe:
@@ -179,7 +195,7 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
         if name in STAGES and name != "Transformer":
             check_stage(card, name, config, where)
         if name == "Transformer":
-            recipe = _read_transformer(evolve(recipe, folder=folder), card)
+            recipe = _read_transformer(evolve(recipe, folder=folder), card, "feature-extraction")
         elif name == "StaticEmbedding":
             recipe = evolve(recipe, folder=folder, static=True, pooling=("mean",))
         elif name == "Pooling":
@@ -209,7 +225,7 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
 
 
 def _without_modules(card: ModelCard) -> Recipe:
-    recipe = _read_transformer(Recipe(source="", pooling=()), card)
+    recipe = _read_transformer(Recipe(source="", pooling=()), card, "feature-extraction")
     for path, config in card.documents.items():
         if path.count("/") == 1 and path.endswith("_Pooling/config.json") and isinstance(config, Mapping):
             pooling = _pooling(config, path)
@@ -270,25 +286,29 @@ def _apply_configuration(recipe: Recipe, entry: EmbedConfiguration) -> Recipe:
     return changed
 
 
-def _read_transformer(recipe: Recipe, card: ModelCard) -> Recipe:
+def _read_transformer(recipe: Recipe, card: ModelCard, task: str) -> Recipe:
     """``max_seq_length`` and ``do_lower_case`` from ``sentence_bert_config.json`` and its namesakes."""
-    for path, config in card.documents.items():
-        folder, _, name = path.rpartition("/")
-        mine = folder == recipe.folder and name.startswith("sentence_") and name.endswith("_config.json")
-        if not mine or not isinstance(config, Mapping):
-            continue
-        check_stage(card, "Transformer", config, path)
-        longest = config.get("max_seq_length")
-        processing = config.get("processing_kwargs")
-        text = processing.get("text") if isinstance(processing, Mapping) else None
-        if longest is None and isinstance(text, Mapping):
-            longest = text.get("max_length")
-        return evolve(
-            recipe,
-            max_length=int(longest) if isinstance(longest, int) and longest > 0 else None,
-            lower_case=bool(config.get("do_lower_case", False)),
+    path, config = transformer_settings(card, recipe.folder)
+    if not config:
+        return recipe
+    check_stage(card, "Transformer", config, path)
+    if config.get("transformer_task", task) != task:
+        raise UnsupportedArchitectureError(
+            f"{path} of {card.id} says transformer_task={config['transformer_task']!r}; what follows it in "
+            f"modules.json needs {task!r}."
         )
-    return recipe
+    if task != "text-generation":
+        check_modalities(card, config, path)
+    longest = config.get("max_seq_length")
+    processing = config.get("processing_kwargs")
+    text = processing.get("text") if isinstance(processing, Mapping) else None
+    if longest is None and isinstance(text, Mapping):
+        longest = text.get("max_length")
+    return evolve(
+        recipe,
+        max_length=int(longest) if isinstance(longest, int) and longest > 0 else None,
+        lower_case=bool(config.get("do_lower_case", False)),
+    )
 
 
 def _read_prompts(recipe: Recipe, card: ModelCard) -> Recipe:

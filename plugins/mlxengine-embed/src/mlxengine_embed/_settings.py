@@ -183,6 +183,14 @@ ENCODERS: Mapping[str, Known] = {
         read=_LLAMA.read | _keys("attention_bias mlp_bias"),
         code=("EuroBertConfig", "EuroBertModel"),
     ),
+    "gemma": evolve(
+        _LLAMA,
+        only={
+            **_LLAMA.only,
+            "hidden_act": ("gelu", "gelu_pytorch_tanh"),
+            "hidden_activation": ("gelu_pytorch_tanh",),
+        },
+    ),
     "mistral": evolve(_LLAMA, read=_LLAMA.read | _keys("sliding_window layer_types")),
     "qwen2": evolve(
         _LLAMA,
@@ -234,10 +242,13 @@ STAGES: Mapping[str, Known] = {
     "Transformer": Known(
         read=_keys("max_seq_length do_lower_case processing_kwargs modality_config"),
         only={
-            "transformer_task": ("feature-extraction", "sequence-classification"),
-            "module_output_name": ("token_embeddings", "scores"),
+            "transformer_task": ("feature-extraction", "sequence-classification", "text-generation"),
+            "module_output_name": ("token_embeddings", "scores", "causal_logits"),
         },
         harmless=_keys("cache_dir backend"),
+    ),
+    "LogitScore": Known(
+        read=_keys("true_token_id false_token_id"), only={"module_input_name": ("causal_logits",)}
     ),
     "SentenceTransformer": Known(
         read=_keys("prompts default_prompt_name similarity_fn_name truncate_dim activation_fn"),
@@ -249,9 +260,13 @@ STAGES: Mapping[str, Known] = {
 _TEXT = Known(
     read=_keys("max_length"),
     only={"truncation": (True, "longest_first"), "padding": (True, False, "longest")},
-    harmless=_keys("return_tensors"),
+    harmless=_keys("return_tensors logits_to_keep"),
 )
-_MODALITY = {"method": ("forward",), "method_output_name": ("last_hidden_state", "logits")}
+_MODALITY = {
+    "method": ("forward",),
+    "method_output_name": ("last_hidden_state", "logits"),
+    "format": ("flat", "structured"),
+}
 
 
 def ignored_settings(card: ModelCard) -> Collection[str]:
@@ -281,8 +296,28 @@ def check_stage(card: ModelCard, name: str, config: Mapping[str, Any], where: st
             given = config.get(part)
             for modality, settings in given.items() if isinstance(given, Mapping) else ():
                 # What is meant for pictures or sound does nothing to a text.
-                if modality in ("text", "common") and isinstance(settings, Mapping):
+                if modality in ("text", "common", "message") and isinstance(settings, Mapping):
                     _check(card, known, settings, f"{where} ({part})")
+
+
+def transformer_settings(card: ModelCard, folder: str) -> tuple[str, Mapping[str, Any]]:
+    """The file in a folder that says how sentence-transformers' ``Transformer`` reads, and what it says.
+
+    It is ``sentence_bert_config.json`` or one of its namesakes; an empty path and mapping if there is none.
+    """
+    for path, config in card.documents.items():
+        where, _, name = path.rpartition("/")
+        mine = where == folder and name.startswith("sentence_") and name.endswith("_config.json")
+        if mine and isinstance(config, Mapping):
+            return path, config
+    return "", {}
+
+
+def check_modalities(card: ModelCard, config: Mapping[str, Any], where: str) -> None:
+    """Refuse texts that sentence-transformers would put into a chat template before an encoder reads them."""
+    modalities = config.get("modality_config")
+    if isinstance(modalities, Mapping) and "message" in modalities:
+        _check(card, Known(), {"modality_config": "message"}, where)
 
 
 def _check(card: ModelCard, known: Known, config: Mapping[str, Any], where: str) -> None:
@@ -291,20 +326,23 @@ def _check(card: ModelCard, known: Known, config: Mapping[str, Any], where: str)
             raise _refusal(card, key, config[key], where)
 
 
-def encoder_problem(card: ModelCard, config: Mapping[str, Any], where: str) -> MLXEngineError | None:
+def encoder_problem(
+    card: ModelCard, config: Mapping[str, Any], where: str, *, judged: bool = False
+) -> MLXEngineError | None:
     """Why an encoder would not be what its ``config.json`` says, where a setting is the reason.
 
     Args:
         card: the model.
         config: the file as it was published; its ``model_type`` is one of `ENCODERS`.
         where: its name.
+        judged: whether its whole language model is used, not the encoder in it.
     """
     kind = str(config["model_type"])
     known, ignored = ENCODERS[kind], ignored_settings(card)
     for key in known.refused(config):
         if key not in _HARMLESS and key not in ignored:
             return _refusal(card, key, config[key], where)
-    code = _own_code(config, known)
+    code = _own_code(config, known, judged)
     if code is not None and "auto_map" not in ignored:
         return RemoteCodeRefusedError(
             f"{card.id} has code of its own for its encoder ({code}), which may compute something else than "
@@ -317,7 +355,7 @@ def encoder_problem(card: ModelCard, config: Mapping[str, Any], where: str) -> M
     return None
 
 
-def _own_code(config: Mapping[str, Any], known: Known) -> str | None:
+def _own_code(config: Mapping[str, Any], known: Known, judged: bool) -> str | None:
     """The class that a repository brings for what the encoder computes, unless it is known."""
     classes = config.get("auto_map")
     if not isinstance(classes, Mapping):
@@ -325,6 +363,7 @@ def _own_code(config: Mapping[str, Any], known: Known) -> str | None:
     names = [str(name) for name in config.get("architectures") or ()]
     scores = any(name.endswith("ForSequenceClassification") for name in names)
     wanted = "AutoModelForSequenceClassification" if scores else "AutoModel"
+    wanted = "AutoModelForCausalLM" if judged else wanted
     found = [str(classes[key]) for key in ("AutoConfig", wanted) if classes.get(key)]
     return next((name for name in found if name.rpartition(".")[2] not in known.code), None)
 
@@ -382,4 +421,13 @@ def _escape(key: str) -> str:
     return f'If it changes nothing, say so: EmbedConfiguration(id=…, harmless_settings=("{key}",)).'
 
 
-__all__ = ["ENCODERS", "STAGES", "Known", "check_stage", "encoder_problem", "ignored_settings"]
+__all__ = [
+    "ENCODERS",
+    "STAGES",
+    "Known",
+    "check_modalities",
+    "check_stage",
+    "encoder_problem",
+    "ignored_settings",
+    "transformer_settings",
+]

@@ -136,6 +136,8 @@ if TYPE_CHECKING:
     from .vectors.outputs import Embeddings as Embeddings
     from .vectors.outputs import Hits as Hits
     from .vectors.outputs import Scores as Scores
+    from .vectors.outputs import SparseEmbeddings as SparseEmbeddings
+    from .vectors.outputs import SparseVector as SparseVector
     from .vectors.requests import EmbedRequest as EmbedRequest
     from .vectors.requests import PredictRequest as PredictRequest
     from .vectors.requests import RankRequest as RankRequest
@@ -187,7 +189,7 @@ _HOMES = {
     "text.session": "AsyncSession Session",
     "vectors.handle": "EmbeddingHandle",
     "vectors.handle_async": "AsyncEmbeddingHandle",
-    "vectors.outputs": "Embeddings Hits Scores",
+    "vectors.outputs": "Embeddings Hits Scores SparseEmbeddings SparseVector",
     "vectors.workload": "VectorWorkload",
     "vectors.requests": "EmbedRequest PredictRequest RankRequest SearchRequest",
 }

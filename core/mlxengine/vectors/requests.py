@@ -79,6 +79,14 @@ def _output(value: str) -> str:
     return _named(value, "output")
 
 
+def _task(value: str | None) -> str | None:
+    if value not in (None, "query", "document"):
+        raise InvalidParameterError(
+            f"task={value!r} is not known.", hint='Give "query", "document", or None.'
+        )
+    return value
+
+
 def _normalize(value: bool | None) -> bool | None:
     if value is not None and value not in (True, False):
         raise InvalidParameterError(f"normalize must be True, False or None, found {value!r}.")
@@ -123,7 +131,9 @@ class EmbedRequest(Request):
         normalize: scale vectors to unit length; ``None`` does what the model's repository says.
         truncate_dim: keep the first dimensions only (and normalise again if normalised).
         precision: ``"float32"``, ``"float16"``, ``"int8"``, ``"uint8"``, ``"binary"`` or ``"ubinary"``.
-        output: ``"pooled"`` (one vector a text) or ``"tokens"`` (one a token).
+        output: ``"pooled"`` (one vector a text), ``"tokens"`` (one a token), or ``"sparse"`` (a weight for
+            each term of the vocabulary, most of them 0).
+        task: what the texts are, ``"query"`` or ``"document"``, to a model that reads the two differently.
         batch_tokens: most padded tokens in one step; ``None`` lets the plugin choose.
     """
 
@@ -134,6 +144,7 @@ class EmbedRequest(Request):
     truncate_dim: int | None = field(default=None, converter=_truncate_dim)
     precision: str = field(default="float32", converter=_precision)
     output: str = field(default="pooled", converter=_output)
+    task: str | None = field(default=None, converter=_task)
     batch_tokens: int | None = field(default=None, converter=_batch_tokens)
     ranges: tuple[tuple[float, ...], tuple[float, ...]] | None = field(
         default=None, converter=_ranges, repr=False

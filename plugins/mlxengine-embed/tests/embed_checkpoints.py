@@ -770,6 +770,55 @@ def _head(dense: str, last: str, labels: int = 1) -> Callable[[_Weights], None]:
     return add
 
 
+def _masked(
+    base: Callable[[Path], None],
+    prefix: str,
+    names: tuple[str, str, str],
+    *,
+    biased: bool = True,
+    tied: str | None = None,
+    **pooling: str,
+) -> Callable[[Path], None]:
+    """An embedder's repository with the head of a masked language model and its sparse pooling.
+
+    ``names`` are those of the head's dense layer, norm and bias; ``tied`` one of a decoder that is not tied.
+    """
+
+    def write(folder: Path) -> None:
+        base(folder)
+        weights = _Weights(90)
+        stored = load_file(str(folder / "model.safetensors"))
+        weights.tensors = {prefix + key: value for key, value in stored.items()}
+        weights.linear(names[0], SIZE, SIZE, bias=biased)
+        weights.norm(names[1], bias=biased)
+        # Shifted down, so that most terms say nothing.
+        random = np.random.default_rng(91).standard_normal(len(VOCABULARY))
+        weights.tensors[names[2]] = (random - 9).astype(np.float32)
+        config = json.loads((folder / "config.json").read_text())
+        if tied is not None:
+            weights.table(f"{tied}.weight", len(VOCABULARY))
+            weights.tensors[f"{tied}.bias"] = weights.tensors[names[2]]
+            config["tie_word_embeddings"] = False
+        name = config["architectures"][0].replace("Model", "ForMaskedLM")
+        _save(folder, config | {"architectures": [name]}, weights)
+        new = "sentence_transformers.sparse_encoder.models."
+        kinds = (("MLMTransformer.MLMTransformer", ""), ("SpladePooling.SpladePooling", "1_SpladePooling"))
+        entries = [{"idx": i, "name": str(i), "path": p, "type": new + k} for i, (k, p) in enumerate(kinds)]
+        _json(folder / "modules.json", entries)
+        settings = {"pooling_strategy": "max", "activation_function": "relu", **pooling}
+        _json(folder / "1_SpladePooling" / "config.json", settings | {"word_embedding_dimension": None})
+        own = {
+            "model_type": "SparseEncoder",
+            "similarity_fn_name": "dot",
+            "prompts": {"query": "", "document": ""},
+        }
+        _json(folder / "config_sentence_transformers.json", own)
+
+    return write
+
+
+_CLS = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
+_LM = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
 _THREE = {"id2label": {"0": "contradiction", "1": "entailment", "2": "neutral"}}
 _THREE_HEAD = _head("bert.pooler.dense", "classifier", 3)
 _PLAIN = _bert_with({"pooling_mode": "cls"})
@@ -849,6 +898,21 @@ BARE_JUDGES: dict[str, Callable[[Path], None]] = {
     "bge-reranker-v2-gemma-tiny": _judge(84, "gemma", norms=0.0, hidden_act="gelu"),
 }
 """The same without; what they read is known by their names."""
+SPARSE: dict[str, Callable[[Path], None]] = {
+    "bert-splade": _masked(_PLAIN, "bert.", _CLS),
+    "bert-splade-sum": _masked(_PLAIN, "bert.", _CLS, pooling_strategy="sum"),
+    "bert-splade-apart": _masked(
+        _PLAIN, "bert.", _CLS, tied="cls.predictions.decoder", activation_function="log1p_relu"
+    ),
+    "distilbert-splade": _masked(
+        _distilbert, "distilbert.", ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
+    ),
+    "xlm-roberta-splade": _masked(_xlm_roberta, "roberta.", _LM),
+    "mpnet-splade": _masked(_mpnet, "mpnet.", _LM),
+    "modernbert-splade": _masked(
+        _modern, "model.", ("head.dense", "head.norm", "decoder.bias"), biased=False
+    ),
+}
 CLASSIFIERS: dict[str, Callable[[Path], None]] = {
     "bert-three-labels": _scorer(_PLAIN, "bert.", _THREE_HEAD, "Bert", **_THREE),
     "distilbert-two-labels": _scorer(
@@ -866,7 +930,7 @@ def write(name: str, root: Path) -> Path:
     folder = root / name
     if not folder.exists():
         folder.mkdir(parents=True)
-        {**EMBEDDERS, **RERANKERS, **JUDGES, **BARE_JUDGES, **CLASSIFIERS}[name](folder)
+        {**EMBEDDERS, **RERANKERS, **JUDGES, **BARE_JUDGES, **SPARSE, **CLASSIFIERS}[name](folder)
     return folder
 
 

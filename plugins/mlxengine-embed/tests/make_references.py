@@ -24,7 +24,7 @@ PRECISIONS = ("int8", "uint8", "binary", "ubinary")
 
 
 def main(minilm: str, target: Path) -> None:
-    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
@@ -65,6 +65,16 @@ def main(minilm: str, target: Path) -> None:
         for name in checkpoints.BARE_JUDGES:
             read = _read_as_qwen3 if name.startswith("Qwen3") else _read_as_gemma
             found[name] = _logits(checkpoints.write(name, Path(folder)), words, read)
+        for name in checkpoints.SPARSE:
+            sparse = SparseEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
+            dense = sparse.encode(words, batch_size=1, convert_to_sparse_tensor=False)
+            found[name] = dense.numpy()
+            if name == "bert-splade":
+                found[f"{name}/similarity"] = sparse.similarity(dense, dense).numpy()
+                few = sparse.encode(words, batch_size=1, convert_to_sparse_tensor=False, max_active_dims=5)
+                found[f"{name}/few"] = few.numpy()
+                top = sparse.decode(dense[4], top_k=3)
+                found[f"{name}/words"] = np.array([word for word, _ in top])
         for name in checkpoints.CLASSIFIERS:
             ranker = CrossEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
             pairs = [(words[4], document) for document in words]

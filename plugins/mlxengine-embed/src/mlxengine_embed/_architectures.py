@@ -60,7 +60,18 @@ HEADS: Mapping[str, str] = {
 }
 """What a cross-encoder of an architecture has after its encoder, by what `_rerank.Head` calls it."""
 
+MASKED_HEADS: Mapping[str, str] = {
+    "bert": "cls",
+    "distilbert": "vocab",
+    "roberta": "lm_head",
+    "xlm-roberta": "lm_head",
+    "camembert": "lm_head",
+    "mpnet": "lm_head",
+    "modernbert": "head",
+}
+"""What a masked language model of an architecture calls its head, by what `_splade` calls it."""
+
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
 """The activations that our own encoders know, as configurations name them."""
 
-__all__ = ["ACTIVATIONS", "ENCODERS", "HEADS", "LIBRARIES", "OTHERWISE"]
+__all__ = ["ACTIVATIONS", "ENCODERS", "HEADS", "LIBRARIES", "MASKED_HEADS", "OTHERWISE"]

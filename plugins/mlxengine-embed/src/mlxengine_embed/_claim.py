@@ -15,9 +15,9 @@ from mlxengine.errors import (
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 
-from ._architectures import ENCODERS, HEADS, LIBRARIES, OTHERWISE
+from ._architectures import ENCODERS, HEADS, LIBRARIES, MASKED_HEADS, OTHERWISE
 from ._families import family_of
-from ._recipe import is_sentence_model, judges, read_recipe, read_scoring
+from ._recipe import is_sentence_model, judges, makes_terms, read_recipe, read_scoring
 from ._settings import encoder_problem
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -105,6 +105,11 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
             f"{card.id} has the encoder architecture {kind!r}, which is not supported.",
             hint=f"Supported are {', '.join(LIBRARIES)}.",
         )
+    if recipe.splade is not None and kind not in MASKED_HEADS:
+        return UnsupportedArchitectureError(
+            f"{card.id} makes sparse vectors with the architecture {kind!r}, which is not supported.",
+            hint=f"Supported are {', '.join(MASKED_HEADS)}.",
+        )
     where = f"{folder}/config.json" if folder else "config.json"
     judged = recipe.judge is not None
     refused = encoder_problem(card, config, where, judged=judged) if isinstance(config, Mapping) else None
@@ -129,8 +134,14 @@ def _estimate(card: ModelCard, workload: VectorWorkload) -> MemoryEstimate:
     length = workload.context_length or 512
     tokens = min(length * workload.batch, CPU_TOKENS if workload.backend == "cpu" else GPU_TOKENS)
     # Numbers that live at once for each token, found by measuring: they follow the peak within 5 %.
+    logits = 0
+    if makes_terms(card):
+        # A piece of the logits before and after what is done to them, and the sum so far.
+        logits = 3 * min(tokens * (_size(config, "vocab_size") or 30_522), 1 << 25)
     numbers = 7 * hidden + 4 * inner + heads * min(length, 512)
-    return MemoryEstimate(weights=loaded_weights(card, workload), workspace=4 * max(tokens, length) * numbers)
+    return MemoryEstimate(
+        weights=loaded_weights(card, workload), workspace=4 * (max(tokens, length) * numbers + logits)
+    )
 
 
 __all__ = ["FILES", "claim"]

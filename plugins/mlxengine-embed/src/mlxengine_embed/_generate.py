@@ -19,6 +19,8 @@ from mlxengine import (
     Request,
     RunContext,
     SearchRequest,
+    SparseEmbeddings,
+    SparseVector,
     TokenUsage,
 )
 from mlxengine.contract.events import Array
@@ -123,15 +125,16 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
     recipe = model.recipe
     for name, value, allowed in (
         ("precision", request.precision, PRECISIONS),
-        ("output", request.output, ("pooled", "tokens")),
+        ("output", request.output, ("pooled", "tokens", "sparse")),
     ):
         if value not in allowed:
             raise InvalidParameterError(f"{name}={value!r} is not one of {', '.join(allowed)}.")
+    _check_output(model, request)
     if request.output == "tokens" and request.precision not in ("float32", "float16"):
         raise InvalidParameterError(f'output="tokens" does not go with precision={request.precision!r}.')
     prompt = None if tokenized else _prompt(model, request)
     size = request.truncate_dim
-    if size is None and request.output == "pooled":
+    if size is None and request.output != "tokens":
         size = recipe.truncate_dim
     elif size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise InvalidParameterError(f"truncate_dim must be a positive whole number, found {size!r}.")
@@ -145,6 +148,21 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
             hint="Give ranges=(lowest, highest), taken from the float32 vectors of a sample.",
         )
     return evolve(request, prompt=prompt or None, prompt_name=None, truncate_dim=size)
+
+
+def _check_output(model: EmbeddingModel, request: EmbedRequest) -> None:
+    """A model makes the vectors that it was trained for, and no others."""
+    if (request.output == "sparse") != (model.terms is not None):
+        made = "dense" if model.terms is None else "sparse"
+        raise UnsupportedInputError(
+            f"{model.id} makes {made} vectors, not what output={request.output!r} asks for.",
+            hint='Give output="sparse".' if made == "sparse" else 'Leave out output="sparse".',
+        )
+    if request.output == "sparse" and (request.precision != "float32" or request.normalize is not None):
+        raise InvalidParameterError(
+            "Sparse vectors are float32, and as long as their weights make them.",
+            hint="Leave out precision and normalize.",
+        )
 
 
 def _prompt(model: EmbeddingModel | RankModel, request: EmbedRequest | PredictRequest) -> str | None:
@@ -242,6 +260,10 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
             if request.output == "tokens":
                 yield _token_event(request, computed, rows, indices, truncated)
                 continue
+            if model.terms is not None:
+                sparse = _sparse_vectors(np.array(computed), request.truncate_dim, model.terms.words)
+                yield SparseEmbeddings(indices=indices, vectors=sparse, truncated=truncated)
+                continue
             vectors = np.array(computed)
             if calibrate:
                 held.append((indices, vectors, truncated))
@@ -275,6 +297,8 @@ def _ahead(
         rows = [tokens[place] for place in batch]
         if request.output == "tokens":
             computed = model.hidden(rows)[0].astype(mx.float32)
+        elif request.output == "sparse":
+            computed = model.sparse(rows)
         else:
             computed = model.vectors(rows, start=start, unit=request.normalize, size=request.truncate_dim)
         mx.async_eval(computed)  # type: ignore[no-untyped-call]
@@ -302,6 +326,24 @@ def _token_event(
     kept = (row[: len(item.ids)] for row, item in zip(hidden, rows, strict=True))
     arrays = tuple(_array(quantize(row, request.precision)) for row in kept)
     return Embeddings(indices=indices, tokens=arrays, truncated=truncated)
+
+
+def _sparse_vectors(weights: Host, most: int | None, words: Sequence[str]) -> tuple[SparseVector, ...]:
+    """What of each row is not 0; of more than ``most`` the heaviest, of equal ones the earlier."""
+    found = []
+    for row in weights:
+        terms = np.flatnonzero(row)
+        if most is not None and len(terms) > most:
+            terms = np.sort(terms[np.argsort(-row[terms], kind="stable")[:most]])
+        found.append(
+            SparseVector(
+                terms=_array(terms.astype(np.int32)),
+                weights=_array(row[terms]),
+                words=tuple(words[term] for term in terms.tolist()),
+                size=len(row),
+            )
+        )
+    return tuple(found)
 
 
 def _array(values: Host) -> Array:

@@ -69,7 +69,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     model, modules = (
         _reranker(card, config, recipe, weights, quantization, common)
         if reranks
-        else _embedder(card, context.path, recipe, weights, quantization, common)
+        else _embedder(card, config, context.path, recipe, weights, quantization, common)
     )
     _report(context, 2)
     info = {
@@ -98,6 +98,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
 
 def _embedder(
     card: ModelCard,
+    config: Mapping[str, Any],
     root: Path,
     recipe: Recipe,
     weights: Mapping[str, Any],
@@ -108,8 +109,15 @@ def _embedder(
 
     from ._model import EmbeddingModel
     from ._pool import build_stage
+    from ._splade import build_terms
     from ._weights import fill, read_folder
 
+    if recipe.splade is not None:
+        words = common["tokenizer"].terms(int(config["vocab_size"]))
+        terms = build_terms(recipe.splade, config, common["encoder"], weights, words, card.id)
+        upcast_for_cpu(terms.head)
+        found = EmbeddingModel(recipe=recipe, stages=(), dimension=terms.count, terms=terms, **common)
+        return found, [terms.head]
     size = common["encoder"].hidden_size * len(recipe.pooling)
     functions, modules = [], []
     for stage in recipe.stages:
@@ -193,6 +201,7 @@ def _describe(recipe: Recipe, dimension: int) -> dict[str, Any]:
     return {
         "dimension": min(dimension, recipe.truncate_dim or dimension),
         "full_dimension": dimension,
+        "output": "pooled" if recipe.splade is None else "sparse",
         "pooling": recipe.pooling,
         "normalize": recipe.normalizes,
         "similarity": recipe.similarity,

@@ -15,6 +15,7 @@ from ._parts import Encoder
 from ._pool import normalize, pool
 from ._recipe import Normalize, Recipe
 from ._rerank import ACTIVATIONS
+from ._splade import Terms
 from ._tokenize import Tokenizer, Tokens
 
 Array = Any
@@ -32,6 +33,7 @@ class EmbeddingModel:
         stages: the functions of ``recipe.stages``, in order.
         dimension: length of a full vector.
         batch_tokens: padded tokens in one step unless the request says otherwise.
+        terms: what makes sparse vectors, of a model that makes these.
     """
 
     id: str
@@ -41,6 +43,12 @@ class EmbeddingModel:
     stages: tuple[Callable[[Array], Array], ...]
     dimension: int
     batch_tokens: int
+    terms: Terms | None = None
+
+    def sparse(self, batch: Sequence[Tokens]) -> Array:
+        """A weight for each term, (rows, terms), fp32; lazy but for long batches."""
+        assert self.terms is not None
+        return self.terms.pool(*self.hidden(batch))
 
     def hidden(self, batch: Sequence[Tokens]) -> tuple[Array, Array]:
         """Hidden vectors (rows, longest, size) of a padded batch, and how many tokens each row has."""
@@ -73,7 +81,7 @@ class EmbeddingModel:
     def close(self) -> None:
         """Give up the weights."""
         self.tokenizer.close()
-        self.encoder, self.stages = None, ()
+        self.encoder, self.stages, self.terms = None, (), None
 
 
 @define(eq=False, kw_only=True)

@@ -16,6 +16,7 @@ from mlxengine import ModelCard
 from mlxengine.errors import (
     IncompatibleWeightsError,
     InvalidParameterError,
+    MLXEngineError,
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
@@ -72,6 +73,19 @@ class LayerNorm:
     size: int
 
 
+@frozen(kw_only=True)
+class Splade:
+    """Sparse vectors of a masked language model's logits.
+
+    Args:
+        greatest: whether the greatest of a text's tokens counts for a term, else their sum.
+        twice: whether the logarithm is taken twice.
+    """
+
+    greatest: bool = True
+    twice: bool = False
+
+
 Stage = Dense | Normalize | LayerNorm
 
 
@@ -91,6 +105,7 @@ class Recipe:
         similarity: one of `SIMILARITIES`.
         truncate_dim: dimensions that are kept by default; ``None`` keeps all.
         folder: where the encoder's files are, ``""`` for the top.
+        splade: how sparse vectors are made, of a model that makes these.
         judge: of a reranker that is a language model, what it reads and what of it is the score.
         static: whether the encoder is a table of vectors, one a token, without layers or special tokens.
     """
@@ -106,6 +121,7 @@ class Recipe:
     similarity: str = "cosine"
     truncate_dim: int | None = None
     folder: str = ""
+    splade: Splade | None = None
     judge: Judge | None = None
     static: bool = False
 
@@ -170,6 +186,14 @@ def read_scoring(card: ModelCard) -> Recipe:
     return _read_prompts(recipe, card) if modules else recipe
 
 
+def makes_terms(card: ModelCard) -> bool:
+    """Whether a repository makes sparse vectors."""
+    try:
+        return not judges(card) and read_recipe(card).splade is not None
+    except MLXEngineError:
+        return False
+
+
 def judges(card: ModelCard) -> bool:
     """Whether a repository holds a language model that scores pairs.
 
@@ -181,6 +205,7 @@ def judges(card: ModelCard) -> bool:
 
 def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Recipe:
     recipe = Recipe(source="modules.json", pooling=())
+    sparse = any(str(module.get("type", "")).endswith("SpladePooling") for module in modules)
     for module in modules:
         kind, folder = str(module.get("type", "")), str(module.get("path", "")).strip("/").removeprefix(".")
         name = kind.rpartition(".")[2]
@@ -194,8 +219,11 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
         config = config if isinstance(config, Mapping) else {}
         if name in STAGES and name != "Transformer":
             check_stage(card, name, config, where)
-        if name == "Transformer":
-            recipe = _read_transformer(evolve(recipe, folder=folder), card, "feature-extraction")
+        if name in ("Transformer", "MLMTransformer"):
+            task = "fill-mask" if sparse else "feature-extraction"
+            recipe = _read_transformer(evolve(recipe, folder=folder), card, task)
+        elif name == "SpladePooling":
+            recipe = evolve(recipe, splade=_splade(config, where), similarity="dot")
         elif name == "StaticEmbedding":
             recipe = evolve(recipe, folder=folder, static=True, pooling=("mean",))
         elif name == "Pooling":
@@ -210,9 +238,15 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
         elif name != "Dropout":
             raise UnsupportedArchitectureError(
                 f"{card.id} has the stage {name or module!r} in modules.json, which is not supported.",
-                hint="Supported are Transformer, StaticEmbedding, Pooling, Dense, Normalize, LayerNorm "
-                "and Dropout.",
+                hint="Supported are Transformer, StaticEmbedding, Pooling, SpladePooling, Dense, Normalize, "
+                "LayerNorm and Dropout.",
             )
+    if recipe.splade is not None:
+        if recipe.pooling or recipe.stages:
+            raise UnsupportedArchitectureError(
+                f"{card.id} has more stages than its SpladePooling in modules.json, which is not supported."
+            )
+        return recipe
     configured = card.configuration
     if not recipe.pooling and isinstance(configured, EmbedConfiguration) and configured.pooling:
         return evolve(recipe, source="modules.json and registry entry")
@@ -224,7 +258,21 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
     return recipe
 
 
+def _splade(config: Mapping[str, Any], where: str) -> Splade:
+    found = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
+    if found[0] not in ("max", "sum") or found[1] not in ("relu", "log1p_relu"):
+        raise UnsupportedArchitectureError(
+            f"{where} pools by {found[0]!r} of {found[1]!r}, which is not known.",
+            hint="Known are max and sum of relu and log1p_relu.",
+        )
+    return Splade(greatest=found[0] == "max", twice=found[1] == "log1p_relu")
+
+
 def _without_modules(card: ModelCard) -> Recipe:
+    if "splade" in card.id.lower() and any(
+        str(name).endswith("ForMaskedLM") for name in card.config.get("architectures") or ()
+    ):
+        return Recipe(source="family splade", pooling=(), splade=Splade(), similarity="dot")
     recipe = _read_transformer(Recipe(source="", pooling=()), card, "feature-extraction")
     for path, config in card.documents.items():
         if path.count("/") == 1 and path.endswith("_Pooling/config.json") and isinstance(config, Mapping):
@@ -322,7 +370,7 @@ def _read_prompts(recipe: Recipe, card: ModelCard) -> Recipe:
     prompts = {**recipe.prompts, **own} if any(own.values()) or not recipe.prompts else recipe.prompts
     default = config.get("default_prompt_name")
     similarity = config.get("similarity_fn_name") or recipe.similarity
-    truncate = config.get("truncate_dim")
+    truncate = config.get("truncate_dim" if recipe.splade is None else "max_active_dims")
     if similarity not in SIMILARITIES:
         raise UnsupportedArchitectureError(f"The similarity function {similarity!r} is not known.")
     return evolve(

@@ -242,17 +242,28 @@ STAGES: Mapping[str, Known] = {
     "Transformer": Known(
         read=_keys("max_seq_length do_lower_case processing_kwargs modality_config"),
         only={
-            "transformer_task": ("feature-extraction", "sequence-classification", "text-generation"),
+            "transformer_task": (
+                "feature-extraction",
+                "sequence-classification",
+                "text-generation",
+                "fill-mask",
+            ),
             "module_output_name": ("token_embeddings", "scores", "causal_logits"),
         },
         harmless=_keys("cache_dir backend"),
+    ),
+    "SpladePooling": Known(
+        read=_keys("pooling_strategy activation_function"),
+        harmless=_keys("embedding_dimension word_embedding_dimension chunk_size"),
     ),
     "LogitScore": Known(
         read=_keys("true_token_id false_token_id"), only={"module_input_name": ("causal_logits",)}
     ),
     "SentenceTransformer": Known(
-        read=_keys("prompts default_prompt_name similarity_fn_name truncate_dim activation_fn"),
-        only={"model_type": ("SentenceTransformer", "CrossEncoder")},
+        read=_keys(
+            "prompts default_prompt_name similarity_fn_name truncate_dim max_active_dims activation_fn"
+        ),
+        only={"model_type": ("SentenceTransformer", "CrossEncoder", "SparseEncoder")},
         harmless=_keys("__version__ keep_in_fp32_modules requirements"),
     ),
 }

@@ -94,6 +94,10 @@ class Tokenizer:
         found = getattr(self._slow, "chat_template", None)
         return found if isinstance(found, str) else None
 
+    def terms(self, count: int) -> list[str]:
+        """The first tokens of the vocabulary, as they are written there; empty where there is none."""
+        return [word or "" for word in self._slow.convert_ids_to_tokens(list(range(count)))]
+
     @property
     def words(self) -> dict[str, str]:
         """Its special tokens by the names that chat templates know them by."""

@@ -13,6 +13,7 @@ from ..contract._convert import only
 from ..contract.events import Array, Event, Finished
 from ..contract.tokens import TokenUsage
 from ..errors import InvalidParameterError
+from ._late import Late, late_side
 from ._sparse import sparse_side, sparse_similarity
 from ._vectors import Gathered, Predictions, pairwise_of, similarity_of
 from .outputs import Scores
@@ -114,14 +115,22 @@ class Embedder:
         texts = [(place, side) for place, side in enumerate(sides) if isinstance(side, tuple)]
         total, done = sum(len(side) for _, side in texts), 0
         gathered = []
+        output = self.info.get("output") or "pooled"
         for place, side in texts:
-            request = embed_request(side, self.info.get("output") or "pooled", {})
+            # Where queries are read otherwise than documents, the left side are queries.
+            task = ("query", "document")[place] if output == "tokens" and right is not None else None
+            request = embed_request(side, output, self._for_task({"task": task}))
             gathered.append((place, self._gathering(request, progress, done, total)))
             done += len(side)
         return sides, gathered
 
     def _function(self) -> str:
         return str(self.info.get("similarity") or "cosine")
+
+    def _late(self, sides: Sequence[Any]) -> Late | None:
+        """What compares the first side with the last where they are token vectors."""
+        left, right = late_side(sides[0]), late_side(sides[-1])
+        return None if left is None or right is None else Late(left, right)
 
     def _similarity(self, sides: Sequence[Any]) -> Array:
         """Of the first side with the last."""
@@ -276,11 +285,11 @@ def as_tuple(texts: Any) -> tuple[Any, ...]:
 
 
 def side_of(value: Any) -> Any:
-    """A side of a comparison as a tuple of texts, a matrix of vectors, or a list of sparse ones."""
+    """A side of a comparison as a tuple of texts, a matrix of vectors, or a list of others."""
     import numpy as np
 
-    if (sparse := sparse_side(value)) is not None:
-        return list(sparse)  # a tuple is texts
+    if (kept := late_side(value) or sparse_side(value)) is not None:
+        return list(kept)  # a tuple is texts
     if isinstance(value, str | Mapping | set | frozenset | bytes | bytearray | memoryview):
         return as_tuple(value)
     if not hasattr(value, "__iter__"):

@@ -147,7 +147,7 @@ class EmbeddingHandle(Embedder, ModelHandle):
         """How similar rows of two matrices are, by the model's own similarity function.
 
         Args:
-            left: texts, vectors (count, dimension), or sparse vectors.
+            left: texts, vectors (count, dimension), sparse vectors, or token vectors (of queries).
             right: the same; ``None`` compares ``left`` with itself.
             progress: called with how many texts are done, and of how many.
 
@@ -160,7 +160,12 @@ class EmbeddingHandle(Embedder, ModelHandle):
         sides, texts = self._compared(left, right, progress)
         for place, gathered in texts:
             sides[place] = self._gather(gathered).whole()
-        return self._similarity(sides)
+        if (late := self._late(sides)) is None:
+            return self._similarity(sides)
+        with self.stream(late.request) as events:
+            for event in events:
+                late.add(event)
+        return late.whole()
 
     def rank(
         self,

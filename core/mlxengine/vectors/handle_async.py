@@ -131,7 +131,7 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
         """How similar rows of two matrices are, by the model's own similarity function; reckoned on a thread.
 
         Args:
-            left: texts, vectors (count, dimension), or sparse vectors.
+            left: texts, vectors (count, dimension), sparse vectors, or token vectors (of queries).
             right: the same; ``None`` compares ``left`` with itself.
             progress: called with how many texts are done, and of how many.
 
@@ -146,7 +146,12 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
         sides, texts = self._compared(left, right, progress)
         for place, gathered in texts:
             sides[place] = (await self._gather(gathered)).whole()
-        return await asyncio.to_thread(self._similarity, sides)
+        if (late := self._late(sides)) is None:
+            return await asyncio.to_thread(self._similarity, sides)
+        async with self.stream(late.request) as events:
+            async for event in events:
+                late.add(event)
+        return late.whole()
 
     async def rank(
         self,

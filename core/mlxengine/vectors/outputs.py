@@ -57,6 +57,14 @@ class SparseEmbeddings(Event):
 
 
 @frozen(kw_only=True)
+class Similarities(Event):
+    """Of each query with the documents from the place ``start`` on: float32 (queries, documents)."""
+
+    start: int
+    scores: Array
+
+
+@frozen(kw_only=True)
 class Scores(Event):
     """Relevance of the documents (or pairs) ``indices``, higher is better.
 
@@ -80,4 +88,4 @@ class Hits(Event):
     scores: Array
 
 
-__all__ = ["Embeddings", "Hits", "Scores", "SparseEmbeddings", "SparseVector"]
+__all__ = ["Embeddings", "Hits", "Scores", "Similarities", "SparseEmbeddings", "SparseVector"]

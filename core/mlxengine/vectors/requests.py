@@ -225,4 +225,28 @@ class SearchRequest(Request):
             raise InvalidParameterError(f"The similarity function {self.similarity!r} is not known.")
 
 
-__all__ = ["EmbedRequest", "PredictRequest", "RankRequest", "SearchRequest"]
+@frozen(kw_only=True)
+class MaxSimRequest(Request):
+    """Token vectors of queries and documents in, how much each query finds in each document out.
+
+    The score is the sum over the query's tokens of the greatest dot product with any of the document's
+    (Khattab and Zaharia 2020); a block of documents is one step.
+
+    Args:
+        queries: float32 (tokens, size) each.
+        documents: float32 (tokens, size) each; one without tokens has the score 0.
+    """
+
+    queries: tuple[Array, ...] = field(repr=False)
+    documents: tuple[Array, ...] = field(repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        sizes = {matrix.shape[-1] for matrix in (*self.queries, *self.documents) if len(matrix.shape) == 2}
+        if len(sizes) > 1 or any(len(matrix.shape) != 2 for matrix in (*self.queries, *self.documents)):
+            raise InvalidParameterError(
+                "Token vectors of these shapes cannot be compared.",
+                hint="Each text has (tokens, size), with vectors of the same model.",
+            )
+
+
+__all__ = ["EmbedRequest", "MaxSimRequest", "PredictRequest", "RankRequest", "SearchRequest"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +178,15 @@ def write_tokenizer(
     types: bool = False,
     more: tuple[str, ...] = (),
     special: tuple[str, ...] = (),
+    mask: str | None = None,
+    words: Sequence[str] = VOCABULARY,
 ) -> None:
     """A tokenizer of whole words with special tokens in the architecture's places.
 
-    ``more`` words follow those of `VOCABULARY`; a newline is one of them where they hold it.
+    ``more`` follow the other words; a newline is one of them where they hold it.
     """
-    words = {word: i for i, word in enumerate((*VOCABULARY, *more))}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    known = {word: i for i, word in enumerate((*words, *more))}
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if "\n" in more:
         newlines = pre_tokenizers.Split("\n", "isolated")
@@ -203,6 +205,8 @@ def write_tokenizer(
     tokenizer.add_special_tokens([*SPECIAL, *special])
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    if mask is not None:
+        names["mask_token"] = mask
     settings = {**names, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest}
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if types else [])]
     settings |= {"padding_side": side, "model_input_names": inputs}
@@ -819,6 +823,50 @@ def _masked(
 
 _CLS = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
 _LM = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+_LATE_WORDS = ("[Q] ", "[D] ", "<mask>", ",", ".")
+
+
+def _late(
+    base: Callable[[Path], None], own: dict[str, Any], *, native: dict[str, Any] | None = None
+) -> Callable[[Path], None]:
+    """An embedder's repository that makes token vectors, with PyLate's files, or with modules of its own."""
+
+    def write(folder: Path) -> None:
+        base(folder)
+        words = _LATE_WORDS if native is None else ("<mask>", ",", ".")
+        # The new words take the places of the last ones.
+        kept = VOCABULARY[: len(VOCABULARY) - len(words)]
+        write_tokenizer(folder, "bert", more=words, special=("<mask>",), mask="<mask>", words=kept)
+        st = "sentence_transformers.models."
+        dense = "pylate.models.Dense.Dense" if native is None else f"{st}Dense"
+        kinds = [(f"{st}Transformer", ""), (dense, "1_Dense")]
+        if native is not None:
+            mask = "sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask"
+            kinds += [(mask, "2_MultiVectorMask"), (f"{st}Normalize", "3_Normalize")]
+            _json(folder / "2_MultiVectorMask" / "config.json", {"skiplist_words": ["w3", ","], **native})
+            outputs = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+            _json(folder / "3_Normalize" / "config.json", outputs)
+        entries = [{"idx": i, "name": str(i), "path": p, "type": k} for i, (k, p) in enumerate(kinds)]
+        _json(folder / "modules.json", entries)
+        weights = _Weights(95)
+        weights.linear("linear", 16, SIZE, bias=False)
+        settings = {"in_features": SIZE, "out_features": 16, "bias": False}
+        settings["activation_function"] = "torch.nn.modules.linear.Identity"
+        if native is not None:
+            settings["module_input_name"] = "token_embeddings"
+        _json(folder / "1_Dense" / "config.json", settings)
+        save_file(weights.tensors, str(folder / "1_Dense" / "model.safetensors"))
+        _json(folder / "config_sentence_transformers.json", own)
+        if native is not None:
+            expansion = {"strategy": "min", "attend": True, "length": 12, "token": "w5"}
+            lengths = {"query_length": 20, "document_length": 30, "query_expansion": expansion}
+            _json(folder / "sentence_bert_config.json", {"max_seq_length": LONGEST, **lengths})
+
+    return write
+
+
+_PYLATE = {"model_type": "ColBERT", "query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 16}
+_PYLATE |= {"document_length": 40, "attend_to_expansion_tokens": False, "similarity_fn_name": "MaxSim"}
 _THREE = {"id2label": {"0": "contradiction", "1": "entailment", "2": "neutral"}}
 _THREE_HEAD = _head("bert.pooler.dense", "classifier", 3)
 _PLAIN = _bert_with({"pooling_mode": "cls"})
@@ -913,6 +961,18 @@ SPARSE: dict[str, Callable[[Path], None]] = {
         _modern, "model.", ("head.dense", "head.norm", "decoder.bias"), biased=False
     ),
 }
+LATE: dict[str, Callable[[Path], None]] = {
+    "bert-colbert": _late(_PLAIN, _PYLATE),
+    "bert-colbert-attending": _late(
+        _PLAIN, {**_PYLATE, "attend_to_expansion_tokens": True, "skiplist_words": []}
+    ),
+    "bert-colbert-unfilled": _late(_PLAIN, {**_PYLATE, "do_query_expansion": False}),
+    "modernbert-multi-vector": _late(
+        _modern,
+        {"model_type": "MultiVectorEncoder", "prompts": {"query": "w7 ", "document": ""}},
+        native={"skiplist_tasks": ["query", "document"]},
+    ),
+}
 CLASSIFIERS: dict[str, Callable[[Path], None]] = {
     "bert-three-labels": _scorer(_PLAIN, "bert.", _THREE_HEAD, "Bert", **_THREE),
     "distilbert-two-labels": _scorer(
@@ -930,7 +990,7 @@ def write(name: str, root: Path) -> Path:
     folder = root / name
     if not folder.exists():
         folder.mkdir(parents=True)
-        {**EMBEDDERS, **RERANKERS, **JUDGES, **BARE_JUDGES, **SPARSE, **CLASSIFIERS}[name](folder)
+        {**EMBEDDERS, **RERANKERS, **JUDGES, **BARE_JUDGES, **SPARSE, **LATE, **CLASSIFIERS}[name](folder)
     return folder
 
 

@@ -75,6 +75,8 @@ def main(minilm: str, target: Path) -> None:
                 found[f"{name}/few"] = few.numpy()
                 top = sparse.decode(dense[4], top_k=3)
                 found[f"{name}/words"] = np.array([word for word, _ in top])
+        for name in checkpoints.LATE:
+            found |= _late(name, checkpoints.write(name, Path(folder)), words)
         for name in checkpoints.CLASSIFIERS:
             ranker = CrossEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
             pairs = [(words[4], document) for document in words]
@@ -119,6 +121,21 @@ def _read_as_gemma(tokenizer: Any, query: str, document: str) -> list[int]:
     texts = (f"A: {query}", "\n", f"B: {document}", "\n", question)
     first, line, second, _, last = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
     return [tokenizer.bos_token_id, *first, *line, *second, *line, *last]
+
+
+def _late(name: str, folder: Path, words: list[str]) -> dict[str, Any]:
+    from sentence_transformers import MultiVectorEncoder
+
+    model = MultiVectorEncoder(str(folder), device="cpu")
+    documents = [f"{text} , w1 ." for text in words[:11]] + words[11:]
+    queries = model.encode_query(words[:9], batch_size=1, convert_to_numpy=True)
+    passages = model.encode_document(documents, batch_size=1, convert_to_numpy=True)
+    found = {
+        f"{name}/{kind}": np.concatenate(rows) for kind, rows in (("query", queries), ("document", passages))
+    }
+    found[f"{name}/lengths"] = np.array([len(row) for row in (*queries, *passages)])
+    found[name] = model.similarity(queries, passages).numpy()
+    return found
 
 
 def _util() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from mlxengine import (
     EmbedRequest,
     Event,
     Finished,
+    MaxSimRequest,
     Metrics,
     PredictRequest,
     RankRequest,
@@ -29,6 +30,7 @@ from mlxengine.vectors.outputs import Scores
 
 from . import features
 from ._batches import plan_batches
+from ._maxsim import maxsim
 from ._model import EmbeddingModel, RankModel
 from ._precision import NEEDS_RANGES, PRECISIONS, quantize, ranges_of
 from ._search import search
@@ -57,6 +59,8 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         return _embed(model, _validated(model, request), context)
     if isinstance(request, SearchRequest):
         return search(request, on_gpu=mx.default_device().type == mx.DeviceType.gpu)
+    if isinstance(request, MaxSimRequest):
+        return maxsim(request)
     if isinstance(request, RankRequest | PredictRequest):
         if not isinstance(model, RankModel):
             raise UnsupportedInputError(
@@ -152,11 +156,12 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
 
 def _check_output(model: EmbeddingModel, request: EmbedRequest) -> None:
     """A model makes the vectors that it was trained for, and no others."""
-    if (request.output == "sparse") != (model.terms is not None):
-        made = "dense" if model.terms is None else "sparse"
+    made = "tokens" if model.recipe.late else "sparse" if model.terms else "pooled"
+    if request.output != made and (made != "pooled" or request.output == "sparse"):
+        what = {"tokens": "token", "sparse": "sparse", "pooled": "dense"}[made]
         raise UnsupportedInputError(
-            f"{model.id} makes {made} vectors, not what output={request.output!r} asks for.",
-            hint='Give output="sparse".' if made == "sparse" else 'Leave out output="sparse".',
+            f"{model.id} makes {what} vectors, not what output={request.output!r} asks for.",
+            hint=f"Give output={made!r}." if made != "pooled" else 'Leave out output="sparse".',
         )
     if request.output == "sparse" and (request.precision != "float32" or request.normalize is not None):
         raise InvalidParameterError(
@@ -251,14 +256,14 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
             if offset:
                 yield None
             piece = window[offset : offset + _PIECE]
-            tokens += yield from _tokens(model, piece, request.prompt)
+            tokens += yield from _tokens(model, piece, request)
         for batch, computed in _ahead(model, request, tokens, start, budget):
             rows = [tokens[place] for place in batch]
             count.add(rows)
             indices = tuple(first + place for place in batch)
             truncated = tuple(first + place for place in batch if tokens[place].truncated)
             if request.output == "tokens":
-                yield _token_event(request, computed, rows, indices, truncated)
+                yield _token_event(model, request, computed, rows, indices, truncated)
                 continue
             if model.terms is not None:
                 sparse = _sparse_vectors(np.array(computed), request.truncate_dim, model.terms.words)
@@ -279,12 +284,13 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
 
 
 def _tokens(
-    model: EmbeddingModel, piece: Sequence[str | tuple[int, ...]], prompt: str | None
+    model: EmbeddingModel, piece: Sequence[str | tuple[int, ...]], request: EmbedRequest
 ) -> Generator[Event | None, None, list[Tokens]]:
     """The tokens of texts with the prompt before each, or of what is tokens already."""
-    texts = [(prompt or "") + item for item in piece if isinstance(item, str)]
+    texts = [(request.prompt or "") + item for item in piece if isinstance(item, str)]
     if texts:
-        return (yield from model.tokenizer.encoding(texts))
+        found = yield from model.reader(request.task).encoding(texts)
+        return [model.filled(item, request.task) for item in found]
     return [Tokens(ids=np.array(ids, dtype=np.int32)) for ids in piece]
 
 
@@ -296,7 +302,7 @@ def _ahead(
     for batch in plan_batches([len(item.ids) for item in tokens], budget):
         rows = [tokens[place] for place in batch]
         if request.output == "tokens":
-            computed = model.hidden(rows)[0].astype(mx.float32)
+            computed = model.token_vectors(rows, unit=request.normalize, size=request.truncate_dim)
         elif request.output == "sparse":
             computed = model.sparse(rows)
         else:
@@ -314,6 +320,7 @@ def _event(indices: tuple[int, ...], vectors: Host, truncated: tuple[int, ...]) 
 
 
 def _token_event(
+    model: EmbeddingModel,
     request: EmbedRequest,
     computed: Any,
     rows: Sequence[Tokens],
@@ -323,7 +330,9 @@ def _token_event(
     hidden = np.array(computed)[:, :, : request.truncate_dim]
     if request.normalize:
         hidden = hidden / np.maximum(np.linalg.norm(hidden, axis=-1, keepdims=True), 1e-12)
-    kept = (row[: len(item.ids)] for row, item in zip(hidden, rows, strict=True))
+    kept = (
+        row[: len(item.ids)][model.kept(item, request.task)] for row, item in zip(hidden, rows, strict=True)
+    )
     arrays = tuple(_array(quantize(row, request.precision)) for row in kept)
     return Embeddings(indices=indices, tokens=arrays, truncated=truncated)
 

@@ -7,11 +7,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import CancelledError, IncompatibleWeightsError
 
 from . import features
 from ._claim import CPU_TOKENS, GPU_TOKENS
+from ._late import Late
 from ._recipe import Dense, Normalize, Recipe, judges, read_recipe, read_scoring
 
 
@@ -118,7 +120,9 @@ def _embedder(
         upcast_for_cpu(terms.head)
         found = EmbeddingModel(recipe=recipe, stages=(), dimension=terms.count, terms=terms, **common)
         return found, [terms.head]
-    size = common["encoder"].hidden_size * len(recipe.pooling)
+    if recipe.late is not None:
+        common |= _late(recipe.late, common["tokenizer"])
+    size = common["encoder"].hidden_size * max(1, len(recipe.pooling))
     functions, modules = [], []
     for stage in recipe.stages:
         function = build_stage(stage)
@@ -140,6 +144,26 @@ def _embedder(
         modules.append(function)
     model = EmbeddingModel(recipe=recipe, stages=tuple(functions), dimension=size, **common)
     return model, modules
+
+
+def _late(late: Late, tokenizer: Any) -> dict[str, Any]:
+    """What a model that makes token vectors does to queries and documents."""
+    tokenizer.register(late.prefixes)
+    whole = tokenizer.whole
+    filler = whole.convert_tokens_to_ids(late.filler) if late.filler else whole.mask_token_id
+    filler = whole.eos_token_id if filler is None else filler
+    if late.expansion and filler is None:
+        raise IncompatibleWeightsError(
+            "Queries are to be filled up, but the tokenizer has no mask token.",
+            hint="The repository is incomplete.",
+        )
+    known = whole.get_vocab()
+    skipped = [known[word] for word in late.skipped if word in known]
+    return {
+        "readers": {task: tokenizer.cut_to(late.longest(task)) for task in ("query", "document")},
+        "filler": filler or 0,
+        "skipped": np.array(skipped, dtype=np.int32) if skipped else None,
+    }
 
 
 def _reranker(
@@ -201,7 +225,7 @@ def _describe(recipe: Recipe, dimension: int) -> dict[str, Any]:
     return {
         "dimension": min(dimension, recipe.truncate_dim or dimension),
         "full_dimension": dimension,
-        "output": "pooled" if recipe.splade is None else "sparse",
+        "output": "tokens" if recipe.late else "sparse" if recipe.splade else "pooled",
         "pooling": recipe.pooling,
         "normalize": recipe.normalizes,
         "similarity": recipe.similarity,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from attrs import define
+from attrs import define, evolve, field
 from mlxengine import Event
 
 from ._framing import Framing
@@ -16,7 +16,7 @@ from ._pool import normalize, pool
 from ._recipe import Normalize, Recipe
 from ._rerank import ACTIVATIONS
 from ._splade import Terms
-from ._tokenize import Tokenizer, Tokens
+from ._tokenize import Ids, Tokenizer, Tokens
 
 Array = Any
 
@@ -34,6 +34,9 @@ class EmbeddingModel:
         dimension: length of a full vector.
         batch_tokens: padded tokens in one step unless the request says otherwise.
         terms: what makes sparse vectors, of a model that makes these.
+        readers: tokenizers for single tasks.
+        filler: the token that fills up queries.
+        skipped: tokens that have no vectors.
     """
 
     id: str
@@ -44,6 +47,37 @@ class EmbeddingModel:
     dimension: int
     batch_tokens: int
     terms: Terms | None = None
+    readers: Mapping[str, Tokenizer] = field(factory=dict)
+    filler: int = 0
+    skipped: Ids | None = None
+
+    def reader(self, task: str | None) -> Tokenizer:
+        """The tokenizer for a task."""
+        return self.readers.get(task or "", self.tokenizer)
+
+    def filled(self, tokens: Tokens, task: str | None) -> Tokens:
+        """A text's tokens, a query's filled up where the model wants that."""
+        late = self.recipe.late
+        missing = (late.expansion or 0) - len(tokens.ids) if late is not None and task == "query" else 0
+        if late is None or missing <= 0:
+            return tokens
+        ids = np.concatenate([tokens.ids, np.full(missing, self.filler, dtype=np.int32)])
+        return evolve(tokens, ids=ids, unseen=0 if late.attends else missing)
+
+    def kept(self, tokens: Tokens, task: str | None) -> np.ndarray[Any, Any]:
+        """Which of a text's tokens have a vector, (tokens,) bool."""
+        late = self.recipe.late
+        if late is None or self.skipped is None or (task or "document") not in late.skip_tasks:
+            return np.ones(len(tokens.ids), dtype=np.bool_)
+        kept: np.ndarray[Any, Any] = np.isin(tokens.ids, self.skipped, invert=True)
+        return kept
+
+    def token_vectors(
+        self, batch: Sequence[Tokens], *, unit: bool | None = None, size: int | None = None
+    ) -> Array:
+        """One vector a token, (rows, longest, size), fp32; lazy. The arguments are those of `vectors`."""
+        vectors = self.hidden(batch)[0].astype(mx.float32)
+        return vectors if self.recipe.late is None else self._finished(vectors, unit, size)
 
     def sparse(self, batch: Sequence[Tokens]) -> Array:
         """A weight for each term, (rows, terms), fp32; lazy but for long batches."""
@@ -68,13 +102,17 @@ class EmbeddingModel:
         """
         hidden, lengths = self.hidden(batch)
         vectors = pool(hidden, lengths, self.recipe.pooling, start)
+        return self._finished(vectors, unit, size)
+
+    def _finished(self, vectors: Array, unit: bool | None, size: int | None) -> Array:
+        """Vectors after all stages."""
         last = len(self.stages) - 1
         for index, (stage, function) in enumerate(zip(self.recipe.stages, self.stages, strict=True)):
             if not (unit is False and index == last and isinstance(stage, Normalize)):
                 vectors = function(vectors)
         vectors = vectors.astype(mx.float32)
         if size is not None and size < vectors.shape[-1]:
-            vectors = vectors[:, :size]
+            vectors = vectors[..., :size]
             unit = self.recipe.normalizes if unit is None else unit
         return normalize(vectors) if unit else vectors
 
@@ -145,8 +183,9 @@ def run_encoder(encoder: Encoder, batch: Sequence[Tokens]) -> tuple[Array, Array
         ids[row, : lengths[row]] = tokens.ids
         if types is not None and tokens.types is not None:
             types[row, : lengths[row]] = tokens.types
-    seen = mx.array([max(1, length) for length in lengths], dtype=mx.int32)
-    valid = None if min(lengths) == longest else mx.arange(longest) < seen[:, None]
+    looked_at = [max(1, len(tokens.ids) - tokens.unseen) for tokens in batch]
+    seen = mx.array(looked_at, dtype=mx.int32)
+    valid = None if min(looked_at) == longest else mx.arange(longest) < seen[:, None]
     hidden = encoder.forward(mx.array(ids), valid, None if types is None else mx.array(types))
     return hidden, mx.array(lengths, dtype=mx.int32)
 

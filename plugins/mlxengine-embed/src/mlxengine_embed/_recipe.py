@@ -23,6 +23,7 @@ from mlxengine.errors import (
 
 from ._families import Family, family_of
 from ._judge import Judge, find_judge
+from ._late import Late, is_late, read_late
 from ._settings import STAGES, check_modalities, check_stage, transformer_settings
 from .models import EmbedConfiguration
 
@@ -105,6 +106,7 @@ class Recipe:
         similarity: one of `SIMILARITIES`.
         truncate_dim: dimensions that are kept by default; ``None`` keeps all.
         folder: where the encoder's files are, ``""`` for the top.
+        late: how token vectors are made, of a model that makes these; ``stages`` are then applied to each.
         splade: how sparse vectors are made, of a model that makes these.
         judge: of a reranker that is a language model, what it reads and what of it is the score.
         static: whether the encoder is a table of vectors, one a token, without layers or special tokens.
@@ -121,6 +123,7 @@ class Recipe:
     similarity: str = "cosine"
     truncate_dim: int | None = None
     folder: str = ""
+    late: Late | None = None
     splade: Splade | None = None
     judge: Judge | None = None
     static: bool = False
@@ -205,11 +208,14 @@ def judges(card: ModelCard) -> bool:
 
 def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Recipe:
     recipe = Recipe(source="modules.json", pooling=())
+    late, mask = is_late(card), None
     sparse = any(str(module.get("type", "")).endswith("SpladePooling") for module in modules)
     for module in modules:
         kind, folder = str(module.get("type", "")), str(module.get("path", "")).strip("/").removeprefix(".")
         name = kind.rpartition(".")[2]
-        if not kind.startswith("sentence_transformers."):
+        if not kind.startswith("sentence_transformers.") and not (
+            late and kind == "pylate.models.Dense.Dense"
+        ):
             raise RemoteCodeRefusedError(
                 f"{card.id} has a module of its own in modules.json, {kind!r}.",
                 hint="A repository's code is never run; choose one with sentence-transformers' own modules.",
@@ -217,8 +223,9 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
         where = f"{folder}/config.json" if folder else "config.json"
         config = card.documents.get(where)
         config = config if isinstance(config, Mapping) else {}
-        if name in STAGES and name != "Transformer":
-            check_stage(card, name, config, where)
+        known = f"token {name}" if late and f"token {name}" in STAGES else name
+        if known in STAGES and not name.endswith("Transformer"):
+            check_stage(card, known, config, where)
         if name in ("Transformer", "MLMTransformer"):
             task = "fill-mask" if sparse else "feature-extraction"
             recipe = _read_transformer(evolve(recipe, folder=folder), card, task)
@@ -226,10 +233,12 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
             recipe = evolve(recipe, splade=_splade(config, where), similarity="dot")
         elif name == "StaticEmbedding":
             recipe = evolve(recipe, folder=folder, static=True, pooling=("mean",))
-        elif name == "Pooling":
+        elif name == "MultiVectorMask" and late:
+            mask = config
+        elif name == "Pooling" and not late:
             recipe = evolve(recipe, pooling=_pooling(config, folder), include_prompt=_flag(config))
         elif name == "Dense":
-            recipe = evolve(recipe, stages=(*recipe.stages, _dense(config, folder, recipe)))
+            recipe = evolve(recipe, stages=(*recipe.stages, _dense(config, folder, recipe, late)))
         elif name == "Normalize":
             recipe = evolve(recipe, stages=(*recipe.stages, Normalize()))
         elif name == "LayerNorm":
@@ -241,6 +250,12 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
                 hint="Supported are Transformer, StaticEmbedding, Pooling, SpladePooling, Dense, Normalize, "
                 "LayerNorm and Dropout.",
             )
+    if late:
+        _, settings = transformer_settings(card, recipe.folder)
+        # PyLate's own files say nothing of the unit length that its vectors have.
+        inline = mask is None and not recipe.normalizes
+        stages = (*recipe.stages, Normalize()) if inline else recipe.stages
+        return evolve(recipe, late=read_late(card, settings, mask), stages=stages, similarity="maxsim")
     if recipe.splade is not None:
         if recipe.pooling or recipe.stages:
             raise UnsupportedArchitectureError(
@@ -339,7 +354,7 @@ def _read_transformer(recipe: Recipe, card: ModelCard, task: str) -> Recipe:
     path, config = transformer_settings(card, recipe.folder)
     if not config:
         return recipe
-    check_stage(card, "Transformer", config, path)
+    check_stage(card, "token Transformer" if is_late(card) else "Transformer", config, path)
     if config.get("transformer_task", task) != task:
         raise UnsupportedArchitectureError(
             f"{path} of {card.id} says transformer_task={config['transformer_task']!r}; what follows it in "
@@ -363,15 +378,25 @@ def _read_prompts(recipe: Recipe, card: ModelCard) -> Recipe:
     config = card.documents.get(_OWN)
     if not isinstance(config, Mapping):
         return recipe
-    check_stage(card, "SentenceTransformer", config, _OWN)
+    kind = "token " if recipe.late else "sparse " if recipe.splade else ""
+    check_stage(card, f"{kind}SentenceTransformer", config, _OWN)
     prompts = config.get("prompts")
     own = {str(k): str(v) for k, v in prompts.items()} if isinstance(prompts, Mapping) else {}
     # A repository written by sentence-transformers 5 or later lists empty prompts; they say nothing.
     prompts = {**recipe.prompts, **own} if any(own.values()) or not recipe.prompts else recipe.prompts
+    if recipe.late is not None:
+        for task in ("query", "document"):
+            # PyLate puts its marker before the prompt that is saved beside it.
+            start = str(config.get(f"{task}_prefix") or "")
+            prompts = {**prompts, task: start + prompts.get(task, "").removeprefix(start)}
     default = config.get("default_prompt_name")
-    similarity = config.get("similarity_fn_name") or recipe.similarity
+    similarity = (
+        recipe.similarity
+        if recipe.late is not None
+        else config.get("similarity_fn_name") or recipe.similarity
+    )
     truncate = config.get("truncate_dim" if recipe.splade is None else "max_active_dims")
-    if similarity not in SIMILARITIES:
+    if similarity not in SIMILARITIES and recipe.late is None:
         raise UnsupportedArchitectureError(f"The similarity function {similarity!r} is not known.")
     return evolve(
         recipe,
@@ -404,8 +429,8 @@ def _pooling(config: Mapping[str, Any], folder: str) -> tuple[str, ...]:
     return chosen
 
 
-def _dense(config: Mapping[str, Any], folder: str, recipe: Recipe) -> Dense:
-    if not recipe.pooling:
+def _dense(config: Mapping[str, Any], folder: str, recipe: Recipe, late: bool) -> Dense:
+    if not recipe.pooling and not late:
         raise UnsupportedArchitectureError(
             f"{folder} projects token vectors; only Dense stages after the pooling are supported."
         )

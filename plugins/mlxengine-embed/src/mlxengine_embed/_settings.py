@@ -225,7 +225,27 @@ ENCODERS: Mapping[str, Known] = {
 }
 """Of each architecture's ``config.json``, what is honoured."""
 
+_TOKENS = {"module_input_name": ("token_embeddings",), "module_output_name": ("token_embeddings",)}
 _VECTOR = {"module_input_name": ("sentence_embedding",), "module_output_name": ("sentence_embedding",)}
+_LENGTHS = _keys("query_length document_length query_expansion")
+_OWN = Known(
+    read=_keys("prompts default_prompt_name similarity_fn_name truncate_dim activation_fn"),
+    only={"model_type": ("SentenceTransformer", "CrossEncoder")},
+    harmless=_keys("__version__ keep_in_fp32_modules requirements"),
+)
+_TRANSFORMER = Known(
+    read=_keys("max_seq_length do_lower_case processing_kwargs modality_config"),
+    only={
+        "transformer_task": (
+            "feature-extraction",
+            "sequence-classification",
+            "text-generation",
+            "fill-mask",
+        ),
+        "module_output_name": ("token_embeddings", "scores", "causal_logits"),
+    },
+    harmless=_keys("cache_dir backend"),
+)
 STAGES: Mapping[str, Known] = {
     "Pooling": Known(
         read=_keys("pooling_mode include_prompt pooling_mode_cls_token pooling_mode_max_tokens")
@@ -237,21 +257,15 @@ STAGES: Mapping[str, Known] = {
         read=_keys("in_features out_features bias activation_function use_residual"), only=_VECTOR
     ),
     "Normalize": Known(only=_VECTOR),
+    "token Dense": Known(
+        read=_keys("in_features out_features bias activation_function use_residual"), only=_TOKENS
+    ),
+    "token Normalize": Known(only=_TOKENS),
+    "MultiVectorMask": Known(read=_keys("skiplist_words skiplist_tasks")),
     "LayerNorm": Known(read=_keys("dimension")),
     "Dropout": Known(),
-    "Transformer": Known(
-        read=_keys("max_seq_length do_lower_case processing_kwargs modality_config"),
-        only={
-            "transformer_task": (
-                "feature-extraction",
-                "sequence-classification",
-                "text-generation",
-                "fill-mask",
-            ),
-            "module_output_name": ("token_embeddings", "scores", "causal_logits"),
-        },
-        harmless=_keys("cache_dir backend"),
-    ),
+    "Transformer": _TRANSFORMER,
+    "token Transformer": evolve(_TRANSFORMER, read=_TRANSFORMER.read | _LENGTHS),
     "SpladePooling": Known(
         read=_keys("pooling_strategy activation_function"),
         harmless=_keys("embedding_dimension word_embedding_dimension chunk_size"),
@@ -259,12 +273,17 @@ STAGES: Mapping[str, Known] = {
     "LogitScore": Known(
         read=_keys("true_token_id false_token_id"), only={"module_input_name": ("causal_logits",)}
     ),
-    "SentenceTransformer": Known(
-        read=_keys(
-            "prompts default_prompt_name similarity_fn_name truncate_dim max_active_dims activation_fn"
-        ),
-        only={"model_type": ("SentenceTransformer", "CrossEncoder", "SparseEncoder")},
-        harmless=_keys("__version__ keep_in_fp32_modules requirements"),
+    "SentenceTransformer": _OWN,
+    "sparse SentenceTransformer": evolve(
+        _OWN, read=_OWN.read | _keys("max_active_dims"), only={"model_type": ("SparseEncoder",)}
+    ),
+    "token SentenceTransformer": evolve(
+        _OWN,
+        read=_OWN.read
+        | _LENGTHS
+        | _keys("query_prefix document_prefix do_query_expansion skiplist_words")
+        | _keys("attend_to_expansion_tokens attend_to_mask_tokens"),
+        only={"model_type": ("MultiVectorEncoder", "ColBERT")},
     ),
 }
 """Of the configurations of sentence-transformers' modules, and of its own, what is honoured."""
@@ -302,7 +321,7 @@ def check_stage(card: ModelCard, name: str, config: Mapping[str, Any], where: st
         # A mode that is off does nothing, whichever it is.
         config = {k: v for k, v in config.items() if not (k.startswith("pooling_mode_") and v is False)}
     _check(card, STAGES[name], config, where)
-    if name == "Transformer":
+    if name.rpartition(" ")[2] == "Transformer":
         for part, known in (("processing_kwargs", _TEXT), ("modality_config", Known(only=_MODALITY))):
             given = config.get(part)
             for modality, settings in given.items() if isinstance(given, Mapping) else ():

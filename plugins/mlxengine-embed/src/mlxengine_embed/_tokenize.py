@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +20,15 @@ Ids = np.ndarray[Any, np.dtype[np.int32]]
 
 @frozen(kw_only=True)
 class Tokens:
-    """One text as the encoder takes it; ``types`` tells the two texts of a pair apart."""
+    """One text as the encoder takes it.
+
+    ``types`` tells the two texts of a pair apart; at the last ``unseen`` of its tokens no other looks.
+    """
 
     ids: Ids
     types: Ids | None = None
     truncated: bool = False
+    unseen: int = 0
 
 
 class Tokenizer:
@@ -132,6 +137,29 @@ class Tokenizer:
             UnsupportedInputError: the tokenizer refuses a text.
         """
         return self._encode(list(texts))
+
+    def register(self, words: Sequence[str]) -> None:
+        """Read each of these as one token, or what it begins with up to a blank, if the vocabulary has it."""
+        from tokenizers import AddedToken
+
+        known = self._slow.get_vocab()
+        found = (next((part for part in (word, *word.split()[:1]) if part in known), None) for word in words)
+        for part in found:
+            if part is not None and self._fast is not None:
+                self._fast.add_special_tokens([AddedToken(part, normalized=False, special=True)])
+
+    def cut_to(self, longest: int | None) -> Tokenizer:
+        """The same tokenizer with another longest input; ``None`` for itself."""
+        if longest is None:
+            return self
+        other = copy.copy(self)
+        other.max_length = min(longest, self.max_length)
+        if self._fast is not None:
+            other._fast = type(self._fast).from_str(self._fast.to_str())
+            other._fast.enable_truncation(
+                other.max_length, strategy="longest_first", direction=self._slow.truncation_side
+            )
+        return other
 
     def cut_nothing(self) -> None:
         """From now on give all tokens of a text: somebody else cuts them."""

@@ -120,7 +120,8 @@ def _unreadable(card: ModelCard) -> MLXEngineError | None:
     if card.files and not card.names(".safetensors"):
         return IncompatibleWeightsError(
             f"{card.id} has no safetensors weights.",
-            hint="Pickled weights are never loaded: choose a revision with safetensors.",
+            hint="Pickled weights are never loaded: choose a revision with safetensors, or convert "
+            "them: mlxengine convert --from-bin.",
         )
     return None
 

@@ -432,6 +432,34 @@ def _ernie(folder: Path) -> None:
     found.write(folder, {**_BERT, **names, "task_type_vocab_size": 3})
 
 
+def _data2vec(folder: Path) -> None:
+    found = _Variant(37, without="^$", positions=66)
+    config = {**_ROBERTA, "model_type": "data2vec-text", "architectures": ["Data2VecTextModel"]}
+    found.write(folder, config | {"type_vocab_size": 2}, "roberta")
+
+
+def _roformer(folder: Path) -> None:
+    found = _Variant(38, without="position_emb|^embeddings")
+
+    def add(weights: _Weights) -> None:
+        for name, rows in (("word", len(VOCABULARY)), ("token_type", 2)):
+            weights.matrix(f"embeddings.{name}_embeddings.weight", rows, 32)
+        weights.norm("embeddings.LayerNorm", 32)
+        weights.linear("embeddings_project", SIZE, 32)
+
+    found.add(add)
+    names = {"model_type": "roformer", "architectures": ["RoFormerModel"], "embedding_size": 32}
+    found.write(folder, {**_BERT, **names, "rotary_value": False})
+
+
+def _jina(folder: Path) -> None:
+    found = _gated(43, biased=False, without="position_emb|^$", keeps=True)
+    found.rename((r"mlp\.up_proj", "mlp.fc1"), (r"mlp\.down_proj", "mlp.fc2"))
+    config = {**_ROBERTA, "model_type": "jina_embeddings_v3", "architectures": ["JinaEmbeddingsV3Model"]}
+    rope = {"rope_parameters": {"rope_theta": 20000.0, "rope_type": "default"}, "type_vocab_size": 2}
+    found.write(folder, config | rope, "roberta")
+
+
 def _deberta_variant(shared: bool, prefix: str = "") -> tuple[_Variant, dict[str, Any]]:
     found = _Variant(36 + shared, without="position_emb|token_type")
     found.rename((r"attention\.self\.(\w+)\.", r"attention.self.\1_proj."))
@@ -462,7 +490,7 @@ def _deberta_apart(folder: Path) -> None:
     found.write(folder, config)
 
 
-def _gated(seed: int, biased: bool, without: str = "position_emb") -> _Variant:
+def _gated(seed: int, biased: bool, without: str = "position_emb", keeps: bool = False) -> _Variant:
     """Rotary positions and a gated feed-forward under the names of transformers."""
     found = _Variant(
         seed,
@@ -475,8 +503,11 @@ def _gated(seed: int, biased: bool, without: str = "position_emb") -> _Variant:
         (r"intermediate\.dense", "mlp.up_proj"),
         (r"\.output\.dense", ".mlp.down_proj"),
         (r"\.output\.LayerNorm", ".post_mlp_layernorm"),
-        without=without + (r"|intermediate\.dense\.bias" if biased else r"|(query|key|value|dense)\.bias"),
+        without=without
+        + ("" if keeps else r"|intermediate\.dense\.bias" if biased else r"|(query|key|value|dense)\.bias"),
     )
+    if keeps:
+        return found
 
     def add(weights: _Weights) -> None:
         for layer in range(LAYERS):
@@ -576,7 +607,7 @@ def _language_model(
     return write
 
 
-def _t5(seed: int, kind: str, gated: bool) -> Callable[[Path], None]:
+def _t5(seed: int, kind: str, gated: bool, each: bool = False) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         weights = _Weights(seed)
         weights.table("shared.weight", len(VOCABULARY))
@@ -590,9 +621,16 @@ def _t5(seed: int, kind: str, gated: bool) -> Callable[[Path], None]:
             weights.linear(f"{base}.1.DenseReluDense.wo", SIZE, INNER, bias=False)
             weights.norm(f"{base}.0.layer_norm", bias=False)
             weights.norm(f"{base}.1.layer_norm", bias=False)
-        weights.matrix("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 16, HEADS)
+        for layer in range(LAYERS if each else 1):
+            name = f"encoder.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight"
+            weights.matrix(name, 16, HEADS)
         weights.norm("encoder.final_layer_norm", bias=False)
-        config = {"model_type": kind, "architectures": ["T5EncoderModel"], "d_model": SIZE, "d_ff": INNER}
+        config = {
+            "model_type": kind,
+            "architectures": [f"{'UM' if each else ''}T5EncoderModel"],
+            "d_model": SIZE,
+            "d_ff": INNER,
+        }
         config |= {"d_kv": 20, "num_heads": HEADS, "num_layers": LAYERS, "vocab_size": len(VOCABULARY)}
         config |= {"relative_attention_num_buckets": 16, "relative_attention_max_distance": 40}
         config |= {
@@ -911,6 +949,10 @@ EMBEDDERS: dict[str, Callable[[Path], None]] = {
     "t5": _t5(57, "t5", gated=False),
     "t5-gated": _t5(58, "t5", gated=True),
     "mt5": _t5(59, "mt5", gated=True),
+    "umt5": _t5(63, "umt5", gated=True, each=True),
+    "data2vec": _data2vec,
+    "roformer": _roformer,
+    "jina-v3": _jina,
 }
 RERANKERS: dict[str, Callable[[Path], None]] = {
     "bert-reranker": _bert_reranker,

@@ -19,10 +19,14 @@ LIBRARIES: Mapping[str, str] = {
     "nomic_bert": _BERT,
     "gte": _BERT,
     "new": _BERT,
+    "data2vec-text": _BERT,
+    "roformer": _BERT,
+    "jina_embeddings_v3": _BERT,
     "modernbert": "mlx_embeddings.models.modernbert",
     "eurobert": _DECODER,
     "t5": _T5,
     "mt5": _T5,
+    "umt5": _T5,
     "qwen2": _DECODER,
     "qwen3": _DECODER,
     "mistral": _DECODER,
@@ -32,7 +36,7 @@ LIBRARIES: Mapping[str, str] = {
 }
 """The module that serves an architecture; the parity tests hold every row to the reference."""
 
-OTHERWISE = ("qwen2", "qwen3", "mistral", "llama", "gemma", "gemma3_text", "t5", "mt5")
+OTHERWISE = ("qwen2", "qwen3", "mistral", "llama", "gemma", "gemma3_text", "t5", "mt5", "umt5")
 """Those of `LIBRARIES` that also make language models: without further signs, a model of these is one."""
 ENCODERS = tuple(name for name in LIBRARIES if name not in OTHERWISE)
 

@@ -175,8 +175,16 @@ ENCODERS: Mapping[str, Known] = {
     ),
     "gte": _GTE,
     "new": _GTE,
+    "data2vec-text": _BERT,
+    "roformer": evolve(
+        _BERT,
+        read=_BERT.read | _keys("embedding_size"),
+        only={**_BERT.only, "rotary_value": (False,)},
+    ),
+    "jina_embeddings_v3": evolve(_BERT, read=_BERT.read | _ROTARY),
     "t5": _T5,
     "mt5": _T5,
+    "umt5": _T5,
     "llama": evolve(_LLAMA, read=_LLAMA.read | _keys("attention_bias mlp_bias")),
     "eurobert": evolve(
         _LLAMA,

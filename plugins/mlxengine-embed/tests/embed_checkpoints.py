@@ -859,6 +859,32 @@ def _masked(
     return write
 
 
+def _routed(folder: Path) -> None:
+    """Documents by a masked language model, queries by a weight for each token."""
+    document, query = folder / "document_0_MLMTransformer", folder / "query_0_SparseStaticEmbedding"
+    _masked(_PLAIN, "bert.", _CLS, activation_function="log1p_relu")(document)
+    (document / "1_SpladePooling").rename(folder / "document_1_SpladePooling")
+    for name in ("modules.json", "1_Pooling/config.json"):
+        (document / name).unlink()
+    (document / "config_sentence_transformers.json").rename(folder / "config_sentence_transformers.json")
+    query.mkdir()
+    write_tokenizer(query, "bert", longest=LONGEST)
+    weights = np.abs(np.random.default_rng(92).standard_normal(len(VOCABULARY))).astype(np.float32)
+    weights[:100:3] = 0
+    save_file({"weight": weights}, str(query / "model.safetensors"))
+    _json(query / "config.json", {"frozen": False})
+    st = "sentence_transformers.sparse_encoder.models."
+    kinds = {"document_0_MLMTransformer": "MLMTransformer.MLMTransformer"}
+    kinds |= {"document_1_SpladePooling": "SpladePooling.SpladePooling"}
+    kinds |= {"query_0_SparseStaticEmbedding": "SparseStaticEmbedding.SparseStaticEmbedding"}
+    names = list(kinds)
+    config = {"types": {name: st + kind for name, kind in kinds.items()}}
+    config |= {"structure": {"query": names[2:], "document": names[:2]}}
+    _json(folder / "router_config.json", config | {"parameters": {"default_route": "document"}})
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}
+    _json(folder / "modules.json", [module])
+
+
 _CLS = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
 _LM = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
 _LATE_WORDS = ("[Q] ", "[D] ", "<mask>", ",", ".")
@@ -999,6 +1025,7 @@ SPARSE: dict[str, Callable[[Path], None]] = {
     ),
     "xlm-roberta-splade": _masked(_xlm_roberta, "roberta.", _LM),
     "mpnet-splade": _masked(_mpnet, "mpnet.", _LM),
+    "routed-splade": _routed,
     "modernbert-splade": _masked(
         _modern, "model.", ("head.dense", "head.norm", "decoder.bias"), biased=False
     ),

@@ -69,6 +69,8 @@ def main(minilm: str, target: Path) -> None:
             sparse = SparseEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
             dense = sparse.encode(words, batch_size=1, convert_to_sparse_tensor=False)
             found[name] = dense.numpy()
+            if name == "routed-splade":
+                found[f"{name}/query"] = sparse.encode_query(words, convert_to_sparse_tensor=False).numpy()
             if name == "bert-splade":
                 found[f"{name}/similarity"] = sparse.similarity(dense, dense).numpy()
                 few = sparse.encode(words, batch_size=1, convert_to_sparse_tensor=False, max_active_dims=5)

@@ -47,6 +47,42 @@ def test_sparse_vectors_are_the_references(random_model: Load, references: Refer
     assert found.truncated == (11, 12, 13)
 
 
+def test_queries_without_an_encoder_are_looked_up(random_model: Load, references: References) -> None:
+    model = random_model("routed-splade")
+    found = model.embed(WORDS, output="sparse", task="query")
+    assert np.abs(dense(found) - references["routed-splade/query"]).max() < 1e-6
+    documents = model.embed(WORDS, output="sparse", task="document")
+    assert np.allclose(dense(documents), references["routed-splade"], rtol=1e-5, atol=1e-4)
+    ids = [[4, 5, 6, 6, 5]]
+    (told,), (row,) = model.embed(ids, output="sparse", task="query"), found[:1]
+    assert set(told.terms.numpy().tolist()) <= {4, 5, 6}
+    assert row.size == told.size
+    expected = references["routed-splade/query"] @ references["routed-splade"].T
+    assert np.allclose(model.similarity(found, documents).numpy(), expected, rtol=1e-4, atol=1e-3)
+    assert model.embed([], output="sparse", task="query").vectors == ()
+
+
+def test_routes_that_are_not_known_are_refused(
+    engine: InferenceEngine, random_root: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(embed_checkpoints.write("routed-splade", random_root), tmp_path / "copy"))
+    whole = json.loads((folder / "router_config.json").read_text())
+    for change in (
+        {"structure": {"query": whole["structure"]["document"], "document": whole["structure"]["document"]}},
+        {"parameters": {"route_mappings": {"a": "query"}}},
+        {"structure": None},
+    ):
+        (folder / "router_config.json").write_text(json.dumps(whole | change))
+        with pytest.raises(UnsupportedArchitectureError, match="routes its texts by"):
+            engine.load_embeddings(folder)
+    (folder / "router_config.json").write_text(json.dumps(whole))
+    save_file(
+        {"weight": np.ones(5, np.float32)}, str(folder / whole["structure"]["query"][0] / "model.safetensors")
+    )
+    with pytest.raises(IncompatibleWeightsError, match="one for each of its 204 terms"):
+        engine.load_embeddings(folder)
+
+
 def test_long_batches_are_pooled_a_piece_at_a_time(
     random_model: Load, references: References, monkeypatch: pytest.MonkeyPatch
 ) -> None:

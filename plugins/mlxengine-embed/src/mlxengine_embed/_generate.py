@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -237,6 +238,9 @@ def _budget(
 
 
 def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) -> Iterator[Event | None]:
+    if model.query_weights is not None and (request.task or model.recipe.default_task) == "query":
+        yield from _looked_up(model, request, model.query_weights)
+        return
     count = _Count()
     budget = _budget(model, request, context)
     start = 0
@@ -280,6 +284,26 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
         ranges = ranges_of(np.concatenate([vectors for _, vectors, _ in held]))
         for indices, vectors, truncated in held:
             yield _event(indices, quantize(vectors, request.precision, ranges), truncated)
+    yield count.finished()
+
+
+def _looked_up(model: EmbeddingModel, request: EmbedRequest, weights: Host) -> Iterator[Event | None]:
+    """Sparse vectors without an encoder: each token that is there has its own weight, however often it is."""
+    assert model.terms is not None
+    reader, count = model.reader("query"), _Count()
+    for first in range(0, len(request.texts), _PIECE):
+        piece = request.texts[first : first + _PIECE]
+        texts = [(request.prompt or "") + item for item in piece if isinstance(item, str)]
+        if texts:
+            found = yield from reader.beside(functools.partial(reader.encode_plain, texts))
+        else:
+            found = [np.array(ids, dtype=np.int32) for ids in piece]
+        rows: Host = np.zeros((len(piece), len(weights)), dtype=np.float32)
+        for row, ids in zip(rows, found, strict=True):
+            row[ids] = weights[ids]
+        count.add([Tokens(ids=ids) for ids in found])
+        vectors = _sparse_vectors(rows, request.truncate_dim, model.terms.words)
+        yield SparseEmbeddings(indices=tuple(range(first, first + len(piece))), vectors=vectors)
     yield count.finished()
 
 

@@ -111,13 +111,19 @@ def _embedder(
 
     from ._model import EmbeddingModel
     from ._pool import build_stage
-    from ._splade import build_terms
+    from ._splade import build_terms, static_terms
+    from ._tokenize import Tokenizer
     from ._weights import fill, read_folder
 
     if recipe.splade is not None:
         words = common["tokenizer"].terms(int(config["vocab_size"]))
         terms = build_terms(recipe.splade, config, common["encoder"], weights, words, card.id)
         upcast_for_cpu(terms.head)
+        if recipe.query_terms:
+            folder = root / recipe.query_terms
+            reader = Tokenizer(folder, max_length=None, cap=None, lower_case=False)
+            common["readers"] = {"query": reader}
+            common["query_weights"] = static_terms(read_folder(folder), terms.count, card.id)
         found = EmbeddingModel(recipe=recipe, stages=(), dimension=terms.count, terms=terms, **common)
         return found, [terms.head]
     if recipe.late is not None:

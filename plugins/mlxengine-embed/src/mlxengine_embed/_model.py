@@ -37,6 +37,7 @@ class EmbeddingModel:
         readers: tokenizers for single tasks.
         filler: the token that fills up queries.
         skipped: tokens that have no vectors.
+        query_weights: (terms,), of which the sparse vectors of queries are made, where these have no encoder.
     """
 
     id: str
@@ -50,6 +51,7 @@ class EmbeddingModel:
     readers: Mapping[str, Tokenizer] = field(factory=dict)
     filler: int = 0
     skipped: Ids | None = None
+    query_weights: np.ndarray[Any, Any] | None = None
 
     def reader(self, task: str | None) -> Tokenizer:
         """The tokenizer for a task."""
@@ -118,7 +120,8 @@ class EmbeddingModel:
 
     def close(self) -> None:
         """Give up the weights."""
-        self.tokenizer.close()
+        for tokenizer in (self.tokenizer, *self.readers.values()):
+            tokenizer.close()
         self.encoder, self.stages, self.terms = None, (), None
 
 

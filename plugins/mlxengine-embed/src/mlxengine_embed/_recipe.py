@@ -108,6 +108,9 @@ class Recipe:
         folder: where the encoder's files are, ``""`` for the top.
         late: how token vectors are made, of a model that makes these; ``stages`` are then applied to each.
         splade: how sparse vectors are made, of a model that makes these.
+        query_terms: the folder with a weight for each token, of which the sparse vectors of queries are made
+            without an encoder; ``""`` if there is none.
+        default_task: what texts are that nobody calls queries or documents, where these are read differently.
         judge: of a reranker that is a language model, what it reads and what of it is the score.
         static: whether the encoder is a table of vectors, one a token, without layers or special tokens.
     """
@@ -125,6 +128,8 @@ class Recipe:
     folder: str = ""
     late: Late | None = None
     splade: Splade | None = None
+    query_terms: str = ""
+    default_task: str | None = None
     judge: Judge | None = None
     static: bool = False
 
@@ -162,7 +167,10 @@ def read_recipe(card: ModelCard) -> Recipe:
         IncompatibleWeightsError: a file of the recipe is missing or makes no sense.
     """
     modules = _modules(card)
-    recipe = _read_modules(card, modules) if modules else _without_modules(card)
+    if [str(module.get("type", "")).rpartition(".")[2] for module in modules] == ["Router"]:
+        recipe = _read_routes(card)
+    else:
+        recipe = _read_modules(card, modules) if modules else _without_modules(card)
     configured = card.configuration
     if isinstance(configured, EmbedConfiguration):
         recipe = _apply_configuration(recipe, configured)
@@ -281,6 +289,35 @@ def _splade(config: Mapping[str, Any], where: str) -> Splade:
             hint="Known are max and sum of relu and log1p_relu.",
         )
     return Splade(greatest=found[0] == "max", twice=found[1] == "log1p_relu")
+
+
+def _read_routes(card: ModelCard) -> Recipe:
+    """Sparse vectors whose queries need no encoder: sentence-transformers' ``Router`` with two routes."""
+    config = card.documents.get("router_config.json")
+    config = config if isinstance(config, Mapping) else {}
+    types, routes = config.get("types"), config.get("structure")
+    parameters = config.get("parameters")
+    parameters = parameters if isinstance(parameters, Mapping) else {}
+    types, routes = (part if isinstance(part, Mapping) else {} for part in (types, routes))
+    kinds = {
+        route: [str(types.get(name, "")).rpartition(".")[2] for name in names]
+        for route, names in routes.items()
+    }
+    query, document = kinds.get("query"), kinds.get("document")
+    known = len(kinds) == 2 and query == ["SparseStaticEmbedding"] and not parameters.get("route_mappings")
+    if not known or document not in (["MLMTransformer", "SpladePooling"], ["Transformer", "SpladePooling"]):
+        raise UnsupportedArchitectureError(
+            f"{card.id} routes its texts by {kinds or 'nothing'} in router_config.json, which is not "
+            "supported.",
+            hint="Supported is a SparseStaticEmbedding for queries beside a SpladePooling for documents.",
+        )
+    entries = [{"type": types[name], "path": name, "idx": i} for i, name in enumerate(routes["document"])]
+    folder, default = str(routes["query"][0]), parameters.get("default_route")
+    where = f"{folder}/config.json"
+    settings = card.documents.get(where)
+    check_stage(card, "SparseStaticEmbedding", settings if isinstance(settings, Mapping) else {}, where)
+    recipe = _read_modules(card, entries)
+    return evolve(recipe, query_terms=folder, default_task=None if default is None else str(default))
 
 
 def _without_modules(card: ModelCard) -> Recipe:

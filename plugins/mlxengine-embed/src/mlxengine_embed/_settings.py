@@ -278,6 +278,7 @@ STAGES: Mapping[str, Known] = {
         read=_keys("pooling_strategy activation_function"),
         harmless=_keys("embedding_dimension word_embedding_dimension chunk_size"),
     ),
+    "SparseStaticEmbedding": Known(harmless=_keys("frozen")),
     "LogitScore": Known(
         read=_keys("true_token_id false_token_id"), only={"module_input_name": ("causal_logits",)}
     ),

@@ -7,9 +7,11 @@ its first form takes their sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from attrs import frozen
 from mlxengine.errors import IncompatibleWeightsError
 
@@ -120,6 +122,22 @@ class Terms:
         return mx.log1p(values) if self.recipe.twice else values
 
 
+def static_terms(weights: Mapping[str, Array], count: int, name: str) -> np.ndarray[Any, Any]:
+    """The weight of each token where queries have no encoder, float32 (count,).
+
+    Raises:
+        IncompatibleWeightsError: there is not one for each term of the documents.
+    """
+    found = weights.get("weight")
+    if found is None or tuple(found.shape) != (count,):
+        raise IncompatibleWeightsError(
+            f"The weights of query tokens of {name} are not one for each of its {count} terms.",
+            hint="The repository is incomplete.",
+        )
+    values: np.ndarray[Any, Any] = np.array(found.astype(mx.float32))
+    return values
+
+
 def build_terms(
     recipe: Splade,
     config: Config,
@@ -167,4 +185,4 @@ def build_terms(
     return Terms(head=head, recipe=recipe, count=count, words=words)
 
 
-__all__ = ["CELLS", "Terms", "build_terms"]
+__all__ = ["CELLS", "Terms", "build_terms", "static_terms"]

@@ -127,7 +127,7 @@ def test_similarity_is_the_references_of_texts_and_of_sparse_vectors(
 def test_a_model_makes_the_vectors_that_it_was_trained_for(random_model: Load) -> None:
     sparse, plain = random_model("bert-splade"), random_model("bert-cls")
     for wrong in ("pooled", "tokens"):
-        with pytest.raises(UnsupportedInputError, match=r"sparse vectors.*Give output='sparse'"):
+        with pytest.raises(UnsupportedInputError, match=r"sparse vectors.*Use embed\(…, output=\"sparse\"\)"):
             list(sparse.run(EmbedRequest(texts=("w1",), output=wrong)))
     with pytest.raises(UnsupportedInputError, match="makes dense vectors"):
         plain.embed("w1", output="sparse")

@@ -134,11 +134,11 @@ def _estimate(card: ModelCard, workload: VectorWorkload) -> MemoryEstimate:
     heads = _size(config, "num_attention_heads", "n_heads", "num_heads", "n_head") or 12
     length = workload.context_length or 512
     tokens = min(length * workload.batch, CPU_TOKENS if workload.backend == "cpu" else GPU_TOKENS)
-    # Numbers that live at once for each token, found by measuring: they follow the peak within 5 %.
     logits = 0
     if makes_terms(card):
         # A piece of the logits before and after what is done to them, and the sum so far.
         logits = 3 * min(tokens * (_size(config, "vocab_size") or 30_522), 1 << 25)
+    # Numbers that live at once for each token, found by measuring: they follow the peak within 5 %.
     numbers = 7 * hidden + 4 * inner + heads * min(length, 512)
     return MemoryEstimate(
         weights=loaded_weights(card, workload), workspace=4 * (max(tokens, length) * numbers + logits)

@@ -162,7 +162,9 @@ def _check_output(model: EmbeddingModel, request: EmbedRequest) -> None:
         what = {"tokens": "token", "sparse": "sparse", "pooled": "dense"}[made]
         raise UnsupportedInputError(
             f"{model.id} makes {what} vectors, not what output={request.output!r} asks for.",
-            hint=f"Give output={made!r}." if made != "pooled" else 'Leave out output="sparse".',
+            hint=f'Use embed(…, output="{made}"), with task="query" or task="document".'
+            if made != "pooled"
+            else 'Leave out output="sparse".',
         )
     if request.output == "sparse" and (request.precision != "float32" or request.normalize is not None):
         raise InvalidParameterError(

@@ -119,6 +119,12 @@ class _Part(_Kept):
         return utils._rebuild_tensor_v2, (storage, self.offset, self.array.shape, self.stride, False, {})
 
 
+class _Wide(_Kept):
+    def __reduce__(self) -> Any:
+        function, arguments = super().__reduce__()
+        return function, (*arguments[:2], (4, 6), *arguments[3:])
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_the_numbers_come_out_as_they_went_in(torch_names: None, tmp_path: Path, protocol: int) -> None:
     source = tmp_path / "source"
@@ -171,8 +177,8 @@ def _text(value: str) -> bytes:
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "os.system": (lambda at: _global("os", "system", _harm(at)), "os.system"),
-    "posix.system": (lambda at: _global("posix", "system", _harm(at), 4), "posix.system"),
+    "os.system": (lambda at: _global("os", "system", _harm(at)), r"holds os\.system, which"),
+    "posix.system": (lambda at: _global("posix", "system", _harm(at), 4), r"holds posix\.system, which"),
     "eval": (lambda at: _global("builtins", "eval", f"open('{at}/harm','w')"), "builtins.eval"),
     "exec": (lambda at: _global("__builtin__", "exec", "1"), "__builtin__.exec"),
     "nested": (
@@ -226,6 +232,7 @@ def test_tensors_that_are_not_in_their_storage_are_refused(torch_names: None, tm
         "beyond its end": _Kept(plain, "0", offset=3),
         "one number for many": _Kept(np.zeros((2, 3), np.float32), "0", stride=(10**9, 10**9)),
         "larger than the file": _Kept(np.broadcast_to(plain[:1], (3000,)), "0"),
+        "each of its numbers four times": _Wide(plain, "0", stride=(0, 1)),
         "negative": _Kept(plain, "0", offset=-1),
         "in another place": _Kept(plain, "../0"),
         "in none": _Kept(plain, "7"),

@@ -328,6 +328,7 @@ __all__ = [
     "RankOptions",
     "Ranked",
     "SearchResults",
+    "SparseVectors",
     "TokenVectors",
     "VectorOptions",
     "Vectors",

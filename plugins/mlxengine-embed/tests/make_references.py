@@ -76,7 +76,7 @@ def main(minilm: str, target: Path) -> None:
                 few = sparse.encode(words, batch_size=1, convert_to_sparse_tensor=False, max_active_dims=5)
                 found[f"{name}/few"] = few.numpy()
                 top = sparse.decode(dense[4], top_k=3)
-                found[f"{name}/words"] = np.array([word for word, _ in top])
+                found[f"{name}/words"] = np.array([checkpoints.VOCABULARY.index(word) for word, _ in top])
         for name in checkpoints.LATE:
             found |= _late(name, checkpoints.write(name, Path(folder)), words)
         for name in checkpoints.CLASSIFIERS:

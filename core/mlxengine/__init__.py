@@ -137,7 +137,11 @@ if TYPE_CHECKING:
     from .vectors.outputs import Embeddings as Embeddings
     from .vectors.outputs import Hits as Hits
     from .vectors.outputs import Scores as Scores
+    from .vectors.outputs import Similarities as Similarities
+    from .vectors.outputs import SparseEmbeddings as SparseEmbeddings
+    from .vectors.outputs import SparseVector as SparseVector
     from .vectors.requests import EmbedRequest as EmbedRequest
+    from .vectors.requests import MaxSimRequest as MaxSimRequest
     from .vectors.requests import PredictRequest as PredictRequest
     from .vectors.requests import RankRequest as RankRequest
     from .vectors.requests import SearchRequest as SearchRequest
@@ -188,9 +192,9 @@ _HOMES = {
     "text.session": "AsyncSession Session",
     "vectors.handle": "EmbeddingHandle",
     "vectors.handle_async": "AsyncEmbeddingHandle",
-    "vectors.outputs": "Embeddings Hits Scores",
+    "vectors.outputs": "Embeddings Hits Scores Similarities SparseEmbeddings SparseVector",
     "vectors.workload": "VectorWorkload",
-    "vectors.requests": "EmbedRequest PredictRequest RankRequest SearchRequest",
+    "vectors.requests": "EmbedRequest MaxSimRequest PredictRequest RankRequest SearchRequest",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -165,6 +165,7 @@ def fetch(
     report: Callable[[HubEvent], None] | None = None,
     cancelled: Callable[[], bool] = _never,
     verify: str | None = None,
+    pickles: bool = False,
 ) -> Path:
     """Make a model be here, complete and verified, and return its folder.
 
@@ -176,6 +177,7 @@ def fetch(
         cancelled: asked several times a second, from any thread; when it says ``True``, `CancelledError` is
             raised within a second, whatever the hub is doing.
         verify: ``"deep"`` reads and hashes every file again, also those that are ready.
+        pickles: fetch weights that are pickles, too, where ``files`` names them; nothing loads them.
 
     Raises:
         ResolutionError: it was not found, is gated, or the hub did not answer.
@@ -203,6 +205,7 @@ def fetch(
         report=report,
         cancelled=cancelled,
         verify=verify,
+        pickles=pickles,
     )
 
 

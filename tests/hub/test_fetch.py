@@ -166,6 +166,14 @@ def test_weights_that_exist_as_pickles_only_are_a_typed_error(hub: HubServer, hu
     assert not hub.log.entries("pytorch")
 
 
+def test_pickles_are_fetched_for_whoever_asks_for_them_by_name(hub: HubServer, hub_home: Path) -> None:
+    hub.repos.add("org/name", {"config.json": CONFIG, "pytorch_model.bin": b"\x80\x04", "opt.pt": b"x"})
+    folder = public.fetch("org/name", files=["*.json", "*.bin"], pickles=True, endpoint=hub.endpoint)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "pytorch_model.bin"]
+    with pytest.raises(IncompatibleWeightsError, match="--from-bin"):
+        public.fetch("org/name", endpoint=hub.endpoint)
+
+
 # -- interruption ---------------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ from mlxengine import (
     hookimpl,
 )
 from mlxengine.text.session import AsyncSessionStream
-from mlxengine.vectors.handle import Ranked, TokenVectors, Vectors
+from mlxengine.vectors.handle import Ranked, SparseVectors, TokenVectors, Vectors
 
 
 def text(engine: InferenceEngine) -> str:
@@ -60,6 +60,7 @@ def others(engine: InferenceEngine) -> None:
     assert_type(model.embed(["a", "b"], truncate_dim=64, normalize=True).shape, tuple[int, ...])
     assert_type(model.embed("a"), Vectors)
     assert_type(model.embed("a", output="tokens"), TokenVectors)
+    assert_type(model.embed("a", output="sparse", task="query"), SparseVectors)
     assert_type(model.embed(iter("ab"), progress=print), Iterator[Array])
     assert_type(model.embed_query("a", precision="int8"), Vectors)
     assert_type(model.similarity("a", "b"), Array)
@@ -82,6 +83,7 @@ async def later() -> str:
         model = await engine.load_embeddings("org/name", verify="deep")
         assert_type(await model.embed("a"), Vectors)
         assert_type(await model.embed("a", output="tokens"), TokenVectors)
+        assert_type(await model.embed("a", output="sparse"), SparseVectors)
         async for vector in await model.embed(iter("ab")):
             assert_type(vector, Array)
         assert_type(await model.embed_document("a", ranges=([0.0], [1.0])), Vectors)

@@ -105,12 +105,14 @@ def fetch(
     report: Report | None = None,
     cancelled: Cancelled = never,
     verify: str | None = None,
+    pickles: bool = False,
 ) -> Path:
     """Make the files of a resolved model that match the patterns be here, complete and verified.
 
     Args:
         verify: ``"deep"`` hashes every file again, also those that are marked ready.
         report: takes `HubEvent` values, one at a time, from any thread.
+        pickles: fetch pickles that match, too; nothing opens them.
 
     Returns:
         the folder that holds the files, laid out as in the repository; for a local source, its own path.
@@ -123,7 +125,7 @@ def fetch(
     """
     if verify not in (None, "deep"):
         raise InvalidParameterError(f"verify={verify!r} must be None or 'deep'.")
-    files = select(card, patterns)
+    files = select(card, patterns, pickles=pickles)
     if card.source is not Source.HUB:
         assert card.path is not None
         return card.path

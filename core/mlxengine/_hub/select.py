@@ -15,8 +15,13 @@ USUAL = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _WEIGHTS = (".safetensors", ".gguf")
 
 
-def select(card: ModelCard, patterns: Sequence[str]) -> tuple[FileInfo, ...]:
+def select(card: ModelCard, patterns: Sequence[str], *, pickles: bool = False) -> tuple[FileInfo, ...]:
     """The files whose paths match one of the patterns (``fnmatch``, case matters), without pickles.
+
+    Args:
+        card: the model.
+        patterns: what is wanted.
+        pickles: take pickles too, for whoever reads them without running them.
 
     Raises:
         IncompatibleWeightsError: weights were asked for and the repository has them as pickles only.
@@ -24,13 +29,14 @@ def select(card: ModelCard, patterns: Sequence[str]) -> tuple[FileInfo, ...]:
         CorruptFileError: the hub gives no hash for a file.
     """
     matching = [file for file in card.files if any(fnmatchcase(file.path, each) for each in patterns)]
-    safe = tuple(file for file in matching if file.suffix not in PICKLES)
+    safe = tuple(file for file in matching if pickles or file.suffix not in PICKLES)
     weights_wanted = len(safe) < len(matching) or any(fnmatchcase("model.safetensors", p) for p in patterns)
-    pickles = [file.path for file in card.files if file.suffix in PICKLES]
-    if weights_wanted and pickles and not any(file.suffix in _WEIGHTS for file in safe):
+    found = [file.path for file in card.files if file.suffix in PICKLES]
+    if weights_wanted and found and not (pickles or any(file.suffix in _WEIGHTS for file in safe)):
         raise IncompatibleWeightsError(
-            f"{card.id} has its weights only as pickles ({', '.join(pickles[:3])}), which can run any code.",
-            hint="Use a repository with safetensors; mlx-community has converted copies of many models.",
+            f"{card.id} has its weights only as pickles ({', '.join(found[:3])}), which can run any code.",
+            hint="Use a repository with safetensors; mlx-community has converted copies of many models. "
+            "mlxengine convert --from-bin makes one without running anything.",
         )
     if not safe:
         raise ModelNotFoundError(

@@ -13,6 +13,8 @@ from ..contract._convert import only
 from ..contract.events import Array, Event, Finished
 from ..contract.tokens import TokenUsage
 from ..errors import InvalidParameterError
+from ._late import Late, late_side
+from ._sparse import sparse_side, sparse_similarity
 from ._vectors import Gathered, Predictions, pairwise_of, similarity_of
 from .outputs import Scores
 from .requests import EmbedRequest, PredictRequest, RankRequest
@@ -38,10 +40,11 @@ class VectorOptions(TypedDict, total=False):
 
 
 class EmbedOptions(VectorOptions, total=False):
-    """The same options, and those that say which prompt is put before the texts."""
+    """The same options, and those that say what the texts are and which prompt is put before them."""
 
     prompt: str | None
     prompt_name: str | None
+    task: str | None
 
 
 class RankOptions(TypedDict, total=False):
@@ -78,12 +81,18 @@ class Embedder:
         found: int | None = self.info.get("dimension")
         return found
 
-    def _with_prompt(self, candidates: Sequence[str], options: VectorOptions) -> EmbedOptions:
-        """The options with the first of these prompts that the model has; else with none, nor its default."""
+    def _with_task(self, task: str, options: VectorOptions) -> EmbedOptions:
         only(options, VectorOptions, "progress")
+        return {"prompt": None, "prompt_name": None, "task": task, **options}
+
+    def _for_task(self, options: EmbedOptions) -> EmbedOptions:
+        """The options, where they name a task alone, with the model's prompt for it, or with none."""
+        if not options.get("task") or not (options.get("prompt") is options.get("prompt_name") is None):
+            return options
+        candidates = QUERY if options["task"] == "query" else DOCUMENT
         prompts = self.info.get("prompts") or {}
         name = next((name for name in candidates if prompts.get(name)), None)
-        return {"prompt": "" if name is None else None, "prompt_name": name, **options}
+        return {**options, "prompt": "" if name is None else None, "prompt_name": name}
 
     def _gathering(
         self,
@@ -106,8 +115,11 @@ class Embedder:
         texts = [(place, side) for place, side in enumerate(sides) if isinstance(side, tuple)]
         total, done = sum(len(side) for _, side in texts), 0
         gathered = []
+        output = self.info.get("output") or "pooled"
         for place, side in texts:
-            request = embed_request(side, "pooled", {})
+            # Where queries are read otherwise than documents, the left side are queries.
+            task = ("query", "document")[place] if output == "tokens" and right is not None else None
+            request = embed_request(side, output, self._for_task({"task": task}))
             gathered.append((place, self._gathering(request, progress, done, total)))
             done += len(side)
         return sides, gathered
@@ -115,8 +127,16 @@ class Embedder:
     def _function(self) -> str:
         return str(self.info.get("similarity") or "cosine")
 
+    def _late(self, sides: Sequence[Any]) -> Late | None:
+        """What compares the first side with the last where they are token vectors."""
+        left, right = late_side(sides[0]), late_side(sides[-1])
+        return None if left is None or right is None else Late(left, right)
+
     def _similarity(self, sides: Sequence[Any]) -> Array:
         """Of the first side with the last."""
+        sparse = sparse_side(sides[0]), sparse_side(sides[-1])
+        if sparse[0] is not None and sparse[1] is not None:
+            return sparse_similarity(sparse[0], sparse[1], self._function())
         return similarity_of(sides[0], sides[-1], self._function())
 
     def _pairwise(self, sides: Sequence[Any]) -> Array:
@@ -265,9 +285,11 @@ def as_tuple(texts: Any) -> tuple[Any, ...]:
 
 
 def side_of(value: Any) -> Any:
-    """A side of a comparison as a tuple of texts or as a matrix of vectors."""
+    """A side of a comparison as a tuple of texts, a matrix of vectors, or a list of others."""
     import numpy as np
 
+    if (kept := late_side(value) or sparse_side(value)) is not None:
+        return list(kept)  # a tuple is texts
     if isinstance(value, str | Mapping | set | frozenset | bytes | bytearray | memoryview):
         return as_tuple(value)
     if not hasattr(value, "__iter__"):

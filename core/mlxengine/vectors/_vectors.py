@@ -10,7 +10,8 @@ from attrs import field, frozen
 from ..contract.events import Array, Event, Finished, Metrics
 from ..contract.tokens import TokenUsage
 from ..errors import InvalidParameterError
-from .outputs import Embeddings
+from ._sparse import SparseVectors
+from .outputs import Embeddings, SparseEmbeddings, SparseVector
 from .requests import EmbedRequest
 
 _BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "binary": 1, "ubinary": 1}
@@ -89,18 +90,22 @@ class Gathered:
         self._dtype = names.get(request.precision, request.precision)
         self._block: bytearray | None = None
         self._tokens: dict[int, Array] = {}
+        self._sparse: dict[int, SparseVector] = {}
         self._truncated: list[int] = []
 
     def add(self, event: Event) -> None:
         """Take note of an event: vectors go into their places."""
         if isinstance(event, Finished):
             self._finished = event
-        if not isinstance(event, Embeddings):
+        if not isinstance(event, Embeddings | SparseEmbeddings):
             return
         self._truncated += event.truncated
-        self._tokens.update(zip(event.indices, event.tokens, strict=False))
-        if event.vectors is not None:
-            self._put(event.indices, event.vectors)
+        if isinstance(event, SparseEmbeddings):
+            self._sparse.update(zip(event.indices, event.vectors, strict=True))
+        else:
+            self._tokens.update(zip(event.indices, event.tokens, strict=False))
+            if event.vectors is not None:
+                self._put(event.indices, event.vectors)
         self._done += len(event.indices)
         if self._report is not None:
             self._report(self._done)
@@ -114,8 +119,10 @@ class Gathered:
         for place, index in enumerate(indices):
             self._block[index * width : (index + 1) * width] = data[place * width : (place + 1) * width]
 
-    def whole(self) -> Vectors | TokenVectors:
-        """What was asked for: `vectors` or `tokens`."""
+    def whole(self) -> Vectors | TokenVectors | SparseVectors:
+        """What was asked for: `vectors`, `tokens` or `sparse`."""
+        if self.request.output == "sparse":
+            return self.sparse()
         return self.tokens() if self.request.output == "tokens" else self.vectors()
 
     def vectors(self) -> Vectors:
@@ -138,8 +145,20 @@ class Gathered:
             metrics=self._finished.metrics,
         )
 
-    def rows(self) -> Iterator[Array]:
-        """One array a text: a vector, or a matrix of token vectors."""
+    def sparse(self) -> SparseVectors:
+        """The sparse vectors of all texts."""
+        return SparseVectors(
+            vectors=tuple(self._sparse[index] for index in range(self._count)),
+            truncated=tuple(sorted(self._truncated)),
+            usage=TokenUsage.of(self._finished.usage),
+            metrics=self._finished.metrics,
+        )
+
+    def rows(self) -> Iterator[Any]:
+        """One value a text: a vector, a matrix of token vectors, or a sparse vector."""
+        if self._sparse:
+            yield from self.sparse()
+            return
         if self._tokens:
             yield from self.tokens()
             return

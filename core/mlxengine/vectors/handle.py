@@ -16,9 +16,7 @@ from ..contract.events import Array
 from ..handle import ModelHandle
 from ._search import Pair, Search, SearchResults, check_count, pairs_of
 from ._shared import (
-    DOCUMENT,
     ITERATOR_CHUNK,
-    QUERY,
     Embedder,
     EmbedOptions,
     Predicting,
@@ -33,7 +31,9 @@ from ._shared import (
     piecewise,
     side_of,
 )
+from ._sparse import SparseVectors
 from ._vectors import Gathered, Predictions, TokenVectors, Vectors
+from .outputs import SparseVector
 from .requests import EmbedRequest
 
 
@@ -63,12 +63,32 @@ class EmbeddingHandle(Embedder, ModelHandle):
     @overload
     def embed(
         self,
+        texts: Texts,
+        *,
+        output: Literal["sparse"],
+        progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> SparseVectors: ...
+
+    @overload
+    def embed(
+        self,
         texts: Iterator[str],
         *,
         output: Literal["pooled", "tokens"] = "pooled",
         progress: ProgressReport | None = None,
         **options: Unpack[EmbedOptions],
     ) -> Iterator[Array]: ...
+
+    @overload
+    def embed(
+        self,
+        texts: Iterator[str],
+        *,
+        output: Literal["sparse"],
+        progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Iterator[SparseVector]: ...
 
     def embed(
         self,
@@ -77,55 +97,58 @@ class EmbeddingHandle(Embedder, ModelHandle):
         output: str = "pooled",
         progress: ProgressReport | None = None,
         **options: Unpack[EmbedOptions],
-    ) -> Vectors | TokenVectors | Iterator[Array]:
+    ) -> Vectors | TokenVectors | SparseVectors | Iterator[Any]:
         """Vectors of texts.
 
         Args:
             texts: a text, a sequence of texts, or an iterator of texts. An iterator is read as its vectors
                 are taken, so a corpus need not fit in memory. The token ids of each, as the model's tokenizer
                 makes them, may stand for texts; no prompt is put before them.
-            output: ``"pooled"``, or ``"tokens"`` for one vector a token.
+            output: ``"pooled"``, ``"tokens"`` for one vector a token, or ``"sparse"`` for a weight of each
+                term of the vocabulary (SPLADE).
+            task: ``"query"`` or ``"document"``: the texts get the model's prompt for it, and whatever else a
+                model does to the one and not to the other.
             progress: called with how many texts are done, and of how many.
             prompt: put before every text, as it is; ``""`` leaves out the model's default prompt.
             prompt_name: one of the model's own prompts.
             normalize: scale vectors to unit length; ``None`` does what the repository says.
-            truncate_dim: keep the first dimensions only.
+            truncate_dim: keep the first dimensions only; of sparse vectors the heaviest terms.
             precision: ``"float32"``, ``"float16"``, ``"int8"``, ``"uint8"``, ``"binary"``, ``"ubinary"``.
             batch_tokens: most padded tokens in one step; ``None`` lets the plugin choose.
             ranges: (lowest, highest) of each dimension for ``"int8"`` and ``"uint8"``; needed with an
                 iterator, else taken from the texts.
 
         Returns:
-            `Vectors` of shape (texts, dimension), also for a single text; `TokenVectors`; or for an iterator
-            an iterator of one `Array` a text, in order.
+            `Vectors` of shape (texts, dimension), also for a single text; `TokenVectors`; `SparseVectors`; or
+            for an iterator an iterator of one `Array` (`SparseVector`) a text, in order.
 
         Raises:
             InvalidParameterError: an argument is unknown or out of range, or a text is not a ``str``.
             UnsupportedInputError: the model is a reranker.
         """
         if isinstance(texts, Iterator):
-            return self._rows(texts, piecewise(output, options), progress)
-        request = embed_request(texts, output, options)
+            return self._rows(texts, piecewise(output, self._for_task(options)), progress)
+        request = embed_request(texts, output, self._for_task(options))
         return self._gather(self._gathering(request, progress, total=len(request.texts))).whole()
 
     def embed_query(
         self, texts: Texts, *, progress: ProgressReport | None = None, **options: Unpack[VectorOptions]
     ) -> Vectors:
         """`embed` with the model's prompt for queries, or none if it has none."""
-        return self.embed(texts, progress=progress, **self._with_prompt(QUERY, options))
+        return self.embed(texts, progress=progress, **self._with_task("query", options))
 
     def embed_document(
         self, texts: Texts, *, progress: ProgressReport | None = None, **options: Unpack[VectorOptions]
     ) -> Vectors:
         """`embed` with the model's prompt for documents, or none if it has none."""
-        return self.embed(texts, progress=progress, **self._with_prompt(DOCUMENT, options))
+        return self.embed(texts, progress=progress, **self._with_task("document", options))
 
     def similarity(self, left: Any, right: Any = None, *, progress: ProgressReport | None = None) -> Array:
         """How similar rows of two matrices are, by the model's own similarity function.
 
         Args:
-            left: texts, or vectors (count, dimension).
-            right: texts or vectors; ``None`` compares ``left`` with itself.
+            left: texts, vectors (count, dimension), sparse vectors, or token vectors (of queries).
+            right: the same; ``None`` compares ``left`` with itself.
             progress: called with how many texts are done, and of how many.
 
         Returns:
@@ -136,8 +159,13 @@ class EmbeddingHandle(Embedder, ModelHandle):
         """
         sides, texts = self._compared(left, right, progress)
         for place, gathered in texts:
-            sides[place] = self._gather(gathered).vectors()
-        return self._similarity(sides)
+            sides[place] = self._gather(gathered).whole()
+        if (late := self._late(sides)) is None:
+            return self._similarity(sides)
+        with self.stream(late.request) as events:
+            for event in events:
+                late.add(event)
+        return late.whole()
 
     def rank(
         self,
@@ -185,7 +213,7 @@ class EmbeddingHandle(Embedder, ModelHandle):
         """
         sides, texts = self._compared(left, side_of(right), progress)
         for place, gathered in texts:
-            sides[place] = (self._gather(gathered)).vectors()
+            sides[place] = self._gather(gathered).whole()
         return self._pairwise(sides)
 
     def semantic_search(
@@ -284,7 +312,7 @@ class EmbeddingHandle(Embedder, ModelHandle):
         texts: Iterator[str],
         request_of: Callable[[Sequence[str]], EmbedRequest],
         progress: ProgressReport | None,
-    ) -> Iterator[Array]:
+    ) -> Iterator[Any]:
         done = 0
         while piece := tuple(islice(texts, ITERATOR_CHUNK)):
             yield from self._gather(self._gathering(request_of(piece), progress, done)).rows()
@@ -300,6 +328,7 @@ __all__ = [
     "RankOptions",
     "Ranked",
     "SearchResults",
+    "SparseVectors",
     "TokenVectors",
     "VectorOptions",
     "Vectors",

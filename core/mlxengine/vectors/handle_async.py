@@ -10,9 +10,7 @@ from ..contract.events import Array
 from ..handle import AsyncModelHandle
 from ._search import Pair, Search, SearchResults, check_count, pairs_of
 from ._shared import (
-    DOCUMENT,
     ITERATOR_CHUNK,
-    QUERY,
     Embedder,
     EmbedOptions,
     Predicting,
@@ -27,7 +25,9 @@ from ._shared import (
     piecewise,
     side_of,
 )
+from ._sparse import SparseVectors
 from ._vectors import Gathered, Predictions, TokenVectors, Vectors
+from .outputs import SparseVector
 from .requests import EmbedRequest
 
 
@@ -60,12 +60,32 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
     @overload
     async def embed(
         self,
+        texts: Texts,
+        *,
+        output: Literal["sparse"],
+        progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> SparseVectors: ...
+
+    @overload
+    async def embed(
+        self,
         texts: Iterator[str] | AsyncIterator[str],
         *,
         output: Literal["pooled", "tokens"] = "pooled",
         progress: ProgressReport | None = None,
         **options: Unpack[EmbedOptions],
     ) -> AsyncIterator[Array]: ...
+
+    @overload
+    async def embed(
+        self,
+        texts: Iterator[str] | AsyncIterator[str],
+        *,
+        output: Literal["sparse"],
+        progress: ProgressReport | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncIterator[SparseVector]: ...
 
     async def embed(
         self,
@@ -74,36 +94,36 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
         output: str = "pooled",
         progress: ProgressReport | None = None,
         **options: Unpack[EmbedOptions],
-    ) -> Vectors | TokenVectors | AsyncIterator[Array]:
+    ) -> Vectors | TokenVectors | SparseVectors | AsyncIterator[Any]:
         """Vectors of texts; the arguments are those of `EmbeddingHandle.embed`.
 
         An iterator may be asynchronous too: ``async for vector in await model.embed(texts)``. A plain one is
         read on the event loop, 2,048 texts at a time, so it should not wait for anything.
 
         Returns:
-            `Vectors` of shape (texts, dimension), also for a single text; `TokenVectors`; or for an iterator
-            an asynchronous iterator of one `Array` a text, in order.
+            `Vectors` of shape (texts, dimension), also for a single text; `TokenVectors`; `SparseVectors`; or
+            for an iterator an asynchronous iterator of one `Array` (`SparseVector`) a text, in order.
 
         Raises:
             InvalidParameterError: an argument is unknown or out of range, or a text is not a ``str``.
             UnsupportedInputError: the model is a reranker.
         """
         if isinstance(texts, Iterator | AsyncIterator):
-            return self._rows(texts, piecewise(output, options), progress)
-        request = embed_request(texts, output, options)
+            return self._rows(texts, piecewise(output, self._for_task(options)), progress)
+        request = embed_request(texts, output, self._for_task(options))
         return (await self._gather(self._gathering(request, progress, total=len(request.texts)))).whole()
 
     async def embed_query(
         self, texts: Texts, *, progress: ProgressReport | None = None, **options: Unpack[VectorOptions]
     ) -> Vectors:
         """`embed` with the model's prompt for queries, or none if it has none."""
-        return await self.embed(texts, progress=progress, **self._with_prompt(QUERY, options))
+        return await self.embed(texts, progress=progress, **self._with_task("query", options))
 
     async def embed_document(
         self, texts: Texts, *, progress: ProgressReport | None = None, **options: Unpack[VectorOptions]
     ) -> Vectors:
         """`embed` with the model's prompt for documents, or none if it has none."""
-        return await self.embed(texts, progress=progress, **self._with_prompt(DOCUMENT, options))
+        return await self.embed(texts, progress=progress, **self._with_task("document", options))
 
     async def similarity(
         self, left: Any, right: Any = None, *, progress: ProgressReport | None = None
@@ -111,8 +131,8 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
         """How similar rows of two matrices are, by the model's own similarity function; reckoned on a thread.
 
         Args:
-            left: texts, or vectors (count, dimension).
-            right: texts or vectors; ``None`` compares ``left`` with itself.
+            left: texts, vectors (count, dimension), sparse vectors, or token vectors (of queries).
+            right: the same; ``None`` compares ``left`` with itself.
             progress: called with how many texts are done, and of how many.
 
         Returns:
@@ -125,8 +145,13 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
 
         sides, texts = self._compared(left, right, progress)
         for place, gathered in texts:
-            sides[place] = (await self._gather(gathered)).vectors()
-        return await asyncio.to_thread(self._similarity, sides)
+            sides[place] = (await self._gather(gathered)).whole()
+        if (late := self._late(sides)) is None:
+            return await asyncio.to_thread(self._similarity, sides)
+        async with self.stream(late.request) as events:
+            async for event in events:
+                late.add(event)
+        return late.whole()
 
     async def rank(
         self,
@@ -162,7 +187,7 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
 
         sides, texts = self._compared(left, side_of(right), progress)
         for place, gathered in texts:
-            sides[place] = (await self._gather(gathered)).vectors()
+            sides[place] = (await self._gather(gathered)).whole()
         return await asyncio.to_thread(self._pairwise, sides)
 
     async def semantic_search(
@@ -232,7 +257,7 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
         texts: Iterator[str] | AsyncIterator[str],
         request_of: Callable[[Sequence[str]], EmbedRequest],
         progress: ProgressReport | None,
-    ) -> AsyncIterator[Array]:
+    ) -> AsyncIterator[Any]:
         done = 0
         async for piece in _pieces(texts):
             gathered = await self._gather(self._gathering(request_of(piece), progress, done))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ..contract.events import Array, Event
 
@@ -19,6 +19,49 @@ class Embeddings(Event):
     vectors: Array | None = None
     tokens: tuple[Array, ...] = ()
     truncated: tuple[int, ...] = ()
+
+
+@frozen(kw_only=True)
+class SparseVector:
+    """A vector of as many numbers as the model has terms, of which only those that are not 0 are kept.
+
+    Args:
+        terms: int32 (count,), the places of the numbers, ascending.
+        weights: float32 (count,), the numbers.
+        words: the terms as the tokenizer writes them, in the same order.
+        size: of the whole vector.
+    """
+
+    terms: Array
+    weights: Array
+    words: tuple[str, ...] = field(repr=False)
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def top(self, count: int | None = None) -> tuple[tuple[str, float], ...]:
+        """The heaviest terms with their weights, heaviest first; of equal ones the earlier."""
+        weights = self.weights.numpy().tolist()
+        order = sorted(range(len(weights)), key=lambda place: (-weights[place], place))[:count]
+        return tuple((self.words[place], weights[place]) for place in order)
+
+
+@frozen(kw_only=True)
+class SparseEmbeddings(Event):
+    """Sparse vectors of the texts ``indices``, in that order; ``truncated`` as in `Embeddings`."""
+
+    indices: tuple[int, ...]
+    vectors: tuple[SparseVector, ...]
+    truncated: tuple[int, ...] = ()
+
+
+@frozen(kw_only=True)
+class Similarities(Event):
+    """Of each query with the documents from the place ``start`` on: float32 (queries, documents)."""
+
+    start: int
+    scores: Array
 
 
 @frozen(kw_only=True)
@@ -45,4 +88,4 @@ class Hits(Event):
     scores: Array
 
 
-__all__ = ["Embeddings", "Hits", "Scores"]
+__all__ = ["Embeddings", "Hits", "Scores", "Similarities", "SparseEmbeddings", "SparseVector"]

@@ -79,6 +79,14 @@ def _output(value: str) -> str:
     return _named(value, "output")
 
 
+def _task(value: str | None) -> str | None:
+    if value not in (None, "query", "document"):
+        raise InvalidParameterError(
+            f"task={value!r} is not known.", hint='Give "query", "document", or None.'
+        )
+    return value
+
+
 def _normalize(value: bool | None) -> bool | None:
     if value is not None and value not in (True, False):
         raise InvalidParameterError(f"normalize must be True, False or None, found {value!r}.")
@@ -123,7 +131,9 @@ class EmbedRequest(Request):
         normalize: scale vectors to unit length; ``None`` does what the model's repository says.
         truncate_dim: keep the first dimensions only (and normalise again if normalised).
         precision: ``"float32"``, ``"float16"``, ``"int8"``, ``"uint8"``, ``"binary"`` or ``"ubinary"``.
-        output: ``"pooled"`` (one vector a text) or ``"tokens"`` (one a token).
+        output: ``"pooled"`` (one vector a text), ``"tokens"`` (one a token), or ``"sparse"`` (a weight for
+            each term of the vocabulary, most of them 0).
+        task: what the texts are, ``"query"`` or ``"document"``, to a model that reads the two differently.
         batch_tokens: most padded tokens in one step; ``None`` lets the plugin choose.
     """
 
@@ -134,6 +144,7 @@ class EmbedRequest(Request):
     truncate_dim: int | None = field(default=None, converter=_truncate_dim)
     precision: str = field(default="float32", converter=_precision)
     output: str = field(default="pooled", converter=_output)
+    task: str | None = field(default=None, converter=_task)
     batch_tokens: int | None = field(default=None, converter=_batch_tokens)
     ranges: tuple[tuple[float, ...], tuple[float, ...]] | None = field(
         default=None, converter=_ranges, repr=False
@@ -214,4 +225,28 @@ class SearchRequest(Request):
             raise InvalidParameterError(f"The similarity function {self.similarity!r} is not known.")
 
 
-__all__ = ["EmbedRequest", "PredictRequest", "RankRequest", "SearchRequest"]
+@frozen(kw_only=True)
+class MaxSimRequest(Request):
+    """Token vectors of queries and documents in, how much each query finds in each document out.
+
+    The score is the sum over the query's tokens of the greatest dot product with any of the document's
+    (Khattab and Zaharia 2020); a block of documents is one step.
+
+    Args:
+        queries: float32 (tokens, size) each.
+        documents: float32 (tokens, size) each; one without tokens has the score 0.
+    """
+
+    queries: tuple[Array, ...] = field(repr=False)
+    documents: tuple[Array, ...] = field(repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        sizes = {matrix.shape[-1] for matrix in (*self.queries, *self.documents) if len(matrix.shape) == 2}
+        if len(sizes) > 1 or any(len(matrix.shape) != 2 for matrix in (*self.queries, *self.documents)):
+            raise InvalidParameterError(
+                "Token vectors of these shapes cannot be compared.",
+                hint="Each text has (tokens, size), with vectors of the same model.",
+            )
+
+
+__all__ = ["EmbedRequest", "MaxSimRequest", "PredictRequest", "RankRequest", "SearchRequest"]

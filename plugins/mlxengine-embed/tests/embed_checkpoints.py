@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 SIZE, INNER, LAYERS, HEADS, WORDS, LONGEST = 64, 96, 3, 4, 200, 48
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -93,8 +93,9 @@ def _decoder(
     around: float,
     heads: bool = True,
     biases: tuple[str, ...] = (),
+    words: int = len(VOCABULARY),
 ) -> None:
-    weights.table("embed_tokens.weight", len(VOCABULARY))
+    weights.table("embed_tokens.weight", words)
     for layer in range(layers):
         base, head = f"layers.{layer}", SIZE // HEADS
         for name, size in (("q", SIZE), ("k", 2 * head), ("v", 2 * head), ("o", SIZE)):
@@ -170,11 +171,27 @@ _GEMMA_NORMS = (*_QWEN_NORMS, "pre_feedforward_layernorm", "post_feedforward_lay
 
 
 def write_tokenizer(
-    folder: Path, kind: str, side: str = "right", longest: int = 512, types: bool = False
+    folder: Path,
+    kind: str,
+    side: str = "right",
+    longest: int = 512,
+    types: bool = False,
+    more: tuple[str, ...] = (),
+    special: tuple[str, ...] = (),
+    mask: str | None = None,
+    words: Sequence[str] = VOCABULARY,
 ) -> None:
-    """A tokenizer of whole words with special tokens in the architecture's places."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    """A tokenizer of whole words with special tokens in the architecture's places.
+
+    ``more`` follow the other words; a newline is one of them where they hold it.
+    """
+    known = {word: i for i, word in enumerate((*words, *more))}
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if "\n" in more:
+        newlines = pre_tokenizers.Split("\n", "isolated")
+        blanks = pre_tokenizers.Split(Regex(" +|(?<=\\w)(?=[^\\w\n])|(?<=[^\\w\n])(?=\\w)"), "removed")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([newlines, blanks])
     single, pair = {
         "bert": ("<s> $A </s>", "<s> $A </s> $B:1 </s>:1"),
         "roberta": ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
@@ -185,9 +202,11 @@ def write_tokenizer(
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=specials
     )
-    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_special_tokens([*SPECIAL, *special])
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    if mask is not None:
+        names["mask_token"] = mask
     settings = {**names, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest}
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if types else [])]
     settings |= {"padding_side": side, "model_input_names": inputs}
@@ -413,6 +432,34 @@ def _ernie(folder: Path) -> None:
     found.write(folder, {**_BERT, **names, "task_type_vocab_size": 3})
 
 
+def _data2vec(folder: Path) -> None:
+    found = _Variant(37, without="^$", positions=66)
+    config = {**_ROBERTA, "model_type": "data2vec-text", "architectures": ["Data2VecTextModel"]}
+    found.write(folder, config | {"type_vocab_size": 2}, "roberta")
+
+
+def _roformer(folder: Path) -> None:
+    found = _Variant(38, without="position_emb|^embeddings")
+
+    def add(weights: _Weights) -> None:
+        for name, rows in (("word", len(VOCABULARY)), ("token_type", 2)):
+            weights.matrix(f"embeddings.{name}_embeddings.weight", rows, 32)
+        weights.norm("embeddings.LayerNorm", 32)
+        weights.linear("embeddings_project", SIZE, 32)
+
+    found.add(add)
+    names = {"model_type": "roformer", "architectures": ["RoFormerModel"], "embedding_size": 32}
+    found.write(folder, {**_BERT, **names, "rotary_value": False})
+
+
+def _jina(folder: Path) -> None:
+    found = _gated(43, biased=False, without="position_emb|^$", keeps=True)
+    found.rename((r"mlp\.up_proj", "mlp.fc1"), (r"mlp\.down_proj", "mlp.fc2"))
+    config = {**_ROBERTA, "model_type": "jina_embeddings_v3", "architectures": ["JinaEmbeddingsV3Model"]}
+    rope = {"rope_parameters": {"rope_theta": 20000.0, "rope_type": "default"}, "type_vocab_size": 2}
+    found.write(folder, config | rope, "roberta")
+
+
 def _deberta_variant(shared: bool, prefix: str = "") -> tuple[_Variant, dict[str, Any]]:
     found = _Variant(36 + shared, without="position_emb|token_type")
     found.rename((r"attention\.self\.(\w+)\.", r"attention.self.\1_proj."))
@@ -443,7 +490,7 @@ def _deberta_apart(folder: Path) -> None:
     found.write(folder, config)
 
 
-def _gated(seed: int, biased: bool, without: str = "position_emb") -> _Variant:
+def _gated(seed: int, biased: bool, without: str = "position_emb", keeps: bool = False) -> _Variant:
     """Rotary positions and a gated feed-forward under the names of transformers."""
     found = _Variant(
         seed,
@@ -456,8 +503,11 @@ def _gated(seed: int, biased: bool, without: str = "position_emb") -> _Variant:
         (r"intermediate\.dense", "mlp.up_proj"),
         (r"\.output\.dense", ".mlp.down_proj"),
         (r"\.output\.LayerNorm", ".post_mlp_layernorm"),
-        without=without + (r"|intermediate\.dense\.bias" if biased else r"|(query|key|value|dense)\.bias"),
+        without=without
+        + ("" if keeps else r"|intermediate\.dense\.bias" if biased else r"|(query|key|value|dense)\.bias"),
     )
+    if keeps:
+        return found
 
     def add(weights: _Weights) -> None:
         for layer in range(LAYERS):
@@ -557,7 +607,7 @@ def _language_model(
     return write
 
 
-def _t5(seed: int, kind: str, gated: bool) -> Callable[[Path], None]:
+def _t5(seed: int, kind: str, gated: bool, each: bool = False) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         weights = _Weights(seed)
         weights.table("shared.weight", len(VOCABULARY))
@@ -571,9 +621,16 @@ def _t5(seed: int, kind: str, gated: bool) -> Callable[[Path], None]:
             weights.linear(f"{base}.1.DenseReluDense.wo", SIZE, INNER, bias=False)
             weights.norm(f"{base}.0.layer_norm", bias=False)
             weights.norm(f"{base}.1.layer_norm", bias=False)
-        weights.matrix("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 16, HEADS)
+        for layer in range(LAYERS if each else 1):
+            name = f"encoder.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight"
+            weights.matrix(name, 16, HEADS)
         weights.norm("encoder.final_layer_norm", bias=False)
-        config = {"model_type": kind, "architectures": ["T5EncoderModel"], "d_model": SIZE, "d_ff": INNER}
+        config = {
+            "model_type": kind,
+            "architectures": [f"{'UM' if each else ''}T5EncoderModel"],
+            "d_model": SIZE,
+            "d_ff": INNER,
+        }
         config |= {"d_kv": 20, "num_heads": HEADS, "num_layers": LAYERS, "vocab_size": len(VOCABULARY)}
         config |= {"relative_attention_num_buckets": 16, "relative_attention_max_distance": 40}
         config |= {
@@ -682,6 +739,70 @@ def _scorer(
     return write
 
 
+_JUDGE_WORDS = ("yes", "no", "Yes", "A", "B", ":", "\n", "Given", "Judge", "Instruct", "Query", "Document")
+_TURNS = ("<|im_start|>", "<|im_end|>")
+# An instruction, whose default is the template's, the query, the document, and a prefilled answer.
+_JUDGE_TEMPLATE = """\
+{%- set told = messages | selectattr("role", "eq", "system") | map(attribute="content") | list -%}
+{%- set q = messages | selectattr("role", "eq", "query") | map(attribute="content") | first -%}
+{%- set d = messages | selectattr("role", "eq", "document") | map(attribute="content") | first -%}
+<s>{{ told[0] if told else "w1 w2" }}
+w3 {{ q }}
+w4 {{ d }} w5</s>{{ suffix }}"""
+
+
+def _judge(
+    seed: int, kind: str, tied: bool = True, norms: float = 1.0, **settings: Any
+) -> Callable[[Path], None]:
+    """A language model with the words that it scores with."""
+
+    def write(folder: Path) -> None:
+        words = (*_JUDGE_WORDS, *_TURNS)
+        weights, count = _Weights(seed), len(VOCABULARY) + len(words)
+        _decoder(weights, LAYERS, _QWEN_NORMS, norms, heads=kind == "qwen3", words=count)
+        weights.tensors = {f"model.{name}": value for name, value in weights.tensors.items()}
+        if not tied:
+            weights.table("lm_head.weight", count)
+        config = {**_QWEN3, "model_type": kind, "architectures": [f"{kind.title()}ForCausalLM"]}
+        config |= {"vocab_size": count, "tie_word_embeddings": tied, "max_position_embeddings": 512}
+        _save(folder, config | settings, weights)
+        write_tokenizer(folder, "plain", side="left", longest=LONGEST, more=words, special=_TURNS)
+
+    return write
+
+
+def _word_judge(seed: int, no: int | None, message: bool, tied: bool) -> Callable[[Path], None]:
+    """One with sentence-transformers' files."""
+
+    def write(folder: Path) -> None:
+        _judge(seed, "qwen3", tied=tied)(folder)
+        start = "sentence_transformers."
+        kinds = ("base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore")
+        _json(
+            folder / "modules.json",
+            [
+                {"idx": i, "name": str(i), "path": path, "type": start + kind}
+                for i, (path, kind) in enumerate(zip(("", "1_LogitScore"), kinds, strict=True))
+            ],
+        )
+        _json(folder / "1_LogitScore" / "config.json", {"true_token_id": 14, "false_token_id": no})
+        outputs = {"method": "forward", "method_output_name": "logits"}
+        settings: dict[str, Any] = {
+            "transformer_task": "text-generation",
+            "module_output_name": "causal_logits",
+        }
+        settings |= {"modality_config": {"text": outputs}}
+        if message:
+            settings["modality_config"]["message"] = {**outputs, "format": "flat"}
+            settings["processing_kwargs"] = {"chat_template": {"suffix": " w6 w7"}}
+            (folder / "chat_template.jinja").write_text(_JUDGE_TEMPLATE)
+        _json(folder / "sentence_bert_config.json", settings)
+        own = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.linear.Identity"}
+        _json(folder / "config_sentence_transformers.json", own)
+
+    return write
+
+
 def _head(dense: str, last: str, labels: int = 1) -> Callable[[_Weights], None]:
     def add(weights: _Weights) -> None:
         if dense:
@@ -691,6 +812,125 @@ def _head(dense: str, last: str, labels: int = 1) -> Callable[[_Weights], None]:
     return add
 
 
+def _masked(
+    base: Callable[[Path], None],
+    prefix: str,
+    names: tuple[str, str, str],
+    *,
+    biased: bool = True,
+    tied: str | None = None,
+    **pooling: str,
+) -> Callable[[Path], None]:
+    """An embedder's repository with the head of a masked language model and its sparse pooling.
+
+    ``names`` are those of the head's dense layer, norm and bias; ``tied`` one of a decoder that is not tied.
+    """
+
+    def write(folder: Path) -> None:
+        base(folder)
+        weights = _Weights(90)
+        stored = load_file(str(folder / "model.safetensors"))
+        weights.tensors = {prefix + key: value for key, value in stored.items()}
+        weights.linear(names[0], SIZE, SIZE, bias=biased)
+        weights.norm(names[1], bias=biased)
+        # Shifted down, so that most terms say nothing.
+        random = np.random.default_rng(91).standard_normal(len(VOCABULARY))
+        weights.tensors[names[2]] = (random - 9).astype(np.float32)
+        config = json.loads((folder / "config.json").read_text())
+        if tied is not None:
+            weights.table(f"{tied}.weight", len(VOCABULARY))
+            weights.tensors[f"{tied}.bias"] = weights.tensors[names[2]]
+            config["tie_word_embeddings"] = False
+        name = config["architectures"][0].replace("Model", "ForMaskedLM")
+        _save(folder, config | {"architectures": [name]}, weights)
+        new = "sentence_transformers.sparse_encoder.models."
+        kinds = (("MLMTransformer.MLMTransformer", ""), ("SpladePooling.SpladePooling", "1_SpladePooling"))
+        entries = [{"idx": i, "name": str(i), "path": p, "type": new + k} for i, (k, p) in enumerate(kinds)]
+        _json(folder / "modules.json", entries)
+        settings = {"pooling_strategy": "max", "activation_function": "relu", **pooling}
+        _json(folder / "1_SpladePooling" / "config.json", settings | {"word_embedding_dimension": None})
+        own = {
+            "model_type": "SparseEncoder",
+            "similarity_fn_name": "dot",
+            "prompts": {"query": "", "document": ""},
+        }
+        _json(folder / "config_sentence_transformers.json", own)
+
+    return write
+
+
+def _routed(folder: Path) -> None:
+    """Documents by a masked language model, queries by a weight for each token."""
+    document, query = folder / "document_0_MLMTransformer", folder / "query_0_SparseStaticEmbedding"
+    _masked(_PLAIN, "bert.", _CLS, activation_function="log1p_relu")(document)
+    (document / "1_SpladePooling").rename(folder / "document_1_SpladePooling")
+    for name in ("modules.json", "1_Pooling/config.json"):
+        (document / name).unlink()
+    (document / "config_sentence_transformers.json").rename(folder / "config_sentence_transformers.json")
+    query.mkdir()
+    write_tokenizer(query, "bert", longest=LONGEST)
+    weights = np.abs(np.random.default_rng(92).standard_normal(len(VOCABULARY))).astype(np.float32)
+    weights[:100:3] = 0
+    save_file({"weight": weights}, str(query / "model.safetensors"))
+    _json(query / "config.json", {"frozen": False})
+    st = "sentence_transformers.sparse_encoder.models."
+    kinds = {"document_0_MLMTransformer": "MLMTransformer.MLMTransformer"}
+    kinds |= {"document_1_SpladePooling": "SpladePooling.SpladePooling"}
+    kinds |= {"query_0_SparseStaticEmbedding": "SparseStaticEmbedding.SparseStaticEmbedding"}
+    names = list(kinds)
+    config = {"types": {name: st + kind for name, kind in kinds.items()}}
+    config |= {"structure": {"query": names[2:], "document": names[:2]}}
+    _json(folder / "router_config.json", config | {"parameters": {"default_route": "document"}})
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}
+    _json(folder / "modules.json", [module])
+
+
+_CLS = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
+_LM = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+_LATE_WORDS = ("[Q] ", "[D] ", "<mask>", ",", ".")
+
+
+def _late(
+    base: Callable[[Path], None], own: dict[str, Any], *, native: dict[str, Any] | None = None
+) -> Callable[[Path], None]:
+    """An embedder's repository that makes token vectors, with PyLate's files, or with modules of its own."""
+
+    def write(folder: Path) -> None:
+        base(folder)
+        words = _LATE_WORDS if native is None else ("<mask>", ",", ".")
+        # The new words take the places of the last ones.
+        kept = VOCABULARY[: len(VOCABULARY) - len(words)]
+        write_tokenizer(folder, "bert", more=words, special=("<mask>",), mask="<mask>", words=kept)
+        st = "sentence_transformers.models."
+        dense = "pylate.models.Dense.Dense" if native is None else f"{st}Dense"
+        kinds = [(f"{st}Transformer", ""), (dense, "1_Dense")]
+        if native is not None:
+            mask = "sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask"
+            kinds += [(mask, "2_MultiVectorMask"), (f"{st}Normalize", "3_Normalize")]
+            _json(folder / "2_MultiVectorMask" / "config.json", {"skiplist_words": ["w3", ","], **native})
+            outputs = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+            _json(folder / "3_Normalize" / "config.json", outputs)
+        entries = [{"idx": i, "name": str(i), "path": p, "type": k} for i, (k, p) in enumerate(kinds)]
+        _json(folder / "modules.json", entries)
+        weights = _Weights(95)
+        weights.linear("linear", 16, SIZE, bias=False)
+        settings = {"in_features": SIZE, "out_features": 16, "bias": False}
+        settings["activation_function"] = "torch.nn.modules.linear.Identity"
+        if native is not None:
+            settings["module_input_name"] = "token_embeddings"
+        _json(folder / "1_Dense" / "config.json", settings)
+        save_file(weights.tensors, str(folder / "1_Dense" / "model.safetensors"))
+        _json(folder / "config_sentence_transformers.json", own)
+        if native is not None:
+            expansion = {"strategy": "min", "attend": True, "length": 12, "token": "w5"}
+            lengths = {"query_length": 20, "document_length": 30, "query_expansion": expansion}
+            _json(folder / "sentence_bert_config.json", {"max_seq_length": LONGEST, **lengths})
+
+    return write
+
+
+_PYLATE = {"model_type": "ColBERT", "query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 16}
+_PYLATE |= {"document_length": 40, "attend_to_expansion_tokens": False, "similarity_fn_name": "MaxSim"}
 _THREE = {"id2label": {"0": "contradiction", "1": "entailment", "2": "neutral"}}
 _THREE_HEAD = _head("bert.pooler.dense", "classifier", 3)
 _PLAIN = _bert_with({"pooling_mode": "cls"})
@@ -735,6 +975,10 @@ EMBEDDERS: dict[str, Callable[[Path], None]] = {
     "t5": _t5(57, "t5", gated=False),
     "t5-gated": _t5(58, "t5", gated=True),
     "mt5": _t5(59, "mt5", gated=True),
+    "umt5": _t5(63, "umt5", gated=True, each=True),
+    "data2vec": _data2vec,
+    "roformer": _roformer,
+    "jina-v3": _jina,
 }
 RERANKERS: dict[str, Callable[[Path], None]] = {
     "bert-reranker": _bert_reranker,
@@ -759,6 +1003,45 @@ RERANKERS: dict[str, Callable[[Path], None]] = {
     "qwen3-reranker": _scorer(_qwen, "model.", _head("", "score"), "Qwen3"),
     "bert-tanh-reranker": _scorer(_PLAIN, "bert.", _head("bert.pooler.dense", "classifier"), "Bert", **_TANH),
 }
+JUDGES: dict[str, Callable[[Path], None]] = {
+    "judge": _word_judge(80, no=15, message=True, tied=True),
+    "judge-one-word": _word_judge(81, no=None, message=True, tied=False),
+    "judge-of-pairs": _word_judge(82, no=15, message=False, tied=True),
+}
+"""Language models that score pairs, with sentence-transformers' files."""
+BARE_JUDGES: dict[str, Callable[[Path], None]] = {
+    "Qwen3-Reranker-tiny": _judge(83, "qwen3"),
+    "bge-reranker-v2-gemma-tiny": _judge(84, "gemma", norms=0.0, hidden_act="gelu"),
+}
+"""The same without; what they read is known by their names."""
+SPARSE: dict[str, Callable[[Path], None]] = {
+    "bert-splade": _masked(_PLAIN, "bert.", _CLS),
+    "bert-splade-sum": _masked(_PLAIN, "bert.", _CLS, pooling_strategy="sum"),
+    "bert-splade-apart": _masked(
+        _PLAIN, "bert.", _CLS, tied="cls.predictions.decoder", activation_function="log1p_relu"
+    ),
+    "distilbert-splade": _masked(
+        _distilbert, "distilbert.", ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
+    ),
+    "xlm-roberta-splade": _masked(_xlm_roberta, "roberta.", _LM),
+    "mpnet-splade": _masked(_mpnet, "mpnet.", _LM),
+    "routed-splade": _routed,
+    "modernbert-splade": _masked(
+        _modern, "model.", ("head.dense", "head.norm", "decoder.bias"), biased=False
+    ),
+}
+LATE: dict[str, Callable[[Path], None]] = {
+    "bert-colbert": _late(_PLAIN, _PYLATE),
+    "bert-colbert-attending": _late(
+        _PLAIN, {**_PYLATE, "attend_to_expansion_tokens": True, "skiplist_words": []}
+    ),
+    "bert-colbert-unfilled": _late(_PLAIN, {**_PYLATE, "do_query_expansion": False}),
+    "modernbert-multi-vector": _late(
+        _modern,
+        {"model_type": "MultiVectorEncoder", "prompts": {"query": "w7 ", "document": ""}},
+        native={"skiplist_tasks": ["query", "document"]},
+    ),
+}
 CLASSIFIERS: dict[str, Callable[[Path], None]] = {
     "bert-three-labels": _scorer(_PLAIN, "bert.", _THREE_HEAD, "Bert", **_THREE),
     "distilbert-two-labels": _scorer(
@@ -776,7 +1059,7 @@ def write(name: str, root: Path) -> Path:
     folder = root / name
     if not folder.exists():
         folder.mkdir(parents=True)
-        {**EMBEDDERS, **RERANKERS, **CLASSIFIERS}[name](folder)
+        {**EMBEDDERS, **RERANKERS, **JUDGES, **BARE_JUDGES, **SPARSE, **LATE, **CLASSIFIERS}[name](folder)
     return folder
 
 

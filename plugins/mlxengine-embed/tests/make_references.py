@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ PRECISIONS = ("int8", "uint8", "binary", "ubinary")
 
 
 def main(minilm: str, target: Path) -> None:
-    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
@@ -55,6 +56,29 @@ def main(minilm: str, target: Path) -> None:
             found[name] = ranker.predict(pairs, batch_size=1)
             if name == "bert-reranker-with-prompts":
                 found[f"{name}/other"] = ranker.predict(pairs, batch_size=1, prompt_name="other")
+        for name in checkpoints.JUDGES:
+            ranker = CrossEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
+            pairs = [(words[4], document) for document in words]
+            found[name] = ranker.predict(pairs, batch_size=1)
+            if name == "judge":
+                found[f"{name}/prompt"] = ranker.predict(pairs, batch_size=1, prompt="w9 w10 w11")
+        for name in checkpoints.BARE_JUDGES:
+            read = _read_as_qwen3 if name.startswith("Qwen3") else _read_as_gemma
+            found[name] = _logits(checkpoints.write(name, Path(folder)), words, read)
+        for name in checkpoints.SPARSE:
+            sparse = SparseEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
+            dense = sparse.encode(words, batch_size=1, convert_to_sparse_tensor=False)
+            found[name] = dense.numpy()
+            if name == "routed-splade":
+                found[f"{name}/query"] = sparse.encode_query(words, convert_to_sparse_tensor=False).numpy()
+            if name == "bert-splade":
+                found[f"{name}/similarity"] = sparse.similarity(dense, dense).numpy()
+                few = sparse.encode(words, batch_size=1, convert_to_sparse_tensor=False, max_active_dims=5)
+                found[f"{name}/few"] = few.numpy()
+                top = sparse.decode(dense[4], top_k=3)
+                found[f"{name}/words"] = np.array([checkpoints.VOCABULARY.index(word) for word, _ in top])
+        for name in checkpoints.LATE:
+            found |= _late(name, checkpoints.write(name, Path(folder)), words)
         for name in checkpoints.CLASSIFIERS:
             ranker = CrossEncoder(str(checkpoints.write(name, Path(folder))), device="cpu")
             pairs = [(words[4], document) for document in words]
@@ -62,6 +86,58 @@ def main(minilm: str, target: Path) -> None:
             found[f"{name}/softmax"] = ranker.predict(pairs, batch_size=1, apply_softmax=True)
     found |= _util()
     np.savez_compressed(target, **found)
+
+
+def _logits(folder: Path, words: list[str], read: Callable[[Any, str, str], list[int]]) -> Any:
+    """The logits that the cards of two families have code for; Qwen3's softmax of two is a sigmoid of one."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    scores = []
+    with torch.no_grad():
+        for document in words:
+            last = model(torch.tensor([read(tokenizer, words[4], document)])).logits[0, -1]
+            yes, no, capital = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no", "Yes"))
+            scores.append(float(last[yes] - last[no] if read is _read_as_qwen3 else last[capital]))
+    return np.array(scores, dtype=np.float32)
+
+
+def _read_as_qwen3(tokenizer: Any, query: str, document: str) -> list[int]:
+    start = (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+        'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    )
+    task = "Given a web search query, retrieve relevant passages that answer the query"
+    body = f"<Instruct>: {task}\n<Query>: {query}\n<Document>: {document}"
+    end = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    first, middle, last = (tokenizer.encode(text, add_special_tokens=False) for text in (start, body, end))
+    return first + middle + last
+
+
+def _read_as_gemma(tokenizer: Any, query: str, document: str) -> list[int]:
+    question = (
+        "Given a query A and a passage B, determine whether the passage contains an answer to the query by "
+        "providing a prediction of either 'Yes' or 'No'."
+    )
+    texts = (f"A: {query}", "\n", f"B: {document}", "\n", question)
+    first, line, second, _, last = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
+    return [tokenizer.bos_token_id, *first, *line, *second, *line, *last]
+
+
+def _late(name: str, folder: Path, words: list[str]) -> dict[str, Any]:
+    from sentence_transformers import MultiVectorEncoder
+
+    model = MultiVectorEncoder(str(folder), device="cpu")
+    documents = [f"{text} , w1 ." for text in words[:11]] + words[11:]
+    queries = model.encode_query(words[:9], batch_size=1, convert_to_numpy=True)
+    passages = model.encode_document(documents, batch_size=1, convert_to_numpy=True)
+    found = {
+        f"{name}/{kind}": np.concatenate(rows) for kind, rows in (("query", queries), ("document", passages))
+    }
+    found[f"{name}/lengths"] = np.array([len(row) for row in (*queries, *passages)])
+    found[name] = model.similarity(queries, passages).numpy()
+    return found
 
 
 def _util() -> dict[str, Any]:

@@ -56,6 +56,25 @@ def test_similarity_prints_a_number_for_two_texts_and_a_table_for_more(
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
+def test_a_sparse_model_prints_its_terms_heaviest_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sparse = str(embed_checkpoints.write("bert-splade", tmp_path))
+    assert main(["embed", "-q", "-m", sparse, *WORDS]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == len(WORDS)
+    assert all(list(row.values()) == sorted(row.values(), reverse=True) for row in rows)
+    assert main(["embed", "-q", "--json", "--truncate-dim", "3", "-m", sparse, WORDS[2]]) == 0
+    (three,) = json.loads(capsys.readouterr().out)["vectors"]
+    assert list(three.items()) == list(rows[2].items())[:3]
+    assert main(["similarity", "-m", sparse, WORDS[1], WORDS[2]]) == 0
+    both = set(rows[1]) & set(rows[2])
+    dot = sum(rows[1][word] * rows[2][word] for word in both)
+    assert float(capsys.readouterr().out) == pytest.approx(dot, abs=1e-3)
+    assert main(["embed", "-m", sparse, "--out", str(tmp_path / "v.npy"), "w1"]) == 2
+    assert "--out does not write" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

@@ -19,19 +19,24 @@ LIBRARIES: Mapping[str, str] = {
     "nomic_bert": _BERT,
     "gte": _BERT,
     "new": _BERT,
+    "data2vec-text": _BERT,
+    "roformer": _BERT,
+    "jina_embeddings_v3": _BERT,
     "modernbert": "mlx_embeddings.models.modernbert",
     "eurobert": _DECODER,
     "t5": _T5,
     "mt5": _T5,
+    "umt5": _T5,
     "qwen2": _DECODER,
     "qwen3": _DECODER,
     "mistral": _DECODER,
     "llama": _DECODER,
+    "gemma": _DECODER,
     "gemma3_text": "mlx_embeddings.models.gemma3_text",
 }
 """The module that serves an architecture; the parity tests hold every row to the reference."""
 
-OTHERWISE = ("qwen2", "qwen3", "mistral", "llama", "gemma3_text", "t5", "mt5")
+OTHERWISE = ("qwen2", "qwen3", "mistral", "llama", "gemma", "gemma3_text", "t5", "mt5", "umt5")
 """Those of `LIBRARIES` that also make language models: without further signs, a model of these is one."""
 ENCODERS = tuple(name for name in LIBRARIES if name not in OTHERWISE)
 
@@ -59,7 +64,18 @@ HEADS: Mapping[str, str] = {
 }
 """What a cross-encoder of an architecture has after its encoder, by what `_rerank.Head` calls it."""
 
+MASKED_HEADS: Mapping[str, str] = {
+    "bert": "cls",
+    "distilbert": "vocab",
+    "roberta": "lm_head",
+    "xlm-roberta": "lm_head",
+    "camembert": "lm_head",
+    "mpnet": "lm_head",
+    "modernbert": "head",
+}
+"""What a masked language model of an architecture calls its head, by what `_splade` calls it."""
+
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
 """The activations that our own encoders know, as configurations name them."""
 
-__all__ = ["ACTIVATIONS", "ENCODERS", "HEADS", "LIBRARIES", "OTHERWISE"]
+__all__ = ["ACTIVATIONS", "ENCODERS", "HEADS", "LIBRARIES", "MASKED_HEADS", "OTHERWISE"]

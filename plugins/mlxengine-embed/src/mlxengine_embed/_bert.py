@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ._disentangled import Disentangled, RelativePositions
 from ._parts import (
@@ -29,7 +29,7 @@ from ._parts import (
 
 _UNUSED = (
     r"pooler\.|cls\.|lm_head\.|classifier\.|dense\.|predictions\.|pre_classifier\.|vocab_|"
-    r"mask_predictions\.|lm_predictions\.|(?:discriminator|generator)_predictions\.|generator_lm_head\."
+    r"encoder\.embed_positions\.|mask_predictions\.|lm_predictions\.|(?:discriminator|generator)_predictions\.|generator_lm_head\."
 )
 _OLD_NORMS = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 
@@ -48,6 +48,7 @@ class Variant:
         types: whether it has token types at all.
         relative: whether the distance of two tokens adds a learned bias to their attention.
         theta: the default base of its rotary positions, ``None`` where it has none.
+        paired: whether these turn neighbours, not the first half with the second.
         gated: whether the feed-forward has a gate.
         biased: whether projections and the feed-forward's (first, last) layer have biases.
         prepare: takes apart tensors that its checkpoints keep in one.
@@ -61,6 +62,7 @@ class Variant:
     types: bool = True
     relative: bool = False
     theta: float | None = None
+    paired: bool = False
     gated: bool = False
     biased: tuple[bool, bool, bool] = (True, True, True)
     prepare: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
@@ -196,6 +198,21 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "gte": _GTE,
     "new": _GTE,
+    "data2vec-text": evolve(_ROBERTA, prefix=r"data2vec_text\."),
+    "roformer": Variant(
+        prefix=r"roformer\.",
+        names=((r"^embeddings_project\.", "embeddings.projection."),),
+        positions="none",
+        theta=10_000.0,
+        paired=True,
+    ),
+    "jina_embeddings_v3": Variant(
+        prefix=r"roberta\.",
+        names=((r"\.mlp\.fc1\.", ".mlp.up_proj."), (r"\.mlp\.fc2\.", ".mlp.down_proj."), *_ROTARY_NAMES),
+        defaults={"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+        positions="none",
+        theta=20_000.0,
+    ),
 }
 """The architectures that are served so; what each of their settings may be, `_settings.ENCODERS` says."""
 _DEFAULTS = {"layer_norm_eps": 1e-12, "type_vocab_size": 2, "pad_token_id": 0, "hidden_act": "gelu"}
@@ -258,7 +275,9 @@ class SelfAttention(nn.Module):  # type: ignore[misc]
         for name in ("query", "key", "value"):
             setattr(self, name, nn.Linear(size, size, bias=variant.biased[0]))
         theta = variant.theta
-        self.rope = None if theta is None else rotary(config, self.attention_head_size, theta)
+        self.rope = (
+            None if theta is None else rotary(config, self.attention_head_size, theta, paired=variant.paired)
+        )
 
     def __call__(self, hidden: Array, mask: Array | None) -> Array:
         rows, length, _ = hidden.shape

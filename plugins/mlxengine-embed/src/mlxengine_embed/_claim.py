@@ -15,9 +15,9 @@ from mlxengine.errors import (
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 
-from ._architectures import ENCODERS, HEADS, LIBRARIES, OTHERWISE
+from ._architectures import ENCODERS, HEADS, LIBRARIES, MASKED_HEADS, OTHERWISE
 from ._families import family_of
-from ._recipe import is_sentence_model, read_recipe, read_scoring
+from ._recipe import is_sentence_model, judges, makes_terms, read_recipe, read_scoring
 from ._settings import encoder_problem
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -30,14 +30,23 @@ def claim(card: ModelCard) -> Claim | None:
         return None
     wanted = card.configuration.kind == "embed" or card.configuration.plugin == "embed"
     sentence = is_sentence_model(card)
-    scores = _is_scorer(card)
+    judged = _judges(card)
+    scores = _is_scorer(card) or judged
     bare = card.architecture in ENCODERS and not _is_classifier(card)
     known = card.architecture in OTHERWISE and family_of(card) is not None
     if not (sentence or scores or bare or known or (wanted and card.config)):
         return None
-    strong = sentence or _ranks(card, scores) or known or wanted or family_of(card) is not None
+    strong = sentence or judged or _ranks(card, scores) or known or wanted or family_of(card) is not None
     problem = _problem(card, scores)
-    what = "a cross-encoder" if scores else "sentence-transformers files" if sentence else "an encoder"
+    what = (
+        "a language model that scores pairs"
+        if judged
+        else "a cross-encoder"
+        if scores
+        else "sentence-transformers files"
+        if sentence
+        else "an encoder"
+    )
     library = LIBRARIES.get(card.architecture or "")
     return Claim(
         kind="embed",
@@ -53,6 +62,13 @@ def claim(card: ModelCard) -> Claim | None:
 def _is_scorer(card: ModelCard) -> bool:
     names = architectures(card.config)
     return card.architecture in HEADS and any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _judges(card: ModelCard) -> bool:
+    try:
+        return judges(card)
+    except MLXEngineError:
+        return True  # what is wrong with it comes out again where it is read
 
 
 def _ranks(card: ModelCard, scores: bool) -> bool:
@@ -89,17 +105,23 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
             f"{card.id} has the encoder architecture {kind!r}, which is not supported.",
             hint=f"Supported are {', '.join(LIBRARIES)}.",
         )
+    if recipe.splade is not None and kind not in MASKED_HEADS:
+        return UnsupportedArchitectureError(
+            f"{card.id} makes sparse vectors with the architecture {kind!r}, which is not supported.",
+            hint=f"Supported are {', '.join(MASKED_HEADS)}.",
+        )
     where = f"{folder}/config.json" if folder else "config.json"
-    if isinstance(config, Mapping) and (refused := encoder_problem(card, config, where)) is not None:
-        return refused
-    return _unreadable(card)
+    judged = recipe.judge is not None
+    refused = encoder_problem(card, config, where, judged=judged) if isinstance(config, Mapping) else None
+    return refused or _unreadable(card)
 
 
 def _unreadable(card: ModelCard) -> MLXEngineError | None:
     if card.files and not card.names(".safetensors"):
         return IncompatibleWeightsError(
             f"{card.id} has no safetensors weights.",
-            hint="Pickled weights are never loaded: choose a revision with safetensors.",
+            hint="Pickled weights are never loaded: choose a revision with safetensors, or convert "
+            "them: mlxengine convert --from-bin.",
         )
     return None
 
@@ -112,9 +134,15 @@ def _estimate(card: ModelCard, workload: VectorWorkload) -> MemoryEstimate:
     heads = _size(config, "num_attention_heads", "n_heads", "num_heads", "n_head") or 12
     length = workload.context_length or 512
     tokens = min(length * workload.batch, CPU_TOKENS if workload.backend == "cpu" else GPU_TOKENS)
+    logits = 0
+    if makes_terms(card):
+        # A piece of the logits before and after what is done to them, and the sum so far.
+        logits = 3 * min(tokens * (_size(config, "vocab_size") or 30_522), 1 << 25)
     # Numbers that live at once for each token, found by measuring: they follow the peak within 5 %.
     numbers = 7 * hidden + 4 * inner + heads * min(length, 512)
-    return MemoryEstimate(weights=loaded_weights(card, workload), workspace=4 * max(tokens, length) * numbers)
+    return MemoryEstimate(
+        weights=loaded_weights(card, workload), workspace=4 * (max(tokens, length) * numbers + logits)
+    )
 
 
 __all__ = ["FILES", "claim"]

@@ -1,16 +1,19 @@
-"""Language models that make vectors: llama's layers, read causally or both ways as the configuration says."""
+"""Language models that make vectors or scores: llama's layers, read causally or both ways as configured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from attrs import evolve
 from mlxengine.errors import UnsupportedArchitectureError
 
 from ._parts import Array, Config, Encoder, Group, activation, additive, causal, renamed, rotary
 
+_HEADS = {"qwen3": 128, "gemma": 256}
+"""Sizes of a head where a configuration leaves them out and they are no share of the hidden size."""
 _BOTH_WAYS = ("eurobert",)
 """Architectures that are encoders whatever their configuration says."""
 
@@ -23,7 +26,7 @@ class Attention(nn.Module):  # type: ignore[misc]
         kind, size = config["model_type"], int(config["hidden_size"])
         self._heads = int(config["num_attention_heads"])
         self._groups = int(config.get("num_key_value_heads") or self._heads)
-        self._size = int(config.get("head_dim") or (128 if kind == "qwen3" else size // self._heads))
+        self._size = int(config.get("head_dim") or _HEADS.get(kind, size // self._heads))
         outer = bool(config.get("attention_bias", False))
         bias = outer or kind == "qwen2"
         self.q_proj = nn.Linear(size, self._heads * self._size, bias=bias)
@@ -59,7 +62,9 @@ class FeedForward(nn.Module):  # type: ignore[misc]
         self.gate_proj = nn.Linear(size, inner, bias=bias)
         self.up_proj = nn.Linear(size, inner, bias=bias)
         self.down_proj = nn.Linear(inner, size, bias=bias)
-        self.act = activation(config.get("hidden_act", "silu"))
+        # Gemma's first configurations say "gelu" and mean its approximation.
+        told = "gelu_pytorch_tanh" if config["model_type"] == "gemma" else config.get("hidden_act", "silu")
+        self.act = activation(told)
 
     def __call__(self, hidden: Array) -> Array:
         return self.down_proj(self.act(self.gate_proj(hidden)) * self.up_proj(hidden))
@@ -73,6 +78,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
         size = int(config["hidden_size"])
         eps = float(config.get("rms_norm_eps", 1e-5 if config["model_type"] == "eurobert" else 1e-6))
         self.embed_tokens = nn.Embedding(int(config["vocab_size"]), size)
+        self._scale = size**0.5 if config["model_type"] == "gemma" else None
         self.layers = [
             Group(
                 self_attn=Attention(config),
@@ -90,6 +96,8 @@ class Decoder(nn.Module):  # type: ignore[misc]
 
     def __call__(self, ids: Array, valid: Array | None, types: Array | None) -> Array:  # noqa: ARG002
         hidden, length = self.embed_tokens(ids), ids.shape[1]
+        if self._scale is not None:
+            hidden = hidden * mx.array(self._scale, hidden.dtype)
         masks = {window: self._mask(length, window, valid, hidden.dtype) for window in set(self._windows)}
         for layer, window in zip(self.layers, self._windows, strict=True):
             hidden = hidden + layer.self_attn(layer.input_layernorm(hidden), masks[window])
@@ -124,9 +132,9 @@ def _windows(config: Config, layers: int) -> Sequence[int | None]:
 
 
 def build(config: Config, library: str) -> Encoder:
-    """The encoder of a ``config.json`` of llama, mistral, qwen2, qwen3 or eurobert."""
+    """The encoder of a ``config.json`` of llama, mistral, qwen2, qwen3, gemma or eurobert."""
     module = Decoder(config)
-    return Encoder(
+    encoder = Encoder(
         module=module,
         forward=module,
         rename=renamed((), r"lm_head\.|score\.|classifier\.|dense\.", r"model\."),
@@ -135,6 +143,12 @@ def build(config: Config, library: str) -> Encoder:
         pad=int(config.get("pad_token_id") or 0),
         library=library,
     )
+    return evolve(encoder, prepare=_around_one) if config["model_type"] == "gemma" else encoder
+
+
+def _around_one(weights: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Gemma's norms, which are stored as what they differ from one by."""
+    return {key: value + 1 if key.endswith("norm.weight") else value for key, value in weights.items()}
 
 
 __all__ = ["build"]

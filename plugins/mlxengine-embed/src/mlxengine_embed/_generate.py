@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -13,12 +14,15 @@ from mlxengine import (
     EmbedRequest,
     Event,
     Finished,
+    MaxSimRequest,
     Metrics,
     PredictRequest,
     RankRequest,
     Request,
     RunContext,
     SearchRequest,
+    SparseEmbeddings,
+    SparseVector,
     TokenUsage,
 )
 from mlxengine.contract.events import Array
@@ -27,6 +31,7 @@ from mlxengine.vectors.outputs import Scores
 
 from . import features
 from ._batches import plan_batches
+from ._maxsim import maxsim
 from ._model import EmbeddingModel, RankModel
 from ._precision import NEEDS_RANGES, PRECISIONS, quantize, ranges_of
 from ._search import search
@@ -55,6 +60,8 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
         return _embed(model, _validated(model, request), context)
     if isinstance(request, SearchRequest):
         return search(request, on_gpu=mx.default_device().type == mx.DeviceType.gpu)
+    if isinstance(request, MaxSimRequest):
+        return maxsim(request)
     if isinstance(request, RankRequest | PredictRequest):
         if not isinstance(model, RankModel):
             raise UnsupportedInputError(
@@ -123,15 +130,16 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
     recipe = model.recipe
     for name, value, allowed in (
         ("precision", request.precision, PRECISIONS),
-        ("output", request.output, ("pooled", "tokens")),
+        ("output", request.output, ("pooled", "tokens", "sparse")),
     ):
         if value not in allowed:
             raise InvalidParameterError(f"{name}={value!r} is not one of {', '.join(allowed)}.")
+    _check_output(model, request)
     if request.output == "tokens" and request.precision not in ("float32", "float16"):
         raise InvalidParameterError(f'output="tokens" does not go with precision={request.precision!r}.')
     prompt = None if tokenized else _prompt(model, request)
     size = request.truncate_dim
-    if size is None and request.output == "pooled":
+    if size is None and request.output != "tokens":
         size = recipe.truncate_dim
     elif size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise InvalidParameterError(f"truncate_dim must be a positive whole number, found {size!r}.")
@@ -145,6 +153,24 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
             hint="Give ranges=(lowest, highest), taken from the float32 vectors of a sample.",
         )
     return evolve(request, prompt=prompt or None, prompt_name=None, truncate_dim=size)
+
+
+def _check_output(model: EmbeddingModel, request: EmbedRequest) -> None:
+    """A model makes the vectors that it was trained for, and no others."""
+    made = "tokens" if model.recipe.late else "sparse" if model.terms else "pooled"
+    if request.output != made and (made != "pooled" or request.output == "sparse"):
+        what = {"tokens": "token", "sparse": "sparse", "pooled": "dense"}[made]
+        raise UnsupportedInputError(
+            f"{model.id} makes {what} vectors, not what output={request.output!r} asks for.",
+            hint=f'Use embed(…, output="{made}"), with task="query" or task="document".'
+            if made != "pooled"
+            else 'Leave out output="sparse".',
+        )
+    if request.output == "sparse" and (request.precision != "float32" or request.normalize is not None):
+        raise InvalidParameterError(
+            "Sparse vectors are float32, and as long as their weights make them.",
+            hint="Leave out precision and normalize.",
+        )
 
 
 def _prompt(model: EmbeddingModel | RankModel, request: EmbedRequest | PredictRequest) -> str | None:
@@ -214,6 +240,9 @@ def _budget(
 
 
 def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) -> Iterator[Event | None]:
+    if model.query_weights is not None and (request.task or model.recipe.default_task) == "query":
+        yield from _looked_up(model, request, model.query_weights)
+        return
     count = _Count()
     budget = _budget(model, request, context)
     start = 0
@@ -233,14 +262,18 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
             if offset:
                 yield None
             piece = window[offset : offset + _PIECE]
-            tokens += yield from _tokens(model, piece, request.prompt)
+            tokens += yield from _tokens(model, piece, request)
         for batch, computed in _ahead(model, request, tokens, start, budget):
             rows = [tokens[place] for place in batch]
             count.add(rows)
             indices = tuple(first + place for place in batch)
             truncated = tuple(first + place for place in batch if tokens[place].truncated)
             if request.output == "tokens":
-                yield _token_event(request, computed, rows, indices, truncated)
+                yield _token_event(model, request, computed, rows, indices, truncated)
+                continue
+            if model.terms is not None:
+                sparse = _sparse_vectors(np.array(computed), request.truncate_dim, model.terms.words)
+                yield SparseEmbeddings(indices=indices, vectors=sparse, truncated=truncated)
                 continue
             vectors = np.array(computed)
             if calibrate:
@@ -256,13 +289,34 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
     yield count.finished()
 
 
+def _looked_up(model: EmbeddingModel, request: EmbedRequest, weights: Host) -> Iterator[Event | None]:
+    """Sparse vectors without an encoder: each token that is there has its own weight, however often it is."""
+    assert model.terms is not None
+    reader, count = model.reader("query"), _Count()
+    for first in range(0, len(request.texts), _PIECE):
+        piece = request.texts[first : first + _PIECE]
+        texts = [(request.prompt or "") + item for item in piece if isinstance(item, str)]
+        if texts:
+            found = yield from reader.beside(functools.partial(reader.encode_plain, texts))
+        else:
+            found = [np.array(ids, dtype=np.int32) for ids in piece]
+        rows: Host = np.zeros((len(piece), len(weights)), dtype=np.float32)
+        for row, ids in zip(rows, found, strict=True):
+            row[ids] = weights[ids]
+        count.add([Tokens(ids=ids) for ids in found])
+        vectors = _sparse_vectors(rows, request.truncate_dim, model.terms.words)
+        yield SparseEmbeddings(indices=tuple(range(first, first + len(piece))), vectors=vectors)
+    yield count.finished()
+
+
 def _tokens(
-    model: EmbeddingModel, piece: Sequence[str | tuple[int, ...]], prompt: str | None
+    model: EmbeddingModel, piece: Sequence[str | tuple[int, ...]], request: EmbedRequest
 ) -> Generator[Event | None, None, list[Tokens]]:
     """The tokens of texts with the prompt before each, or of what is tokens already."""
-    texts = [(prompt or "") + item for item in piece if isinstance(item, str)]
+    texts = [(request.prompt or "") + item for item in piece if isinstance(item, str)]
     if texts:
-        return (yield from model.tokenizer.encoding(texts))
+        found = yield from model.reader(request.task).encoding(texts)
+        return [model.filled(item, request.task) for item in found]
     return [Tokens(ids=np.array(ids, dtype=np.int32)) for ids in piece]
 
 
@@ -274,7 +328,9 @@ def _ahead(
     for batch in plan_batches([len(item.ids) for item in tokens], budget):
         rows = [tokens[place] for place in batch]
         if request.output == "tokens":
-            computed = model.hidden(rows)[0].astype(mx.float32)
+            computed = model.token_vectors(rows, unit=request.normalize, size=request.truncate_dim)
+        elif request.output == "sparse":
+            computed = model.sparse(rows)
         else:
             computed = model.vectors(rows, start=start, unit=request.normalize, size=request.truncate_dim)
         mx.async_eval(computed)  # type: ignore[no-untyped-call]
@@ -290,6 +346,7 @@ def _event(indices: tuple[int, ...], vectors: Host, truncated: tuple[int, ...]) 
 
 
 def _token_event(
+    model: EmbeddingModel,
     request: EmbedRequest,
     computed: Any,
     rows: Sequence[Tokens],
@@ -299,9 +356,29 @@ def _token_event(
     hidden = np.array(computed)[:, :, : request.truncate_dim]
     if request.normalize:
         hidden = hidden / np.maximum(np.linalg.norm(hidden, axis=-1, keepdims=True), 1e-12)
-    kept = (row[: len(item.ids)] for row, item in zip(hidden, rows, strict=True))
+    kept = (
+        row[: len(item.ids)][model.kept(item, request.task)] for row, item in zip(hidden, rows, strict=True)
+    )
     arrays = tuple(_array(quantize(row, request.precision)) for row in kept)
     return Embeddings(indices=indices, tokens=arrays, truncated=truncated)
+
+
+def _sparse_vectors(weights: Host, most: int | None, words: Sequence[str]) -> tuple[SparseVector, ...]:
+    """What of each row is not 0; of more than ``most`` the heaviest, of equal ones the earlier."""
+    found = []
+    for row in weights:
+        terms = np.flatnonzero(row)
+        if most is not None and len(terms) > most:
+            terms = np.sort(terms[np.argsort(-row[terms], kind="stable")[:most]])
+        found.append(
+            SparseVector(
+                terms=_array(terms.astype(np.int32)),
+                weights=_array(row[terms]),
+                words=tuple(words[term] for term in terms.tolist()),
+                size=len(row),
+            )
+        )
+    return tuple(found)
 
 
 def _array(values: Host) -> Array:
@@ -310,7 +387,6 @@ def _array(values: Host) -> Array:
 
 def _score(model: RankModel, request: PredictRequest, context: RunContext) -> Iterator[Event | None]:
     count, budget = _Count(), _budget(model, request, context)
-    # As for sentence-transformers, a prompt stands before the first text of each pair.
     prompt = _prompt(model, request) or ""
     for first in range(0, len(request.pairs), WINDOW):
         window = request.pairs[first : first + WINDOW]
@@ -318,8 +394,7 @@ def _score(model: RankModel, request: PredictRequest, context: RunContext) -> It
         for offset in range(0, len(window), _PIECE):
             if offset:
                 yield None
-            pairs = [(prompt + left, right) for left, right in window[offset : offset + _PIECE]]
-            tokens += yield from model.tokenizer.encoding(pairs)
+            tokens += yield from model.encoding(window[offset : offset + _PIECE], prompt)
         for batch in plan_batches([len(item.ids) for item in tokens], budget):
             rows = [tokens[place] for place in batch]
             count.add(rows)

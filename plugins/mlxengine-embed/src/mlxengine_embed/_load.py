@@ -7,12 +7,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import CancelledError, IncompatibleWeightsError
 
 from . import features
 from ._claim import CPU_TOKENS, GPU_TOKENS
-from ._recipe import Dense, Normalize, Recipe, read_recipe, read_scoring
+from ._late import Late
+from ._recipe import Dense, Normalize, Recipe, judges, read_recipe, read_scoring
 
 
 def load(card: ModelCard, context: LoadContext) -> Loaded:
@@ -41,7 +43,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     from ._weights import fill, read_folder
 
     _report(context, 1)
-    reranks = is_reranker(card)
+    reranks = is_reranker(card) or judges(card)
     recipe = read_scoring(card) if reranks else read_recipe(card)
     folder = context.path / recipe.folder
     config = {} if recipe.static else normalise_config(_encoder_config(card, recipe.folder))
@@ -69,7 +71,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     model, modules = (
         _reranker(card, config, recipe, weights, quantization, common)
         if reranks
-        else _embedder(card, context.path, recipe, weights, quantization, common)
+        else _embedder(card, config, context.path, recipe, weights, quantization, common)
     )
     _report(context, 2)
     info = {
@@ -98,6 +100,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
 
 def _embedder(
     card: ModelCard,
+    config: Mapping[str, Any],
     root: Path,
     recipe: Recipe,
     weights: Mapping[str, Any],
@@ -108,9 +111,24 @@ def _embedder(
 
     from ._model import EmbeddingModel
     from ._pool import build_stage
+    from ._splade import build_terms, static_terms
+    from ._tokenize import Tokenizer
     from ._weights import fill, read_folder
 
-    size = common["encoder"].hidden_size * len(recipe.pooling)
+    if recipe.splade is not None:
+        words = common["tokenizer"].terms(int(config["vocab_size"]))
+        terms = build_terms(recipe.splade, config, common["encoder"], weights, words, card.id)
+        upcast_for_cpu(terms.head)
+        if recipe.query_terms:
+            folder = root / recipe.query_terms
+            reader = Tokenizer(folder, max_length=None, cap=None, lower_case=False)
+            common["readers"] = {"query": reader}
+            common["query_weights"] = static_terms(read_folder(folder), terms.count, card.id)
+        found = EmbeddingModel(recipe=recipe, stages=(), dimension=terms.count, terms=terms, **common)
+        return found, [terms.head]
+    if recipe.late is not None:
+        common |= _late(recipe.late, common["tokenizer"])
+    size = common["encoder"].hidden_size * max(1, len(recipe.pooling))
     functions, modules = [], []
     for stage in recipe.stages:
         function = build_stage(stage)
@@ -134,6 +152,26 @@ def _embedder(
     return model, modules
 
 
+def _late(late: Late, tokenizer: Any) -> dict[str, Any]:
+    """What a model that makes token vectors does to queries and documents."""
+    tokenizer.register(late.prefixes)
+    whole = tokenizer.whole
+    filler = whole.convert_tokens_to_ids(late.filler) if late.filler else whole.mask_token_id
+    filler = whole.eos_token_id if filler is None else filler
+    if late.expansion and filler is None:
+        raise IncompatibleWeightsError(
+            "Queries are to be filled up, but the tokenizer has no mask token.",
+            hint="The repository is incomplete.",
+        )
+    known = whole.get_vocab()
+    skipped = [known[word] for word in late.skipped if word in known]
+    return {
+        "readers": {task: tokenizer.cut_to(late.longest(task)) for task in ("query", "document")},
+        "filler": filler or 0,
+        "skipped": np.array(skipped, dtype=np.int32) if skipped else None,
+    }
+
+
 def _reranker(
     card: ModelCard,
     config: Mapping[str, Any],
@@ -144,10 +182,24 @@ def _reranker(
 ) -> tuple[Any, list[Any]]:
     from mlxengine.toolkit.dtype import upcast_for_cpu
 
+    from ._framing import Framing
     from ._model import RankModel
-    from ._rerank import build_head, rename_head, score_activation
+    from ._rerank import build_head, build_word_head, rename_head, score_activation
     from ._weights import fill
 
+    judge, tokenizer = recipe.judge, common["tokenizer"]
+    if judge is not None:
+        words = tokenizer.token(judge.yes), None if judge.no is None else tokenizer.token(judge.no)
+        framed = judge.template or (tokenizer.chat_template if judge.chat is None else judge.chat)
+        model = RankModel(
+            recipe=recipe,
+            head=build_word_head(common["encoder"].module, config, weights, words, card.id),
+            labels=1,
+            activation=score_activation(card, 1, judge.activation),
+            framing=Framing(judge, tokenizer, card.id) if framed else None,
+            **common,
+        )
+        return model, [model.head]
     head, labels = build_head(config, common["encoder"].hidden_size, weights, card.id)
     fill(head, weights, rename_head, quantization, f"the scoring head of {card.id}")
     upcast_for_cpu(head)
@@ -179,6 +231,7 @@ def _describe(recipe: Recipe, dimension: int) -> dict[str, Any]:
     return {
         "dimension": min(dimension, recipe.truncate_dim or dimension),
         "full_dimension": dimension,
+        "output": "tokens" if recipe.late else "sparse" if recipe.splade else "pooled",
         "pooling": recipe.pooling,
         "normalize": recipe.normalizes,
         "similarity": recipe.similarity,

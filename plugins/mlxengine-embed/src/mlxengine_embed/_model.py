@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from attrs import define
+from attrs import define, evolve, field
+from mlxengine import Event
 
+from ._framing import Framing
 from ._parts import Encoder
 from ._pool import normalize, pool
 from ._recipe import Normalize, Recipe
 from ._rerank import ACTIVATIONS
-from ._tokenize import Tokenizer, Tokens
+from ._splade import Terms
+from ._tokenize import Ids, Tokenizer, Tokens
 
 Array = Any
 
@@ -30,6 +33,11 @@ class EmbeddingModel:
         stages: the functions of ``recipe.stages``, in order.
         dimension: length of a full vector.
         batch_tokens: padded tokens in one step unless the request says otherwise.
+        terms: what makes sparse vectors, of a model that makes these.
+        readers: tokenizers for single tasks.
+        filler: the token that fills up queries.
+        skipped: tokens that have no vectors.
+        query_weights: (terms,), of which the sparse vectors of queries are made, where these have no encoder.
     """
 
     id: str
@@ -39,6 +47,44 @@ class EmbeddingModel:
     stages: tuple[Callable[[Array], Array], ...]
     dimension: int
     batch_tokens: int
+    terms: Terms | None = None
+    readers: Mapping[str, Tokenizer] = field(factory=dict)
+    filler: int = 0
+    skipped: Ids | None = None
+    query_weights: np.ndarray[Any, Any] | None = None
+
+    def reader(self, task: str | None) -> Tokenizer:
+        """The tokenizer for a task."""
+        return self.readers.get(task or "", self.tokenizer)
+
+    def filled(self, tokens: Tokens, task: str | None) -> Tokens:
+        """A text's tokens, a query's filled up where the model wants that."""
+        late = self.recipe.late
+        missing = (late.expansion or 0) - len(tokens.ids) if late is not None and task == "query" else 0
+        if late is None or missing <= 0:
+            return tokens
+        ids = np.concatenate([tokens.ids, np.full(missing, self.filler, dtype=np.int32)])
+        return evolve(tokens, ids=ids, unseen=0 if late.attends else missing)
+
+    def kept(self, tokens: Tokens, task: str | None) -> np.ndarray[Any, Any]:
+        """Which of a text's tokens have a vector, (tokens,) bool."""
+        late = self.recipe.late
+        if late is None or self.skipped is None or (task or "document") not in late.skip_tasks:
+            return np.ones(len(tokens.ids), dtype=np.bool_)
+        kept: np.ndarray[Any, Any] = np.isin(tokens.ids, self.skipped, invert=True)
+        return kept
+
+    def token_vectors(
+        self, batch: Sequence[Tokens], *, unit: bool | None = None, size: int | None = None
+    ) -> Array:
+        """One vector a token, (rows, longest, size), fp32; lazy. The arguments are those of `vectors`."""
+        vectors = self.hidden(batch)[0].astype(mx.float32)
+        return vectors if self.recipe.late is None else self._finished(vectors, unit, size)
+
+    def sparse(self, batch: Sequence[Tokens]) -> Array:
+        """A weight for each term, (rows, terms), fp32; lazy but for long batches."""
+        assert self.terms is not None
+        return self.terms.pool(*self.hidden(batch))
 
     def hidden(self, batch: Sequence[Tokens]) -> tuple[Array, Array]:
         """Hidden vectors (rows, longest, size) of a padded batch, and how many tokens each row has."""
@@ -58,27 +104,33 @@ class EmbeddingModel:
         """
         hidden, lengths = self.hidden(batch)
         vectors = pool(hidden, lengths, self.recipe.pooling, start)
+        return self._finished(vectors, unit, size)
+
+    def _finished(self, vectors: Array, unit: bool | None, size: int | None) -> Array:
+        """Vectors after all stages."""
         last = len(self.stages) - 1
         for index, (stage, function) in enumerate(zip(self.recipe.stages, self.stages, strict=True)):
             if not (unit is False and index == last and isinstance(stage, Normalize)):
                 vectors = function(vectors)
         vectors = vectors.astype(mx.float32)
         if size is not None and size < vectors.shape[-1]:
-            vectors = vectors[:, :size]
+            vectors = vectors[..., :size]
             unit = self.recipe.normalizes if unit is None else unit
         return normalize(vectors) if unit else vectors
 
     def close(self) -> None:
         """Give up the weights."""
-        self.tokenizer.close()
-        self.encoder, self.stages = None, ()
+        for tokenizer in (self.tokenizer, *self.readers.values()):
+            tokenizer.close()
+        self.encoder, self.stages, self.terms = None, (), None
 
 
 @define(eq=False, kw_only=True)
 class RankModel:
-    """A cross-encoder.
+    """A cross-encoder, or a language model that scores pairs.
 
-    ``activation`` makes scores of the logits; the recipe's prompts stand before queries.
+    ``activation`` makes scores of the logits; the recipe's prompts stand before queries, or are what
+    ``framing`` writes around a pair.
     """
 
     id: str
@@ -89,6 +141,16 @@ class RankModel:
     labels: int
     recipe: Recipe
     batch_tokens: int
+    framing: Framing | None = None
+
+    def encoding(
+        self, pairs: Sequence[tuple[str, str]], prompt: str
+    ) -> Generator[Event | None, None, list[Tokens]]:
+        """Within an iterator of events: the tokens of pairs, with a prompt (empty for none)."""
+        if self.framing is not None:
+            return (yield from self.framing.encoding(pairs, prompt))
+        # As for sentence-transformers, it stands before the first text of each pair.
+        return (yield from self.tokenizer.encoding([(prompt + left, right) for left, right in pairs]))
 
     def scores(self, batch: Sequence[Tokens], activation: str | None = None) -> Array:
         """The scores of pairs, (rows, labels), fp32; lazy.
@@ -105,6 +167,8 @@ class RankModel:
     def close(self) -> None:
         """Give up the weights."""
         self.tokenizer.close()
+        if self.framing is not None:
+            self.framing.close()
         self.encoder, self.head = None, None
 
 
@@ -122,8 +186,9 @@ def run_encoder(encoder: Encoder, batch: Sequence[Tokens]) -> tuple[Array, Array
         ids[row, : lengths[row]] = tokens.ids
         if types is not None and tokens.types is not None:
             types[row, : lengths[row]] = tokens.types
-    seen = mx.array([max(1, length) for length in lengths], dtype=mx.int32)
-    valid = None if min(lengths) == longest else mx.arange(longest) < seen[:, None]
+    looked_at = [max(1, len(tokens.ids) - tokens.unseen) for tokens in batch]
+    seen = mx.array(looked_at, dtype=mx.int32)
+    valid = None if min(looked_at) == longest else mx.arange(longest) < seen[:, None]
     hidden = encoder.forward(mx.array(ids), valid, None if types is None else mx.array(types))
     return hidden, mx.array(lengths, dtype=mx.int32)
 

@@ -105,8 +105,8 @@ def by_distance(table: Array, length: int, buckets: int, reach: int) -> Array:
     return table[mx.array(bucket)][places[None, :] - places[:, None] + length - 1].transpose(2, 0, 1)[None]
 
 
-def rotary(config: Config, size: int, default: float) -> Any:
-    """Rotary positions over a whole head of ``size``, first half with second half.
+def rotary(config: Config, size: int, default: float, *, paired: bool = False) -> Any:
+    """Rotary positions over a whole head of ``size``, first half with second half, or in pairs of neighbours.
 
     A scaling of the type ``"ntk"``, which GTE's own code has for texts longer than those of its training,
     multiplies the base by its factor and divides all angles by factor^(2 / size).
@@ -116,7 +116,7 @@ def rotary(config: Config, size: int, default: float) -> Any:
     base = float(nested or config.get("rope_theta") or default)
     scaled = isinstance(scaling, Mapping) and scaling.get("type") == "ntk"
     factor = float(config["rope_scaling"]["factor"]) if scaled else 1.0
-    return nn.RoPE(size, traditional=False, base=base * factor, scale=factor ** (-2 / size))
+    return nn.RoPE(size, traditional=paired, base=base * factor, scale=factor ** (-2 / size))
 
 
 def renamed(rules: Sequence[tuple[str, str]], unused: str, prefixes: str = "") -> Callable[[str], str | None]:

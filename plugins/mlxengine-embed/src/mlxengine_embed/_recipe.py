@@ -16,12 +16,15 @@ from mlxengine import ModelCard
 from mlxengine.errors import (
     IncompatibleWeightsError,
     InvalidParameterError,
+    MLXEngineError,
     RemoteCodeRefusedError,
     UnsupportedArchitectureError,
 )
 
 from ._families import Family, family_of
-from ._settings import STAGES, check_stage
+from ._judge import Judge, find_judge
+from ._late import Late, is_late, read_late
+from ._settings import STAGES, check_modalities, check_stage, transformer_settings
 from .models import EmbedConfiguration
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -71,6 +74,19 @@ class LayerNorm:
     size: int
 
 
+@frozen(kw_only=True)
+class Splade:
+    """Sparse vectors of a masked language model's logits.
+
+    Args:
+        greatest: whether the greatest of a text's tokens counts for a term, else their sum.
+        twice: whether the logarithm is taken twice.
+    """
+
+    greatest: bool = True
+    twice: bool = False
+
+
 Stage = Dense | Normalize | LayerNorm
 
 
@@ -90,6 +106,12 @@ class Recipe:
         similarity: one of `SIMILARITIES`.
         truncate_dim: dimensions that are kept by default; ``None`` keeps all.
         folder: where the encoder's files are, ``""`` for the top.
+        late: how token vectors are made, of a model that makes these; ``stages`` are then applied to each.
+        splade: how sparse vectors are made, of a model that makes these.
+        query_terms: the folder with a weight for each token, of which the sparse vectors of queries are made
+            without an encoder; ``""`` if there is none.
+        default_task: what texts are that nobody calls queries or documents, where these are read differently.
+        judge: of a reranker that is a language model, what it reads and what of it is the score.
         static: whether the encoder is a table of vectors, one a token, without layers or special tokens.
     """
 
@@ -104,6 +126,11 @@ class Recipe:
     similarity: str = "cosine"
     truncate_dim: int | None = None
     folder: str = ""
+    late: Late | None = None
+    splade: Splade | None = None
+    query_terms: str = ""
+    default_task: str | None = None
+    judge: Judge | None = None
     static: bool = False
 
     @property
@@ -140,7 +167,10 @@ def read_recipe(card: ModelCard) -> Recipe:
         IncompatibleWeightsError: a file of the recipe is missing or makes no sense.
     """
     modules = _modules(card)
-    recipe = _read_modules(card, modules) if modules else _without_modules(card)
+    if [str(module.get("type", "")).rpartition(".")[2] for module in modules] == ["Router"]:
+        recipe = _read_routes(card)
+    else:
+        recipe = _read_modules(card, modules) if modules else _without_modules(card)
     configured = card.configuration
     if isinstance(configured, EmbedConfiguration):
         recipe = _apply_configuration(recipe, configured)
@@ -153,22 +183,47 @@ def read_scoring(card: ModelCard) -> Recipe:
     Raises:
         UnsupportedArchitectureError: they ask for what is not known.
     """
-    recipe = _read_transformer(Recipe(source="cross-encoder", pooling=()), card)
     modules = _modules(card)
-    for module in modules[1:]:
+    judge = find_judge(card, modules)
+    task = "sequence-classification" if judge is None else "text-generation"
+    recipe = _read_transformer(Recipe(source="cross-encoder", pooling=(), judge=judge), card, task)
+    for module in modules[1 : None if judge is None else -1]:
         raise UnsupportedArchitectureError(
             f"{card.id} has the stage {module.get('type')!r} after its cross-encoder, which is not supported."
         )
+    if judge is not None and recipe.max_length is None:
+        recipe = evolve(recipe, max_length=judge.max_length)
     # sentence-transformers reads the prompts of repositories that list their modules only.
     return _read_prompts(recipe, card) if modules else recipe
 
 
+def makes_terms(card: ModelCard) -> bool:
+    """Whether a repository makes sparse vectors."""
+    try:
+        return not judges(card) and read_recipe(card).splade is not None
+    except MLXEngineError:
+        return False
+
+
+def judges(card: ModelCard) -> bool:
+    """Whether a repository holds a language model that scores pairs.
+
+    Raises:
+        UnsupportedArchitectureError, IncompatibleWeightsError: it does, but not in a known way.
+    """
+    return find_judge(card, _modules(card)) is not None
+
+
 def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Recipe:
     recipe = Recipe(source="modules.json", pooling=())
+    late, mask = is_late(card), None
+    sparse = any(str(module.get("type", "")).endswith("SpladePooling") for module in modules)
     for module in modules:
         kind, folder = str(module.get("type", "")), str(module.get("path", "")).strip("/").removeprefix(".")
         name = kind.rpartition(".")[2]
-        if not kind.startswith("sentence_transformers."):
+        if not kind.startswith("sentence_transformers.") and not (
+            late and kind == "pylate.models.Dense.Dense"
+        ):
             raise RemoteCodeRefusedError(
                 f"{card.id} has a module of its own in modules.json, {kind!r}.",
                 hint="A repository's code is never run; choose one with sentence-transformers' own modules.",
@@ -176,16 +231,22 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
         where = f"{folder}/config.json" if folder else "config.json"
         config = card.documents.get(where)
         config = config if isinstance(config, Mapping) else {}
-        if name in STAGES and name != "Transformer":
-            check_stage(card, name, config, where)
-        if name == "Transformer":
-            recipe = _read_transformer(evolve(recipe, folder=folder), card)
+        known = f"token {name}" if late and f"token {name}" in STAGES else name
+        if known in STAGES and not name.endswith("Transformer"):
+            check_stage(card, known, config, where)
+        if name in ("Transformer", "MLMTransformer"):
+            task = "fill-mask" if sparse else "feature-extraction"
+            recipe = _read_transformer(evolve(recipe, folder=folder), card, task)
+        elif name == "SpladePooling":
+            recipe = evolve(recipe, splade=_splade(config, where), similarity="dot")
         elif name == "StaticEmbedding":
             recipe = evolve(recipe, folder=folder, static=True, pooling=("mean",))
-        elif name == "Pooling":
+        elif name == "MultiVectorMask" and late:
+            mask = config
+        elif name == "Pooling" and not late:
             recipe = evolve(recipe, pooling=_pooling(config, folder), include_prompt=_flag(config))
         elif name == "Dense":
-            recipe = evolve(recipe, stages=(*recipe.stages, _dense(config, folder, recipe)))
+            recipe = evolve(recipe, stages=(*recipe.stages, _dense(config, folder, recipe, late)))
         elif name == "Normalize":
             recipe = evolve(recipe, stages=(*recipe.stages, Normalize()))
         elif name == "LayerNorm":
@@ -194,9 +255,21 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
         elif name != "Dropout":
             raise UnsupportedArchitectureError(
                 f"{card.id} has the stage {name or module!r} in modules.json, which is not supported.",
-                hint="Supported are Transformer, StaticEmbedding, Pooling, Dense, Normalize, LayerNorm "
-                "and Dropout.",
+                hint="Supported are Transformer, StaticEmbedding, Pooling, SpladePooling, Dense, Normalize, "
+                "LayerNorm and Dropout.",
             )
+    if late:
+        _, settings = transformer_settings(card, recipe.folder)
+        # PyLate's own files say nothing of the unit length that its vectors have.
+        inline = mask is None and not recipe.normalizes
+        stages = (*recipe.stages, Normalize()) if inline else recipe.stages
+        return evolve(recipe, late=read_late(card, settings, mask), stages=stages, similarity="maxsim")
+    if recipe.splade is not None:
+        if recipe.pooling or recipe.stages:
+            raise UnsupportedArchitectureError(
+                f"{card.id} has more stages than its SpladePooling in modules.json, which is not supported."
+            )
+        return recipe
     configured = card.configuration
     if not recipe.pooling and isinstance(configured, EmbedConfiguration) and configured.pooling:
         return evolve(recipe, source="modules.json and registry entry")
@@ -208,8 +281,51 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
     return recipe
 
 
+def _splade(config: Mapping[str, Any], where: str) -> Splade:
+    found = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
+    if found[0] not in ("max", "sum") or found[1] not in ("relu", "log1p_relu"):
+        raise UnsupportedArchitectureError(
+            f"{where} pools by {found[0]!r} of {found[1]!r}, which is not known.",
+            hint="Known are max and sum of relu and log1p_relu.",
+        )
+    return Splade(greatest=found[0] == "max", twice=found[1] == "log1p_relu")
+
+
+def _read_routes(card: ModelCard) -> Recipe:
+    """Sparse vectors whose queries need no encoder: sentence-transformers' ``Router`` with two routes."""
+    config = card.documents.get("router_config.json")
+    config = config if isinstance(config, Mapping) else {}
+    types, routes = config.get("types"), config.get("structure")
+    parameters = config.get("parameters")
+    parameters = parameters if isinstance(parameters, Mapping) else {}
+    types, routes = (part if isinstance(part, Mapping) else {} for part in (types, routes))
+    kinds = {
+        route: [str(types.get(name, "")).rpartition(".")[2] for name in names]
+        for route, names in routes.items()
+    }
+    query, document = kinds.get("query"), kinds.get("document")
+    known = len(kinds) == 2 and query == ["SparseStaticEmbedding"] and not parameters.get("route_mappings")
+    if not known or document not in (["MLMTransformer", "SpladePooling"], ["Transformer", "SpladePooling"]):
+        raise UnsupportedArchitectureError(
+            f"{card.id} routes its texts by {kinds or 'nothing'} in router_config.json, which is not "
+            "supported.",
+            hint="Supported is a SparseStaticEmbedding for queries beside a SpladePooling for documents.",
+        )
+    entries = [{"type": types[name], "path": name, "idx": i} for i, name in enumerate(routes["document"])]
+    folder, default = str(routes["query"][0]), parameters.get("default_route")
+    where = f"{folder}/config.json"
+    settings = card.documents.get(where)
+    check_stage(card, "SparseStaticEmbedding", settings if isinstance(settings, Mapping) else {}, where)
+    recipe = _read_modules(card, entries)
+    return evolve(recipe, query_terms=folder, default_task=None if default is None else str(default))
+
+
 def _without_modules(card: ModelCard) -> Recipe:
-    recipe = _read_transformer(Recipe(source="", pooling=()), card)
+    if "splade" in card.id.lower() and any(
+        str(name).endswith("ForMaskedLM") for name in card.config.get("architectures") or ()
+    ):
+        return Recipe(source="family splade", pooling=(), splade=Splade(), similarity="dot")
+    recipe = _read_transformer(Recipe(source="", pooling=()), card, "feature-extraction")
     for path, config in card.documents.items():
         if path.count("/") == 1 and path.endswith("_Pooling/config.json") and isinstance(config, Mapping):
             pooling = _pooling(config, path)
@@ -270,40 +386,54 @@ def _apply_configuration(recipe: Recipe, entry: EmbedConfiguration) -> Recipe:
     return changed
 
 
-def _read_transformer(recipe: Recipe, card: ModelCard) -> Recipe:
+def _read_transformer(recipe: Recipe, card: ModelCard, task: str) -> Recipe:
     """``max_seq_length`` and ``do_lower_case`` from ``sentence_bert_config.json`` and its namesakes."""
-    for path, config in card.documents.items():
-        folder, _, name = path.rpartition("/")
-        mine = folder == recipe.folder and name.startswith("sentence_") and name.endswith("_config.json")
-        if not mine or not isinstance(config, Mapping):
-            continue
-        check_stage(card, "Transformer", config, path)
-        longest = config.get("max_seq_length")
-        processing = config.get("processing_kwargs")
-        text = processing.get("text") if isinstance(processing, Mapping) else None
-        if longest is None and isinstance(text, Mapping):
-            longest = text.get("max_length")
-        return evolve(
-            recipe,
-            max_length=int(longest) if isinstance(longest, int) and longest > 0 else None,
-            lower_case=bool(config.get("do_lower_case", False)),
+    path, config = transformer_settings(card, recipe.folder)
+    if not config:
+        return recipe
+    check_stage(card, "token Transformer" if is_late(card) else "Transformer", config, path)
+    if config.get("transformer_task", task) != task:
+        raise UnsupportedArchitectureError(
+            f"{path} of {card.id} says transformer_task={config['transformer_task']!r}; what follows it in "
+            f"modules.json needs {task!r}."
         )
-    return recipe
+    if task != "text-generation":
+        check_modalities(card, config, path)
+    longest = config.get("max_seq_length")
+    processing = config.get("processing_kwargs")
+    text = processing.get("text") if isinstance(processing, Mapping) else None
+    if longest is None and isinstance(text, Mapping):
+        longest = text.get("max_length")
+    return evolve(
+        recipe,
+        max_length=int(longest) if isinstance(longest, int) and longest > 0 else None,
+        lower_case=bool(config.get("do_lower_case", False)),
+    )
 
 
 def _read_prompts(recipe: Recipe, card: ModelCard) -> Recipe:
     config = card.documents.get(_OWN)
     if not isinstance(config, Mapping):
         return recipe
-    check_stage(card, "SentenceTransformer", config, _OWN)
+    kind = "token " if recipe.late else "sparse " if recipe.splade else ""
+    check_stage(card, f"{kind}SentenceTransformer", config, _OWN)
     prompts = config.get("prompts")
     own = {str(k): str(v) for k, v in prompts.items()} if isinstance(prompts, Mapping) else {}
     # A repository written by sentence-transformers 5 or later lists empty prompts; they say nothing.
     prompts = {**recipe.prompts, **own} if any(own.values()) or not recipe.prompts else recipe.prompts
+    if recipe.late is not None:
+        for task in ("query", "document"):
+            # PyLate puts its marker before the prompt that is saved beside it.
+            start = str(config.get(f"{task}_prefix") or "")
+            prompts = {**prompts, task: start + prompts.get(task, "").removeprefix(start)}
     default = config.get("default_prompt_name")
-    similarity = config.get("similarity_fn_name") or recipe.similarity
-    truncate = config.get("truncate_dim")
-    if similarity not in SIMILARITIES:
+    similarity = (
+        recipe.similarity
+        if recipe.late is not None
+        else config.get("similarity_fn_name") or recipe.similarity
+    )
+    truncate = config.get("truncate_dim" if recipe.splade is None else "max_active_dims")
+    if similarity not in SIMILARITIES and recipe.late is None:
         raise UnsupportedArchitectureError(f"The similarity function {similarity!r} is not known.")
     return evolve(
         recipe,
@@ -336,8 +466,8 @@ def _pooling(config: Mapping[str, Any], folder: str) -> tuple[str, ...]:
     return chosen
 
 
-def _dense(config: Mapping[str, Any], folder: str, recipe: Recipe) -> Dense:
-    if not recipe.pooling:
+def _dense(config: Mapping[str, Any], folder: str, recipe: Recipe, late: bool) -> Dense:
+    if not recipe.pooling and not late:
         raise UnsupportedArchitectureError(
             f"{folder} projects token vectors; only Dense stages after the pooling are supported."
         )

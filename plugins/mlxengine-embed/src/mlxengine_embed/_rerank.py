@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,6 +12,7 @@ from mlxengine.errors import IncompatibleWeightsError, UnsupportedArchitectureEr
 
 from ._architectures import HEADS
 from ._parts import Array, Config, Group, activation
+from ._weights import fill
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,
@@ -26,8 +28,13 @@ def is_reranker(card: ModelCard) -> bool:
     return any(str(name).endswith("ForSequenceClassification") for name in names)
 
 
-def score_activation(card: ModelCard, labels: int) -> str:
+def score_activation(card: ModelCard, labels: int, default: str | None = None) -> str:
     """One of `ACTIVATIONS`: what turns logits into scores, by the repository or by default.
+
+    Args:
+        card: the model.
+        labels: how many scores a pair has.
+        default: instead of sentence-transformers' own, a sigmoid for one label.
 
     Raises:
         UnsupportedArchitectureError: the repository names another function.
@@ -41,7 +48,7 @@ def score_activation(card: ModelCard, labels: int) -> str:
         own.get("activation_fn") if isinstance(own, Mapping) else None,
         nested.get("activation_fn") if isinstance(nested, Mapping) else None,
         card.config.get("sbert_ce_default_activation_function"),
-        "Sigmoid" if labels == 1 else "Identity",
+        default or ("Sigmoid" if labels == 1 else "Identity"),
     )
     chosen = str(next(item for item in candidates if item)).rpartition(".")[2].lower()
     if chosen not in ACTIVATIONS:
@@ -109,6 +116,57 @@ class Head(nn.Module):  # type: ignore[misc]
         return self.classifier(self.head.norm(self._act(self.head.dense(pooled))))
 
 
+class WordHead(nn.Module):  # type: ignore[misc]
+    """The logit of one word at the last place, less that of another.
+
+    Args:
+        size: width of the hidden vectors.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(size, 1, bias=False)
+
+    def __call__(self, hidden: Array, lengths: Array) -> Array:
+        return self.score(hidden[mx.arange(hidden.shape[0]), mx.maximum(lengths - 1, 0)])
+
+
+def build_word_head(
+    module: Any,
+    config: Config,
+    weights: Mapping[str, Array],
+    words: tuple[int, int | None],
+    name: str,
+) -> WordHead:
+    """The head of a language model for two of its words, as token ids; the second may be missing.
+
+    Args:
+        module: the loaded decoder; its embeddings are the head where the checkpoint ties the two.
+        config: its configuration.
+        weights: the checkpoint's tensors.
+        name: for messages.
+
+    Raises:
+        IncompatibleWeightsError: a word is no token of the model.
+    """
+    count, size = int(config["vocab_size"]), int(config["hidden_size"])
+    if not all(0 <= word < count for word in words if word is not None):
+        raise IncompatibleWeightsError(
+            f"{name} makes its scores of the tokens {words}, but has {count} tokens."
+        )
+    table = module.embed_tokens
+    if any(key.startswith("lm_head.") for key in weights):
+        # A table that is looked up is unpacked where the checkpoint is quantized.
+        own = Group(lm_head=nn.Embedding(count, size))
+        settings = config.get("quantization") or config.get("quantization_config")
+        fill(own, weights, lambda key: key if key.startswith("lm_head.") else None, settings, name)
+        table = own.lm_head
+    rows = table(mx.array([word for word in words if word is not None])).astype(mx.float32)
+    head = WordHead(size)
+    head.score.weight = rows[:1] - rows[1:] if len(rows) > 1 else rows
+    return head
+
+
 def _prediction_head(config: Config, size: int) -> Group:
     eps, bias = float(config.get("norm_eps", 1e-5)), bool(config.get("norm_bias", False))
     return Group(
@@ -164,4 +222,12 @@ def rename_head(key: str) -> str | None:
     return inside if inside.startswith(_PARTS) else None
 
 
-__all__ = ["ACTIVATIONS", "build_head", "is_reranker", "label_names", "rename_head", "score_activation"]
+__all__ = [
+    "ACTIVATIONS",
+    "build_head",
+    "build_word_head",
+    "is_reranker",
+    "label_names",
+    "rename_head",
+    "score_activation",
+]

@@ -175,13 +175,29 @@ ENCODERS: Mapping[str, Known] = {
     ),
     "gte": _GTE,
     "new": _GTE,
+    "data2vec-text": _BERT,
+    "roformer": evolve(
+        _BERT,
+        read=_BERT.read | _keys("embedding_size"),
+        only={**_BERT.only, "rotary_value": (False,)},
+    ),
+    "jina_embeddings_v3": evolve(_BERT, read=_BERT.read | _ROTARY),
     "t5": _T5,
     "mt5": _T5,
+    "umt5": _T5,
     "llama": evolve(_LLAMA, read=_LLAMA.read | _keys("attention_bias mlp_bias")),
     "eurobert": evolve(
         _LLAMA,
         read=_LLAMA.read | _keys("attention_bias mlp_bias"),
         code=("EuroBertConfig", "EuroBertModel"),
+    ),
+    "gemma": evolve(
+        _LLAMA,
+        only={
+            **_LLAMA.only,
+            "hidden_act": ("gelu", "gelu_pytorch_tanh"),
+            "hidden_activation": ("gelu_pytorch_tanh",),
+        },
     ),
     "mistral": evolve(_LLAMA, read=_LLAMA.read | _keys("sliding_window layer_types")),
     "qwen2": evolve(
@@ -217,7 +233,27 @@ ENCODERS: Mapping[str, Known] = {
 }
 """Of each architecture's ``config.json``, what is honoured."""
 
+_TOKENS = {"module_input_name": ("token_embeddings",), "module_output_name": ("token_embeddings",)}
 _VECTOR = {"module_input_name": ("sentence_embedding",), "module_output_name": ("sentence_embedding",)}
+_LENGTHS = _keys("query_length document_length query_expansion")
+_OWN = Known(
+    read=_keys("prompts default_prompt_name similarity_fn_name truncate_dim activation_fn"),
+    only={"model_type": ("SentenceTransformer", "CrossEncoder")},
+    harmless=_keys("__version__ keep_in_fp32_modules requirements"),
+)
+_TRANSFORMER = Known(
+    read=_keys("max_seq_length do_lower_case processing_kwargs modality_config"),
+    only={
+        "transformer_task": (
+            "feature-extraction",
+            "sequence-classification",
+            "text-generation",
+            "fill-mask",
+        ),
+        "module_output_name": ("token_embeddings", "scores", "causal_logits"),
+    },
+    harmless=_keys("cache_dir backend"),
+)
 STAGES: Mapping[str, Known] = {
     "Pooling": Known(
         read=_keys("pooling_mode include_prompt pooling_mode_cls_token pooling_mode_max_tokens")
@@ -229,29 +265,47 @@ STAGES: Mapping[str, Known] = {
         read=_keys("in_features out_features bias activation_function use_residual"), only=_VECTOR
     ),
     "Normalize": Known(only=_VECTOR),
+    "token Dense": Known(
+        read=_keys("in_features out_features bias activation_function use_residual"), only=_TOKENS
+    ),
+    "token Normalize": Known(only=_TOKENS),
+    "MultiVectorMask": Known(read=_keys("skiplist_words skiplist_tasks")),
     "LayerNorm": Known(read=_keys("dimension")),
     "Dropout": Known(),
-    "Transformer": Known(
-        read=_keys("max_seq_length do_lower_case processing_kwargs modality_config"),
-        only={
-            "transformer_task": ("feature-extraction", "sequence-classification"),
-            "module_output_name": ("token_embeddings", "scores"),
-        },
-        harmless=_keys("cache_dir backend"),
+    "Transformer": _TRANSFORMER,
+    "token Transformer": evolve(_TRANSFORMER, read=_TRANSFORMER.read | _LENGTHS),
+    "SpladePooling": Known(
+        read=_keys("pooling_strategy activation_function"),
+        harmless=_keys("embedding_dimension word_embedding_dimension chunk_size"),
     ),
-    "SentenceTransformer": Known(
-        read=_keys("prompts default_prompt_name similarity_fn_name truncate_dim activation_fn"),
-        only={"model_type": ("SentenceTransformer", "CrossEncoder")},
-        harmless=_keys("__version__ keep_in_fp32_modules requirements"),
+    "SparseStaticEmbedding": Known(harmless=_keys("frozen")),
+    "LogitScore": Known(
+        read=_keys("true_token_id false_token_id"), only={"module_input_name": ("causal_logits",)}
+    ),
+    "SentenceTransformer": _OWN,
+    "sparse SentenceTransformer": evolve(
+        _OWN, read=_OWN.read | _keys("max_active_dims"), only={"model_type": ("SparseEncoder",)}
+    ),
+    "token SentenceTransformer": evolve(
+        _OWN,
+        read=_OWN.read
+        | _LENGTHS
+        | _keys("query_prefix document_prefix do_query_expansion skiplist_words")
+        | _keys("attend_to_expansion_tokens attend_to_mask_tokens"),
+        only={"model_type": ("MultiVectorEncoder", "ColBERT")},
     ),
 }
 """Of the configurations of sentence-transformers' modules, and of its own, what is honoured."""
 _TEXT = Known(
     read=_keys("max_length"),
     only={"truncation": (True, "longest_first"), "padding": (True, False, "longest")},
-    harmless=_keys("return_tensors"),
+    harmless=_keys("return_tensors logits_to_keep"),
 )
-_MODALITY = {"method": ("forward",), "method_output_name": ("last_hidden_state", "logits")}
+_MODALITY = {
+    "method": ("forward",),
+    "method_output_name": ("last_hidden_state", "logits"),
+    "format": ("flat", "structured"),
+}
 
 
 def ignored_settings(card: ModelCard) -> Collection[str]:
@@ -276,13 +330,33 @@ def check_stage(card: ModelCard, name: str, config: Mapping[str, Any], where: st
         # A mode that is off does nothing, whichever it is.
         config = {k: v for k, v in config.items() if not (k.startswith("pooling_mode_") and v is False)}
     _check(card, STAGES[name], config, where)
-    if name == "Transformer":
+    if name.rpartition(" ")[2] == "Transformer":
         for part, known in (("processing_kwargs", _TEXT), ("modality_config", Known(only=_MODALITY))):
             given = config.get(part)
             for modality, settings in given.items() if isinstance(given, Mapping) else ():
                 # What is meant for pictures or sound does nothing to a text.
-                if modality in ("text", "common") and isinstance(settings, Mapping):
+                if modality in ("text", "common", "message") and isinstance(settings, Mapping):
                     _check(card, known, settings, f"{where} ({part})")
+
+
+def transformer_settings(card: ModelCard, folder: str) -> tuple[str, Mapping[str, Any]]:
+    """The file in a folder that says how sentence-transformers' ``Transformer`` reads, and what it says.
+
+    It is ``sentence_bert_config.json`` or one of its namesakes; an empty path and mapping if there is none.
+    """
+    for path, config in card.documents.items():
+        where, _, name = path.rpartition("/")
+        mine = where == folder and name.startswith("sentence_") and name.endswith("_config.json")
+        if mine and isinstance(config, Mapping):
+            return path, config
+    return "", {}
+
+
+def check_modalities(card: ModelCard, config: Mapping[str, Any], where: str) -> None:
+    """Refuse texts that sentence-transformers would put into a chat template before an encoder reads them."""
+    modalities = config.get("modality_config")
+    if isinstance(modalities, Mapping) and "message" in modalities:
+        _check(card, Known(), {"modality_config": "message"}, where)
 
 
 def _check(card: ModelCard, known: Known, config: Mapping[str, Any], where: str) -> None:
@@ -291,20 +365,23 @@ def _check(card: ModelCard, known: Known, config: Mapping[str, Any], where: str)
             raise _refusal(card, key, config[key], where)
 
 
-def encoder_problem(card: ModelCard, config: Mapping[str, Any], where: str) -> MLXEngineError | None:
+def encoder_problem(
+    card: ModelCard, config: Mapping[str, Any], where: str, *, judged: bool = False
+) -> MLXEngineError | None:
     """Why an encoder would not be what its ``config.json`` says, where a setting is the reason.
 
     Args:
         card: the model.
         config: the file as it was published; its ``model_type`` is one of `ENCODERS`.
         where: its name.
+        judged: whether its whole language model is used, not the encoder in it.
     """
     kind = str(config["model_type"])
     known, ignored = ENCODERS[kind], ignored_settings(card)
     for key in known.refused(config):
         if key not in _HARMLESS and key not in ignored:
             return _refusal(card, key, config[key], where)
-    code = _own_code(config, known)
+    code = _own_code(config, known, judged)
     if code is not None and "auto_map" not in ignored:
         return RemoteCodeRefusedError(
             f"{card.id} has code of its own for its encoder ({code}), which may compute something else than "
@@ -317,7 +394,7 @@ def encoder_problem(card: ModelCard, config: Mapping[str, Any], where: str) -> M
     return None
 
 
-def _own_code(config: Mapping[str, Any], known: Known) -> str | None:
+def _own_code(config: Mapping[str, Any], known: Known, judged: bool) -> str | None:
     """The class that a repository brings for what the encoder computes, unless it is known."""
     classes = config.get("auto_map")
     if not isinstance(classes, Mapping):
@@ -325,6 +402,7 @@ def _own_code(config: Mapping[str, Any], known: Known) -> str | None:
     names = [str(name) for name in config.get("architectures") or ()]
     scores = any(name.endswith("ForSequenceClassification") for name in names)
     wanted = "AutoModelForSequenceClassification" if scores else "AutoModel"
+    wanted = "AutoModelForCausalLM" if judged else wanted
     found = [str(classes[key]) for key in ("AutoConfig", wanted) if classes.get(key)]
     return next((name for name in found if name.rpartition(".")[2] not in known.code), None)
 
@@ -382,4 +460,13 @@ def _escape(key: str) -> str:
     return f'If it changes nothing, say so: EmbedConfiguration(id=…, harmless_settings=("{key}",)).'
 
 
-__all__ = ["ENCODERS", "STAGES", "Known", "check_stage", "encoder_problem", "ignored_settings"]
+__all__ = [
+    "ENCODERS",
+    "STAGES",
+    "Known",
+    "check_modalities",
+    "check_stage",
+    "encoder_problem",
+    "ignored_settings",
+    "transformer_settings",
+]

@@ -60,10 +60,14 @@ class T5(nn.Module):  # type: ignore[misc]
         super().__init__()
         size, eps = int(config["d_model"]), float(config.get("layer_norm_epsilon", 1e-6))
         self.shared = nn.Embedding(int(config["vocab_size"]), size)
+        each = config["model_type"] == "umt5"  # else the first layer's positions are everyone's
         self.block = [
             Group(
                 layer=[
-                    Group(SelfAttention=Attention(config, not index), layer_norm=nn.RMSNorm(size, eps=eps)),
+                    Group(
+                        SelfAttention=Attention(config, each or not index),
+                        layer_norm=nn.RMSNorm(size, eps=eps),
+                    ),
                     Group(DenseReluDense=FeedForward(config), layer_norm=nn.RMSNorm(size, eps=eps)),
                 ]
             )
@@ -75,21 +79,22 @@ class T5(nn.Module):  # type: ignore[misc]
 
     def __call__(self, ids: Array, valid: Array | None, types: Array | None) -> Array:  # noqa: ARG002
         hidden = self.shared(ids)
-        first = self.block[0].layer[0].SelfAttention.relative_attention_bias
-        table = first(mx.arange(self._buckets))
-        mask = by_distance(table, ids.shape[1], self._buckets, self._reach).astype(hidden.dtype)
-        if valid is not None:
-            mask = mask + additive(valid[:, None, None, :], hidden.dtype)
+        padding = None if valid is None else additive(valid[:, None, None, :], hidden.dtype)
+        mask = None
         for block in self.block:
             attention, forward = block.layer
+            if "relative_attention_bias" in attention.SelfAttention:
+                table = attention.SelfAttention.relative_attention_bias(mx.arange(self._buckets))
+                mask = by_distance(table, ids.shape[1], self._buckets, self._reach).astype(hidden.dtype)
+                mask = mask if padding is None else mask + padding
             hidden = hidden + attention.SelfAttention(attention.layer_norm(hidden), mask)
             hidden = hidden + forward.DenseReluDense(forward.layer_norm(hidden))
         return self.final_layer_norm(hidden)
 
 
 def build(config: Config, library: str) -> Encoder:
-    """The encoder of a T5's or mT5's ``config.json``."""
-    if config["model_type"] == "mt5":
+    """The encoder of a T5's, mT5's or umT5's ``config.json``."""
+    if config["model_type"] in ("mt5", "umt5"):
         config = {"feed_forward_proj": "gated-gelu", **config}
     module = T5(config)
     # The shared table may be stored under the encoder's name too.

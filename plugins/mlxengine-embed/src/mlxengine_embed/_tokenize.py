@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import copy
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from attrs import frozen
@@ -12,17 +13,22 @@ from mlxengine import Event
 from mlxengine.errors import IncompatibleWeightsError, UnsupportedInputError
 from mlxengine.toolkit.aside import Aside
 
+T = TypeVar("T")
 _AT_ONCE = 1 << 16  # characters that are encoded in a few milliseconds
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 
 
 @frozen(kw_only=True)
 class Tokens:
-    """One text as the encoder takes it; ``types`` tells the two texts of a pair apart."""
+    """One text as the encoder takes it.
+
+    ``types`` tells the two texts of a pair apart; at the last ``unseen`` of its tokens no other looks.
+    """
 
     ids: Ids
     types: Ids | None = None
     truncated: bool = False
+    unseen: int = 0
 
 
 class Tokenizer:
@@ -83,6 +89,28 @@ class Tokenizer:
         return type(self._slow).__name__
 
     @property
+    def whole(self) -> Any:
+        """The tokenizer as transformers has it."""
+        return self._slow
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of its chat template, where it has one."""
+        found = getattr(self._slow, "chat_template", None)
+        return found if isinstance(found, str) else None
+
+    def terms(self, count: int) -> list[str]:
+        """The first tokens of the vocabulary, as they are written there; empty where there is none."""
+        return [word or "" for word in self._slow.convert_ids_to_tokens(list(range(count)))]
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Its special tokens by the names that chat templates know them by."""
+        return {
+            name: str(word) for name, word in self._slow.special_tokens_map.items() if isinstance(word, str)
+        }
+
+    @property
     def size(self) -> int:
         """Number of tokens that it knows."""
         return len(self._slow)
@@ -92,7 +120,11 @@ class Tokenizer:
         size = sum(len(part) for item in inputs for part in (item if isinstance(item, tuple) else (item,)))
         if size <= _AT_ONCE:
             return self._encode(list(inputs))
-        return (yield from self._aside.beside(lambda: self._encode(list(inputs))))
+        return (yield from self.beside(lambda: self._encode(list(inputs))))
+
+    def beside(self, work: Callable[[], T]) -> Generator[Event | None, None, T]:
+        """Within an iterator of events: what takes long, done beside the device."""
+        return (yield from self._aside.beside(work))
 
     def close(self) -> None:
         """End the threads that read long texts."""
@@ -105,6 +137,53 @@ class Tokenizer:
             UnsupportedInputError: the tokenizer refuses a text.
         """
         return self._encode(list(texts))
+
+    def register(self, words: Sequence[str]) -> None:
+        """Read each of these as one token, or what it begins with up to a blank, if the vocabulary has it."""
+        from tokenizers import AddedToken
+
+        known = self._slow.get_vocab()
+        found = (next((part for part in (word, *word.split()[:1]) if part in known), None) for word in words)
+        for part in found:
+            if part is not None and self._fast is not None:
+                self._fast.add_special_tokens([AddedToken(part, normalized=False, special=True)])
+
+    def cut_to(self, longest: int | None) -> Tokenizer:
+        """The same tokenizer with another longest input; ``None`` for itself."""
+        if longest is None:
+            return self
+        other = copy.copy(self)
+        other.max_length = min(longest, self.max_length)
+        if self._fast is not None:
+            other._fast = type(self._fast).from_str(self._fast.to_str())
+            other._fast.enable_truncation(
+                other.max_length, strategy="longest_first", direction=self._slow.truncation_side
+            )
+        return other
+
+    def cut_nothing(self) -> None:
+        """From now on give all tokens of a text: somebody else cuts them."""
+        if self._fast is not None:
+            self._fast.no_truncation()
+
+    def encode_plain(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids of each text without special tokens around it.
+
+        Raises:
+            UnsupportedInputError: the tokenizer refuses a text.
+        """
+        try:
+            if self._fast is None:
+                found = [self._slow.encode(text, add_special_tokens=False, verbose=False) for text in texts]
+                return [np.array(ids, dtype=np.int32) for ids in found]
+            encoded = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError, ValueError) as error:
+            raise _refused(error) from error
+        return [np.array(item.ids, dtype=np.int32) for item in encoded]
+
+    def token(self, word: str | int) -> int:
+        """The first token of a word that stands alone; a token's id is itself."""
+        return word if isinstance(word, int) else int(self.encode_plain([word])[0][0])
 
     def prompt_length(self, prompt: str) -> int:
         """How many leading tokens of a text are its prompt's, special ones at the start included."""
@@ -119,9 +198,7 @@ class Tokenizer:
                 return [self._encode_slow(item, pairs) for item in inputs]
             found = self._fast.encode_batch_fast(inputs, add_special_tokens=self._special)
         except (UnicodeEncodeError, TypeError, ValueError) as error:
-            raise UnsupportedInputError(
-                f"The tokenizer refuses a text: {error}", hint="Texts must be valid Unicode."
-            ) from error
+            raise _refused(error) from error
         return [
             Tokens(
                 ids=np.array(item.ids, dtype=np.int32),
@@ -146,6 +223,12 @@ class Tokenizer:
             types=np.array(cut["token_type_ids"], dtype=np.int32) if types else None,
             truncated=len(whole["input_ids"]) > len(cut["input_ids"]),
         )
+
+
+def _refused(error: Exception) -> UnsupportedInputError:
+    return UnsupportedInputError(
+        f"The tokenizer refuses a text: {error}", hint="Texts must be valid Unicode."
+    )
 
 
 def _lower_case(tokenizer: Any) -> None:

@@ -23,7 +23,8 @@ def read_folder(folder: Path) -> dict[str, Any]:
         pickled = [path.name for path in folder.glob("*.bin")]
         raise IncompatibleWeightsError(
             f"{folder} holds no safetensors file{f', only {pickled[0]}' if pickled else ''}.",
-            hint="Pickled weights are never loaded: choose a repository (or revision) with safetensors.",
+            hint="Pickled weights are never loaded: choose a repository (or revision) with safetensors, or "
+            "convert them: mlxengine convert --from-bin.",
         )
     weights: dict[str, Any] = {}
     for file in files:

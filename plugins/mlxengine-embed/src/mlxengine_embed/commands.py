@@ -52,6 +52,9 @@ def embed(arguments: argparse.Namespace, out: Output) -> int:
             line(Progress(stage="embed", done=done, total=total, unit="texts"))
 
         with ProgressLine(out) as line:
+            if model.info.get("output") == "sparse":
+                _print_terms(model, source, arguments, report, out)
+                return 0
             vectors = _vectors(model, source, kept, arguments, report)
             if writer is None:
                 _print_vectors(model, vectors, arguments, out)
@@ -182,6 +185,31 @@ def _vectors(
 
     streamed: Iterator[Array] = model.embed(noted(), **options)
     return streamed
+
+
+def _print_terms(
+    model: EmbeddingHandle,
+    texts: Iterable[str],
+    arguments: argparse.Namespace,
+    progress: Callable[[int, int | None], None],
+    out: Output,
+) -> None:
+    """The terms of each text with their weights, heaviest first: one JSON object a line."""
+    if arguments.out is not None:
+        raise InvalidParameterError(
+            f"{arguments.model} makes sparse vectors, which --out does not write.",
+            hint="Leave it out and redirect standard output: one JSON object a line.",
+        )
+    options: dict[str, Any] = {
+        name: getattr(arguments, name)
+        for name in ("prompt", "prompt_name", "precision", "truncate_dim", "normalize", "batch_tokens")
+    }
+    rows = model.embed(iter(texts), output="sparse", progress=progress, **options)
+    if not out.json:
+        for row in rows:
+            out.line(json.dumps(dict(row.top()), ensure_ascii=False))
+        return
+    out.value({"model": arguments.model, "vectors": [dict(row.top()) for row in rows]})
 
 
 def _print_vectors(

@@ -273,11 +273,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=int)
     parser.add_argument("--mode", choices=[str(item) for item in Mode], default="affine")
     parser.add_argument("--group", type=int, help="weights that share a scale")
+    parser.add_argument(
+        "--from-bin", action="store_true", help="write pytorch_model.bin as safetensors, without running it"
+    )
     parser.add_argument("--report", type=Path, metavar="TEXT_FILE", help="measure the loss on this text")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
     """The command ``mlxengine convert``."""
+    if options.from_bin:
+        return _run_from_bin(options, out)
     card, source = fetched(options.source, out)
     made = convert(
         card,
@@ -298,6 +303,31 @@ def run(options: argparse.Namespace, out: Output) -> int:
                 f"perplexity {found.perplexity:.4f} ({found.source_perplexity:.4f} before), "
                 f"KL {found.kl:.5f} nats a token over {found.tokens} tokens"
             )
+
+    out.emit(made, text)
+    return 0
+
+
+def _run_from_bin(options: argparse.Namespace, out: Output) -> int:
+    from mlxengine import hub
+    from mlxengine.cli.verbs import ProgressLine
+    from mlxengine.toolkit.from_bin import DOCUMENTS, WEIGHTS, convert_bin
+
+    if (options.bits, options.mode, options.group, options.report) != (None, "affine", None, None):
+        raise InvalidParameterError(
+            "--from-bin keeps the numbers as they are.", hint="Convert first, then quantize the new folder."
+        )
+    source = Path(options.source).expanduser()
+    if not source.exists():
+        patterns = (*DOCUMENTS, WEIGHTS, f"*/{WEIGHTS}")
+        with ProgressLine(out) as progress:
+            source = hub.fetch(options.source, files=patterns, pickles=True, report=progress)
+    made = convert_bin(source, options.target)
+
+    def text() -> None:
+        out.line(f"{made.path}: {made.tensors} tensors, {made.bytes / 1e6:.1f} MB")
+        for item in made.files:
+            out.line(f"{item.sha256}  {item.file} (from {item.source})")
 
     out.emit(made, text)
     return 0

@@ -1,4 +1,4 @@
-"""mteb's scores of our encoder are those of sentence-transformers, on two tasks made here, with real weights."""
+"""mteb's scores of our encoder are those of sentence-transformers: two tasks made here, real weights."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import EncoderProtocol
 
 WHO = ("a cat", "the banker", "my neighbour", "an engineer", "the river", "a choir")
-DOES = (
-    "sleeps",
-    "repairs a bridge",
-    "sells shares",
-    "sings loudly",
-    "floods the valley",
-    "reads about stars",
-)
-WHERE = ("in Paris", "at night", "under the old tree", "near the harbour", "without a word")
-SENTENCES = [f"{who} {does} {where}." for who in WHO for does in DOES for where in WHERE]
+DOES = {
+    "Somebody rests": "sleeps",
+    "Something is built": "repairs a bridge",
+    "The stock exchange": "sells shares",
+    "Music": "sings loudly",
+    "A disaster": "floods the valley",
+    "Astronomy": "reads about stars",
+}
+WHERE = {
+    "in the capital of France": "in Paris",
+    "after sunset": "at night",
+    "below a plant": "under the old tree",
+    "by the sea": "near the harbour",
+    "silently": "without a word",
+}
+SENTENCES = [f"{who} {does} {where}." for who in WHO for does in DOES.values() for where in WHERE.values()]
 
 
 def about(kind: str, name: str, score: str) -> TaskMetadata:
@@ -62,27 +68,23 @@ class Likeness(AbsTaskSTS):
         self.data_loaded = True
 
 
-class Who(AbsTaskRetrieval):
-    """Which sentences tell of somebody who does something?"""
+class Meant(AbsTaskRetrieval):
+    """Which sentences say the same in other words?"""
 
-    metadata = about("Retrieval", "Who", "ndcg_at_10")
+    metadata = about("Retrieval", "Meant", "ndcg_at_10")
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
-        kept = SENTENCES[::2]
-        queries = [
-            (f"q{a}{b}", f"Who {does}? {who}") for a, who in enumerate(WHO) for b, does in enumerate(DOES)
-        ]
+        kept = [text for place, text in enumerate(SENTENCES) if place % 3]
+        asked = {
+            f"{did} {there}": f" {does} {where}."
+            for did, does in DOES.items()
+            for there, where in WHERE.items()
+        }
         split = {
-            "queries": Dataset.from_list([{"id": key, "text": text} for key, text in queries]),
-            "corpus": Dataset.from_list(
-                [{"id": f"d{place}", "text": text, "title": ""} for place, text in enumerate(kept)]
-            ),
+            "queries": Dataset.from_list([{"id": text, "text": text} for text in asked]),
+            "corpus": Dataset.from_list([{"id": text, "text": text, "title": ""} for text in kept]),
             "relevant_docs": {
-                f"q{a}{b}": {
-                    f"d{place}": 1 for place, text in enumerate(kept) if text.startswith(f"{who} {does}")
-                }
-                for a, who in enumerate(WHO)
-                for b, does in enumerate(DOES)
+                text: {found: 1 for found in kept if found.endswith(end)} for text, end in asked.items()
             },
             "top_ranked": None,
         }
@@ -92,7 +94,7 @@ class Who(AbsTaskRetrieval):
 
 def scores(model: Any) -> dict[str, dict[str, float]]:
     """All numbers of both tasks."""
-    done = mteb.evaluate(model, [Likeness(), Who()], cache=None, show_progress_bar=False, co2_tracker=False)
+    done = mteb.evaluate(model, [Likeness(), Meant()], cache=None, show_progress_bar=False, co2_tracker=False)
     return {
         result.task_name: {
             key: value for key, value in result.scores["test"][0].items() if type(value) is float
@@ -111,9 +113,9 @@ def test_two_tasks_give_the_scores_of_sentence_transformers(
     assert isinstance(encoder, EncoderProtocol)
     ours = scores(encoder)
     theirs = scores(sentence_transformers.SentenceTransformer(minilm, device="cpu", prompts=prompts))
-    assert ours.keys() == theirs.keys() == {"Likeness", "Who"}
+    assert ours.keys() == theirs.keys() == {"Likeness", "Meant"}
     assert 0.1 < ours["Likeness"]["cosine_spearman"] < 0.95
-    assert 0.3 < ours["Who"]["ndcg_at_10"] < 0.99
+    assert 0.3 < ours["Meant"]["ndcg_at_10"] < 0.99
     for name, expected in theirs.items():
         assert len(expected) > 5
-        assert {key: ours[name][key] for key in expected} == pytest.approx(expected, abs=1e-4)
+        assert {key: ours[name][key] for key in expected} == pytest.approx(expected, abs=1e-4, nan_ok=True)

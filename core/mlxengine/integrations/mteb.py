@@ -22,8 +22,9 @@ with needs("mteb", "mteb"):
 class MLXEngineEncoder(AbsEncoder):  # type: ignore[misc]
     """An embedding model as mteb's ``EncoderProtocol`` wants it, for texts.
 
-    As mteb does for sentence-transformers, a prompt that belongs to the task, its type, or queries and documents
-    is put before the texts; where the model has none, ``encode_query`` and ``encode_document`` say what is.
+    As mteb does for sentence-transformers, a prompt that belongs to the task, its type, or queries and
+    documents is put before the texts; where the model has none, ``encode_query`` and ``encode_document`` say
+    what is.
 
     Args:
         model_name: ``"org/name"``, a folder, a configuration, or a loaded model; loaded now.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.docs.test_pages import ELSEWHERE, surroundings, test_every_code_block_of_the_page_runs  # noqa: F401
+from tests.docs import test_pages
+
+surroundings = test_pages.surroundings
 
 
-def test_the_code_of_the_page_runs(surroundings: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
-    test_every_code_block_of_the_page_runs(ELSEWHERE, surroundings, tmp_path)
+def test_the_code_of_the_page_runs(surroundings: dict[str, str], tmp_path: Path) -> None:
+    test_pages.test_every_code_block_of_the_page_runs(test_pages.ELSEWHERE, surroundings, tmp_path)

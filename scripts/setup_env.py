@@ -18,7 +18,9 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = {"diffusionkit", "mflux", "cuda12", "cuda13"}  # back ends that a development machine can do without
+# extras that a development machine can do without: back ends, and frameworks that we are used from
+FRAMEWORKS = {"langchain", "llama-index", "chroma", "lancedb", "mteb"}
+HEAVY = {"diffusionkit", "mflux", "cuda12", "cuda13", *FRAMEWORKS}
 OURS = "mlxengine"  # the first word of every first-party distribution's name
 BUILD = ("hatchling>=1.27", "editables>=0.5", "pip>=24")
 
@@ -37,13 +39,14 @@ def projects() -> list[Path]:
 
 def requirements(group: str) -> list[str]:
     """What our distributions, with their extras, and a group of development tools require of others."""
+    left_out = HEAVY - FRAMEWORKS if group == "integrations" else HEAVY
     found: list[str] = []
     for folder in projects():
         table = tomllib.loads((folder / "pyproject.toml").read_text())
         project = table["project"]
         found += project.get("dependencies", [])
         for name, items in project.get("optional-dependencies", {}).items():
-            found += [] if name in HEAVY else items
+            found += [] if name in left_out else items
         found += members(table.get("dependency-groups", {}), group)
     return [item for item in dict.fromkeys(found) if normal(item).partition("-")[0] != OURS]
 

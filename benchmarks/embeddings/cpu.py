@@ -1,8 +1,9 @@
 """Texts per second of the embedding plugin, of sentence-transformers on torch, and of mlx-embeddings.
 
     python -m benchmarks.embeddings.cpu MODEL_FOLDER [--torch-python PYTHON] [--rounds 5] [--threads 2]
-                               [--output FILE.json]
+                               [--kinds short mixed] [--counts 1 32 256] [--output FILE.json]
 
+``MODEL_FOLDER`` may be one of the shapes of `shapes.py` (``bert-base``, ``modernbert-base``): random weights.
 Each runs in a process of its own, loaded once, and they take turns (ABAB) on the same texts: one, 32 and 256,
 short (about 12 tokens) and mixed (3 to 250). ``--torch-python`` is a Python that has torch and
 sentence-transformers; without it that column is empty. The fast BLAS is loaded for both that run on mlx. A
@@ -19,8 +20,9 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,27 +145,47 @@ def main() -> None:
     parser.add_argument("--torch-python")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
+    parser.add_argument("--without-mlx-embeddings", action="store_true")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     if arguments.worker:
         serve(arguments.worker, arguments.model)
         return
-    pythons = {"ours": sys.executable, "mlx-embeddings": sys.executable}
+    pythons = {"ours": sys.executable}
+    if not arguments.without_mlx_embeddings:
+        pythons["mlx-embeddings"] = sys.executable
     if arguments.torch_python:
         pythons["torch"] = arguments.torch_python
-    rows = compare_all(pythons, arguments.model, arguments.threads, arguments.rounds)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.model
+        if not Path(folder).is_dir():
+            from benchmarks.embeddings.shapes import write
+
+            folder = scratch
+            write(Path(scratch), arguments.model, "float32")
+        rows = compare_all(
+            pythons, folder, arguments.threads, arguments.rounds, arguments.counts, arguments.kinds
+        )
     if arguments.output:
-        arguments.output.write_text(json.dumps({"threads": arguments.threads, "rows": rows}, indent=1) + "\n")
+        result = {"model": Path(arguments.model).name, "threads": arguments.threads, "rows": rows}
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def compare_all(
-    pythons: dict[str, str], folder: str, threads: int, rounds: int, counts: tuple[int, ...] = COUNTS
+    pythons: dict[str, str],
+    folder: str,
+    threads: int,
+    rounds: int,
+    counts: Sequence[int] = COUNTS,
+    kinds: Sequence[str] = KINDS,
 ) -> list[dict[str, Any]]:
     """Every kind and count; ``pythons`` says which Python runs which subject."""
     workers = [Worker(python, name, folder, threads) for name, python in pythons.items()]
     rows: list[dict[str, Any]] = []
     try:
-        for kind in KINDS:
+        for kind in kinds:
             for count in counts:
                 rows.append(compare(workers, kind, count, rounds))
                 print(format_row(rows[-1]), flush=True)

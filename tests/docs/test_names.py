@@ -16,7 +16,10 @@ from .blocks import ROOT
 MODULES = [
     item.name
     for item in pkgutil.walk_packages(mlxengine.__path__, "mlxengine.")
-    if not re.search(r"\._|\.(cli|testing)\b", item.name)
+    # a framework's own module cannot be imported where the framework is not installed
+    if not re.search(
+        r"\._|\.(cli|testing|integrations\.(langchain|llama_index|chroma|lancedb|mteb))\b", item.name
+    )
 ]
 
 

@@ -26,7 +26,7 @@ LAYERS = (
     "text vectors pictures",
     "engine protocol hub diagnosis",
     "aio",
-    "cli testing toolkit",
+    "cli integrations testing toolkit",
     "__main__",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms.split()}

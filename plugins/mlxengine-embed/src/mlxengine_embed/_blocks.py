@@ -163,6 +163,39 @@ class SelfAttention(nn.Module):  # type: ignore[misc]
         return out.transpose(0, 2, 1, 3).reshape(rows, length, -1)
 
 
+class ModernAttention(nn.Module):  # type: ignore[misc]
+    """The attention of mlx-embeddings' ModernBERT with the functions for the CPU.
+
+    Args:
+        plain: the module with the weights.
+        kernels: functions for the CPU.
+    """
+
+    def __init__(self, plain: Any, kernels: Kernels) -> None:
+        super().__init__()
+        self._heads, self._size = plain.num_heads, plain.head_dim
+        self._rope, self._kernels = plain.rotary_emb, kernels
+        self._near = plain.local_attention != (-1, -1)
+        queries = mx.arange(3 * plain.all_head_size) < plain.all_head_size
+        scale = mx.where(queries, plain.scale, 1.0)  # in the weights it saves a pass over the queries
+        self.weight = (plain.Wqkv.weight * scale[:, None]).T
+        if "bias" in plain.Wqkv:
+            self.bias = plain.Wqkv.bias * scale
+        self.Wo = _quicker(plain.Wo)
+
+    def __call__(
+        self, hidden: Array, attention_mask: Array | None, sliding_window_mask: Array | None, **_: Any
+    ) -> tuple[Array]:
+        rows, length, _size = hidden.shape
+        joined = hidden @ self.weight
+        if "bias" in self:
+            joined = joined + self.bias
+        q, k, v = joined.reshape(rows, length, 3, self._heads, self._size).transpose(2, 0, 3, 1, 4)
+        mask = sliding_window_mask if self._near else attention_mask
+        out = self._kernels.attention(self._rope(q), self._rope(k), v, mask)
+        return (self.Wo(out.transpose(0, 2, 1, 3).reshape(rows, length, -1)),)
+
+
 def _berts(encoder: Any) -> Iterator[Any]:
     """The layers of one of our own encoders whose attention can be replaced."""
     for layer in encoder.encoder.layer if isinstance(encoder, Bert) else ():
@@ -197,6 +230,8 @@ def use_cpu_blocks(encoder: Any) -> str:
         kernels = Kernels()
         for layer in encoder.layers:
             layer.mlp.act = kernels.gelu
+            if isinstance(layer.attn.Wqkv, nn.Linear):
+                layer.attn = ModernAttention(layer.attn, kernels)
     else:
         return ""
     return "GELU and attention" + (", compiled" if kernels.compiled else "")

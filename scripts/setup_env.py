@@ -18,7 +18,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = {"diffusionkit", "mflux", "cuda12", "cuda13"}  # back ends that a development machine can do without
+# back ends, and Ray ("data"), that a development machine can do without
+HEAVY = {"diffusionkit", "mflux", "cuda12", "cuda13", "data"}
 OURS = "mlxengine"  # the first word of every first-party distribution's name
 BUILD = ("hatchling>=1.27", "editables>=0.5", "pip>=24")
 

@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test lint format types tests coverage test-slow test-parity test-gpu test-diffusionkit test-mflux test-clients docs demo \
+.PHONY: help setup test lint format types tests coverage test-slow test-parity test-gpu test-diffusionkit test-mflux test-clients test-ray docs demo \
 	changelog release dist clean
 
 help:            ## say what there is
@@ -63,6 +63,10 @@ test-clients: $(STAMP)  ## other people's clients against the server: SDKs, Clau
 test-mflux:      ## the mflux back end against diffusers, in an environment of its own
 	$(PYTHON) plugins/mlxengine-diffusion/tests/extras/run.py mflux --venv $(VENV)-mflux
 
+test-ray:        ## jobs over replicas with a real Ray, in an environment of its own
+	$(PYTHON) scripts/setup_env.py --venv $(VENV)-ray --heavy data
+	$(VENV)-ray/bin/python -m pytest -q plugins/mlxengine-ray/tests/replicas/check_replicas.py
+
 docs: $(STAMP)   ## build the documentation; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
@@ -82,4 +86,4 @@ dist: $(STAMP)   ## build and check an sdist and a wheel of every distribution, 
 	$(BIN)/check-wheel-contents dist/*.whl
 
 clean:           ## remove what these commands made
-	rm -rf $(VENV) $(VENV)-parity $(VENV)-diffusionkit $(VENV)-mflux site dist .mypy_cache .ruff_cache .pytest_cache .cache
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-diffusionkit $(VENV)-mflux $(VENV)-ray site dist .mypy_cache .ruff_cache .pytest_cache .cache

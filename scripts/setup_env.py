@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,15 +37,18 @@ def projects() -> list[Path]:
     return [ROOT, *(path.parent for path in sorted(nested))]
 
 
-def requirements(group: str) -> list[str]:
-    """What our distributions, with their extras, and a group of development tools require of others."""
+def requirements(group: str, heavy: Sequence[str] = ()) -> list[str]:
+    """What our distributions, with their extras, and a group of development tools require of others.
+
+    ``heavy`` are the extras that are wanted though they are in ``HEAVY``.
+    """
     found: list[str] = []
     for folder in projects():
         table = tomllib.loads((folder / "pyproject.toml").read_text())
         project = table["project"]
         found += project.get("dependencies", [])
         for name, items in project.get("optional-dependencies", {}).items():
-            found += [] if name in HEAVY else items
+            found += [] if name in HEAVY.difference(heavy) else items
         found += members(table.get("dependency-groups", {}), group)
     return [item for item in dict.fromkeys(found) if normal(item).partition("-")[0] != OURS]
 
@@ -81,11 +85,14 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
     parser.add_argument("--versions", choices=("pinned", "lowest", "newest"), default="pinned")
     parser.add_argument("--group", default="dev", help="dependency group of the root pyproject.toml")
+    parser.add_argument(
+        "--heavy", action="append", default=[], choices=sorted(HEAVY), help="an extra as well"
+    )
     options = parser.parse_args()
     python = options.venv.absolute() / "bin" / "python"
     if not python.exists():
         run(sys.executable, "-m", "venv", options.venv)
-    wanted = requirements(options.group)
+    wanted = requirements(options.group, options.heavy)
     # Which build of torch is right, pip's own configuration knows best.
     if torch := [item for item in wanted if normal(item) == "torch"]:
         run(python, "-m", "pip", "install", "-q", *torch)

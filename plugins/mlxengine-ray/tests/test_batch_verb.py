@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pyarrow.parquet
 import pytest
 from mlxengine import InferenceEngine
 from mlxengine.cli import main
+from mlxengine_ray import _store
 
 MOCK = ("--feature", "core.mock", "--model")
 
@@ -198,6 +200,26 @@ def test_what_cannot_be_a_job_is_said_before_anything_is_written(
     assert main(["batch", "-q", *words]) in (2, 3)
     assert told in capsys.readouterr().err
     assert not list(tmp_path.glob("OUT/part-*"))
+
+
+def test_a_disk_that_is_full_ends_the_job_which_goes_on_afterwards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["batch", "-q", str(texts(tmp_path / "t.jsonl", 600)), str(tmp_path / "out"), *MOCK, "mock/embed"]
+    real, written = _store._write, []
+
+    def write(file: int, data: bytes) -> None:
+        written.append(file)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_store, "_write", write)
+        assert main(words) == 4
+    assert "No space left" in capsys.readouterr().err
+    assert main(words) == 0
+    assert [row["row"] for row in results(tmp_path / "out")] == list(range(600))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from mlxengine.errors import InvalidParameterError, ModelNotFoundError
+from mlxengine.errors import CorruptFileError, InvalidParameterError, ModelNotFoundError
 from mlxengine_ray._sources import Reader, Row, digest, find_inputs
 
 
@@ -82,6 +82,20 @@ def test_a_folder_is_its_tables_or_else_its_pictures_in_order(tmp_path: Path) ->
         "https://x/y.png",
         "/z.png",
     ]
+
+
+def test_hidden_files_and_where_the_job_writes_are_no_inputs(tmp_path: Path) -> None:
+    for name in ("a.jsonl", ".cache/b.jsonl", "out/part-00000.jsonl", "out2/c.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    found = find_inputs([tmp_path], tmp_path / "out")
+    assert [item.name for item in found] == ["a.jsonl", "out2/c.jsonl"]
+
+
+def test_a_file_that_is_no_parquet_is_a_corrupt_file(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 not really PAR1")
+    with pytest.raises(CorruptFileError, match=r"t\.parquet is no whole"):
+        reader(tmp_path / "t.parquet").columns()
 
 
 def test_rows_are_numbered_over_all_inputs_and_those_that_are_done_are_left_out(tmp_path: Path) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from attrs import asdict, frozen
-from mlxengine.errors import InvalidParameterError, MLXEngineError
+from mlxengine.errors import (
+    GenerationError,
+    InsufficientDiskError,
+    InvalidParameterError,
+    MLXEngineError,
+)
 
 from ._lanes import Lane, work
-from ._parts import ERROR, ROW, SOURCE, ParquetParts, Parts
+from ._parts import ERROR, ROW, SOURCE, ParquetParts, Parts, error_value
 from ._sources import Input, Reader, Row, digest, find_inputs
-from ._store import Store, Totals, error_value
+from ._store import Store, Totals
 from .tasks import Outcome, Task
 
 FORMATS = ("jsonl", "parquet")
@@ -51,7 +57,7 @@ class Job:
             ModelNotFoundError: a path does not exist.
             FeatureUnavailableError: Parquet is wanted, and pyarrow is not installed.
         """
-        job = cls(inputs=find_inputs(paths), out=out, task=task, **rest)
+        job = cls(inputs=find_inputs(paths, out), out=out, task=task, **rest)
         taken = {ROW, SOURCE, ERROR, *task.results}.intersection(job.keep)
         if taken:
             raise InvalidParameterError(
@@ -104,12 +110,18 @@ class Job:
         """
         reader = self._reader(store.has)
         rows = iter(reader)
-        first = next(rows, None)
-        if first is not None:
-            for outcomes in work(chain([first], rows), lanes(), self.task.unit):
-                store.add((row.number, self._values(row, outcome)) for row, outcome in outcomes)
-                progress(reader.position, reader.total)
-        return store.finish(reader.count)
+        try:
+            first = next(rows, None)
+            if first is not None:
+                for outcomes in work(chain([first], rows), lanes(), self.task.unit):
+                    store.add((row.number, self._values(row, outcome)) for row, outcome in outcomes)
+                    progress(reader.position, reader.total)
+            return store.finish(reader.count)
+        except OSError as error:
+            kind = InsufficientDiskError if error.errno == errno.ENOSPC else GenerationError
+            raise kind(
+                f"The job stopped: {error}.", hint="Mend it and run the job again: it goes on where it was."
+            ) from error
 
     def _values(self, row: Row, outcome: Outcome) -> dict[str, Any]:
         kept = {name: row.values.get(name) for name in self.keep}

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxengine.errors import CorruptFileError, GenerationError
+from mlxengine.errors import CorruptFileError, GenerationError, MLXEngineError
 
 from ._sources import parquet
 
@@ -53,6 +53,25 @@ def number_of(line: bytes) -> int | None:
     """The number of a row's line; ``None`` for what is no whole line of a row."""
     found = _PREFIX.match(line)
     return None if found is None or not line.endswith(b"}\n") else int(found[1])
+
+
+def arrow_types(results: Mapping[str, str]) -> dict[str, Any]:
+    """The types that a task's columns have in Arrow."""
+    import pyarrow
+
+    kinds = {
+        "text": pyarrow.string(),
+        "picture": pyarrow.binary(),
+        "number": pyarrow.float32(),
+        "count": pyarrow.int64(),
+        "numbers": pyarrow.list_(pyarrow.float32()),
+    }
+    return {name: kinds[what] for name, what in results.items()}
+
+
+def error_value(error: MLXEngineError) -> dict[str, str | None]:
+    """An error as it stands in a row."""
+    return {"type": type(error).__name__, "message": error.message, "hint": error.hint}
 
 
 class Parts:
@@ -122,13 +141,6 @@ class ParquetParts(Parts):
 
         for part in sorted(self.present(folder)):
             return self._module.read_schema(self.path(folder, part))
-        kinds = {
-            "text": pyarrow.string(),
-            "picture": pyarrow.string(),
-            "number": pyarrow.float32(),
-            "count": pyarrow.int64(),
-            "numbers": pyarrow.list_(pyarrow.float32()),
-        }
         own = {
             ROW: pyarrow.int64(),
             SOURCE: pyarrow.string(),
@@ -139,7 +151,8 @@ class ParquetParts(Parts):
             if name not in own and name not in self._results:
                 kind = pyarrow.array([row.get(name) for row in rows]).type
                 kept[name] = pyarrow.string() if pyarrow.types.is_null(kind) else kind
-        results = {name: kinds[what] for name, what in self._results.items()}
+        named = {name: "text" if what == "picture" else what for name, what in self._results.items()}
+        results = arrow_types(named)
         return pyarrow.schema([*own.items(), *kept.items(), *results.items()])
 
     def read(self, path: Path) -> Iterator[tuple[int, str | None]]:
@@ -148,4 +161,14 @@ class ParquetParts(Parts):
             yield number, None if error is None else error["message"]
 
 
-__all__ = ["ERROR", "ROW", "SOURCE", "ParquetParts", "Parts", "number_of", "plain_json"]
+__all__ = [
+    "ERROR",
+    "ROW",
+    "SOURCE",
+    "ParquetParts",
+    "Parts",
+    "arrow_types",
+    "error_value",
+    "number_of",
+    "plain_json",
+]

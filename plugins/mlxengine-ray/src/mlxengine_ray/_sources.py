@@ -9,11 +9,13 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 from mlxengine.errors import (
+    CorruptFileError,
     FeatureUnavailableError,
     InvalidParameterError,
     MLXEngineError,
@@ -59,10 +61,11 @@ class Input:
         return self.path.suffix.lower() in PICTURES
 
 
-def find_inputs(given: Sequence[Path]) -> list[Input]:
+def find_inputs(given: Sequence[Path], out: Path | None = None) -> list[Input]:
     """The files that paths stand for, in an order that does not change.
 
-    Of a folder these are its tables, or its pictures where it has no tables; sub-folders count.
+    Of a folder these are its tables, or its pictures where it has no tables; sub-folders count, but not
+    hidden ones, nor ``out``, where the job writes.
 
     Raises:
         ModelNotFoundError: a path does not exist.
@@ -71,7 +74,7 @@ def find_inputs(given: Sequence[Path]) -> list[Input]:
     found: list[Input] = []
     for path in given:
         if path.is_dir():
-            inside = sorted(item for item in path.rglob("*") if item.is_file())
+            inside = [item for item in sorted(path.rglob("*")) if _counts(item, path, out)]
             chosen = [item for item in inside if item.suffix.lower() in TABLES]
             chosen = chosen or [item for item in inside if item.suffix.lower() in PICTURES]
             if not chosen:
@@ -90,12 +93,17 @@ def find_inputs(given: Sequence[Path]) -> list[Input]:
     return found
 
 
+def _counts(item: Path, folder: Path, out: Path | None) -> bool:
+    hidden = any(name.startswith(".") for name in item.relative_to(folder).parts)
+    return item.is_file() and not hidden and not (out and item.resolve().is_relative_to(out.resolve()))
+
+
 def _known() -> str:
     return ", ".join([*sorted(TABLES), *sorted(PICTURES)])
 
 
 def _input(path: Path, name: str) -> Input:
-    return Input(path=path, name=name, size=path.stat().st_size)
+    return Input(path=path.absolute(), name=name, size=path.stat().st_size)
 
 
 def digest(inputs: Sequence[Input]) -> str:
@@ -141,7 +149,7 @@ class Reader:
         found = {}
         for item in self._inputs:
             if item.path.suffix.lower() == ".parquet":
-                with parquet().ParquetFile(item.path) as file:
+                with _opened(item) as file:
                     found[item.name] = frozenset(file.schema_arrow.names)
             elif item.path.suffix.lower() in (".csv", ".tsv"):
                 with self._text(item) as lines:
@@ -227,7 +235,7 @@ class Reader:
             yield from self._counted(item, read())
 
     def _parquet(self, item: Input, before: int) -> Iterator[Row]:
-        with parquet().ParquetFile(item.path) as file:
+        with _opened(item) as file:
             columns = [name for name in file.schema_arrow.names if name in self._wanted]
             total = file.metadata.num_rows
             place = 0
@@ -264,6 +272,18 @@ def parquet() -> Any:
             hint='Install "mlxengine-ray[parquet]", or use JSONL.',
         ) from error
     return pyarrow.parquet
+
+
+@contextmanager
+def _opened(item: Input) -> Iterator[Any]:
+    module = parquet()
+    import pyarrow
+
+    try:
+        with module.ParquetFile(item.path) as file:
+            yield file
+    except pyarrow.ArrowException as error:
+        raise CorruptFileError(f"{item.name} is no whole Parquet file: {error}.") from error
 
 
 def _json_row(line: bytes, source: str) -> Mapping[str, Any] | MLXEngineError:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from attrs import field, frozen
-from mlxengine.errors import CorruptFileError, GenerationError, InvalidParameterError, MLXEngineError
+from mlxengine.errors import CorruptFileError, GenerationError, InvalidParameterError
 
 from ._parts import Parts, number_of, plain_json
 
@@ -230,11 +230,6 @@ class Store:
         return Totals(rows=rows, errors=errors, parts=len(self._whole), first_error=first_error)
 
 
-def error_value(error: MLXEngineError) -> dict[str, str | None]:
-    """An error as it stands in a row."""
-    return {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-
-
 def _whole_lines(path: Path) -> dict[int, bytes]:
     """The lines of a journal by row; what stands behind the last whole line is cut off."""
     lines: dict[int, bytes] = {}
@@ -272,4 +267,4 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
-__all__ = ["Store", "Totals", "error_value"]
+__all__ = ["Store", "Totals"]

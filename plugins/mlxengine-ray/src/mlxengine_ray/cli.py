@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from attrs import fields
-from mlxengine import EmbeddingHandle, ImageHandle, InferenceEngine, Progress, TextHandle
+from mlxengine import EmbeddingHandle, ImageHandle, InferenceEngine, ModelCard, Progress, TextHandle
 from mlxengine.cli.verbs import Output, ProgressLine, add_model, engine, load_named, positive
+from mlxengine.contract.features import parse_flags
 from mlxengine.contract.kinds import Option
 from mlxengine.errors import GenerationError, InvalidParameterError, UnsupportedInputError
 from mlxengine.pictures import verbs as pictures
@@ -19,6 +20,7 @@ from mlxengine.text import verbs as text
 
 from ._job import FORMATS, Job
 from ._lanes import Lane, LocalLane
+from ._replicas import Wanted, replicas
 from ._store import Store, Totals
 from .tasks import TASKS, Generate, Task
 
@@ -60,6 +62,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--format", choices=FORMATS, default="jsonl", help="of the results (jsonl)")
     add("--part-rows", type=positive, default=1000, metavar="N", help="rows of a file of results (1000)")
+    add(
+        "--replicas",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes with a model each, by Ray (1: without)",
+    )
+    add("--cluster", metavar="ADDRESS", help="a Ray cluster that runs; without it one is started for the job")
     added: set[str] = set()
     for task, options in _BY_TASK.items():
         group = parser.add_argument_group(f"for {task}")
@@ -119,7 +129,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         with job.store() as store, contextlib.ExitStack() as stack:
             if store.begun:
                 out.note(f"going on with what is in {target}")
-            totals = _done(job, store, arguments, made, stack, out)
+            totals = _done(job, store, arguments, made, card, stack, out)
     _tell(target, totals, totals.rows - store.added, time.monotonic() - began, out)
     if totals.rows and totals.errors == totals.rows:
         raise GenerationError(
@@ -134,10 +144,14 @@ def _done(
     store: Store,
     arguments: argparse.Namespace,
     made: InferenceEngine,
+    card: ModelCard,
     stack: contextlib.ExitStack,
     out: Output,
 ) -> Totals:
     def lanes() -> Sequence[Lane]:
+        if arguments.replicas > 1 or arguments.cluster is not None:
+            wanted = _wanted(arguments, made, card, job.task)
+            return stack.enter_context(replicas(wanted, arguments.replicas, arguments.cluster))
         model = stack.enter_context(load_named(arguments.model, made, arguments, out, job.task.handle))
         lane = LocalLane(model, job.task)
         stack.callback(lane.close)
@@ -151,7 +165,23 @@ def _done(
         return job.run(store, lanes, report)
 
 
-def _task(arguments: argparse.Namespace, made: InferenceEngine, card: Any) -> Task:
+def _wanted(arguments: argparse.Namespace, made: InferenceEngine, card: ModelCard, task: Task) -> Wanted:
+    flags: dict[str, object] = {}
+    for words in arguments.feature:
+        flags.update(parse_flags(words))
+    path = Path(arguments.model).expanduser()
+    return Wanted(
+        model=str(path.resolve()) if path.exists() else arguments.model,
+        task=task,
+        plugin=arguments.plugin,
+        features=flags,
+        offline=True if arguments.offline else None,
+        needs=made.fit(card),
+        gpu=made.device.backend == "cuda",
+    )
+
+
+def _task(arguments: argparse.Namespace, made: InferenceEngine, card: ModelCard) -> Task:
     """The task that was named, or the one that the model is for, with its options.
 
     Raises:
@@ -187,7 +217,7 @@ def _task(arguments: argparse.Namespace, made: InferenceEngine, card: Any) -> Ta
     return kind(**values)
 
 
-def _usual(made: InferenceEngine, card: Any) -> str:
+def _usual(made: InferenceEngine, card: ModelCard) -> str:
     claim = made.explain(card).claim
     kind = made.kinds.get(claim.kind)
     handle = None if kind is None else kind.find("handle")

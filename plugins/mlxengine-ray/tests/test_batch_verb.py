@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from deadly import install
 from mlxengine import InferenceEngine
 from mlxengine.cli import main
 from mlxengine_ray import _store
@@ -91,6 +92,23 @@ def test_a_job_that_is_killed_again_and_again_has_every_row_once(tmp_path: Path)
     assert [row["id"] for row in found] == [f"n{n}" for n in range(2000)]
     assert found[1999]["answer"] == "[mock] This is no model. You said: the text 1999"
     assert finished(*words)["resumed"] == 2000  # nothing is left to do
+
+
+def test_ctrl_c_does_not_wait_for_a_step_of_the_model(tmp_path: Path) -> None:
+    source = tmp_path / "t.jsonl"
+    source.write_text('{"text": "a slow one"}\n')
+    environment = install(tmp_path)
+    words = command(source, tmp_path / "out", "--model", tmp_path / "model")
+    with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL) as running:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "model" / "slow").exists():
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        assert running.wait(20) == 130
+        assert time.monotonic() - sent < 4
 
 
 def test_vectors_of_every_kind_of_table_are_those_of_the_engine(tmp_path: Path) -> None:

@@ -152,9 +152,16 @@ def _done(
         if arguments.replicas > 1 or arguments.cluster is not None:
             wanted = _wanted(arguments, made, card, job.task)
             return stack.enter_context(replicas(wanted, arguments.replicas, arguments.cluster))
-        model = stack.enter_context(load_named(arguments.model, made, arguments, out, job.task.handle))
+        model = load_named(arguments.model, made, arguments, out, job.task.handle)
         lane = LocalLane(model, job.task)
-        stack.callback(lane.close)
+
+        def close(kind: type[BaseException] | None, *_: object) -> None:
+            # Ctrl-C ends the process at once: what is done is on the disk, what is not needs no orderly end
+            if kind is not KeyboardInterrupt:
+                lane.close()
+                model.close()
+
+        stack.push(close)
         return [lane]
 
     with ProgressLine(out) as line:

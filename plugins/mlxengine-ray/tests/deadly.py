@@ -1,5 +1,8 @@
 """A plugin whose model ends its process at a text with ``kill`` in it, and takes its time for others.
 
+A text with ``slow`` in it is a step of ten seconds that nobody can cut, and leaves a file
+``slow`` beside the model.
+
 It is found as an installed plugin, by replicas too: `install` writes what its entry point needs.
 """
 
@@ -64,13 +67,16 @@ def load_model(card: Any, context: Any) -> Loaded:
 @hookimpl
 def generate(model: object, request: Request, context: Any) -> Iterator[Event | None]:
     assert isinstance(request, EmbedRequest)
-    return _answered(request)
+    return _answered(str(model), request)
 
 
-def _answered(request: EmbedRequest) -> Iterator[Event]:
+def _answered(model: str, request: EmbedRequest) -> Iterator[Event]:
     for index, text in enumerate(request.texts):
         if "kill" in text:
             os._exit(1)
+        if "slow" in text:
+            Path(model, "slow").touch()
+            time.sleep(10)
         time.sleep(SECONDS)
         values = array.array("f", (float(len(text)), float(os.getpid())))
         yield Embeddings(

@@ -17,10 +17,11 @@ from mlxengine.errors import (
 )
 
 from ._lanes import Lane, work
+from ._outcomes import Outcome
 from ._parts import ERROR, ROW, SOURCE, ParquetParts, Parts, error_value
 from ._sources import Input, Reader, Row, digest, find_inputs
 from ._store import Store, Totals
-from .tasks import Outcome, Task
+from .tasks import Task
 
 FORMATS = ("jsonl", "parquet")
 _VERSION = 1

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 from attrs import define, field
 from mlxengine.errors import GenerationError, MLXEngineError
 
+from ._outcomes import Outcome
 from ._sources import Row
-from .tasks import Outcome, Task
+from .tasks import Task
 
 _DEATHS = 2  # of a row that was alone: the first may have had another reason
 _WITHOUT_SUCCESS = 3  # rows that killed a lane before any row succeeded: then it is not the rows

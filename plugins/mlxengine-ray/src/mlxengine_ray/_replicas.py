@@ -27,8 +27,9 @@ from mlxengine.errors import (
 )
 
 from ._lanes import Lane, LaneDied
+from ._outcomes import Outcome
 from ._sources import Row
-from .tasks import Outcome, Task
+from .tasks import Task
 
 _START_SECONDS = 300.0
 _PAUSE = 0.2

@@ -12,8 +12,9 @@ from typing import Any, Self
 from mlxengine import InferenceEngine
 from mlxengine.errors import MLXEngineError
 
+from ._outcomes import Outcome, Values
 from ._parts import ERROR, arrow_types, error_value
-from .tasks import Outcome, Task, Values
+from .tasks import Task
 
 
 class BatchModel:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from attrs import field, frozen
 from mlxengine import (
@@ -24,24 +23,10 @@ from mlxengine import (
     TextHandle,
     TextPart,
 )
-from mlxengine.errors import (
-    CancelledError,
-    ConfigurationError,
-    GenerationError,
-    InsufficientMemoryError,
-    InvalidParameterError,
-    MLXEngineError,
-    PluginCrashedError,
-    UnsupportedInputError,
-)
+from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 
-T = TypeVar("T")
-Values = Mapping[str, Any]
-Outcome = dict[str, Any] | MLXEngineError
-"""The new columns of a row, or why it has none."""
+from ._outcomes import Outcome, Values, each
 
-_OF_A_ROW = (GenerationError, ConfigurationError, InsufficientMemoryError, PluginCrashedError)
-_TRIES = 4
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -114,7 +99,7 @@ class Embed(Task):
         return self.needs
 
     def run(self, handle: EmbeddingHandle, rows: Sequence[Values]) -> list[Outcome]:
-        return _each(rows, lambda row: _text(row, self.column), lambda texts: self._vectors(handle, texts))
+        return each(rows, lambda row: _text(row, self.column), lambda texts: self._vectors(handle, texts))
 
     def _vectors(self, handle: EmbeddingHandle, texts: Sequence[str]) -> list[dict[str, Any]]:
         vectors = handle.embed(
@@ -170,7 +155,7 @@ class Generate(Task):
         return self._placeholders | {self.column, "messages", self.picture}
 
     def run(self, handle: TextHandle, rows: Sequence[Values]) -> list[Outcome]:
-        return _each(rows, self._messages, lambda asked: [self._answer(handle, item) for item in asked])
+        return each(rows, self._messages, lambda asked: [self._answer(handle, item) for item in asked])
 
     def _messages(self, row: Values) -> list[Message]:
         if row.get("messages") is not None and self.prompt is None:
@@ -224,7 +209,7 @@ class Rerank(Task):
         return frozenset({self.column, "document", "documents"})
 
     def run(self, handle: EmbeddingHandle, rows: Sequence[Values]) -> list[Outcome]:
-        return _each(rows, self._pairs, lambda pairs: _scores(handle, pairs))
+        return each(rows, self._pairs, lambda pairs: _scores(handle, pairs))
 
     def _pairs(self, row: Values) -> tuple[bool, list[tuple[str, str]]]:
         """Whether there are several documents, and each with the query."""
@@ -284,7 +269,7 @@ class Draw(Task):
         return frozenset({self.column, "negative", "seed"})
 
     def run(self, handle: ImageHandle, rows: Sequence[Values]) -> list[Outcome]:
-        return _each(
+        return each(
             rows,
             lambda row: (_text(row, self.column), row),
             lambda asked: [self._drawn(handle, *item) for item in asked],
@@ -308,53 +293,6 @@ class Draw(Task):
 
 TASKS: Mapping[str, type[Task]] = {task.name: task for task in (Embed, Generate, Rerank, Draw)}
 """The tasks by the names that the command line has for them."""
-
-
-def _each(
-    rows: Sequence[Values], ask: Callable[[Values], T], answer: Callable[[Sequence[T]], list[dict[str, Any]]]
-) -> list[Outcome]:
-    """Ask for rows together; where that is refused, for each half, so that the error is one row's own."""
-    outcomes: list[Outcome] = []
-    asked: list[tuple[int, T]] = []
-    for place, row in enumerate(rows):
-        outcomes.append({})
-        try:
-            asked.append((place, ask(row)))
-        except MLXEngineError as error:
-            outcomes[place] = error
-
-    def together(items: Sequence[tuple[int, T]]) -> None:
-        if not items:
-            return
-        try:
-            found = _patiently(lambda: answer([item for _, item in items]))
-        except CancelledError:
-            raise
-        except _OF_A_ROW as error:
-            if len(items) == 1:
-                outcomes[items[0][0]] = error
-                return
-            half = len(items) // 2
-            together(items[:half])
-            together(items[half:])
-            return
-        for (place, _), values in zip(items, found, strict=True):
-            outcomes[place] = values
-
-    together(asked)
-    return outcomes
-
-
-def _patiently(ask: Callable[[], T]) -> T:
-    """Ask again what may succeed later: a queue was full, say."""
-    for attempt in range(1, _TRIES):
-        try:
-            return ask()
-        except MLXEngineError as error:
-            if not error.recoverable:
-                raise
-            time.sleep(0.2 * 2**attempt)
-    return ask()
 
 
 def _text(row: Values, column: str) -> str:
@@ -387,4 +325,4 @@ def _conversation(value: Any) -> list[Message]:
     return found
 
 
-__all__ = ["TASKS", "Draw", "Embed", "Generate", "Outcome", "Rerank", "Task", "Values"]
+__all__ = ["TASKS", "Draw", "Embed", "Generate", "Rerank", "Task"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -25,6 +26,7 @@ from .tasks import Task
 
 FORMATS = ("jsonl", "parquet")
 _VERSION = 1
+_HOPELESS = 100  # rows of a run that fail before any succeeds: then it is not the rows
 
 
 @frozen(kw_only=True)
@@ -114,9 +116,17 @@ class Job:
         try:
             first = next(rows, None)
             if first is not None:
+                hopeless: float = 0
                 for outcomes in work(chain([first], rows), lanes(), self.task.unit):
                     store.add((row.number, self._values(row, outcome)) for row, outcome in outcomes)
                     progress(reader.position, reader.total)
+                    errors = [outcome for _, outcome in outcomes if isinstance(outcome, MLXEngineError)]
+                    hopeless += len(errors) if len(errors) == len(outcomes) else -math.inf
+                    if hopeless >= _HOPELESS:
+                        raise GenerationError(
+                            f"The first {hopeless} rows all ended with an error; the last one: {errors[-1]}",
+                            hint=f"Mend the options and delete {self.out}; or run it again: it goes on.",
+                        )
             return store.finish(reader.count)
         except OSError as error:
             kind = InsufficientDiskError if error.errno == errno.ENOSPC else GenerationError

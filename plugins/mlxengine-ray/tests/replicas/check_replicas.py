@@ -146,6 +146,22 @@ def test_a_driver_that_is_killed_goes_on_where_it_was_and_leaves_no_process(
     check_whole(results(out), 3000)
 
 
+def test_a_model_that_no_replica_can_load_is_said_by_its_own_error(
+    tmp_path: Path, environment: tuple[dict[str, str], Path]
+) -> None:
+    variables, model = environment
+    words = [
+        *job(texts(tmp_path / "t.jsonl", 3), tmp_path / "out", model),
+        "--plugin",
+        "nobody",
+        "--task",
+        "embed",
+    ]
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, check=False, timeout=240)
+    assert json.loads(done.stdout)["error"]["type"] == "NoPluginForModelError", done.stderr
+    assert done.returncode == 3
+
+
 INTRUDER = "import ray; ray.init(address='auto', log_to_driver=False); print('in', len(ray.nodes()))"
 
 

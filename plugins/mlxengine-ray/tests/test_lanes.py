@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -24,6 +25,7 @@ class Mortal:
     deadly: frozenset[int] = frozenset()
     at_once: int = 1
     shots: int = 0
+    stagger: float = 0.0
     groups: list[list[list[int]]] = field(factory=list)
     _hand: list[tuple[list[int], Future[Any]]] = field(factory=list)
 
@@ -40,6 +42,7 @@ class Mortal:
         dies = self.shots > 0 or any(self.deadly.intersection(unit) for unit, _ in hand)
         self.shots -= self.shots > 0
         for unit, future in hand:
+            time.sleep(self.stagger)
             if dies:
                 future.set_exception(LaneDied())
             else:
@@ -102,6 +105,20 @@ def test_a_unit_that_is_suspected_has_nothing_beside_it() -> None:
 def test_processes_that_die_of_every_row_end_the_job() -> None:
     with pytest.raises(GenerationError, match="whatever row"):
         done(numbered(100), [Mortal(frozenset(range(100)))], 8)
+
+
+def test_a_lane_that_died_is_given_nothing_new_before_what_it_had_is_cleared_up() -> None:
+    read = []
+
+    def rows() -> Any:
+        for row in numbered(4000):
+            read.append(row.number)
+            yield row
+
+    lanes = [Mortal(frozenset(range(4000)), at_once=4, stagger=0.01)]
+    with pytest.raises(GenerationError, match="whatever row"):
+        list(work(rows(), lanes, 8))
+    assert len(read) == 4 * 8
 
 
 def test_rows_are_read_only_as_lanes_have_room() -> None:

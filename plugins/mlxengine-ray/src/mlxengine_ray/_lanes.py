@@ -68,11 +68,12 @@ class _Unit:
 
 @define(eq=False)
 class _State:
-    """What lanes have in hand, and what they are to be asked again."""
+    """What lanes have in hand, which of them died, and what is to be asked again."""
 
     units: Iterator[_Unit]
     suspects: deque[_Unit] = field(factory=deque)
     running: dict[Future[list[Outcome]], tuple[Lane, _Unit]] = field(factory=dict)
+    dead: set[Lane] = field(factory=set)
     succeeded: bool = False
     killed: int = 0
 
@@ -80,12 +81,14 @@ class _State:
         mine = [unit for other, unit in self.running.values() if other is lane]
         if len(mine) >= lane.at_once or any(unit.suspect for unit in mine):
             return None
-        if self.suspects and not mine:
-            return self.suspects.popleft()
+        if self.suspects and (lane in self.dead or not mine):
+            return None if mine else self.suspects.popleft()
+        self.dead.discard(lane)
         return next(self.units, None)
 
-    def died(self, unit: _Unit) -> list[Row]:
+    def died(self, lane: Lane, unit: _Unit) -> list[Row]:
         """Ask a dead lane's unit again, in halves if it was alone; or the row that is to blame."""
+        self.dead.add(lane)
         if not unit.suspect:
             self.suspects.append(_Unit(unit.rows, suspect=True))
         elif len(unit.rows) > 1:
@@ -126,11 +129,11 @@ def work(rows: Iterator[Row], lanes: Sequence[Lane], size: int) -> Iterator[list
             return
         done, _ = wait(state.running, return_when=FIRST_COMPLETED)
         for future in done:
-            _, unit = state.running.pop(future)
+            lane, unit = state.running.pop(future)
             try:
                 outcomes = future.result()
             except LaneDied:
-                if blamed := state.died(unit):
+                if blamed := state.died(lane, unit):
                     yield [(row, _killed()) for row in blamed]
                 if state.killed >= _WITHOUT_SUCCESS and not state.succeeded:
                     raise GenerationError(

@@ -252,7 +252,7 @@ def _tell(target: Path, totals: Totals, resumed: int, seconds: float, out: Outpu
     wrong = f", {totals.errors} of them with an error" if totals.errors else ""
     out.emit(
         value,
-        lambda: out.line(f"{totals.rows} rows in {totals.parts} parts in {target}{wrong}, {seconds:.1f} s"),
+        lambda: out.line(f"{totals.rows} rows in {target}{wrong}, {seconds:.1f} s"),
     )
 
 

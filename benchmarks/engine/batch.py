@@ -3,8 +3,9 @@
     python -m benchmarks.engine.batch --model MODEL --input ROWS.jsonl [--replicas 1 2] [-- OPTION …]
 
 Every job is run as a process of its own, by turns, once over the first row alone and once over all rows: the
-difference is the time for rows (of an idle machine), the rest is the start (imports, Ray, loading). Memory is the most that its
-processes held together, shared pages counted in each. Options behind ``--`` go to ``mlxengine batch``.
+difference is the time for rows (on a machine that does nothing else), the rest is the start (imports, Ray,
+loading). Memory is the most that its processes held together, shared pages counted in each. Options behind
+``--`` go to ``mlxengine batch``.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test lint format types tests coverage test-slow test-parity test-gpu test-diffusionkit test-mflux test-clients test-integrations docs demo \
+.PHONY: help setup test lint format types tests coverage test-slow test-parity test-gpu test-diffusionkit test-mflux test-clients test-integrations test-ray docs demo \
 	changelog release dist clean
 
 help:            ## say what there is
@@ -62,12 +62,17 @@ test-clients: $(STAMP)  ## other people's clients against the server: SDKs, Clau
 		plugins/mlxengine-serve/tests/clients/check_proxies.py
 
 test-integrations:  ## the frameworks' own tests against our adapters, in an environment of its own
-	$(PYTHON) scripts/setup_env.py --venv $(VENV)-integrations --group integrations
+	$(PYTHON) scripts/setup_env.py --venv $(VENV)-integrations --group integrations \
+		--heavy langchain llama-index chroma lancedb mteb
 	$(VENV)-integrations/bin/python -m pytest -q -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function \
 		tests/integrations/check_*.py
 
 test-mflux:      ## the mflux back end against diffusers, in an environment of its own
 	$(PYTHON) plugins/mlxengine-diffusion/tests/extras/run.py mflux --venv $(VENV)-mflux
+
+test-ray:        ## jobs over replicas with a real Ray, in an environment of its own
+	$(PYTHON) scripts/setup_env.py --venv $(VENV)-ray --heavy data
+	$(VENV)-ray/bin/python -m pytest -q plugins/mlxengine-ray/tests/replicas/check_replicas.py
 
 docs: $(STAMP)   ## build the documentation; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
@@ -88,4 +93,4 @@ dist: $(STAMP)   ## build and check an sdist and a wheel of every distribution, 
 	$(BIN)/check-wheel-contents dist/*.whl
 
 clean:           ## remove what these commands made
-	rm -rf $(VENV) $(VENV)-parity $(VENV)-diffusionkit $(VENV)-mflux $(VENV)-integrations site dist .mypy_cache .ruff_cache .pytest_cache .cache
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-diffusionkit $(VENV)-mflux $(VENV)-integrations $(VENV)-ray site dist .mypy_cache .ruff_cache .pytest_cache .cache

@@ -15,12 +15,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# extras that a development machine can do without: back ends, and frameworks that we are used from
-FRAMEWORKS = {"langchain", "llama-index", "chroma", "lancedb", "mteb"}
-HEAVY = {"diffusionkit", "mflux", "cuda12", "cuda13", *FRAMEWORKS}
+# extras that a development machine can do without: back ends, Ray ("data"), frameworks that we are used from
+HEAVY = {"diffusionkit", "mflux", "cuda12", "cuda13", "data"}
+HEAVY |= {"langchain", "llama-index", "chroma", "lancedb", "mteb"}
 OURS = "mlxengine"  # the first word of every first-party distribution's name
 BUILD = ("hatchling>=1.27", "editables>=0.5", "pip>=24")
 
@@ -37,16 +38,18 @@ def projects() -> list[Path]:
     return [ROOT, *(path.parent for path in sorted(nested))]
 
 
-def requirements(group: str) -> list[str]:
-    """What our distributions, with their extras, and a group of development tools require of others."""
-    left_out = HEAVY - FRAMEWORKS if group == "integrations" else HEAVY
+def requirements(group: str, heavy: Sequence[str] = ()) -> list[str]:
+    """What our distributions, with their extras, and a group of development tools require of others.
+
+    ``heavy`` are the extras that are wanted though they are in ``HEAVY``.
+    """
     found: list[str] = []
     for folder in projects():
         table = tomllib.loads((folder / "pyproject.toml").read_text())
         project = table["project"]
         found += project.get("dependencies", [])
         for name, items in project.get("optional-dependencies", {}).items():
-            found += [] if name in left_out else items
+            found += [] if name in HEAVY.difference(heavy) else items
         found += members(table.get("dependency-groups", {}), group)
     return [item for item in dict.fromkeys(found) if normal(item).partition("-")[0] != OURS]
 
@@ -83,11 +86,12 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
     parser.add_argument("--versions", choices=("pinned", "lowest", "newest"), default="pinned")
     parser.add_argument("--group", default="dev", help="dependency group of the root pyproject.toml")
+    parser.add_argument("--heavy", nargs="+", default=[], choices=sorted(HEAVY), help="extras as well")
     options = parser.parse_args()
     python = options.venv.absolute() / "bin" / "python"
     if not python.exists():
         run(sys.executable, "-m", "venv", options.venv)
-    wanted = requirements(options.group)
+    wanted = requirements(options.group, options.heavy)
     # Which build of torch is right, pip's own configuration knows best.
     if torch := [item for item in wanted if normal(item) == "torch"]:
         run(python, "-m", "pip", "install", "-q", *torch)

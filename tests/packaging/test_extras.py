@@ -17,6 +17,7 @@ DENIED = {
     "embed": {"diffuse-mlx", "torch"},
     "diffusion": {"mlx-lm", "mlx-vlm", "mlx-embeddings", "opencv-python", "torch"},
     "serve": {"mlx", "numpy", "transformers", "torch", "pillow", "fastapi", "pydantic"},
+    "ray": {"mlx", "numpy", "transformers", "torch", "pillow", "ray", "pyarrow"},
 }
 IMPORT = """
 from mlxengine import InferenceEngine

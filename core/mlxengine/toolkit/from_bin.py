@@ -109,7 +109,7 @@ def convert_bin(source: Path, target: Path) -> Converted:
 def _copy_documents(source: Path, target: Path) -> None:
     found = [file for pattern in DOCUMENTS for file in sorted(source.glob(pattern)) if file.is_file()]
     kept = [file for file in found if file.name not in _INDEXES]
-    if kept or source.glob(WEIGHTS):
+    if kept or any(source.glob(WEIGHTS)):
         target.mkdir(parents=True, exist_ok=True)
     for file in kept:
         shutil.copyfile(file, target / file.name)

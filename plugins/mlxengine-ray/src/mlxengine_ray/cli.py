@@ -22,16 +22,16 @@ from ._job import FORMATS, Job
 from ._lanes import Lane, LocalLane
 from ._replicas import Wanted, replicas
 from ._store import Store, Totals
-from .tasks import TASKS, Generate, Task
+from .tasks import TASKS, Draw, Generate, Task
 
-_NOT_HERE = ("--output", "--prepare", "--image")  # of `mlxengine run`, which has one answer
+_DRAWN = {attribute.name for attribute in fields(Draw)}
 _BY_TASK: Mapping[str, Sequence[Option]] = {
     "embed": (
         Option(flag="--prompt-name", help="one of the model's own prompts, for example document"),
         Option(flag="--truncate-dim", type=int, help="keep the first dimensions only"),
     ),
     "generate": text.OPTIONS,
-    "image": tuple(option for option in pictures.RUN.options if option.flag not in _NOT_HERE),
+    "image": tuple(option for option in pictures.RUN.options if option.name in _DRAWN),
 }
 
 

@@ -7,21 +7,27 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ..contract._convert import anything, document, optional_text, text, texts
+from ..contract._convert import anything, flag, integers, json_object, optional_text, text, texts
 from ..contract.requests import Request
 from ..errors import InvalidParameterError
-from ..readonly import freeze
 from .messages import Message, Role
 from .params import GenerateParams, number
-from .tools import name_of
+from .tools import described
 
 
 def _messages(value: Iterable[Message]) -> tuple[Message, ...]:
-    return tuple(value)
+    found = anything(value)
+    for item in found:
+        if not isinstance(item, Message):
+            raise InvalidParameterError(
+                f"messages holds {type(item).__name__}, which is no Message.",
+                hint='Write Message.user("…").',
+            )
+    return found
 
 
 def _optional_tuple(value: Iterable[int] | None) -> tuple[int, ...] | None:
-    return None if value is None else tuple(value)
+    return None if value is None else integers(value)
 
 
 @frozen
@@ -40,10 +46,6 @@ def _tool_choice(_instance: object, _attribute: object, value: Any) -> None:
             f"tool_choice={value!r} is none of {', '.join(map(repr, _CHOICES))} and no ToolChoice.",
             hint='Write tool_choice=ToolChoice("name") for the one to be called.',
         )
-
-
-def _frozen(value: Mapping[str, Any]) -> Any:
-    return freeze(document(value))
 
 
 @frozen(kw_only=True)
@@ -75,10 +77,10 @@ class TextRequest(Request):
     instructions: str | None = field(default=None, converter=optional_text)
     tools: tuple[Any, ...] = field(default=(), converter=anything)
     tool_choice: ToolChoice | str = field(default="auto", validator=_tool_choice)
-    parallel_tool_calls: bool | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(factory=dict, converter=_frozen)
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    parallel_tool_calls: bool | None = field(default=None, validator=flag)
+    chat_template_kwargs: Mapping[str, Any] = field(factory=dict, converter=json_object)
+    add_generation_prompt: bool = field(default=True, validator=flag)
+    continue_final_message: bool = field(default=False, validator=flag)
 
     def __attrs_post_init__(self) -> None:
         given = [bool(self.messages), self.prompt is not None, self.prompt_tokens is not None]
@@ -88,17 +90,16 @@ class TextRequest(Request):
             )
         if not isinstance(self.params, GenerateParams):
             raise InvalidParameterError(f"params must be GenerateParams, found {type(self.params).__name__}.")
+        known = described(self.tools)
         if self.tool_choice not in ("auto", "none") and not self.tools:
             raise InvalidParameterError(
                 f"tool_choice={self.tool_choice!r} needs tools.", hint="Give tools=[…], or leave it out."
             )
-        if isinstance(self.tool_choice, ToolChoice):
-            known = [name_of(tool) for tool in self.tools]
-            if self.tool_choice.name not in known:
-                raise InvalidParameterError(
-                    f"tool_choice names {self.tool_choice.name!r}, which is none of the tools.",
-                    hint=f"They are: {', '.join(known)}.",
-                )
+        if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.name not in known:
+            raise InvalidParameterError(
+                f"tool_choice names {self.tool_choice.name!r}, which is none of the tools.",
+                hint=f"They are: {', '.join(known)}.",
+            )
         if self.continue_final_message and (
             not self.messages or self.messages[-1].role is not Role.ASSISTANT
         ):

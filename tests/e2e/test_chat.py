@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from mlxengine.errors import InvalidParameterError
+from mlxengine.text.tool_files import tools_of
 from mlxengine_echo import write_model
 from PIL import Image, ImageDraw
 
@@ -287,6 +289,16 @@ def test_what_is_wrong_with_a_file_of_tools_is_said_with_its_line(
     assert said in done.json["error"]["message"]
     assert str(path) in done.json["error"]["message"]
     assert hint in done.json["error"]["hint"]
+
+
+@pytest.mark.parametrize("text", ["x = 1\n\nx = 1 / 0\n", "x = 1\n\ndef f(:\n"])
+def test_the_line_is_said_of_a_file_that_is_named_from_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_tools.py").write_text(text)
+    with pytest.raises(InvalidParameterError, match=r"^my_tools\.py, line 3: "):
+        tools_of(Path("my_tools.py"))
 
 
 def test_a_file_of_tools_may_import_what_lies_beside_it(run: Run, echo: str, tmp_path: Path) -> None:

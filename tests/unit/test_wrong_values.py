@@ -11,6 +11,8 @@ from mlxengine import (
     ImagePart,
     InferenceEngine,
     Message,
+    Request,
+    ScoreRequest,
     TextPart,
     TextRequest,
     ToolCallPart,
@@ -35,11 +37,23 @@ def tool(**fields: Any) -> Mapping[str, Any]:
 ENTRIES: dict[str, Callable[[], Any]] = {
     "a number as a text": lambda: TextPart(3),  # type: ignore[arg-type]
     "a number as a prompt": lambda: TextRequest(prompt=3),  # type: ignore[arg-type]
-    "letters as messages": lambda: TextRequest(messages="hi"),  # type: ignore[arg-type]
     "mappings as messages": lambda: TextRequest(messages=[{"role": "user"}]),  # type: ignore[list-item]
     "one token id": lambda: TextRequest(prompt_tokens=5),  # type: ignore[arg-type]
     "token ids as texts": lambda: TextRequest(prompt_tokens=["5"]),  # type: ignore[list-item]
     "token ids with a fraction": lambda: TextRequest(prompt_tokens=[1.5]),  # type: ignore[list-item]
+    "a text to score that is none": lambda: ScoreRequest(text=3),  # type: ignore[arg-type]
+    "texts to score that are none": lambda: ScoreRequest(text=[3]),  # type: ignore[list-item]
+    "a context that is none": lambda: ScoreRequest(text="a", context=3),  # type: ignore[arg-type]
+    "one token id to score": lambda: ScoreRequest(tokens=5),  # type: ignore[arg-type]
+    "texts as token ids to score": lambda: ScoreRequest(tokens=[["a", "b"]]),  # type: ignore[list-item]
+    "fractions as token ids to score": lambda: ScoreRequest(tokens=[[1.5, 2.5]]),  # type: ignore[list-item]
+    "windows in words": lambda: ScoreRequest(text="ab", rolling="no"),  # type: ignore[arg-type]
+    "truth as a token id": lambda: ScoreRequest(tokens=[True, 5]),
+    "a priority in words": lambda: Request(priority="high"),  # type: ignore[arg-type]
+    "a priority that is no number": lambda: Request(priority=float("nan")),  # type: ignore[arg-type]
+    "a priority beyond all": lambda: Request(priority=10**400),
+    "features in a mapping": lambda: Request(features={"core.max_waiting": 1}),  # type: ignore[arg-type]
+    "features without values": lambda: Request(features=("core.max_waiting",)),  # type: ignore[arg-type]
     "a call without arguments": lambda: ToolCallPart("1", "f", [1]),  # type: ignore[arg-type]
     "arguments that are no JSON": lambda: ToolCallPart("1", "f", WRONG),
     "arguments without names": lambda: ToolCallPart("1", "f", {1: 2}),  # type: ignore[dict-item]
@@ -68,6 +82,21 @@ ENTRIES: dict[str, Callable[[], Any]] = {
 def test_a_value_of_the_wrong_type_is_refused_where_it_enters(name: str) -> None:
     with pytest.raises(InvalidParameterError):
         ENTRIES[name]()
+
+
+SESSIONS: dict[str, Any] = {
+    "rounds in words": {"tool_rounds": "3"},
+    "no tools as None": {"tools": None},
+    "one function as tools": {"tools": describe},
+    "template variables as None": {"chat_template_kwargs": None},
+    "a history of texts": {"history": ["a"]},
+}
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_a_session_refuses_options_of_the_wrong_type(name: str) -> None:
+    with InferenceEngine(backend="mock") as engine, pytest.raises(InvalidParameterError):
+        engine.load_text("org/name").session(**SESSIONS[name])
 
 
 TOOLS: dict[str, Any] = {
@@ -103,7 +132,9 @@ def test_two_tools_of_one_name_are_refused() -> None:
         asking(tools=[TOOL, tool(parameters={"type": "object", "required": ["a"]})])
 
 
-@pytest.mark.parametrize("name", ["f", "get-time", "wettér_天気", "🌤", "ns.f", "ns::f", "a/b", "1a", "x" * 200])
+@pytest.mark.parametrize(
+    "name", ["f", "get-time", "wettér_天気", "🌤", "ns.f", "ns::f", "a/b", "1a", "x" * 200]
+)
 def test_names_beyond_ascii_and_with_signs_are_names(name: str) -> None:
     assert asking(tools=[tool(name=name)], tool_choice=ToolChoice(name)).tools
 

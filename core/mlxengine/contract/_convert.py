@@ -15,11 +15,7 @@ T = TypeVar("T")
 
 def texts(value: Iterable[str]) -> tuple[str, ...]:
     """Several texts as a tuple; one text, which would fall apart into its letters, is refused."""
-    if isinstance(value, str):
-        raise InvalidParameterError(
-            f"Expected several texts, found one: {value[:40]!r}.", hint="Put it in a list."
-        )
-    return document(tuple(value))
+    return tuple(map(text, anything(value)))
 
 
 def text(value: str) -> str:
@@ -82,8 +78,11 @@ def names(value: Iterable[str]) -> frozenset[str]:
 
 def integers(value: Iterable[int]) -> tuple[int, ...]:
     """Several integers as a tuple."""
+    found = anything(value)
+    if any(isinstance(item, bool) for item in found):
+        raise InvalidParameterError("Expected integers, found True or False.")
     try:
-        return tuple(map(index, anything(value)))
+        return tuple(map(index, found))
     except TypeError as error:
         raise InvalidParameterError(f"Expected integers: {error}.") from error
 

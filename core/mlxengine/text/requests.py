@@ -10,20 +10,9 @@ from attrs import field, frozen
 from ..contract._convert import anything, flag, integers, json_object, optional_text, text, texts
 from ..contract.requests import Request
 from ..errors import InvalidParameterError
-from .messages import Message, Role
+from .messages import Message, Role, as_messages
 from .params import GenerateParams, number
 from .tools import described
-
-
-def _messages(value: Iterable[Message]) -> tuple[Message, ...]:
-    found = anything(value)
-    for item in found:
-        if not isinstance(item, Message):
-            raise InvalidParameterError(
-                f"messages holds {type(item).__name__}, which is no Message.",
-                hint='Write Message.user("…").',
-            )
-    return found
 
 
 def _optional_tuple(value: Iterable[int] | None) -> tuple[int, ...] | None:
@@ -70,7 +59,7 @@ class TextRequest(Request):
             follows it.
     """
 
-    messages: tuple[Message, ...] = field(default=(), converter=_messages)
+    messages: tuple[Message, ...] = field(default=(), converter=as_messages)
     prompt: str | None = field(default=None, converter=optional_text)
     prompt_tokens: tuple[int, ...] | None = field(default=None, converter=_optional_tuple)
     params: GenerateParams = field(factory=GenerateParams)
@@ -116,12 +105,13 @@ def _one_or_more(value: str | Iterable[str] | None) -> str | tuple[str, ...] | N
 def _ids(value: Iterable[Any] | None) -> Tokens | None:
     if value is None:
         return None
-    given = tuple(value)
-    if not all(isinstance(item, int) for item in given):
-        if any(isinstance(item, int | str) for item in given):
-            raise InvalidParameterError("Give the token ids of one text, or of each of several.")
-        given = tuple(tuple(item) for item in given)
-    return given
+    given = anything(value)
+    nested = [isinstance(item, Iterable) for item in given]
+    if not any(nested):
+        return integers(given)
+    if not all(nested):
+        raise InvalidParameterError("Give the token ids of one text, or of each of several.")
+    return tuple(map(integers, given))
 
 
 Tokens = tuple[int, ...] | tuple[tuple[int, ...], ...]
@@ -147,9 +137,9 @@ class ScoreRequest(Request):
     text: str | tuple[str, ...] | None = field(default=None, converter=_one_or_more)
     tokens: Tokens | None = field(default=None, converter=_ids)
     context: str | tuple[str, ...] | None = field(default=None, converter=_one_or_more)
-    rolling: bool = False
+    rolling: bool = field(default=False, validator=flag)
     top_logprobs: int = field(default=0, validator=number(0, 20, integer=True))
-    adapter: str | None = None
+    adapter: str | None = field(default=None, converter=optional_text)
 
     def __attrs_post_init__(self) -> None:
         if (self.text is None) == (self.tokens is None):

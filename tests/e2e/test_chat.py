@@ -487,3 +487,14 @@ def test_a_picture_is_seen_in_its_turn_and_stays_in_the_conversation(run: Run, t
     assert answer["text"].strip() == "triangle"
     saved = json.loads((tmp_path / "talk.json").read_text())["messages"][0]["parts"]
     assert saved[0] == {"type": "image", "source": {"path": str(tmp_path / "red.png")}}
+
+
+def test_a_picture_that_cannot_be_read_fails_its_own_turn_only(run: Run, tmp_path: Path) -> None:
+    model = weights.folder_of(weights.TINY_VLM)
+    (tmp_path / "no.png").write_text("no picture")
+    words = ("chat", "-m", str(model), "--temperature", "0", "--max-tokens", "4", "--json", "-q")
+    said = [f"/image {tmp_path / 'no.png'}", "What is this?", "Two and two?", f"/image {tmp_path / 'no.png'}"]
+    refused, answer, after = lines(run(*words, input="\n".join([*said, "/clear", "One?"]) + "\n", **REAL))
+    assert refused["error"]["type"] == "UnsupportedInputError"
+    assert answer["finish_reason"] in ("stop", "length")
+    assert after["finish_reason"] in ("stop", "length")

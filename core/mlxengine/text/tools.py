@@ -182,7 +182,7 @@ def call(tools: Sequence[Callable[..., Any]], part: ToolCallPart) -> ToolResultP
 
             result = asyncio.run(result)
         return _said(part, result)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # what a tool ends is itself, not who called it
         return _raised(part, error)
 
 
@@ -219,7 +219,7 @@ async def run_calls_async(tools: Sequence[Any], calls: Sequence[ToolCall]) -> li
         part = ToolCallPart(item.id, item.name, item.arguments)
         try:
             return _said(part, await found(**part.arguments))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return _raised(part, error)
 
     return list(await asyncio.gather(*map(run, calls)))
@@ -255,7 +255,7 @@ def _said(part: ToolCallPart, result: Any) -> ToolResultPart:
     return ToolResultPart(part.id, part.name, _shown(text), images=images)
 
 
-def _raised(part: ToolCallPart, error: Exception) -> ToolResultPart:
+def _raised(part: ToolCallPart, error: BaseException) -> ToolResultPart:
     return _failed(part, str(error) if isinstance(error, ToolError) else f"{type(error).__name__}: {error}")
 
 

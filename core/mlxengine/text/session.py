@@ -16,6 +16,7 @@ from .._scheduling.channel import Channel
 from ..contract._convert import anything, json_object, only
 from ..contract.events import Event
 from ..errors import InvalidParameterError, MisuseError
+from ..readonly import thaw
 from ..streams import AsyncEventStream, EventStream, Reader
 from ._turn import Turn
 from .handle import AsyncTextHandle, TextHandle
@@ -63,7 +64,7 @@ class _Session(Generic[Handle]):
         self.tools = anything(options.get("tools", ()))
         self.tool_choice = options.get("tool_choice", "auto")
         self.parallel_tool_calls = options.get("parallel_tool_calls")
-        self.chat_template_kwargs = dict(json_object(options.get("chat_template_kwargs", {})))
+        self.chat_template_kwargs: dict[str, Any] = thaw(json_object(options.get("chat_template_kwargs", {})))
         self._messages = as_messages(options.get("history", ()))
         self._lock = threading.Lock()
         self._turn: Turn | None = None

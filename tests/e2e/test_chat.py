@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from mlxengine.errors import InvalidParameterError
+from mlxengine.text.tool_files import tools_of
 from mlxengine_echo import write_model
 from PIL import Image, ImageDraw
 
@@ -289,6 +291,16 @@ def test_what_is_wrong_with_a_file_of_tools_is_said_with_its_line(
     assert hint in done.json["error"]["hint"]
 
 
+@pytest.mark.parametrize("text", ["x = 1\n\nx = 1 / 0\n", "x = 1\n\ndef f(:\n"])
+def test_the_line_is_said_of_a_file_that_is_named_from_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_tools.py").write_text(text)
+    with pytest.raises(InvalidParameterError, match=r"^my_tools\.py, line 3: "):
+        tools_of(Path("my_tools.py"))
+
+
 def test_a_file_of_tools_may_import_what_lies_beside_it(run: Run, echo: str, tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text("SAID = 'from beside'\n")
     path = tmp_path / "my_tools.py"
@@ -475,3 +487,14 @@ def test_a_picture_is_seen_in_its_turn_and_stays_in_the_conversation(run: Run, t
     assert answer["text"].strip() == "triangle"
     saved = json.loads((tmp_path / "talk.json").read_text())["messages"][0]["parts"]
     assert saved[0] == {"type": "image", "source": {"path": str(tmp_path / "red.png")}}
+
+
+def test_a_picture_that_cannot_be_read_fails_its_own_turn_only(run: Run, tmp_path: Path) -> None:
+    model = weights.folder_of(weights.TINY_VLM)
+    (tmp_path / "no.png").write_text("no picture")
+    words = ("chat", "-m", str(model), "--temperature", "0", "--max-tokens", "4", "--json", "-q")
+    said = [f"/image {tmp_path / 'no.png'}", "What is this?", "Two and two?", f"/image {tmp_path / 'no.png'}"]
+    refused, answer, after = lines(run(*words, input="\n".join([*said, "/clear", "One?"]) + "\n", **REAL))
+    assert refused["error"]["type"] == "UnsupportedInputError"
+    assert answer["finish_reason"] in ("stop", "length")
+    assert after["finish_reason"] in ("stop", "length")

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlxengine import (
@@ -25,6 +26,7 @@ from mlxengine import (
     VideoPart,
 )
 from mlxengine.errors import ConfigurationError, GenerationError, InvalidParameterError, MisuseError
+from mlxengine.text.grammar import Grammar
 from mlxengine.text.session import Session
 from mlxengine.text.transcript import read_transcript
 
@@ -180,8 +182,52 @@ def test_a_transcript_is_restored_as_it_was(chat: TextHandle, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar.json({"enum": [1, "ü"]}),
+        Grammar.regex(r"\d+"),
+        Grammar.lark('start: "x"'),
+        Grammar.choices(["a"]),
+    ],
+)
+def test_a_grammar_is_saved_with_the_parameters(chat: TextHandle, tmp_path: Path, grammar: Grammar) -> None:
+    params = GenerateParams(grammar=grammar)
+    chat.session(params=params).save(tmp_path / "talk.json")
+    assert Session.restore(chat, tmp_path / "talk.json").params == params
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"instructions": 5},
+        {"chat_template_kwargs": [["a", 1]]},
+        {"params": {"grammar": {"kind": "regex", "source": 5}}},
+        {"params": {"grammar": {"kind": "prose", "source": "x"}}},
+        {"params": {"seed": {}}},
+    ],
+)
+def test_a_transcript_with_a_value_of_the_wrong_type_is_refused(
+    chat: TextHandle, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    file = tmp_path / "talk.json"
+    chat.session().save(file)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **wrong}))
+    with pytest.raises(ConfigurationError, match="not a saved conversation"):
+        Session.restore(chat, file)
+
+
+@pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "{}", '{"format": "other", "version": 1}', '{"format": "mlxengine-transcript"}', b"\xff"],
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "[" * 50_000,
+        '{"format": "other", "version": 1}',
+        '{"format": "mlxengine-transcript"}',
+        b"\xff",
+    ],
 )
 def test_a_file_that_is_no_transcript_is_refused(
     chat: TextHandle, tmp_path: Path, content: str | bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ from mlxengine import (
     hookimpl,
 )
 from mlxengine.errors import CancelledError, InvalidParameterError
-from mlxengine.text.tools import DescribedTool, can_run, describe, run_calls
+from mlxengine.text.tools import DescribedTool, can_run, describe, run_calls, run_calls_async
 
 ASK = [ToolCall(id="1", name="clock", arguments={"zone": "utc"})]
 
@@ -170,6 +171,21 @@ def test_a_tool_that_raises_and_calls_that_cannot_be_run_are_told_to_the_model(s
     assert "There is no tool 'calendar'; there are: clock." in found[2][0]
     assert "it breaks off" in found[3][0]
     assert [event.raw for event in events if isinstance(event, ToolCall)][-1] == "{"
+
+
+def test_a_tool_that_exits_ends_itself_and_not_the_program() -> None:
+    def leave() -> None:
+        sys.exit("no such file")
+
+    async def leave_too() -> None:
+        sys.exit(3)
+
+    tools = [leave, leave_too]
+    one, two = (ToolCall(id=tool.__name__, name=tool.__name__, arguments={}) for tool in tools)
+    said = ["SystemExit: no such file", "SystemExit: 3"]
+    assert [result.content for result in run_calls(tools, [one])] == said[:1]
+    for found in (run_calls(tools, [one, two]), asyncio.run(run_calls_async(tools, [one, two]))):
+        assert [(result.content, result.error) for result in found] == [(text, True) for text in said]
 
 
 def test_calls_of_one_answer_run_side_by_side_and_answer_in_their_order(session: Any) -> None:

@@ -135,7 +135,7 @@ class Chat:
         self._last: TextReply | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             "help": lambda _rest: out.emit({"help": HELP}, lambda: out.line(HELP)),
-            "clear": lambda _rest: self._session.clear(),
+            "clear": lambda _rest: self._clear(),
             "undo": lambda _rest: self._undo(),
             "system": self._system,
             "model": self._model,
@@ -176,6 +176,7 @@ class Chat:
         calls: list[Mapping[str, Any]] = []
         usage = TokenUsage()
         content: Sequence[str | Part | Message] = [*self._images, TextPart(text)]
+        self._images.clear()  # also where the turn fails: one that cannot be read would fail all others
         try:
             for _ in range(_ROUNDS):
                 reply = self._ask(content)
@@ -195,7 +196,6 @@ class Chat:
             if len(self._session.messages) > before:
                 self._session.undo()
             raise
-        self._images.clear()
         self._last = reply = evolve(reply, usage=usage)
         if self._out.json:
             value = {"text": reply.text, "finish_reason": reply.finish_reason, "usage": usage}
@@ -251,6 +251,10 @@ class Chat:
             raise InvalidParameterError(f"There is no command /{name}.", hint=hint)
         command(rest.strip())
 
+    def _clear(self) -> None:
+        self._images.clear()
+        self._session.clear()
+
     def _undo(self) -> None:
         taken = self._session.undo()
         self._out.note(f"(forgotten: {taken[0].text})" if taken else "(there is nothing to forget)")
@@ -278,7 +282,8 @@ class Chat:
         if not path.is_file():
             raise InvalidParameterError(f"There is no file {path}.")
         self._images.append(ImagePart(path))
-        self._out.note(f"({len(self._images)} pictures in the next turn)")
+        many = len(self._images)
+        self._out.note(f"({many} picture{'s' if many > 1 else ''} in the next turn)")
 
     def _load(self, rest: str) -> None:
         self._session = Session.restore(self._session.model, _file(rest), tools=self._toolbox.tools)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from operator import index
 from typing import Any, TypeVar
 
 from ..errors import InvalidParameterError
+from ..readonly import freeze
 
 T = TypeVar("T")
 
 
 def texts(value: Iterable[str]) -> tuple[str, ...]:
     """Several texts as a tuple; one text, which would fall apart into its letters, is refused."""
-    if isinstance(value, str):
-        raise InvalidParameterError(
-            f"Expected several texts, found one: {value[:40]!r}.", hint="Put it in a list."
-        )
-    return document(tuple(value))
+    return tuple(map(text, anything(value)))
 
 
 def text(value: str) -> str:
-    """A text that can be written as UTF-8: without half of a surrogate pair. What is no text passes."""
+    """A text that can be written as UTF-8: without half of a surrogate pair."""
+    if not isinstance(value, str):
+        raise InvalidParameterError(f"Expected a text, found {value!r:.60}.")
     _check(value)
     return value
 
@@ -37,6 +38,18 @@ def document(value: T) -> T:
     except RecursionError as error:
         raise InvalidParameterError("The value is nested too deeply.") from error
     return value
+
+
+def json_object(value: Mapping[str, Any]) -> Any:
+    """A read-only copy of a JSON object."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise InvalidParameterError(f"Expected a mapping of names to JSON values, found {value!r:.60}.")
+    found = freeze(document(value))
+    try:
+        json.dumps(found)
+    except (TypeError, ValueError) as error:
+        raise InvalidParameterError(f"Expected JSON values: {error}.") from error
+    return found
 
 
 def _check(value: Any) -> None:
@@ -65,7 +78,19 @@ def names(value: Iterable[str]) -> frozenset[str]:
 
 def integers(value: Iterable[int]) -> tuple[int, ...]:
     """Several integers as a tuple."""
-    return tuple(value)
+    found = anything(value)
+    if any(isinstance(item, bool) for item in found):
+        raise InvalidParameterError("Expected integers, found True or False.")
+    try:
+        return tuple(map(index, found))
+    except TypeError as error:
+        raise InvalidParameterError(f"Expected integers: {error}.") from error
+
+
+def flag(_instance: object, attribute: Any, value: object) -> None:
+    """A validator: true or false, or ``None`` where that is the default."""
+    if not isinstance(value, bool) and not (value is None and attribute.default is None):
+        raise InvalidParameterError(f"{attribute.name}={value!r:.60} must be True or False.")
 
 
 def only(options: Mapping[str, object], known: type, *beside: str) -> None:
@@ -81,5 +106,9 @@ def only(options: Mapping[str, object], known: type, *beside: str) -> None:
 
 
 def anything(value: Iterable[Any]) -> tuple[Any, ...]:
-    """Several values as a tuple."""
+    """Several values as a tuple; one alone, which is none or would fall apart, is refused."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise InvalidParameterError(
+            f"Expected several values, found one: {value!r:.60}.", hint="Put it in a list."
+        )
     return tuple(value)

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from attrs import Attribute, field, frozen
 
 from ..errors import InvalidParameterError
+from ._convert import anything
+
+_HIGHEST = 1_000_000
 
 
 def _seconds(_request: Request, attribute: Attribute[Any], value: object) -> None:
     if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
         raise InvalidParameterError(f"{attribute.name}={value!r} must be a positive number of seconds.")
+
+
+def _priority(_request: Request, _attribute: object, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not -_HIGHEST <= value <= _HIGHEST:
+        raise InvalidParameterError(
+            f"priority={value!r:.60} must be an integer from {-_HIGHEST} to {_HIGHEST}."
+        )
+
+
+def _features(value: Iterable[tuple[str, object]]) -> tuple[tuple[str, object], ...]:
+    found = anything(value)
+    for pair in found:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise InvalidParameterError(
+                f"The features of a request are pairs of a name and a value, found {pair!r:.60}.",
+                hint="Write features=((name, value), …).",
+            )
+    return found
 
 
 @frozen(kw_only=True)
@@ -27,8 +49,8 @@ class Request:
             until then was delivered. ``None``: as long as it takes.
     """
 
-    priority: int = 0
-    features: tuple[tuple[str, object], ...] = ()
+    priority: int = field(default=0, validator=_priority)
+    features: tuple[tuple[str, object], ...] = field(default=(), converter=_features)
     wait_timeout: float | None = field(default=None, validator=_seconds)
     run_timeout: float | None = field(default=None, validator=_seconds)
 

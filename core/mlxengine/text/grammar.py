@@ -33,7 +33,7 @@ class Grammar:
     """
 
     kind: GrammarKind = field(converter=GrammarKind)
-    source: str
+    source: str = field(converter=text)
 
     @classmethod
     def json(cls, schema: Any = None) -> Grammar:

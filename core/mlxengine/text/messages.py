@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from attrs import evolve, field, frozen
 
-from ..contract._convert import anything, document, text
+from ..contract._convert import anything, flag, json_object, text
 from ..errors import InvalidParameterError
-from ..readonly import freeze
 
 if TYPE_CHECKING:
     from .outputs import ToolCall
@@ -58,10 +57,6 @@ class AudioPart:
     sampling_rate: int | None = None
 
 
-def _frozen(value: Mapping[str, Any]) -> Any:
-    return freeze(document(value))
-
-
 @frozen
 class ReasoningPart:
     """What the model thought before it spoke or called, in an assistant's message.
@@ -78,7 +73,16 @@ class ToolCallPart:
 
     id: str = field(converter=text)
     name: str = field(converter=text)
-    arguments: Mapping[str, Any] = field(converter=_frozen)
+    arguments: Mapping[str, Any] = field(converter=json_object)
+
+
+def _pictures(_instance: object, _attribute: object, value: tuple[Any, ...]) -> None:
+    for item in value:
+        if not isinstance(item, ImagePart):
+            raise InvalidParameterError(
+                f"The images of a tool's result are ImageParts, found {type(item).__name__}.",
+                hint="Write images=[ImagePart(…)].",
+            )
 
 
 @frozen
@@ -91,8 +95,8 @@ class ToolResultPart:
     id: str = field(converter=text)
     name: str = field(converter=text)
     content: str = field(converter=text)
-    error: bool = False
-    images: tuple[ImagePart, ...] = field(default=(), converter=anything)
+    error: bool = field(default=False, validator=flag)
+    images: tuple[ImagePart, ...] = field(default=(), converter=anything, validator=_pictures)
 
 
 Part = TextPart | ImagePart | VideoPart | AudioPart | ReasoningPart | ToolCallPart | ToolResultPart

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Attribute, field, fields, frozen
 
-from ..contract._convert import integers, optional_text, text
+from ..contract._convert import flag, integers, optional_text, text
 from ..errors import InvalidParameterError
 from .grammar import Grammar
 
@@ -63,7 +63,8 @@ def _bias(value: Any) -> Any:
 def _bias_pairs(_instance: object, _attribute: Attribute[Any], value: Any) -> None:
     for pair in value or ():
         token, bias = pair if isinstance(pair, tuple) and len(pair) == 2 else (None, None)
-        if not isinstance(token, int) or token < 0 or not isinstance(bias, int | float):
+        wrong = isinstance(token, bool) or not isinstance(token, int) or token < 0
+        if wrong or not isinstance(bias, int | float) or bias != bias:
             raise InvalidParameterError(f"logit_bias must map token ids to numbers, found {pair!r}.")
 
 
@@ -120,14 +121,14 @@ class GenerateParams:
     seed: int | None = field(default=None, validator=number(0, 2**64 - 1, integer=True))
     stop: tuple[str, ...] = field(default=(), converter=_texts, validator=_strings)
     stop_token_ids: tuple[int, ...] = field(default=(), converter=integers)
-    ignore_eos: bool = False
-    logprobs: bool = False
+    ignore_eos: bool = field(default=False, validator=flag)
+    logprobs: bool = field(default=False, validator=flag)
     top_logprobs: int = field(default=0, validator=number(0, 20, integer=True))
     grammar: Grammar | None = field(default=None, validator=_grammar)
-    thinking: bool | None = None
+    thinking: bool | None = field(default=None, validator=flag)
     thinking_budget: int | None = field(default=None, validator=number(0, integer=True))
     reasoning_effort: str | None = field(default=None, converter=optional_text)
-    adapter: str | None = None
+    adapter: str | None = field(default=None, converter=optional_text)
     n: int = field(default=1, validator=number(1, 128, integer=True))
 
     @property

@@ -7,21 +7,16 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ..contract._convert import anything, document, optional_text, text, texts
+from ..contract._convert import anything, flag, integers, json_object, optional_text, text, texts
 from ..contract.requests import Request
 from ..errors import InvalidParameterError
-from ..readonly import freeze
-from .messages import Message, Role
+from .messages import Message, Role, as_messages
 from .params import GenerateParams, number
-from .tools import name_of
-
-
-def _messages(value: Iterable[Message]) -> tuple[Message, ...]:
-    return tuple(value)
+from .tools import described
 
 
 def _optional_tuple(value: Iterable[int] | None) -> tuple[int, ...] | None:
-    return None if value is None else tuple(value)
+    return None if value is None else integers(value)
 
 
 @frozen
@@ -40,10 +35,6 @@ def _tool_choice(_instance: object, _attribute: object, value: Any) -> None:
             f"tool_choice={value!r} is none of {', '.join(map(repr, _CHOICES))} and no ToolChoice.",
             hint='Write tool_choice=ToolChoice("name") for the one to be called.',
         )
-
-
-def _frozen(value: Mapping[str, Any]) -> Any:
-    return freeze(document(value))
 
 
 @frozen(kw_only=True)
@@ -68,17 +59,17 @@ class TextRequest(Request):
             follows it.
     """
 
-    messages: tuple[Message, ...] = field(default=(), converter=_messages)
+    messages: tuple[Message, ...] = field(default=(), converter=as_messages)
     prompt: str | None = field(default=None, converter=optional_text)
     prompt_tokens: tuple[int, ...] | None = field(default=None, converter=_optional_tuple)
     params: GenerateParams = field(factory=GenerateParams)
     instructions: str | None = field(default=None, converter=optional_text)
     tools: tuple[Any, ...] = field(default=(), converter=anything)
     tool_choice: ToolChoice | str = field(default="auto", validator=_tool_choice)
-    parallel_tool_calls: bool | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(factory=dict, converter=_frozen)
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    parallel_tool_calls: bool | None = field(default=None, validator=flag)
+    chat_template_kwargs: Mapping[str, Any] = field(factory=dict, converter=json_object)
+    add_generation_prompt: bool = field(default=True, validator=flag)
+    continue_final_message: bool = field(default=False, validator=flag)
 
     def __attrs_post_init__(self) -> None:
         given = [bool(self.messages), self.prompt is not None, self.prompt_tokens is not None]
@@ -88,17 +79,16 @@ class TextRequest(Request):
             )
         if not isinstance(self.params, GenerateParams):
             raise InvalidParameterError(f"params must be GenerateParams, found {type(self.params).__name__}.")
+        known = described(self.tools)
         if self.tool_choice not in ("auto", "none") and not self.tools:
             raise InvalidParameterError(
                 f"tool_choice={self.tool_choice!r} needs tools.", hint="Give tools=[…], or leave it out."
             )
-        if isinstance(self.tool_choice, ToolChoice):
-            known = [name_of(tool) for tool in self.tools]
-            if self.tool_choice.name not in known:
-                raise InvalidParameterError(
-                    f"tool_choice names {self.tool_choice.name!r}, which is none of the tools.",
-                    hint=f"They are: {', '.join(known)}.",
-                )
+        if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.name not in known:
+            raise InvalidParameterError(
+                f"tool_choice names {self.tool_choice.name!r}, which is none of the tools.",
+                hint=f"They are: {', '.join(known)}.",
+            )
         if self.continue_final_message and (
             not self.messages or self.messages[-1].role is not Role.ASSISTANT
         ):
@@ -115,12 +105,13 @@ def _one_or_more(value: str | Iterable[str] | None) -> str | tuple[str, ...] | N
 def _ids(value: Iterable[Any] | None) -> Tokens | None:
     if value is None:
         return None
-    given = tuple(value)
-    if not all(isinstance(item, int) for item in given):
-        if any(isinstance(item, int | str) for item in given):
-            raise InvalidParameterError("Give the token ids of one text, or of each of several.")
-        given = tuple(tuple(item) for item in given)
-    return given
+    given = anything(value)
+    nested = [isinstance(item, Iterable) for item in given]
+    if not any(nested):
+        return integers(given)
+    if not all(nested):
+        raise InvalidParameterError("Give the token ids of one text, or of each of several.")
+    return tuple(map(integers, given))
 
 
 Tokens = tuple[int, ...] | tuple[tuple[int, ...], ...]
@@ -146,9 +137,9 @@ class ScoreRequest(Request):
     text: str | tuple[str, ...] | None = field(default=None, converter=_one_or_more)
     tokens: Tokens | None = field(default=None, converter=_ids)
     context: str | tuple[str, ...] | None = field(default=None, converter=_one_or_more)
-    rolling: bool = False
+    rolling: bool = field(default=False, validator=flag)
     top_logprobs: int = field(default=0, validator=number(0, 20, integer=True))
-    adapter: str | None = None
+    adapter: str | None = field(default=None, converter=optional_text)
 
     def __attrs_post_init__(self) -> None:
         if (self.text is None) == (self.tokens is None):

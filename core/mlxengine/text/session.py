@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 from .._scheduling.channel import Channel
-from ..contract._convert import only
+from ..contract._convert import anything, json_object, only
 from ..contract.events import Event
 from ..errors import InvalidParameterError, MisuseError
+from ..readonly import thaw
 from ..streams import AsyncEventStream, EventStream, Reader
 from ._turn import Turn
 from .handle import AsyncTextHandle, TextHandle
-from .messages import Message, Part, Role, ToolResultPart
+from .messages import Message, Part, Role, ToolResultPart, as_messages
 from .outputs import ToolResult
 from .params import GenerateParams
 from .replies import TextReply
@@ -55,16 +56,16 @@ class _Session(Generic[Handle]):
     def __init__(self, model: Handle, **options: Unpack[SessionOptions]) -> None:
         only(options, SessionOptions)
         self.tool_rounds = options.get("tool_rounds", 0)
-        if self.tool_rounds < 0:
-            raise InvalidParameterError(f"tool_rounds={self.tool_rounds!r} must be at least 0.")
+        if not isinstance(self.tool_rounds, int) or self.tool_rounds < 0:
+            raise InvalidParameterError(f"tool_rounds={self.tool_rounds!r} must be an integer from 0.")
         self._model: Handle = model
         self.instructions = options.get("instructions")
         self.params = options.get("params") or GenerateParams()
-        self.tools = tuple(options.get("tools", ()))
+        self.tools = anything(options.get("tools", ()))
         self.tool_choice = options.get("tool_choice", "auto")
         self.parallel_tool_calls = options.get("parallel_tool_calls")
-        self.chat_template_kwargs = dict(options.get("chat_template_kwargs", {}))
-        self._messages = tuple(options.get("history", ()))
+        self.chat_template_kwargs: dict[str, Any] = thaw(json_object(options.get("chat_template_kwargs", {})))
+        self._messages = as_messages(options.get("history", ()))
         self._lock = threading.Lock()
         self._turn: Turn | None = None
 

@@ -96,9 +96,10 @@ def _run(path: Path) -> ModuleType:
 
 
 def _line(path: Path, error: BaseException) -> str:
-    if isinstance(error, SyntaxError) and error.filename == str(path):
+    file = str(path.absolute())  # as the import system names it
+    if isinstance(error, SyntaxError) and error.filename == file:
         return f", line {error.lineno}"
-    lines = [item.lineno for item in traceback.extract_tb(error.__traceback__) if item.filename == str(path)]
+    lines = [item.lineno for item in traceback.extract_tb(error.__traceback__) if item.filename == file]
     return f", line {lines[-1]}" if lines else ""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from ..contract._convert import document
+from ..contract._convert import document, json_object
 from ..errors import InvalidParameterError, ToolError
-from ..readonly import freeze
 from .messages import ImagePart, ToolCallPart, ToolResultPart
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
 _SIDE_BY_SIDE = 8
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
-
-
-def _frozen(value: Mapping[str, Any]) -> Any:
-    return freeze(document(value))
 
 
 @frozen
@@ -39,7 +35,7 @@ class DescribedTool:
         function: called with the arguments by their names; it may be a coroutine function.
     """
 
-    description: Mapping[str, Any] = field(converter=_frozen)
+    description: Mapping[str, Any] = field(converter=json_object)
     function: Callable[..., Any]
 
     @property
@@ -60,10 +56,11 @@ def describe(tool: Callable[..., Any] | Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         InvalidParameterError: it is neither, or a parameter cannot be described.
     """
-    if isinstance(tool, Mapping):
-        return document(tool)
     if isinstance(tool, DescribedTool):
-        return tool.description
+        return _checked(tool.description)
+    if isinstance(tool, Mapping):
+        json_object(tool)
+        return _checked(tool)
     if not callable(tool):
         raise InvalidParameterError(
             f"A tool is a function or a description, found {type(tool).__name__}.",
@@ -71,12 +68,12 @@ def describe(tool: Callable[..., Any] | Mapping[str, Any]) -> Mapping[str, Any]:
         )
     text = inspect.getdoc(tool) or ""
     try:
-        hints = typing.get_type_hints(tool)
+        hints, signature = typing.get_type_hints(tool), inspect.signature(tool)
     except Exception as error:
         raise InvalidParameterError(f"The annotations of {name_of(tool)} cannot be read: {error}.") from error
     properties: dict[str, Any] = {}
     required = []
-    for name, parameter in inspect.signature(tool).parameters.items():
+    for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise InvalidParameterError(
                 f"The parameter {name} of {name_of(tool)} cannot be given by name.",
@@ -91,7 +88,52 @@ def describe(tool: Callable[..., Any] | Mapping[str, Any]) -> Mapping[str, Any]:
     schema = {"type": "object", "properties": properties, "required": required}
     summary = " ".join(text.split("\n\n")[0].split())
     function = {"name": name_of(tool), "description": summary, "parameters": schema}
-    return document({"type": "function", "function": function})
+    return _checked(document({"type": "function", "function": function}))
+
+
+def _checked(description: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = description.get("function", description)
+    if not isinstance(function, Mapping):
+        raise InvalidParameterError(
+            f"The description of a tool has no function: {function!r:.60}.",
+            hint='Write {"type": "function", "function": {"name": …, "parameters": …}}.',
+        )
+    name = function.get("name")
+    if not is_name(name):
+        raise InvalidParameterError(
+            f"{name!r:.60} is no name for a tool: a model's call of it could not be read.",
+            hint="Use letters, digits, _ and -.",
+        )
+    if not isinstance(function.get("parameters"), Mapping | None):
+        raise InvalidParameterError(
+            f"The parameters of {name} are no JSON schema: {function['parameters']!r:.60}.",
+            hint='Write {"type": "object", "properties": {…}}.',
+        )
+    if not isinstance(function.get("strict"), bool | None):
+        raise InvalidParameterError(f"strict={function['strict']!r:.60} of {name} must be true or false.")
+    return description
+
+
+def is_name(value: object) -> bool:
+    """Whether a model can call a tool by it in every format of calls."""
+    return isinstance(value, str) and re.fullmatch(r"[^\s\[\](){}<>\"'\\]+", value) is not None
+
+
+def described(tools: Sequence[Any]) -> list[str]:
+    """The names of the tools of a request.
+
+    Raises:
+        InvalidParameterError: one cannot be described, or two have one name.
+    """
+    names: list[str] = []
+    for tool in tools:
+        describe(tool)
+        if (name := name_of(tool)) in names:
+            raise InvalidParameterError(
+                f"Two tools are called {name!r}.", hint="A model calls tools by their names: rename one."
+            )
+        names.append(name)
+    return names
 
 
 def name_of(tool: Any) -> str:
@@ -140,7 +182,7 @@ def call(tools: Sequence[Callable[..., Any]], part: ToolCallPart) -> ToolResultP
 
             result = asyncio.run(result)
         return _said(part, result)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # what a tool ends is itself, not who called it
         return _raised(part, error)
 
 
@@ -177,7 +219,7 @@ async def run_calls_async(tools: Sequence[Any], calls: Sequence[ToolCall]) -> li
         part = ToolCallPart(item.id, item.name, item.arguments)
         try:
             return _said(part, await found(**part.arguments))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return _raised(part, error)
 
     return list(await asyncio.gather(*map(run, calls)))
@@ -213,7 +255,7 @@ def _said(part: ToolCallPart, result: Any) -> ToolResultPart:
     return ToolResultPart(part.id, part.name, _shown(text), images=images)
 
 
-def _raised(part: ToolCallPart, error: Exception) -> ToolResultPart:
+def _raised(part: ToolCallPart, error: BaseException) -> ToolResultPart:
     return _failed(part, str(error) if isinstance(error, ToolError) else f"{type(error).__name__}: {error}")
 
 
@@ -226,4 +268,14 @@ def _shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-__all__ = ["DescribedTool", "call", "can_run", "describe", "name_of", "run_calls", "run_calls_async"]
+__all__ = [
+    "DescribedTool",
+    "call",
+    "can_run",
+    "describe",
+    "described",
+    "is_name",
+    "name_of",
+    "run_calls",
+    "run_calls_async",
+]

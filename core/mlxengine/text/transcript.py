@@ -17,8 +17,10 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
+from ..contract._convert import json_object, optional_text
 from ..errors import ConfigurationError, InvalidParameterError, MLXEngineError
 from ..readonly import thaw
+from .grammar import Grammar
 from .messages import (
     AudioPart,
     ImagePart,
@@ -59,7 +61,7 @@ class Transcript:
     """
 
     model: str
-    instructions: str | None = None
+    instructions: str | None = field(default=None, converter=optional_text)
     params: GenerateParams = field(factory=GenerateParams)
     chat_template_kwargs: Mapping[str, Any] = field(factory=dict)
     messages: tuple[Message, ...] = ()
@@ -78,6 +80,8 @@ def write_transcript(path: Path, transcript: Transcript) -> None:
         for item in attrs.fields(GenerateParams)
         if getattr(transcript.params, item.name) != getattr(default, item.name)
     }
+    if transcript.params.grammar is not None:
+        params["grammar"] = attrs.asdict(transcript.params.grammar)
     body = {
         "format": FORMAT,
         "version": VERSION,
@@ -114,20 +118,30 @@ def read_transcript(path: Path) -> Transcript:
         return Transcript(
             model=body["model"],
             instructions=body["instructions"],
-            params=params_from({name: _pairs(value) for name, value in body["params"].items()}),
-            chat_template_kwargs=dict(body.get("chat_template_kwargs", {})),
+            params=params_from({name: _parameter(value) for name, value in body["params"].items()}),
+            chat_template_kwargs=json_object(body.get("chat_template_kwargs", {})),
             messages=tuple(
                 Message(message["role"], tuple(_decode(part) for part in message["parts"]))
                 for message in body["messages"]
             ),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MLXEngineError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        MLXEngineError,
+    ) as error:
         raise ConfigurationError(
             f"{path} is not a saved conversation: {error}.", hint="Session.save writes one."
         ) from error
 
 
-def _pairs(value: Any) -> Any:
+def _parameter(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Grammar(**value)
     if isinstance(value, list):
         return tuple(tuple(item) if isinstance(item, list) else item for item in value)
     return value

@@ -253,7 +253,7 @@ class Answer(Row):
         spoken = router.feed(text) if text else []
         if last:
             spoken += router.finish()
-            if self._ids and not any(isinstance(item, TextDelta) for item in spoken):
+            if (self._ids or self._scores) and not any(isinstance(item, TextDelta) for item in spoken):
                 spoken.append(TextDelta(text="", index=self.index))
         self._parted.extend(self._with_tokens(item) for item in spoken)
         if last or self._streaming:

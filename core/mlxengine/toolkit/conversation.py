@@ -236,6 +236,7 @@ class Prompts:
     def _check_raw(self, request: TextRequest) -> None:
         """Refuse what only a chat template could heed, for a prompt that is none's."""
         asked = {
+            "instructions": request.instructions is not None,
             "tools": bool(request.tools),
             "chat_template_kwargs": bool(request.chat_template_kwargs),
             **{name: getattr(request.params, name) is not None for name in _SWITCHES},

@@ -412,7 +412,7 @@ class SharedBatch:
             self._relieve()
         self._stuck += 1
         failed = ran_out_alone if short else _failed
-        if not opened and self._stuck > 1:  # there is nothing to serve anybody with
+        if (not opened or not rows) and self._stuck > 1:  # there is nothing to serve anybody with
             for row in self._waiting:
                 row.fail(failed(error))
             self._waiting.clear()

@@ -140,6 +140,16 @@ def _tokens_request(tokens: list[int]) -> Any:
     return TextRequest(prompt_tokens=tokens, params=GenerateParams(max_tokens=8))
 
 
+def test_a_request_that_cannot_be_given_a_place_ends_with_its_error_and_the_next_is_answered(
+    plugin: Plugin, tiny: Path, solo: Any
+) -> None:
+    model = plugin.load(tiny)
+    wrong = plugin.start(model, requests()[1])
+    wrong._answer.priority = "high"  # cannot be compared with another one's
+    assert isinstance(plugin.run([wrong])[0][-1], GenerationError)
+    assert tokens_of(plugin.run([plugin.start(model, requests()[2])])[0]) == solo[2]
+
+
 def test_a_model_that_always_fails_ends_every_request_with_its_error(plugin: Plugin, tiny: Path) -> None:
     model = plugin.load(tiny)
     model.network = Bomb(1, model.network, forever=True)

@@ -68,6 +68,17 @@ def joined(events: list[Any], kind: type) -> str:
     return "".join(event.text for event in events if isinstance(event, kind))
 
 
+@pytest.mark.parametrize("most", [5, 12, 300])
+def test_each_token_has_its_log_probability_also_where_the_answer_ends_within_its_reasoning(
+    plugin: Plugin, talker: Path, most: int
+) -> None:
+    params = {"max_tokens": most, "logprobs": True}
+    events = say(plugin, plugin.load(talker), "<think>one two three", tools=(), end=False, **params)
+    scores = [item for event in events if isinstance(event, TextDelta) for item in event.logprobs]
+    assert events[-1].usage.reasoning_tokens == events[-1].usage.completion_tokens == most
+    assert len(scores) == most
+
+
 @pytest.mark.feature("llm.tool_calling")
 def test_calls_become_events_and_the_text_around_them_stays(plugin: Plugin, talker: Path) -> None:
     events = say(plugin, plugin.load(talker), f"Let me see. {WEATHER}{WEATHER} Done < tool.")

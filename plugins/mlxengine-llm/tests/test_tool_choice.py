@@ -199,6 +199,25 @@ def test_a_schema_that_cannot_be_held_is_refused_by_its_keyword_where_it_must_ho
     assert not isinstance(events[-1], Exception)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"properties": ["a"]},
+        {"properties": {"a": {}}, "required": 3},
+        {"properties": {"a": {}}, "required": None},
+        {"properties": {"a": {"type": 3}}},
+        {"properties": {"a": {"type": "string", "minLength": "x"}}},
+        {"properties": {"a": {"type": "string", "pattern": 3}}},
+    ],
+)
+def test_what_is_no_json_schema_ends_with_the_callers_error_where_it_must_hold(
+    plugin: Plugin, model: Any, wrong: Any
+) -> None:
+    own = (tool("a", {"type": "object", **wrong}),)
+    (events,) = plugin.run([plugin.start(model, asking("required", tools=own, max_tokens=4))])
+    assert isinstance(events[-1], UnsupportedInputError | InvalidParameterError)
+
+
 def test_without_structured_output_nothing_can_be_forced(plugin: Plugin, qwen: Any) -> None:
     (events,) = plugin.run([plugin.start(qwen, asking("required"), structured_output=False)])
     assert isinstance(events[-1], FeatureUnavailableError)

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from attrs import frozen
 
+from ...errors import InvalidParameterError
 from ...text.grammar import Grammar, GrammarKind
 from ...text.requests import ToolChoice
 from ..grammar import BLANKS, check_patterns
@@ -106,7 +107,7 @@ class Composer:
 
     def _inside(self, lark: Lark, form: Format) -> str:
         """What follows the mark that opens a piece."""
-        call = lark.rule(one_of([form.write(lark, tool.name, self._schema(tool)) for tool in self._callable]))
+        call = lark.rule(one_of([self._written(lark, form, tool) for tool in self._callable]))
         if self.several and form.between is not None:
             call = f"{call} ({lark.text(form.between)} {call})*"
         before, after = form.around
@@ -117,6 +118,15 @@ class Composer:
         """The tools that may be called."""
         wanted = self.choice.name if isinstance(self.choice, ToolChoice) else None
         return [tool for tool in self.tools if wanted in (None, tool.name)]
+
+    def _written(self, lark: Lark, form: Format, tool: Tool) -> str:
+        try:
+            return form.write(lark, tool.name, self._schema(tool))
+        except (AttributeError, TypeError, ValueError) as error:  # a value of another type than JSON schema's
+            raise InvalidParameterError(
+                f"The parameters of the tool {tool.name!r} are no JSON schema: {error}.",
+                hint="Check the types of its keywords' values.",
+            ) from error
 
     def _schema(self, tool: Tool) -> Schema | None:
         if self.choice == "auto" and not tool.strict:
@@ -153,7 +163,7 @@ class Composer:
             if form is None:
                 calls.append(f"{head} {whole_object(lark, self._schema(tool))}")
             else:
-                own = form.write(lark, tool.name, self._schema(tool))
+                own = self._written(lark, form, tool)
                 more = f" ({own})*" if self.several else ""
                 calls.append(f"{head} {lark.text(form.opens)} {own}{more} {lark.text(form.closes)}")
         call = lark.rule(one_of([f"({item})" for item in calls]))

@@ -14,6 +14,7 @@ from typing import Any
 
 from attrs import frozen
 
+from ...text.tools import is_name
 from ._source import Item, Named, Reading, Source, Whole
 from ._values import (
     Schema,
@@ -363,7 +364,7 @@ def _name_in(head: str) -> str:
 
 def _checked(name: Any) -> str:
     text = name.strip() if isinstance(name, str) else ""
-    if not re.fullmatch(r"[^\s\[\](){}<>\"']+", text):
+    if not is_name(text):
         raise ValueError(f"{name!r} is no name")
     return text
 

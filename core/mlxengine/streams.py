@@ -31,6 +31,17 @@ class Reader:
         """Stop the request; it takes effect before its next step. Harmless when it is over."""
         self._cancel()
 
+    def arrived(self, most: int = 16) -> list[Event]:
+        """The events that have come since the one that was read last, at most so many; it waits for none.
+
+        Whoever passes events on can do so with all of them at once. What the request failed with is raised
+        by the next step of the loop, as ever.
+        """
+        found = self._channel.take(most)
+        for event in found:
+            self._seen(event)
+        return found
+
     def _not_over(self) -> None:
         if self._over:
             raise StreamConsumedError("This stream was read to its end already; start a new request.")
@@ -114,17 +125,6 @@ class AsyncEventStream(Reader, AsyncIterator[Event]):
             except asyncio.CancelledError:
                 self.cancel()
                 raise
-
-    def arrived(self, most: int = 16) -> list[Event]:
-        """The events that have come since the one that was read last, at most so many; it waits for none.
-
-        Whoever passes events on can do so with all of them at once. What the request failed with is raised
-        by the next step of the loop, as ever.
-        """
-        found = self._channel.take(most)
-        for event in found:
-            self._seen(event)
-        return found
 
     async def aclose(self) -> None:
         """Cancel what is left."""

@@ -66,6 +66,13 @@ def test_a_stream_adds_the_turn_when_its_last_event_was_read(chat: TextHandle) -
     assert session.messages[-1].text == text
 
 
+def test_a_turn_whose_events_are_taken_several_at_once_is_whole(chat: TextHandle) -> None:
+    session = chat.session()
+    stream = session.stream("hello")
+    found = [event for first in stream for event in (first, *stream.arrived())]
+    assert "".join(event.text for event in found if isinstance(event, TextDelta)) == session.messages[-1].text
+
+
 @pytest.mark.parametrize("leave", ["close", "cancel", "drop", "raise"])
 def test_a_turn_that_is_left_leaves_no_trace_and_the_session_goes_on(chat: TextHandle, leave: str) -> None:
     session = chat.session()

@@ -54,7 +54,7 @@ ALONE: dict[type, str] = {
 
 # What never waits is a plain function in both; all else is a coroutine function for asyncio.
 AT_ONCE = {
-    *("pin", "keep", "cancel"),
+    *("pin", "keep", "cancel", "arrived"),
     *("stream", "session"),  # what they give is waited for
     *("undo", "clear", "save", "restore"),  # a session's own, in memory or one small file
     *("ModelHandle.explain", "TextHandle.explain", "EmbeddingHandle.explain", "ImageHandle.explain"),

@@ -198,6 +198,11 @@ class _TurnReader(Reader):
         self._turn.go_on(results)
         self._channel, self.finished = self._turn.channel, None
 
+    def arrived(self, most: int = 16) -> list[Event]:
+        """The events that are ready, at most so many; a step of the loop makes others ready."""
+        ready = self._turn.ready
+        return [ready.popleft() for _ in range(min(most, len(ready)))]
+
     def cancel(self) -> None:
         """Stop the answer and forget the turn. Harmless when it is over."""
         super().cancel()

@@ -55,9 +55,11 @@ class TogetherDecoder:
 
     @property
     def spare(self) -> int:
+        """Places of the batch that nobody is in, each as dear as a row."""
         return self._batch.spare
 
     def tidy(self) -> None:
+        """Give those places up."""
         self._batch.tidy()
 
     def step(self, plan: Plan) -> Stepped:

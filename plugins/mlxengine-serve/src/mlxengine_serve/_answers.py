@@ -132,7 +132,7 @@ class Endpoint:
             body = await read_json(scope, receive, options)
         else:
             body = await read_form(scope, receive, options, self.form)
-        with self.server.admission.admitted(caller.key):
+        with self.server.admission.admitted(caller):
             await until_gone(receive, self._answer(body, caller, send))
 
     async def _answer(self, body: dict[str, Any], caller: Caller, send: Send) -> None:

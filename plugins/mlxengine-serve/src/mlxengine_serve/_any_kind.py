@@ -40,7 +40,7 @@ class AnyKind:
         caller: Caller = scope[CALLER]
         fields = Fields(await read_json(scope, receive, self.server.options))
         name = scope["path_params"]["type"]
-        with self.server.admission.admitted(caller.key):
+        with self.server.admission.admitted(caller):
             await until_gone(receive, self._serve(name, fields, caller, send))
 
     async def _serve(self, name: str, fields: Fields, caller: Caller, send: Send) -> None:

@@ -33,7 +33,8 @@ class ClientGone(Exception):
 class Caller:
     """Who asks, and what is known of the request by the time it is answered.
 
-    ``large``: its body is, and reading things from it takes a while.
+    ``large``: its body is, and reading things from it takes a while. ``beyond``: what goes on for it when the
+    connection is lost.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Caller:
     status: int = 0
     model: str | None = None
     large: bool = False
+    beyond: asyncio.Task[None] | None = None
 
     async def aside(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function whose time grows with the body: beside the event loop where that is large."""

@@ -68,18 +68,25 @@ class Relay:
             self.over = True
             self._changed.notify_all()
 
-    async def read(self, send: Send, after: int) -> None:
-        """Send what came behind a frame, and what still comes, until the end or until another reads.
+    def taken(self, after: int) -> int:
+        """Let another one read, from behind a frame; the reader's number.
 
         Raises:
             Refusal: 410, it is not kept any more.
-            BaseException: what the writer failed with before the stream began.
         """
         first = self._frames[0][0] if self._frames else self._last + 1
         if not first - 1 <= after <= self._last:
             raise Refusal(410, "What came behind this event is not kept any more.", code="stream_gone")
         self.readers += 1
-        me, self._reading, self._sent = self.readers, True, after
+        self._reading, self._sent = True, after
+        return self.readers
+
+    async def read(self, send: Send, me: int) -> None:
+        """Send what a reader lacks, and what still comes, until the end or until another one reads.
+
+        Raises:
+            BaseException: what the writer failed with before the stream began.
+        """
         try:
             await self._wait(lambda: self.over or self.start is not None)
             if self.start is None:
@@ -93,7 +100,8 @@ class Relay:
                 last = self._last
                 if body and self.readers == me:
                     await send({"type": "http.response.body", "body": body, "more_body": True})
-                    self._sent = last
+                    if self.readers == me:  # else it is another one's by now
+                        self._sent = last
             await send({"type": "http.response.body", "body": b""})
         finally:
             self._reading = self._reading and self.readers != me
@@ -132,7 +140,7 @@ class Relays:
             finally:
                 await relay.ended()
 
-        relay.task = asyncio.ensure_future(run())
+        relay.task = caller.beyond = asyncio.ensure_future(run())
         await self._read(relay, send, 0)
 
     async def resume(self, scope: Scope, receive: Receive, send: Send, last: str) -> None:
@@ -149,13 +157,13 @@ class Relays:
         await until_gone(receive, self._read(relay, send, int(number[:20])))
 
     async def _read(self, relay: Relay, send: Send, after: int) -> None:
+        reader = relay.taken(after)
         try:
-            await relay.read(send, after)
+            await relay.read(send, reader)
         finally:
             if relay.start is None:
                 self._end(relay)  # who has seen nothing cannot say where to go on
             else:
-                reader = relay.readers
                 asyncio.get_running_loop().call_later(self.seconds, self._end, relay, reader)
 
     def _end(self, relay: Relay, reader: int | None = None) -> None:

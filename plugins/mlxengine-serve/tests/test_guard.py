@@ -89,6 +89,13 @@ def test_a_page_of_another_site_may_call_only_where_it_is_named(locked: Served) 
     assert named.headers["access-control-allow-origin"] == "https://app.example"
     before = locked.client.options("/v1/models", headers={"origin": "https://app.example"})
     assert (before.status_code, "x-api-key" in before.headers["access-control-allow-headers"]) == (204, True)
+    wanted = (
+        "authorization,content-type,last-event-id,x-stainless-lang,anthropic-dangerous-direct-browser-access"
+    )
+    asking = {"origin": "https://app.example", "access-control-request-headers": wanted}
+    allowed = locked.client.options("/v1/models", headers=asking).headers
+    assert allowed["access-control-allow-headers"] == wanted, "clients in a page have headers of their own"
+    assert "access-control-request-headers" in allowed["vary"]
     own = locked.get("/v1/models", headers={"origin": locked.url, "x-api-key": "s3cret"})
     assert own.status_code == 200
 

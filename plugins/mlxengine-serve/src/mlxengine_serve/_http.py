@@ -78,9 +78,11 @@ async def read_body(scope: Scope, receive: Receive, options: ServerOptions) -> b
     """The body of a request.
 
     Raises:
-        Refusal: 413, it is too large; 408, it does not arrive.
+        Refusal: 413, it is too large; 408, it does not arrive; 415, it is compressed.
         ClientGone: the client left in the middle of it.
     """
+    if (header(scope, b"content-encoding") or "identity").lower() != "identity":
+        raise Refusal(415, "Send the body as it is, without a Content-Encoding.", code="unsupported_encoding")
     declared = header(scope, b"content-length")
     if declared is not None and declared.isdecimal() and int(declared) > options.max_body:
         raise _too_large(options)
@@ -110,11 +112,9 @@ async def read_json(scope: Scope, receive: Receive, options: ServerOptions) -> d
     """The body as a JSON object; none at all is an empty one.
 
     Raises:
-        Refusal: 400, it is no JSON object, or names a field twice; 415, it is compressed; and as `read_body`.
+        Refusal: 400, it is no JSON object, or names a field twice; and as `read_body`.
         ClientGone: as `read_body`.
     """
-    if (header(scope, b"content-encoding") or "identity").lower() != "identity":
-        raise Refusal(415, "Send the body as it is, without a Content-Encoding.", code="unsupported_encoding")
     body = await read_body(scope, receive, options)
     if not body:
         return {}

@@ -165,7 +165,7 @@ async def _preflight(scope: Scope, out: _Sending) -> None:
         "access-control-allow-methods": "GET, POST, DELETE",
         "access-control-allow-headers": wanted or "authorization, content-type, x-api-key",
         "access-control-max-age": "600",
-        "vary": "origin, access-control-request-headers",
+        "vary": "access-control-request-headers",
     }
     await send_bytes(out, 204, b"", "text/plain", headers)
 

@@ -149,6 +149,19 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path) -> None:
         keys_of(file, {})
 
 
+def test_keys_that_systemd_hands_on_may_be_its_groups(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("abc\n")
+    file.chmod(0o440)  # what a service's own user may read looks so: the list of who may counts as the group
+    assert len(keys_of(file, {"CREDENTIALS_DIRECTORY": str(tmp_path)})) == 1
+    for elsewhere in ({}, {"CREDENTIALS_DIRECTORY": str(tmp_path / "other")}):
+        with pytest.raises(InvalidParameterError, match="Others than its owner"):
+            keys_of(file, elsewhere)
+    file.chmod(0o444)
+    with pytest.raises(InvalidParameterError, match="Others than its owner"):
+        keys_of(file, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+
+
 @pytest.mark.parametrize("line", ["abc name=x priority=high", "abc wrong=1", "abc limit=0"])
 def test_a_bad_line_of_keys_is_named_without_its_secret(line: str) -> None:
     with pytest.raises(InvalidParameterError) as caught:

@@ -20,6 +20,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = dict[str, str]
 
 CALLER = "mlxengine_serve.caller"
+LEFT = "the client left"  # why work was cancelled; without it the server ends
 _LARGE = 256 << 10  # a body from here on is handled beside the event loop
 _MOST_NAMED = 20
 _AT_ONCE = 4  # frames after which others have their turn: neither a fast model nor an open socket waits
@@ -61,11 +62,13 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
+        task.cancel(LEFT)
         raise ClientGone
     finally:
         leaving.cancel()
         if not task.done():
-            task.cancel()
+            if not task.cancelling():
+                task.cancel()
             await asyncio.wait((task,))
 
 
@@ -255,6 +258,7 @@ class EventWriter:
 
 __all__ = [
     "CALLER",
+    "LEFT",
     "ASGIApp",
     "Caller",
     "ClientGone",

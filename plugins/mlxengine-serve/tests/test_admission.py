@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from mlxengine import Event, Finished, Request
+from mlxengine import Event, Finished, Request, errors
 from mlxengine_serve import Key, ServerOptions
 from serve_harness import Scripted, Served, serving, write_model
 
@@ -118,6 +118,25 @@ def test_what_runs_too_long_ends_in_form(tmp_path: Path) -> None:
 
         served.plugin.plan = endless
         assert served.post(PATH, BODY).json()["error"]["code"] == "timeout"
+
+
+def test_a_refusal_calls_a_model_as_clients_do_and_tells_no_path(tmp_path: Path) -> None:
+    with server(tmp_path, 4) as served:
+        served.wait_until(lambda: served.get("/ready").status_code == 200)
+        [handle] = served.engine.sync.status().queues
+        assert str(tmp_path) in handle.id
+
+        def refusing(_request: Request) -> Iterator[Event]:
+            raise errors.UnsupportedInputError(f"{handle.id} calls no tools.")
+            yield
+
+        served.plugin.plan = refusing
+        told = [served.post(PATH, BODY), served.post("/v1/engine/None", {})]
+        told += [served.post("/v1/embeddings", {"input": "a"})]
+        for answer in told:
+            message = answer.json()["error"]["message"]
+            assert answer.status_code in (400, 404)
+            assert (str(tmp_path) in message, "scripted" in message) == (False, True), message
 
 
 def test_a_key_has_its_priority_and_its_limit(tmp_path: Path) -> None:

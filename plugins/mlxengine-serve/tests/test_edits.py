@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import sys
 import typing
@@ -187,6 +188,18 @@ def test_a_form_that_is_none_is_refused(painter: Served, body: bytes, headers: d
     answer = painter.client.post(EDITS, content=body, headers=headers)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_compressed_form_is_refused_by_name(painter: Served) -> None:
+    body = gzip.compress(HEAD + b"x\r\n--x--\r\n")
+    answer = painter.client.post(EDITS, content=body, headers={**FORM, "content-encoding": "gzip"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
+
+
+def test_a_picture_that_is_none_is_said_to_be_none(painter: Served) -> None:
+    answer = send(painter, {"prompt": "x"}, {"image": ("a.png", b"junk")})
+    told = answer.json()["error"]["message"]
+    assert told == "image cannot be read as a picture: it is no PNG, JPEG, WEBP, GIF, BMP or TIFF file."
 
 
 def test_a_form_larger_than_a_body_may_be_is_refused(painter: Served) -> None:

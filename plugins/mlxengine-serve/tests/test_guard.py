@@ -89,6 +89,13 @@ def test_a_page_of_another_site_may_call_only_where_it_is_named(locked: Served) 
     assert named.headers["access-control-allow-origin"] == "https://app.example"
     before = locked.client.options("/v1/models", headers={"origin": "https://app.example"})
     assert (before.status_code, "x-api-key" in before.headers["access-control-allow-headers"]) == (204, True)
+    wanted = (
+        "authorization,content-type,last-event-id,x-stainless-lang,anthropic-dangerous-direct-browser-access"
+    )
+    asking = {"origin": "https://app.example", "access-control-request-headers": wanted}
+    allowed = locked.client.options("/v1/models", headers=asking).headers
+    assert allowed["access-control-allow-headers"] == wanted, "clients in a page have headers of their own"
+    assert "access-control-request-headers" in allowed["vary"]
     own = locked.get("/v1/models", headers={"origin": locked.url, "x-api-key": "s3cret"})
     assert own.status_code == 200
 
@@ -140,6 +147,19 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path) -> None:
     file.chmod(file.stat().st_mode | stat.S_IROTH)
     with pytest.raises(InvalidParameterError, match="Others than its owner"):
         keys_of(file, {})
+
+
+def test_keys_that_systemd_hands_on_may_be_its_groups(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("abc\n")
+    file.chmod(0o440)  # what a service's own user may read looks so: the list of who may counts as the group
+    assert len(keys_of(file, {"CREDENTIALS_DIRECTORY": str(tmp_path)})) == 1
+    for elsewhere in ({}, {"CREDENTIALS_DIRECTORY": str(tmp_path / "other")}):
+        with pytest.raises(InvalidParameterError, match="Others than its owner"):
+            keys_of(file, elsewhere)
+    file.chmod(0o444)
+    with pytest.raises(InvalidParameterError, match="Others than its owner"):
+        keys_of(file, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
 
 
 @pytest.mark.parametrize("line", ["abc name=x priority=high", "abc wrong=1", "abc limit=0"])

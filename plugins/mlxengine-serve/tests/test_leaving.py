@@ -193,11 +193,12 @@ def test_a_reader_that_does_not_read_holds_up_itself_alone(own: Served) -> None:
     own.wait_until(lambda: own.plugin.alive == 0, 2)  # type: ignore[union-attr]
 
 
-def test_an_open_request_ends_in_form_when_the_server_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [None, 30.0], ids=["as-it-is", "resumable"])
+def test_an_open_request_ends_in_form_when_the_server_ends(tmp_path: Path, kept: float | None) -> None:
     folder = write_model(tmp_path / "scripted")
     plugin = Scripted()
     frames: list[str] = []
-    with serving(ServerOptions(models=[f"a={folder}"]), plugin) as served:
+    with serving(ServerOptions(models=[f"a={folder}"], resume_seconds=kept), plugin) as served:
         served.wait_until(lambda: served.get("/ready").status_code == 200)
         plugin.plan = lambda _request: Steps("word ")  # type: ignore[assignment,return-value]
 

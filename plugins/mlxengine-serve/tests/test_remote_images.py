@@ -159,6 +159,25 @@ def test_a_text_that_is_a_url_is_left_alone(allowing: Served, web: Any, names: A
     assert web.asked == []
 
 
+def test_what_a_tool_was_called_with_is_left_alone(allowing: Served, web: Any, names: Any) -> None:
+    given = {
+        "image_url": "https://pictures.example/a.png",
+        "at": {"type": "url", "url": "https://no.example"},
+    }
+    call = {"type": "tool_use", "id": "a", "name": "draw", "input": given}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "done"}
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [result]},
+    ]
+    before = len(web.asked)
+    answer = allowing.post(MESSAGES, {"messages": turns, "max_tokens": 4})
+    assert (answer.status_code, len(web.asked)) == (200, before), answer.text
+    assert allowing.plugin is not None
+    assert given["image_url"] in str(allowing.plugin.last)
+
+
 @pytest.mark.parametrize(
     "url",
     [

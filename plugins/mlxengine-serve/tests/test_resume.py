@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -13,6 +14,7 @@ import httpx2
 import pytest
 from mlxengine import Event, Finished, Request, TextDelta
 from mlxengine_serve import Key, ServerOptions, _relays
+from mlxengine_serve._http import Caller
 from serve_harness import Scripted, Served, said, serving, write_model
 
 CHAT = "/v1/chat/completions"
@@ -159,6 +161,74 @@ def test_what_names_no_event_is_gone(own: Served, last: str) -> None:
     asked = last.format(seen.partition(":")[0]).encode("latin-1")
     answer = own.client.get(CHAT, headers=[(b"last-event-id", asked), *KEYS_RAW])
     assert (answer.status_code, answer.json()["error"]["code"]) == (410, "stream_gone")
+
+
+@pytest.mark.parametrize("number", ["{}", "999999"], ids=["taken-up", "asked-for-wrongly"])
+def test_who_still_reads_is_cut_off_by_no_connection_before_his(own: Served, number: str) -> None:
+    counting(own, words=250)
+    with own.client.stream("POST", CHAT, json={**BODIES[CHAT], "stream": True}) as first:
+        pieces = first.iter_raw()
+        seen = b""
+        while seen.count(b"\n\n") < 4:
+            seen += next(pieces)
+        name, _, last = last_id(seen[: seen.rindex(b"\n\n") + 2]).partition(":")
+        second = resume(own, CHAT, f"{name}:{number.format(last)}")
+        rest = b"".join(pieces)
+    whole = second.content if second.status_code == 200 else seen + rest
+    assert whole.endswith(b"data: [DONE]\n\n"), "it takes twice as long as a stream is kept"
+    assert spoken(whole).endswith(" 248 249 ")
+
+
+def test_a_connection_that_was_slow_to_break_takes_nothing_from_the_next_one() -> None:
+    found: list[bytes] = []
+
+    async def both() -> None:
+        relay = _relays.Relay(Caller(id="req"))
+        await relay.send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(4):
+            await relay.send({"type": "http.response.body", "body": b"%d\n\n" % number, "more_body": True})
+        held, going = asyncio.Event(), asyncio.Event()
+
+        async def stuck(message: Any) -> None:
+            if message.get("body"):
+                held.set()
+                await going.wait()
+
+        async def open_to(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                going.set()  # the first one's connection breaks now
+                await asyncio.sleep(0.01)
+            found.append(message.get("body", b""))
+
+        first = asyncio.ensure_future(relay.read(stuck, relay.taken(0)))
+        await held.wait()
+        second = asyncio.ensure_future(relay.read(open_to, relay.taken(1)))
+        await relay.ended()
+        await asyncio.gather(first, second)
+
+    asyncio.run(asyncio.wait_for(both(), 5))
+    said = [line for line in b"".join(found).splitlines() if line and not line.startswith(b"id: ")]
+    assert said == [b"1", b"2", b"3"]
+
+
+def test_a_stream_that_nobody_reads_counts_among_those_of_its_key(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "scripted")
+    options = ServerOptions(
+        models=[f"scripted={folder}"], keys=[Key.of("alices", "alice", limit=1)], resume_seconds=0.6
+    )
+    with serving(options, Scripted()) as served:
+        served.client.headers.update(KEYS)
+        served.wait_until(lambda: served.get("/ready").status_code == 200)
+        counting(served, words=10_000)
+        seen = begin(served, CHAT, least=5)
+        time.sleep(0.1)
+        again = served.post(CHAT, BODIES[CHAT])
+        assert (again.status_code, again.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        with served.client.stream("GET", CHAT, headers={"last-event-id": last_id(seen)}) as answer:
+            assert answer.status_code == 200, "it is no further one"
+        served.wait_until(lambda: served.plugin.alive == 0)  # type: ignore[union-attr]
+        served.plugin.plan = said("again")  # type: ignore[union-attr]
+        assert served.post(CHAT, BODIES[CHAT]).status_code == 200
 
 
 def test_another_key_does_not_get_it(own: Served) -> None:

@@ -76,6 +76,9 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_the_code_of_the_error(tmp_pa
         (("--alias", "x"), "NAME=MODEL"),
         (("--keys", "/nowhere"), "cannot be read"),
         (("--wait-timeout", "-1"), "positive number"),
+        (("--tls-key", __file__), "goes with --tls-cert"),
+        (("--tls-cert", __file__), "names a chain in PEM"),
+        (("--tls-cert", "/nowhere"), "/nowhere cannot be served with"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_runs(words: tuple[str, ...], told: str) -> None:

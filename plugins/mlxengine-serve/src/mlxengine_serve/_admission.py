@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from ._http import Caller
 from ._refusals import Refusal
 from .options import Key
 
@@ -24,12 +25,13 @@ class Admission:
     _running: dict[bytes, int] = field(factory=dict)
 
     @contextmanager
-    def admitted(self, key: Key | None) -> Iterator[None]:
-        """Count a request for as long as the block runs.
+    def admitted(self, caller: Caller) -> Iterator[None]:
+        """Count a request for as long as the block runs, and what goes on beyond it.
 
         Raises:
             Refusal: 429, the key has as many as it may.
         """
+        key = caller.key
         if key is None:
             yield
             return
@@ -45,7 +47,13 @@ class Admission:
         try:
             yield
         finally:
-            self._running[key.digest] -= 1
+            if caller.beyond is None or caller.beyond.done():
+                self._ended(key)
+            else:
+                caller.beyond.add_done_callback(lambda _task: self._ended(key))
+
+    def _ended(self, key: Key) -> None:
+        self._running[key.digest] -= 1
 
 
 def retry_after(engine: InferenceEngine, model: str | None) -> float:

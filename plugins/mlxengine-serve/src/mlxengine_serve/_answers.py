@@ -132,7 +132,7 @@ class Endpoint:
             body = await read_json(scope, receive, options)
         else:
             body = await read_form(scope, receive, options, self.form)
-        with self.server.admission.admitted(caller.key):
+        with self.server.admission.admitted(caller):
             await until_gone(receive, self._answer(body, caller, send))
 
     async def _answer(self, body: dict[str, Any], caller: Caller, send: Send) -> None:
@@ -263,7 +263,10 @@ def _frames(writer: Writer, events: Sequence[Event]) -> bytes:
 
 
 def _refused(server: Server, caller: Caller, error: Exception) -> Refusal:
-    return refusal_of(error, retry_after(server.engine.sync, caller.model))
+    refusal = refusal_of(error, retry_after(server.engine.sync, caller.model))
+    if caller.model is not None and refusal is not error:
+        refusal.message = refusal.message.replace(caller.model, server.models.name_of(caller.model))
+    return refusal
 
 
 async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenerator[Sequence[Event]]:

@@ -40,7 +40,7 @@ class AnyKind:
         caller: Caller = scope[CALLER]
         fields = Fields(await read_json(scope, receive, self.server.options))
         name = scope["path_params"]["type"]
-        with self.server.admission.admitted(caller.key):
+        with self.server.admission.admitted(caller):
             await until_gone(receive, self._serve(name, fields, caller, send))
 
     async def _serve(self, name: str, fields: Fields, caller: Caller, send: Send) -> None:
@@ -72,10 +72,11 @@ class AnyKind:
         for found in self._candidates(package):
             if found.__name__ == name and name not in _REFUSED:
                 return found
+        model = self.server.models.name_of(handle.id)
         names = sorted({item.__name__ for item in self._candidates(package)} - _REFUSED)
         raise Refusal(
             404,
-            f"The model {handle.id!r} takes no {name!r} here; there are {', '.join(names)}.",
+            f"The model {model!r} takes no {name!r} here; there are {', '.join(names)}.",
             code="unknown_request",
         )
 

@@ -64,7 +64,7 @@ class Guard:
             self._check_host(scope)
             origin = self._check_origin(scope)
             if origin and scope["method"] == "OPTIONS":
-                await _preflight(out)
+                await _preflight(scope, out)
                 return
             out.caller.key = self._check_key(scope)
             await self.app(scope, receive, out)
@@ -158,12 +158,14 @@ class _Sending:
         await send_bytes(self, refusal.status, said, "application/json", refusal.headers)
 
 
-async def _preflight(out: _Sending) -> None:
+async def _preflight(scope: Scope, out: _Sending) -> None:
+    # An origin that was named may send what it likes: clients have headers of their own, and more each year.
+    wanted = header(scope, b"access-control-request-headers")
     headers = {
         "access-control-allow-methods": "GET, POST, DELETE",
-        "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version, "
-        "anthropic-beta",
+        "access-control-allow-headers": wanted or "authorization, content-type, x-api-key",
         "access-control-max-age": "600",
+        "vary": "access-control-request-headers",
     }
     await send_bytes(out, 204, b"", "text/plain", headers)
 

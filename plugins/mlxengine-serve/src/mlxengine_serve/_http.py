@@ -20,6 +20,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = dict[str, str]
 
 CALLER = "mlxengine_serve.caller"
+LEFT = "the client left"  # why work was cancelled; without it the server ends
 _LARGE = 256 << 10  # a body from here on is handled beside the event loop
 _MOST_NAMED = 20
 _AT_ONCE = 4  # frames after which others have their turn: neither a fast model nor an open socket waits
@@ -33,7 +34,8 @@ class ClientGone(Exception):
 class Caller:
     """Who asks, and what is known of the request by the time it is answered.
 
-    ``large``: its body is, and reading things from it takes a while.
+    ``large``: its body is, and reading things from it takes a while. ``beyond``: what goes on for it when the
+    connection is lost.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Caller:
     status: int = 0
     model: str | None = None
     large: bool = False
+    beyond: asyncio.Task[None] | None = None
 
     async def aside(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function whose time grows with the body: beside the event loop where that is large."""
@@ -59,11 +62,13 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
+        task.cancel(LEFT)
         raise ClientGone
     finally:
         leaving.cancel()
         if not task.done():
-            task.cancel()
+            if not task.cancelling():
+                task.cancel()
             await asyncio.wait((task,))
 
 
@@ -76,9 +81,11 @@ async def read_body(scope: Scope, receive: Receive, options: ServerOptions) -> b
     """The body of a request.
 
     Raises:
-        Refusal: 413, it is too large; 408, it does not arrive.
+        Refusal: 413, it is too large; 408, it does not arrive; 415, it is compressed.
         ClientGone: the client left in the middle of it.
     """
+    if (header(scope, b"content-encoding") or "identity").lower() != "identity":
+        raise Refusal(415, "Send the body as it is, without a Content-Encoding.", code="unsupported_encoding")
     declared = header(scope, b"content-length")
     if declared is not None and declared.isdecimal() and int(declared) > options.max_body:
         raise _too_large(options)
@@ -108,11 +115,9 @@ async def read_json(scope: Scope, receive: Receive, options: ServerOptions) -> d
     """The body as a JSON object; none at all is an empty one.
 
     Raises:
-        Refusal: 400, it is no JSON object, or names a field twice; 415, it is compressed; and as `read_body`.
+        Refusal: 400, it is no JSON object, or names a field twice; and as `read_body`.
         ClientGone: as `read_body`.
     """
-    if (header(scope, b"content-encoding") or "identity").lower() != "identity":
-        raise Refusal(415, "Send the body as it is, without a Content-Encoding.", code="unsupported_encoding")
     body = await read_body(scope, receive, options)
     if not body:
         return {}
@@ -253,6 +258,7 @@ class EventWriter:
 
 __all__ = [
     "CALLER",
+    "LEFT",
     "ASGIApp",
     "Caller",
     "ClientGone",

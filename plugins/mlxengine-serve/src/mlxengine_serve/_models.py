@@ -91,11 +91,12 @@ class Models:
         Raises:
             Refusal: 400, the model is of another kind.
         """
-        found = await self.get(name)
+        model = await self.named(name)
+        found = await self.load(model)
         if not isinstance(found, handle):
             raise Refusal(
                 400,
-                f"The model {name or found.id!r} is of kind {found.kind!r}, which gives no {what}.",
+                f"The model {name or model.name!r} is of kind {found.kind!r}, which gives no {what}.",
                 param="model",
                 code="model_not_supported",
             )
@@ -124,6 +125,10 @@ class Models:
             return False
         await handle.close(drain=float("inf"))
         return True
+
+    def name_of(self, model_id: str) -> str:
+        """What clients call a loaded model; its id may be a path of this machine."""
+        return next((name for name, handle in self._handles.items() if handle.id == model_id), model_id)
 
     def loaded(self) -> dict[str, AsyncModelHandle]:
         """The handles by the names of their models."""

@@ -48,11 +48,13 @@ def transparent(mask: bytes, where: str) -> bytes:
 
 def _opened(picture: bytes, where: str) -> Any:
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError:  # the server does not bring it; plugins that make pictures do
         raise _unreadable(where, "Pillow is not installed here") from None
     try:
         opened = Image.open(BytesIO(picture), formats=_FORMATS)
+    except UnidentifiedImageError:  # its own words name an object in memory
+        raise _unreadable(where, f"it is no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file") from None
     except Exception as error:
         raise _unreadable(where, error) from None
     if opened.size[0] * opened.size[1] > _MOST_PIXELS:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from attrs import define, field
 
 from ._counts import Counts
-from ._http import CALLER, Caller, Receive, Scope, Send, until_gone
+from ._http import CALLER, LEFT, Caller, Receive, Scope, Send, until_gone
 from ._refusals import Refusal
 
 MOST_BYTES = 1 << 20
+_FAREWELL_SECONDS = 1.0
 _END = b"\n\n"
 
 
@@ -68,18 +70,25 @@ class Relay:
             self.over = True
             self._changed.notify_all()
 
-    async def read(self, send: Send, after: int) -> None:
-        """Send what came behind a frame, and what still comes, until the end or until another reads.
+    def taken(self, after: int) -> int:
+        """Let another one read, from behind a frame; the reader's number.
 
         Raises:
             Refusal: 410, it is not kept any more.
-            BaseException: what the writer failed with before the stream began.
         """
         first = self._frames[0][0] if self._frames else self._last + 1
         if not first - 1 <= after <= self._last:
             raise Refusal(410, "What came behind this event is not kept any more.", code="stream_gone")
         self.readers += 1
-        me, self._reading, self._sent = self.readers, True, after
+        self._reading, self._sent = True, after
+        return self.readers
+
+    async def read(self, send: Send, me: int) -> None:
+        """Send what a reader lacks, and what still comes, until the end or until another one reads.
+
+        Raises:
+            BaseException: what the writer failed with before the stream began.
+        """
         try:
             await self._wait(lambda: self.over or self.start is not None)
             if self.start is None:
@@ -87,16 +96,21 @@ class Relay:
                 await self.task
                 raise AssertionError("it ended and never began")
             await send({**self.start, "headers": list(self.start["headers"])})
-            while self.readers == me and not (self.over and self._sent == self._last):
-                await self._wait(lambda: self.over or self._last > self._sent or self.readers != me)
-                body = b"".join(frame for number, frame in self._frames if number > self._sent)
-                last = self._last
-                if body and self.readers == me:
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-                    self._sent = last
-            await send({"type": "http.response.body", "body": b""})
+            await self.rest(send, me)
         finally:
             self._reading = self._reading and self.readers != me
+
+    async def rest(self, send: Send, me: int) -> None:
+        """As `read`, of a stream whose beginning the reader has."""
+        while self.readers == me and not (self.over and self._sent == self._last):
+            await self._wait(lambda: self.over or self._last > self._sent or self.readers != me)
+            body = b"".join(frame for number, frame in self._frames if number > self._sent)
+            last = self._last
+            if body and self.readers == me:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                if self.readers == me:  # else it is another one's by now
+                    self._sent = last
+        await send({"type": "http.response.body", "body": b""})
 
     async def _wait(self, true: Callable[[], bool]) -> None:
         async with self._changed:
@@ -132,7 +146,7 @@ class Relays:
             finally:
                 await relay.ended()
 
-        relay.task = asyncio.ensure_future(run())
+        relay.task = caller.beyond = asyncio.ensure_future(run())
         await self._read(relay, send, 0)
 
     async def resume(self, scope: Scope, receive: Receive, send: Send, last: str) -> None:
@@ -149,13 +163,21 @@ class Relays:
         await until_gone(receive, self._read(relay, send, int(number[:20])))
 
     async def _read(self, relay: Relay, send: Send, after: int) -> None:
+        reader = relay.taken(after)
         try:
-            await relay.read(send, after)
+            await relay.read(send, reader)
+        except asyncio.CancelledError as error:
+            if LEFT not in error.args and relay.start is not None and relay.task is not None:
+                # The server ends, and who still reads hears of it.
+                relay.task.cancel()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_FAREWELL_SECONDS):
+                        await relay.rest(send, reader)
+            raise
         finally:
             if relay.start is None:
                 self._end(relay)  # who has seen nothing cannot say where to go on
             else:
-                reader = relay.readers
                 asyncio.get_running_loop().call_later(self.seconds, self._end, relay, reader)
 
     def _end(self, relay: Relay, reader: int | None = None) -> None:
@@ -170,7 +192,8 @@ class Relays:
         """End them all."""
         tasks = [relay.task for relay in self._open.values() if relay.task is not None]
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():  # else it says its last word now
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 

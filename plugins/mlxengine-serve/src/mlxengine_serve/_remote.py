@@ -108,6 +108,8 @@ def _found(holder: Any, key: Any, where: str, depth: int = 0) -> Iterator[Place]
         for number in range(len(value)):
             yield from _found(value, number, f"{where}[{number}]", depth + 1)
     elif isinstance(value, dict):
+        if value.get("type") == "tool_use":
+            return  # what a tool was called with is the conversation's, whatever it looks like
         if value.get("type") == "url" and _is_url(value.get("url")):
             yield value["url"], f"{where}.url", lambda kind, data: _as_source(value, kind, data)
             return

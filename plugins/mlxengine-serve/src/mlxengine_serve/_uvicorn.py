@@ -50,8 +50,14 @@ class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
 
 def config(app: ASGIApp, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Config:
-    """How uvicorn runs an application of ours."""
-    return uvicorn.Config(
+    """How uvicorn runs an application of ours.
+
+    Raises:
+        InvalidParameterError: the certificate or its key cannot be used.
+    """
+    if key is not None and certificate is None:
+        raise InvalidParameterError("--tls-key goes with --tls-cert.")
+    found = uvicorn.Config(
         app,
         http=Protocol,
         log_config=None,
@@ -64,6 +70,14 @@ def config(app: ASGIApp, certificate: Path | None = None, key: Path | None = Non
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
+    try:
+        found.load()  # else it would fail once the address was said
+    except OSError as error:
+        raise InvalidParameterError(
+            f"{certificate} cannot be served with: {error}.",
+            hint="--tls-cert names a chain in PEM, --tls-key its private key.",
+        ) from error
+    return found
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -82,7 +96,8 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         made.close()
         raise InvalidParameterError(
-            f"{host}:{port} cannot be listened on: {error}.", hint="Choose another --port or --host."
+            f"{host}:{port} cannot be listened on: {str(error).rstrip('.')}.",
+            hint="Choose another --port or --host.",
         ) from error
     return made
 

@@ -15,6 +15,7 @@ from attrs import Attribute, field, frozen
 from mlxengine.errors import InvalidParameterError
 
 KEYS_VARIABLE = "MLXENGINE_SERVE_KEYS"
+CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -92,7 +93,12 @@ def keys_of(path: Path | None, environment: Mapping[str, str] = os.environ) -> t
             lines += path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidParameterError(f"The keys cannot be read: {error}.") from error
-        if os.name == "posix" and mode & (stat.S_IRGRP | stat.S_IROTH):
+        others = stat.S_IRGRP | stat.S_IROTH
+        if str(path.parent) == environment.get(CREDENTIALS_VARIABLE):
+            others = (
+                stat.S_IROTH
+            )  # systemd lets the service's user read by an ACL, whose mask shows as the group
+        if os.name == "posix" and mode & others:
             raise InvalidParameterError(f"Others than its owner may read {path}.", hint=f"chmod 600 {path}")
     keys = read_keys(lines)
     if path is not None and not keys:

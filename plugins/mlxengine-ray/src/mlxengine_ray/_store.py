@@ -94,8 +94,14 @@ class Store:
                 hint="Name another folder, or delete this one to do its job anew.",
             )
         journal = self._folder / _JOURNAL
-        journal.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(journal / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            journal.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(journal / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InvalidParameterError(
+                f"{self._folder} cannot be made or written to: {error.strerror}.",
+                hint="Name a folder that you may write to.",
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -109,7 +115,7 @@ class Store:
     def _manifest(self) -> dict[str, Any] | None:
         try:
             told = json.loads((self._folder / MANIFEST).read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise CorruptFileError(f"{self._folder / MANIFEST} cannot be read: {error}.") from error

@@ -102,6 +102,16 @@ def test_texts_that_are_no_utf_8_are_refused_with_what_to_do(
     assert "standard input is not UTF-8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ending", ["npy", "jsonl", "parquet"])
+def test_a_file_that_is_not_finished_is_not_left_behind(folder: str, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "w1"}\n{"text": 5}\n')
+    assert (
+        main(["embed", "-q", "-m", folder, "--file", str(path), "--out", str(tmp_path / f"v.{ending}")]) == 2
+    )
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_vectors_do_not_take_the_place_of_their_texts(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from mlxengine.contract.events import Array
 from mlxengine.errors import InvalidParameterError, ModelNotFoundError
 
 from ._precision import NEEDS_RANGES, PRECISIONS
-from ._writers import writer_for
+from ._writers import part_of, writer_for
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -59,7 +59,11 @@ def embed(arguments: argparse.Namespace, out: Output) -> int:
             if writer is None:
                 _print_vectors(model, vectors, arguments, out)
                 return 0
-            count = writer(arguments.out, vectors, iter_texts(kept))
+            try:
+                count = writer(arguments.out, vectors, iter_texts(kept))
+            except BaseException:
+                part_of(arguments.out).unlink(missing_ok=True)
+                raise
         seconds = time.monotonic() - started
         value = {"path": arguments.out, "vectors": count, "seconds": round(seconds, 3)}
         if out.json:

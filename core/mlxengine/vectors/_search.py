@@ -10,6 +10,7 @@ from attrs import evolve, frozen
 from ..contract.events import Array, Event
 from ..errors import InvalidParameterError
 from ._shared import ProgressReport, check_progress
+from ._vectors import as_matrix
 from .outputs import Hits
 from .requests import SearchRequest
 
@@ -60,6 +61,9 @@ class Search:
         self, queries: Any, corpus: Any, *, top_k: int, similarity: str, progress: ProgressReport | None
     ) -> None:
         check_progress(progress)
+        for side in (queries, corpus):
+            if isinstance(side, list):  # sparse or token vectors: nothing else is one here
+                as_matrix(side)
         self._queries, self._progress = queries, progress
         self._hits: list[Hits] = []
         self._template = SearchRequest(

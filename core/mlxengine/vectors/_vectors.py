@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -169,6 +170,24 @@ class Gathered:
             yield Array(data=data, shape=(self._dimension,), dtype=self._dtype)
 
 
+def as_matrix(side: Any) -> Any:
+    """A side of a comparison as float32 (count, size).
+
+    Raises:
+        InvalidParameterError: it is anything else than one vector a text.
+    """
+    import numpy as np
+
+    with contextlib.suppress(TypeError, ValueError):
+        found = np.atleast_2d(np.asarray(side, dtype=np.float32))
+        if found.ndim == 2:
+            return found
+    raise InvalidParameterError(
+        "This compares one vector a text, all of one length, and got something else.",
+        hint="similarity() compares sparse vectors with sparse ones, and token vectors with token vectors.",
+    )
+
+
 def similarity_of(left: Any, right: Any, function: str) -> Array:
     """Similarity of each row of ``left`` (n, size) with each of ``right`` (m, size): (n, m), float32.
 
@@ -179,7 +198,7 @@ def similarity_of(left: Any, right: Any, function: str) -> Array:
     """
     import numpy as np
 
-    a, b = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (left, right))
+    a, b = as_matrix(left), as_matrix(right)
     if not len(a) or not len(b) or not a.size or not b.size:
         return _host(np.zeros((len(a) if a.size else 0, len(b) if b.size else 0), dtype=np.float32))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
@@ -206,7 +225,7 @@ def pairwise_of(left: Any, right: Any, function: str) -> Array:
     """
     import numpy as np
 
-    a, b = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (left, right))
+    a, b = as_matrix(left), as_matrix(right)
     if a.shape != b.shape and (a.size or b.size):
         raise InvalidParameterError(
             f"Vectors of the shapes {a.shape} and {b.shape} are no pairs.",
@@ -229,4 +248,4 @@ def _host(values: Any) -> Array:
     return Array(data=values.tobytes(), shape=values.shape, dtype=values.dtype.name)
 
 
-__all__ = ["Gathered", "Predictions", "TokenVectors", "Vectors", "pairwise_of", "similarity_of"]
+__all__ = ["Gathered", "Predictions", "TokenVectors", "Vectors", "as_matrix", "pairwise_of", "similarity_of"]

@@ -201,7 +201,7 @@ class EmbeddingHandle(Embedder, ModelHandle):
         """How similar each row of one matrix is to the same row of another, by the model's own function.
 
         Args:
-            left: texts, or vectors (count, dimension).
+            left: texts, or vectors (count, dimension); of a model that makes one vector a text.
             right: as many texts or vectors.
             progress: called with how many texts are done, and of how many.
 

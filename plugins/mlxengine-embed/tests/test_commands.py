@@ -75,6 +75,55 @@ def test_a_sparse_model_prints_its_terms_heaviest_first(
     assert "--out does not write" in capsys.readouterr().err
 
 
+def test_a_mark_of_utf_8_before_the_first_text_is_none_of_it(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for name, encoding in (("a.txt", "utf-8"), ("b.txt", "utf-8-sig"), ("b.jsonl", "utf-8-sig")):
+        line = json.dumps({"text": "w1 é"}) if name.endswith(".jsonl") else "w1 é"
+        (tmp_path / name).write_text(f"{line}\n", encoding)
+        assert main(["embed", "-q", "-m", folder, "--file", str(tmp_path / name)]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1] == found[2]
+
+
+def test_texts_that_are_no_utf_8_are_refused_with_what_to_do(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    latin = Path("latin.txt")
+    latin.write_bytes("w1\ncaf\xe9\n".encode("latin-1"))
+    assert main(["embed", "-q", "-m", folder, "--file", str(latin)]) == 2
+    told = capsys.readouterr().err
+    assert "latin.txt is not UTF-8" in told
+    assert "iconv" in told
+    monkeypatch.setattr("sys.stdin", latin.open(encoding="utf-8"))
+    assert main(["embed", "-q", "-m", folder, "-"]) == 2
+    assert "standard input is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["npy", "jsonl", "parquet"])
+def test_a_file_that_is_not_finished_is_not_left_behind(folder: str, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "w1"}\n{"text": 5}\n')
+    assert (
+        main(["embed", "-q", "-m", folder, "--file", str(path), "--out", str(tmp_path / f"v.{ending}")]) == 2
+    )
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_vectors_do_not_take_the_place_of_their_texts(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "w1"}\n')
+    other = tmp_path / "x" / ".." / "t.jsonl"
+    (tmp_path / "x").mkdir()
+    assert main(["embed", "-q", "-m", folder, "--file", str(path), "--out", str(other)]) == 2
+    assert "would replace" in capsys.readouterr().err
+    assert path.read_text() == '{"text": "w1"}\n'
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

@@ -72,6 +72,28 @@ def test_what_has_no_tokens_is_like_nothing(random_model: Load) -> None:
         model.similarity([query], [Array(data=b"\0" * 12, shape=(1, 3), dtype="float32")])
 
 
+def test_what_is_no_matrix_is_refused_where_one_is_compared(random_model: Load) -> None:
+    late, sparse, dense = (random_model(name) for name in ("bert-colbert", "bert-splade", "bert-mean"))
+    texts = ["w1 w2", "w3"]
+    tokens = late.embed(texts, output="tokens", task="query")  # filled up: all of one length
+    terms = sparse.embed(texts, output="sparse")
+    for model, sides in (
+        (late, (tokens, tokens)),
+        (late, (texts, texts)),
+        (sparse, (terms, terms)),
+        (sparse, (terms[:1], terms)),
+        (dense, (dense.embed(texts), terms)),
+    ):
+        with pytest.raises(InvalidParameterError, match="one vector a text"):
+            model.similarity_pairwise(*sides)
+    for sides in ((tokens, terms), (terms, dense.embed(texts))):
+        with pytest.raises(InvalidParameterError, match="one vector a text"):
+            late.similarity(*sides)
+    for found in (tokens, terms):
+        with pytest.raises(InvalidParameterError, match="one vector a text"):
+            late.semantic_search(found, found)
+
+
 def test_other_vectors_than_its_own_are_refused(random_model: Load) -> None:
     model = random_model("bert-colbert")
     for output in ("pooled", "sparse"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import json
@@ -206,6 +207,18 @@ def test_pictures_are_made_of_prompts(tmp_path: Path) -> None:
     assert all((out / row["picture"]).read_bytes().startswith(b"\x89PNG") for row in found)
 
 
+def test_bytes_that_are_kept_are_those_of_the_input_and_no_pictures(tmp_path: Path) -> None:
+    source = tmp_path / "t.parquet"
+    columns = {"prompt": ["a"], "one": [b"\xff1"], "two": [b"2"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), source)
+    out = tmp_path / "out"
+    keep = ["--keep", "one", "--keep", "two"]
+    assert main(["batch", "-q", str(source), str(out), *MOCK, "mock/diffusion", *keep]) == 0
+    [row] = results(out)
+    assert [base64.b64decode(row[name]) for name in ("one", "two")] == [b"\xff1", b"2"]
+    assert (out / row["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -218,6 +231,10 @@ def test_pictures_are_made_of_prompts(tmp_path: Path) -> None:
         (["t.jsonl", "OUT", *MOCK, "mock/embed", "--keep", "vector"], "of their own"),
         (["t.csv", "OUT", *MOCK, "mock/embed", "--field", "body"], "no column body"),
         (["t.jsonl", "OUT", *MOCK, "mock/embed", "--task", "generate"], "kind 'embed'"),
+        (["t.jsonl", "t.csv", *MOCK, "mock/embed"], "t.csv is there already and no job's"),
+        (["t.jsonl", "t.csv/OUT", *MOCK, "mock/embed"], "t.csv/OUT cannot be made"),
+        (["bare.csv", "OUT", *MOCK, "mock/embed", "--keep", "id"], "bare.csv has no columns"),
+        (["twice.csv", "OUT", *MOCK, "mock/embed"], "2 columns that are called text"),
     ],
 )
 def test_what_cannot_be_a_job_is_said_before_anything_is_written(
@@ -230,6 +247,8 @@ def test_what_cannot_be_a_job_is_said_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     texts(tmp_path / "t.jsonl", 3)
     (tmp_path / "t.csv").write_text("text\na\n")
+    (tmp_path / "bare.csv").write_text("")
+    (tmp_path / "twice.csv").write_text("text,,text,\na,b,c,d\n")
     assert main(["batch", "-q", *words]) in (2, 3)
     assert told in capsys.readouterr().err
     assert not list(tmp_path.glob("OUT/part-*"))

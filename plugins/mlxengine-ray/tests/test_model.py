@@ -12,7 +12,12 @@ import pytest
 from attrs import evolve
 from mlxengine import InferenceEngine
 from mlxengine.cli import main
-from mlxengine.errors import InsufficientMemoryError, InvalidParameterError, ModelNotFoundError
+from mlxengine.errors import (
+    InsufficientMemoryError,
+    InvalidParameterError,
+    ModelClosedError,
+    ModelNotFoundError,
+)
 from mlxengine_ray import BatchModel, Embed, Generate
 from mlxengine_ray._replicas import Wanted, check_memory, check_places
 
@@ -29,6 +34,25 @@ def test_a_table_comes_back_with_the_task_s_columns_and_errors_beside_its_own() 
     errors = found["error"].to_pylist()
     assert (errors[0], errors[2]) == (None, None)
     assert json.loads(errors[1])["type"] == "InvalidParameterError"
+
+
+def test_the_columns_of_an_earlier_run_are_replaced() -> None:
+    table = pyarrow.table({"text": ["a", None]})
+    with BatchModel("mock/embed", Embed(), **MOCK) as model:
+        once = model(table)
+        again = model(once)
+        assert model(once.slice(0, 0)).column_names == again.column_names
+    assert again.column_names == ["text", "vector", "error"]
+    assert again["vector"].equals(once["vector"])
+    assert [row is None for row in again["error"].to_pylist()] == [True, False]
+
+
+def test_a_model_that_is_closed_says_so() -> None:
+    with BatchModel("mock/embed", Embed(), **MOCK) as model:
+        pass
+    with pytest.raises(ModelClosedError):
+        model.rows([{"text": "a"}])
+    model.close()
 
 
 def test_rows_come_back_in_order_whatever_their_number() -> None:

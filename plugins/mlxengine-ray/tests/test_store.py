@@ -110,8 +110,8 @@ def test_errors_are_counted_also_of_earlier_runs(tmp_path: Path) -> None:
 
 def test_another_job_into_the_folder_is_refused_with_what_differs(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with store(out, {"task": "embed", "model": "a"}):
-        pass
+    with store(out, {"task": "embed", "model": "a"}) as held:
+        held.add(some(0))
     with (
         pytest.raises(InvalidParameterError, match="another job: model differ"),
         store(out, {**JOB, "model": "b"}),
@@ -126,6 +126,20 @@ def test_another_job_into_the_folder_is_refused_with_what_differs(tmp_path: Path
     (out / "_manifest.json").write_text("{")
     with pytest.raises(CorruptFileError), store(out):
         pass
+
+
+def test_a_job_that_has_no_row_yet_gives_its_folder_to_another(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with store(out, {**JOB, "model": "mistyped"}) as held:
+        with pytest.raises(InvalidParameterError, match="Another process"), store(out, JOB):
+            pass
+        assert not held.begun
+    with store(out, JOB) as held:
+        held.add(some(0, 1, 2))
+    with pytest.raises(InvalidParameterError, match="another job"), store(out, {**JOB, "model": "mistyped"}):
+        pass
+    with store(out, JOB) as held:
+        assert held.begun
 
 
 def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:

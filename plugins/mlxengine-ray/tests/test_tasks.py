@@ -52,6 +52,9 @@ def test_a_column_that_is_missing_is_named_with_those_that_are_there(embedder: E
     assert isinstance(error, InvalidParameterError)
     assert "'body' is not there" in error.message
     assert "text, id" in error.message
+    [error] = Embed().run(embedder, [{"text": None}])
+    assert isinstance(error, InvalidParameterError)
+    assert "'text' holds nothing" in error.message
 
 
 def test_a_question_is_a_column_a_template_of_columns_or_a_conversation(talker: TextHandle) -> None:
@@ -68,6 +71,13 @@ def test_a_question_is_a_column_a_template_of_columns_or_a_conversation(talker: 
     assert answers(Generate(), {"messages": talk}) == ["2 messages, 0 pictures: hi"]
     assert answers(Generate(prompt="What is it?"), {"image": "a.png"}) == [
         "1 messages, 1 pictures: What is it?"
+    ]
+    mixed = [{"prompt": "why"}, {"body": "it"}, {"messages": talk}, {"prompt": None, "messages": None}]
+    assert answers(Generate(prompt="What is it?"), *mixed) == [
+        "1 messages, 0 pictures: why",
+        "1 messages, 0 pictures: What is it?",
+        "2 messages, 0 pictures: hi",
+        "1 messages, 0 pictures: What is it?",
     ]
     wrong = [{"messages": "hi"}, {"messages": [{"role": "robot", "content": "hi"}]}, {"prompt": 3}]
     assert kinds(Generate().run(talker, wrong)) == ["InvalidParameterError"] * 3
@@ -104,6 +114,19 @@ def test_a_picture_is_a_png_with_its_recipe_and_a_row_s_seed_goes_first(
     path.write_bytes(second["picture"])
     assert read_recipe(path)["prompt"] == "b"
     assert isinstance(third, InvalidParameterError)
+
+
+@pytest.mark.parametrize("seed", [float("inf"), float("nan"), 3.7, True, [1], "1.5"])
+def test_a_seed_that_is_no_whole_number_is_its_row_s_error(painter: ImageHandle, seed: Any) -> None:
+    wrong, sound = Draw().run(painter, [{"prompt": "a", "seed": seed}, {"prompt": "a", "seed": 4.0}])
+    assert isinstance(wrong, InvalidParameterError)
+    assert isinstance(sound, dict)
+    assert sound["seed"] == 4
+
+
+def test_what_a_picture_is_not_to_show_is_a_text(painter: ImageHandle) -> None:
+    rows = [{"prompt": "a", "negative": value} for value in (5, ["b"], "", None, "b")]
+    assert kinds(Draw().run(painter, rows)) == ["InvalidParameterError"] * 2 + ["dict"] * 3
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,14 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
+def part_of(path: Path) -> Path:
+    """Where a file is until it is complete."""
+    return path.with_name(f"{path.name}.part")
+
+
 def _write_npy(path: Path, vectors: Iterator[Array], texts: Iterator[str]) -> int:
     """The .npy format, version 1.0; its header has a fixed size, so that the count can be put in last."""
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     count = 0
     with part.open("wb") as file:
         size, dtype = 0, "float32"
@@ -76,7 +81,7 @@ def _npy_header(file: Any, count: int, size: int, dtype: str) -> None:
 
 
 def _write_jsonl(path: Path, vectors: Iterator[Array], texts: Iterator[str]) -> int:
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     count = 0
     with part.open("w", encoding="utf-8") as file:
         for vector, text in zip(vectors, texts, strict=False):
@@ -89,7 +94,7 @@ def _write_jsonl(path: Path, vectors: Iterator[Array], texts: Iterator[str]) -> 
 
 def _write_parquet(path: Path, vectors: Iterator[Array], texts: Iterator[str]) -> int:
     pyarrow = _pyarrow()
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     count = 0
     writer = None
     while rows := [vector.numpy() for vector in islice(vectors, _ROWS)]:
@@ -109,4 +114,4 @@ def _write_parquet(path: Path, vectors: Iterator[Array], texts: Iterator[str]) -
     return count
 
 
-__all__ = ["Writer", "writer_for"]
+__all__ = ["Writer", "part_of", "writer_for"]

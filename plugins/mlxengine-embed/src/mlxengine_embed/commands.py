@@ -17,7 +17,7 @@ from mlxengine.contract.events import Array
 from mlxengine.errors import InvalidParameterError, ModelNotFoundError
 
 from ._precision import NEEDS_RANGES, PRECISIONS
-from ._writers import writer_for
+from ._writers import part_of, writer_for
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -59,7 +59,11 @@ def embed(arguments: argparse.Namespace, out: Output) -> int:
             if writer is None:
                 _print_vectors(model, vectors, arguments, out)
                 return 0
-            count = writer(arguments.out, vectors, iter_texts(kept))
+            try:
+                count = writer(arguments.out, vectors, iter_texts(kept))
+            except BaseException:
+                part_of(arguments.out).unlink(missing_ok=True)
+                raise
         seconds = time.monotonic() - started
         value = {"path": arguments.out, "vectors": count, "seconds": round(seconds, 3)}
         if out.json:
@@ -123,20 +127,33 @@ def _texts(arguments: argparse.Namespace) -> tuple[Iterable[str], int | None]:
             raise InvalidParameterError("Give texts or --file, not both.")
         if not arguments.file.is_file():
             raise ModelNotFoundError(f"There is no file {arguments.file}.")
+        if arguments.out is not None and arguments.out.exists() and arguments.out.samefile(arguments.file):
+            raise InvalidParameterError(
+                f"The vectors would replace their texts in {arguments.file}.", hint="Give --out another name."
+            )
         with arguments.file.open("rb") as lines:
             total = sum(1 for line in lines if line.strip())
         return _lines_of(arguments.file, arguments.field), total
     if arguments.texts == ["-"] or (not arguments.texts and not sys.stdin.isatty()):
-        return (line.rstrip("\r\n") for line in sys.stdin), None
+        return (line.rstrip("\r\n") for line in _decoded(sys.stdin, "standard input")), None
     if not arguments.texts:
         raise InvalidParameterError("There is no text.", hint='Give one: mlxengine embed "a cat".')
     return list(arguments.texts), len(arguments.texts)
 
 
+def _decoded(lines: Iterable[str], name: str) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise InvalidParameterError(
+            f"{name} is not UTF-8: {error}.", hint="Convert it first: iconv -f latin1 -t utf-8."
+        ) from error
+
+
 def _lines_of(path: Path, name: str) -> Iterator[str]:
     as_json = path.suffix.lower() in (".jsonl", ".ndjson")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(_decoded(lines, str(path)), 1):
             if not line.strip():
                 continue
             if not as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,6 +69,10 @@ class Job:
                 hint="Keep other columns: every row names its source.",
             )
         for name, columns in job._reader().columns().items():
+            if not columns:
+                raise InvalidParameterError(
+                    f"{name} has no columns: it is empty.", hint="Leave it out, or give it a first line."
+                )
             if missing := (task.needs | set(job.keep)) - columns:
                 raise InvalidParameterError(
                     f"{name} has no column {_listed(missing)}; it has {_listed(columns)}.",
@@ -135,10 +140,15 @@ class Job:
             ) from error
 
     def _values(self, row: Row, outcome: Outcome) -> dict[str, Any]:
-        kept = {name: row.values.get(name) for name in self.keep}
+        kept = {name: _kept(row.values.get(name)) for name in self.keep}
         if isinstance(outcome, MLXEngineError):
             return {SOURCE: row.source, ERROR: error_value(outcome), **kept}
         return {SOURCE: row.source, **kept, **outcome}
+
+
+def _kept(value: Any) -> Any:
+    # bytes that a task made are a picture, those of an input anything
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
 def _listed(names: Iterable[str]) -> str:

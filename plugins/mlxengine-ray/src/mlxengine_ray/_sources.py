@@ -145,16 +145,28 @@ class Reader:
         self.total = sum(item.size for item in inputs)
 
     def columns(self) -> dict[str, frozenset[str]]:
-        """The columns of each CSV and Parquet file, which say them before their rows."""
+        """The columns of each CSV and Parquet file, which say them before their rows.
+
+        Raises:
+            InvalidParameterError: two columns have one name that is wanted.
+        """
         found = {}
         for item in self._inputs:
             if item.path.suffix.lower() == ".parquet":
                 with _opened(item) as file:
-                    found[item.name] = frozenset(file.schema_arrow.names)
+                    found[item.name] = self._names(item, file.schema_arrow.names)
             elif item.path.suffix.lower() in (".csv", ".tsv"):
                 with self._text(item) as lines:
-                    found[item.name] = frozenset(_header(_csv_rows(item, lines)))
+                    found[item.name] = self._names(item, _header(_csv_rows(item, lines)))
         return found
+
+    def _names(self, item: Input, names: Sequence[str]) -> frozenset[str]:
+        for name in sorted(self._wanted):
+            if (count := names.count(name)) > 1:
+                raise InvalidParameterError(
+                    f"{item.name} has {count} columns that are called {name}.", hint="Rename all but one."
+                )
+        return frozenset(names)
 
     def __iter__(self) -> Iterator[Row]:
         before = 0

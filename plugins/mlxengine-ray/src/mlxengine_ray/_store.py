@@ -81,21 +81,24 @@ class Store:
 
     def _claim(self) -> None:
         found = self._manifest()
-        if found is None and self._folder.exists():
-            if not self._folder.is_dir() or any(item.name[0] != "." for item in self._folder.iterdir()):
-                raise InvalidParameterError(
-                    f"{self._folder} is there already and no job's.",
-                    hint="Name a folder that is new or empty.",
-                )
-        elif found is not None and found != self._job:
-            differ = ", ".join(key for key in (self._job | found) if self._job.get(key) != found.get(key))
+        if (
+            found is None
+            and self._folder.exists()
+            and (not self._folder.is_dir() or any(item.name[0] != "." for item in self._folder.iterdir()))
+        ):
             raise InvalidParameterError(
-                f"{self._folder} belongs to another job: {differ} differ.",
-                hint="Name another folder, or delete this one to do its job anew.",
+                f"{self._folder} is there already and no job's.", hint="Name a folder that is new or empty."
             )
+        self._refuse_another(found)
         journal = self._folder / _JOURNAL
-        journal.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(journal / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            journal.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(journal / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InvalidParameterError(
+                f"{self._folder} cannot be made or written to: {error.strerror}.",
+                hint="Name a folder that you may write to.",
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -103,13 +106,31 @@ class Store:
             raise InvalidParameterError(
                 f"Another process is writing to {self._folder}.", hint="Wait for it, or end it first."
             ) from error
-        if found is None:
+        try:
+            found = self._manifest()  # as it is now that nobody else writes
+            self._refuse_another(found)
+        except BaseException:
+            self._release()
+            raise
+        if found != self._job:
             replace(self._folder / MANIFEST, json.dumps({"job": self._job}, indent=1).encode())
+
+    def _refuse_another(self, found: Mapping[str, Any] | None) -> None:
+        """Refuse another job's folder, unless that job ended before its first row: a mistyped one, say."""
+        if found is None or found == self._job:
+            return
+        journals = (self._folder / _JOURNAL).glob("*.jsonl")
+        if any(self._folder.glob("part-*")) or any(path.stat().st_size for path in journals):
+            differ = ", ".join(key for key in {**self._job, **found} if self._job.get(key) != found.get(key))
+            raise InvalidParameterError(
+                f"{self._folder} belongs to another job: {differ} differ.",
+                hint="Name another folder, or delete this one to do its job anew.",
+            )
 
     def _manifest(self) -> dict[str, Any] | None:
         try:
             told = json.loads((self._folder / MANIFEST).read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise CorruptFileError(f"{self._folder / MANIFEST} cannot be read: {error}.") from error

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlxengine import InferenceEngine
-from mlxengine.errors import MLXEngineError
+from mlxengine.errors import MLXEngineError, ModelClosedError
 
 from ._outcomes import Outcome, Values
 from ._parts import ERROR, arrow_types, error_value
@@ -43,6 +43,7 @@ class BatchModel:
         offline: bool | None = None,
     ) -> None:
         self._task = task
+        self._closed = False
         self._engine = InferenceEngine(features=features, offline=offline)
         try:
             self._handle = self._engine.load_as(task.handle, model, plugin=plugin)
@@ -55,8 +56,11 @@ class BatchModel:
         """The new columns of each row, or its error, in order.
 
         Raises:
+            ModelClosedError: after ``close``.
             MLXEngineError: what no row is to blame for.
         """
+        if self._closed:
+            raise ModelClosedError("This BatchModel is closed: ask it before that, or make another.")
         size = self._task.unit
         units = [rows[start : start + size] for start in range(0, len(rows), size)]
         return [item for found in self._threads.map(self._unit, units) for item in found]
@@ -75,11 +79,15 @@ class BatchModel:
         ]
 
     def __call__(self, batch: Any) -> Any:
-        """A ``pyarrow.Table`` with the task's columns added, and ``error``, a JSON text or null."""
+        """A ``pyarrow.Table`` with the task's columns added, and ``error``, a JSON text or null.
+
+        Columns of these names, which an earlier run has left, are replaced.
+        """
         import pyarrow
 
         types = arrow_types(self._task.results)
         found = self.rows(batch.to_pylist())
+        batch = batch.drop_columns([name for name in (*types, ERROR) if name in batch.column_names])
         for name, kind in types.items():
             batch = batch.append_column(name, pyarrow.array([row[name] for row in found], kind))
         errors = [None if row[ERROR] is None else json.dumps(row[ERROR]) for row in found]
@@ -87,6 +95,7 @@ class BatchModel:
 
     def close(self) -> None:
         """Free the model."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._engine.close()
 

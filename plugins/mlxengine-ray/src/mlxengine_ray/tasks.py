@@ -158,7 +158,7 @@ class Generate(Task):
         return each(rows, self._messages, lambda asked: [self._answer(handle, item) for item in asked])
 
     def _messages(self, row: Values) -> list[Message]:
-        if row.get("messages") is not None and self.prompt is None:
+        if row.get("messages") is not None and not self._placeholders:
             return _conversation(row["messages"])
         text = self._question(row)
         if row.get(self.picture) is None:
@@ -166,7 +166,7 @@ class Generate(Task):
         return [Message.user([ImagePart(row[self.picture]), TextPart(text)])]
 
     def _question(self, row: Values) -> str:
-        if self.prompt is None:
+        if self.prompt is None or (not self._placeholders and row.get(self.column) is not None):
             return _text(row, self.column)
         return _PLACEHOLDER.sub(lambda match: _text(row, match[1]), self.prompt)
 
@@ -278,7 +278,7 @@ class Draw(Task):
     def _drawn(self, handle: ImageHandle, prompt: str, row: Values) -> dict[str, Any]:
         picture = handle.image(
             prompt,
-            negative=row.get("negative") or self.negative,
+            negative=self.negative if row.get("negative") in (None, "") else _text(row, "negative"),
             size=self.size,
             steps=self.steps,
             guidance=self.guidance,
@@ -300,14 +300,20 @@ def _text(row: Values, column: str) -> str:
     if isinstance(value, str):
         return value
     there = ", ".join(row) or "none"
-    problem = f"holds a {type(value).__name__}, not a text" if value is not None else "is not there"
+    if value is not None:
+        problem = f"holds a {type(value).__name__}, not a text"
+    else:
+        problem = "holds nothing" if column in row else "is not there"
     raise InvalidParameterError(f"The column {column!r} {problem}; the row's columns: {there}.")
 
 
 def _whole(value: Any, column: str) -> int:
     try:
-        return int(value)
-    except (TypeError, ValueError) as error:
+        number = int(value)
+        if isinstance(value, bool) or (not isinstance(value, str) and number != value):
+            raise ValueError(value)
+        return number
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidParameterError(f"The column {column!r} holds no whole number: {value!r}.") from error
 
 

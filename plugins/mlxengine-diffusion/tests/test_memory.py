@@ -110,6 +110,21 @@ def test_a_picture_takes_what_was_estimated_and_a_third_less_with_tiles_and_stag
     assert found["tiles and stages"][1] <= 2 / 3 * found["whole"][1], found
 
 
+@pytest.mark.parametrize(
+    ("flag", "text", "value"), [("diffusion.quantize", "4", 4), ("diffusion.keep_loaded", "off", False)]
+)
+def test_a_flag_in_words_is_reckoned_as_what_it_means(
+    engine: InferenceEngine, tiny_folder: Path, flag: str, text: str, value: object
+) -> None:
+    from mlxengine_diffusion.models import DiffusionConfiguration
+
+    plain, worded, valued = (
+        engine.fit(DiffusionConfiguration(id=str(tiny_folder), features=given), PictureWorkload()).estimate
+        for given in ((), ((flag, text),), ((flag, value),))
+    )
+    assert worded == valued != plain
+
+
 @pytest.fixture
 def budget(engine: InferenceEngine, tiny_folder: Path) -> Callable[..., int]:
     """Bytes that the tiny model takes: ``budget(vae_tiling=…, low_memory=…)``."""

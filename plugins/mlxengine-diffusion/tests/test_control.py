@@ -19,7 +19,7 @@ from mlxengine.errors import (
     ModelNotFoundError,
     UnsupportedArchitectureError,
 )
-from mlxengine_diffusion.backends._work import Guide
+from mlxengine_diffusion.backends._work import Guide, Job
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from test_image_verb import run
@@ -146,6 +146,59 @@ def test_a_request_and_the_verb_name_networks_and_pictures(
     assert np.array_equal(np.array(Image.open(tmp_path / "x.png")), made.numpy())
     again = run("--recipe", "x.png", "--out", "y.png", folder=tmp_path)
     assert (again.returncode, "--control" in again.stderr) == (2, True)
+
+
+def _pixels(place: int) -> np.ndarray[Any, Any]:
+    return np.full((32, 32, 3), place, np.uint8)
+
+
+def test_networks_that_stay_count_as_caches_and_go_when_others_need_the_memory(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    from mlxengine import PictureWorkload
+
+    nets = [g.write_tiny_control(tiny_folder, tmp_path / f"net{place}") for place in range(3)]
+    size = sum(value.nbytes for value in load_file(nets[0] / "diffusion_pytorch_model.safetensors").values())
+    asked: dict[str, Any] = {"size": (32, 32), "steps": 1, "guidance": 1.0, "seed": 1}
+
+    def control(*places: int) -> tuple[ImageControl, ...]:
+        return tuple(ImageControl(source=str(nets[place]), image=_pixels(place)) for place in places)
+
+    with InferenceEngine() as engine:
+        model = engine.load_images(tiny_folder)
+        for places, kept in (((0,), 1), ((1,), 2), ((2,), 2), ((0, 1, 2), 2)):
+            model.image("a red circle", controls=control(*places), **asked)
+            assert engine.memory().models[0].caches == kept * size
+        model.image("a red circle", low_memory=True, controls=control(0), **asked)
+        assert engine.memory().models[0].caches == 0
+        needed = engine.fit(tiny_folder, PictureWorkload(backend=engine.device.backend)).estimate.total
+    with InferenceEngine(memory_budget=needed + size + (1 << 20)) as engine:
+        model = engine.load_images(tiny_folder)
+        for place in (0, 1):
+            model.image("a red circle", controls=control(place), **asked)
+            assert engine.memory().models[0].caches <= size + (1 << 20)
+
+
+def test_the_networks_that_stay_are_those_used_last(
+    load_pipeline: Callable[..., Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    pipeline = load_pipeline(tiny_folder)
+    nets = [g.write_tiny_control(tiny_folder, tmp_path / f"net{place}") for place in range(3)]
+    for place in (0, 1, 0, 2):
+        guide = Guide(path=nets[place], pixels=_pixels(0), strength=1.0, start=0.0, end=1.0)
+        job = Job(
+            prompt="a",
+            negative=None,
+            width=32,
+            height=32,
+            steps=1,
+            guidance=1.0,
+            seed=0,
+            scheduler="euler",
+            controls=(guide,),
+        )
+        assert len(list(pipeline.denoise(job))) > 0
+    assert list(pipeline._control_nets) == [nets[0], nets[2]]
 
 
 def test_other_models_refuse_control(tmp_path: Path, engine: InferenceEngine) -> None:

@@ -42,6 +42,11 @@ def test_a_picture_is_written_with_its_recipe_and_made_again_from_it(
     assert json.loads(again.stdout)["pictures"][0]["recipe"] == told
     first, second = (np.array(Image.open(tmp_path / name)) for name in ("x.png", "y.png"))
     assert np.array_equal(first, second)
+    made = run(*ASK, "--bits", 4, "--model", tiny_folder, "--out", "packed.png", folder=tmp_path)
+    again = run("--recipe", "packed.png", "--out", "again.png", folder=tmp_path)
+    assert (made.returncode, again.returncode) == (0, 0)
+    packed, second = (np.array(Image.open(tmp_path / name)) for name in ("packed.png", "again.png"))
+    assert np.array_equal(packed, second)
     foreign = Image.open(tmp_path / "x.png")
     foreign.save(
         tmp_path / "z.jpg", exif=_web_ui("a red circle\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 3, ")
@@ -54,6 +59,26 @@ def test_a_picture_is_written_with_its_recipe_and_made_again_from_it(
     assert (named.returncode, named.stdout) == (0, "w.png\n")
     several = run(*ASK, "-m", tiny_folder, "-n", 2, "--init", "x.png", "--strength", 0.6, folder=tmp_path)
     assert several.stdout.split() == ["a-red-circle-0.png", "a-red-circle-1.png"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_picture_that_cannot_be_written_is_an_error_with_its_seed(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x.png").symlink_to("/dev/full")
+    done = run(*ASK, "--model", tiny_folder, "--out", "x.png", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    text = " ".join(done.stderr.split())
+    assert "x.png cannot be written: No space left on device. With --seed 1" in text
+
+
+@pytest.mark.parametrize("strength", ["1", "0.5", ".5", "-.5", "1."])
+def test_a_strength_is_written_as_numbers_are(strength: str) -> None:
+    from mlxengine_diffusion.cli import _control
+
+    found = _control(f"net=edges.png@{strength},0,.5")
+    assert (found.image, found.strength, found.end) == ("edges.png", float(strength), 0.5)
+    assert _control(f"net=edges.png@{strength}").strength == float(strength)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 from judge import judge, scenes
-from mlxengine import Finished, ImageHandle, ImagePreview, ImageReady, ImageRequest, InferenceEngine, Progress
+from mlxengine import (
+    Finished,
+    ImageControl,
+    ImageHandle,
+    ImagePreview,
+    ImageReady,
+    ImageRequest,
+    InferenceEngine,
+    Progress,
+)
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 from mlxengine.pictures.handle import read_recipe
 from mlxengine_diffusion._pictures import open_picture
 
+GREY = np.zeros((8, 8, 3), np.uint8)
+EDGES = ImageControl(source="edges", image=GREY)
 RECIPE: dict[str, Any] = {"steps": 12, "guidance": 3.0}
 
 
@@ -262,6 +273,12 @@ def test_sizes_that_do_not_halve_evenly_are_made_as_asked(model: ImageHandle) ->
         ({"negative": "a", "guidance": 1.0}, "no effect at guidance 1"),
         ({"negative": 5}, "negative=5"),
         ({"lora": (("a", 1.0, 2),)}, "lora holds"),
+        ({"lora": 3}, "lora holds several, also where it is one"),
+        ({"controls": EDGES}, "controls holds several, also where it is one"),
+        ({"controls": (ImageControl(source=5, image=GREY),)}, "5 names no ControlNet"),
+        ({"references": GREY}, "references holds several"),
+        ({"textual_inversions": "toy.safetensors"}, "textual_inversions holds several"),
+        ({"low_memory": "yes"}, "low_memory='yes'"),
         ({"init_image": np.zeros((2, 2, 3), np.uint8)}, "less than 4 × 4"),
     ],
     ids=str,
@@ -314,5 +331,5 @@ def test_a_picture_that_swells_or_is_damaged_is_refused() -> None:
             continue
     with pytest.raises(UnsupportedInputError, match="pixels"):
         open_picture(Image.new("1", (10_000, 10_000)))
-    with pytest.raises(UnsupportedInputError, match="cannot be read"):
+    with pytest.raises(UnsupportedInputError, match="cannot be read: cannot identify image file"):
         open_picture(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")

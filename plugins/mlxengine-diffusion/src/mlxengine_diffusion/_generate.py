@@ -182,8 +182,7 @@ def _picture(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> 
 
 
 def _references(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> tuple[Pixels, ...]:
-    if not isinstance(request.references, tuple | list):
-        _refuse("references holds pictures, also where it is one.", "Write references=(picture,).")
+    _several("references", request.references, "picture")
     if not request.references:
         return ()
     context.features.require(IMAGE_TO_IMAGE)
@@ -202,6 +201,7 @@ def _references(pipeline: Pipeline, request: ImageRequest, context: RunContext) 
 def _controls(
     pipeline: Pipeline, request: ImageRequest, size: tuple[int, int], context: RunContext
 ) -> tuple[Guide, ...]:
+    _several("controls", request.controls, "control")
     if not request.controls:
         return ()
     if not pipeline.abilities.controls:
@@ -217,7 +217,7 @@ def _controls(
         _number("end of a control", item.end, item.start, 1)
         found.append(
             Guide(
-                path=_present(item.source, "ControlNet", context),
+                path=_reference("ControlNet", item.source, context),
                 pixels=pixels_of(open_picture(item.image, name="image of a control"), size),
                 strength=float(item.strength),
                 start=float(item.start),
@@ -225,14 +225,6 @@ def _controls(
             )
         )
     return tuple(found)
-
-
-def _present(reference: str | Path, what: str, context: RunContext) -> Path:
-    """A path, or the name of a repository where one can be fetched."""
-    path = Path(reference).expanduser()
-    if context.fetch is None and not path.exists():
-        _refuse(f"The {what} {reference!s} does not exist, and nothing can be fetched here.")
-    return path
 
 
 def _mask(pipeline: Pipeline, request: ImageRequest, size: tuple[int, int]) -> Pixels | None:
@@ -262,6 +254,7 @@ def _chosen(name: str, wanted: str | None, known: tuple[str, ...]) -> str | None
 def _adapters(
     pipeline: Pipeline, request: ImageRequest, context: RunContext
 ) -> tuple[tuple[Path, float], ...]:
+    _several("lora", request.lora, '("adapter", 0.8)')
     if not request.lora:
         return ()
     context.features.require(LORA)
@@ -275,11 +268,12 @@ def _adapters(
             _refuse(f"lora holds (reference, scale) pairs, found {item!r}.")
         reference, scale = item
         _number("lora scale", scale, -100, 100)
-        found.append((_present(reference, "adapter", context), float(scale)))
+        found.append((_reference("adapter", reference, context), float(scale)))
     return tuple(found)
 
 
 def _taught(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> tuple[Path, ...]:
+    _several("textual_inversions", request.textual_inversions, '"words.safetensors"')
     if request.textual_inversions and not pipeline.abilities.textual_inversion:
         raise FeatureUnavailableError(
             f"The back end of this model ({pipeline.info.get('library')}) takes no textual inversions."
@@ -300,6 +294,8 @@ def _reference(what: str, value: Any, context: RunContext) -> Path:
 
 
 def _low_memory(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> bool:
+    if request.low_memory not in (None, True, False):
+        _refuse(f"low_memory={request.low_memory!r} must be True or False.")
     if request.low_memory is None:
         return pipeline.abilities.low_memory and not context.features.get(KEEP_LOADED)
     if request.low_memory:
@@ -504,6 +500,11 @@ def _check_size(size: Any, step: int, largest: int) -> None:
 def _integer(name: str, value: Any, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         _refuse(f"{name}={value!r} must be an integer from {low} to {high}.")
+
+
+def _several(name: str, value: Any, one: str) -> None:
+    if not isinstance(value, tuple | list):
+        _refuse(f"{name} holds several, also where it is one.", f"Write {name}=({one},).")
 
 
 def _number(name: str, value: Any, low: float, high: float) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from attrs import evolve
-from mlxengine import Feature, LoadContext, Loaded, ModelCard
+from mlxengine import Feature, LoadContext, Loaded, ModelCard, ModelState
 from mlxengine.errors import FeatureUnavailableError, UnsupportedArchitectureError
 
 from ._generate import PictureModel
@@ -73,6 +73,8 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
         ),
         warm=pipeline.warm(),
         close=pipeline.close,
+        state=lambda: ModelState(caches=pipeline.kept),
+        trim=pipeline.trim,
         capabilities=frozenset(name for name, present in able.items() if present),
         info={"backend": choice.name, "why": choice.reason, **pipeline.info},
     )

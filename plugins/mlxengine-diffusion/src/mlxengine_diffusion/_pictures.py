@@ -13,8 +13,8 @@ from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 if TYPE_CHECKING:
     from .backends._work import Pixels
 
-# What PIL decodes itself: others are programs, or are given to one.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+# What PIL decodes itself: others are programs, or are given to one. MPO opens as JPEG.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _MOST_PIXELS = 40_000_000
 _MOST_SEEN = 1024 * 1024
 _HINT = "Give a path, the bytes of a picture file, a PIL image, or an array (height, width, 3) of uint8."

@@ -25,7 +25,7 @@ from .sd.scheduler_classes import samplers
 from .sd.scheduler_config import PLACEMENTS
 
 _log = logging.getLogger("mlxengine.diffusion")
-_NUMBER = r"-?\d+(?:\.\d+)?"
+_NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)"
 _CONTROL = re.compile(
     rf"(?P<source>[^=]+)=(?P<image>.+?)(?:@(?P<strength>{_NUMBER})(?:,(?P<start>{_NUMBER}),(?P<end>{_NUMBER}))?)?"
 )
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     target = _target(options, request)
     for feature, chosen in (
         (BACKEND, options.backend),
-        (QUANTIZE, options.bits),
+        (QUANTIZE, options.bits or recipe.get("bits")),
         (VAE, options.vae or recipe.get("vae")),
     ):
         if chosen is not None:
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
             line(event)
             if isinstance(event, ImageReady):
                 picture = Picture(pixels=event.pixels, recipe=event.recipe)
-                made.append((picture, picture.save(_numbered(target, event.index, request.n))))
+                made.append((picture, _saved(picture, _numbered(target, event.index, request.n))))
     out.emit(_paths(made), lambda: _show(made, out))
     return 0
 
@@ -238,6 +238,16 @@ def _target(options: argparse.Namespace, request: ImageRequest) -> Path:
     if not os.access(target.parent, os.W_OK) or target.is_dir():
         raise InvalidParameterError(f"{target} cannot be written.", hint="Name a file in an existing folder.")
     return target
+
+
+def _saved(picture: Picture, target: Path) -> Path:
+    try:
+        return picture.save(target)
+    except OSError as error:
+        raise InvalidParameterError(
+            f"{target} cannot be written: {error.strerror or error}.",
+            hint=f"With --seed {picture.recipe['seed']} the same picture is made again.",
+        ) from error
 
 
 def _numbered(target: Path, index: int, count: int) -> Path:

@@ -128,6 +128,13 @@ class Flow:
     def warm(self) -> Iterator[None]:
         yield from self.parts.warm()
 
+    @property
+    def kept(self) -> int:
+        return 0
+
+    def trim(self, most: int) -> None:
+        pass
+
     def close(self) -> None:
         self.parts.drop_idle()
 

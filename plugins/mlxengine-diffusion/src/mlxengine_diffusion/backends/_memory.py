@@ -75,7 +75,7 @@ def peak(stages: Sequence[Stage], *, staged: bool) -> tuple[int, int]:
 
 def flag(card: ModelCard, feature: Any) -> Any:
     """The value that the card's configuration has for a flag, else its default."""
-    return dict(card.configuration.features).get(feature.name, feature.default)
+    return feature.coerce(dict(card.configuration.features).get(feature.name, feature.default))
 
 
 def tiles_asked(card: ModelCard) -> bool:

@@ -188,6 +188,15 @@ class Pipeline(Protocol):
         """Evaluate the weights a slice at a time."""
         ...
 
+    @property
+    def kept(self) -> int:
+        """Bytes kept beside the weights for pictures to come; asked on any thread."""
+        ...
+
+    def trim(self, most: int) -> None:
+        """Let go of those until at most so many are kept."""
+        ...
+
     def close(self) -> None:
         """Free everything."""
         ...

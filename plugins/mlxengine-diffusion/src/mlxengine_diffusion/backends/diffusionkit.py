@@ -152,6 +152,13 @@ class DiffusionKitPipeline:
         names = ("mmdit", "decoder", "encoder", "clip_l", "clip_g", "t5_encoder")
         yield from warm(getattr(kit, name) for name in names if hasattr(kit, name))
 
+    @property
+    def kept(self) -> int:
+        return 0
+
+    def trim(self, most: int) -> None:
+        pass
+
     def close(self) -> None:
         self._kit = None
 

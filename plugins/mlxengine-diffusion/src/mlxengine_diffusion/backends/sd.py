@@ -187,7 +187,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
     }
     if other is not None:
         info["vae"] = other
-    return StableDiffusion(parts, tokenizers, traits, abilities, info)
+    return StableDiffusion(parts, tokenizers, traits, abilities, info, context.cache_room)
 
 
 def _few_steps(card: ModelCard, settings: NoiseSettings) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlxengine.errors import IncompatibleWeightsError, ModelNotFoundError, UnsupportedArchitectureError
 
 from . import ops
@@ -55,6 +56,11 @@ class ControlNet(Encoder):
         self.controlnet_down_blocks = [nn.Conv2d(width, width, 1) for width in self.skip_widths]
         self.controlnet_mid_block = nn.Conv2d(shape.channels[-1], shape.channels[-1], 1)
         self.scale = 2 ** (len(widths) - 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights, read or not."""
+        return sum(array.nbytes for _, array in tree_flatten(self.parameters()))
 
     def __call__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ class StableDiffusion:
         traits: Traits,
         abilities: Abilities,
         info: dict[str, Any],
+        room: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.abilities = abilities
         self.info = info
@@ -90,15 +91,26 @@ class StableDiffusion:
         self.traits = traits
         self._tokenizers = dict(tokenizers)
         self._remembered: OrderedDict[object, Conditioning] = OrderedDict()
-        self._control_nets: dict[Path, ControlNet] = {}
+        self._control_nets: OrderedDict[Path, ControlNet] = OrderedDict()
+        self._room = room
+        self._kept = 0
 
     def warm(self) -> Iterator[None]:
         yield from self.parts.warm()
 
     def close(self) -> None:
         self._remembered.clear()
-        self._control_nets.clear()
+        self.trim(0)
         self.parts.drop_idle()
+
+    @property
+    def kept(self) -> int:
+        return self._kept
+
+    def trim(self, most: int) -> None:
+        """Let the ControlNets go that were used the longest ago."""
+        while self._control_nets and self._kept > most:
+            self._kept -= self._control_nets.popitem(last=False)[1].nbytes
 
     def read_prompt(self, job: Job) -> PromptReport:
         lexicon = self._lexicon(job)
@@ -108,6 +120,7 @@ class StableDiffusion:
     def denoise(self, job: Job, noise: Noise | None = None) -> Generator[Step | None, None, None]:
         noise = noise or Noise(job.seed, job.n)
         if job.low_memory:
+            self.trim(0)
             self.parts.drop_idle()
         sampler = scheduler(job.scheduler, self.traits.settings, job.steps, job.sigmas)
         adapters = read_all(job.lora, (*self._tokenizers, DENOISER))
@@ -269,12 +282,21 @@ class StableDiffusion:
             network = self._control_nets.get(guide.path)
             if network is None:
                 network = load_control(guide.path, unet, self.traits.latent_scale, self.traits.dtype)
-            if not job.low_memory:
-                self._control_nets[guide.path] = network
+                if not job.low_memory:
+                    self._keep(guide.path, network)
+            else:
+                self._control_nets.move_to_end(guide.path)
             found.append((guide, network, mx.array(guide.pixels)[None].astype(mx.float32) / 255))
-        while len(self._control_nets) > max(_KEPT_CONTROLS, len(job.controls)):
-            del self._control_nets[next(iter(self._control_nets))]
         return found
+
+    def _keep(self, path: Path, network: ControlNet) -> None:
+        """Keep a ControlNet for pictures to come, where there is memory for it."""
+        while len(self._control_nets) >= _KEPT_CONTROLS:
+            self._kept -= self._control_nets.popitem(last=False)[1].nbytes
+        room = self._room()
+        if room is None or network.nbytes <= room:
+            self._control_nets[path] = network
+            self._kept += network.nbytes
 
     def _controlled(
         self, guides: list[tuple[Guide, Any, mx.array]], known: Any, index: int, count: int

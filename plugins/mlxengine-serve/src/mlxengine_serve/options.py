@@ -95,9 +95,8 @@ def keys_of(path: Path | None, environment: Mapping[str, str] = os.environ) -> t
             raise InvalidParameterError(f"The keys cannot be read: {error}.") from error
         others = stat.S_IRGRP | stat.S_IROTH
         if str(path.parent) == environment.get(CREDENTIALS_VARIABLE):
-            others = (
-                stat.S_IROTH
-            )  # systemd lets the service's user read by an ACL, whose mask shows as the group
+            # systemd lets the service's user read by an ACL, whose mask shows as the group's rights
+            others = stat.S_IROTH
         if os.name == "posix" and mode & others:
             raise InvalidParameterError(f"Others than its owner may read {path}.", hint=f"chmod 600 {path}")
     keys = read_keys(lines)

@@ -52,7 +52,7 @@ from mlxengine.errors import (
 )
 
 CORE = Path(mlxengine.__file__).parent
-ROOMS = ("text", "vectors", "pictures")
+ROOMS = ("text", "vectors", "pictures", "integrations")  # a framework's vectors are one kind's business
 NAMES = re.compile(r"(?<![\w-])(llm|vlm|embed|diffusion)(?!\w)")
 
 

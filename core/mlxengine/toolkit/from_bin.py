@@ -39,13 +39,13 @@ class Converted:
         path: the folder.
         files: one for each pickle.
         tensors: how many.
-        bytes: of all weights.
+        nbytes: of all weights.
     """
 
     path: Path
     files: tuple[ConvertedFile, ...]
     tensors: int
-    bytes: int
+    nbytes: int
 
 
 def convert_bin(source: Path, target: Path) -> Converted:
@@ -103,7 +103,7 @@ def convert_bin(source: Path, target: Path) -> Converted:
         made.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Converted(path=target, files=tuple(files), tensors=tensors, bytes=size)
+    return Converted(path=target, files=tuple(files), tensors=tensors, nbytes=size)
 
 
 def _copy_documents(source: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from embed_checkpoints import word_texts
 from embed_texts import mixed_texts
 from mlxengine import EmbeddingHandle, InferenceEngine
 from mlxengine.errors import ConfigurationError, InvalidParameterError, UnsupportedInputError
@@ -108,10 +109,9 @@ def test_the_facades_prompts_are_sentence_transformers(
     random_model: Load, references: Mapping[str, Any]
 ) -> None:
     facade = SentenceTransformer(random_model("bert-dense"))
-    from test_parity import WORDS
-
-    assert np.abs(facade.encode_query(WORDS) - references["bert-dense/query"]).max() < 1e-4
-    assert np.abs(facade.encode(WORDS) - references["bert-dense"]).max() < 1e-4
+    words = word_texts()
+    assert np.abs(facade.encode_query(words) - references["bert-dense/query"]).max() < 1e-4
+    assert np.abs(facade.encode(words) - references["bert-dense"]).max() < 1e-4
     own = SentenceTransformer(facade.handle, prompts={"passage": "w3 "}, default_prompt_name="passage")
     assert np.abs(own.encode("w1") - facade.encode("w1", prompt="w3 ")).max() < 1e-6
 

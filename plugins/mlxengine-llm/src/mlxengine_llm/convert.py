@@ -325,7 +325,7 @@ def _run_from_bin(options: argparse.Namespace, out: Output) -> int:
     made = convert_bin(source, options.target)
 
     def text() -> None:
-        out.line(f"{made.path}: {made.tensors} tensors, {made.bytes / 1e6:.1f} MB")
+        out.line(f"{made.path}: {made.tensors} tensors, {made.nbytes / 1e6:.1f} MB")
         for item in made.files:
             out.line(f"{item.sha256}  {item.file} (from {item.source})")
 

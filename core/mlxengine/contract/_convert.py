@@ -26,9 +26,11 @@ def text(value: str) -> str:
     return value
 
 
-def optional_text(value: str | None) -> str | None:
-    """The same, or ``None``."""
-    return None if value is None else text(value)
+def optional_text(_instance: object, attribute: Any, value: object) -> None:
+    """A validator: ``None``, or a text as `text` takes it."""
+    if value is not None and not isinstance(value, str):
+        raise InvalidParameterError(f"{attribute.name}={value!r:.60} must be a text.")
+    _check(value)
 
 
 def document(value: T) -> T:

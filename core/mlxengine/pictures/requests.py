@@ -66,7 +66,7 @@ class ImageRequest(Request):
     """
 
     prompt: str = field(converter=text)
-    negative: str | None = field(default=None, converter=optional_text)
+    negative: str | None = field(default=None, validator=optional_text)
     size: tuple[int, int] | None = None
     steps: int | None = None
     guidance: float | None = None

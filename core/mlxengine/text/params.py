@@ -127,8 +127,8 @@ class GenerateParams:
     grammar: Grammar | None = field(default=None, validator=_grammar)
     thinking: bool | None = field(default=None, validator=flag)
     thinking_budget: int | None = field(default=None, validator=number(0, integer=True))
-    reasoning_effort: str | None = field(default=None, converter=optional_text)
-    adapter: str | None = field(default=None, converter=optional_text)
+    reasoning_effort: str | None = field(default=None, validator=optional_text)
+    adapter: str | None = field(default=None, validator=optional_text)
     n: int = field(default=1, validator=number(1, 128, integer=True))
 
     @property

@@ -60,10 +60,10 @@ class TextRequest(Request):
     """
 
     messages: tuple[Message, ...] = field(default=(), converter=as_messages)
-    prompt: str | None = field(default=None, converter=optional_text)
+    prompt: str | None = field(default=None, validator=optional_text)
     prompt_tokens: tuple[int, ...] | None = field(default=None, converter=_optional_tuple)
     params: GenerateParams = field(factory=GenerateParams)
-    instructions: str | None = field(default=None, converter=optional_text)
+    instructions: str | None = field(default=None, validator=optional_text)
     tools: tuple[Any, ...] = field(default=(), converter=anything)
     tool_choice: ToolChoice | str = field(default="auto", validator=_tool_choice)
     parallel_tool_calls: bool | None = field(default=None, validator=flag)
@@ -99,7 +99,9 @@ class TextRequest(Request):
 
 
 def _one_or_more(value: str | Iterable[str] | None) -> str | tuple[str, ...] | None:
-    return optional_text(value) if value is None or isinstance(value, str) else texts(value)
+    if value is None:
+        return None
+    return text(value) if isinstance(value, str) else texts(value)
 
 
 def _ids(value: Iterable[Any] | None) -> Tokens | None:
@@ -139,7 +141,7 @@ class ScoreRequest(Request):
     context: str | tuple[str, ...] | None = field(default=None, converter=_one_or_more)
     rolling: bool = field(default=False, validator=flag)
     top_logprobs: int = field(default=0, validator=number(0, 20, integer=True))
-    adapter: str | None = field(default=None, converter=optional_text)
+    adapter: str | None = field(default=None, validator=optional_text)
 
     def __attrs_post_init__(self) -> None:
         if (self.text is None) == (self.tokens is None):

@@ -61,7 +61,7 @@ class Transcript:
     """
 
     model: str
-    instructions: str | None = field(default=None, converter=optional_text)
+    instructions: str | None = field(default=None, validator=optional_text)
     params: GenerateParams = field(factory=GenerateParams)
     chat_template_kwargs: Mapping[str, Any] = field(factory=dict)
     messages: tuple[Message, ...] = ()

@@ -146,7 +146,7 @@ def _decoded(lines: Iterable[str], name: str) -> Iterator[str]:
         yield from lines
     except UnicodeDecodeError as error:
         raise InvalidParameterError(
-            f"{name} is not UTF-8: {error}.", hint="Convert it first: iconv -f latin1 -t utf-8."
+            f"{name} is not UTF-8: {error}.", hint="Convert it first, for example with iconv."
         ) from error
 
 

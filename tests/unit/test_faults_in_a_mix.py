@@ -151,8 +151,9 @@ def through_a_long_step(plugin: Steps, mix: Any, seconds: float) -> None:
     noticed = time.monotonic() - steps[0]
     health = engine.health()
     assert noticed < 1
-    assert health.state == "degraded"
-    assert "steps has been running" in health.reason
+    # Whether it is taken for hung depends on how many steps came before, which tell what is usual.
+    assert health.state == ("unhealthy" if health.hung else "degraded")
+    assert "a step of steps has" in health.reason
     for reader in (*others, faulty):
         reader.thread.join(60)
         assert reader.whole
@@ -162,7 +163,7 @@ def through_a_long_step(plugin: Steps, mix: Any, seconds: float) -> None:
     assert engine.health().ok
 
 
-def test_through_a_long_step_health_is_degraded_within_a_second_and_all_eight_go_on(plugin, mix):
+def test_through_a_long_step_health_says_so_within_a_second_and_all_eight_go_on(plugin, mix):
     through_a_long_step(plugin, mix, 1.5)
 
 

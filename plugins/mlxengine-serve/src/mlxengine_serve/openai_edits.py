@@ -11,7 +11,7 @@ from ._asking import data_url
 from ._fields import Fields, Table, callers, honoured, refused
 from ._pictures import transparent
 from ._refusals import Refusal
-from .openai_images import BEYOND, PictureStream, parameters, whole
+from .openai_images import BEYOND, SHARED, PictureStream, by_name, parameters, whole
 
 KINDS = {
     **dict.fromkeys(("n", "steps", "seed", "partial_images", "output_compression", "frame_count"), int),
@@ -26,27 +26,15 @@ TABLE = Table(
     (
         honoured("image", "One picture: a file of the form, or a data: URL."),
         honoured("prompt"),
-        refused("background", "Pictures are opaque.", "auto", "opaque"),
-        refused("complexity", "Say steps."),
-        refused("frame_count", "One picture has one frame.", 1),
-        refused("frame_duration_ms", "Pictures do not move."),
-        refused("input_fidelity", "Say strength: how far to leave the picture, 0 to 1."),
-        refused("markup", "Say it in the prompt, or with a mask."),
-        honoured("mask", "Transparent where the picture is made anew; without transparency, light there."),
-        honoured("model", "A served model's name or alias; left out, it is the first one."),
-        honoured("n"),
-        refused("output_compression", "PNG loses nothing.", 100),
-        refused("output_format", "Pictures are PNG files.", "png"),
-        honoured(
-            "partial_images", "So many previews of a stream, where steps says how many steps there are."
+        *by_name(
+            *SHARED,
+            refused("input_fidelity", "Say strength: how far to leave the picture, 0 to 1."),
+            refused("markup", "Say it in the prompt, or with a mask."),
+            honoured(
+                "mask", "Transparent where the picture is made anew; without transparency, light there."
+            ),
+            honoured("size", "WIDTHxHEIGHT; auto is that of the picture."),
         ),
-        refused("quality", "Say steps.", "auto", "standard"),
-        refused("response_format", "Pictures come in base64.", "b64_json"),
-        callers("safety_identifier", "Nothing is sent anywhere."),
-        honoured("size", "WIDTHxHEIGHT; auto is that of the picture."),
-        honoured("stream"),
-        refused("svg", "Pictures are made of pixels."),
-        callers("user", "Nothing is sent anywhere."),
     ),
     (
         honoured("images", 'In JSON: [{"image_url": "data:…"}], one of them.'),

@@ -13,7 +13,7 @@ from mlxengine.contract.kinds import pixels
 from ._answers import Asked, Dialect
 from ._asking import seed_of
 from ._chat_stream import COMMENT
-from ._fields import Fields, Table, callers, honoured, refused
+from ._fields import Field, Fields, Table, callers, honoured, refused
 from ._png import png
 from ._refusals import Refusal, encoded, openai_form
 
@@ -28,33 +28,44 @@ BEYOND = (
 )
 """Parameters that OpenAI's own pictures lack."""
 
+SHARED = (
+    refused("background", "Pictures are opaque.", "auto", "opaque"),
+    refused("complexity", "Say steps."),
+    refused("frame_count", "One picture has one frame.", 1),
+    refused("frame_duration_ms", "Pictures do not move."),
+    honoured("model", "A served model's name or alias; left out, it is the first one."),
+    honoured("n"),
+    refused("output_compression", "PNG loses nothing.", 100),
+    refused("output_format", "Pictures are PNG files.", "png"),
+    honoured("partial_images", "So many previews of a stream, where steps says how many steps there are."),
+    refused("quality", "Say steps.", "auto", "standard"),
+    refused("response_format", "Pictures come in base64.", "b64_json"),
+    callers("safety_identifier", "Nothing is sent anywhere."),
+    honoured("stream"),
+    refused("svg", "Pictures are made of pixels."),
+    callers("user", "Nothing is sent anywhere."),
+)
+"""What pictures and edits of them have in common."""
+
+
+def by_name(*fields: Field) -> tuple[Field, ...]:
+    """Fields as OpenAI lists those that may be left out."""
+    return tuple(sorted(fields, key=lambda item: item.name))
+
+
 TABLE = Table(
     "OpenAI images",
     "/v1/images/generations",
     (
         honoured("prompt"),
-        refused("background", "Pictures are opaque.", "auto", "opaque"),
-        refused("complexity", "Say steps."),
-        refused("effort", "Say steps."),
-        refused("frame_count", "One picture has one frame.", 1),
-        refused("frame_duration_ms", "Pictures do not move."),
-        honoured("model", "A served model's name or alias; left out, it is the first one."),
-        callers("moderation", "Nothing is moderated."),
-        honoured("n"),
-        refused("output_compression", "PNG loses nothing.", 100),
-        refused("output_format", "Pictures are PNG files.", "png"),
-        honoured(
-            "partial_images", "So many previews of a stream, where steps says how many steps there are."
+        *by_name(
+            *SHARED,
+            refused("effort", "Say steps."),
+            callers("moderation", "Nothing is moderated."),
+            refused("reasoning", "Nobody thinks about a picture."),
+            honoured("size", "WIDTHxHEIGHT, or auto, which is the model's own."),
+            refused("style", "Say it in the prompt."),
         ),
-        refused("quality", "Say steps.", "auto", "standard"),
-        refused("reasoning", "Nobody thinks about a picture."),
-        refused("response_format", "Pictures come in base64.", "b64_json"),
-        callers("safety_identifier", "Nothing is sent anywhere."),
-        honoured("size", "WIDTHxHEIGHT, or auto, which is the model's own."),
-        honoured("stream"),
-        refused("style", "Say it in the prompt."),
-        refused("svg", "Pictures are made of pixels."),
-        callers("user", "Nothing is sent anywhere."),
     ),
     BEYOND,
 )
@@ -215,4 +226,4 @@ def _frame(kind: str, picture: Array, **fields: Any) -> bytes:
 
 DIALECT = Dialect(TABLE, read)
 
-__all__ = ["BEYOND", "DIALECT", "TABLE", "PictureStream", "parameters", "read", "whole"]
+__all__ = ["BEYOND", "DIALECT", "SHARED", "TABLE", "PictureStream", "by_name", "parameters", "read", "whole"]

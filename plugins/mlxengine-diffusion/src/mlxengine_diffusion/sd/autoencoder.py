@@ -42,9 +42,7 @@ def decoded(vae: Any, latents: mx.array, *, tiled: bool) -> Generator[None, None
     """The picture of latents (1, height, width, channels): (height, width, 3), about -1 to 1."""
 
     def run(part: mx.array) -> Generator[None, None, mx.array]:
-        for features in _decoding(vae, part):  # noqa: B007 - the last ones are the picture
-            yield None
-        return features
+        return _last(_decoding(vae, part))
 
     tile, scale = vae.tile, vae.pixels_per_latent
     made = yield from (tiles.walk(run, latents, tile, tile * scale) if tiled else run(latents))
@@ -55,12 +53,17 @@ def encoded(vae: Any, pixels: mx.array, *, tiled: bool) -> Generator[None, None,
     """The latents of a picture (1, height, width, 3) from -1 to 1: the mean of their distribution."""
 
     def run(part: mx.array) -> Generator[None, None, mx.array]:
-        for features in _encoding(vae, part):  # noqa: B007 - the last ones are the latents
-            yield None
-        return features
+        return _last(_encoding(vae, part))
 
     tile, scale = vae.tile, vae.pixels_per_latent
     return (yield from (tiles.walk(run, pixels, tile * scale, tile) if tiled else run(pixels)))
+
+
+def _last(steps: Generator[mx.array, None, None]) -> Generator[None, None, mx.array]:
+    """A turn for each step; what the last one made."""
+    for features in steps:  # noqa: B007
+        yield None
+    return features
 
 
 def _decoding(vae: Any, latents: mx.array) -> Generator[mx.array, None, None]:

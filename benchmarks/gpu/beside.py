@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from mlxengine import (
 )
 
 from benchmarks.embeddings.gpu import write_bert
-from benchmarks.pictures.gpu import SHAPES, write_repository
+from benchmarks.pictures.gpu import small
+from benchmarks.pictures.repositories import MODELS, write, write_random
 from benchmarks.sides import TINY, Report, checkpoint, parser, prompts
 
 TEXT = "the quick brown fox jumps over a lazy dog and runs into the wood where it sleeps until night "
@@ -61,12 +63,10 @@ class Work:
         sd.mkdir()
         write_bert(bert, *((2, 128) if options.tiny else (12, 768)))
         self.embed = _loaded(lambda: engine.load_embeddings(bert))
-        shape = next(iter(SHAPES.values()))
         dtype = "float32" if options.tiny else "float16"
-        if options.tiny:
-            shape = {"latents": 8, "unet": {**shape["unet"], "block_out_channels": [32, 32, 32, 32]}}
-        write_repository(sd, shape, dtype)
-        self.side = 8 * int(shape["latents"])
+        model = small(MODELS["sd-1.5"]) if options.tiny else MODELS["sd-1.5"]
+        write(model, sd, 1.0, partial(write_random, dtype=dtype))
+        self.side = 64 if options.tiny else 512
         self.picture = _loaded(lambda: engine.load_images(sd, features={"diffusion.dtype": dtype}))
 
     def jobs(self, number: int) -> dict[str, Callable[[], list[float]]]:

@@ -18,10 +18,9 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.pictures.gpu import SHAPES
+from benchmarks.pictures.repositories import SD15, SDXL
 
 POOLED = 1280  # width of SDXL's pooled prompt
-SD15, SDXL = (SHAPES[name]["unet"] for name in ("sd-1.5 512x512", "sdxl 1024x1024"))
 SDXL_HALF = {**SDXL, "block_out_channels": [160, 320, 640], "cross_attention_dim": 1024}
 CASES: dict[str, dict[str, Any]] = {
     # the trained tiny model's UNet at its 64 x 64 pixels

@@ -1,12 +1,14 @@
-"""Seconds a denoising step at the shapes of Stable Diffusion 1.5 and XL, with random weights, on a GPU.
+"""Seconds a denoising step in real shapes on a GPU: ours beside diffusers on torch, by turns.
 
-    python -m benchmarks.pictures.gpu [--steps 20] [--dtype float16] [--compile on] [--out figures.json]
+    python scripts/uninstalled.py -m benchmarks.pictures.gpu [--only sd-1.5 sdxl flux2-klein flux]
 
-Needs mlx with its CUDA (or Metal) back end; no network and no checkpoint. Ours is the engine and the plugin
-as they are: a repository with random weights is written, loaded and asked for pictures, and the time between
-two `Progress` events is a step (prompt and negative prompt, a batch of two, and one step of the sampler).
-``--compile`` is the flag ``diffusion.compile``. The same UNets run on torch where torch and diffusers are
-installed; where they are not, the output says so.
+Ours is the engine and the plugin as they are, with ``diffusion.compile`` as it is by itself and on: the time
+between the `Progress` events of a picture. Theirs is diffusers' network and sampler in the loop of its
+pipeline, as they are and by ``torch.compile`` (with channels last). Each side is a process of its own; they
+hold the GPU together and take turns (ABBA), a turn being one picture's steps. Everything is run before it is
+timed, and what is not ready when its share of ``--seconds`` is over is left out with a word, as is what needs
+a library that is not there: torch, diffusers; for FLUX.2 klein mlx-vlm, for FLUX.1 mflux. FLUX has that
+``--share`` of its layers. ``--tiny`` tries it on small networks; a CPU will do.
 """
 
 from __future__ import annotations
@@ -14,249 +16,359 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shutil
+import queue
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-TOKENIZER = ROOT / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
-sys.path[:0] = [str(ROOT / "core"), str(ROOT / "plugins" / "mlxengine-diffusion" / "src")]
+from benchmarks.pictures.repositories import MODELS, Model, write, write_random
 
-COMMON: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "norm_num_groups": 32, "layers_per_block": 2}
-SHAPES: dict[str, dict[str, Any]] = {
-    "sd-1.5 512x512": {
-        "latents": 64,
-        "unet": {
-            **COMMON,
-            "sample_size": 64,
-            "block_out_channels": [320, 640, 1280, 1280],
-            "attention_head_dim": 8,
-            "cross_attention_dim": 768,
-            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-        },
-    },
-    "sdxl 1024x1024": {
-        "latents": 128,
-        "unet": {
-            **COMMON,
-            "sample_size": 128,
-            "block_out_channels": [320, 640, 1280],
-            "attention_head_dim": [5, 10, 20],
-            "transformer_layers_per_block": [1, 2, 10],
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-    },
-}
-VAE: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 4,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
-}
-TEXT: dict[str, Any] = {
-    "vocab_size": 594,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 16,
-    "max_position_embeddings": 77,
-    "bos_token_id": 592,
-    "eos_token_id": 593,
-}
+CASES = {"sd-1.5": 512, "sdxl": 1024, "flux2-klein": 1024, "flux": 1024}
+SIDES = ("ours", "ours compiled", "diffusers", "diffusers compiled")
+WORDS = 512  # that FLUX's transformer reads beside the picture
+GUIDANCE = 7.5
+_MARK = "@ "  # before what a worker says; libraries print as well
 
 
-def timed(step: Callable[[], None], steps: int) -> dict[str, float]:
-    """Median and spread over the steps, after three that warm up (kernels are made at first use)."""
-    for _ in range(3):
-        step()
-    seconds = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return spread(seconds)
-
-
-def spread(seconds: list[float]) -> dict[str, float]:
-    ordered = sorted(seconds)
-    return {
-        "median": statistics.median(seconds),
-        "fastest": ordered[0],
-        "p90": ordered[int(0.9 * (len(ordered) - 1))],
+def small(model: Model) -> Model:
+    """The model with little in it."""
+    library, pipeline, parts = model
+    less: dict[str, Any] = {
+        "block_out_channels": [32] * len(parts["vae"]["block_out_channels"]),
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "d_model": 64,
+        "d_ff": 64,
     }
-
-
-def write_repository(folder: Path, shape: dict[str, Any], dtype_name: str) -> None:
-    """A repository in diffusers' layout with random weights, and text encoders of two layers."""
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlxengine_diffusion.sd import weights
-    from mlxengine_diffusion.sd.autoencoder import build_vae
-    from mlxengine_diffusion.sd.clip import build_clip
-    from mlxengine_diffusion.sd.unet import build_unet
-
-    xl = "addition_embed_type" in shape["unet"]
-    configs: dict[str, dict[str, Any]] = {"unet": shape["unet"], "vae": {**VAE, "force_upcast": True}}
-    index: dict[str, Any] = {
-        "_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    made = {
+        part: {key: less.get(key, value) if part != "unet" else value for key, value in config.items()}
+        for part, config in parts.items()
     }
-    for number, width in enumerate((768, 1280) if xl else (768,)):
-        end = f"_{number + 1}" if number else ""
-        configs[f"text_encoder{end}"] = {**TEXT, "hidden_size": width, "projection_dim": width}
-        index[f"text_encoder{end}"] = [
-            "transformers",
-            "CLIPTextModelWithProjection" if number else "CLIPTextModel",
+    if "unet" in made:
+        count = len(made["unet"]["block_out_channels"])
+        made["unet"] |= {"block_out_channels": [32] * count, "attention_head_dim": 4}
+        wide = sum(64 for part in parts if part.startswith("text_encoder"))
+        made["unet"] |= {"cross_attention_dim": wide, "sample_size": 8}
+        if "text_encoder_2" in parts:
+            made["unet"] |= {"transformer_layers_per_block": 1}
+    else:
+        text = made["text_encoder"]
+        widths = {"flux": 64, "flux2-klein": 3 * 64}
+        made["transformer"]["joint_attention_dim"] = widths[
+            "flux" if "text_encoder_2" in made else "flux2-klein"
         ]
-        index[f"tokenizer{end}"] = ["transformers", "CLIPTokenizer"]
-        shutil.copytree(TOKENIZER, folder / f"tokenizer{end}")
-    for part, config in configs.items():
-        if part == "unet":
-            made: Any = build_unet(config)
-        elif part == "vae":
-            made = build_vae(config)
-        else:
-            made = build_clip(config, projection=part == "text_encoder_2")
-        kind = "text_encoder" if part.startswith("text_encoder") else part
-        halves: dict[str, list[Any]] = {}
-        for path, value in tree_flatten(made.parameters()):
-            value = value.astype(getattr(mx, dtype_name))
-            halves.setdefault(weights.origin(kind, path).name, []).append(
-                value.transpose(0, 3, 1, 2) if value.ndim == 4 else value
-            )
-        (folder / part).mkdir()
-        (folder / part / "config.json").write_text(json.dumps(config))
-        stem = "model" if kind == "text_encoder" else "diffusion_pytorch_model"
-        tensors = {name: mx.concatenate(items) for name, items in halves.items()}
-        mx.save_safetensors(str(folder / part / f"{stem}.safetensors"), tensors)
-    (folder / "scheduler").mkdir()
-    noise = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear"}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(noise))
-    (folder / "model_index.json").write_text(json.dumps(index))
-    mx.clear_cache()
+        text["num_key_value_heads"] = 2
+    return library, pipeline, made
 
 
-def ours(folder: Path, shape: dict[str, Any], flags: dict[str, object], steps: int) -> dict[str, Any]:
+class Side:
+    """A process that makes the steps of a picture for every line that it is sent."""
+
+    def __init__(self, side: str, arguments: list[str]) -> None:
+        command = [sys.executable, "-m", "benchmarks.pictures.gpu", "--worker", side, *arguments]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(_MARK):
+                self._lines.put(line.removeprefix(_MARK))
+        self._lines.put("")
+
+    def answer(self, until: float) -> dict[str, Any]:
+        """What it says next; ``failed`` if it ends before, or says nothing until then."""
+        try:
+            line = self._lines.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return {"failed": "out of time"}
+        return json.loads(line) if line else {"failed": f"ended with {self._process.wait()}"}
+
+    def turn(self, until: float) -> dict[str, Any]:
+        """One picture's steps."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self.answer(until)
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+
+
+def say(**facts: Any) -> None:
+    print(_MARK + json.dumps(facts), flush=True)
+
+
+def ours(folder: Path, side: int, options: argparse.Namespace) -> None:
     """The engine with the plugin, asked for pictures: nothing is done for it here."""
-    import mlx.core as mx
-    from mlxengine import ImageReady, ImageRequest, InferenceEngine, Progress
-
-    side = 8 * shape["latents"]
-    with (
-        InferenceEngine() as engine,
-        engine.load_images(folder, features=flags) as model,
-    ):
-        moments: list[float] = []
-        decoding: list[float] = []
-        request = ImageRequest(prompt="a red circle", size=(side, side), guidance=7.5, steps=steps, seed=1)
-        figures: dict[str, Any] = {"compiled": model.info["compiled"]}
-        for number in range(4):
-            # The first picture also traces, compiles kernels and reads the prompt.
-            mx.reset_peak_memory()
-            moments = [time.perf_counter()]
-            for event in model.stream(request):
-                if isinstance(event, Progress | ImageReady):
-                    moments.append(time.perf_counter())
-            if number == 0:
-                figures["first_picture_seconds"] = moments[-1] - moments[0]
-                figures["first_step_seconds"] = moments[1] - moments[0]
-            else:
-                decoding.append(moments[-1] - moments[-2])
-        between = [later - earlier for earlier, later in itertools.pairwise(moments[1:-1])]
-        figures["seconds_per_step"] = spread(between)
-        figures["decoding_seconds"] = statistics.median(decoding)
-        figures["peak_gib"] = mx.get_peak_memory() / 2**30
-    return figures
-
-
-def torchs(shape: dict[str, Any], dtype_name: str, steps: int) -> dict[str, Any]:
-    try:
-        import torch
-        from diffusers import UNet2DConditionModel
-    except ImportError as error:
-        return {"not_compared": f"{error.name} is not installed on this machine"}
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    dtype = getattr(torch, dtype_name)
-    with torch.no_grad():
-        unet = UNet2DConditionModel(**shape["unet"]).to(device, dtype).eval()
-        side = shape["latents"]
-        context = torch.randn(2, 77, shape["unet"]["cross_attention_dim"], device=device, dtype=dtype)
-        latents = torch.randn(2, 4, side, side, device=device, dtype=dtype)
-        added = None
-        if "addition_embed_type" in shape["unet"]:
-            added = {
-                "text_embeds": torch.randn(2, 1280, device=device, dtype=dtype),
-                "time_ids": torch.full((2, 6), 1024.0, device=device, dtype=dtype),
-            }
-
-        def step() -> None:
-            output = unet(latents, 500, context, added_cond_kwargs=added).sample
-            without, with_prompt = output.chunk(2)
-            (without + 7.5 * (with_prompt - without)).sum().item()
-
-        return {"device": device, "torch": torch.__version__, "seconds_per_step": timed(step, steps)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
-    parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"))
-    parser.add_argument("--only", help="a part of a shape's name")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    scratch = tempfile.TemporaryDirectory(prefix="mlxengine-benchmark-")
     from mlxengine.toolkit import blas
 
     blas.load()  # before mlx is imported: on a CPU its products are slow without
     import mlx.core as mx
+    from mlxengine import ImageRequest, InferenceEngine, Progress
 
-    figures: dict[str, Any] = {
-        "mlx": getattr(mx, "__version__", "?"),
-        "device": str(mx.default_device()),
-        "dtype": options.dtype,
-        "steps": options.steps,
-        "shapes": {},
-    }
-    for name, shape in SHAPES.items():
-        if options.only and options.only not in name:
-            continue
-        found = figures["shapes"][name] = {}
-        folder = Path(scratch.name) / name.replace(" ", "-")
-        folder.mkdir()
-        write_repository(folder, shape, options.dtype)
-        flags = {"diffusion.dtype": options.dtype, "diffusion.compile": options.compile}
-        for label, run in (
-            (
-                "ours",
-                lambda shape=shape, folder=folder, flags=flags: ours(folder, shape, flags, options.steps),
-            ),
-            ("diffusers on torch", lambda shape=shape: torchs(shape, options.dtype, options.steps)),
-        ):
-            mx.clear_cache()
-            try:
-                found[label] = run()
-            except Exception as error:  # one figure that fails must not cost the others
-                found[label] = {"failed": f"{type(error).__name__}: {error}"}
+    sd = (folder / "unet").is_dir()
+    flags: dict[str, object] = {"diffusion.dtype": options.dtype} if sd else {}
+    if options.worker == "ours compiled":
+        flags["diffusion.compile"] = "on"
+    pipeline = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    # one evaluation a step for FLUX: the first version is told its guidance, klein needs none
+    guidance = {"guidance": GUIDANCE} if sd else {"guidance": 1.0} if pipeline.startswith("Flux2") else {}
+    with InferenceEngine() as engine, engine.load_images(folder, features=flags) as model:
+        request = ImageRequest(
+            prompt="a red circle", size=(side, side), steps=options.steps + 1, seed=1, **guidance
+        )
+
+        def turn() -> list[float]:
+            return [time.perf_counter() for event in model.stream(request) if isinstance(event, Progress)]
+
+        began = time.perf_counter()
+        first = turn()
+        turn()
+        say(
+            first_step_seconds=first[0] - began,
+            first_picture_seconds=first[-1] - began,
+            compiled=model.info.get("compiled"),
+            mlx=mx.__version__,
+            device=str(mx.default_device()),
+            peak_gib=mx.get_peak_memory() / 2**30,
+        )
+        for _ in sys.stdin:
+            # from one step's end to the next, so that reading the prompt and decoding are left out
+            moments = turn()
+            say(
+                seconds=(moments[-1] - moments[0]) / options.steps,
+                fastest=min(later - earlier for earlier, later in itertools.pairwise(moments)),
+            )
+
+
+def network_of(folder: Path, kind: Any) -> tuple[Any, dict[str, Any]]:
+    """diffusers' network of a repository's configuration, with weights of its own."""
+    import diffusers
+
+    (part,) = (name for name in ("unet", "transformer") if (folder / name).is_dir())
+    config = json.loads((folder / part / "config.json").read_text())
+    index = json.loads((folder / "model_index.json").read_text())
+    names = {"FluxPipeline": "FluxTransformer2DModel", "Flux2KleinPipeline": "Flux2Transformer2DModel"}
+    named = getattr(diffusers, names.get(index["_class_name"], "UNet2DConditionModel"))
+    made = named(**config)
+    return made.to(kind).eval(), config
+
+
+def theirs(folder: Path, side: int, options: argparse.Namespace) -> None:
+    """diffusers' network and sampler, in the loop of its pipeline."""
+    import diffusers
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sd = (folder / "unet").is_dir()
+    kind = getattr(torch, options.dtype if sd else "float32" if device == "cpu" else "bfloat16")
+    torch.set_grad_enabled(False)
+    with torch.device(device):
+        network, config = network_of(folder, kind)
+        step = (sd_step if sd else flux_step)(network, config, side, kind)
+        if options.worker == "diffusers compiled":
+            if sd:
+                network.to(memory_format=torch.channels_last)
+            network.compile(mode=options.torch_mode)
+
+        def turn() -> float:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            step(options.steps)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return (time.perf_counter() - began) / options.steps
+
+        began = time.perf_counter()
+        turn()
+        first = time.perf_counter() - began
+        turn()
+        say(
+            first_picture_seconds=first,
+            torch=torch.__version__,
+            diffusers=diffusers.__version__,
+            device=device,
+            peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
+        )
+        for _ in sys.stdin:
+            say(seconds=turn())
+
+
+def sd_step(unet: Any, config: dict[str, Any], side: int, kind: Any) -> Callable[[int], None]:
+    """Stable Diffusion's steps: prompt and negative prompt as a batch of two."""
+    import torch
+    from diffusers import EulerDiscreteScheduler
+
+    context = torch.randn(2, 77, config["cross_attention_dim"], dtype=kind)
+    added = None
+    if "addition_embed_type" in config:
+        width = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        added = {
+            "text_embeds": torch.randn(2, width, dtype=kind),
+            "time_ids": torch.full((2, 6), float(side), dtype=kind),
+        }
+    noise = torch.randn(1, 4, side // 8, side // 8, dtype=kind)
+
+    def steps(count: int) -> None:
+        sampler = EulerDiscreteScheduler(beta_schedule="scaled_linear")
+        sampler.set_timesteps(count, device=noise.device)
+        latents = noise * sampler.init_noise_sigma
+        for moment in sampler.timesteps:
+            shown = sampler.scale_model_input(torch.cat([latents] * 2), moment)
+            found = unet(shown, moment, context, added_cond_kwargs=added, return_dict=False)[0]
+            without, with_prompt = found.chunk(2)
+            found = without + GUIDANCE * (with_prompt - without)
+            latents = sampler.step(found, moment, latents, return_dict=False)[0]
+
+    return steps
+
+
+def flux_step(network: Any, config: dict[str, Any], side: int, kind: Any) -> Callable[[int], None]:
+    """FLUX's steps: one evaluation each."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    places, width = (side // 16) ** 2, len(config["axes_dims_rope"])
+    told = torch.randn(1, WORDS, config["joint_attention_dim"], dtype=kind)
+    first = "pooled_projection_dim" in config
+    more: dict[str, Any] = {}
+    if first:
+        more["pooled_projections"] = torch.randn(1, config["pooled_projection_dim"], dtype=kind)
+    more["guidance"] = torch.full([1], 3.5) if config["guidance_embeds"] else None
+    rows, columns = (torch.arange(side // 16) for _ in range(2))
+    grid = torch.zeros(side // 16, side // 16, width)
+    grid[..., 1] += rows[:, None]
+    grid[..., 2] += columns[None]
+    words = torch.zeros(WORDS, width)
+    if not first:
+        words[:, 3] = torch.arange(WORDS)
+    noise = torch.randn(1, places, config["in_channels"], dtype=kind)
+
+    def steps(count: int) -> None:
+        sampler = FlowMatchEulerDiscreteScheduler()
+        sampler.set_timesteps(count, device=noise.device)
+        latents = noise
+        for moment in sampler.timesteps:
+            found = network(
+                hidden_states=latents,
+                encoder_hidden_states=told,
+                timestep=moment.expand(1).to(kind) / 1000,
+                img_ids=grid.reshape(places, width),
+                txt_ids=words,
+                return_dict=False,
+                **more,
+            )[0]
+            latents = sampler.step(found, moment, latents, return_dict=False)[0]
+
+    return steps
+
+
+def compare(name: str, side: int, options: argparse.Namespace, end: float) -> dict[str, Any]:
+    """All sides of one shape, until then."""
+    model, share = MODELS[name], 1.0
+    if options.tiny:
+        model = small(model)
+    elif "unet" not in model[2]:
+        share = options.share
+    on_cpu = options.tiny or options.dtype == "float32"
+    dtype = options.dtype if "unet" in model[2] else "float32" if on_cpu else "bfloat16"
+    found: dict[str, Any] = {"side": side, "share": share}
+    with tempfile.TemporaryDirectory(prefix="mlxengine-benchmark-") as scratch, ExitStack() as stack:
+        write(model, Path(scratch), share, partial(write_random, dtype=dtype))
+        arguments = [f"--folder={scratch}", f"--side={side}", f"--steps={options.steps}"]
+        arguments += [f"--dtype={options.dtype}", f"--torch-mode={options.torch_mode}"]
+        running: dict[str, Side] = {}
+        for label in options.sides:
+            if label == "ours compiled" and "unet" not in model[2]:
+                continue
+            running[label] = Side(label, arguments)
+            stack.callback(running[label].close)
+        begun = time.monotonic()
+        for label, process in list(running.items()):
+            found[label] = process.answer(begun + 0.7 * (end - begun))
+            if "failed" in found[label]:
+                process.close()
+                del running[label]
             print(f"{name}: {label}: {json.dumps(found[label])}", flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+        rounds: dict[str, list[float]] = {label: [] for label in running}
+        longest = 0.0
+        for number in range(options.rounds):
+            began = time.monotonic()
+            if running.keys() != rounds.keys() or (number > 1 and began + longest > end):
+                break
+            for label in list(running)[:: 1 if number % 2 else -1]:
+                answer = running[label].turn(end + 60)
+                if "failed" in answer:
+                    found[label] |= answer
+                    running.pop(label).close()
+                    break
+                rounds[label].append(answer["seconds"])
+            longest = max(longest, time.monotonic() - began)
+    for label, seconds in rounds.items():
+        if seconds:
+            found[label] |= {"seconds_per_step": statistics.median(seconds), "each": seconds}
+    for mine, other in itertools.product(*([s for s in rounds if s.startswith(k)] for k in ("ours", "diff"))):
+        ratios = sorted(a / b for a, b in zip(rounds[mine], rounds[other], strict=False))
+        if ratios:
+            found[f"{mine} / {other}"] = {
+                "ratio": statistics.median(ratios),
+                "spread": [ratios[0], ratios[-1]],
+                "rounds": len(ratios),
+            }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--sides", nargs="*", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--steps", type=int, default=20, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=540.0, help="stop after about so many")
+    parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
+    parser.add_argument("--share", type=float, default=0.4, help="of FLUX's layers")
+    parser.add_argument("--torch-mode", default="default", help="of torch.compile")
+    parser.add_argument("--tiny", action="store_true", help="small networks: does it work?")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        (ours if options.worker.startswith("ours") else theirs)(options.folder, options.side, options)
+        return
+    if options.tiny:
+        options.steps, options.dtype = min(options.steps, 3), "float32"
+    began = time.monotonic()
+    figures: dict[str, Any] = {"dtype": options.dtype, "steps": options.steps, "shapes": {}}
+    for number, name in enumerate(options.only):
+        left = options.seconds - (time.monotonic() - began)
+        side = 64 if options.tiny else CASES[name]
+        try:
+            found = compare(name, side, options, time.monotonic() + left / (len(options.only) - number))
+        except ImportError as error:
+            found = {"left_out": str(error)}
+        figures["shapes"][name] = found
+        print(f"{name}: {json.dumps(found)}", flush=True)
+        if options.output:
+            options.output.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def _packed(file: Path) -> set[str]:
     """The names of the tensors of eight bits: mlx reads them as bytes."""
     with file.open("rb") as source:
         header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
-    return {name for name, item in header.items() if item.get("dtype") == DTYPE}
+    header.pop("__metadata__", None)  # which mlx writes as null where there is none
+    return {name for name, item in header.items() if item["dtype"] == DTYPE}
 
 
 __all__ = ["DTYPE", "widened"]

@@ -227,8 +227,9 @@ def sd_step(unet: Any, config: dict[str, Any], side: int, kind: Any) -> Callable
     noise = torch.randn(1, 4, side // 8, side // 8, dtype=kind)
 
     def steps(count: int) -> None:
-        sampler = EulerDiscreteScheduler(beta_schedule="scaled_linear")
-        sampler.set_timesteps(count, device=noise.device)
+        with torch.device("cpu"):  # it computes with numpy
+            sampler = EulerDiscreteScheduler(beta_schedule="scaled_linear")
+            sampler.set_timesteps(count, device=noise.device)
         latents = noise * sampler.init_noise_sigma
         for moment in sampler.timesteps:
             shown = sampler.scale_model_input(torch.cat([latents] * 2), moment)
@@ -262,8 +263,9 @@ def flux_step(network: Any, config: dict[str, Any], side: int, kind: Any) -> Cal
     noise = torch.randn(1, places, config["in_channels"], dtype=kind)
 
     def steps(count: int) -> None:
-        sampler = FlowMatchEulerDiscreteScheduler()
-        sampler.set_timesteps(count, device=noise.device)
+        with torch.device("cpu"):  # it computes with numpy
+            sampler = FlowMatchEulerDiscreteScheduler()
+            sampler.set_timesteps(count, device=noise.device)
         latents = noise
         for moment in sampler.timesteps:
             found = network(

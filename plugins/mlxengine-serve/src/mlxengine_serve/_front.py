@@ -149,8 +149,8 @@ class Front:
                 return
             except Gone:
                 member.left("its process is gone")
-            except httpx2.TransportError as error:
-                raise lost() from error
+            except httpx2.TransportError:
+                raise lost() from None
             finally:
                 member.open -= 1
 

@@ -14,10 +14,13 @@ from ._counts import Counts
 from ._http import parsed
 
 _CONNECT_SECONDS = 5.0
+# A process that ends takes a while for it, and connections are made meanwhile that nobody accepts. Linux
+# resets them, and those of which it had not read all; where all was read, there is an end and no reset.
+_UNREAD = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ReadError, httpx2.WriteError)
 
 
 class Gone(Exception):
-    """Nobody listens at a member's socket."""
+    """Nobody listens at a member's socket any more, or a request was not read to its end."""
 
 
 @define(eq=False)
@@ -70,7 +73,7 @@ class Member:
         """Ask it; the answer's head is there, its body comes by ``stream``.
 
         Raises:
-            Gone: nobody is there; nothing was sent.
+            Gone: the request has not reached it as a whole.
             httpx2.TransportError: it went away before its answer began.
         """
         if self._transport is None:
@@ -84,7 +87,7 @@ class Member:
         )
         try:
             answer = await self._transport.handle_async_request(request)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        except _UNREAD as error:
             raise Gone from error
         try:
             yield answer

@@ -33,9 +33,9 @@ def listening_elsewhere() -> list[str]:
     return [name for name, files in cluster().items() if files & open_to_others]
 
 
-def wait_for_the_end() -> None:
+def wait_for_the_end(seconds: float = 30) -> None:
     """Whether no process of such a cluster is left, soon."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + seconds
     while cluster():
         assert time.monotonic() < deadline, list(cluster())
         time.sleep(0.2)

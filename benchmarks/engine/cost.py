@@ -177,7 +177,7 @@ def table(machine: Machine, days: float, restart: float) -> str:
         for ranks in (2, 4):
             rows.append((f"{ranks} ranks; {network.name}", evolve(alone, ranks=ranks, network=network)))
     lines = [
-        "| | answers a second | per machine | ms a token, one stream | capacity lost, s a day | streams cut |",
+        "| | answers a second | per machine | ms a token, one stream | capacity lost, s a day | cut then |",
         "|-|-|-|-|-|-|",
     ]
     for name, group in rows:
@@ -196,9 +196,7 @@ def table(machine: Machine, days: float, restart: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="llama-8B", choices=sorted(BIG))
-    parser.add_argument(
-        "--streams", type=Path, default=MEASURED, help="figures of benchmarks.gpu.streams"
-    )
+    parser.add_argument("--streams", type=Path, default=MEASURED, help="figures of benchmarks.gpu.streams")
     parser.add_argument("--days", type=float, default=30.0, help="between two failures of one machine")
     parser.add_argument("--restart", type=float, default=60.0, help="seconds until one serves again")
     what = parser.add_mutually_exclusive_group()

@@ -65,9 +65,7 @@ def replicas(
     with cluster(places, None, "serve") as ray:
         folder = Path(tempfile.mkdtemp(prefix="mlxengine-"))  # nobody else may enter it
         try:
-            kind = ray.remote(num_cpus=1, num_gpus=int(places.gpu), max_restarts=-1, max_task_retries=0)(
-                Behind
-            )
+            kind = ray.remote(num_cpus=1, num_gpus=int(places.gpu), max_restarts=-1)(Behind)
             actors = [_actor(ray, kind.remote(options, folder, engine)) for _ in range(count)]
             yield lambda failed: _application(actors, options, failed)
         finally:
@@ -150,6 +148,9 @@ async def tend(actor: Actor, member: Member, options: ServerOptions, failed: Fai
                 failed(error)
             _end(actor, member, f"it cannot be started: {error}")
             await asyncio.sleep(_AGAIN_SECONDS)
+        except Exception as error:  # whatever it is, the next look may tell more
+            log.exception("replica %d", member.number)
+            member.trouble = f"it was not understood: {error}"
         finally:
             look.cancel()
         await asyncio.sleep(_LOOK_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 
 import httpx2
 from attrs import define, field
@@ -90,7 +90,7 @@ class Front:
             return
         scope["mlxengine_serve.route"] = path if path in DIALECTS else "other"
         body = await read_body(scope, receive, self.options)
-        with self._admission.admitted(caller):
+        with self._admission.admitted(caller) if scope["method"] == "POST" else nullcontext():
             await until_gone(receive, self._pass(scope, body, caller, send))
 
     # -- what is asked of all ----------------------------------------------------------------------------

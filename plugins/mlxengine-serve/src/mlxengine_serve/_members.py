@@ -36,12 +36,15 @@ class Member:
     trouble: str | None = "it is being started"
     open: int = 0
     starts: int = 0
+    _path: str | None = field(default=None, init=False)
     _transport: httpx2.AsyncHTTPTransport | None = field(default=None, init=False)
 
     def arrived(self, figures: Figures) -> None:
         """It has told how it is."""
-        if self.figures is None or figures.path != self.figures.path:
+        if figures.path != self._path:
+            self._path, self._transport = figures.path, None
             self.starts += 1
+        if self._transport is None:
             # a connection for each request: one that was kept could be to a process that is gone
             limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
             self._transport = httpx2.AsyncHTTPTransport(uds=figures.path, limits=limits)

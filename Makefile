@@ -70,9 +70,10 @@ test-integrations:  ## the frameworks' own tests against our adapters, in an env
 test-mflux:      ## the mflux back end against diffusers, in an environment of its own
 	$(PYTHON) plugins/mlxengine-diffusion/tests/extras/run.py mflux --venv $(VENV)-mflux
 
-test-ray:        ## jobs over replicas with a real Ray, in an environment of its own
-	$(PYTHON) scripts/setup_env.py --venv $(VENV)-ray --heavy data
-	$(VENV)-ray/bin/python -m pytest -q plugins/mlxengine-ray/tests/replicas/check_replicas.py
+test-ray:        ## jobs and servers over replicas with a real Ray, in an environment of its own
+	$(PYTHON) scripts/setup_env.py --venv $(VENV)-ray --heavy data serve
+	$(VENV)-ray/bin/python -m pytest -q plugins/mlxengine-ray/tests/replicas/check_replicas.py \
+		plugins/mlxengine-ray/tests/replicas/check_serving.py
 
 docs: $(STAMP)   ## build the documentation; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site

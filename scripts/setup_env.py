@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# extras that a development machine can do without: back ends, Ray ("data"), frameworks that we are used from
-HEAVY = {"diffusionkit", "mflux", "cuda12", "cuda13", "data"}
+# extras that a development machine can do without: back ends, Ray ("data", "serve"), frameworks that use us
+HEAVY = {"diffusionkit", "mflux", "cuda12", "cuda13", "data", "serve"}
 HEAVY |= {"langchain", "llama-index", "chroma", "lancedb", "mteb"}
 OURS = "mlxengine"  # the first word of every first-party distribution's name
 BUILD = ("hatchling>=1.27", "editables>=0.5", "pip>=24")

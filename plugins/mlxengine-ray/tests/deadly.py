@@ -33,16 +33,17 @@ from mlxengine import (
 SECONDS = 0.02  # for each text
 
 
-def install(folder: Path) -> dict[str, str]:
-    """Make a model at ``folder/model``, and what a process's environment needs to find this plugin."""
-    info = folder / "site" / "deadly-1.0.dist-info"
+def install(folder: Path, name: str = "deadly") -> dict[str, str]:
+    """Make a model at ``folder/model``, and what a process's environment needs to find its plugin, a module
+    beside this one."""
+    info = folder / "site" / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mlxengine]\ndeadly = deadly\n")
-    (folder / "site" / "deadly.py").write_text(Path(__file__).read_text())
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[mlxengine]\n{name} = {name}\n")
+    (folder / "site" / f"{name}.py").write_text((Path(__file__).parent / f"{name}.py").read_text())
     model = folder / "model"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": "deadly"}))
+    (model / "config.json").write_text(json.dumps({"model_type": name}))
     return {**os.environ, "PYTHONPATH": str(folder / "site")}
 
 

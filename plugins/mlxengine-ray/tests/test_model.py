@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow
 import pytest
 from attrs import evolve
-from mlxengine import InferenceEngine
 from mlxengine.cli import main
 from mlxengine.errors import (
     InsufficientMemoryError,
@@ -19,7 +18,7 @@ from mlxengine.errors import (
     ModelNotFoundError,
 )
 from mlxengine_ray import BatchModel, Embed, Generate
-from mlxengine_ray._replicas import Wanted, check_memory, check_places
+from mlxengine_ray._cluster import Places
 
 MOCK: dict[str, Any] = {"features": {"core.mock": True}}
 
@@ -67,26 +66,18 @@ def test_a_model_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
         BatchModel(tmp_path / "nothing", Embed(), offline=True)
 
 
-@pytest.fixture(scope="module")
-def wanted() -> Wanted:
-    with InferenceEngine(backend="mock") as engine:
-        needs = engine.fit("mock/embed")
-    return Wanted(
-        model="mock/embed", task=Embed(), plugin=None, features={}, offline=None, needs=needs, gpu=False
-    )
-
-
-def test_replicas_for_which_there_is_no_room_are_refused_with_what_there_is(wanted: Wanted) -> None:
-    check_places(wanted, 2, cpus=2, gpus=0)
+def test_replicas_for_which_there_is_no_room_are_refused_with_what_there_is() -> None:
+    two = Places(count=2, needed=3 << 30, budget=8 << 30, gpu=False)
+    three, on_gpus = evolve(two, count=3), evolve(two, gpu=True)
+    two.check(cpus=2, gpus=0)
     with pytest.raises(InvalidParameterError, match="3 replicas need 3 logical CPUs, and there are 2"):
-        check_places(wanted, 3, cpus=2, gpus=0)
+        three.check(cpus=2, gpus=0)
     with pytest.raises(InvalidParameterError, match="2 GPUs, and there are 1"):
-        check_places(evolve(wanted, gpu=True), 2, cpus=8, gpus=1)
-    large = evolve(wanted, needs=evolve(wanted.needs, needed=3 << 30, budget=8 << 30))
-    check_memory(large, 2)
+        on_gpus.check(cpus=8, gpus=1)
+    two.check_memory()
     with pytest.raises(InsufficientMemoryError, match="3 times 3072 MiB, and models may take 8192 MiB"):
-        check_memory(large, 3)
-    check_memory(evolve(large, gpu=True), 3)  # each has the memory of a card of its own
+        three.check_memory()
+    evolve(on_gpus, count=3).check_memory()  # each has the memory of a card of its own
 
 
 @pytest.mark.parametrize(

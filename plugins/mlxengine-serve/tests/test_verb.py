@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from mlxengine.cli import main
 from mlxengine_serve.app import DIALECTS, dialect
 
 IMPORTS = "import sys, mlxengine_serve.plugin; print(*sorted(sys.modules))"
@@ -86,3 +87,11 @@ def test_what_cannot_be_is_said_before_anything_runs(words: tuple[str, ...], tol
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=os.environ)
     assert done.returncode == 2
     assert told in done.stderr
+
+
+def test_replicas_without_the_plugin_that_has_them_are_refused_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlxengine_ray.serving", None)
+    assert main(["serve", "--port", "0", "--replicas", "2"]) == 2
+    assert 'pip install "mlxengine-ray[serve]"' in capsys.readouterr().err

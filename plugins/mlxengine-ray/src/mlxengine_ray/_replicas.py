@@ -7,25 +7,18 @@ that it has finished; so a job asks actors unit by unit, and keeps account itsel
 from __future__ import annotations
 
 import os
-import secrets
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 from attrs import frozen
 from mlxengine.contract.fit import FitReport
-from mlxengine.errors import (
-    FeatureUnavailableError,
-    GenerationError,
-    InsufficientMemoryError,
-    InvalidParameterError,
-    MLXEngineError,
-)
+from mlxengine.errors import GenerationError
 
+from ._cluster import Places, cause, cluster
 from ._lanes import Lane, LaneDied
 from ._outcomes import Outcome
 from ._sources import Row
@@ -33,13 +26,6 @@ from .tasks import Task
 
 _START_SECONDS = 300.0
 _PAUSE = 0.2
-_OF_ONE_MACHINE = {
-    "RAY_AUTH_MODE": "token",
-    # Ray's own switch for "there is no second machine", on by default only on macOS and Windows: with it
-    # every server of Ray listens on loopback, without it on all addresses
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
 
 @frozen(kw_only=True)
@@ -123,7 +109,7 @@ class RayLane:
                     self._ray.get(self._actor.start.remote(), timeout=_START_SECONDS)
                     self._started = True
                 except self._ray.exceptions.RayTaskError as error:
-                    raise _cause(error) from error
+                    raise cause(error) from error
                 except self._ray.exceptions.RayError as error:
                     if time.monotonic() > until or isinstance(error, self._ray.exceptions.ActorDiedError):
                         raise GenerationError(
@@ -137,7 +123,7 @@ class RayLane:
         try:
             found: list[Outcome] = self._ray.get(self._actor.run.remote(rows))
         except self._ray.exceptions.RayTaskError as error:
-            raise _cause(error) from error
+            raise cause(error) from error
         except self._ray.exceptions.RayError as error:
             self._started = False
             raise LaneDied(str(error)) from error
@@ -146,42 +132,6 @@ class RayLane:
     def close(self) -> None:
         """End the threads without waiting for what they do."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _cause(error: Any) -> BaseException:
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, MLXEngineError):
-        return cause
-    return GenerationError(f"A replica failed: {error}.", hint="Report it, with what mlxengine -vv says.")
-
-
-def check_places(wanted: Wanted, count: int, cpus: float, gpus: float) -> None:
-    """Whether there is a logical CPU, and a GPU, for each replica; Ray would wait for it in silence.
-
-    Raises:
-        InvalidParameterError: there are fewer.
-    """
-    for what, there in (("logical CPUs", cpus), *([("GPUs", gpus)] if wanted.gpu else ())):
-        if there < count:
-            raise InvalidParameterError(
-                f"{count} replicas need {count} {what}, and there are {there:g}.",
-                hint=f"Ask for at most {max(1, int(there))} with --replicas.",
-            )
-
-
-def check_memory(wanted: Wanted, count: int) -> None:
-    """Whether so many models fit on this machine together; on GPUs each has the memory of its own.
-
-    Raises:
-        InsufficientMemoryError: they do not.
-    """
-    budget = wanted.needs.budget
-    if not wanted.gpu and budget is not None and wanted.needs.needed * count > budget:
-        raise InsufficientMemoryError(
-            f"{count} replicas need {count} times {wanted.needs.needed >> 20} MiB, "
-            f"and models may take {budget >> 20} MiB here.",
-            hint="Ask for fewer with --replicas; one process serves many rows at once as well.",
-        )
 
 
 @contextmanager
@@ -197,22 +147,10 @@ def replicas(wanted: Wanted, count: int, address: str | None) -> Iterator[Sequen
         FeatureUnavailableError: Ray is not installed.
         MLXEngineError: there is no room for them, or the model cannot be loaded.
     """
-    if address is None:
-        check_places(wanted, count, os.cpu_count() or 1, count)
-        check_memory(wanted, count)
-        os.environ.update(_OF_ONE_MACHINE, RAY_AUTH_TOKEN=secrets.token_hex(32))
-    ray = _ray()
-    with redirect_stdout(sys.stderr):  # Ray prints what died on stdout, which is for results
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+    places = Places(count=count, needed=wanted.needs.needed, budget=wanted.needs.budget, gpu=wanted.gpu)
+    with cluster(places, address, "data") as ray:
         lanes: list[RayLane] = []
         try:
-            found = ray.cluster_resources()
-            check_places(wanted, count, found.get("CPU", 0), found.get("GPU", 0))
             kind = ray.remote(
                 num_cpus=1,
                 num_gpus=1 if wanted.gpu else 0,
@@ -226,19 +164,6 @@ def replicas(wanted: Wanted, count: int, address: str | None) -> Iterator[Sequen
         finally:
             for lane in lanes:
                 lane.close()
-            ray.shutdown()
 
 
-def _ray() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise FeatureUnavailableError(
-            "Several replicas need Ray, which is not installed.",
-            hint='Install "mlxengine-ray[data]", or leave out --replicas: one process does the same.',
-        ) from error
-    return ray
-
-
-__all__ = ["Replica", "Wanted", "check_memory", "check_places", "replicas"]
+__all__ = ["Replica", "Wanted", "replicas"]

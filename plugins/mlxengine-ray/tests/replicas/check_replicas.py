@@ -19,6 +19,7 @@ import ray
 from deadly import install
 from mlxengine import InferenceEngine
 from mlxengine_ray import BatchModel, Embed
+from ray_processes import cluster, listening_elsewhere, wait_for_the_end
 
 REPLICAS = 2
 
@@ -62,32 +63,6 @@ def wait_for(out: Path, count: int, running: subprocess.Popen[str]) -> list[dict
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return found
-
-
-def cluster() -> dict[str, set[str]]:
-    """The processes of clusters that have a token, and the files that each has open (Linux tells it)."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if b"RAY_AUTH_TOKEN=" in (process / "environ").read_bytes():
-                words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                found[f"{process.name} {words}"] = {
-                    str(item.readlink()) for item in (process / "fd").iterdir()
-                }
-    return found
-
-
-def listening_elsewhere() -> list[str]:
-    """Processes of such clusters that listen on more than loopback."""
-    open_to_others = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
-            fields = line.split()
-            local = fields[1].rpartition(":")[0]
-            loopback = local.endswith("0100007F") or local == "00000000000000000000000001000000"
-            if fields[3] == "0A" and not loopback:
-                open_to_others.add(f"socket:[{fields[9]}]")
-    return [name for name, files in cluster().items() if files & open_to_others]
 
 
 def check_whole(found: list[dict[str, Any]], count: int, deadly: tuple[int, ...] = ()) -> None:
@@ -203,10 +178,7 @@ def test_a_cluster_of_a_job_s_own_is_on_loopback_and_lets_nobody_in_without_its_
         assert not gets_in(2 * took, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * len(token))
         running.send_signal(signal.SIGINT)
         assert running.wait(30) == 130
-    deadline = time.monotonic() + 30
-    while cluster():
-        assert time.monotonic() < deadline, list(cluster())
-        time.sleep(0.2)
+    wait_for_the_end()
 
 
 def test_ray_data_maps_batches_over_the_actor_class() -> None:

@@ -20,6 +20,7 @@ from ._refusals import ENDING, Refusal, encoded, form_of, refusal_of
 from .options import LOOPBACK, Key, ServerOptions
 
 OPEN = frozenset({"/", "/health", "/ready"})
+ID = "mlxengine_serve.id"  # of a scope: what a request is called by the front that passed it on
 _GONE = 499
 log = logging.getLogger("mlxengine.serve")
 
@@ -39,7 +40,7 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
             return
-        caller = Caller(id=f"req_{uuid.uuid4().hex}")
+        caller = Caller(id=scope.get(ID) or f"req_{uuid.uuid4().hex}")
         scope[CALLER] = caller
         began = time.perf_counter()
         out = _Sending(send, caller, self._common(scope, caller))
@@ -186,4 +187,4 @@ def _is_address(name: str) -> bool:
     return True
 
 
-__all__ = ["Guard", "host_of"]
+__all__ = ["ID", "Guard", "host_of"]

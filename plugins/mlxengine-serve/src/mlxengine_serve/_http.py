@@ -21,7 +21,7 @@ Headers = dict[str, str]
 
 CALLER = "mlxengine_serve.caller"
 LEFT = "the client left"  # why work was cancelled; without it the server ends
-_LARGE = 256 << 10  # a body from here on is handled beside the event loop
+LARGE = 256 << 10  # a body from here on is handled beside the event loop
 _MOST_NAMED = 20
 _AT_ONCE = 4  # frames after which others have their turn: neither a fast model nor an open socket waits
 
@@ -122,9 +122,9 @@ async def read_json(scope: Scope, receive: Receive, options: ServerOptions) -> d
     if not body:
         return {}
     caller: Caller = scope[CALLER]
-    caller.large = len(body) > _LARGE
+    caller.large = len(body) > LARGE
     try:
-        found = await caller.aside(_parsed, body)
+        found = await caller.aside(parsed, body)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"The body is not JSON: {error}.", code="invalid_json") from None
     if not isinstance(found, dict):
@@ -132,7 +132,12 @@ async def read_json(scope: Scope, receive: Receive, options: ServerOptions) -> d
     return found
 
 
-def _parsed(body: bytes) -> Any:
+def parsed(body: bytes) -> Any:
+    """The value of a text of JSON.
+
+    Raises:
+        ValueError: it is none, or names something twice.
+    """
     return json.loads(body, object_pairs_hook=_named_once, parse_constant=_no_number)
 
 
@@ -258,6 +263,7 @@ class EventWriter:
 
 __all__ = [
     "CALLER",
+    "LARGE",
     "LEFT",
     "ASGIApp",
     "Caller",
@@ -269,6 +275,7 @@ __all__ = [
     "Send",
     "header",
     "ignored",
+    "parsed",
     "raw",
     "read_body",
     "read_json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -86,6 +87,12 @@ class ResponseStream:
             "message": refusal.message,
         }
         return end + self._whole("response.failed")
+
+    def take_over(self, begun: bytes, done: Iterable[bytes], last: bytes) -> None:
+        """Go on behind another writer, by its first frame, those of items that are done, and its last."""
+        self.response = _data(begun)["response"]
+        self.response["output"] = [_data(frame)["item"] for frame in done]
+        self._number = _data(last)["sequence_number"] + 1
 
     # -- items --------------------------------------------------------------------------------------------
 
@@ -199,6 +206,12 @@ class ResponseStream:
         self._number += 1
         data = encoded({"type": kind, "sequence_number": number, **fields})
         return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
+
+
+def _data(frame: bytes) -> dict[str, Any]:
+    [line] = (line for line in frame.splitlines() if line.startswith(b"data: "))
+    found: dict[str, Any] = json.loads(line[6:])
+    return found
 
 
 def _logprobs(entries: Iterable[TokenLogprob]) -> list[dict[str, Any]]:

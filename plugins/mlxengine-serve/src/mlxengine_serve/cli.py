@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import ipaddress
 import math
+import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlxengine.cli.verbs import Output, positive
 from mlxengine.contract.features import parse_flags
-from mlxengine.errors import InvalidParameterError
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError
 
 from .options import LOOPBACK, ServedModel, ServerOptions, keys_of
 
 if TYPE_CHECKING:
     import socket
 
+Failed = Callable[[BaseException], None]
 INTERRUPTED = 130
 _MEGABYTE = 1 << 20
 _MOST_FILES = 8192
@@ -125,6 +129,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="let a stream whose connection was lost go on for so long; a client that comes back with "
         "Last-Event-ID gets the rest",
     )
+    add(
+        "--replicas",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes that serve, with the models in each, behind one address (1); more need Ray",
+    )
     add("--max-body", type=positive, default=32, metavar="MB", help="largest body of a request (32)")
     add("--feature", action="append", default=[], metavar="NAME[=VALUE]", help="a feature flag; repeatable")
     add("--offline", action="store_true", help="make no request to the hub")
@@ -139,10 +150,63 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         ConfigurationError: an option cannot be used.
         MLXEngineError: a model that was named cannot be loaded.
     """
+    from ._uvicorn import bind
+
     options = options_of(arguments)
     check_exposure(arguments.host, options)
     _allow_many_files()
-    return asyncio.run(_serve(arguments, options, out))
+    with (
+        contextlib.closing(bind(arguments.host, arguments.port)) as listening,
+        contextlib.ExitStack() as stack,
+    ):
+        said = sys.stdout  # replicas turn it away from results for as long as they are there
+        application = _application(arguments, options, stack)
+        with contextlib.redirect_stdout(said):
+            url = _url(listening, tls=arguments.tls_cert is not None)
+            out.emit({"url": url}, lambda: out.line(f"serving on {url}; Ctrl-C ends it"))
+            out.flush()
+        return asyncio.run(_serve(arguments, application, listening))
+
+
+def _application(
+    arguments: argparse.Namespace, options: ServerOptions, stack: contextlib.ExitStack
+) -> Callable[[Failed], contextlib.AbstractAsyncContextManager[Any]]:
+    """What makes the application: of an engine here, or of replicas that end with the stack."""
+    flags: dict[str, object] = {"core.max_waiting": arguments.max_waiting}
+    for text in arguments.feature:
+        flags.update(parse_flags(text))
+    made_with = {
+        "features": flags,
+        "offline": True if arguments.offline else None,
+        "idle_ttl": arguments.idle,
+    }
+    if arguments.replicas == 1:
+        return lambda failed: _alone(options, made_with, failed)
+    if options.manage:
+        raise InvalidParameterError(
+            "--manage loads and unloads models in one process, and --replicas has several.",
+            hint="Leave out one of the two.",
+        )
+    try:
+        serving = importlib.import_module("mlxengine_ray.serving")
+    except ImportError as error:
+        raise FeatureUnavailableError(
+            "Several replicas need mlxengine-ray, which is not installed.",
+            hint='pip install "mlxengine-ray[serve]", or leave out --replicas: one process does the same.',
+        ) from error
+    made: Callable[[Failed], contextlib.AbstractAsyncContextManager[Any]]
+    made = stack.enter_context(serving.replicas(arguments.replicas, options, made_with))
+    return made
+
+
+@contextlib.asynccontextmanager
+async def _alone(options: ServerOptions, made_with: dict[str, Any], failed: Failed) -> AsyncIterator[Any]:
+    from mlxengine import AsyncInferenceEngine
+
+    from .app import create_app
+
+    async with AsyncInferenceEngine(**made_with) as engine:
+        yield create_app(engine, options, failed=failed)
 
 
 def options_of(arguments: argparse.Namespace) -> ServerOptions:
@@ -197,30 +261,21 @@ def _allow_many_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _serve(arguments: argparse.Namespace, options: ServerOptions, out: Output) -> int:
-    from mlxengine import AsyncInferenceEngine
+async def _serve(
+    arguments: argparse.Namespace,
+    application: Callable[[Failed], contextlib.AbstractAsyncContextManager[Any]],
+    listening: socket.socket,
+) -> int:
+    from ._uvicorn import Runner, config
 
-    from ._uvicorn import Runner, bind, config
-    from .app import create_app
-
-    flags: dict[str, object] = {"core.max_waiting": arguments.max_waiting}
-    for text in arguments.feature:
-        flags.update(parse_flags(text))
     trouble: list[BaseException] = []
-    listening = bind(arguments.host, arguments.port)
-    async with AsyncInferenceEngine(
-        features=flags, offline=True if arguments.offline else None, idle_ttl=arguments.idle
-    ) as engine:
 
-        def failed(error: BaseException) -> None:
-            trouble.append(error)
-            runner.should_exit = True
+    def failed(error: BaseException) -> None:
+        trouble.append(error)
+        runner.should_exit = True
 
-        app = create_app(engine, options, failed=failed)
+    async with application(failed) as app:
         runner = Runner(config(app, arguments.tls_cert, arguments.tls_key))
-        url = _url(listening, tls=arguments.tls_cert is not None)
-        out.emit({"url": url}, lambda: out.line(f"serving on {url}; Ctrl-C ends it"))
-        out.flush()
         await runner.serve(sockets=[listening])
     if trouble:
         raise trouble[0]

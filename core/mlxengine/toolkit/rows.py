@@ -378,6 +378,8 @@ class SharedBatch:
             row.inside = False
             if row is self._suspect:
                 self._suspect = None
+        if (self.account.room() or 0) < 0:  # what they leave for requests to come, beside their places
+            self._tidied()
 
     def _park(self, decoder: Decoder, row: Row) -> None:
         """Take a row out with its cache; the token that is already drawn is handed over first."""

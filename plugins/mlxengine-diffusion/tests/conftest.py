@@ -18,6 +18,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 TINY = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-sd"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def full_precision() -> Iterator[None]:
+    """The references are of fp32, and so is what is compared with them, where a GPU would take halves."""
+    import mlx.core as mx
+    from mlxengine_diffusion.backends import _networks, sd
+
+    by_itself = sd._dtype
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_networks, "usual_dtype", lambda: mx.float32)
+        patch.setattr(sd, "_dtype", lambda wanted, *, on_cpu: by_itself(wanted, on_cpu=True))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_folder() -> Path:
     """The trained tiny Stable Diffusion, as a folder."""

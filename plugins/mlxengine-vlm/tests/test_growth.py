@@ -10,6 +10,7 @@ import pytest
 from families import FAMILIES, build
 from mlxengine import Finished, TextDelta
 from mlxengine.errors import InsufficientMemoryError
+from mlxengine.toolkit import decoding
 from mlxengine_vlm._language import KV, Language
 from mlxengine_vlm._load import _cache_size
 from mlxengine_vlm._sight import Prompt, Sight
@@ -73,10 +74,17 @@ def alone(plugin: Plugin, tiny: Any) -> list[str]:
     return [plugin.answer(tiny, asked(number), prompt_cache=False) for number in range(8)]
 
 
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(("cached", "places"), [(True, False), (False, False), (True, True)])
 def test_8_rows_that_cannot_all_grow_end_each_as_alone_and_the_newest_make_way(
-    plugin: Plugin, model: Any, alone: list[str], shed: list[Any], cached: bool
+    plugin: Plugin,
+    model: Any,
+    alone: list[str],
+    shed: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    cached: bool,
+    places: bool,
 ) -> None:
+    monkeypatch.setattr(decoding, "keeps_places", lambda: places)
     bounded(model, 40)
     streams = [plugin.start(model, asked(number), prompt_cache=cached) for number in range(8)]
     found = plugin.run(streams)

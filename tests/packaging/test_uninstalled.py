@@ -54,7 +54,7 @@ def test_tests_of_plugins_run_uninstalled_and_every_outcome_is_counted(
         "def test_long(): time.sleep(100)\n"
         "def test_after_it(): pass\n"
     )
-    script = ("scripts/test_gpu.py", "--workers", "1", "--seconds", "6", "--output", str(output), str(tests))
+    script = ("scripts/test_gpu.py", "--workers", "1", "--seconds", "10", "--output", str(output), str(tests))
     done = run(libraries, *script)
     assert done.returncode == 1, done.stderr
     found = json.loads(output.read_text())

@@ -125,7 +125,7 @@ def _person(out: Output) -> bool:
 class Chat:
     """The loop of reading and answering; what is typed goes to the session or is a command.
 
-    ``load`` loads the model of a name; ``restore`` makes a session of a file, with what the command line says.
+    ``load`` loads the model of a name; ``restore`` makes a session of a file, as the command line says.
     """
 
     def __init__(

@@ -123,6 +123,10 @@ def test_a_strict_tool_binds_once_its_call_has_begun_and_the_text_around_is_free
     assert not accepts(model, asking("required"), "text")
     assert accepts(model, asking("required"), whole)
     assert not accepts(model, asking(ToolChoice("send")), whole)
+    if dialect.calls.closes and dialect.calls.between is None:
+        # Templates part calls that have a piece each by a line break or by nothing; models write as they do.
+        assert accepts(model, asking("required"), f"{whole}\n{whole}{whole}")
+        assert not accepts(model, asking("required"), f"{whole} and {whole}")
 
 
 def test_a_grammar_stands_beside_the_tools(plugin: Plugin, model: Any) -> None:

@@ -191,7 +191,8 @@ class Router:
             arguments = json.loads("".join(self._json))
             if not isinstance(arguments, dict):
                 raise ValueError(f"arguments are {type(arguments).__name__}, not an object")
-            json.dumps([self._name, arguments], ensure_ascii=False).encode()  # no half of a surrogate pair
+            # Nothing that JSON has no form of: infinity (1e999), half of a surrogate pair.
+            json.dumps([self._name, arguments], ensure_ascii=False, allow_nan=False).encode()
             found.append(self._call(self._source.at, arguments))
             self._begun, self._name = self._source.at, ""
             return

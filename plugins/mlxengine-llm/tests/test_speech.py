@@ -107,7 +107,7 @@ def test_calls_in_pieces_of_any_sizes_are_told_whole(name: str, data: Any) -> No
     pieces = [whole[a:b] for a, b in itertools.pairwise([0, *cuts, len(whole)])]
     events = heard(name, pieces)
     assert calls_of(events) == CALLS
-    assert joined(events, TextDelta).strip() == ""
+    assert joined(events, TextDelta) == ""
     check(events)
 
 
@@ -118,6 +118,17 @@ def test_what_stands_around_calls_stays_text_letter_by_letter(name: str) -> None
     assert joined(events, ReasoningDelta) == "hm"
     assert joined(events, TextDelta).replace("\n", "") == "Before.  After <tool."
     check(events)
+
+
+def test_blank_space_behind_a_call_is_text_where_text_follows() -> None:
+    call = '<tool_call>{"name": "x", "arguments": {}}</tool_call>'
+    for said, text in (
+        (f"{call}\n{call}\n", ""),
+        (f"{call}\n\nand\n{call}", "\n\nand\n"),
+        (f"{call} \n<think>hm</think>.\n", " \n.\n"),
+    ):
+        for pieces in ([said], list(said)):
+            assert joined(heard("json_tools", pieces), TextDelta) == text
 
 
 @pytest.mark.parametrize("name", TEXTS)

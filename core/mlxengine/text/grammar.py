@@ -92,14 +92,14 @@ def check_references(schema: Any, name: str) -> None:
     """
     sound: set[str] = set()
     for path, part in _parts(schema):
-        way: list[str] = []
+        way: dict[str, None] = {}
         while (reference := _reference(part)) is not None and reference not in sound:
             if reference in way:
                 raise InvalidParameterError(
                     f"{name} refers at {path} to nothing but itself: {' → '.join([*way, reference])}.",
                     hint="Say there what the value is: its type, or its properties.",
                 )
-            way.append(reference)
+            way[reference] = None
             part = pointed(schema, reference)
         sound.update(way)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from mlxengine import InferenceEngine
 from mlxengine.errors import InvalidParameterError
 from mlxengine.text.tool_files import tools_of
 from mlxengine_echo import write_model
@@ -412,6 +413,17 @@ def test_the_history_goes_on_with_another_model(run: Run, echo: str, file: Path,
     ]
 
 
+def test_what_a_file_says_to_the_template_is_said_to_another_model_too(
+    run: Run, echo: str, tmp_path: Path
+) -> None:
+    talk = tmp_path / "talk.json"
+    with InferenceEngine() as engine, engine.load_text(echo) as model:
+        model.session(chat_template_kwargs={"enable_thinking": False}).save(talk)
+    said = [f"/load {talk}", f"/model {echo}", f"/save {talk}"]
+    assert run("chat", "-m", echo, "--json", "-q", input="\n".join(said) + "\n", **REAL).code == 0
+    assert json.loads(talk.read_text())["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_ctrl_c_while_another_model_loads_keeps_the_one_that_is_there(terminal: Terminal, echo: str) -> None:
     child = terminal("chat", "-m", echo, **REAL)
     child.expect("> ")
@@ -430,11 +442,15 @@ def test_ctrl_c_while_another_model_loads_keeps_the_one_that_is_there(terminal: 
     assert finish(child) == 0
 
 
-def test_what_the_command_line_says_goes_before_what_was_saved(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("typed", [False, True], ids=["--load", "/load"])
+def test_what_the_command_line_says_goes_before_what_was_saved(
+    run: Run, tmp_path: Path, *, typed: bool
+) -> None:
     talk = tmp_path / "talk.json"
     words = ("chat", "--json", "-q")
     run(*words, "--system", "Be brief.", "--seed", "3", "--temperature", "0.5", input=f"one\n/save {talk}\n")
-    run(*words, "--load", str(talk), "--system", "Be long.", "--seed", "4", input=f"two\n/save {talk}\n")
+    option, line = ((), f"/load {talk}\n") if typed else (("--load", str(talk)), "")
+    run(*words, *option, "--system", "Be long.", "--seed", "4", input=f"{line}two\n/save {talk}\n")
     saved = json.loads(talk.read_text())
     assert (saved["instructions"], saved["params"]) == ("Be long.", {"seed": 4, "temperature": 0.5})
     assert len(saved["messages"]) == 4

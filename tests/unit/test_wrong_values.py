@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from mlxengine import (
     GenerateParams,
+    Grammar,
     ImagePart,
     InferenceEngine,
     Message,
@@ -21,6 +22,7 @@ from mlxengine import (
 )
 from mlxengine.errors import InvalidParameterError
 from mlxengine.text.tools import DescribedTool, describe
+from mlxengine.toolkit.turns import tools_of
 
 WRONG: Any = {"a": b"x"}
 TOOL: Mapping[str, Any] = {"function": {"name": "f", "parameters": {"type": "object"}}}
@@ -72,6 +74,8 @@ ENTRIES: dict[str, Callable[[], Any]] = {
     "thinking in words": lambda: GenerateParams(thinking="no"),  # type: ignore[arg-type]
     "effort as a number": lambda: GenerateParams(reasoning_effort=3),  # type: ignore[arg-type]
     "log-probabilities in words": lambda: GenerateParams(logprobs="no"),  # type: ignore[arg-type]
+    "arguments beyond JSON's numbers": lambda: ToolCallPart("1", "f", {"a": float("inf")}),
+    "a schema beyond JSON's numbers": lambda: Grammar.json({"maximum": float("inf")}),
     "a bias of true": lambda: GenerateParams(logit_bias={True: 1.0}),  # type: ignore[arg-type]
     "a bias that is no number": lambda: GenerateParams(logit_bias={1: float("nan")}),  # type: ignore[arg-type]
     "end tokens in a text": lambda: GenerateParams(stop_token_ids="a"),  # type: ignore[arg-type]
@@ -80,8 +84,9 @@ ENTRIES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_value_of_the_wrong_type_is_refused_where_it_enters(name: str) -> None:
-    with pytest.raises(InvalidParameterError):
+    with pytest.raises(InvalidParameterError) as found:
         ENTRIES[name]()
+    assert not str(found.value).startswith("Expected"), "it says which parameter is wrong"
 
 
 SESSIONS: dict[str, Any] = {
@@ -95,7 +100,8 @@ SESSIONS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", SESSIONS)
 def test_a_session_refuses_options_of_the_wrong_type(name: str) -> None:
-    with InferenceEngine(backend="mock") as engine, pytest.raises(InvalidParameterError):
+    (option,) = SESSIONS[name]
+    with InferenceEngine(backend="mock") as engine, pytest.raises(InvalidParameterError, match=f"^{option}"):
         engine.load_text("org/name").session(**SESSIONS[name])
 
 
@@ -125,6 +131,68 @@ TOOLS: dict[str, Any] = {
 def test_a_tool_that_no_model_could_call_is_refused_before_anything_runs(name: str, choice: str) -> None:
     with pytest.raises(InvalidParameterError):
         asking(tools=[TOOLS[name]], tool_choice=choice)
+
+
+def defined(**parts: Any) -> Mapping[str, Any]:
+    """A schema with a property of the first of these."""
+    return {"type": "object", "properties": {"x": {"$ref": f"#/$defs/{next(iter(parts))}"}}, "$defs": parts}
+
+
+ENDLESS = {
+    "itself": ({"$ref": "#"}, "at # to", "#"),
+    "each other": (
+        defined(a={"$ref": "#/$defs/b"}, b={"$ref": "#/$defs/a"}),
+        "at #/",
+        "#/$defs/b",
+    ),
+    "itself as its only choice": (defined(a={"anyOf": [{"$ref": "#/$defs/a"}]}), "at #/", "#/$defs/a"),
+    "itself by an escaped name": (
+        {"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"$ref": "#/$defs/a~1b"}}},
+        "at #",
+        "#/$defs/a~1b",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_schema_that_refers_to_nothing_but_itself_is_refused_with_its_place(name: str) -> None:
+    schema, place, way = ENDLESS[name]
+    for make in (
+        lambda: Grammar.json(schema),
+        lambda: asking(tools=[tool(parameters=schema)], tool_choice="required"),
+        lambda: asking(tools=[tool(parameters=schema, strict=True)]),
+    ):
+        with pytest.raises(InvalidParameterError, match="nothing but itself") as found:
+            make()
+        assert place in str(found.value)
+        assert way in str(found.value)
+    assert asking(tools=[tool(parameters=schema)]).tools, "the model is only shown it"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        defined(a={"type": "object", "properties": {"next": {"$ref": "#/$defs/a"}}}),
+        defined(a={"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}),
+        defined(
+            a={"$ref": "#/$defs/b"}, b={"$ref": "#/$defs/c"}, c={"type": "array", "items": {"$ref": "#"}}
+        ),
+        {"properties": {"$ref": {"type": "string"}}},
+        {"$ref": "#/$defs/nothing"},
+        {"$ref": "https://example.org/schema"},
+    ],
+)
+def test_a_schema_may_refer_to_itself_within_itself(schema: Any) -> None:
+    assert Grammar.json(schema)
+    assert asking(tools=[tool(parameters=schema)], tool_choice="required")
+
+
+def test_what_a_tool_was_when_the_request_was_made_is_what_the_model_is_shown() -> None:
+    description = tool(parameters={"type": "object", "properties": {"a": {}}})
+    request = asking(tools=[description])
+    description["function"]["parameters"]["properties"]["b"] = {}
+    (shown,) = tools_of(request)
+    assert list(shown["function"]["parameters"]["properties"]) == ["a"]
 
 
 def test_two_tools_of_one_name_are_refused() -> None:

@@ -137,7 +137,7 @@ class EngineBase:
 
     @property
     def models(self) -> tuple[ModelCard, ...]:
-        """The cards of the models that are loaded now."""
+        """The cards of the models that are loaded; one that was evicted meanwhile is among them."""
         return tuple(live.card for live in self._pool.live())
 
     @property

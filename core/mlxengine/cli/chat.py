@@ -91,16 +91,21 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         servers = [(words, stack.enter_context(server_of(words))) for words in arguments.mcp]
         toolbox = Toolbox(together([*files, *servers]), out, ask=ask)
         handle = load(_engine.choose(engine, arguments, out))
-        if arguments.load:
-            session = Session.restore(handle, arguments.load, tools=toolbox.tools)
+
+        def restore(handle: TextHandle, path: Path) -> Session:
+            session = Session.restore(handle, path, tools=toolbox.tools)
             if options["system"] is not None:
                 session.instructions = options["system"]
             session.params = evolve(session.params, **{name: getattr(chosen, name) for name in chosen.given})
+            return session
+
+        if arguments.load:
+            session = restore(handle, arguments.load)
         else:
             session = handle.session(instructions=options["system"], params=chosen, tools=toolbox.tools)
         # The plugin was chosen for the first model; another one finds its own.
         other = argparse.Namespace(**{**vars(arguments), "plugin": None})
-        return Chat(session, out, toolbox, lambda model: load(model, other)).loop()
+        return Chat(session, out, toolbox, lambda model: load(model, other), restore).loop()
 
 
 def _load(model: str, engine: InferenceEngine, arguments: argparse.Namespace, out: Output) -> TextHandle:
@@ -120,16 +125,22 @@ def _person(out: Output) -> bool:
 class Chat:
     """The loop of reading and answering; what is typed goes to the session or is a command.
 
-    ``load`` loads the model of a name.
+    ``load`` loads the model of a name; ``restore`` makes a session of a file, as the command line says.
     """
 
     def __init__(
-        self, session: Session, out: Output, toolbox: Toolbox, load: Callable[[str], TextHandle]
+        self,
+        session: Session,
+        out: Output,
+        toolbox: Toolbox,
+        load: Callable[[str], TextHandle],
+        restore: Callable[[TextHandle, Path], Session],
     ) -> None:
         self._session = session
         self._out = out
         self._toolbox = toolbox
         self._load_model = load
+        self._restore = restore
         self._person = _person(out)
         self._images: list[ImagePart] = []
         self._last: TextReply | None = None
@@ -268,7 +279,11 @@ class Chat:
         old = self._session
         if rest:
             self._session = self._load_model(rest).session(
-                instructions=old.instructions, params=old.params, tools=old.tools, history=old.messages
+                instructions=old.instructions,
+                params=old.params,
+                tools=old.tools,
+                chat_template_kwargs=old.chat_template_kwargs,
+                history=old.messages,
             )
             old.model.close()
         self._out.note(f"({self._session.model.id})")
@@ -286,7 +301,7 @@ class Chat:
         self._out.note(f"({many} picture{'s' if many > 1 else ''} in the next turn)")
 
     def _load(self, rest: str) -> None:
-        self._session = Session.restore(self._session.model, _file(rest), tools=self._toolbox.tools)
+        self._session = self._restore(self._session.model, _file(rest))
         self._out.note(f"({len(self._session.messages)} messages)")
 
     def _stats(self) -> None:

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import index
 from typing import Any, TypeVar
+
+from attrs import Attribute, Converter
 
 from ..errors import InvalidParameterError
 from ..readonly import freeze
 
 T = TypeVar("T")
+
+
+def named(_kind: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
+    """For attrs' ``field_transformer``: what a field's converter refuses, it refuses by the field's name."""
+    return [_named(item) for item in fields]
+
+
+def _named(item: Attribute[Any]) -> Attribute[Any]:
+    own: Any = item.converter
+    if own is None or isinstance(own, Converter):  # that of a base class is named already
+        return item
+
+    @functools.wraps(own)  # by which attrs finds the type of what it takes
+    def convert(value: Any, field: Attribute[Any]) -> Any:
+        return converted(field.name, own, value)
+
+    return item.evolve(converter=Converter(convert, takes_field=True))
+
+
+def converted(name: str, convert: Callable[[Any], T], value: Any) -> T:
+    """A value converted; what the converter refuses is said with a name, unless it begins with that."""
+    try:
+        return convert(value)
+    except InvalidParameterError as error:
+        said = str(error.args[0])
+        if said.startswith(name):
+            raise
+        raise InvalidParameterError(f"{name}: {said}", hint=error.hint) from error
 
 
 def texts(value: Iterable[str]) -> tuple[str, ...]:
@@ -48,7 +79,7 @@ def json_object(value: Mapping[str, Any]) -> Any:
         raise InvalidParameterError(f"Expected a mapping of names to JSON values, found {value!r:.60}.")
     found = freeze(document(value))
     try:
-        json.dumps(found)
+        json.dumps(found, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidParameterError(f"Expected JSON values: {error}.") from error
     return found

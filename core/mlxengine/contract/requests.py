@@ -8,7 +8,7 @@ from typing import Any
 from attrs import Attribute, field, frozen
 
 from ..errors import InvalidParameterError
-from ._convert import anything
+from ._convert import anything, named
 
 _HIGHEST = 1_000_000
 
@@ -36,7 +36,7 @@ def _features(value: Iterable[tuple[str, object]]) -> tuple[tuple[str, object], 
     return found
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=named)
 class Request:
     """Base of every request.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ..contract._convert import optional_text, text
+from ..contract._convert import named, optional_text, text
 from ..contract.requests import Request
 
 
@@ -32,7 +32,7 @@ class ImageControl:
     end: float = 1.0
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=named)
 class ImageRequest(Request):
     """Text (and a picture) in, pictures out. ``None`` is the model's own default.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from attrs import evolve, field, frozen
 
-from ..contract._convert import anything, flag, json_object, text
+from ..contract._convert import anything, flag, json_object, named, text
 from ..errors import InvalidParameterError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Role(enum.StrEnum):
     TOOL = "tool"
 
 
-@frozen
+@frozen(field_transformer=named)
 class TextPart:
     """Plain text."""
 
@@ -41,7 +41,7 @@ class ImagePart:
     source: Any = field(repr=lambda value: f"<{type(value).__name__}>")
 
 
-@frozen
+@frozen(field_transformer=named)
 class VideoPart:
     """Frames of a video, in order; each is what an `ImagePart` takes, and ``fps`` is their rate."""
 
@@ -57,7 +57,7 @@ class AudioPart:
     sampling_rate: int | None = None
 
 
-@frozen
+@frozen(field_transformer=named)
 class ReasoningPart:
     """What the model thought before it spoke or called, in an assistant's message.
 
@@ -67,7 +67,7 @@ class ReasoningPart:
     text: str = field(converter=text)
 
 
-@frozen
+@frozen(field_transformer=named)
 class ToolCallPart:
     """A call that the model made: ``arguments`` is the decoded JSON object."""
 
@@ -85,7 +85,7 @@ def _pictures(_instance: object, _attribute: object, value: tuple[Any, ...]) -> 
             )
 
 
-@frozen
+@frozen(field_transformer=named)
 class ToolResultPart:
     """What a tool answered to the call ``id``; ``error`` marks a failure that the model should see.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Attribute, field, fields, frozen
 
-from ..contract._convert import flag, integers, optional_text, text
+from ..contract._convert import flag, integers, named, optional_text, text
 from ..errors import InvalidParameterError
 from .grammar import Grammar
 
@@ -68,7 +68,7 @@ def _bias_pairs(_instance: object, _attribute: Attribute[Any], value: Any) -> No
             raise InvalidParameterError(f"logit_bias must map token ids to numbers, found {pair!r}.")
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=named)
 class GenerateParams:
     """Parameters of one text request. ``None`` means "the model's own default", never zero.
 

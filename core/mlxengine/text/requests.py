@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 from attrs import field, frozen
 
-from ..contract._convert import anything, flag, integers, json_object, optional_text, text, texts
+from ..contract._convert import (
+    anything,
+    flag,
+    integers,
+    json_object,
+    named,
+    optional_text,
+    text,
+    texts,
+)
 from ..contract.requests import Request
 from ..errors import InvalidParameterError
+from .grammar import check_references
 from .messages import Message, Role, as_messages
 from .params import GenerateParams, number
 from .tools import described
@@ -19,7 +30,7 @@ def _optional_tuple(value: Iterable[int] | None) -> tuple[int, ...] | None:
     return None if value is None else integers(value)
 
 
-@frozen
+@frozen(field_transformer=named)
 class ToolChoice:
     """The one tool that an answer has to call, by its name."""
 
@@ -37,7 +48,7 @@ def _tool_choice(_instance: object, _attribute: object, value: Any) -> None:
         )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=named)
 class TextRequest(Request):
     """Text (and pictures, sound) in, text out.
 
@@ -79,8 +90,9 @@ class TextRequest(Request):
             )
         if not isinstance(self.params, GenerateParams):
             raise InvalidParameterError(f"params must be GenerateParams, found {type(self.params).__name__}.")
-        known = described(self.tools)
-        if self.tool_choice not in ("auto", "none") and not self.tools:
+        known = self.described
+        forced = self.tool_choice not in ("auto", "none")
+        if forced and not self.tools:
             raise InvalidParameterError(
                 f"tool_choice={self.tool_choice!r} needs tools.", hint="Give tools=[…], or leave it out."
             )
@@ -89,6 +101,10 @@ class TextRequest(Request):
                 f"tool_choice names {self.tool_choice.name!r}, which is none of the tools.",
                 hint=f"They are: {', '.join(known)}.",
             )
+        for name, tool in known.items():
+            function = tool.get("function", tool)
+            if forced or function.get("strict"):
+                check_references(function.get("parameters"), f"The schema of the tool {name!r}")
         if self.continue_final_message and (
             not self.messages or self.messages[-1].role is not Role.ASSISTANT
         ):
@@ -96,6 +112,11 @@ class TextRequest(Request):
                 "continue_final_message needs a last message of the assistant.",
                 hint='End the messages with Message.assistant("…").',
             )
+
+    @cached_property
+    def described(self) -> Mapping[str, Mapping[str, Any]]:
+        """The tools as JSON-schema function objects, by their names."""
+        return described(self.tools)
 
 
 def _one_or_more(value: str | Iterable[str] | None) -> str | tuple[str, ...] | None:
@@ -120,7 +141,7 @@ Tokens = tuple[int, ...] | tuple[tuple[int, ...], ...]
 """Token ids of one text, or of each of several."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=named)
 class ScoreRequest(Request):
     """How probable texts are to a language model; several are read together where the model allows it.
 

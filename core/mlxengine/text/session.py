@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 from .._scheduling.channel import Channel
-from ..contract._convert import anything, json_object, only
+from ..contract._convert import anything, converted, json_object, only
 from ..contract.events import Event
 from ..errors import InvalidParameterError, MisuseError
 from ..readonly import thaw
@@ -61,11 +61,14 @@ class _Session(Generic[Handle]):
         self._model: Handle = model
         self.instructions = options.get("instructions")
         self.params = options.get("params") or GenerateParams()
-        self.tools = anything(options.get("tools", ()))
+        self.tools = converted("tools", anything, options.get("tools", ()))
         self.tool_choice = options.get("tool_choice", "auto")
         self.parallel_tool_calls = options.get("parallel_tool_calls")
-        self.chat_template_kwargs: dict[str, Any] = thaw(json_object(options.get("chat_template_kwargs", {})))
-        self._messages = as_messages(options.get("history", ()))
+        variables = options.get("chat_template_kwargs", {})
+        self.chat_template_kwargs: dict[str, Any] = thaw(
+            converted("chat_template_kwargs", json_object, variables)
+        )
+        self._messages = converted("history", as_messages, options.get("history", ()))
         self._lock = threading.Lock()
         self._turn: Turn | None = None
 

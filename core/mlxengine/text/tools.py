@@ -17,6 +17,7 @@ from attrs import field, frozen
 
 from ..contract._convert import document, json_object
 from ..errors import InvalidParameterError, ToolError
+from ..readonly import freeze
 from .messages import ImagePart, ToolCallPart, ToolResultPart
 
 if TYPE_CHECKING:
@@ -119,21 +120,21 @@ def is_name(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[^\s\[\](){}<>\"'\\]+", value) is not None
 
 
-def described(tools: Sequence[Any]) -> list[str]:
-    """The names of the tools of a request.
+def described(tools: Sequence[Any]) -> dict[str, Mapping[str, Any]]:
+    """What `describe` says now of each of a request's tools, by their names.
 
     Raises:
         InvalidParameterError: one cannot be described, or two have one name.
     """
-    names: list[str] = []
+    found: dict[str, Mapping[str, Any]] = {}
     for tool in tools:
-        describe(tool)
-        if (name := name_of(tool)) in names:
+        description = freeze(describe(tool))
+        if (name := name_of(tool)) in found:
             raise InvalidParameterError(
                 f"Two tools are called {name!r}.", hint="A model calls tools by their names: rename one."
             )
-        names.append(name)
-    return names
+        found[name] = description
+    return found
 
 
 def name_of(tool: Any) -> str:

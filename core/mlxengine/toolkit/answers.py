@@ -133,6 +133,7 @@ class Router(Protocol):
     """Parts an answer's text into `TextDelta`, `ReasoningDelta` and `ToolCall` events."""
 
     calls: int
+    broken: bool
 
     def feed(self, text: str) -> list[Event]:
         """The events of the next piece of text."""
@@ -287,7 +288,8 @@ class Answer(Row):
         else:
             self._say("", last=True)
         if self.router is not None and self.router.calls and reason is FinishReason.STOP:
-            reason = FinishReason.TOOL_CALLS
+            cut = isinstance(stop, str) and self.router.broken
+            reason = reason if cut else FinishReason.TOOL_CALLS
         self.events.append(self._finished(reason, stop))
         self.done = True
 

@@ -15,7 +15,6 @@ from typing import Any
 from ..readonly import thaw
 from ..text.messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from ..text.requests import TextRequest
-from ..text.tools import describe
 
 REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
 """The names by which templates look for what an assistant thought, the usual one first."""
@@ -27,7 +26,7 @@ _PART = str([{"type": "text"}])[:-2]  # how a list of parts begins where it is p
 
 def tools_of(request: TextRequest) -> list[dict[str, Any]]:
     """The request's tools as JSON-schema function objects."""
-    return [thaw(describe(tool)) for tool in request.tools]
+    return [thaw(tool) for tool in request.described.values()]
 
 
 def turns(messages: Iterable[Message], shown: Shown, *, listed: bool, reasoning: str) -> _Messages:

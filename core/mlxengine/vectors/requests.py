@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ..contract._convert import document, text, texts
+from ..contract._convert import document, named, text, texts
 from ..contract.events import Array
 from ..contract.requests import Request
 from ..errors import InvalidParameterError
@@ -151,7 +151,7 @@ class EmbedRequest(Request):
     )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=named)
 class RankRequest(Request):
     """A query and documents in, one relevance score each out (cross-encoders).
 

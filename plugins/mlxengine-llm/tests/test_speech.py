@@ -107,7 +107,7 @@ def test_calls_in_pieces_of_any_sizes_are_told_whole(name: str, data: Any) -> No
     pieces = [whole[a:b] for a, b in itertools.pairwise([0, *cuts, len(whole)])]
     events = heard(name, pieces)
     assert calls_of(events) == CALLS
-    assert joined(events, TextDelta).strip() == ""
+    assert joined(events, TextDelta) == ""
     check(events)
 
 
@@ -118,6 +118,17 @@ def test_what_stands_around_calls_stays_text_letter_by_letter(name: str) -> None
     assert joined(events, ReasoningDelta) == "hm"
     assert joined(events, TextDelta).replace("\n", "") == "Before.  After <tool."
     check(events)
+
+
+def test_blank_space_behind_a_call_is_text_where_text_follows() -> None:
+    call = '<tool_call>{"name": "x", "arguments": {}}</tool_call>'
+    for said, text in (
+        (f"{call}\n{call}\n", ""),
+        (f"{call}\n\nand\n{call}", "\n\nand\n"),
+        (f"{call} \n<think>hm</think>.\n", " \n.\n"),
+    ):
+        for pieces in ([said], list(said)):
+            assert joined(heard("json_tools", pieces), TextDelta) == text
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -193,6 +204,7 @@ def test_whatever_a_model_writes_nothing_is_raised_and_no_letter_is_lost(data: A
             "<|tool_call_start|>[x(a='''b\"c''', d={'e': None})]<|tool_call_end|>",
             ("x", {"a": 'b"c', "d": {"e": None}}),
         ),
+        ("pythonic", "<|tool_call_start|>[x(a=1e999)]<|tool_call_end|>", ("x", {"a": "1e999"})),
         (
             "gemma4",
             '<|tool_call>call:x{a:{b:[{c:<|"|>d<|"|>}]}}<tool_call|>',
@@ -218,6 +230,9 @@ def test_other_ways_of_writing_calls_are_read_too(name: str, said: str, wanted: 
     [
         ("json_tools", '<tool_call>{"name": "x", "arguments": 5}</tool_call>'),
         ("json_tools", '<tool_call>{"name": "x", "arguments": {"a": "\\ud800"}}</tool_call>'),
+        ("json_tools", '<tool_call>{"name": "x", "arguments": {"a": 1e999}}</tool_call>'),
+        ("json_tools", '<tool_call>{"name": "x", "arguments": {"a": [-Infinity]}}</tool_call>'),
+        ("json_tools", '<tool_call>{"name": "x", "arguments": "{\\"a\\": NaN}"}</tool_call>'),
         ("json_tools", '<tool_call>{"name": "x", "arguments": {"a" 5}}</tool_call>'),
         ("json_tools", "<tool_call>" + '{"name": "x", "arguments": {"a": ' + "[" * 5_000 + "</tool_call>"),
         ("pythonic", "<|tool_call_start|>[x(5)]<|tool_call_end|>"),
@@ -248,16 +263,20 @@ def test_a_typed_value_is_what_its_schema_says() -> None:
             "e": {"enum": ["1", "2"]},
             "f": {"type": "integer"},
             "g": {},
+            "h": {"type": "number"},
+            "i": {},
         },
     }
     calls = next(item for item in FORMATS if item.name == "glm47")
     written = {"a": "5", "b": "5", "c": "None", "d": "true", "e": "1", "f": "3.0", "g": "[1, 2]"}
+    written |= {"h": "1e999", "i": "NaN"}  # no number of JSON's
     said = "".join(
         f"<arg_key>{key}</arg_key><arg_value>{value}</arg_value>" for key, value in written.items()
     )
     router = Router(Dialect(tokenizer=NoTokens(), calls=calls), calls, {"x": schema})
     (found,) = calls_of(router.feed(f"<tool_call>x{said}</tool_call>"))
-    assert found == ("x", {"a": "5", "b": "5", "c": None, "d": True, "e": "1", "f": 3, "g": [1, 2]})
+    typed = {"a": "5", "b": "5", "c": None, "d": True, "e": "1", "f": 3, "g": [1, 2]}
+    assert found == ("x", {**typed, "h": "1e999", "i": "NaN"})
 
 
 @pytest.mark.parametrize("name", sorted(SHOWN))

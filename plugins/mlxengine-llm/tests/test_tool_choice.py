@@ -9,6 +9,7 @@ import attrs
 import pytest
 from llm_harness import TEMPLATE, Plugin, write_tiny
 from mlxengine import (
+    FinishReason,
     Grammar,
     Message,
     ReasoningDelta,
@@ -123,6 +124,19 @@ def test_a_strict_tool_binds_once_its_call_has_begun_and_the_text_around_is_free
     assert not accepts(model, asking("required"), "text")
     assert accepts(model, asking("required"), whole)
     assert not accepts(model, asking(ToolChoice("send")), whole)
+    if dialect.calls.closes and dialect.calls.between is None:
+        # Templates part calls that have a piece each by a line break or by nothing; models write as they do.
+        assert accepts(model, asking("required"), f"{whole}\n{whole}{whole}")
+        assert not accepts(model, asking("required"), f"{whole} and {whole}")
+
+
+def test_a_stop_text_within_a_call_is_why_the_answer_ended(plugin: Plugin, model: Any) -> None:
+    (events,) = plugin.run(
+        [plugin.start(model, asking(ToolChoice("weather"), 1, stop=["city"], thinking=False))]
+    )
+    (call,) = calls_of(events)
+    assert call.error
+    assert (events[-1].reason, events[-1].stop) == (FinishReason.STOP, "city")
 
 
 def test_a_grammar_stands_beside_the_tools(plugin: Plugin, model: Any) -> None:

@@ -108,9 +108,13 @@ def test_tools_and_what_to_choose_of_them(served: Served) -> None:
     )  # fmt: skip
 
 
+NOT_JSON = ('{"on": 1e999}', '{"on": "\\ud800"}')  # what makes a call a broken one
+
+
 def test_a_conversation_becomes_messages_part_by_part(served: Served) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "utc"}'}}
     bad = {"id": "c2", "type": "function", "function": {"name": "lamp", "arguments": '{"on'}}
+    bads = [bad, *({**bad, "function": {"name": "lamp", "arguments": text}} for text in NOT_JSON)]
     request = asked(
         served,
         messages=[
@@ -121,7 +125,7 @@ def test_a_conversation_becomes_messages_part_by_part(served: Served) -> None:
                 {"type": "image_url", "image_url": {"url": PNG, "detail": "low"}},
                 {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
             ]},
-            {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [call, bad]},
+            {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [call, *bads]},
             {"role": "tool", "tool_call_id": "c1", "content": "noon"},
             {"role": "tool", "tool_call_id": "c2", "content": [
                 {"type": "text", "text": "dark"}, {"type": "image_url", "image_url": {"url": PNG}},
@@ -138,7 +142,7 @@ def test_a_conversation_becomes_messages_part_by_part(served: Served) -> None:
     assert (user.parts[1].source, user.parts[2].source) == (b"\x89PNG", b"RIFF")
     assert assistant.parts[0] == ReasoningPart("Hm.")
     assert dict(assistant.parts[1].arguments) == {"zone": "utc"}
-    assert dict(assistant.parts[2].arguments) == {}
+    assert [dict(part.arguments) for part in assistant.parts[2:]] == [{}, {}, {}]
     assert (first.parts[0].name, first.parts[0].content) == ("clock", "noon")
     assert (second.parts[0].name, second.parts[0].images[0].source) == ("lamp", b"\x89PNG")
     assert last.text == "It is noon."

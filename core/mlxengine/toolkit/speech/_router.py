@@ -20,7 +20,7 @@ class Router:
     """Takes an answer's text piece by piece, and gives events.
 
     A call that cannot be read, or that breaks off, becomes a `ToolCall` with ``arguments=None``, its raw
-    text and the reason.
+    text and the reason. Blank space behind a call, up to the next one or the end, belongs to the notation.
 
     Args:
         dialect: how the model speaks.
@@ -64,7 +64,9 @@ class Router:
         self._name = ""
         self._json: list[str] = []
         self._fault = ""  # of a call whose end is waited for
+        self._gap: str | None = None  # blank space right behind a call
         self.calls = 0
+        self.broken = False  # whether the last call is
         if heading := dialect.heading(prompt):
             self.feed(heading)
             self._loose = ""
@@ -134,6 +136,11 @@ class Router:
         elif text and self._state == "reasoning":
             found.append(ReasoningDelta(text=text, index=self._index))
         elif text:
+            text = (self._gap or "") + text
+            if self._gap is not None and text.isspace():
+                self._gap = text
+                return
+            self._gap = None
             found.append(TextDelta(text=text, index=self._index))
 
     def _enter(self, state: str, mark: str) -> None:
@@ -181,6 +188,7 @@ class Router:
             if not self._give_up(error, found):
                 return False
         self._state = "header" if self._headers and self._headers.named else "text"
+        self._gap = ""
         return True
 
     def _take(self, item: Any, found: list[Event]) -> None:
@@ -191,7 +199,8 @@ class Router:
             arguments = json.loads("".join(self._json))
             if not isinstance(arguments, dict):
                 raise ValueError(f"arguments are {type(arguments).__name__}, not an object")
-            json.dumps([self._name, arguments], ensure_ascii=False).encode()  # no half of a surrogate pair
+            # Nothing that JSON has no form of: infinity (1e999), half of a surrogate pair.
+            json.dumps([self._name, arguments], ensure_ascii=False, allow_nan=False).encode()
             found.append(self._call(self._source.at, arguments))
             self._begun, self._name = self._source.at, ""
             return
@@ -228,6 +237,7 @@ class Router:
         return f"call_{self._digest}_{self._index}_{self.calls}"
 
     def _call(self, end: int, arguments: dict[str, Any] | None, error: str | None = None) -> ToolCall:
+        self.broken = error is not None
         return ToolCall(
             id=self._id,
             name=self._name,

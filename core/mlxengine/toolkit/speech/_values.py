@@ -8,6 +8,7 @@ import re
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
+from ...text.grammar import pointed
 from ._source import Item, Source
 
 Schema = Mapping[str, Any]
@@ -40,9 +41,7 @@ def resolved(schema: Any, root: Schema) -> Schema:
         reference = schema.get("$ref") if isinstance(schema, Mapping) else None
         if not isinstance(reference, str) or not reference.startswith("#/"):
             break
-        schema = root
-        for step in reference[2:].split("/"):
-            schema = schema.get(step.replace("~1", "/").replace("~0", "~"), {})
+        schema = pointed(root, reference)
     return schema if isinstance(schema, Mapping) else {}
 
 
@@ -73,7 +72,7 @@ def typed(text: str, allowed: frozenset[str]) -> Any:
 def literal(text: str) -> Any:
     """JSON, a literal of Python in which JSON's names may stand, or the text itself."""
     try:
-        return json.loads(text)
+        return _plain(json.loads(text))
     except (ValueError, RecursionError):
         pass
     try:
@@ -94,7 +93,7 @@ class _JsonNames(ast.NodeTransformer):
 
 
 def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))  # raises for what JSON has no form of
+    return json.loads(json.dumps(value, allow_nan=False))  # raises for what JSON has no form of
 
 
 def json_text(source: Source, *, told: bool) -> Generator[Item, None, str]:

@@ -132,6 +132,8 @@ def arguments(text: str) -> Mapping[str, Any]:
     """The arguments of a call in a history; one that could not be read stands there without any."""
     try:
         found = json.loads(text)
+        # Calls that were broken by 1e999, or by half of a surrogate pair, come back too.
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

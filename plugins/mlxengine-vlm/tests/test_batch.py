@@ -253,6 +253,7 @@ def test_prompts_that_wait_are_read_in_one_pass_and_their_pictures_encoded_in_on
     requests = [asking(DESCRIBE, picture) for picture in (*pictures, pictures[0])]
     requests += [asking(f"What is {number} plus 3?", max_tokens=12) for number in range(3)]
     alone = [plugin.answer(fresh, request, prompt_cache=False) for request in requests]
+    plugin.run([plugin.admitted(fresh, request, prompt_cache=False) for request in requests])  # rows meet
     fresh.batch.pace.tokens = lambda budget_ms, *, running=False: 512
     try:
         passes = noted(monkeypatch, fresh.network.language_model)

@@ -283,7 +283,9 @@ class Host:
             if plugin is not None and record.name != plugin:
                 continue
             try:
-                claim = border.claim(record, self.call(record, "claim_model", card=self._seen_by(record, card)))
+                claim = border.claim(
+                    record, self.call(record, "claim_model", card=self._seen_by(record, card))
+                )
             except PluginError as error:
                 log.warning("%s", error)
                 faults.append(error)

@@ -54,6 +54,12 @@ class TogetherDecoder:
     def __len__(self) -> int:
         return len(self._reading) + len(self._batch)
 
+    def lengths(self) -> list[list[int]]:
+        """The tokens that are held of each row that is read, and of each that decodes; places in caches."""
+        batch = self._batch
+        places = [getattr(layer, "_idx", getattr(layer, "offset", 0)) for layer in batch.layers[:1]]
+        return [self._reading.lengths(), [len(held) for held in batch.held], places]
+
     @property
     def spare(self) -> int:
         """Places of the batch that nobody is in, each as dear as a row."""

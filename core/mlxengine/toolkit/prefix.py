@@ -93,6 +93,10 @@ class PrefixCache:
         """Bytes held in memory."""
         return sum(entry.nbytes for entry in self._entries if entry.layers is not None)
 
+    def lengths(self) -> list[int]:
+        """The tokens of each entry."""
+        return [len(entry.tokens) for entry in self._entries]
+
     def find(
         self, prompt: Sequence[int], media: tuple[str, ...] = (), places: Tokens | None = None
     ) -> tuple[list[Any], list[int]] | None:

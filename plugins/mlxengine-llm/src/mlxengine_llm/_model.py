@@ -29,11 +29,11 @@ from ._chat import prompts_of
 from ._decoder import BatchDecoder
 from ._estimate import keeps
 from ._experts import EXPERTS
-from ._library import module_of
 from ._serial import SerialDecoder
 from ._tokenizer import dialect_of
 from ._trial import Trial
 from .features import BATCH
+from .library import module_of
 
 
 @define(eq=False)

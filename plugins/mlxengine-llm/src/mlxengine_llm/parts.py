@@ -1,7 +1,7 @@
 """What a plugin needs that serves mlx-lm's networks in another way (`mlxengine-shard`); imports them.
 
-The hooks of `mlxengine_llm.plugin` are for such a plugin too: a `LanguageModel` of `load_model` whose ``opens``
-is set decodes its rows there.
+The hooks of `mlxengine_llm.plugin` are for such a plugin too: a `LanguageModel` of ``load_model`` whose
+``opens`` is set decodes its rows there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a model can be spread over ranks, told from its card: what would only fail later is refused here."""
+"""Whether a model can be spread over ranks, told from its card: what would fail later is refused here."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from mlxengine.toolkit.sampling import greedy
 
 from ._ranks import Ranks
 
-LEAST = 5.0  # seconds that any step may take
+LEAST = 3.0  # seconds that any step may take
 FACTOR = 8.0  # of what it should take
 _LOOK = 0.02  # seconds of a step in which the ranks are not ready
 
@@ -188,7 +188,7 @@ class LeadingDecoder:
     def _call(self, name: str, within: float | None = None, **arguments: object) -> dict[str, Any]:
         return self._ranks.call(name, within or self._seconds, self._draw, **arguments)
 
-    def _tell(self, name: str, **arguments: object) -> None:
+    def _tell(self, name: str, **arguments: Any) -> None:
         """A call whose callers know nothing of ranks: that they are lost, the next step says."""
         try:
             self._call(name, **arguments)
@@ -215,8 +215,8 @@ class LeadingDecoder:
                 (at, getattr(held.row, "grammar", None)) for at, held in enumerate(every) if held.drew
             ]
             self._grammars.expect([(at, found) for at, found in grammars if found is not None], inputs)
-        found = mx.array(np.frombuffer(logits, np.float32).reshape(len(every), -1))
-        drawn, scores, _ = draw([held.row for held in every], [held.context for held in every], inputs, found)
+        given = mx.array(np.frombuffer(logits, np.float32).reshape(len(every), -1))
+        drawn, scores, _ = draw([held.row for held in every], [held.context for held in every], inputs, given)
         tokens: Any = drawn.tolist()
         for held, token, score in zip(every, tokens, scores, strict=True):
             held.fed, held.drew = token, True

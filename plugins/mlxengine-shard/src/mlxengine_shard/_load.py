@@ -8,6 +8,7 @@ from typing import Any
 from attrs import evolve
 from mlxengine import (
     Event,
+    Feature,
     LoadContext,
     Loaded,
     ModelCard,
@@ -33,7 +34,7 @@ from mlxengine_llm import plugin
 from . import features
 from ._claim import HONOURS
 
-_NOT_MIRRORED = {
+_NOT_MIRRORED: dict[Feature[Any], str] = {
     llm.LORA: "adapters are not mirrored on the ranks",
     llm.KV_BITS: "packed key-value caches are not mirrored on the ranks",
     llm.KV_TOKENS: "bounded key-value caches are not mirrored on the ranks",
@@ -99,7 +100,10 @@ def _over_ranks(loaded: Loaded, context: LoadContext, flags: Features, count: in
 
     def opens() -> LeadingDecoder:
         seconds = flags.get(features.STEP_SECONDS)
-        return LeadingDecoder(ranks, model.grammars, seconds, not model.shapes.costly, model.served_alone)
+        known = not model.shapes.costly
+        decoder = LeadingDecoder(ranks, model.grammars, seconds, known, model.served_alone)
+        model.info["pids"] = ranks.pids
+        return decoder
 
     def state() -> ModelState:
         found = model.state()
@@ -116,6 +120,7 @@ def _over_ranks(loaded: Loaded, context: LoadContext, flags: Features, count: in
     model.info.update(ranks=count, split=ranks.settings.split, transport=transport)
     model.missing.update({flag.name: why for flag, why in _NOT_MIRRORED.items()})
     ranks.start()
+    model.info["pids"] = ranks.pids
     return evolve(loaded, warm=_started(ranks, context), close=close, state=state, warm_up=None)
 
 

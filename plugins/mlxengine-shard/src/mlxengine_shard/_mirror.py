@@ -1,8 +1,8 @@
 """What a rank does: the leader's calls on a decoder of its own, over its part of the network.
 
-Nothing here looks at a clock, at free memory or at chance: each rank is told the same and does the same, in the
-same order, or their collectives would not meet. After each call it says a digest of all calls so far and of
-the lengths of its caches, which the leader compares.
+Nothing here looks at a clock, at free memory or at chance: each rank is told the same and does the same, in
+the same order, or their collectives would not meet. After each call it says a digest of all calls so far and
+of the lengths of its caches, which the leader compares.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The process of one rank: ``python -m mlxengine_shard._rank DESCRIPTOR``; `mlxengine_shard._ranks` starts it."""
+"""The process of one rank, ``python -m mlxengine_shard._rank DESCRIPTOR``; `Ranks` starts it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def _ranks() -> str | None:
 RANKS: Feature[int | None] = Feature(
     name="shard.ranks",
     default=None,
-    summary="Spread the model over so many processes of this machine, each with a device of its own if it can.",
+    summary="Spread the model over so many processes of this machine, on CUDA each with a device.",
     stage=Stage.EXPERIMENTAL,
     applies_to=("llm",),
     choices=(None, *range(2, MOST + 1)),

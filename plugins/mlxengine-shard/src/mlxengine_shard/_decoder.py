@@ -104,11 +104,17 @@ class LeadingDecoder:
         self._ranks.spare = 0
 
     def insert(self, row: Row) -> None:
-        """Take a row in."""
+        """Take a row in; of ranks that are lost, the next step says so."""
         self._changed = True
         if not self._opened:
             self._early.append(row)
             return
+        try:
+            self._insert(row)
+        except RankLostError:
+            self._early.append(row)
+
+    def _insert(self, row: Row) -> None:
         tokens = row.prompt + row.tokens
         context = Context(tokens[:-1]) if row.processors else None
         held = _Held(row, next(self._numbers), context, tokens[-1])
@@ -138,7 +144,7 @@ class LeadingDecoder:
             self._opened = True
             early, self._early = self._early, []
             for row in early:
-                self.insert(row)
+                self._insert(row)
         within = self._seconds
         if self._known and plan.seconds is not None and not self._changed:
             within = min(within, max(LEAST, FACTOR * plan.seconds))

@@ -11,43 +11,13 @@ import attrs
 import mlx.core as mx
 import pytest
 from mlxengine.errors import RankLostError
-from mlxengine.toolkit.rows import Row, SharedBatch
-from mlxengine_shard._decoder import LeadingDecoder
+from mlxengine.toolkit.rows import SharedBatch
 from mlxengine_shard._line import packed
 from mlxengine_shard._mirror import Mirror
-from mlxengine_shard._ranks import Ranks, Settings
-from shard_harness import running
+from mlxengine_shard._ranks import Ranks
+from shard_harness import Told, alone, opened, running, settings
 
 SHARED = list(range(3, 43))
-
-
-class Told(Row):
-    """A row that ends after so many tokens."""
-
-    def __init__(self, prompt: list[int], count: int, *, scored: bool) -> None:
-        super().__init__(prompt)
-        self.reuse, self.scored, self._count = True, scored, count
-        self.scores: list[mx.array] = []
-
-    def take(self, token: int, logprobs: mx.array | None) -> None:
-        assert (logprobs is not None) == self.scored
-        if logprobs is not None:
-            assert token == mx.argmax(logprobs).item()
-        self.done = len(self.tokens) >= self._count
-
-
-def settings(tiny: Path, ranks: int = 2, **more: Any) -> Settings:
-    found = Settings(
-        path=str(tiny),
-        ranks=ranks,
-        split="tensor",
-        transport="ring",
-        context=4096,
-        prefix_bytes=60_000,  # about two of the prompts: entries come and go
-        token_bytes=256,
-        shape_seconds=0.0,
-    )
-    return attrs.evolve(found, **more)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +25,6 @@ def ranks(tiny: Path) -> Iterator[Ranks]:
     found = Ranks(settings(tiny))
     yield found
     found.end("the test is over")
-
-
-def opened(ranks: Ranks) -> LeadingDecoder:
-    return LeadingDecoder(ranks, None, 60.0, True, lambda why: pytest.fail(why))
 
 
 def play(ranks: Ranks, whole: Mirror, seed: int) -> None:
@@ -88,18 +54,8 @@ def play(ranks: Ranks, whole: Mirror, seed: int) -> None:
             if not row.inside:
                 batch.admit(row)
             batch.advance(100.0)
-        assert row.tokens == alone(whole, row)
+        assert row.tokens == alone(whole._network, whole._caches(), row)
     batch.close()
-
-
-def alone(whole: Mirror, row: Told) -> list[int]:
-    """What a model that is whole says to a prompt, read from the start."""
-    layers, inputs, found = whole._caches(), mx.array([row.prompt]), []
-    for _ in row.tokens:
-        logits = whole._network(inputs, cache=layers)[:, -1]
-        inputs = mx.argmax(logits, axis=-1)[:, None]
-        found.append(int(inputs.item()))
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -94,5 +94,3 @@ def alone(network: Any, layers: list[Any], row: Told) -> list[int]:
         inputs = mx.argmax(logits, axis=-1)[:, None]
         found.append(int(inputs.item()))
     return found
-
-

@@ -48,7 +48,14 @@ def _begun(handle: TextHandle) -> tuple[Any, list[Any]]:
 
 @pytest.mark.feature("shard.step_seconds")
 @pytest.mark.parametrize(
-    ("rank", "sign"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGKILL)], ids=str
+    ("rank", "sign"),
+    [
+        (1, signal.SIGKILL),
+        (1, signal.SIGSTOP),
+        pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_an_answer_goes_on_after_a_rank_was_lost(
     spread: TextHandle, wanted: str, rank: int, sign: signal.Signals

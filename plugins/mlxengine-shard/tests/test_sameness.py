@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,9 +32,11 @@ class Pair:
     scope="module",
     params=[
         pytest.param(({}, {"shard.ranks": 2}), id="tensor-2"),
-        # rings spin: three of them take minutes on two cores
+        # a ring spins: three ranks take minutes on two cores
         pytest.param((SIX, {"shard.ranks": 3}), id="tensor-3", marks=pytest.mark.slow),
-        pytest.param((STAGES, {"shard.ranks": 2, "shard.split": "pipeline"}), id="pipeline-2"),
+        pytest.param(
+            (STAGES, {"shard.ranks": 2, "shard.split": "pipeline"}), id="pipeline-2", marks=pytest.mark.slow
+        ),
     ],
 )
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
@@ -51,6 +52,7 @@ def test_greedy_text_and_log_probabilities(pair: Pair) -> None:
     for prompt in PROMPTS:
         whole, spread = pair.both(prompt, GREEDY)
         assert spread.text == whole.text
+        assert spread.usage == whole.usage
     params = evolve(GREEDY, logprobs=True, top_logprobs=3)
     whole, spread = (list(model.stream(PROMPTS[2], params)) for model in (pair.whole, pair.spread))
     assert text_of(spread) == text_of(whole)
@@ -83,6 +85,7 @@ def test_seven_at_once(pair: Pair) -> None:
 
     _together(len(PROMPTS), ask)
     assert found == {at: pair.whole.generate(prompt, GREEDY).text for at, prompt in enumerate(PROMPTS)}
+    assert pair.spread.info["batch"] == pair.whole.info["batch"] > 1  # none was served alone
 
 
 def test_a_prompt_that_begins_like_an_earlier_one_is_not_read_again(pair: Pair) -> None:

@@ -42,7 +42,7 @@ HONOURS = (
 _DIVIDED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "moe_intermediate_size")
 # Those whose answers were compared with one rank's (tests/test_families.py), by mlx-lm's modules.
 TENSOR = frozenset({"glm4_moe", "gpt_oss", "llama", "ministral3", "qwen2", "qwen3", "qwen3_moe"})
-PIPELINE = frozenset({"glm4_moe", "ministral3", "qwen2", "qwen3_moe"})
+PIPELINE = frozenset({"glm4_moe", "qwen2", "qwen3_moe"})
 
 
 def claim(card: ModelCard) -> Claim | None:

@@ -32,16 +32,13 @@ from mlxengine_llm import features as llm
 from mlxengine_llm import plugin
 
 from . import features
-from ._claim import HONOURS
 
 _NOT_MIRRORED: dict[Feature[Any], str] = {
-    llm.LORA: "adapters are not mirrored on the ranks",
     llm.KV_BITS: "packed key-value caches are not mirrored on the ranks",
     llm.KV_TOKENS: "bounded key-value caches are not mirrored on the ranks",
     llm.SPECULATION: "guessed tokens are not mirrored on the ranks",
     llm.DRAFT_MODEL: "guessed tokens are not mirrored on the ranks",
     llm.PROMPT_CACHE_FOLDER: "caches of parts of a model are not written to disk",
-    llm.UNPACK: "the ranks keep packed weights as they are",
 }
 _MEASURED_AT = 4096  # tokens
 
@@ -60,10 +57,10 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
             f"{card.id} is to be spread over ranks, and nobody says over how many.",
             hint='Load it with features={"shard.ranks": 2}.',
         )
-    for flag in (*llm.SERVING.values(), llm.PROMPT_CACHE_FOLDER):
-        if flag not in HONOURS and flags.get(flag) != flag.off:
+    for flag, why in _NOT_MIRRORED.items():
+        if flags.get(flag) != flag.off:
             raise FeatureUnavailableError(
-                f"{flag.name} cannot be used with shard.ranks: {_NOT_MIRRORED[flag]}.",
+                f"{flag.name} cannot be used with shard.ranks: {why}.",
                 hint="Leave out one of them.",
             )
     packed = flags.over(Layer(Level.LOAD, {llm.UNPACK.name: False}))
@@ -118,7 +115,6 @@ def _over_ranks(loaded: Loaded, context: LoadContext, flags: Features, count: in
     model.opens = opens
     model.kept.base = _Kept(ranks)  # type: ignore[assignment]
     model.info.update(ranks=count, split=ranks.settings.split, transport=transport)
-    model.missing.update({flag.name: why for flag, why in _NOT_MIRRORED.items()})
     ranks.start()
     model.info["pids"] = ranks.pids
     return evolve(loaded, warm=_started(ranks, context), close=close, state=state, warm_up=None)

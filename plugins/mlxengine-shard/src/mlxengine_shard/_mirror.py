@@ -18,6 +18,7 @@ import numpy as np
 from mlxengine.toolkit.adapter_rows import ByAdapter
 from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.dtype import upcast_for_cpu
+from mlxengine.toolkit.joining import states
 from mlxengine.toolkit.loading import warm
 from mlxengine.toolkit.prefix import PrefixCache
 from mlxengine.toolkit.rows import Drawn, Plan, Row
@@ -50,6 +51,8 @@ class Mirror:
             self._network.shard(group)
         for _ in warm(self._network):
             pass
+        if settings["split"] == "pipeline":
+            self._network = _InOrder(self._network)
         adapters = Adapters(self._network, EXPERTS)
         self._adapters = adapters
         self._trial = Trial(self._network, adapters, self._caches, self._served_alone)
@@ -192,6 +195,25 @@ class Mirror:
             own = np.array(logits[mx.array(wanted)].astype(mx.float32)).tobytes()
         tokens = dict(zip(wanted, self._ask([rows[at].number for at in wanted], own), strict=True))
         return mx.array([tokens.get(at, 0) for at in range(len(rows))], dtype=mx.uint32), nothing, []
+
+
+class _InOrder:
+    """A network in stages whose passes are queued one after the other.
+
+    Were several evaluated together, a stage might receive what the one before it sends for another pass: what
+    receives does not depend on earlier passes, what sends does.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+        found: mx.array = self._network(tokens, cache=cache)
+        mx.async_eval(states(cache))  # type: ignore[no-untyped-call]
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
 
 
 class _Mirrored(Row):

@@ -51,11 +51,8 @@ def test_an_extra_alone_brings_its_own_kind_and_nothing_of_the_others(
         # the back end is the user's choice, by the extras cpu, cuda12 and cuda13
         back_end = [] if "mlx" in DENIED[extra] else ["mlx[cpu]"]
         kinds = [*BRINGS.get(extra, ()), extra]
-        environment.others(
-            *back_end,
-            *(item for kind in kinds for item in third_party(ROOT / "plugins" / f"mlxengine-{kind}")),
-        )
         for kind in kinds:
+            environment.others(*back_end, *third_party(ROOT / "plugins" / f"mlxengine-{kind}"))
             environment.ours(f"mlxengine-{kind}")
         assert environment.run(IMPORT).stdout.split() == kinds
     assert installed(environment) & DENIED[extra] == set()

@@ -93,7 +93,7 @@ def test_only_a_load_that_asks_for_ranks_is_claimed(tiny: Path) -> None:
         engine.load(str(tiny), plugin="shard")
 
 
-@pytest.mark.parametrize("ranks", [1, 0, 1000, "many"])
+@pytest.mark.parametrize("ranks", [1, 0, 2.5, "many"])
 def test_numbers_that_are_none(tiny: Path, ranks: object) -> None:
     with InferenceEngine() as engine, pytest.raises(InvalidParameterError, match=r"shard\.ranks"):
         engine.load(str(tiny), features={"shard.ranks": ranks})

@@ -1,4 +1,4 @@
-"""Ranks do the same in the same order, whatever comes, leaves and waits; where one does not, all are ended."""
+"""Ranks do the same in the same order, whatever comes and leaves; where one does not, all are ended."""
 
 from __future__ import annotations
 

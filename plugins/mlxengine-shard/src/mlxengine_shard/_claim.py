@@ -49,7 +49,7 @@ def claim(card: ModelCard) -> Claim | None:
     """The plugin's offer: only for a load that asks for ranks, or for this plugin."""
     flags = dict(card.configuration.features)
     try:
-        ranks = RANKS.coerce(flags.get(RANKS.name))
+        ranks = _number(flags.get(RANKS.name))
         split = SPLIT.coerce(flags.get(SPLIT.name, SPLIT.default))
     except InvalidParameterError as error:
         return _refused(card, error)
@@ -69,6 +69,13 @@ def claim(card: ModelCard) -> Claim | None:
         reason=f"{whole.reason}, over {ranks or 'several'} ranks",
         honours=frozenset(flag.name for flag in HONOURS),
     )
+
+
+def _number(value: object) -> int | None:
+    found = RANKS.coerce(value)
+    if found is not None and not (isinstance(found, int) and found > 1):
+        raise InvalidParameterError(f"{RANKS.name}={found!r} must be an integer from 2.")
+    return found
 
 
 def _refused(card: ModelCard, error: MLXEngineError) -> Claim | None:

@@ -8,8 +8,6 @@ from typing import Any
 
 from mlxengine import Feature, Stage
 
-MOST = 64  # ranks on one machine
-
 
 def _ranks() -> str | None:
     if importlib.util.find_spec("mlx_lm") is None:
@@ -23,7 +21,6 @@ RANKS: Feature[int | None] = Feature(
     summary="Spread the model over so many processes of this machine, on CUDA each with a device.",
     stage=Stage.EXPERIMENTAL,
     applies_to=("llm",),
-    choices=(None, *range(2, MOST + 1)),
     probe=_ranks,
 )
 SPLIT = Feature(

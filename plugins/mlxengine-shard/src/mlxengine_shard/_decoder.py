@@ -26,7 +26,7 @@ from ._ranks import Ranks
 
 LEAST = 3.0  # seconds that any step may take
 FACTOR = 8.0  # of what it should take
-_LOOK = 0.02  # seconds of a step in which the ranks are not ready
+_LOOK = 0.005  # seconds of a step in which the ranks are not ready
 
 
 @define(eq=False)

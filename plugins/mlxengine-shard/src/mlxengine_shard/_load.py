@@ -63,13 +63,19 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
                 f"{flag.name} cannot be used with shard.ranks: {why}.",
                 hint="Leave out one of them.",
             )
+    transport = "nccl" if context.device.backend == "cuda" else "ring"
+    if transport == "nccl" and flags.get(features.SPLIT) == "pipeline":
+        raise FeatureUnavailableError(
+            "shard.split=pipeline sends from rank to rank, which mlx cannot on CUDA.",
+            hint="Load it with shard.split=tensor.",
+        )
     packed = flags.over(Layer(Level.LOAD, {llm.UNPACK.name: False}))
     loaded = plugin.load_model(card, evolve(context, features=packed))
     assert loaded is not None
-    return _over_ranks(loaded, context, flags, count)
+    return _over_ranks(loaded, context, flags, count, transport)
 
 
-def _over_ranks(loaded: Loaded, context: LoadContext, flags: Features, count: int) -> Loaded:
+def _over_ranks(loaded: Loaded, context: LoadContext, flags: Features, count: int, transport: str) -> Loaded:
     from mlxengine.toolkit import backend
     from mlxengine_llm.parts import LanguageModel
 
@@ -78,9 +84,7 @@ def _over_ranks(loaded: Loaded, context: LoadContext, flags: Features, count: in
 
     model = loaded.model
     assert isinstance(model, LanguageModel)
-    cost = backend.new_shape_seconds()
     account = model.batch.account
-    transport = "nccl" if context.device.backend == "cuda" else "ring"
     ranks = Ranks(
         Settings(
             path=str(context.path),
@@ -90,7 +94,7 @@ def _over_ranks(loaded: Loaded, context: LoadContext, flags: Features, count: in
             context=model.context,
             prefix_bytes=0 if model.prefixes is None else model.prefixes.budget,
             token_bytes=max(1, account.cost_of(_MEASURED_AT) // _MEASURED_AT),
-            shape_seconds=cost,
+            shape_seconds=backend.new_shape_seconds(),
         ),
         room=context.cache_room,
     )

@@ -35,7 +35,7 @@ class _Rank:
             assert settings is not None
             from mlxengine.toolkit import backend
 
-            backend.probe()
+            backend.MLXBackend()  # the engine's bounds on what mlx keeps
             import mlx.core as mx
 
             group = mx.distributed.init(strict=True, backend=settings["transport"])

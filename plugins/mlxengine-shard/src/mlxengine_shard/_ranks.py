@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any
 
@@ -79,6 +78,7 @@ class Ranks:
     _lines: list[Line] = field(factory=list, init=False)
     _inbox: SimpleQueue[Said] = field(factory=SimpleQueue, init=False)
     _files: list[IO[str]] = field(factory=list, init=False)
+    _hosts: IO[str] | None = field(default=None, init=False)
     _waits: set[int] = field(factory=set, init=False)
     _began: float = field(default=0.0, init=False)
 
@@ -101,10 +101,10 @@ class Ranks:
         self.gone.clear()
         self.kept = self.spare = 0
         self._waits, self._began = set(range(count)), time.monotonic()
-        environments = _environments(count, self.settings.transport, self._file)
+        environments = self._environments(count)
         for rank, environment in enumerate(environments):
             ours, theirs = socket.socketpair()
-            output = self._file()
+            self._files.append(output := tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "mlxengine_shard._rank", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
@@ -189,9 +189,10 @@ class Ranks:
             process.wait()
         for line in self._lines:
             line.close()
-        for file in self._files:
-            file.close()
-        self._processes, self._lines, self._files = [], [], []
+        for file in (*self._files, self._hosts):
+            if file is not None:
+                file.close()
+        self._processes, self._lines, self._files, self._hosts = [], [], [], None
         self.ready, self.kept, self.spare = False, 0, 0
 
     def _check(self) -> None:
@@ -239,38 +240,33 @@ class Ranks:
             return "closed its line"
         if code < 0:
             return f"was killed by signal {-code}"
-        file = self._files[-len(self._processes) :][rank]
+        file = self._files[rank]
         file.seek(0)
         words = " ".join(file.read().split())[-_TAIL:]
         return f"ended with code {code}" + (f": {words}" if words else "")
 
-    def _file(self) -> IO[str]:
-        file = tempfile.NamedTemporaryFile("w+", errors="replace", prefix="mlxengine-shard-")  # noqa: SIM115
-        self._files.append(file)
-        return file
+    def _environments(self, count: int) -> list[dict[str, str]]:
+        """What each rank's mx.distributed reads, as `mlx.launch` sets it for one machine."""
+        ports = _free_ports(count)
+        common = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+        if "OMP_NUM_THREADS" in os.environ:
+            common = {}
+        if self.settings.transport == "nccl":
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            devices = seen if len(seen) >= count else [str(rank) for rank in range(count)]
+            common |= {"NCCL_HOST_IP": "127.0.0.1", "NCCL_PORT": str(ports[0]), "MLX_WORLD_SIZE": str(count)}
+            own = [{"CUDA_VISIBLE_DEVICES": device} for device in devices[:count]]
+        else:
+            hosts = tempfile.NamedTemporaryFile("w", prefix="mlxengine-shard-")  # noqa: SIM115
+            json.dump([[f"127.0.0.1:{port}"] for port in ports], hosts)
+            hosts.flush()
+            self._hosts = hosts
+            common["MLX_HOSTFILE"], own = hosts.name, [{} for _ in ports]
+        return [{**common, **more, "MLX_RANK": str(rank)} for rank, more in enumerate(own)]
 
 
 def _named(ranks: Sequence[int]) -> str:
     return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))
-
-
-def _environments(count: int, transport: str, file: Callable[[], IO[str]]) -> list[dict[str, str]]:
-    """What each rank's mx.distributed reads, as `mlx.launch` sets it for one machine."""
-    ports = _free_ports(count)
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
-    common = {} if "OMP_NUM_THREADS" in os.environ else threads
-    if transport == "nccl":
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        devices = seen if len(seen) >= count else [str(rank) for rank in range(count)]
-        common |= {"NCCL_HOST_IP": "127.0.0.1", "NCCL_PORT": str(ports[0]), "MLX_WORLD_SIZE": str(count)}
-        return [
-            {**common, "MLX_RANK": str(rank), "CUDA_VISIBLE_DEVICES": devices[rank]} for rank in range(count)
-        ]
-    hosts = file()
-    json.dump([[f"127.0.0.1:{port}"] for port in ports], hosts)
-    hosts.flush()
-    common["MLX_HOSTFILE"] = str(Path(hosts.name))
-    return [{**common, "MLX_RANK": str(rank)} for rank in range(count)]
 
 
 def _free_ports(count: int) -> list[int]:

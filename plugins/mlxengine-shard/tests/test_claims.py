@@ -8,20 +8,18 @@ from typing import Any
 
 import pytest
 from llm_harness import card_of, write_tiny
-from mlxengine import Fit, InferenceEngine, ModelConfiguration, ScoreRequest, TextWorkload
+from mlxengine import Fit, InferenceEngine, ModelConfiguration, TextWorkload
 from mlxengine.errors import (
     FeatureUnavailableError,
     IncompatibleWeightsError,
     InvalidParameterError,
     MLXEngineError,
     UnsupportedArchitectureError,
-    UnsupportedInputError,
 )
-from mlxengine.text.requests import LoadAdapterRequest
 from mlxengine_llm import features as llm
 from mlxengine_shard import plugin
 from mlxengine_shard._claim import HONOURS
-from shard_harness import GREEDY, running
+from shard_harness import running
 
 
 def edited(source: Path, folder: Path, **config: Any) -> Path:
@@ -123,19 +121,6 @@ def test_an_adapter_of_the_load_is_refused(tiny: Path) -> None:
         engine.load(wanted)
 
 
-def test_requests_that_are_not_mirrored_are_refused_by_name(tiny: Path) -> None:
-    with InferenceEngine() as engine:
-        handle = engine.load_text(str(tiny), features={"shard.ranks": 2})
-        with pytest.raises(UnsupportedInputError, match="scoring"):
-            list(handle.stream(ScoreRequest(text="a text")))
-        with pytest.raises(UnsupportedInputError, match="adapters"):
-            list(handle.stream(LoadAdapterRequest(name="a", source="somewhere")))
-        explained = handle.explain("llm.lora")
-        assert not explained.available
-        assert "'shard' does not honour" in explained.reason
-        assert len(handle.generate("x", GREEDY).text)
-
-
 def test_a_model_whose_weights_are_damaged_is_a_load_error_and_leaves_nobody(
     tiny: Path, tmp_path: Path
 ) -> None:
@@ -157,3 +142,8 @@ def test_memory_is_reckoned_for_all_ranks_here_and_for_one_on_cuda(tmp_path: Pat
         workload = TextWorkload(context_length=1024, backend=backend)
         one, each = whole.estimate(workload).weights, spread.estimate(workload).weights
         assert (one < each < 2 * one) if more else (one / 2 < each < one)
+
+
+def test_a_model_that_sees_is_left_to_the_plugin_for_such(tiny: Path, tmp_path: Path) -> None:
+    folder = edited(tiny, tmp_path / "model", vision_config={"model_type": "siglip"})
+    assert plugin.claim_model(card_of(folder, features=(("shard.ranks", 2),))) is None

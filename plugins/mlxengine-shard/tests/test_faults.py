@@ -74,6 +74,7 @@ def test_an_answer_goes_on_after_a_rank_was_lost(
     assert spread.generate(PROMPT, LONG).text == wanted
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_while_nobody_asks_is_seen_and_started_again(
     engine: InferenceEngine, spread: TextHandle, wanted: str
 ) -> None:

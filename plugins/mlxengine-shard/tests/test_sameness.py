@@ -10,6 +10,8 @@ import pytest
 from attrs import define, evolve
 from llm_harness import scores_of, write_tiny
 from mlxengine import GenerateParams, Grammar, InferenceEngine, Progress, TextHandle
+from mlxengine.errors import UnsupportedInputError
+from mlxengine.text.requests import LoadAdapterRequest, ScoreRequest
 from shard_harness import GREEDY, text_of
 
 PROMPTS = ["once upon", "x", "a longer prompt " * 9, "why?", "tell me more " * 3, "b" * 40, "the end"]
@@ -107,6 +109,16 @@ def test_who_leaves_changes_nothing_for_others(pair: Pair, when: str) -> None:
     leaver.close()
     assert text_of(list(other)) == wanted
     assert pair.spread.generate(PROMPTS[2], GREEDY).text == wanted
+
+
+def test_requests_that_are_not_mirrored_are_refused_by_name(pair: Pair) -> None:
+    with pytest.raises(UnsupportedInputError, match="scoring"):
+        list(pair.spread.stream(ScoreRequest(text="a text")))
+    with pytest.raises(UnsupportedInputError, match="adapters"):
+        list(pair.spread.stream(LoadAdapterRequest(name="a", source="somewhere")))
+    explained = pair.spread.explain("llm.lora")
+    assert not explained.available
+    assert "'shard' does not honour" in explained.reason
 
 
 def _together(count: int, ask: Any) -> None:

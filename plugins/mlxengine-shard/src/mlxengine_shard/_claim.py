@@ -46,17 +46,21 @@ PIPELINE = frozenset({"glm4_moe", "qwen2", "qwen3_moe"})
 
 
 def claim(card: ModelCard) -> Claim | None:
-    """The plugin's offer: only for a load that asks for ranks, or for this plugin."""
+    """The plugin's offer: only for a load that asks for ranks, or for this plugin.
+
+    What the language plugin serves for want of a better one (a model that sees, say) is left to that one.
+    """
     flags = dict(card.configuration.features)
     try:
         ranks = _number(flags.get(RANKS.name))
         split = SPLIT.coerce(flags.get(SPLIT.name, SPLIT.default))
     except InvalidParameterError as error:
         return _refused(card, error)
-    if ranks is None and card.configuration.plugin != "shard":
+    asked = card.configuration.plugin == "shard"
+    if ranks is None and not asked:
         return None
     whole = plugin.claim_model(card)
-    if whole is None:
+    if whole is None or (whole.fit is Fit.FALLBACK and not asked):
         return None
     problem: Exception | None = whole.problem
     if problem is None and ranks is not None:

@@ -101,10 +101,18 @@ class Ranks:
         self.gone.clear()
         self.kept = self.spare = 0
         self._waits, self._began = set(range(count)), time.monotonic()
-        environments = self._environments(count)
-        for rank, environment in enumerate(environments):
-            ours, theirs = socket.socketpair()
-            self._files.append(output := tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115
+        try:
+            for rank, environment in enumerate(self._environments(count)):
+                self._start(rank, environment)
+            self._tell(packed(asdict(self.settings)))
+        except BaseException:
+            self.end("they could not all be started")
+            raise
+
+    def _start(self, rank: int, environment: Mapping[str, str]) -> None:
+        self._files.append(output := tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115
+        ours, theirs = socket.socketpair()
+        with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "mlxengine_shard._rank", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
@@ -114,10 +122,8 @@ class Ranks:
                 env={**os.environ, **environment},
                 start_new_session=True,  # Ctrl-C is for the leader
             )
-            theirs.close()
-            self._processes.append(process)
-            self._lines.append(Line(ours, self._inbox.put, rank))
-        self._tell(packed(asdict(self.settings)))
+        self._processes.append(process)
+        self._lines.append(Line(ours, self._inbox.put, rank))
 
     def poll(self, seconds: float) -> bool:
         """Wait for so long; whether all are ready.

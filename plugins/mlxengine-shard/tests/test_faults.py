@@ -98,17 +98,21 @@ from mlxengine import GenerateParams, InferenceEngine
 handle = InferenceEngine().load_text(sys.argv[1], features={"shard.ranks": 2})
 print(*handle.info["pids"], flush=True)
 for event in handle.stream("x", GenerateParams(max_tokens=4000, temperature=0, ignore_eos=True)):
-    pass
 """
 
 
-def test_the_ranks_of_a_leader_that_was_killed_end(tiny: Path) -> None:
-    leader = subprocess.Popen([sys.executable, "-c", LEADER, str(tiny)], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("end", ["killed", pytest.param("exits", marks=pytest.mark.slow)])
+def test_the_ranks_of_a_leader_that_is_gone_end(tiny: Path, end: str) -> None:
+    program = LEADER + ("    pass\n" if end == "killed" else "    sys.exit(0)\n")
+    leader = subprocess.Popen([sys.executable, "-c", program, str(tiny)], stdout=subprocess.PIPE, text=True)
     assert leader.stdout is not None
     pids = [int(word) for word in leader.stdout.readline().split()]
     assert len(pids) == 2
-    time.sleep(0.5)  # in the middle of the answer
-    leader.kill()
+    if end == "killed":
+        time.sleep(0.5)  # in the middle of the answer
+        leader.kill()
+    else:
+        os.kill(pids[1], signal.SIGSTOP)  # it cannot see that its line is closed
     leader.wait()
     leader.stdout.close()
     assert until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 10)

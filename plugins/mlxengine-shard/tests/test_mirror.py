@@ -102,6 +102,20 @@ def test_digests_that_differ_end_all_ranks(ranks: Ranks) -> None:
     assert not before & set(running())
 
 
+@pytest.mark.slow
+def test_a_row_whose_ranks_are_lost_again_and_again_fails_with_a_typed_error(tmp_path: Path) -> None:
+    ranks = Ranks(settings(tmp_path / "nothing"))
+    batch = SharedBatch(lambda _: opened(ranks))
+    row = Told([3, 4], 2, scored=False)
+    batch.admit(row)
+    while row.failure is None:
+        batch.advance(100.0)
+    assert isinstance(row.failure, RankLostError)
+    assert "rank" in str(row.failure)
+    assert ranks.generation == 2
+    assert ranks.pids == []
+
+
 def test_what_is_not_mirrored_has_no_name(tiny: Path) -> None:
     assert sorted(Mirror.CALLS) == [
         "close", "insert", "open", "park", "remove", "step", "tidy", "trim",

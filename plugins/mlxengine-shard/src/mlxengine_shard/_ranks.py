@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import IO, Any
@@ -81,6 +82,9 @@ class Ranks:
     _hosts: IO[str] | None = field(default=None, init=False)
     _waits: set[int] = field(factory=set, init=False)
     _began: float = field(default=0.0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        weakref.finalize(self, _kill, self._processes)  # a stopped rank does not see that its leader ends
 
     @property
     def pids(self) -> list[int]:
@@ -188,9 +192,7 @@ class Ranks:
         if not self._processes:
             return
         self._why = why
-        for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # each leads a session of its own
+        _kill(self._processes)
         for process in self._processes:
             process.wait()
         for line in self._lines:
@@ -198,7 +200,8 @@ class Ranks:
         for file in (*self._files, self._hosts):
             if file is not None:
                 file.close()
-        self._processes, self._lines, self._files, self._hosts = [], [], [], None
+        self._processes.clear()
+        self._lines, self._files, self._hosts = [], [], None
         self.ready, self.kept, self.spare = False, 0, 0
 
     def _check(self) -> None:
@@ -269,6 +272,13 @@ class Ranks:
             self._hosts = hosts
             common["MLX_HOSTFILE"], own = hosts.name, [{} for _ in ports]
         return [{**common, **more, "MLX_RANK": str(rank)} for rank, more in enumerate(own)]
+
+
+def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # each leads a session of its own
 
 
 def _named(ranks: Sequence[int]) -> str:

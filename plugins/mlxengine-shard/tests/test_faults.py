@@ -95,7 +95,7 @@ def test_ranks_that_wait_take_no_time(spread: TextHandle) -> None:
 LEADER = """
 import sys
 from mlxengine import GenerateParams, InferenceEngine
-handle = InferenceEngine().load_text(sys.argv[1], features={"shard.ranks": 2})
+handle = InferenceEngine().load_text(sys.argv[1], features={"shard.ranks": 2, "shard.step_seconds": 5.0})
 print(*handle.info["pids"], flush=True)
 for event in handle.stream("x", GenerateParams(max_tokens=4000, temperature=0, ignore_eos=True)):
 """

@@ -13,7 +13,7 @@
     │                      InsufficientMemoryError RemoteCodeRefusedError BackendUnavailableError
     └ GenerationError      PromptTooLongError UnsupportedInputError CancelledError
                            QueueFullError WaitTimeoutError RunTimeoutError
-                           ToolError ToolServerError
+                           ToolError ToolServerError RankLostError
     MisuseError(RuntimeError)  StreamConsumedError ModelClosedError EngineClosedError
 
 A message says what was asked and what was found; ``hint`` says what to do next. ``recoverable``
@@ -235,6 +235,12 @@ class ToolError(GenerationError):
 
 class ToolServerError(ToolError):
     """A server of tools could not be started, or has ended."""
+
+
+class RankLostError(GenerationError):
+    """One of the processes that a model is spread over has died, or does not go on; all were ended."""
+
+    recoverable = True
 
 
 class MisuseError(RuntimeError):

@@ -18,7 +18,9 @@ DENIED = {
     "diffusion": {"mlx-lm", "mlx-vlm", "mlx-embeddings", "opencv-python", "torch"},
     "serve": {"mlx", "numpy", "transformers", "torch", "pillow", "fastapi", "pydantic"},
     "ray": {"mlx", "numpy", "transformers", "torch", "pillow", "ray", "pyarrow"},
+    "shard": {"mlx-vlm", "mlx-embeddings", "mlx-audio", "diffuse-mlx", "opencv-python", "pandas", "torch"},
 }
+BRINGS = {"shard": ["llm"]}  # packages of ours that another one of ours requires
 IMPORT = """
 from mlxengine import InferenceEngine
 with InferenceEngine() as engine:
@@ -48,9 +50,11 @@ def test_an_extra_alone_brings_its_own_kind_and_nothing_of_the_others(
     else:
         # the back end is the user's choice, by the extras cpu, cuda12 and cuda13
         back_end = [] if "mlx" in DENIED[extra] else ["mlx[cpu]"]
-        environment.others(*back_end, *third_party(ROOT / "plugins" / f"mlxengine-{extra}"))
-        environment.ours(f"mlxengine-{extra}")
-        assert environment.run(IMPORT).stdout.split() == [extra]
+        kinds = [*BRINGS.get(extra, ()), extra]
+        for kind in kinds:
+            environment.others(*back_end, *third_party(ROOT / "plugins" / f"mlxengine-{kind}"))
+            environment.ours(f"mlxengine-{kind}")
+        assert environment.run(IMPORT).stdout.split() == kinds
     assert installed(environment) & DENIED[extra] == set()
     size = megabytes(environment.site)
     assert published()[extra] == pytest.approx(size, rel=0.2), f"{extra} takes {size:.0f} MB"

@@ -16,6 +16,8 @@ from mlxengine import (
     Fit,
     InferenceEngine,
     Loaded,
+    ModelConfiguration,
+    Stage,
     TextDelta,
     TextRequest,
     hookimpl,
@@ -141,3 +143,34 @@ def test_a_back_end_that_honours_anothers_flag_is_given_it(folder: Path) -> None
 def test_the_mock_back_end_takes_every_flag(folder: Path) -> None:
     with InferenceEngine(plugins=[("echo", Echo())], backend="mock") as engine:
         assert engine.load_text("any/name", features={"echo.level": "loud"}).generate("x").mock
+
+
+class Aside(Echo):
+    """Serves what its flag asks for, whoever else would."""
+
+    @hookimpl
+    def list_features(self) -> list[Feature[Any]]:
+        return [Feature(name="aside.wanted", default=False, summary="Serve it.", stage=Stage.EXPERIMENTAL)]
+
+    @hookimpl
+    def claim_model(self, card: Any) -> Claim | None:
+        flags = dict(card.configuration.features)
+        wanted = flags.get("aside.wanted") in (True, "on")
+        return Claim(kind="llm", fit=Fit.CHOSEN, files=("*.json",), uses_mlx=False) if wanted else None
+
+
+@pytest.mark.parametrize("level", ["nobody", *ORDER[:-1]])
+def test_a_plugin_is_chosen_by_a_flag_of_its_own_at_any_level(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    file = tmp_path / "mlxengine.toml"
+    file.write_text("[features]\naside.wanted = true\n" if level == "file" else "")
+    monkeypatch.setenv("MLXENGINE_CONFIG", str(file))
+    monkeypatch.setenv("MLXENGINE_FEATURES", "aside.wanted=on" if level == "environment" else "")
+    wanted = {"aside.wanted": True}
+    plugins = [("echo", Echo()), ("aside", Aside())]
+    with InferenceEngine(plugins=plugins, features=wanted if level == "engine" else None) as engine:
+        loading = ModelConfiguration(
+            id=str(folder), features=tuple(wanted.items()) if level == "load" else ()
+        )
+        assert engine.explain(loading).record.name == ("echo" if level == "nobody" else "aside")

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
+from attrs import evolve
 
 from .._scheduling.faults import calling
 from .._version import __version__
@@ -282,7 +283,9 @@ class Host:
             if plugin is not None and record.name != plugin:
                 continue
             try:
-                claim = border.claim(record, self.call(record, "claim_model", card=card))
+                claim = border.claim(
+                    record, self.call(record, "claim_model", card=self._seen_by(record, card))
+                )
             except PluginError as error:
                 log.warning("%s", error)
                 faults.append(error)
@@ -306,6 +309,14 @@ class Host:
         record, claim = top[0]
         others = tuple((item.name, offer) for item, offer in claims if item is not record)
         return Owner(record=record, claim=claim, others=others)
+
+    def _seen_by(self, record: PluginRecord, card: ModelCard) -> ModelCard:
+        """The card with the plugin's own flags that the outer levels set."""
+        outer = self.features.outer(record.name)
+        if not outer:
+            return card
+        flags = {**outer, **dict(card.configuration.features)}
+        return evolve(card, configuration=evolve(card.configuration, features=tuple(flags.items())))
 
     def _nobody(self, card: ModelCard, plugin: str | None) -> NoPluginForModelError:
         installed = ", ".join(record.name for record in self.active()) or "none"

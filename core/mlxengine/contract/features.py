@@ -249,6 +249,14 @@ class FeatureRegistry:
                         hint=f"`mlxengine features {name}` says more.",
                     )
 
+    def outer(self, provider: str) -> dict[str, object]:
+        """The values that the outer levels set for flags of a plugin."""
+        found: dict[str, object] = {}
+        for layer in reversed(self._layers):
+            own = {name: value for name, value in layer.values.items() if name.startswith(f"{provider}.")}
+            found.update(own)
+        return found
+
     def _provided(self, provider: str) -> bool:
         return any(name == provider for _, name in self._features.values())
 

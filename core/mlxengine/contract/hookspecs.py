@@ -37,11 +37,16 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Fit(enum.IntEnum):
-    """How well a plugin serves a model; the highest claim wins, and a tie at the top is an error."""
+    """How well a plugin serves a model; the highest claim wins, and a tie at the top is an error.
+
+    ``CHOSEN`` is for a plugin that another way of serving has to be asked for by a flag of its own, where the
+    card's configuration sets that flag.
+    """
 
     FALLBACK = 1
     PARTIAL = 2
     NATIVE = 3
+    CHOSEN = 4
 
 
 @frozen(kw_only=True)
@@ -286,7 +291,8 @@ class HookSpecs:
         """Whether this plugin serves the model, and how well; ``None`` declines.
 
         Pure: no I/O, no import of a model library, the same answer for the same card, and quick. The
-        card holds every JSON file of the repository and the tensors' names and shapes.
+        card holds every JSON file of the repository and the tensors' names and shapes; the features of its
+        configuration are those of the load, and those of this plugin's that are set further out.
         """
         raise AssertionError
 

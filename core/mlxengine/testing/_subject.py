@@ -206,7 +206,7 @@ class Subject:
         context = LoadContext(
             path=path,
             configuration=card.configuration,
-            features=self.features.view(),
+            features=self.features.view(_flags(card)),
             device=Device.detect(),
         )
         loaded = self.lane.load(lambda: self.hooks.load(card, context))
@@ -227,7 +227,7 @@ class Subject:
         Raises:
             Broken: the plugin declines the request.
         """
-        flags = self.features.view(Layer(Level.CALL, dict(request.features)))
+        flags = self.features.view(Layer(Level.CALL, dict(request.features)), _flags(self.card))
         context = RunContext(features=flags)
         found = self.lane.step(lambda: self.hooks.generate(model, request, context))
         if found is None:
@@ -272,6 +272,11 @@ class Subject:
                 if taken > _MOST_STEPS or time.monotonic() > deadline:
                     raise Broken(f"it has not come to an end after {taken:,} steps (limit {limit:g} s)")
         return events, steps
+
+
+def _flags(card: ModelCard) -> Layer:
+    """Those of the load."""
+    return Layer(Level.LOAD, dict(card.configuration.features))
 
 
 def _told(configuration: ModelConfiguration) -> dict[str, Any]:

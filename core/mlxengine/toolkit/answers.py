@@ -178,8 +178,7 @@ class Answer(Row):
             priority=priority,
         )
         self.index = index
-        self.reuse = True  # whether its cache may come from, and go to, other requests
-        self.cached = 0  # tokens of the prompt that did not have to be computed
+        self.reuse = True
         self.measured: tuple[tuple[str, float], ...] = ()  # what the decoder adds to the metrics
         self.router: Router | None = None  # parts the text into text, reasoning and tool calls
         self.events: deque[Event] = deque()

@@ -10,7 +10,7 @@ nobody: a row that leaves makes room for the next one, which is written into its
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -40,6 +40,10 @@ class Decodes(Protocol):
         ...
 
 
+Draw = Callable[..., tuple[mx.array, list[mx.array | None], list[mx.array]]]
+"""Takes and returns what `draw` does."""
+
+
 class Batch:
     """Rows with their caches.
 
@@ -48,15 +52,23 @@ class Batch:
         grammars: of the rows, told before each pass which tokens were drawn.
         plain: whether a row that is alone keeps its plain cache, into which a batch's can be taken apart.
         spares: whether rows that left may keep their places for others. One place in four at most does.
+        drawing: draws the tokens; `draw` where it is ``None``.
     """
 
     def __init__(
-        self, network: Decodes, grammars: Grammars | None, *, plain: bool = True, spares: bool = False
+        self,
+        network: Decodes,
+        grammars: Grammars | None,
+        *,
+        plain: bool = True,
+        spares: bool = False,
+        drawing: Draw | None = None,
     ) -> None:
         self._network = network
         self._grammars = grammars
         self._alone_plain = plain
         self._spares = spares
+        self._draw = drawing or draw
         self._plain = False
         self._told: bool | None = None  # whether the tokens held are the positions in the caches
         self._steps = 0
@@ -65,7 +77,7 @@ class Batch:
         self.layers: list[Any] = []
         self.held: list[list[int]] = []  # of each row, the tokens in its cache
         self._last: list[int] = []  # what a row that joined brought; its prompt's end
-        self._contexts: list[_Tokens | None] = []
+        self._contexts: list[Context | None] = []
         self._drawn: mx.array | None = None  # of the last passes, perhaps not computed yet
         self._scores: list[mx.array | None] = []  # what they were drawn from, of rows that want it
         self._places: list[int | None] = []  # where a row's token is in them; None where it is in `_last`
@@ -105,12 +117,12 @@ class Batch:
                 first token of the answers is drawn from these.
         """
         contexts = [
-            _Tokens(tokens) if row.processors else None for row, tokens in zip(rows, held, strict=True)
+            Context(tokens) if row.processors else None for row, tokens in zip(rows, held, strict=True)
         ]
         drawn_at: list[int | None] = [None] * len(rows)
         if logits is not None:
             before = 0 if self._drawn is None else self._drawn.shape[0]
-            drawn, scores, _ = _draw(rows, contexts, None, logits)
+            drawn, scores, _ = self._draw(rows, contexts, None, logits)
             drawn_at = list(range(before, before + len(rows)))
             self._drawn = drawn if self._drawn is None else mx.concatenate([self._drawn, drawn])
             self._scores += scores
@@ -158,7 +170,7 @@ class Batch:
         inputs = self._inputs()
         self._expect(drawn, at_drawn)
         logits = self._network.decode(self._decoded(), inputs[:, None], self.layers)
-        self._drawn, self._scores, seen = _draw(self.rows, self._contexts, inputs, logits, self._left)
+        self._drawn, self._scores, seen = self._draw(self.rows, self._contexts, inputs, logits, self._left)
         self._places = list(range(len(self.rows)))
         mx.async_eval(self._drawn, self._scores, seen)  # type: ignore[no-untyped-call]
         values: Any = [] if drawn is None else drawn.tolist()
@@ -286,7 +298,7 @@ class Batch:
         self._grammars.expect(found, drawn)
 
 
-class _Tokens:
+class Context:
     """The tokens of one row as an array that grows without being copied at each."""
 
     STEP = 256
@@ -306,9 +318,9 @@ class _Tokens:
         return self._buffer[: self._size]
 
 
-def _draw(
+def draw(
     rows: Sequence[Row],
-    contexts: Sequence[_Tokens | None],
+    contexts: Sequence[Context | None],
     inputs: mx.array | None,
     logits: mx.array,
     left: Container[int] = (),
@@ -350,4 +362,4 @@ def _draw(
     return drawn, [logits[at] if wanted else None for at, wanted in enumerate(scored)], seen
 
 
-__all__ = ["Batch", "Decodes"]
+__all__ = ["Batch", "Context", "Decodes", "Draw", "draw"]

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from .._machine.backend import probe
-from .batch import Batch
+from .batch import Batch, Draw
 from .grammar import Grammars
 from .joining import Company, states
 from .reading import Reading, Readings, Reads
@@ -32,7 +32,7 @@ class TogetherDecoder:
         shapes: which sizes of passes the device has met.
         grammars: of the model's rows, told before each step which tokens were drawn.
         context: most positions that the model knows, or ``None``.
-        plain: see `Batch`.
+        plain, drawing: see `Batch`.
     """
 
     def __init__(
@@ -44,14 +44,21 @@ class TogetherDecoder:
         *,
         context: int | None = None,
         plain: bool = True,
+        drawing: Draw | None = None,
     ) -> None:
         self._shapes = shapes
         self._reading = Readings(network, company, shapes, context)
-        self._batch = Batch(network, grammars, plain=plain, spares=keeps_places())
+        self._batch = Batch(network, grammars, plain=plain, spares=keeps_places(), drawing=drawing)
         self._behind = 0  # tokens of prompts in passes that nothing has waited for
 
     def __len__(self) -> int:
         return len(self._reading) + len(self._batch)
+
+    def lengths(self) -> list[list[int]]:
+        """The tokens that are held of each row that is read, and of each that decodes; places in caches."""
+        batch = self._batch
+        places = [getattr(layer, "_idx", getattr(layer, "offset", 0)) for layer in batch.layers[:1]]
+        return [self._reading.lengths(), [len(held) for held in batch.held], places]
 
     @property
     def spare(self) -> int:

@@ -69,13 +69,19 @@ class PrefixCache:
         shelf: where entries are also written; ``None`` keeps them in memory only.
         room: bytes that there is room for beside what is held, negative if that is too much already;
             ``None`` where nobody keeps account.
+        size: bytes of caches and of the tokens in them, where these are not told by the caches.
     """
 
     def __init__(
-        self, budget: int, shelf: Shelf | None = None, room: Callable[[], int | None] = lambda: None
+        self,
+        budget: int,
+        shelf: Shelf | None = None,
+        room: Callable[[], int | None] = lambda: None,
+        size: Callable[[Sequence[Any], int], int] | None = None,
     ) -> None:
         self.budget = budget
         self.room = room
+        self._size = size or _size
         self._shelf = shelf
         self._entries: list[Entry] = list(shelf.entries()) if shelf is not None else []
 
@@ -86,6 +92,10 @@ class PrefixCache:
     def nbytes(self) -> int:
         """Bytes held in memory."""
         return sum(entry.nbytes for entry in self._entries if entry.layers is not None)
+
+    def lengths(self) -> list[int]:
+        """The tokens of each entry."""
+        return [len(entry.tokens) for entry in self._entries]
 
     def find(
         self, prompt: Sequence[int], media: tuple[str, ...] = (), places: Tokens | None = None
@@ -155,9 +165,8 @@ class PrefixCache:
         if any(_covers(entry, array, media) and entry.trimmable for entry in self._entries):
             return
         mx.async_eval([layer.state for layer in layers])  # type: ignore[no-untyped-call]
-        entry = Entry(
-            tokens=array, layers=snapshot(layers), nbytes=sum(layer.nbytes for layer in layers), media=media
-        )
+        size = self._size(layers, len(tokens))
+        entry = Entry(tokens=array, layers=snapshot(layers), nbytes=size, media=media)
         if entry.nbytes > allowed(self.budget, self.nbytes, self.room()):
             return
         if entry.trimmable:  # what is a prefix of the new one is in it
@@ -184,7 +193,7 @@ class PrefixCache:
             self._entries.remove(entry)
             return False
         entry.layers = layers
-        entry.nbytes = sum(layer.nbytes for layer in layers)
+        entry.nbytes = self._size(layers, len(entry.tokens))
         self._touch(entry)
         self._shrink(allowed(self.budget, self.nbytes, self.room()))
         return True
@@ -205,6 +214,10 @@ class PrefixCache:
                     entry.layers = None
                 else:
                     self._entries.remove(entry)
+
+
+def _size(layers: Sequence[Any], _tokens: int) -> int:
+    return sum(layer.nbytes for layer in layers)
 
 
 def allowed(budget: int, held: int, room: int | None) -> int:

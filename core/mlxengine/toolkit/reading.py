@@ -127,6 +127,10 @@ class Readings:
         """Forget all of them."""
         self._entries.clear()
 
+    def lengths(self) -> list[int]:
+        """The tokens that are held of each."""
+        return [len(entry.held) for entry in self._entries]
+
     def states(self) -> list[Any]:
         """The arrays of what is read so far."""
         return [states(entry.layers) for entry in self._entries if entry.layers is not None]

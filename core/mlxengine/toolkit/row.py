@@ -50,6 +50,8 @@ class Row:
         self.reading = True
         self.read = 0  # tokens of its prompt that are in its cache, while that is read in pieces
         self.scored = False  # whether `take` wants the log-probabilities
+        self.reuse = False  # whether its cache may come from, and go to, other rows
+        self.cached = 0  # tokens of the prompt that did not have to be computed
 
     def standing(self, now: float, seconds: float = 0.0) -> float:
         """The place in a queue, lower first: the time its reading takes, less what it has waited.
@@ -108,12 +110,14 @@ class Plan:
         now: on the clock of `time.monotonic`.
         token_seconds: time that reading a token takes; 0 while that is unknown.
         worth: tokens that are read in the time that a pass takes for itself; ``None`` while unknown.
+        seconds: that the step should take; ``None`` where nothing tells.
     """
 
     tokens: int
     now: float = 0.0
     token_seconds: float = 0.0
     worth: int | None = None
+    seconds: float | None = None
 
 
 @frozen(kw_only=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from .._machine.backend import clear_cache
 from ..contract.hookspecs import ModelState
-from ..errors import GenerationError, out_of_memory
+from ..errors import GenerationError, RankLostError, out_of_memory
 from .account import Account
 from .pace import Pace
 from .room import Room, cannot_grow, ran_out_alone
@@ -180,7 +180,7 @@ class SharedBatch:
             began = time.perf_counter()
             running = any(not row.reading for row in self._rows)
             plan = self._plan(budget_ms, running=running)
-            self.step_seconds = self._expected(plan)
+            self.step_seconds = plan.seconds
             done = decoder.step(plan)
             self.step_seconds = None
             self.pace.observe(done, time.perf_counter() - began)
@@ -199,20 +199,22 @@ class SharedBatch:
             self.step_seconds = None
             self._recover(error)
 
-    def _expected(self, plan: Plan) -> float | None:
+    def _expected(self, tokens: int) -> float | None:
         """Seconds that a step should take; rows that are more than in the last one cost as much as those."""
         rows, before = len(self._rows), self._decoded
         reads, read = any(row.reading for row in self._rows), self._read_before
         self._decoded, self._read_before = rows, reads
-        seconds = self.pace.expected(plan.tokens if reads or read else 0)
+        seconds = self.pace.expected(tokens if reads or read else 0)
         return None if seconds is None else seconds * max(1.0, rows / max(before, 1))
 
     def _plan(self, budget_ms: float, *, running: bool) -> Plan:
+        tokens = self.pace.tokens(budget_ms, running=running)
         return Plan(
-            tokens=self.pace.tokens(budget_ms, running=running),
+            tokens=tokens,
             now=time.monotonic(),
             token_seconds=self.pace.token_seconds or 0.0,
             worth=self.pace.worth,
+            seconds=self._expected(tokens),
         )
 
     def close(self) -> None:
@@ -440,6 +442,8 @@ class SharedBatch:
 
 
 def _failed(error: Exception) -> GenerationError:
+    if isinstance(error, RankLostError):
+        return error
     failure = GenerationError(f"The model failed while it served this request: {error}.")
     failure.__cause__ = error
     return failure

@@ -15,7 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxengine.errors import BackendUnavailableError, IncompatibleWeightsError
 from mlxengine.toolkit.loading import building
 from mlxengine_llm._claim import claim
-from mlxengine_llm._library import module_of
+from mlxengine_llm.library import module_of
 
 
 def problem(folder: Path) -> Exception | None:

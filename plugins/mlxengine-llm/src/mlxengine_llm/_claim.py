@@ -23,7 +23,7 @@ from mlxengine.toolkit.gguf_support import choose_file, gguf_problem, no_readabl
 from mlxengine.toolkit.media import describes_media, takes_media
 
 from ._estimate import keeps
-from ._library import demanded, module_of, source
+from .library import demanded, module_of, source
 
 FILES = ("*.json", "model*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
 _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")

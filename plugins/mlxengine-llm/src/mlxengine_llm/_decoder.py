@@ -9,8 +9,8 @@ import mlx.core as mx
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlxengine.toolkit.adapter_rows import adapter_of
 from mlxengine.toolkit.adapters import Adapters
-from mlxengine.toolkit.answers import Answer
 from mlxengine.toolkit.attention import QuickAttention
+from mlxengine.toolkit.batch import Draw
 from mlxengine.toolkit.decoding import TogetherDecoder
 from mlxengine.toolkit.grammar import Grammars
 from mlxengine.toolkit.joining import matrix, merged
@@ -34,6 +34,7 @@ class BatchDecoder(TogetherDecoder):
         trial: which rows may share a pass.
         grammars: of the model's rows, told before each step which tokens were drawn.
         context: most positions that the model knows, or ``None``.
+        drawing: see `mlxengine.toolkit.batch.Batch`.
     """
 
     def __init__(
@@ -46,11 +47,12 @@ class BatchDecoder(TogetherDecoder):
         trial: Trial,
         grammars: Grammars | None = None,
         context: int | None = None,
+        drawing: Draw | None = None,
     ) -> None:
         self._prefixes = prefixes
         self._trial = trial
         passes = _Passes(network, adapters, caches, self._checkpoint)
-        super().__init__(passes, trial.company, shapes, grammars, context=context)
+        super().__init__(passes, trial.company, shapes, grammars, context=context, drawing=drawing)
 
     def insert(self, row: Row) -> None:
         tokens = row.prompt + row.tokens
@@ -77,7 +79,7 @@ class BatchDecoder(TogetherDecoder):
 
     def _kept_by(self, row: Row) -> PrefixCache | None:
         """Where a row's cache comes from and goes to."""
-        return self._prefixes(adapter_of(row)) if isinstance(row, Answer) and row.reuse else None
+        return self._prefixes(adapter_of(row)) if row.reuse else None
 
     def _keep(self, row: Row, layers: list[Any], tokens: Sequence[int], *, goes_on: bool = False) -> None:
         """Keep the cache of a row, for prompts that begin alike."""
@@ -102,14 +104,13 @@ class BatchDecoder(TogetherDecoder):
         layers = snapshot(layers)
         for layer in layers:
             layer.trim(surplus)
-        if isinstance(row, Answer):
-            row.cached = len(row.prompt) - 1
+        row.cached = len(row.prompt) - 1
         return layers, row.prompt[:-1]
 
     def _prefix(self, row: Row, tokens: list[int]) -> tuple[list[Any], list[int]] | None:
         prefixes = self._kept_by(row)
         found = prefixes.find(tokens) if prefixes is not None else None
-        if found is not None and isinstance(row, Answer) and not (row.tokens or row.read):
+        if found is not None and not (row.tokens or row.read):
             row.cached = min(len(found[1]), len(row.prompt))
         return found
 

@@ -10,7 +10,7 @@ import re
 
 from mlxengine.toolkit.kv import Keeps
 
-from ._library import source
+from .library import source
 
 _MORE = re.compile(r"\b(ArraysCache|CacheList|ChunkedKVCache|LayerCache)\b")
 _COUNTED = ("num_kv_reuse_layers", "block_configs", "layer_types")  # whose layers `Keeps` can count

@@ -29,11 +29,11 @@ from ._chat import prompts_of
 from ._decoder import BatchDecoder
 from ._estimate import keeps
 from ._experts import EXPERTS
-from ._library import module_of
 from ._serial import SerialDecoder
 from ._tokenizer import dialect_of
 from ._trial import Trial
 from .features import BATCH
+from .library import module_of
 
 
 @define(eq=False)
@@ -62,6 +62,7 @@ class LanguageModel:
         backend: see `mlxengine.Device`.
         shapes: which sizes of passes the device has met.
         first_piece: see `SharedBatch`.
+        opens: opens what decodes its rows where that is not done here.
         adapters: LoRA and DoRA adapters that are loaded.
         batch: the rows of all requests, whatever their adapter.
         trial: whether rows may share a pass.
@@ -92,6 +93,7 @@ class LanguageModel:
     backend: str | None = None
     shapes: Shapes = field(factory=Shapes)
     first_piece: int = Pace.FIRST
+    opens: Callable[[], Decoder] | None = None
     estimate: Callable[[TextWorkload], MemoryEstimate] = field(init=False)
     grammars: Grammars | None = field(init=False)
     adapters: Adapters = field(init=False)
@@ -128,7 +130,7 @@ class LanguageModel:
             first_piece=self.first_piece,
             preempts=self.preempts,
         )
-        self.trial = Trial(self.network, self.adapters, self._caches, self._served_alone)
+        self.trial = Trial(self.network, self.adapters, self._caches, self.served_alone)
         self.voice = Voice(
             decode=_decode(self.tokenizer),
             defaults=self.defaults,
@@ -141,13 +143,16 @@ class LanguageModel:
     def _caches(self) -> list[Any]:
         return caches_for(self.network, self.serving)
 
-    def _served_alone(self, why: str) -> None:
+    def served_alone(self, why: str) -> None:
+        """Rows cannot decode together, for that reason."""
         self.batch.max_rows = 1
         self.batch.room = Room(1)
         self.info.update(batch=1, alone=why)
         self.missing[BATCH.name] = why
 
     def _decoder(self, _rows: int) -> Decoder:
+        if self.opens is not None:
+            return self.opens()
         if self.serving.serial:
             return SerialDecoder(self.network, self.serving, self.adapters, self.kept, self.draft)
         return BatchDecoder(

@@ -56,13 +56,13 @@ class SerialDecoder:
 
     def insert(self, row: Row) -> None:
         tokens = row.prompt + row.tokens
-        prefixes = self._prefixes(adapter_of(row)) if isinstance(row, Answer) and row.reuse else None
+        prefixes = self._prefixes(adapter_of(row)) if row.reuse else None
         found = prefixes.find(tokens) if prefixes is not None else None
         if row.kept is not None:
             self._cache, self._held = row.kept
         elif found is not None:
             self._cache, self._held = found[0], len(found[1])
-            if isinstance(row, Answer) and not row.tokens:
+            if not row.tokens:
                 row.cached = min(self._held, len(row.prompt))
         else:
             self._cache, self._held = caches_for(self._network, self._serving), 0
@@ -109,7 +109,7 @@ class SerialDecoder:
         if self._held > len(tokens):  # the answer ended among guesses that were right
             for layer in self._cache:
                 layer.trim(self._held - len(tokens))
-        prefixes = self._prefixes(adapter_of(row)) if isinstance(row, Answer) and row.reuse else None
+        prefixes = self._prefixes(adapter_of(row)) if row.reuse else None
         if prefixes is not None and row.failure is None:
             prefixes.add(self._cache, tokens)
         self._row, self._cache = None, []

@@ -16,7 +16,7 @@ from mlxengine.toolkit.folders import local_folder
 from mlxengine.toolkit.speech import Dialect
 
 from . import features
-from ._library import tokenizer_defaults
+from .library import tokenizer_defaults
 
 _log = logging.getLogger("mlxengine.llm.load")
 _FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja")

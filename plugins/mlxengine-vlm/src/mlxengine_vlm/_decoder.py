@@ -35,8 +35,7 @@ class VisionRow(Row):
 
     ``sight`` makes the language model's inputs for the prompt; ``media`` names the content that the
     placeholders stand for, in order; ``deltas`` is how far positions run ahead of tokens (M-RoPE), shape
-    (1, 1), once that is known; ``crossed`` and ``restarts`` are as in `Prefill`; ``reuse`` and ``cached`` are
-    as in `Answer`.
+    (1, 1), once that is known; ``crossed`` and ``restarts`` are as in `Prefill`.
     """
 
     sight: Sight
@@ -44,8 +43,6 @@ class VisionRow(Row):
     deltas: Any = None
     crossed: Mapping[str, Any] = NOTHING
     restarts = False
-    reuse = False
-    cached = 0
 
     @property
     def keeps(self) -> bool:

@@ -1,0 +1,1 @@
+"""One language model over several ranks: `load(…, features={"shard.ranks": 2})`."""

@@ -84,6 +84,11 @@ class Table:
 _NAMES = {str: "a text", bool: "true or false", int: "an integer", float: "a number", dict: "an object"}
 
 
+def whole(value: Any) -> Any:
+    """A number without a fraction as an integer: some programs write 4 as 4.0. Anything else stays."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
 @define
 class Fields:
     """An object of a request, read field by field; ``null`` is as good as absent.
@@ -110,6 +115,8 @@ class Fields:
         value = self.data.get(name)
         if value is None:
             return None
+        if kind is int:
+            value = whole(value)
         kinds: Any = (int, float) if kind is float else kind
         if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
             raise self.wrong(name, f"{self.at(name)} must be {_NAMES[kind]}.", "invalid_type")
@@ -182,4 +189,4 @@ class Fields:
         return options is not None and bool(options.flag("include_usage"))
 
 
-__all__ = ["Fate", "Field", "Fields", "Table", "callers", "honoured", "refused"]
+__all__ = ["Fate", "Field", "Fields", "Table", "callers", "honoured", "refused", "whole"]

@@ -74,7 +74,7 @@ TABLE = Table(
     (
         honoured("temperature", "Left out, it is the model's own default, not 1."),
         honoured("top_p"),
-        honoured("top_k"),
+        honoured("top_k", "0 or -1: all tokens."),
         *_BEYOND,
     ),
 )

@@ -125,6 +125,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="let a stream whose connection was lost go on for so long; a client that comes back with "
         "Last-Event-ID gets the rest",
     )
+    add(
+        "--write-timeout",
+        type=seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="cut a connection that has taken no byte of its answer for so long (60)",
+    )
     add("--max-body", type=positive, default=32, metavar="MB", help="largest body of a request (32)")
     add("--feature", action="append", default=[], metavar="NAME[=VALUE]", help="a feature flag; repeatable")
     add("--offline", action="store_true", help="make no request to the hub")
@@ -217,7 +224,7 @@ async def _serve(arguments: argparse.Namespace, options: ServerOptions, out: Out
             runner.should_exit = True
 
         app = create_app(engine, options, failed=failed)
-        runner = Runner(config(app, arguments.tls_cert, arguments.tls_key))
+        runner = Runner(config(app, arguments.tls_cert, arguments.tls_key, arguments.write_timeout))
         url = _url(listening, tls=arguments.tls_cert is not None)
         out.emit({"url": url}, lambda: out.line(f"serving on {url}; Ctrl-C ends it"))
         out.flush()

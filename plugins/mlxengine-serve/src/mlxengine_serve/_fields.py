@@ -36,6 +36,11 @@ class Field:
     note: str = ""
     neutral: tuple[Any, ...] = ()
 
+    def allows(self, value: Any) -> bool:
+        """Whether a value is one of the neutral ones; to Python, true and 1 are the same."""
+        flag = isinstance(value, bool)
+        return any(value == item and isinstance(item, bool) == flag for item in self.neutral)
+
 
 def honoured(name: str, note: str = "") -> Field:
     """A field that does here what the dialect says."""
@@ -73,7 +78,7 @@ class Table:
             item = known.get(name)
             if item is None:
                 unknown.append(name)
-            elif item.fate is Fate.REFUSED and value is not None and value not in item.neutral:
+            elif item.fate is Fate.REFUSED and value is not None and not item.allows(value):
                 note = f" {item.note}" if item.note else ""
                 raise Refusal(
                     400, f"{name} is not served here.{note}", param=name, code="unsupported_parameter"
@@ -161,6 +166,13 @@ class Fields:
             return []
         if not isinstance(found, list):
             raise self.wrong(name, f"{self.at(name)} must be a list.", "invalid_type")
+        return found
+
+    def texts(self, name: str) -> list[str]:
+        """The texts of a list."""
+        found = self.items(name)
+        if not all(isinstance(item, str) for item in found):
+            raise self.wrong(name, f"{self.at(name)} must be a list of texts.", "invalid_type")
         return found
 
     def objects(self, name: str) -> Iterator[Fields]:

@@ -24,6 +24,7 @@ from .options import ServerOptions
 from .routes import Door, plugin_routes
 
 if TYPE_CHECKING:
+    import mlxengine
     from mlxengine import AsyncInferenceEngine
 
 DIALECTS = {
@@ -64,6 +65,12 @@ class _Late:
 def _endpoint(server: Server, path: str) -> ASGIApp:
     found = dialect(path)
     return Endpoint(server, path, found.read, found.form)
+
+
+def _openapi(server: Server, plugins: list[mlxengine.Route]) -> ASGIApp:
+    from ._openapi import OpenAPI
+
+    return OpenAPI(server, plugins)
 
 
 def _any_kind(server: Server) -> ASGIApp:
@@ -112,6 +119,8 @@ def create_app(
 
 def _routes(server: Server) -> list[Route]:
     listing, page = ListModels(server), Page()
+    plugins = plugin_routes(Door(engine=server.engine, server=server))
+    said = _Late(partial(_openapi, server, [route for route, _ in plugins]))
     return [
         *(Route(path, _Late(partial(_endpoint, server, path)), methods=["POST"]) for path in DIALECTS),
         Route("/v1/images/variations", Refused(_VARIATIONS), methods=["POST"]),
@@ -119,16 +128,14 @@ def _routes(server: Server) -> list[Route]:
         Route("/page/{name}", page, methods=["GET"]),
         Route("/health", Health(server), methods=["GET"]),
         Route("/ready", Ready(server), methods=["GET"]),
+        Route("/openapi.json", said, methods=["GET"]),
         Route("/metrics", Metrics(server), methods=["GET"]),
         Route("/v1/engine/{type}", _Late(partial(_any_kind, server)), methods=["POST"]),
         Route("/v1/models/load", Manage(server, unload=False), methods=["POST"]),
         Route("/v1/models/unload", Manage(server, unload=True), methods=["POST"]),
         Route("/v1/models", listing, methods=["GET"]),
         Route("/v1/models/{name:path}", listing, methods=["GET"]),
-        *(
-            Route(route.path, app, methods=list(route.methods))
-            for route, app in plugin_routes(Door(engine=server.engine, server=server))
-        ),
+        *(Route(route.path, app, methods=list(route.methods)) for route, app in plugins),
     ]
 
 

@@ -193,7 +193,7 @@ async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> No
     headers = ignored(list(asked.unknown))
     if asked.writer is None:
         try:
-            async with server.watch.over(), aclosing(events_of(server, caller, asked)) as arriving:
+            async with server.watch.over(), aclosing(await events_of(server, caller, asked)) as arriving:
                 events = [event async for several in arriving for event in several]
         except Exception as error:
             raise _refused(server, caller, error) from error
@@ -230,7 +230,7 @@ async def _stream(
     )
     async with out:
         try:
-            async with server.watch.over(), aclosing(events_of(server, caller, asked)) as events:
+            async with server.watch.over(), aclosing(await events_of(server, caller, asked)) as events:
                 async for several in events:
                     if asked.aside:
                         data = await asyncio.to_thread(_frames, writer, several)
@@ -293,13 +293,10 @@ async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenera
         raise Refusal(504, "The model was not loaded in time.", code="timeout") from None
     caller.model = handle.id
     try:
-        found = _run(handle, requests)
+        return _run(handle, requests)
     except ModelClosedError:  # it was unloaded in this moment; whoever asks now loads it again
         handle = await server.models.get_as(asked.handle, asked.model, asked.gives)
-        found = _run(handle, requests)
-    async with aclosing(found):
-        async for several in found:
-            yield several
+        return _run(handle, requests)
 
 
 def _run(handle: AsyncModelHandle, requests: list[Request]) -> AsyncGenerator[Sequence[Event]]:

@@ -1,7 +1,8 @@
 """Clients of others, as their users have them, against a server on loopback: ``make test-clients``.
 
 Each Python client is in an environment of its own, because their requirements exclude each other; the agents
-are npm packages; a fuzzer reads `/openapi.json`. All are kept in ``.cache/clients``. Needs an index of packages, and npm for the agents.
+are npm packages, and a fuzzer reads ``/openapi.json``. All are kept in ``.cache/clients``. Needs an index of
+packages, and npm for the agents.
 """
 
 from __future__ import annotations

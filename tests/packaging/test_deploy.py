@@ -66,7 +66,7 @@ def test_offline_wheels_bring_our_own_from_here_and_only_others_from_an_index() 
     ours, others = wheels.needed(["serve", "llm", "cpu"])
     assert {folder.name for folder in ours if folder != ROOT} == {"mlxengine-serve", "mlxengine-llm"}
     names = {wheels.normal(item) for item in others}
-    assert {"starlette", "uvicorn", "python-multipart", "mlx-lm", "mlx", "attrs"} <= names
+    assert {"starlette", "uvicorn", "httptools", "python-multipart", "mlx-lm", "mlx", "attrs"} <= names
     assert not [name for name in names if name.startswith("mlxengine")]
     assert "mlx-vlm" not in names
     everything, _ = wheels.needed(["all"])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from mlxengine_serve._uvicorn import Protocol
 from mlxengine_serve.app import DIALECTS, dialect
 
 IMPORTS = "import sys, mlxengine_serve.plugin; print(*sorted(sys.modules))"
@@ -53,6 +54,10 @@ def test_a_dialect_is_imported_when_it_is_first_asked_for_and_every_one_is_there
     late = {f"mlxengine_serve.{name}" for name in LATE} | LATE_BESIDES
     assert not late & set(done.stdout.split())
     assert [dialect(path).table.path for path in DIALECTS] == list(DIALECTS)
+
+
+def test_connections_are_read_and_written_by_httptools() -> None:
+    assert Protocol.__base__.__module__ == "uvicorn.protocols.http.httptools_impl"  # type: ignore[union-attr]
 
 
 def test_it_serves_and_ends_in_order_at_sigterm() -> None:

@@ -176,7 +176,7 @@ def bounded(asked: Asked, options: ServerOptions) -> None:
 
 def _own_size(request: ImageRequest) -> tuple[int, int]:
     """What a picture has whose size was not said: that of the one that it starts from, or looks at first."""
-    start = request.init_image or next(iter(request.references), None)
+    start = next(iter(request.references), None) if request.init_image is None else request.init_image
     return size_of(start, "image") if isinstance(start, bytes) else (0, 0)
 
 

@@ -12,8 +12,8 @@ serves, which others on the machine change less. ``http_overhead`` compares the 
 has no client beside it that reads from a socket: the part of the requests a second that the server loses, and
 how much more of the processor it takes.
 
-Needs, besides this checkout: mlx with a back end, mlx-lm, starlette, uvicorn (h11, click), prometheus-client
-and httpx2; with `scripts/uninstalled.py` nothing of ours has to be installed.
+Needs, besides this checkout: mlx with a back end, mlx-lm, starlette, uvicorn (click), httptools,
+prometheus-client and httpx2; with `scripts/uninstalled.py` nothing of ours has to be installed.
 """
 
 from __future__ import annotations

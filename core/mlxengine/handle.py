@@ -90,6 +90,11 @@ class _Handle:
         return self._live.info
 
     @property
+    def evicted(self) -> bool:
+        """Whether the model is out of memory now; its next request loads it again."""
+        return self._live.evicted
+
+    @property
     def closed(self) -> bool:
         """Whether this handle was closed."""
         return self._closed

@@ -179,11 +179,11 @@ def test_when_the_loop_dies_all_eight_are_told_within_a_second_and_the_engine_se
     scheduler = engine._scheduler
     before, serve, died = scheduler._thread, scheduler._rounds._serve, []
 
-    def broken(*arguments: Any, **more: Any) -> None:
+    def broken(*arguments: Any, **more: Any) -> float:
         if not died:
             died.append(time.monotonic())
             raise SystemExit("planted in the loop")
-        serve(*arguments, **more)
+        return serve(*arguments, **more)
 
     plugin.fault = lambda: None
     monkeypatch.setattr(scheduler._rounds, "_serve", broken)

@@ -426,7 +426,7 @@ def test_when_the_thread_dies_silent_requests_are_tried_again_and_others_are_tol
         if not deaths:
             deaths.append(1)
             raise KeyboardInterrupt
-        serve(*arguments, **more)
+        return serve(*arguments, **more)
 
     silent = engine.load(make("silent", 100, steps=3, seconds=0.3)).stream(Request())
     monkeypatch.setattr(scheduler._rounds, "_serve", broken)

@@ -1,12 +1,15 @@
 """The scheduler on iterators that need no model."""
 
 import contextlib
+import itertools
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 
 import pytest
 from mlxengine._scheduling import channel as weighing
+from mlxengine._scheduling import rounds
 from mlxengine._scheduling.channel import Channel
 from mlxengine._scheduling.scheduler import Scheduler
 from mlxengine._scheduling.task import FutureSink, Task
@@ -95,6 +98,87 @@ def test_a_long_step_delays_another_model_by_that_step_only(scheduler):
     gate.set()
     read(slow), read(fast)
     assert "slow slow" not in " ".join(trace[: trace.index("fast", trace.index("slow")) + 20])
+
+
+class Simulated:
+    """Models on a clock that only their steps move."""
+
+    def __init__(self):
+        self.now, self.loop, self.taken = 0.0, rounds.Rounds(lambda: None), []
+
+    def perf_counter(self):
+        return self.now
+
+    def admit(self, **models):
+        for name, seconds in models.items():
+            start = partial(self._steps, name, seconds)
+            self.loop.admit(Task(group=name, record=RECORD, start=start, sink=FutureSink()))
+
+    def _steps(self, name, seconds):
+        while True:
+            self.taken.append(name)
+            self.now += seconds
+            yield None
+
+    def run(self, turns):
+        """Whose steps so many turns were."""
+        del self.taken[:]
+        for _ in range(turns):
+            self.loop.turn()
+        return list(self.taken)
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    made = Simulated()
+    monkeypatch.setattr(rounds, "time", made)
+    return made
+
+
+def steady(simulated, **models):
+    simulated.admit(**models)
+    simulated.run(200)  # by then it is known what a turn takes
+    return simulated.run(2000)
+
+
+def longest_without(name, taken, models):
+    """The seconds that others had between two steps of a model, at most, and how many steps those were."""
+    waits = [list(steps) for own, steps in itertools.groupby(taken, lambda item: item == name) if not own]
+    return max(sum(models[item] for item in wait) for wait in waits), max(map(len, waits))
+
+
+SEVERAL = {"chat": 0.005, "vectors": 0.05, "ranker": 0.06, "painter": 0.2}
+
+
+def test_a_chat_waits_for_one_step_of_another_model_never_for_one_of_each(simulated):
+    taken = steady(simulated, **SEVERAL)
+    assert longest_without("chat", taken, SEVERAL) == (0.2, 1)
+    shares = {name: taken.count(name) * seconds for name, seconds in SEVERAL.items()}
+    assert min(shares.values()) > 0.8 * sum(shares.values()) / len(shares), "and all have their share"
+
+
+def test_chats_with_each_other_let_a_long_step_have_its_turn(simulated):
+    models = {"one": 0.005, "two": 0.005, "three": 0.006, "painter": 0.2}
+    taken = steady(simulated, **models)
+    for name in ("one", "two", "three"):
+        assert longest_without(name, taken, models)[0] <= 0.2 + 2 * 0.016
+    shares = [taken.count(name) * seconds for name, seconds in models.items()]
+    assert min(shares) > 0.8 * sum(shares) / len(shares)
+
+
+def test_a_chat_of_half_as_long_steps_is_not_let_go_so_often_that_others_starve(simulated):
+    models = {"chat": 0.02, **{f"other {number}": 0.05 for number in range(4)}}
+    taken = steady(simulated, **models)
+    assert longest_without("chat", taken, models) == (0.05, 1)
+    spent = {name: taken.count(name) * seconds for name, seconds in models.items()}
+    assert spent["chat"] < 0.3 * sum(spent.values())
+    assert min(spent.values()) > 0.17 * sum(spent.values())
+    # and beside one with steps as short, which has had nothing, it pays for that by every other turn
+    for number in range(4):
+        simulated.loop.end_group(f"other {number}", CancelledError("It is over."))
+    models["newcomer"] = 0.02
+    simulated.admit(newcomer=0.02)
+    assert longest_without("chat", simulated.run(100), models) == (0.04, 2)
 
 
 def test_requests_of_one_model_take_turns(scheduler):

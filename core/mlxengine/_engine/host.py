@@ -96,7 +96,7 @@ class Host:
                 self.records.append(record)
                 continue
             wanted = distributions.get(name)
-            chosen = [point for point in points if wanted in (None, _distribution(point)[0])]
+            chosen = [point for point in points if wanted is None or wanted == _distribution(point)[0]]
             if len(chosen) == 1:
                 self._load(chosen[0])
                 continue
@@ -446,5 +446,7 @@ def _name_of(plugin: object) -> str:
 
 
 def _distribution(point: EntryPoint) -> tuple[str | None, str | None]:
-    found = point.dist
-    return (found.name, found.version) if found is not None else (None, None)
+    if point.dist is None:
+        return None, None
+    said = point.dist.metadata  # its name and its version would each read the whole file
+    return said["Name"], said["Version"]

@@ -3,6 +3,12 @@
 Fair means device time: each model has a clock that advances with the measured time of its steps, divided by
 its weight, and the model whose clock is furthest behind goes next (stride scheduling over measured costs;
 Waldspurger and Weihl, 1995). Idle models do not save up time.
+
+That alone would give a model with short steps its share in bunches, many of them at once behind a long step
+of each of the others. So a model goes out of turn once it has waited for twice as long as its own turn
+usually takes: a chat goes on after every single long step, however many models there are. Turns out of turn
+are charged as any, and count as waiting only for models whose own are at most half as long: so they end,
+and whoever is furthest behind goes next. Who has had too much by them has every other turn at least.
 """
 
 from __future__ import annotations
@@ -76,15 +82,24 @@ class Rounds:
         return ready
 
     def turn(self) -> None:
-        """Let the model go that had the least of the device."""
+        """Let a model go: the shortest turn that is overdue, else the model that had least of the device."""
         ready = self.runnable()
-        if ready:
+        if not ready:
+            return
+        overdue = [item for item in ready if item.overdue]
+        if overdue:
+            group = min(overdue, key=lambda item: item.usual)
+        else:
             group = min(ready, key=lambda item: item.clock)
             self._floor = group.clock
-            self._serve(group, alone=len(ready) == 1)
+        spent = self._serve(group, alone=len(ready) == 1)
+        for other in ready:
+            if other is not group and (not overdue or other.is_short_beside(spent)):
+                other.waited += spent
+        group.had_turn(spent)
 
-    def _serve(self, group: Group, *, alone: bool) -> None:
-        """One turn of a model: a step, and the steps after it that are predicted to be cheap.
+    def _serve(self, group: Group, *, alone: bool) -> float:
+        """One turn of a model: a step, and the steps after it that are predicted to be cheap; its seconds.
 
         Requests that share a batch advance together with the first one's step; what the others have to
         say is waiting then and costs nothing, so it must not wait for another model's step.
@@ -105,7 +120,7 @@ class Rounds:
         if not alone and self.backend is not None:
             # What was queued asynchronously must be charged to the model that queued it.
             self._synchronize(group)
-        group.clock += (time.perf_counter() - began) / group.weight
+        return time.perf_counter() - began
 
     def _synchronize(self, group: Group) -> None:
         assert self.backend is not None

@@ -161,12 +161,32 @@ class Task:
 
 @define(eq=False)
 class Group:
-    """The tasks of one model, and the clock that says how much of the device it had."""
+    """The tasks of one model, and the clock that says how much of the device it had.
+
+    ``usual`` is what its turn takes in seconds, ``waited`` what those of others took since its last one.
+    """
 
     tasks: deque[Task] = field(factory=deque)
     clock: float = 0.0
     weight: float = 1.0
     active: bool = False
+    usual: float = inf
+    waited: float = 0.0
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it has waited for long, by what its own turn takes."""
+        return self.is_short_beside(self.waited)
+
+    def is_short_beside(self, seconds: float) -> bool:
+        """Whether its turn takes at most half as long."""
+        return seconds >= 2 * self.usual
+
+    def had_turn(self, spent: float) -> None:
+        """Its turn is over, and took so many seconds."""
+        self.clock += spent / self.weight
+        self.usual = spent if self.usual == inf else self.usual + 0.5 * (spent - self.usual)
+        self.waited = 0.0
 
 
 @frozen(kw_only=True)

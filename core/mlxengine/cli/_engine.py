@@ -21,7 +21,6 @@ from ..errors import InvalidParameterError, ModelNotFoundError
 from ..handle import ModelHandle
 from ..registry import ModelRegistry
 from ._frame import INTERRUPTED, UsageError
-from ._hub_verbs import ask_before_fetching
 from ._output import Output, plain
 from ._progress import ProgressLine
 
@@ -87,6 +86,8 @@ def load_named(
 ) -> H:
     """Load a model as such a handle, its download shown; a large one is asked about first."""
     if not engine.mock:
+        from ._hub_verbs import ask_before_fetching
+
         ask_before_fetching(model, out, offline=arguments.offline, yes=arguments.yes)
     # Set for the model as well, so that one whose plugin would ignore a flag is refused.
     flags = {name: value for name, value in _flags(arguments).items() if not name.startswith("core.")}

@@ -28,7 +28,7 @@ from mlxengine import (
     hookimpl,
 )
 from mlxengine_serve import ServerOptions, create_app
-from mlxengine_serve._uvicorn import Runner, bind, config
+from mlxengine_serve._uvicorn import WRITE_SECONDS, Runner, bind, config
 
 Plan = Callable[[Request], Iterator[Event | None]]
 
@@ -184,6 +184,7 @@ def serving(
     options: ServerOptions,
     plugin: Scripted | None = None,
     failed: Callable[[BaseException], None] | None = None,
+    write_seconds: float = WRITE_SECONDS,
     **engine: Any,
 ) -> Iterator[Served]:
     """A server on a free port of loopback, on a thread of its own."""
@@ -202,7 +203,7 @@ def serving(
 
     async def main() -> None:
         async with AsyncInferenceEngine(**engine) as made:
-            runner = Quiet(config(create_app(made, options, failed=failed)))
+            runner = Quiet(config(create_app(made, options, failed=failed), write_seconds=write_seconds))
             runner.config.timeout_graceful_shutdown = 1
             started.append((runner, made))
             asyncio.get_running_loop().call_later(0, ready.set)

@@ -89,7 +89,9 @@ def test_a_full_queue_is_a_429_that_says_when_by_what_requests_took(tmp_path: Pa
             thread.join(10)
 
 
-def test_what_waits_too_long_is_a_504(tmp_path: Path) -> None:
+def test_what_waits_too_long_is_a_504_and_a_line_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with server(tmp_path, 4, wait_seconds=0.3) as served:
         served.wait_until(lambda: served.get("/ready").status_code == 200)
         served.plugin.plan = lambda _request: Place(admitted=False)
@@ -97,6 +99,8 @@ def test_what_waits_too_long_is_a_504(tmp_path: Path) -> None:
         answer = served.post(PATH, BODY)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
         assert time.monotonic() - began < 1
+    [line] = [item for item in caplog.records if "504" in item.getMessage()]
+    assert (line.exc_info, "waited for 0.3 s" in line.getMessage()) == (None, True)
 
 
 def test_a_load_that_takes_too_long_is_a_504_too(tmp_path: Path) -> None:

@@ -86,6 +86,17 @@ def test_json_says_the_same_with_data_urls(painter: Served) -> None:
         assert (asked(painter).init_image, asked(painter).mask) == (PICTURE, mask)
 
 
+def test_several_pictures_are_what_the_model_looks_at(painter: Served) -> None:
+    other = file(Image.new("RGB", (8, 8), "blue"))
+    files = [("image[]", ("a.png", PICTURE)), ("image[]", ("b.png", other))]
+    assert send(painter, {"prompt": "both of them"}, files).status_code == 200
+    assert (asked(painter).references, asked(painter).init_image) == ((PICTURE, other), None)
+    body = {"prompt": "x", "images": [{"image_url": url(other)}, {"image_url": url(PICTURE)}]}
+    assert painter.post(EDITS, body).status_code == 200
+    assert asked(painter).references == (other, PICTURE)
+    assert painter.post(EDITS, {**body, "strength": 0.5}).json()["error"]["param"] == "strength"
+
+
 def test_what_is_transparent_in_a_mask_is_made_anew_whatever_its_colour(painter: Served) -> None:
     mask = Image.new("RGBA", (4, 2), (255, 255, 255, 255))  # white is kept
     for x in (0, 1):
@@ -137,18 +148,19 @@ def test_a_form_that_cannot_be_served_is_refused_with_its_field(
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-def test_pictures_that_are_none_or_several_or_too_large_are_refused(painter: Served) -> None:
+def test_pictures_that_are_none_or_too_large_or_too_many_for_a_mask_are_refused(painter: Served) -> None:
     def refused(files: Any, size: str | None = None) -> tuple[int, str]:
         answer = send(painter, {"prompt": "x", **({"size": size} if size else {})}, files)
         return answer.status_code, answer.json()["error"]["param"]
 
     two = [("image[]", ("a.png", PICTURE)), ("image[]", ("b.png", PICTURE))]
-    assert refused(two) == (400, "image")
+    assert refused([*two, ("mask", ("m.png", PICTURE))]) == (400, "mask")
     assert refused({"other": ("a.png", PICTURE)}) == (400, "image")
     assert refused({"image": ("a.png", b"no picture")}) == (400, "image")
     assert refused({"image": ("a.png", PICTURE), "mask": ("m.png", b"none")}) == (400, "mask")
     large = file(Image.new("RGB", (65, 64)))
     assert refused({"image": ("a.png", large)}) == (400, "size"), "its own size is the answer's"
+    assert refused([("image[]", ("a.png", large)), two[0]]) == (400, "size"), "and that of the first one"
     assert send(painter, {"prompt": "x", "size": "64x64"}, {"image": ("a.png", large)}).status_code == 200
 
 

@@ -193,8 +193,34 @@ def test_a_reader_that_does_not_read_holds_up_itself_alone(own: Served) -> None:
     own.wait_until(lambda: own.plugin.alive == 0, 2)  # type: ignore[union-attr]
 
 
+def test_a_reader_that_never_reads_loses_its_place_in_time_and_a_slow_one_gets_it_all(tmp_path: Path) -> None:
+    options = ServerOptions(models=[f"a={write_model(tmp_path / 'scripted')}"])
+    with serving(options, Scripted(), write_seconds=0.5) as own:
+        own.wait_until(lambda: own.get("/ready").status_code == 200)
+        assert own.plugin is not None
+        own.plugin.plan = lambda _request: Steps("x" * 60_000)  # type: ignore[assignment,return-value]
+        never = begin(own, body(True))
+        own.wait_until(lambda: own.plugin.alive == 1)  # type: ignore[union-attr]
+        own.wait_until(lambda: own.plugin.alive == 0, 20)  # type: ignore[union-attr]
+        never.close()
+        size = 30_000_000
+        own.plugin.plan = lambda _request: iter([TextDelta(text="x" * size), Finished()])
+        slow = begin(own, body(False))
+        slow.settimeout(10)
+        began, got = time.monotonic(), 0
+        while got < size:
+            found = slow.recv(1 << 20)
+            assert found, f"cut off after {got} bytes"
+            got += len(found)
+            time.sleep(0.04)
+        slow.close()
+        assert time.monotonic() - began > 1, "or it was not slow"
+
+
 @pytest.mark.parametrize("kept", [None, 30.0], ids=["as-it-is", "resumable"])
-def test_an_open_request_ends_in_form_when_the_server_ends(tmp_path: Path, kept: float | None) -> None:
+def test_an_open_request_ends_in_form_when_the_server_ends_and_no_trace_is_logged(
+    tmp_path: Path, kept: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = write_model(tmp_path / "scripted")
     plugin = Scripted()
     frames: list[str] = []
@@ -216,3 +242,4 @@ def test_an_open_request_ends_in_form_when_the_server_ends(tmp_path: Path, kept:
     data = [line for line in frames if line.startswith("data: ")]
     assert json.loads(data[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
     assert data[-1] != "data: [DONE]"
+    assert not [item for item in caplog.records if item.exc_info], caplog.text

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,35 @@ def test_a_model_is_unloaded_and_loaded_again_with_progress(two: Served) -> None
     assert frames[-1]["seconds"] >= 0.3
     assert two.post("/v1/models/load", {"model": "b"}).json()["loaded"] is True
     assert len(two.plugin.loads) == 3
+
+
+def test_the_id_of_a_model_is_renamed_where_it_stands_by_itself() -> None:
+    models = Models(None, ServerOptions())  # type: ignore[arg-type]
+    models._handles["chat"] = SimpleNamespace(id="org/m")  # type: ignore[assignment]
+    told = models.renamed("org/m is no org/m-large, and org/m/config.json not my-org/m's.", "org/m")
+    assert told == "chat is no org/m-large, and chat/config.json not my-org/m's."
+
+
+def test_a_model_that_was_idle_for_long_is_said_to_be_out_of_memory_and_can_be_brought_back(
+    tmp_path: Path,
+) -> None:
+    options = ServerOptions(models=[f"a={write_model(tmp_path / 'a')}"], manage=True)
+    with serving(options, Scripted(), idle_ttl=0.3) as served:
+
+        def entry() -> dict[str, Any]:
+            found: dict[str, Any] = served.get("/v1/models").json()["data"][0]
+            return found
+
+        served.wait_until(lambda: entry()["loaded"])
+        served.wait_until(lambda: not entry()["loaded"])
+        assert (entry()["kind"], entry()["context_length"]) == ("llm", 4096), "what it is stays known"
+        assert served.post("/v1/models/load", {"model": "a"}).json()["loaded"] is True
+        assert entry()["loaded"] is True
+        assert len(served.plugin.loads) == 2  # type: ignore[union-attr]
+        served.wait_until(lambda: not entry()["loaded"])
+        assert served.post("/v1/models/unload", {"model": "a"}).json()["was_loaded"] is False
+        assert served.post(PATH, {**BODY, "model": "a"}).status_code == 200
+        assert entry()["loaded"] is True
 
 
 def test_only_where_it_is_allowed(served: Served) -> None:

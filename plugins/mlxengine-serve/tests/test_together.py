@@ -99,7 +99,7 @@ def several(tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_no_gap_of_a_chat_is_longer_than_the_others_fair_share_of_the_device(
+def test_a_chat_waits_for_one_long_step_of_others_whatever_else_is_asked_at_once(
     several: Served, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     steps = Steps(several, monkeypatch)
@@ -145,8 +145,8 @@ def test_no_gap_of_a_chat_is_longer_than_the_others_fair_share_of_the_device(
         f"others' longest steps {others_longest}, {len(times)} words"
     )
     assert len(times) > 2
-    # Each model has as much of the device as the chat, and may go beyond that by the step that it is in.
-    assert between <= sum(own + longest for longest in others_longest)
+    # Others may have twice as long as a step of the chat, and go beyond that by the step that it is in.
+    assert between <= 2 * own + max(others_longest)
     assert gap <= between + own + 0.25, "what HTTP adds"
 
 

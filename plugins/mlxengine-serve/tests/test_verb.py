@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from mlxengine.cli import main
+from mlxengine_serve._uvicorn import Protocol
 from mlxengine_serve.app import DIALECTS, dialect
 
 IMPORTS = "import sys, mlxengine_serve.plugin; print(*sorted(sys.modules))"
@@ -39,12 +40,25 @@ def test_looking_for_plugins_imports_no_server() -> None:
     assert not {"starlette", "uvicorn", *HEAVY} & set(done.stdout.split())
 
 
+LATE = {"_any_kind", "_asking", *(name.partition(":")[0] for name in DIALECTS.values())}
+LATE_BESIDES = {
+    "mlxengine.text.requests",
+    "mlxengine.vectors.requests",
+    "prometheus_client",
+    "huggingface_hub",
+}
+
+
 def test_a_dialect_is_imported_when_it_is_first_asked_for_and_every_one_is_there() -> None:
-    code = "import sys, mlxengine_serve.app; print(*sys.modules)"
+    code = "import sys, mlxengine_serve.app, mlxengine_serve.cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    late = {f"mlxengine_serve.{name.partition(':')[0]}" for name in DIALECTS.values()}
+    late = {f"mlxengine_serve.{name}" for name in LATE} | LATE_BESIDES
     assert not late & set(done.stdout.split())
     assert [dialect(path).table.path for path in DIALECTS] == list(DIALECTS)
+
+
+def test_connections_are_read_and_written_by_httptools() -> None:
+    assert Protocol.__base__.__module__ == "uvicorn.protocols.http.httptools_impl"  # type: ignore[union-attr]
 
 
 def test_it_serves_and_ends_in_order_at_sigterm() -> None:

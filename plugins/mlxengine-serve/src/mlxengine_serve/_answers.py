@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Protocol
@@ -38,12 +37,11 @@ from ._http import (
     until_gone,
 )
 from ._pictures import size_of
-from ._refusals import ENDING, Refusal, encoded, encoded_apart, refusal_of
+from ._refusals import ENDING, Refusal, encoded, encoded_apart, log_failure, refusal_of
 from ._server import Server
 from .options import ServerOptions
 
 _FAREWELL_SECONDS = 1.0
-log = logging.getLogger("mlxengine.serve")
 
 
 class Writer(Protocol):
@@ -177,8 +175,8 @@ def bounded(asked: Asked, options: ServerOptions) -> None:
 
 
 def _own_size(request: ImageRequest) -> tuple[int, int]:
-    """What a picture has whose size was not said: that of the one that it starts from."""
-    start = request.init_image
+    """What a picture has whose size was not said: that of the one that it starts from, or looks at first."""
+    start = next(iter(request.references), None) if request.init_image is None else request.init_image
     return size_of(start, "image") if isinstance(start, bytes) else (0, 0)
 
 
@@ -195,7 +193,7 @@ async def answer(server: Server, caller: Caller, asked: Asked, send: Send) -> No
     headers = ignored(list(asked.unknown))
     if asked.writer is None:
         try:
-            async with server.watch.over(), aclosing(events_of(server, caller, asked)) as arriving:
+            async with server.watch.over(), aclosing(await events_of(server, caller, asked)) as arriving:
                 events = [event async for several in arriving for event in several]
         except Exception as error:
             raise _refused(server, caller, error) from error
@@ -232,7 +230,7 @@ async def _stream(
     )
     async with out:
         try:
-            async with server.watch.over(), aclosing(events_of(server, caller, asked)) as events:
+            async with server.watch.over(), aclosing(await events_of(server, caller, asked)) as events:
                 async for several in events:
                     if asked.aside:
                         data = await asyncio.to_thread(_frames, writer, several)
@@ -252,8 +250,7 @@ async def _stream(
             refusal = _refused(server, caller, error)
             if not out.started:
                 raise refusal from error
-            if refusal.status >= 500:
-                log.error("%s failed in its stream", caller.id, exc_info=error)
+            log_failure(caller.id, refusal, error)
             await out.write(writer.fail(refusal, caller.id))
     await out.end()
 
@@ -265,7 +262,7 @@ def _frames(writer: Writer, events: Sequence[Event]) -> bytes:
 def _refused(server: Server, caller: Caller, error: Exception) -> Refusal:
     refusal = refusal_of(error, retry_after(server.engine.sync, caller.model))
     if caller.model is not None and refusal is not error:
-        refusal.message = refusal.message.replace(caller.model, server.models.name_of(caller.model))
+        refusal.message = server.models.renamed(refusal.message, caller.model)
     return refusal
 
 
@@ -296,13 +293,10 @@ async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenera
         raise Refusal(504, "The model was not loaded in time.", code="timeout") from None
     caller.model = handle.id
     try:
-        found = _run(handle, requests)
+        return _run(handle, requests)
     except ModelClosedError:  # it was unloaded in this moment; whoever asks now loads it again
         handle = await server.models.get_as(asked.handle, asked.model, asked.gives)
-        found = _run(handle, requests)
-    async with aclosing(found):
-        async for several in found:
-            yield several
+        return _run(handle, requests)
 
 
 def _run(handle: AsyncModelHandle, requests: list[Request]) -> AsyncGenerator[Sequence[Event]]:

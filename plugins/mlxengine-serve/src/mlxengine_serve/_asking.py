@@ -12,7 +12,7 @@ from mlxengine import AudioPart, GenerateParams, Grammar, ImagePart, ToolChoice
 from mlxengine.errors import InvalidParameterError
 from mlxengine.text.params import params_from
 
-from ._fields import Fields, honoured
+from ._fields import Fields, honoured, whole
 from ._refusals import Refusal
 
 _SEEDS = 2**64
@@ -37,7 +37,7 @@ SAMPLING = {
 }
 """Parameters that OpenAI's dialects, or servers beside them, call as we do."""
 BEYOND = (
-    honoured("top_k"),
+    honoured("top_k", "0 or -1: all tokens."),
     honoured("min_p"),
     honoured("repetition_penalty"),
     honoured("stop_token_ids"),
@@ -55,9 +55,11 @@ def parameters(body: Fields, names: Mapping[str, str], **given: Any) -> Generate
     """
     values = {key: value for key, value in given.items() if value is not None}
     for name, ours in names.items():
-        value = body.data.get(name)
+        value = whole(body.data.get(name))
         if value is None:
             continue
+        if ours == "top_k" and value == -1:  # vLLM's word for all tokens
+            value = 0
         try:
             params_from({ours: value})
         except (InvalidParameterError, TypeError, ValueError) as error:

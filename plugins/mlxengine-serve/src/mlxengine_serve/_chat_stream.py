@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from mlxengine import (
@@ -93,7 +94,7 @@ class Piece:
         self._head, self._tail = made(hole).split(encoded(hole))
 
     def __call__(self, text: str) -> bytes:
-        return self._head + encoded(text) + self._tail
+        return self._head + quoted(text).encode() + self._tail
 
 
 class ChatStream:

@@ -36,6 +36,11 @@ class Field:
     note: str = ""
     neutral: tuple[Any, ...] = ()
 
+    def allows(self, value: Any) -> bool:
+        """Whether a value is one of the neutral ones; to Python, true and 1 are the same."""
+        flag = isinstance(value, bool)
+        return any(value == item and isinstance(item, bool) == flag for item in self.neutral)
+
 
 def honoured(name: str, note: str = "") -> Field:
     """A field that does here what the dialect says."""
@@ -73,7 +78,7 @@ class Table:
             item = known.get(name)
             if item is None:
                 unknown.append(name)
-            elif item.fate is Fate.REFUSED and value is not None and value not in item.neutral:
+            elif item.fate is Fate.REFUSED and value is not None and not item.allows(value):
                 note = f" {item.note}" if item.note else ""
                 raise Refusal(
                     400, f"{name} is not served here.{note}", param=name, code="unsupported_parameter"
@@ -82,6 +87,11 @@ class Table:
 
 
 _NAMES = {str: "a text", bool: "true or false", int: "an integer", float: "a number", dict: "an object"}
+
+
+def whole(value: Any) -> Any:
+    """A number without a fraction as an integer: some programs write 4 as 4.0. Anything else stays."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 @define
@@ -110,6 +120,8 @@ class Fields:
         value = self.data.get(name)
         if value is None:
             return None
+        if kind is int:
+            value = whole(value)
         kinds: Any = (int, float) if kind is float else kind
         if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
             raise self.wrong(name, f"{self.at(name)} must be {_NAMES[kind]}.", "invalid_type")
@@ -156,6 +168,13 @@ class Fields:
             raise self.wrong(name, f"{self.at(name)} must be a list.", "invalid_type")
         return found
 
+    def texts(self, name: str) -> list[str]:
+        """The texts of a list."""
+        found = self.items(name)
+        if not all(isinstance(item, str) for item in found):
+            raise self.wrong(name, f"{self.at(name)} must be a list of texts.", "invalid_type")
+        return found
+
     def objects(self, name: str) -> Iterator[Fields]:
         """The objects of a list."""
         for number, item in enumerate(self.items(name)):
@@ -182,4 +201,4 @@ class Fields:
         return options is not None and bool(options.flag("include_usage"))
 
 
-__all__ = ["Fate", "Field", "Fields", "Table", "callers", "honoured", "refused"]
+__all__ = ["Fate", "Field", "Fields", "Table", "callers", "honoured", "refused", "whole"]

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from ._counts import Counts
 from ._http import CALLER, ASGIApp, Caller, ClientGone, Receive, Scope, Send, header, raw, send_bytes
-from ._refusals import ENDING, Refusal, encoded, form_of, refusal_of
+from ._refusals import ENDING, Refusal, encoded, form_of, log_failure, refusal_of
 from .options import LOOPBACK, Key, ServerOptions
 
 OPEN = frozenset({"/", "/health", "/ready"})
@@ -80,8 +80,7 @@ class Guard:
             await out.refuse(scope, Refusal(error.status_code, text, code="unknown_url"))
         except Exception as error:
             refusal = refusal_of(error)
-            if refusal.status >= 500:
-                log.error("%s failed", out.caller.id, exc_info=error)
+            log_failure(out.caller.id, refusal, error)
             await out.refuse(scope, refusal)
 
     # -- who may come ----------------------------------------------------------------------------------

@@ -209,6 +209,7 @@ class EventWriter:
     opening: bytes = field(kw_only=True)
     beat: Callable[[], bytes] = field(kw_only=True)
     started: bool = field(default=False, init=False)
+    _opened: bool = field(default=False, init=False)
     _said: bool = field(default=False, init=False)
     _written: int = field(default=0, init=False)
     _turn: asyncio.Lock = field(factory=asyncio.Lock, init=False)
@@ -225,12 +226,14 @@ class EventWriter:
 
     async def write(self, data: bytes) -> None:
         """Send frames; the headers and the opening go before the first."""
-        async with self._turn:
-            self._said = True
-            if not self.started:
-                data = await self._start() + data
-            if data:
-                await self.send({"type": "http.response.body", "body": data, "more_body": True})
+        self._said = True
+        if self._opened:
+            await self._send(data)
+        else:
+            async with self._turn:
+                opening = b"" if self.started else await self._start()
+                await self._send(opening + data)
+                self._opened = True
         self._written += 1
         if self._written % _AT_ONCE == 0:
             await asyncio.sleep(0)
@@ -238,6 +241,10 @@ class EventWriter:
     async def end(self) -> None:
         """The stream is complete."""
         await self.send({"type": "http.response.body", "body": b""})
+
+    async def _send(self, data: bytes) -> None:
+        if data:
+            await self.send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _start(self) -> bytes:
         self.started = True

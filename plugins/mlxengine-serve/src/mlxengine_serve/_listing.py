@@ -40,7 +40,8 @@ class ListModels:
         }
         handle = self.server.models.loaded().get(model.name)
         if handle is not None:
-            entry |= {"loaded": True, "kind": handle.kind, "capabilities": sorted(handle.capabilities)}
+            entry |= {"loaded": not handle.evicted, "kind": handle.kind}
+            entry["capabilities"] = sorted(handle.capabilities)
             entry["context_length"] = handle.info.get("context_length")
         return entry
 

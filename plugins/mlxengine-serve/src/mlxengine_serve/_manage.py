@@ -52,7 +52,7 @@ class Manage:
 
     async def _load(self, model: ServedModel, send: Send) -> None:
         began = time.monotonic()
-        await send_json(send, _loaded(model, await self.server.models.load(model), began))
+        await send_json(send, _loaded(model, await self.server.models.bring(model), began))
 
     async def _load_streamed(self, model: ServedModel, send: Send, request_id: str) -> None:
         options, began = self.server.options, time.monotonic()
@@ -86,7 +86,7 @@ class Manage:
         def hear(event: Event) -> None:  # on another thread
             loop.call_soon_threadsafe(heard.put_nowait, event)
 
-        task = loop.create_task(self.server.models.load(model, hear))
+        task = loop.create_task(self.server.models.bring(model, hear))
         task.add_done_callback(lambda _task: heard.put_nowait(None))
         try:
             while (event := await heard.get()) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -117,18 +118,34 @@ class Models:
             await made.close()
         return kept
 
+    async def bring(
+        self, model: ServedModel, on_progress: Callable[[Event], None] | None = None
+    ) -> AsyncModelHandle:
+        """`load`, of a model too that was evicted and that its next request would bring back."""
+        kept = self._handles.get(model.name)
+        if kept is not None and kept.evicted:
+            await self.unload(model.name)
+        return await self.load(model, on_progress)
+
     async def unload(self, name: str) -> bool:
-        """Let a model go once its requests have ended; whether it was loaded."""
+        """Let a model go once its requests have ended; whether it was in memory."""
         model = await self.named(name)
         handle = self._handles.pop(model.name, None)
         if handle is None:
             return False
+        there = not handle.evicted
         await handle.close(drain=float("inf"))
-        return True
+        return there
 
     def name_of(self, model_id: str) -> str:
         """What clients call a loaded model; its id may be a path of this machine."""
         return next((name for name, handle in self._handles.items() if handle.id == model_id), model_id)
+
+    def renamed(self, message: str, model_id: str) -> str:
+        """An error's text with the clients' name of a model; an id that is a part of another word stays."""
+        return re.sub(
+            rf"(?<![\w.-]){re.escape(model_id)}(?![\w-])", lambda _: self.name_of(model_id), message
+        )
 
     def loaded(self) -> dict[str, AsyncModelHandle]:
         """The handles by the names of their models."""

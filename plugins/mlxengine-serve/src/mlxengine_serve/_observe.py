@@ -10,15 +10,10 @@ from typing import Any, Generic, TypeVar
 
 from attrs import define, field
 from mlxengine import (
-    AsyncEmbeddingHandle,
     AsyncModelHandle,
-    AsyncTextHandle,
-    EmbedRequest,
     EngineCollector,
-    GenerateParams,
     HealthState,
     Request,
-    TextRequest,
 )
 from mlxengine.errors import ConfigurationError, MisuseError, MLXEngineError, UnsupportedInputError
 
@@ -27,10 +22,6 @@ from ._server import Server
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _LOOK_SECONDS = 0.05
-_PROBES: tuple[tuple[type[AsyncModelHandle], Request], ...] = (
-    (AsyncTextHandle, TextRequest(prompt="a", params=GenerateParams(max_tokens=1), priority=1000)),
-    (AsyncEmbeddingHandle, EmbedRequest(texts=("a",), priority=1000)),
-)
 T = TypeVar("T")
 
 
@@ -129,7 +120,7 @@ class Ready:
                 # one that was evicted would come back for it, and others have to go
                 there = {item.id for item in report.models if not item.evicted}
                 here = [item for item in self.server.models.loaded().values() if item.id in there]
-                for kind, request in _PROBES:
+                for kind, request in _probes() if here else ():
                     if (handle := next((item for item in here if isinstance(item, kind)), None)) is not None:
                         # one that ranks makes no vectors, and has said so on the device's thread
                         with suppress(ConfigurationError, UnsupportedInputError):
@@ -140,6 +131,14 @@ class Ready:
             self._failed = f"no token was made within {bound:g} s"
         except (MLXEngineError, MisuseError) as error:
             self._failed = f"no token was made: {error}"
+
+
+def _probes() -> tuple[tuple[type[AsyncModelHandle], Request], ...]:
+    """The least that a model can be asked for, by its handle."""
+    from mlxengine import AsyncEmbeddingHandle, AsyncTextHandle, EmbedRequest, GenerateParams, TextRequest
+
+    text = TextRequest(prompt="a", params=GenerateParams(max_tokens=1), priority=1000)
+    return (AsyncTextHandle, text), (AsyncEmbeddingHandle, EmbedRequest(texts=("a",), priority=1000))
 
 
 @define(eq=False)

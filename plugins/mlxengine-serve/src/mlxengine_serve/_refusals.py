@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from typing import Any, Protocol
 
 from attrs import define, field
 from mlxengine import errors
+
+log = logging.getLogger("mlxengine.serve")
 
 
 @define(eq=False)
@@ -75,6 +78,14 @@ def refusal_of(error: BaseException, retry_after: float | None = None) -> Refusa
     if isinstance(error, errors.MLXEngineError):
         return Refusal(500, str(error), code="engine_error")
     return Refusal(500, "The server failed; its log says how.", code="internal_error")
+
+
+def log_failure(request_id: str, refusal: Refusal, error: BaseException) -> None:
+    """Say what a request failed with: in a line what is known, with its trace what nobody foresaw."""
+    if refusal.status == 500:
+        log.error("%s failed", request_id, exc_info=error)
+    elif refusal.status > 500:
+        log.error("%s failed (%d): %s", request_id, refusal.status, " ".join(refusal.message.split()))
 
 
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -147,6 +158,7 @@ __all__ = [
     "encoded",
     "encoded_apart",
     "form_of",
+    "log_failure",
     "openai_form",
     "refusal_of",
 ]

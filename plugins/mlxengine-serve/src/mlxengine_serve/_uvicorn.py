@@ -7,7 +7,8 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,28 @@ import uvicorn
 from mlxengine.errors import InvalidParameterError
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from ._http import ASGIApp
+from ._http import ASGIApp, Receive, Scope, Send
 
 DRAIN_SECONDS = 10
 HEAD_SECONDS = 20.0
+WRITE_SECONDS = 60.0
 
 
 class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """A connection whose next request has to begin in time; uvicorn waits for one for ever."""
+    """A connection whose next request has to begin in time, and whose answer has to be read.
+
+    uvicorn waits for either for ever.
+
+    Args:
+        write_seconds: how long a full connection may take no byte.
+    """
 
     _late: asyncio.TimerHandle | None = None
+    _full: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, write_seconds: float, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._write_seconds = write_seconds
 
     def connection_made(self, transport: Any) -> None:
         """The first request may take so long."""
@@ -39,9 +52,35 @@ class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         elif self._late is None:
             self._late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
+    def pause_writing(self) -> None:
+        """Nothing more goes into the connection until its client reads."""
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """It has room again."""
+        self._read()
+        super().resume_writing()
+
+    def _watch(self, left: int) -> None:
+        self._full = self.loop.call_later(self._write_seconds, self._look, left)
+
+    def _look(self, left: int) -> None:
+        now = self.transport.get_write_buffer_size()
+        if now < left:
+            self._watch(now)
+        else:
+            self.transport.abort()
+
+    def _read(self) -> None:
+        if self._full is not None:
+            self._full.cancel()
+            self._full = None
+
     def connection_lost(self, error: Exception | None) -> None:
         """Nothing is waited for any more."""
         self._in_time()
+        self._read()
         super().connection_lost(error)
 
     def _in_time(self) -> None:
@@ -50,17 +89,33 @@ class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._late = None
 
 
-def config(app: ASGIApp, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Config:
+def config(
+    app: ASGIApp,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    write_seconds: float = WRITE_SECONDS,
+) -> uvicorn.Config:
     """How uvicorn runs an application of ours.
+
+    Args:
+        app: the application.
+        certificate, key: for HTTPS.
+        write_seconds: how long a client may read nothing of what waits for it; then its connection ends.
 
     Raises:
         InvalidParameterError: the certificate or its key cannot be used.
     """
     if key is not None and certificate is None:
         raise InvalidParameterError("--tls-key goes with --tls-cert.")
+
+    async def ended(scope: Scope, receive: Receive, send: Send) -> None:
+        # Who is cut off at the end has been told; uvicorn would show the trace of each.
+        with suppress(asyncio.CancelledError):
+            await app(scope, receive, send)
+
     found = uvicorn.Config(
-        app,
-        http=Protocol,
+        ended,
+        http=partial(Protocol, write_seconds=write_seconds),  # type: ignore[arg-type]
         log_config=None,
         access_log=False,
         server_header=False,

@@ -74,7 +74,7 @@ TABLE = Table(
     (
         honoured("temperature", "Left out, it is the model's own default, not 1."),
         honoured("top_p"),
-        honoured("top_k"),
+        honoured("top_k", "0 or -1: all tokens."),
         *_BEYOND,
     ),
 )
@@ -147,6 +147,7 @@ def _request(fields: Fields) -> TextRequest:
         if format_.need("type") != "json_schema" or not format_.has("schema"):
             raise format_.wrong("type", "A format is a json_schema with its schema.")
         grammar = schema(format_, "schema")
+    fields.texts("stop_sequences")  # our own `stop` may be a single text
     params = parameters(fields, _SAMPLING, thinking=thinking, thinking_budget=budget, grammar=grammar)
     return TextRequest(
         messages=messages,

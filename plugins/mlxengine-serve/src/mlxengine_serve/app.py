@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attrs import define
 from starlette.routing import Route, Router
 
 from ._answers import Dialect, Endpoint, Refused
-from ._any_kind import AnyKind
 from ._guard import Guard
 from ._http import ASGIApp, Receive, Scope, Send, header
 from ._listing import ListModels
@@ -24,6 +24,7 @@ from .options import ServerOptions
 from .routes import Door, plugin_routes
 
 if TYPE_CHECKING:
+    import mlxengine
     from mlxengine import AsyncInferenceEngine
 
 DIALECTS = {
@@ -50,17 +51,32 @@ def dialect(path: str) -> Dialect:
 
 @define(eq=False)
 class _Late:
-    """A dialect's path; the dialect is imported when it is first asked for: the server starts sooner."""
+    """What is made, and imported, when it is first asked for: the server starts sooner."""
 
-    server: Server
-    path: str
+    make: Callable[[], ASGIApp]
     _app: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
-            found = dialect(self.path)
-            self._app = Endpoint(self.server, self.path, found.read, found.form)
+            self._app = self.make()
         await self._app(scope, receive, send)
+
+
+def _endpoint(server: Server, path: str) -> ASGIApp:
+    found = dialect(path)
+    return Endpoint(server, path, found.read, found.form)
+
+
+def _openapi(server: Server, plugins: list[mlxengine.Route]) -> ASGIApp:
+    from ._openapi import OpenAPI
+
+    return OpenAPI(server, plugins)
+
+
+def _any_kind(server: Server) -> ASGIApp:
+    from ._any_kind import AnyKind
+
+    return AnyKind(server)
 
 
 def create_app(
@@ -103,23 +119,23 @@ def create_app(
 
 def _routes(server: Server) -> list[Route]:
     listing, page = ListModels(server), Page()
+    plugins = plugin_routes(Door(engine=server.engine, server=server))
+    said = _Late(partial(_openapi, server, [route for route, _ in plugins]))
     return [
-        *(Route(path, _Late(server, path), methods=["POST"]) for path in DIALECTS),
+        *(Route(path, _Late(partial(_endpoint, server, path)), methods=["POST"]) for path in DIALECTS),
         Route("/v1/images/variations", Refused(_VARIATIONS), methods=["POST"]),
         Route("/", page, methods=["GET"]),
         Route("/page/{name}", page, methods=["GET"]),
         Route("/health", Health(server), methods=["GET"]),
         Route("/ready", Ready(server), methods=["GET"]),
+        Route("/openapi.json", said, methods=["GET"]),
         Route("/metrics", Metrics(server), methods=["GET"]),
-        Route("/v1/engine/{type}", AnyKind(server), methods=["POST"]),
+        Route("/v1/engine/{type}", _Late(partial(_any_kind, server)), methods=["POST"]),
         Route("/v1/models/load", Manage(server, unload=False), methods=["POST"]),
         Route("/v1/models/unload", Manage(server, unload=True), methods=["POST"]),
         Route("/v1/models", listing, methods=["GET"]),
         Route("/v1/models/{name:path}", listing, methods=["GET"]),
-        *(
-            Route(route.path, app, methods=list(route.methods))
-            for route, app in plugin_routes(Door(engine=server.engine, server=server))
-        ),
+        *(Route(route.path, app, methods=list(route.methods)) for route, app in plugins),
     ]
 
 

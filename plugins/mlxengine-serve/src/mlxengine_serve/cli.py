@@ -136,6 +136,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that serve, with the models in each, behind one address (1); more need Ray",
     )
+    add(
+        "--write-timeout",
+        type=seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="cut a connection that has taken no byte of its answer for so long (60)",
+    )
     add("--max-body", type=positive, default=32, metavar="MB", help="largest body of a request (32)")
     add("--feature", action="append", default=[], metavar="NAME[=VALUE]", help="a feature flag; repeatable")
     add("--offline", action="store_true", help="make no request to the hub")
@@ -275,7 +282,7 @@ async def _serve(
         runner.should_exit = True
 
     async with application(failed) as app:
-        runner = Runner(config(app, arguments.tls_cert, arguments.tls_key))
+        runner = Runner(config(app, arguments.tls_cert, arguments.tls_key, arguments.write_timeout))
         await runner.serve(sockets=[listening])
     if trouble:
         raise trouble[0]

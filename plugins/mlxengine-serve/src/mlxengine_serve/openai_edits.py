@@ -24,7 +24,11 @@ TABLE = Table(
     "OpenAI image edits",
     "/v1/images/edits",
     (
-        honoured("image", "One picture: a file of the form, or a data: URL."),
+        honoured(
+            "image",
+            "Files of the form, or data: URLs. One is started from; several are looked at, by a model that "
+            "can (FLUX.2).",
+        ),
         honoured("prompt"),
         *by_name(
             *SHARED,
@@ -37,9 +41,9 @@ TABLE = Table(
         ),
     ),
     (
-        honoured("images", 'In JSON: [{"image_url": "data:…"}], one of them.'),
+        honoured("images", 'In JSON: [{"image_url": "data:…"}].'),
         callers("moderation", "Nothing is moderated."),
-        honoured("strength", "How far to leave the picture, 0 to 1."),
+        honoured("strength", "How far to leave the one picture, 0 to 1."),
         *BEYOND,
     ),
 )
@@ -54,21 +58,24 @@ def read(body: dict[str, Any], request_id: str) -> Asked:  # noqa: ARG001 - the 
     unknown = TABLE.check(body)
     fields = Fields(body)
     pictures = [*_pictures(fields, "image"), *_pictures(fields, "images")]
-    if len(pictures) != 1:
-        raise fields.wrong("image", f"One picture can be edited, found {len(pictures)}.")
+    if not pictures:
+        raise fields.wrong("image", "A picture to edit is missing.", "missing_value")
     masks = _pictures(fields, "mask")
     if len(masks) > 1:
         raise fields.wrong("mask", f"A picture has one mask, found {len(masks)}.")
+    for name in ("mask", "strength"):
+        if fields.has(name) and len(pictures) > 1:
+            raise fields.wrong(name, f"{name} goes with one picture, found {len(pictures)}.")
     streamed, previews, values = parameters(fields)
-    request = ImageRequest(
-        init_image=pictures[0],
-        mask=transparent(masks[0], "mask") if masks else None,
-        strength=fields.number("strength"),
-        **values,
-    )
+    if len(pictures) > 1:
+        values["references"] = tuple(pictures)
+    else:
+        values["init_image"] = pictures[0]
+        values["mask"] = transparent(masks[0], "mask") if masks else None
+        values["strength"] = fields.number("strength")
     return Asked(
         model=fields.text("model"),
-        requests=(request,),
+        requests=(ImageRequest(**values),),
         handle=AsyncImageHandle,
         gives="pictures",
         whole=whole,

@@ -94,7 +94,7 @@ def read(body: dict[str, Any], request_id: str) -> Asked:
     left, chosen = _choice(fields, tools)
     effort, hints = _reasoning(fields)
     grammar, verbosity = _format(fields)
-    include = fields.items("include")
+    include = fields.texts("include")
     params = parameters(
         fields,
         _DIRECT,
@@ -148,7 +148,7 @@ def _head(fields: Fields, request: TextRequest, request_id: str) -> dict[str, An
         "incomplete_details": None,
         "instructions": fields.text("instructions"),
         "max_output_tokens": request.params.max_tokens,
-        "metadata": fields.data.get("metadata") or {},
+        "metadata": metadata.data if (metadata := fields.object("metadata")) else {},
         "model": fields.text("model") or "",
         "output": [],
         "parallel_tool_calls": True if parallel is None else parallel,

@@ -1,7 +1,8 @@
 """Clients of others, as their users have them, against a server on loopback: ``make test-clients``.
 
 Each Python client is in an environment of its own, because their requirements exclude each other; the agents
-are npm packages. All are kept in ``.cache/clients``. Needs an index of packages, and npm for the agents.
+are npm packages, and a fuzzer reads ``/openapi.json``. All are kept in ``.cache/clients``. Needs an index of
+packages, and npm for the agents.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from mlxengine_serve import ServerOptions  # noqa: E402
 from planned_model import mending, plan  # noqa: E402
 from serve_harness import Scripted, Served, serving, write_model  # noqa: E402
+from test_malformed import NAMES, VALID  # noqa: E402
 
 CACHE = Path(__file__).parents[4] / ".cache" / "clients"
 AGENTS = ("@anthropic-ai/claude-code@2.1.332", "@openai/codex@0.171.0")
@@ -181,6 +183,29 @@ def test_a_python_client_works_as_its_users_have_it(name: str, server: Served) -
     head = f"import {name}\nurl = {server.url!r}\nHI = [{{'role': 'user', 'content': 'hi'}}]\n"
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "OPENAI"))}
     run([python, "-c", head + code], env={**clean, **QUIET})
+
+
+# -- a fuzzer, by what the server says of itself -------------------------------------------------------------
+
+
+@pytest.mark.timeout(900)
+def test_schemathesis_finds_no_request_that_the_server_fails_at(tmp_path: Path) -> None:
+    program = environment("schemathesis", "schemathesis==4.32.5").parent / "schemathesis"
+    options = ServerOptions(models=list(NAMES.values()), max_pixels=64 * 64, max_steps=4)
+    with serving(options, backend="mock") as made:
+        made.wait_until(lambda: made.get("/ready").status_code == 200)
+        said = made.get("/openapi.json").json()
+        for path, body in VALID.items():  # else nearly every request would name a model that is not there
+            for content in said["paths"][path]["post"]["requestBody"]["content"].values():
+                content["schema"]["properties"]["model"] = {"const": body.get("model", NAMES["llm"])}
+        document = tmp_path / "openapi.json"
+        document.write_text(json.dumps(said))
+        checks = "not_a_server_error,response_schema_conformance,content_type_conformance"
+        run([
+            program, "run", document, "--url", made.url, "--checks", checks, "--phases", "coverage,fuzzing",
+            "--max-examples", "60", "--request-timeout", "20", "--seed", "1", "--continue-on-failure",
+        ], cwd=tmp_path)  # fmt: skip
+        made.wait_until(lambda: not made.engine.sync.status().tasks)
 
 
 # -- agents --------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import signal
@@ -11,10 +13,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from mlxengine.cli import main
+from mlxengine_serve import cli
 from mlxengine_serve._uvicorn import Protocol
 from mlxengine_serve.app import DIALECTS, dialect
 
@@ -109,3 +113,16 @@ def test_replicas_without_the_plugin_that_has_them_are_refused_with_its_name(
     monkeypatch.setitem(sys.modules, "mlxengine_ray.serving", None)
     assert main(["serve", "--port", "0", "--replicas", "2"]) == 2
     assert 'pip install "mlxengine-ray[serve]"' in capsys.readouterr().err
+
+
+def test_ranks_are_a_flag_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = argparse.ArgumentParser()
+    cli.configure(parser)
+    monkeypatch.setattr(cli, "_alone", lambda _options, made_with, _failed: made_with["features"])
+    found = []
+    for words in (["--ranks", "2"], []):
+        arguments = parser.parse_args(words)
+        with contextlib.ExitStack() as stack:
+            application: Any = cli._application(arguments, cli.options_of(arguments), stack)
+            found.append(application(print).get("shard.ranks"))
+    assert found == [2, None]

@@ -137,6 +137,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="processes that serve, with the models in each, behind one address (1); more need Ray",
     )
     add(
+        "--ranks",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes over which each language model is spread (1); more need mlxengine-shard",
+    )
+    add(
         "--write-timeout",
         type=seconds,
         default=60.0,
@@ -180,6 +187,8 @@ def _application(
 ) -> Callable[[Failed], contextlib.AbstractAsyncContextManager[Any]]:
     """What makes the application: of an engine here, or of replicas that end with the stack."""
     flags: dict[str, object] = {"core.max_waiting": arguments.max_waiting}
+    if arguments.ranks > 1:
+        flags["shard.ranks"] = arguments.ranks
     for text in arguments.feature:
         flags.update(parse_flags(text))
     made_with = {

@@ -1,0 +1,92 @@
+"""What a model that sees has instead of an encoder of texts: its picture processor and its two towers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from attrs import define
+from mlxengine import ImagePart
+from mlxengine.errors import UnsupportedInputError
+from mlxengine.toolkit.pictures import picture
+
+from ._sight import Sight
+from ._tokenize import Tokens
+from ._towers import Towers
+
+Array = Any
+_SETTINGS = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
+
+
+@define(eq=False, kw_only=True)
+class Eye:
+    """Pictures to pixels, and both pictures and texts to vectors of one space.
+
+    Args:
+        processor: transformers' picture processor, of its Pillow kind.
+        places: how many positions a picture takes.
+        towers: the network.
+        filler: the token that fills up a row of texts.
+        length: how long every text is made (SigLIP); ``None`` for as long as the longest of a batch.
+        left: whether texts are filled up on their left.
+        hides: whether what fills up is hidden from attention.
+    """
+
+    processor: Any
+    places: int
+    towers: Towers
+    filler: int
+    length: int | None = None
+    left: bool = False
+    hides: bool = False
+
+    def look(self, items: Sequence[tuple[int, ImagePart]]) -> list[Tokens]:
+        """Pictures, each with its place in the request, as `vectors` takes them.
+
+        Raises:
+            UnsupportedInputError: one cannot be read; the message says which.
+        """
+        return [self._look(place, part) for place, part in items]
+
+    def _look(self, place: int, part: ImagePart) -> Tokens:
+        try:
+            found = picture(part.source).image
+        except UnsupportedInputError as error:
+            raise UnsupportedInputError(f"texts[{place}]: {error}", hint=error.hint) from error
+        pixels = self.processor.preprocess(found, return_tensors="np")["pixel_values"][0]
+        return Tokens(
+            ids=np.zeros(self.places, dtype=np.int32),
+            pixels=np.ascontiguousarray(pixels.transpose(1, 2, 0), dtype=np.float32),
+        )
+
+    def vectors(self, batch: Sequence[Tokens]) -> Array:
+        """One vector a text or picture, (rows, size); lazy. A batch holds one of the two alone."""
+        if batch[0].pixels is not None:
+            return self.towers.pictures(mx.array(np.stack([item.pixels for item in batch])))
+        longest = self.length or max(1, *(len(item.ids) for item in batch))
+        ids: Any = np.full((len(batch), longest), self.filler, dtype=np.int32)
+        real: Any = np.zeros(ids.shape, dtype=np.bool_)
+        for row, tokens in enumerate(batch):
+            start = longest - len(tokens.ids) if self.left else 0
+            places = slice(start, start + len(tokens.ids))
+            ids[row, places], real[row, places] = tokens.ids, True
+        return self.towers.texts(mx.array(ids), mx.array(real) if self.hides else None)
+
+
+def build_processor(sight: Sight) -> Any:
+    """Transformers' picture processor with a repository's settings."""
+    if sight.processing == "clip":
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Processor
+    else:
+        from transformers.models.siglip.image_processing_pil_siglip import (
+            SiglipImageProcessorPil as Processor,
+        )
+    return Processor(**{name: sight.processor[name] for name in _SETTINGS if name in sight.processor})
+
+
+__all__ = ["Eye", "build_processor"]

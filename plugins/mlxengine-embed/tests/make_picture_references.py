@@ -1,8 +1,8 @@
-"""Compute what models that see give of texts and pictures, with transformers and sentence-transformers on torch.
+"""Compute what models that see give, with transformers and sentence-transformers on torch.
 
-Run it in an environment with torch, sentence-transformers, transformers, Pillow, numpy and safetensors (mlx is
-not needed): ``python make_picture_references.py``. It writes ``pictures.safetensors`` beside itself, or the
-file that an argument names.
+Run it in an environment with torch, sentence-transformers, transformers, Pillow, numpy and safetensors (mlx
+is not needed): ``python make_picture_references.py``. It writes ``pictures.safetensors`` beside itself, or
+the file that an argument names.
 """
 
 from __future__ import annotations

@@ -31,7 +31,13 @@ def pictures() -> list[Image.Image]:
     slope = np.stack([rows * 2, columns * 7, (rows + columns) % 256], axis=-1).astype(np.uint8)
     small = Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8))
     grey = Image.fromarray(noise[..., 0])
-    return [Image.fromarray(noise), Image.fromarray(slope), small, grey, small.resize((SIDE, SIDE)).quantize(16)]
+    return [
+        Image.fromarray(noise),
+        Image.fromarray(slope),
+        small,
+        grey,
+        small.resize((SIDE, SIDE)).quantize(16),
+    ]
 
 
 def _tower(weights: Weights, base: str) -> None:
@@ -142,9 +148,7 @@ def _in_sentence_transformers(folder: Path) -> None:
     _json(folder / "modules.json", [module | {"type": "sentence_transformers.models.CLIPModel"}])
 
 
-def _siglip(
-    seed: int, side: str = "right", masks: bool = False, resample: int = 3
-) -> Callable[[Path], None]:
+def _siglip(seed: int, side: str = "right", masks: bool = False, resample: int = 3) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_tokenizer(folder, "last", side=side, longest=LONGEST)
@@ -160,7 +164,9 @@ def _siglip(
         settings = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": resample}
         settings |= {"size": {"height": SIDE, "width": SIDE}, "rescale_factor": 1 / 255}
         settings |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-        _json(folder / "preprocessor_config.json", settings | {"image_processor_type": "SiglipImageProcessor"})
+        _json(
+            folder / "preprocessor_config.json", settings | {"image_processor_type": "SiglipImageProcessor"}
+        )
 
     return write
 

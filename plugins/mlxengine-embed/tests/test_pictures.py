@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,12 @@ from typing import Any
 import numpy as np
 import picture_checkpoints
 import pytest
-from mlxengine import EmbeddingHandle, ImagePart, InferenceEngine
+from mlxengine import EmbeddingHandle, ImagePart, InferenceEngine, ModelCard, hub
+from mlxengine.cli import main
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
+from mlxengine.toolkit.pictures import picture
+from mlxengine_embed._eye import build_processor
+from mlxengine_embed._sight import read_sight
 from safetensors.numpy import load_file
 
 Load = Callable[[str], EmbeddingHandle]
@@ -38,6 +48,10 @@ def seeing(engine: InferenceEngine, random_root: Path) -> Iterator[Load]:
         handle.close()
 
 
+def card_of(folder: Path) -> ModelCard:
+    return hub.resolve(str(folder))
+
+
 def unit(vectors: Any) -> Any:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
@@ -56,3 +70,110 @@ def test_texts_and_pictures_are_the_references(seeing: Load, seen: References, n
     assert np.abs(raw - expected[order]).max() < 1e-4 * max(1, np.abs(expected).max())
     assert model.info["normalize"] is not plain
     assert len({tuple(row.round(3)) for row in found}) == len(mixed)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip2"])
+def test_pixels_are_those_of_the_references_processor(random_root: Path, seen: References, name: str) -> None:
+    card = card_of(picture_checkpoints.write(name, random_root))
+    processor = build_processor(read_sight(card))
+    for part, expected in zip(PICTURES, seen[f"{name}/pixels"], strict=True):
+        (found,) = processor.preprocess(picture(part.source).image, return_tensors="np")["pixel_values"]
+        assert np.abs(found - expected).max() < 1e-5
+
+
+def test_texts_are_compared_with_pictures(seeing: Load, seen: References) -> None:
+    model, texts = seeing("clip-modules"), picture_checkpoints.CLIP_TEXTS
+    assert (model.info["similarity"], model.info["recipe"]) == ("cosine", "modules.json")
+    found = model.similarity(texts, PICTURES).numpy()
+    assert np.abs(found - seen["clip-modules/similarity"]).max() < 1e-5
+    assert np.allclose(model.similarity(texts[0], PICTURES[1]).numpy(), found[:1, 1:2], atol=1e-6)
+    hits = model.semantic_search([texts[1]], PICTURES, top_k=2)
+    assert next(iter(hits))[0][0] == int(found[1].argmax())
+    assert np.allclose(model.similarity_pairwise(texts, PICTURES).numpy(), found.diagonal(), atol=1e-5)
+
+
+def test_pictures_come_as_a_file_bytes_or_an_array_and_from_an_iterator(seeing: Load, tmp_path: Path) -> None:
+    model, whole = seeing("clip"), picture_checkpoints.pictures()[0]
+    whole.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    sources = [tmp_path / "a.png", str(tmp_path / "a.png"), data, BytesIO(data), np.array(whole), whole]
+    one = model.embed(ImagePart(whole)).numpy()
+    assert one.shape == (1, picture_checkpoints.DIMENSION)
+    rows = list(model.embed(item for item in ["a cat", *map(ImagePart, sources)]))
+    assert np.allclose([row.numpy() for row in rows[1:]], one, atol=1e-6)
+    assert model.embed([ImagePart(whole), "a cat"], precision="ubinary", truncate_dim=16).shape == (2, 2)
+    few = model.embed([*PICTURES, "dog"], batch_tokens=1, truncate_dim=8).numpy()
+    assert np.allclose(few, unit(model.embed([*PICTURES, "dog"]).numpy()[:, :8]), atol=1e-5)
+    counted = model.embed([ImagePart(whole), "dog"]).usage.prompt_tokens
+    assert counted == 17 + 3  # 4 × 4 patches and the class; the text between its two marks
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_disturbs_nobody(seeing: Load, tmp_path: Path) -> None:
+    model = seeing("clip")
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    bad: list[Any] = [tmp_path / "a.png", tmp_path / "none.png", b"", 5, "https://example.org/a.png"]
+    truncated = BytesIO()
+    picture_checkpoints.pictures()[0].save(truncated, "PNG")
+    bad += [truncated.getvalue()[:200], np.zeros((2, 2, 7), dtype=np.uint8)]
+    good = model.embed(PICTURES).numpy()
+    with ThreadPoolExecutor(2) as pool:
+        beside = [pool.submit(model.embed, PICTURES) for _ in range(2)]
+        for source in bad:
+            with pytest.raises(UnsupportedInputError, match=r"texts\[2\]: ") as caught:
+                model.embed(["a cat", PICTURES[0], ImagePart(source)])
+            assert caught.value.hint
+        assert all(np.array_equal(item.result().numpy(), good) for item in beside)
+    assert np.array_equal(model.embed(PICTURES).numpy(), good)
+
+
+def test_who_does_not_see_says_so(random_model: Load, seeing: Load, random_root: Path) -> None:
+    plain, model = random_model("bert-mean"), seeing("clip")
+    assert "vision" in model.capabilities
+    assert "vision" not in plain.capabilities
+    with pytest.raises(UnsupportedInputError, match="takes texts, not pictures") as caught:
+        plain.embed(["w1", PICTURES[0]])
+    assert "clip-vit-base-patch32" in (caught.value.hint or "")
+    for output in ("tokens", "sparse"):
+        with pytest.raises(UnsupportedInputError, match="makes dense vectors"):
+            model.embed("a cat", output=output)  # type: ignore[call-overload]
+    with pytest.raises(InvalidParameterError, match="not a text"):
+        model.embed([picture_checkpoints.pictures()[0]])  # type: ignore[list-item]
+    with InferenceEngine(features={"embed.pictures": False}) as engine:
+        blind = engine.load_embeddings(picture_checkpoints.write("clip", random_root))
+        assert blind.embed("a cat").shape == (1, picture_checkpoints.DIMENSION)
+        with pytest.raises(FeatureUnavailableError, match=r"embed\.pictures"):
+            blind.embed(PICTURES[0])
+
+
+def test_the_command_line_takes_pictures(
+    random_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = str(picture_checkpoints.write("clip", random_root)), str(tmp_path / "a.png")
+    picture_checkpoints.pictures()[0].save(file)
+    for ending in ("npy", "jsonl"):
+        target = tmp_path / f"v.{ending}"
+        assert main(["embed", "-q", "-m", folder, "a cat", "--image", file, "--out", str(target)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == ["a cat", file]
+    assert np.allclose([row["vector"] for row in rows], np.load(tmp_path / "v.npy"), atol=1e-6)
+    assert main(["embed", "-q", "--json", "-m", folder, "--image", file]) == 0
+    (alone,) = json.loads(capsys.readouterr().out)["vectors"]
+    assert np.allclose(alone, rows[1]["vector"], atol=1e-6)
+    assert main(["similarity", "--json", "-m", folder, "a cat", "--image", file]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["texts"] == ["a cat", file]
+    assert told["table"][0][1] == pytest.approx(float(np.dot(*(row["vector"] for row in rows))), abs=1e-5)
+    assert main(["similarity", "-m", folder, "--image", file]) == 2
+    assert main(["embed", "-m", folder, "--image", str(tmp_path / "none.png")]) == 6
+
+
+@pytest.mark.parity
+def test_the_stored_references_are_what_transformers_gives_now(seen: References, tmp_path: Path) -> None:
+    python = os.environ.get("MLXENGINE_PARITY_PYTHON", sys.executable)
+    target = tmp_path / "pictures.safetensors"
+    script = Path(__file__).with_name("make_picture_references.py")
+    subprocess.run([python, str(script), str(target)], check=True, capture_output=True)
+    again = load_file(target)
+    assert again.keys() == seen.keys()
+    for name, value in seen.items():
+        assert np.abs(again[name] - value).max() < 1e-4, name

@@ -60,6 +60,7 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
                 f"{getattr(model, 'id', 'This model')} is a reranker: it makes scores, not vectors.",
                 hint="Use rank(query, documents), or load an embedding model.",
             )
+        _check_pictures(model, request, context)
         return _embed(model, _validated(model, request), context)
     if isinstance(request, SearchRequest):
         return search(request, on_gpu=mx.default_device().type == mx.DeviceType.gpu)
@@ -130,11 +131,6 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
     else:
         # A picture is no text, and a model that sees takes both.
         _check_texts(["" if isinstance(item, ImagePart) else item for item in request.texts], "texts")
-    if model.eye is None and any(isinstance(item, ImagePart) for item in request.texts):
-        raise UnsupportedInputError(
-            f"{model.id} takes texts, not pictures.",
-            hint="Load a model that sees, such as openai/clip-vit-base-patch32.",
-        )
     _check_budget(request.batch_tokens)
     recipe = model.recipe
     for name, value, allowed in (
@@ -209,6 +205,17 @@ def _check_texts(texts: Sequence[object], name: str) -> None:
             raise InvalidParameterError(
                 f"{name}[{index}] is a {type(text).__name__}, not a text.", hint="Give a sequence of str."
             )
+
+
+def _check_pictures(model: EmbeddingModel, request: EmbedRequest, context: RunContext) -> None:
+    if not any(isinstance(item, ImagePart) for item in request.texts):
+        return
+    if model.eye is None:
+        raise UnsupportedInputError(
+            f"{model.id} takes texts, not pictures.",
+            hint="Load a model that sees, such as openai/clip-vit-base-patch32.",
+        )
+    context.features.require(features.PICTURES)
 
 
 def _check_ids(model: EmbeddingModel, request: EmbedRequest) -> None:

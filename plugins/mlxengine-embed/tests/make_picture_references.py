@@ -29,7 +29,29 @@ def main(target: Path) -> None:
             folder = checkpoints.write(name, Path(root))
             for part, vectors in (_modules if name == "clip-modules" else _whole)(folder, name).items():
                 found[f"{name}/{part}"] = np.ascontiguousarray(vectors, dtype=np.float32)
+        for name in checkpoints.LATE:
+            found |= _late(checkpoints.write(name, Path(root)), name)
     save_file(found, str(target))
+
+
+def _late(folder: Path, name: str) -> dict[str, Any]:
+    """The matrices of all texts, one below the other, and of all pictures; and how they compare."""
+    from transformers import ColPaliForRetrieval, ColPaliProcessor
+
+    model = ColPaliForRetrieval.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = ColPaliProcessor(
+        image_processor=AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+    )
+    with torch.no_grad():
+        texts = [model(**processor.process_queries(text=[text])).embeddings[0] for text in checkpoints.TEXTS]
+        pictures = [
+            model(**processor.process_images(images=[picture.convert("RGB")])).embeddings[0]
+            for picture in checkpoints.pictures()
+        ]
+    scores = processor.score_retrieval(texts, pictures)
+    found = {"texts": torch.cat(texts), "pictures": torch.cat(pictures), "similarity": scores}
+    return {f"{name}/{part}": value.numpy() for part, value in found.items()}
 
 
 def _whole(folder: Path, name: str) -> dict[str, Any]:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from embed_checkpoints import _QWEN_NORMS, _decoder, write_tokenizer
 from embed_checkpoints import _Weights as Weights
-from embed_checkpoints import write_tokenizer
 from PIL import Image
 from safetensors.numpy import save_file
 
 TEXTS = ["w1 w2 w3", "w7", "", "w9 w8 w7 w6 w5 w4 w3 w2 w1 w0 w11 w12 w13 w14 w15 w16 w17", "w3 w3"]
 CLIP_TEXTS = ["a cat sleeps", "Cat!", "", "the quick brown fox jumps over the lazy dog and so on", "dog"]
 SIDE, PATCH, SIZE, INNER, LAYERS, HEADS, DIMENSION = 32, 8, 48, 80, 2, 4, 24
+WIDTH = 64  # of `embed_checkpoints`' decoders
 LONGEST = 16
 
 
@@ -56,36 +57,37 @@ def _towers(weights: Weights, words: int, clip: bool) -> None:
     weights.matrix("text_model.embeddings.position_embedding.weight", LONGEST, SIZE)
     _tower(weights, "text_model")
     weights.norm("text_model.final_layer_norm", SIZE)
-    places = (SIDE // PATCH) ** 2 + clip
-    weights.matrix("vision_model.embeddings.position_embedding.weight", places, SIZE)
-    weights.matrix("vision_model.embeddings.patch_embedding.weight", SIZE, 3, PATCH, PATCH)
-    _tower(weights, "vision_model")
-    weights.norm("vision_model.post_layernorm", SIZE)
+    _vision(weights, clip, "vision_model")
+    weights.tensors["logit_scale"] = np.ones(() if clip else 1, dtype=np.float32)
     if clip:
-        weights.matrix("vision_model.embeddings.class_embedding", SIZE)
-        weights.norm("vision_model.pre_layrnorm", SIZE)
         weights.linear("text_projection", DIMENSION, SIZE, bias=False)
         weights.linear("visual_projection", DIMENSION, SIZE, bias=False)
-        weights.tensors["logit_scale"] = np.array(2.6592, dtype=np.float32)
         return
+    weights.tensors["logit_bias"] = np.ones(1, dtype=np.float32)
     weights.linear("text_model.head", SIZE, SIZE)
-    weights.norm("vision_model.embeddings.patch_embedding_", SIZE)
-    del weights.tensors["vision_model.embeddings.patch_embedding_.weight"]
-    bias = weights.tensors.pop("vision_model.embeddings.patch_embedding_.bias")
-    weights.tensors["vision_model.embeddings.patch_embedding.bias"] = bias
     head = "vision_model.head"
     weights.matrix(f"{head}.probe", 1, 1, SIZE)
     weights.linear(f"{head}.attention.out_proj", SIZE, SIZE)
     weights.linear(f"{head}.attention.in_proj", 3 * SIZE, SIZE)
     for part in ("weight", "bias"):
-        weights.tensors[f"{head}.attention.in_proj_{part}"] = weights.tensors.pop(
-            f"{head}.attention.in_proj.{part}"
-        )
+        found = weights.tensors.pop(f"{head}.attention.in_proj.{part}")
+        weights.tensors[f"{head}.attention.in_proj_{part}"] = found
     weights.norm(f"{head}.layernorm", SIZE)
     weights.linear(f"{head}.mlp.fc1", INNER, SIZE)
     weights.linear(f"{head}.mlp.fc2", SIZE, INNER)
-    for name in ("logit_scale", "logit_bias"):
-        weights.tensors[name] = np.ones(1, dtype=np.float32)
+
+
+def _vision(weights: Weights, clip: bool, base: str) -> None:
+    places = (SIDE // PATCH) ** 2 + clip
+    weights.matrix(f"{base}.embeddings.position_embedding.weight", places, SIZE)
+    weights.linear(f"{base}.embeddings.patch_embedding", SIZE, 3 * PATCH * PATCH, bias=not clip)
+    name = f"{base}.embeddings.patch_embedding.weight"
+    weights.tensors[name] = weights.tensors[name].reshape(SIZE, 3, PATCH, PATCH)
+    _tower(weights, base)
+    weights.norm(f"{base}.post_layernorm", SIZE)
+    if clip:
+        weights.matrix(f"{base}.embeddings.class_embedding", SIZE)
+        weights.norm(f"{base}.pre_layrnorm", SIZE)
 
 
 def _config(kind: str, words: int, text: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,14 +183,68 @@ SEEING: Mapping[str, Callable[[Path], None]] = {
 }
 
 
+def _colpali(seed: int, old: bool) -> Callable[[Path], None]:
+    """``vidore/colpali-v1.3-hf``, with the tensors' names of the version that wrote it, or of newer ones."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        more = ("<image>", "\n", "Question", ":", "Describe", "the", "image", ".")
+        write_tokenizer(folder, "last", more=more, special=("<image>",))
+        words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+        weights = Weights(seed)
+        _vision(weights, clip=False, base="vision_tower")
+        weights.linear("multi_modal_projector.linear", WIDTH, SIZE)
+        _decoder(weights, 2, _QWEN_NORMS, 0.0, heads=False, words=len(words))
+        tensors = {}
+        decoder = ("embed_tokens", "layers", "norm.")
+        for name, value in weights.tensors.items():
+            inner = name.removeprefix("vision_tower.")
+            at = f"vision_tower.vision_model.{inner}" if old and inner != name else name
+            if name.startswith(decoder):
+                at = f"language_model.{'model.' if old else ''}{name}"
+            tensors[f"vlm.{at}"] = value
+        last = Weights(seed + 1)
+        last.linear("embedding_proj_layer", DIMENSION, WIDTH)
+        save_file({**tensors, **last.tensors}, str(folder / "model.safetensors"), {"format": "pt"})
+        text = {"model_type": "gemma", "vocab_size": len(words), "hidden_size": WIDTH, "head_dim": 16}
+        text |= {"intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+        text |= {"num_key_value_heads": 2, "num_image_tokens": 16, "max_position_embeddings": 128}
+        seen = {
+            **_config("siglip", 1, {})["vision_config"],
+            "vision_use_head": False,
+            "projection_dim": WIDTH,
+        }
+        inner_config = {"model_type": "paligemma", "text_config": text, "vision_config": seen}
+        inner_config |= {"image_token_index": words["<image>"], "hidden_size": WIDTH, "projection_dim": WIDTH}
+        config = {
+            "model_type": "colpali",
+            "architectures": ["ColPaliForRetrieval"],
+            "vlm_config": inner_config,
+        }
+        _json(folder / "config.json", {**config, "embedding_dim": DIMENSION})
+        settings = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
+        settings |= {"size": {"height": SIDE, "width": SIDE}, "image_seq_length": 16}
+        settings |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+        settings |= {"image_processor_type": "SiglipImageProcessor", "processor_class": "ColPaliProcessor"}
+        _json(folder / "preprocessor_config.json", settings)
+
+    return write
+
+
+LATE: Mapping[str, Callable[[Path], None]] = {
+    "colpali": _colpali(76, False),
+    "colpali-old": _colpali(76, True),
+}
+
+
 def texts_of(name: str) -> list[str]:
     """What a model's tokenizer knows."""
     return CLIP_TEXTS if name.startswith("clip") else TEXTS
 
 
 def write(name: str, root: Path) -> Path:
-    """Write one of `SEEING` below a folder, once."""
+    """Write one of `SEEING` or `LATE` below a folder, once."""
     folder = root / name
     if not folder.exists():
-        SEEING[name](folder)
+        {**SEEING, **LATE}[name](folder)
     return folder

@@ -72,6 +72,22 @@ def test_texts_and_pictures_are_the_references(seeing: Load, seen: References, n
     assert len({tuple(row.round(3)) for row in found}) == len(mixed)
 
 
+@pytest.mark.parametrize("name", sorted(picture_checkpoints.LATE))
+def test_one_vector_a_patch_is_the_references(seeing: Load, seen: References, name: str) -> None:
+    model, texts = seeing(name), picture_checkpoints.TEXTS
+    assert (model.info["output"], model.info["similarity"]) == ("tokens", "maxsim")
+    mixed = model.embed([PICTURES[0], *texts, *PICTURES[1:]], output="tokens", batch_tokens=100)
+    arrays = [item.numpy() for item in mixed]
+    assert arrays[0].shape[0] == 16 + 6  # the patches, and what is read after them
+    found = {"texts": arrays[1 : 1 + len(texts)], "pictures": [arrays[0], *arrays[1 + len(texts) :]]}
+    for part, rows in found.items():
+        assert np.abs(np.concatenate(rows) - seen[f"{name}/{part}"]).max() < 1e-4
+    scores = model.similarity(texts, PICTURES).numpy()
+    assert np.abs(scores - seen[f"{name}/similarity"]).max() < 1e-4 * np.abs(scores).max()
+    with pytest.raises(UnsupportedInputError, match="makes token vectors"):
+        model.embed(PICTURES)
+
+
 @pytest.mark.parametrize("name", ["clip", "siglip2"])
 def test_pixels_are_those_of_the_references_processor(random_root: Path, seen: References, name: str) -> None:
     card = card_of(picture_checkpoints.write(name, random_root))

@@ -1,4 +1,4 @@
-"""What a model that sees has instead of an encoder of texts: its picture processor and its two towers."""
+"""What a model that sees has instead of an encoder of texts: its picture processor and its network."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from mlxengine.errors import UnsupportedInputError
 from mlxengine.toolkit.pictures import picture
 
 from ._sight import Sight
-from ._tokenize import Tokens
-from ._towers import Towers
+from ._tokenize import Ids, Tokens
 
 Array = Any
 _SETTINGS = (
@@ -29,8 +28,8 @@ class Eye:
 
     Args:
         processor: transformers' picture processor, of its Pillow kind.
-        places: how many positions a picture takes.
-        towers: the network.
+        ids: the token ids of a picture; those of its patches, which come first, stand for nothing.
+        network: `Towers`, or `ColPali` of a model that makes one vector a token.
         filler: the token that fills up a row of texts.
         length: how long every text is made (SigLIP); ``None`` for as long as the longest of a batch.
         left: whether texts are filled up on their left.
@@ -38,8 +37,8 @@ class Eye:
     """
 
     processor: Any
-    places: int
-    towers: Towers
+    ids: Ids
+    network: Any
     filler: int
     length: int | None = None
     left: bool = False
@@ -60,14 +59,24 @@ class Eye:
             raise UnsupportedInputError(f"texts[{place}]: {error}", hint=error.hint) from error
         pixels = self.processor.preprocess(found, return_tensors="np")["pixel_values"][0]
         return Tokens(
-            ids=np.zeros(self.places, dtype=np.int32),
+            ids=self.ids,
             pixels=np.ascontiguousarray(pixels.transpose(1, 2, 0), dtype=np.float32),
         )
 
     def vectors(self, batch: Sequence[Tokens]) -> Array:
         """One vector a text or picture, (rows, size); lazy. A batch holds one of the two alone."""
-        if batch[0].pixels is not None:
-            return self.towers.pictures(mx.array(np.stack([item.pixels for item in batch])))
+        pixels = _pixels(batch)
+        if pixels is not None:
+            return self.network.pictures(pixels)
+        ids, real = self._padded(batch)
+        return self.network.texts(ids, real if self.hides else None)
+
+    def tokens(self, batch: Sequence[Tokens]) -> Array:
+        """One vector a token or patch, (rows, longest, size); lazy. A batch is as for `vectors`."""
+        return self.network.tokens(*self._padded(batch), _pixels(batch))
+
+    def _padded(self, batch: Sequence[Tokens]) -> tuple[Array, Array]:
+        """Token ids (rows, longest), and where they are."""
         longest = self.length or max(1, *(len(item.ids) for item in batch))
         ids: Any = np.full((len(batch), longest), self.filler, dtype=np.int32)
         real: Any = np.zeros(ids.shape, dtype=np.bool_)
@@ -75,7 +84,14 @@ class Eye:
             start = longest - len(tokens.ids) if self.left else 0
             places = slice(start, start + len(tokens.ids))
             ids[row, places], real[row, places] = tokens.ids, True
-        return self.towers.texts(mx.array(ids), mx.array(real) if self.hides else None)
+        return mx.array(ids), mx.array(real)
+
+
+def _pixels(batch: Sequence[Tokens]) -> Array | None:
+    """(rows, height, width, 3) of a batch of pictures, ``None`` of one of texts."""
+    if batch[0].pixels is None:
+        return None
+    return mx.array(np.stack([item.pixels for item in batch]))
 
 
 def build_processor(sight: Sight) -> Any:

@@ -348,7 +348,7 @@ def _read(model: EmbeddingModel, request: EmbedRequest, budget: int) -> Iterator
     if not pictures:
         return
     assert model.eye is not None
-    size = max(1, budget // model.eye.places)
+    size = max(1, budget // len(model.eye.ids))
     for first in range(0, len(pictures), size):
         several = pictures[first : first + size]
         looked = yield from model.tokenizer.beside(functools.partial(model.eye.look, several))

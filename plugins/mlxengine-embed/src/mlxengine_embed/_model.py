@@ -81,6 +81,8 @@ class EmbeddingModel:
         self, batch: Sequence[Tokens], *, unit: bool | None = None, size: int | None = None
     ) -> Array:
         """One vector a token, (rows, longest, size), fp32; lazy. The arguments are those of `vectors`."""
+        if self.eye is not None:
+            return self._finished(self.eye.tokens(batch), unit, size)
         vectors = self.hidden(batch)[0].astype(mx.float32)
         return vectors if self.recipe.late is None else self._finished(vectors, unit, size)
 

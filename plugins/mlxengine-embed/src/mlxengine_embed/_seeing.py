@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlxengine import LoadContext, Loaded, ModelCard
 from mlxengine.toolkit.dtype import unpack_where_faster, upcast_for_cpu
 from mlxengine.toolkit.loading import warm
 
+from . import _colpali, _towers
 from ._claim import CPU_TOKENS, GPU_TOKENS
+from ._colpali import ColPali, Questions
 from ._eye import Eye, build_processor
 from ._load import describe
 from ._model import EmbeddingModel
 from ._pool import normalize
 from ._sight import read_sight
 from ._tokenize import Tokenizer
-from ._towers import Towers, prepare, rename
+from ._towers import Towers
 from ._weights import fill, read_folder
 
 
@@ -28,20 +32,26 @@ def load_sight(card: ModelCard, context: LoadContext) -> Loaded:
     """
     sight = read_sight(card)
     recipe, folder = sight.recipe, context.path / sight.recipe.folder
-    towers = Towers(sight)
+    late = sight.kind == "colpali"
+    network: Any = ColPali(sight) if late else Towers(sight)
     config = card.documents.get(f"{recipe.folder}/config.json", card.config)
     quantization = config.get("quantization") if isinstance(config, Mapping) else None
-    fill(towers, prepare(read_folder(folder)), rename, quantization, card.id)
+    layout = _colpali if late else _towers
+    fill(network, layout.prepare(read_folder(folder)), layout.rename, quantization, card.id)
     free = context.device.free_memory
-    unpack_where_faster(towers, free // 2 if free else None, on=("cpu",))
-    upcast_for_cpu(towers)
-    tokenizer = Tokenizer(
-        folder,
-        max_length=card.configuration.context_length or recipe.max_length,
-        cap=sight.text["max_position_embeddings"],
-        lower_case=False,
+    unpack_where_faster(network, free // 2 if free else None, on=("cpu",))
+    upcast_for_cpu(network)
+    lengths: dict[str, Any] = {
+        "max_length": card.configuration.context_length or recipe.max_length,
+        "cap": sight.text["max_position_embeddings"],
+    }
+    tokenizer = (
+        Questions(folder, prefix=sight.asking, **lengths)
+        if late
+        else Tokenizer(folder, lower_case=False, **lengths)
     )
     whole, siglip = tokenizer.whole, sight.kind == "siglip"
+    ending = tokenizer.encode_plain([f"{whole.bos_token}{sight.showing}\n"]) if late else []
     model = EmbeddingModel(
         id=card.id,
         encoder=None,
@@ -52,8 +62,8 @@ def load_sight(card: ModelCard, context: LoadContext) -> Loaded:
         batch_tokens=CPU_TOKENS if mx.default_device().type == mx.DeviceType.cpu else GPU_TOKENS,
         eye=Eye(
             processor=build_processor(sight),
-            places=sight.places,
-            towers=towers,
+            ids=np.concatenate([np.zeros(sight.places, dtype=np.int32), *ending]),
+            network=network,
             filler=whole.pad_token_id or 0,
             length=tokenizer.max_length if siglip else None,
             left=siglip and whole.padding_side == "left",
@@ -62,7 +72,7 @@ def load_sight(card: ModelCard, context: LoadContext) -> Loaded:
     )
     info = {
         "library": "mlxengine_embed",
-        "encoder": towers.__module__,
+        "encoder": type(network).__module__,
         "tokenizer": tokenizer.name,
         "vocabulary": tokenizer.size,
         "max_length": tokenizer.max_length,
@@ -72,7 +82,7 @@ def load_sight(card: ModelCard, context: LoadContext) -> Loaded:
         "image_size": sight.vision["image_size"],
         **describe(recipe, sight.dimension),
     }
-    return Loaded(model=model, warm=warm(towers), close=model.close, info=info)
+    return Loaded(model=model, warm=warm(network), close=model.close, info=info)
 
 
 __all__ = ["load_sight"]

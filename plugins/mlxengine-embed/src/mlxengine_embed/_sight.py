@@ -1,7 +1,7 @@
 """Models that see: pictures and texts in one space. Told from a card alone.
 
-The layouts are transformers' (``CLIPModel``, ``SiglipModel``) and those in which sentence-transformers keeps
-one of them as the first module.
+The layouts are transformers' (``CLIPModel``, ``SiglipModel``, ``ColPaliForRetrieval``) and those in which
+sentence-transformers keeps one of the first two as its first module.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, Unsupport
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.estimate import loaded_weights
 
+from ._late import Late
 from ._recipe import Normalize, Recipe, modules_of, read_prompts
-from ._settings import Known, check_part
+from ._settings import ENCODERS, Known, check_part
 
 _TEXT = {"num_hidden_layers": 12, "eos_token_id": 49407, "pad_token_id": 1}
 _VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -39,6 +40,29 @@ DEFAULTS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "siglip": (
         {**_VISION, **_TEXT, **_SIGLIP, "vocab_size": 32000, "max_position_embeddings": 64},
         {**_VISION, **_SIGLIP, "patch_size": 16},
+    ),
+    "colpali": (
+        {
+            "model_type": "gemma",
+            "vocab_size": 257152,
+            "hidden_size": 2048,
+            "intermediate_size": 16384,
+            "num_hidden_layers": 18,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "max_position_embeddings": 8192,
+        },
+        {
+            **_SIGLIP,
+            "hidden_size": 1152,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
     ),
 }
 """What transformers' configurations of the two towers, text and vision, say where a file says nothing."""
@@ -63,6 +87,24 @@ _WHOLE = Known(
     ),
     harmless=frozenset(("logit_scale_init_value",)),
 )
+_PALIGEMMA = evolve(
+    ENCODERS["gemma"],
+    only={**ENCODERS["gemma"].only, "model_type": ("gemma",), "use_bidirectional_attention": (True,)},
+    harmless=frozenset(("num_image_tokens",)),
+)
+_COLPALI = Known(
+    read=frozenset(
+        (
+            *("vlm_config", "embedding_dim", "text_config", "vision_config", "hidden_size", "projection_dim"),
+            *("image_token_index", "image_token_id", "ignore_index"),
+        )
+    )
+)
+_NO_HEAD = evolve(
+    _TOWER,
+    only={**_TOWER.only, "vision_use_head": (False,)},
+    harmless=frozenset(("num_image_tokens", "num_positions", "projector_hidden_act")),
+)
 _PROCESSORS = {"CLIPImageProcessor": "clip", "CLIPFeatureExtractor": "clip", "SiglipImageProcessor": "siglip"}
 _LARGEST = 4096  # pixels along a side that a processor may scale a picture to
 
@@ -78,6 +120,7 @@ class Sight:
         processor: the settings of its picture processor.
         processing: whose processor that is, one of `DEFAULTS`.
         recipe: where its files are, and what follows the towers.
+        showing, asking: what ColPali reads after a picture and before a text.
     """
 
     kind: str
@@ -87,6 +130,8 @@ class Sight:
     processor: Mapping[str, Any]
     processing: str
     recipe: Recipe
+    showing: str = ""
+    asking: str = ""
 
     @property
     def places(self) -> int:
@@ -125,22 +170,38 @@ def read_sight(card: ModelCard) -> Sight:
             "supported.",
             hint="Choose one of a fixed size, such as google/siglip2-base-patch16-224.",
         )
-    check_part(card, _WHOLE, config, where)
+    late = kind == "colpali"
+    inner = config.get("vlm_config") if late else config
+    if not isinstance(inner, Mapping) or (late and inner.get("model_type") != "paligemma"):
+        raise UnsupportedArchitectureError(
+            f"{where} of {card.id} says nothing of a PaliGemma in vlm_config; no other is supported.",
+            hint="Choose vidore/colpali-v1.3-hf.",
+        )
+    for part in (config, inner):
+        check_part(card, _COLPALI if late else _WHOLE, part, where)
     if (problem := config_problem(card.id, config, card.tensors)) is not None:
         raise problem
     towers = []
-    for name, defaults in zip(("text", "vision"), DEFAULTS[kind], strict=True):
-        given = [config.get(f"{name}_config"), config.get(f"{name}_config_dict")]  # the latter wins
+    known = (_PALIGEMMA, _NO_HEAD) if late else (_TOWER, _TOWER)
+    for name, defaults, settings in zip(("text", "vision"), DEFAULTS[kind], known, strict=True):
+        given = [inner.get(f"{name}_config"), inner.get(f"{name}_config_dict")]  # the latter wins
         parts = [part for part in given if isinstance(part, Mapping)]
         for part in parts:
-            check_part(card, _TOWER, part, f"{where} ({name}_config)")
+            check_part(card, settings, part, f"{where} ({name}_config)")
         towers.append({**defaults, **{k: v for part in parts for k, v in part.items() if v is not None}})
     text, vision = towers
-    if kind == "clip":
-        dimension = config.get("projection_dim") or 512
-    else:
+    if kind == "siglip":
         dimension = text.get("projection_size") or text["hidden_size"]
+    else:
+        dimension = config.get("embedding_dim" if late else "projection_dim") or (128 if late else 512)
+    if not late and kind == "siglip" and dimension != vision["hidden_size"]:
+        raise IncompatibleWeightsError(
+            f"{where} of {card.id} gives texts {dimension} dimensions and pictures {vision['hidden_size']}.",
+            hint="The repository is damaged: compare the file with the original's.",
+        )
     processor, processing = _processor(card, folder, kind, vision)
+    told = card.documents.get("processor_config.json")
+    told = told if isinstance(told, Mapping) else {}
     return Sight(
         kind=kind,
         text=text,
@@ -148,17 +209,27 @@ def read_sight(card: ModelCard) -> Sight:
         dimension=dimension,
         processor=processor,
         processing=processing,
-        recipe=_recipe(card, folder),
+        recipe=_recipe(card, folder, late),
+        showing=str(told.get("visual_prompt_prefix", "Describe the image.")),
+        asking=str(told.get("query_prefix", "Question: ")),
     )
 
 
-def _recipe(card: ModelCard, folder: str) -> Recipe:
+def _recipe(card: ModelCard, folder: str, late: bool) -> Recipe:
     modules = modules_of(card)
     names = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    if late and not modules:
+        return Recipe(
+            source="the architecture",
+            pooling=(),
+            stages=(Normalize(),),
+            late=Late(),
+            similarity="maxsim",
+        )
     if not modules:
         # The model's own comparison scales to unit length.
         return Recipe(source="the architecture", pooling=(), stages=(Normalize(),))
-    if names[0] not in ("CLIPModel", "Transformer") or any(name != "Normalize" for name in names[1:]):
+    if late or names[0] not in ("CLIPModel", "Transformer") or any(name != "Normalize" for name in names[1:]):
         raise UnsupportedArchitectureError(
             f"{card.id} has the stages {', '.join(names)} in modules.json; of a model that sees, only "
             "CLIPModel (or Transformer) and Normalize are supported."
@@ -239,10 +310,8 @@ def _estimate(card: ModelCard, sight: Sight | None, workload: VectorWorkload) ->
     workspace = 0
     if sight is not None:
         budget = CPU_TOKENS if workload.backend == "cpu" else GPU_TOKENS
-        for tower, length in (
-            (sight.text, sight.text["max_position_embeddings"]),
-            (sight.vision, sight.places),
-        ):
+        longest = sight.places if sight.kind == "colpali" else sight.text["max_position_embeddings"]
+        for tower, length in ((sight.text, longest), (sight.vision, sight.places)):
             rows = min(workload.batch, max(1, budget // length))
             numbers = 7 * tower["hidden_size"] + 4 * tower["intermediate_size"]
             numbers += tower["num_attention_heads"] * length

@@ -95,11 +95,16 @@ class Vision(nn.Module):  # type: ignore[misc]
             self.pre_layrnorm = nn.LayerNorm(size, eps=eps)
         self.encoder = _layers(config)
         self.post_layernorm = nn.LayerNorm(size, eps=eps)
-        if not clip:
+        if not clip and config.get("vision_use_head") is not False:
             self.head = Attended(config)
 
     def __call__(self, pixels: Array) -> Array:
         """Of pixels (rows, height, width, 3) one vector each."""
+        hidden = self.patches(pixels)
+        return self.head(hidden) if "head" in self else hidden[:, 0]
+
+    def patches(self, pixels: Array) -> Array:
+        """Of pixels (rows, height, width, 3) one vector a place, (rows, places, size)."""
         parts = self.embeddings
         hidden = parts.patch_embedding(pixels.astype(parts.position_embedding.weight.dtype)).flatten(1, 2)
         if "class_embedding" in parts:
@@ -110,7 +115,7 @@ class Vision(nn.Module):  # type: ignore[misc]
             hidden = self.pre_layrnorm(hidden)
         for layer in self.encoder.layers:
             hidden = layer(hidden, None)
-        return self.head(self.post_layernorm(hidden)) if "head" in self else self.post_layernorm(hidden[:, 0])
+        return self.post_layernorm(hidden)
 
 
 class Words(nn.Module):  # type: ignore[misc]

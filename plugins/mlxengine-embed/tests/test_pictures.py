@@ -148,7 +148,7 @@ def test_who_does_not_see_says_so(random_model: Load, seeing: Load, random_root:
     assert "vision" not in plain.capabilities
     with pytest.raises(UnsupportedInputError, match="takes texts, not pictures") as caught:
         plain.embed(["w1", PICTURES[0]])
-    assert "clip-vit-base-patch32" in (caught.value.hint or "")
+    assert "siglip2-base-patch16-224" in (caught.value.hint or "")
     for output in ("tokens", "sparse"):
         with pytest.raises(UnsupportedInputError, match="makes dense vectors"):
             model.embed("a cat", output=output)  # type: ignore[call-overload]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from attrs import evolve
 from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, Source, VectorWorkload
 from mlxengine.errors import (
     IncompatibleWeightsError,
@@ -30,7 +31,7 @@ def claim(card: ModelCard) -> Claim | None:
     if card.source is Source.GGUF or "model_index.json" in card.documents:
         return None
     if (seen := claim_sight(card, FILES)) is not None:
-        return seen
+        return evolve(seen, problem=seen.problem or _unreadable(card))
     wanted = card.configuration.kind == "embed" or card.configuration.plugin == "embed"
     sentence = is_sentence_model(card)
     judged = _judges(card)

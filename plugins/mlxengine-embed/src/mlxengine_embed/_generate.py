@@ -213,7 +213,7 @@ def _check_pictures(model: EmbeddingModel, request: EmbedRequest, context: RunCo
     if model.eye is None:
         raise UnsupportedInputError(
             f"{model.id} takes texts, not pictures.",
-            hint="Load a model that sees, such as openai/clip-vit-base-patch32.",
+            hint="Load a model that sees, such as google/siglip2-base-patch16-224.",
         )
     context.features.require(features.PICTURES)
 

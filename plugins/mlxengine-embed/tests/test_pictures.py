@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,14 @@ import picture_checkpoints
 import pytest
 from mlxengine import EmbeddingHandle, ImagePart, InferenceEngine, ModelCard, hub
 from mlxengine.cli import main
-from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
+from mlxengine.errors import (
+    FeatureUnavailableError,
+    InvalidParameterError,
+    LoadError,
+    UnsupportedInputError,
+)
 from mlxengine.toolkit.pictures import picture
+from mlxengine_embed import EmbedConfiguration
 from mlxengine_embed._eye import build_processor
 from mlxengine_embed._sight import read_sight
 from safetensors.numpy import load_file
@@ -181,6 +188,45 @@ def test_the_command_line_takes_pictures(
     assert told["table"][0][1] == pytest.approx(float(np.dot(*(row["vector"] for row in rows))), abs=1e-5)
     assert main(["similarity", "-m", folder, "--image", file]) == 2
     assert main(["embed", "-m", folder, "--image", str(tmp_path / "none.png")]) == 6
+
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change", "said"),
+    [
+        ("clip", CONFIG, {"model_type": "siglip2"}, "architecture 'siglip2', which is not supported"),
+        ("clip", CONFIG, {"model_type": "colqwen2"}, "architecture 'colqwen2', which is not supported"),
+        ("clip", CONFIG, {"model_type": "qwen3_vl"}, "architecture 'qwen3_vl', which is not supported"),
+        ("clip", CONFIG, {"gated": True}, "says gated=True, which is not supported"),
+        ("clip", CONFIG, {"vision_config": {"patch_size": 64}}, "patch_size=64, of which nothing"),
+        ("clip", CONFIG, {"vision_config": {"num_attention_heads": 5}}, "num_attention_heads"),
+        ("siglip", CONFIG, {"text_config": {"projection_size": 7}}, "gives texts 7 dimensions"),
+        ("colpali", CONFIG, {"vlm_config": {"model_type": "qwen2_vl"}}, "nothing of a PaliGemma"),
+        ("clip", PROCESSOR, {"crop_size": 64}, "makes pictures of 64, and its tower takes 32"),
+        ("siglip", PROCESSOR, {"do_resize": False}, "makes pictures of no one size"),
+        ("clip", PROCESSOR, {"image_processor_type": "OwnProcessor"}, "'OwnProcessor'"),
+        ("clip", PROCESSOR, {"image_std": [0, 0, 0]}, "finite numbers"),
+        ("clip", PROCESSOR, {"resample": 77}, "cannot be built"),
+        ("clip", PROCESSOR, None, "has no preprocessor_config.json"),
+        ("clip", "model.safetensors", None, "has no safetensors weights"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(
+    engine: InferenceEngine, tmp_path: Path, name: str, file: str, change: Any, said: str
+) -> None:
+    path = picture_checkpoints.write(name, tmp_path) / file
+    if change is None:
+        path.unlink()
+    else:
+        found = json.loads(path.read_text())
+        for key, value in change.items():
+            found[key] = {**found[key], **value} if isinstance(value, dict) else value
+        path.write_text(json.dumps(found))
+    with pytest.raises(LoadError, match=re.escape(said)) as caught:
+        engine.load_embeddings(EmbedConfiguration(id=str(path.parent)))
+    assert caught.value.hint
 
 
 @pytest.mark.parity

@@ -9,8 +9,9 @@ import mlx.core as mx
 import numpy as np
 from attrs import define
 from mlxengine import ImagePart
-from mlxengine.errors import UnsupportedInputError
+from mlxengine.errors import IncompatibleWeightsError, UnsupportedInputError
 from mlxengine.toolkit.pictures import picture
+from PIL import Image
 
 from ._sight import Sight
 from ._tokenize import Ids, Tokens
@@ -95,14 +96,27 @@ def _pixels(batch: Sequence[Tokens]) -> Array | None:
 
 
 def build_processor(sight: Sight) -> Any:
-    """Transformers' picture processor with a repository's settings."""
+    """Transformers' picture processor with a repository's settings, tried on one picture.
+
+    Raises:
+        IncompatibleWeightsError: it makes nothing that the model takes.
+    """
     if sight.processing == "clip":
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Processor
     else:
         from transformers.models.siglip.image_processing_pil_siglip import (
             SiglipImageProcessorPil as Processor,
         )
-    return Processor(**{name: sight.processor[name] for name in _SETTINGS if name in sight.processor})
+    built: Any = Processor(**{name: sight.processor[name] for name in _SETTINGS if name in sight.processor})
+    side = sight.vision["image_size"]
+    with np.errstate(all="ignore"):
+        (made,) = built.preprocess(Image.new("RGB", (side, side)), return_tensors="np")["pixel_values"]
+    if made.shape != (3, side, side) or not np.isfinite(made).all():
+        raise IncompatibleWeightsError(
+            f"preprocessor_config.json makes no pictures of {side} × {side} finite numbers.",
+            hint="The repository is damaged: compare the file with the original's.",
+        )
+    return built
 
 
 __all__ = ["Eye", "build_processor"]

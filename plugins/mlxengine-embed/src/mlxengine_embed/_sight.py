@@ -19,7 +19,7 @@ from ._late import Late
 from ._recipe import Normalize, Recipe, modules_of, read_prompts
 from ._settings import ENCODERS, Known, check_part
 
-_TEXT = {"num_hidden_layers": 12, "eos_token_id": 49407, "pad_token_id": 1}
+_TEXT = {"num_hidden_layers": 12, "eos_token_id": 49407}
 _VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 _VISION |= {"image_size": 224}
 _CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -106,6 +106,8 @@ _NO_HEAD = evolve(
     harmless=frozenset(("num_image_tokens", "num_positions", "projector_hidden_act")),
 )
 _PROCESSORS = {"CLIPImageProcessor": "clip", "CLIPFeatureExtractor": "clip", "SiglipImageProcessor": "siglip"}
+_ELSEWHERE = ("siglip2", "colqwen2", "colmodernvbert", "qwen3_vl_embedding")
+_CHATS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _LARGEST = 4096  # pixels along a side that a processor may scale a picture to
 
 
@@ -141,7 +143,10 @@ class Sight:
 
 def sees(card: ModelCard) -> bool:
     """Whether a model's files are those of one that sees."""
-    return _config(card, _folder(card)).get("model_type") in (*DEFAULTS, "siglip2")
+    kind = _config(card, _folder(card)).get("model_type")
+    # The last are models that chat, too; for vectors they are asked by name.
+    asked = card.configuration.kind == "embed" or card.configuration.plugin == "embed" or modules_of(card)
+    return kind in DEFAULTS or kind in _ELSEWHERE or (kind in _CHATS and bool(asked))
 
 
 def _folder(card: ModelCard) -> str:
@@ -166,9 +171,9 @@ def read_sight(card: ModelCard) -> Sight:
     kind = str(config.get("model_type"))
     if kind not in DEFAULTS:
         raise UnsupportedArchitectureError(
-            f"{card.id} has the architecture {kind!r}, whose pictures keep their shape (NaFlex); it is not "
-            "supported.",
-            hint="Choose one of a fixed size, such as google/siglip2-base-patch16-224.",
+            f"{card.id} makes vectors of pictures with the architecture {kind!r}, which is not supported.",
+            hint=f"Supported are {', '.join(DEFAULTS)}: of one vector a picture for example "
+            "google/siglip2-base-patch16-224, of one a patch vidore/colpali-v1.3-hf.",
         )
     late = kind == "colpali"
     inner = config.get("vlm_config") if late else config
@@ -184,17 +189,22 @@ def read_sight(card: ModelCard) -> Sight:
     towers = []
     known = (_PALIGEMMA, _NO_HEAD) if late else (_TOWER, _TOWER)
     for name, defaults, settings in zip(("text", "vision"), DEFAULTS[kind], known, strict=True):
-        given = [inner.get(f"{name}_config"), inner.get(f"{name}_config_dict")]  # the latter wins
-        parts = [part for part in given if isinstance(part, Mapping)]
+        said = [inner.get(f"{name}_config"), inner.get(f"{name}_config_dict")]  # the latter wins
+        parts = [part for part in said if isinstance(part, Mapping)]
         for part in parts:
             check_part(card, settings, part, f"{where} ({name}_config)")
-        towers.append({**defaults, **{k: v for part in parts for k, v in part.items() if v is not None}})
+        given = {key: value for part in parts for key, value in part.items() if value is not None}
+        towers.append(_sized(card, {**defaults, **given}, defaults, f"{where} ({name}_config)"))
     text, vision = towers
     if kind == "siglip":
         dimension = text.get("projection_size") or text["hidden_size"]
     else:
         dimension = config.get("embedding_dim" if late else "projection_dim") or (128 if late else 512)
-    if not late and kind == "siglip" and dimension != vision["hidden_size"]:
+    if not _like(dimension, 1):
+        raise IncompatibleWeightsError(
+            f"{where} of {card.id} names no length of its vectors.", hint="The repository is damaged."
+        )
+    if kind == "siglip" and dimension != vision["hidden_size"]:
         raise IncompatibleWeightsError(
             f"{where} of {card.id} gives texts {dimension} dimensions and pictures {vision['hidden_size']}.",
             hint="The repository is damaged: compare the file with the original's.",
@@ -213,6 +223,35 @@ def read_sight(card: ModelCard) -> Sight:
         showing=str(told.get("visual_prompt_prefix", "Describe the image.")),
         asking=str(told.get("query_prefix", "Question: ")),
     )
+
+
+def _sized(
+    card: ModelCard, tower: Mapping[str, Any], usual: Mapping[str, Any], where: str
+) -> Mapping[str, Any]:
+    """A tower whose sizes are what a network can be built of.
+
+    Raises:
+        IncompatibleWeightsError: one is not.
+    """
+    wrong = next((key for key, value in usual.items() if not _like(tower[key], value)), None)
+    if wrong is None and tower["hidden_size"] % tower["num_attention_heads"] and "head_dim" not in usual:
+        wrong = "num_attention_heads"
+    if wrong is None and tower.get("patch_size", 1) > tower.get("image_size", 1):
+        wrong = "patch_size"
+    if wrong is not None:
+        raise IncompatibleWeightsError(
+            f"{where} of {card.id} says {wrong}={tower[wrong]!r:.60}, of which nothing can be built.",
+            hint="The repository is damaged: compare the file with the original's.",
+        )
+    return tower
+
+
+def _like(value: Any, usual: Any) -> bool:
+    """Whether a value can stand where the usual one does; numbers are positive."""
+    if isinstance(usual, bool | str):
+        return type(value) is type(usual)
+    kinds = (int, float) if isinstance(usual, float) else int
+    return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
 
 
 def _recipe(card: ModelCard, folder: str, late: bool) -> Recipe:

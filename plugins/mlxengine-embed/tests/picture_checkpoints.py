@@ -237,14 +237,17 @@ LATE: Mapping[str, Callable[[Path], None]] = {
 }
 
 
+ALL = {**SEEING, **LATE}
+
+
 def texts_of(name: str) -> list[str]:
     """What a model's tokenizer knows."""
     return CLIP_TEXTS if name.startswith("clip") else TEXTS
 
 
 def write(name: str, root: Path) -> Path:
-    """Write one of `SEEING` or `LATE` below a folder, once."""
+    """Write one of `ALL` below a folder, once."""
     folder = root / name
     if not folder.exists():
-        {**SEEING, **LATE}[name](folder)
+        ALL[name](folder)
     return folder

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -41,20 +41,6 @@ def seen() -> References:
     return load_file(Path(__file__).with_name("pictures.safetensors"))
 
 
-@pytest.fixture
-def seeing(engine: InferenceEngine, random_root: Path) -> Iterator[Load]:
-    """A loaded model that sees by its name in ``picture_checkpoints``."""
-    handles: list[EmbeddingHandle] = []
-
-    def load(name: str) -> EmbeddingHandle:
-        handles.append(engine.load_embeddings(picture_checkpoints.write(name, random_root)))
-        return handles[-1]
-
-    yield load
-    for handle in handles:
-        handle.close()
-
-
 def card_of(folder: Path) -> ModelCard:
     return hub.resolve(str(folder))
 
@@ -65,8 +51,8 @@ def unit(vectors: Any) -> Any:
 
 @pytest.mark.feature("embed.pictures")
 @pytest.mark.parametrize("name", sorted(picture_checkpoints.SEEING))
-def test_texts_and_pictures_are_the_references(seeing: Load, seen: References, name: str) -> None:
-    model, texts = seeing(name), picture_checkpoints.texts_of(name)
+def test_texts_and_pictures_are_the_references(random_model: Load, seen: References, name: str) -> None:
+    model, texts = random_model(name), picture_checkpoints.texts_of(name)
     plain = name == "clip-modules"  # its repository has no Normalize; the others' own comparison scales
     mixed = [texts[0], PICTURES[0], PICTURES[1], *texts[1:], *PICTURES[2:]]
     found = model.embed(mixed).numpy()
@@ -80,8 +66,8 @@ def test_texts_and_pictures_are_the_references(seeing: Load, seen: References, n
 
 
 @pytest.mark.parametrize("name", sorted(picture_checkpoints.LATE))
-def test_one_vector_a_patch_is_the_references(seeing: Load, seen: References, name: str) -> None:
-    model, texts = seeing(name), picture_checkpoints.TEXTS
+def test_one_vector_a_patch_is_the_references(random_model: Load, seen: References, name: str) -> None:
+    model, texts = random_model(name), picture_checkpoints.TEXTS
     assert (model.info["output"], model.info["similarity"]) == ("tokens", "maxsim")
     mixed = model.embed([PICTURES[0], *texts, *PICTURES[1:]], output="tokens", batch_tokens=100)
     arrays = [item.numpy() for item in mixed]
@@ -104,8 +90,8 @@ def test_pixels_are_those_of_the_references_processor(random_root: Path, seen: R
         assert np.abs(found - expected).max() < 1e-5
 
 
-def test_texts_are_compared_with_pictures(seeing: Load, seen: References) -> None:
-    model, texts = seeing("clip-modules"), picture_checkpoints.CLIP_TEXTS
+def test_texts_are_compared_with_pictures(random_model: Load, seen: References) -> None:
+    model, texts = random_model("clip-modules"), picture_checkpoints.CLIP_TEXTS
     assert (model.info["similarity"], model.info["recipe"]) == ("cosine", "modules.json")
     found = model.similarity(texts, PICTURES).numpy()
     assert np.abs(found - seen["clip-modules/similarity"]).max() < 1e-5
@@ -115,8 +101,10 @@ def test_texts_are_compared_with_pictures(seeing: Load, seen: References) -> Non
     assert np.allclose(model.similarity_pairwise(texts, PICTURES).numpy(), found.diagonal(), atol=1e-5)
 
 
-def test_pictures_come_as_a_file_bytes_or_an_array_and_from_an_iterator(seeing: Load, tmp_path: Path) -> None:
-    model, whole = seeing("clip"), picture_checkpoints.pictures()[0]
+def test_pictures_come_as_files_bytes_or_arrays_and_from_an_iterator(
+    random_model: Load, tmp_path: Path
+) -> None:
+    model, whole = random_model("clip"), picture_checkpoints.pictures()[0]
     whole.save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     sources = [tmp_path / "a.png", str(tmp_path / "a.png"), data, BytesIO(data), np.array(whole), whole]
@@ -131,8 +119,8 @@ def test_pictures_come_as_a_file_bytes_or_an_array_and_from_an_iterator(seeing: 
     assert counted == 17 + 3  # 4 × 4 patches and the class; the text between its two marks
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_disturbs_nobody(seeing: Load, tmp_path: Path) -> None:
-    model = seeing("clip")
+def test_a_bad_picture_is_named_and_disturbs_nobody(random_model: Load, tmp_path: Path) -> None:
+    model = random_model("clip")
     (tmp_path / "a.png").write_bytes(b"no picture")
     bad: list[Any] = [tmp_path / "a.png", tmp_path / "none.png", b"", 5, "https://example.org/a.png"]
     truncated = BytesIO()
@@ -149,8 +137,8 @@ def test_a_picture_that_cannot_be_read_is_named_and_disturbs_nobody(seeing: Load
     assert np.array_equal(model.embed(PICTURES).numpy(), good)
 
 
-def test_who_does_not_see_says_so(random_model: Load, seeing: Load, random_root: Path) -> None:
-    plain, model = random_model("bert-mean"), seeing("clip")
+def test_who_does_not_see_says_so(random_model: Load, random_root: Path) -> None:
+    plain, model = random_model("bert-mean"), random_model("clip")
     assert "vision" in model.capabilities
     assert "vision" not in plain.capabilities
     with pytest.raises(UnsupportedInputError, match="takes texts, not pictures") as caught:

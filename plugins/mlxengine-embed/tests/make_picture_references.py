@@ -27,7 +27,9 @@ def main(target: Path) -> None:
     with tempfile.TemporaryDirectory() as root:
         for name in checkpoints.SEEING:
             folder = checkpoints.write(name, Path(root))
-            for part, vectors in (_modules if name == "clip-modules" else _whole)(folder, name).items():
+            for part, vectors in (_modules if name in ("clip-modules", "clip-saved") else _whole)(
+                folder, name
+            ).items():
                 found[f"{name}/{part}"] = np.ascontiguousarray(vectors, dtype=np.float32)
         for name in checkpoints.LATE:
             found |= _late(checkpoints.write(name, Path(root)), name)

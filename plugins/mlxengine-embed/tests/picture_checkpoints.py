@@ -150,6 +150,30 @@ def _in_sentence_transformers(folder: Path) -> None:
     _json(folder / "modules.json", [module | {"type": "sentence_transformers.models.CLIPModel"}])
 
 
+def _saved(folder: Path) -> None:
+    """The same as sentence-transformers 6 saves it, with a stage that follows."""
+    _clip(70)(folder)
+    old = folder / "preprocessor_config.json"
+    settings = {**json.loads(old.read_text()), "image_processor_type": "CLIPImageProcessor"}
+    del settings["feature_extractor_type"]
+    old.unlink()
+    _json(folder / "processor_config.json", {"image_processor": settings, "processor_class": "CLIPProcessor"})
+    base = "sentence_transformers.base.modules"
+    entries = {"": f"{base}.transformer.Transformer", "1_Normalize": f"{base}.normalize.Normalize"}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": kind}
+        for i, (path, kind) in enumerate(entries.items())
+    ]
+    _json(folder / "modules.json", modules)
+    (folder / "1_Normalize").mkdir()
+    ways = {
+        "text": {"method": "get_text_features", "method_output_name": "pooler_output"},
+        "image": {"method": "get_image_features", "method_output_name": "pooler_output"},
+    }
+    told = {"transformer_task": "feature-extraction", "module_output_name": "sentence_embedding"}
+    _json(folder / "sentence_bert_config.json", {**told, "modality_config": ways})
+
+
 def _siglip(seed: int, side: str = "right", masks: bool = False, resample: int = 3) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,6 +202,7 @@ SEEING: Mapping[str, Callable[[Path], None]] = {
     "clip-gelu": _clip(71, "gelu"),
     "clip-old-end": _clip(72, end=2),
     "clip-modules": _in_sentence_transformers,
+    "clip-saved": _saved,
     "siglip": _siglip(73),
     "siglip2": _siglip(74, "left", masks=True, resample=2),
 }

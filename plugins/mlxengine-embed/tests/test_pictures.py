@@ -59,8 +59,9 @@ def test_texts_and_pictures_are_the_references(random_model: Load, seen: Referen
     expected = np.concatenate([seen[f"{name}/texts"], seen[f"{name}/pictures"]])
     order = [0, 5, 6, 1, 2, 3, 4, 7, 8, 9]
     assert np.abs(found - (expected if plain else unit(expected))[order]).max() < 1e-4
-    raw = model.embed(mixed, normalize=False).numpy()
-    assert np.abs(raw - expected[order]).max() < 1e-4 * max(1, np.abs(expected).max())
+    if name != "clip-saved":  # whose reference is of unit length
+        raw = model.embed(mixed, normalize=False).numpy()
+        assert np.abs(raw - expected[order]).max() < 1e-4 * max(1, np.abs(expected).max())
     assert model.info["normalize"] is not plain
     assert len({tuple(row.round(3)) for row in found}) == len(mixed)
 
@@ -197,6 +198,7 @@ CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
         ("clip", PROCESSOR, {"image_processor_type": "OwnProcessor"}, "'OwnProcessor'"),
         ("clip", PROCESSOR, {"image_std": [0, 0, 0]}, "finite numbers"),
         ("clip", PROCESSOR, {"resample": 77}, "cannot be built"),
+        ("clip-saved", "sentence_bert_config.json", {"processing_kwargs": {"text": {}}}, "processing_kwargs"),
         ("clip", PROCESSOR, None, "has no preprocessor_config.json"),
         ("clip", "model.safetensors", None, "has no safetensors weights"),
     ],
@@ -210,7 +212,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     else:
         found = json.loads(path.read_text())
         for key, value in change.items():
-            found[key] = {**found[key], **value} if isinstance(value, dict) else value
+            found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) else value
         path.write_text(json.dumps(found))
     with pytest.raises(LoadError, match=re.escape(said)) as caught:
         engine.load_embeddings(EmbedConfiguration(id=str(path.parent)))

@@ -17,7 +17,7 @@ from mlxengine.toolkit.estimate import loaded_weights
 
 from ._late import Late
 from ._recipe import Normalize, Recipe, modules_of, read_prompts
-from ._settings import ENCODERS, Known, check_part
+from ._settings import ENCODERS, Known, check_part, transformer_settings
 
 _TEXT = {"num_hidden_layers": 12, "eos_token_id": 49407}
 _VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -104,6 +104,20 @@ _NO_HEAD = evolve(
     _TOWER,
     only={**_TOWER.only, "vision_use_head": (False,)},
     harmless=frozenset(("num_image_tokens", "num_positions", "projector_hidden_act")),
+)
+_MODULE = Known(
+    read=frozenset(("max_seq_length", "modality_config")),
+    only={
+        "transformer_task": ("feature-extraction",),
+        "module_output_name": ("sentence_embedding",),
+        "do_lower_case": (False,),
+    },
+)
+_MODALITY = Known(
+    only={
+        "method": ("get_text_features", "get_image_features"),
+        "method_output_name": ("pooler_output",),
+    }
 )
 _PROCESSORS = {"CLIPImageProcessor": "clip", "CLIPFeatureExtractor": "clip", "SiglipImageProcessor": "siglip"}
 _ELSEWHERE = ("siglip2", "colqwen2", "colmodernvbert", "qwen3_vl_embedding")
@@ -273,8 +287,19 @@ def _recipe(card: ModelCard, folder: str, late: bool) -> Recipe:
             f"{card.id} has the stages {', '.join(names)} in modules.json; of a model that sees, only "
             "CLIPModel (or Transformer) and Normalize are supported."
         )
-    stages = (Normalize(),) * (len(names) > 1)
-    return read_prompts(evolve(Recipe(source="modules.json", pooling=(), stages=stages), folder=folder), card)
+    where, settings = transformer_settings(card, folder)
+    check_part(card, _MODULE, settings, where)
+    ways = settings.get("modality_config")
+    for name, way in ways.items() if isinstance(ways, Mapping) else ():
+        check_part(card, _MODALITY, way if isinstance(way, Mapping) else {name: way}, f"{where} ({name})")
+    recipe = Recipe(
+        source="modules.json",
+        pooling=(),
+        stages=(Normalize(),) * (len(names) > 1),
+        folder=folder,
+        max_length=settings.get("max_seq_length"),
+    )
+    return read_prompts(recipe, card)
 
 
 def _processor(

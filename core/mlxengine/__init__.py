@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .contract.kinds import Option as Option
     from .contract.kinds import Task as Task
     from .contract.kinds import Wanted as Wanted
+    from .contract.media import ImagePart as ImagePart
     from .contract.plugins import Owner as Owner
     from .contract.plugins import PluginRecord as PluginRecord
     from .contract.requests import Request as Request
@@ -102,7 +103,6 @@ if TYPE_CHECKING:
     from .text.handle import AsyncTextHandle as AsyncTextHandle
     from .text.handle import TextHandle as TextHandle
     from .text.messages import AudioPart as AudioPart
-    from .text.messages import ImagePart as ImagePart
     from .text.messages import Message as Message
     from .text.messages import ReasoningPart as ReasoningPart
     from .text.messages import Role as Role
@@ -160,6 +160,7 @@ _HOMES = {
     "contract.hookspecs": "Claim Command Fit LoadContext Loaded MemoryEstimate ModelState Route RunContext "
     "Workload hookimpl",
     "contract.kinds": "Answer Asking Kind Lesser Measuring Mock Option Task Wanted",
+    "contract.media": "ImagePart",
     "contract.plugins": "Owner PluginRecord",
     "contract.requests": "Request",
     "contract.tokens": "TokenUsage",
@@ -179,8 +180,7 @@ _HOMES = {
     "streams": "AsyncEventStream EventStream",
     "text.grammar": "Grammar",
     "text.handle": "AsyncTextHandle TextHandle",
-    "text.messages": "AudioPart ImagePart Message ReasoningPart Role TextPart ToolCallPart ToolResultPart "
-    "VideoPart",
+    "text.messages": "AudioPart Message ReasoningPart Role TextPart ToolCallPart ToolResultPart VideoPart",
     "text.outputs": "ChoiceFinished Prepared ReasoningDelta TextDelta TextScore TokenLogprob ToolCall "
     "ToolCallDelta ToolResult TopLogprob",
     "text.params": "GenerateParams",

@@ -17,6 +17,11 @@ from tests.hub.server import HubServer
 from . import kit_tables
 from .blocks import ROOT, blocks, pages
 
+sys.path.append(str(ROOT / "plugins/mlxengine-embed/tests"))
+
+import picture_checkpoints
+
+SEEING = "google/siglip-base-patch16-224"  # a small one with random weights stands for it
 ELSEWHERE = ROOT / "docs/how-to/frameworks.md"  # needs the frameworks: tests/integrations/check_page.py
 RUNNING = [page for page in pages() if page != ELSEWHERE and any(block.runs for block in blocks(page))]
 
@@ -31,6 +36,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     home = tmp_path_factory.mktemp("home")
     with HubServer() as hub:
         weights.populate(hub.repos)
+        hub.repos.add_folder(picture_checkpoints.write("siglip", home), SEEING)
         yield {
             **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MLXENGINE_"))},
             "HF_ENDPOINT": hub.endpoint,

@@ -127,10 +127,10 @@ def test_a_plugin_that_is_named_says_which_library_lacks_the_model(host: Host) -
 
 
 def test_what_no_plugin_claims_is_not_told_to_install_what_is_there(host: Host) -> None:
-    found = owner(host, card("clip", {"architectures": ["CLIPModel"], "vision_config": {"a": 1}}, []))
+    found = owner(host, card("blip", {"architectures": ["BlipModel"], "vision_config": {"a": 1}}, []))
     assert isinstance(found, NoPluginForModelError)
     assert "'vlm', whose plugin does not know it" in str(found)
-    alone = owner(Host([]), card("clip", {"architectures": ["CLIPModel"], "vision_config": {"a": 1}}, []))
+    alone = owner(Host([]), card("blip", {"architectures": ["BlipModel"], "vision_config": {"a": 1}}, []))
     assert 'install "mlxengine[vlm]"' in str(alone)
 
 

@@ -61,7 +61,7 @@ AT_ONCE = {
 }
 
 # Arguments that differ, and why: an iterator of texts may be asynchronous as well.
-WIDER = {"EmbeddingHandle.embed": ("Iterator[str]", "Iterator[str] | AsyncIterator[str]")}
+WIDER = {"EmbeddingHandle.embed": ("Iterator[Input]", "Iterator[Input] | AsyncIterator[Input]")}
 
 NAMES = {plain.__name__: twin.__name__ for plain, twin in TWINS.items()} | {"Iterator": "AsyncIterator"}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from attrs import evolve, field, frozen
 
 from ..contract._convert import anything, flag, json_object, named, text
+from ..contract.media import ImagePart
 from ..errors import InvalidParameterError
 
 if TYPE_CHECKING:
@@ -29,16 +30,6 @@ class TextPart:
     """Plain text."""
 
     text: str = field(converter=text)
-
-
-@frozen
-class ImagePart:
-    """A picture: a path, encoded bytes, a PIL image, or an array (height, width, 3) of uint8.
-
-    A URL (``http://…``) is fetched only where the caller allowed it.
-    """
-
-    source: Any = field(repr=lambda value: f"<{type(value).__name__}>")
 
 
 @frozen(field_transformer=named)

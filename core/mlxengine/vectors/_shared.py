@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 
 from ..contract._convert import only
 from ..contract.events import Array, Event, Finished
+from ..contract.media import ImagePart
 from ..contract.tokens import TokenUsage
 from ..errors import InvalidParameterError
 from ._late import Late, late_side
@@ -19,7 +20,8 @@ from ._vectors import Gathered, Predictions, pairwise_of, similarity_of
 from .outputs import Scores
 from .requests import EmbedRequest, PredictRequest, RankRequest
 
-Texts = str | Sequence[str] | Sequence[Sequence[int]]
+Input = str | ImagePart
+Texts = Input | Sequence[str] | Sequence[Input] | Sequence[Sequence[int]]
 ProgressReport = Callable[[int, int | None], None]
 Ranges = tuple[Sequence[float], Sequence[float]]
 
@@ -159,7 +161,7 @@ def embed_request(texts: Texts, output: str, options: EmbedOptions) -> EmbedRequ
     return EmbedRequest(texts=as_tuple(texts), output=output, **options)
 
 
-def piecewise(output: str, options: EmbedOptions) -> Callable[[Sequence[str]], EmbedRequest]:
+def piecewise(output: str, options: EmbedOptions) -> Callable[[Sequence[Input]], EmbedRequest]:
     """What makes a request of each piece of an iterator's texts.
 
     Raises:
@@ -273,8 +275,8 @@ class Predicting:
 
 
 def as_tuple(texts: Any) -> tuple[Any, ...]:
-    """Texts, or the token ids of each, as a tuple; a single text is one of them."""
-    if isinstance(texts, str):
+    """Texts, pictures, or the token ids of each, as a tuple; a single text or picture is one of them."""
+    if isinstance(texts, str | ImagePart):
         return (texts,)
     if isinstance(texts, _UNORDERED) or not isinstance(texts, Iterable):
         raise InvalidParameterError(
@@ -290,7 +292,7 @@ def side_of(value: Any) -> Any:
 
     if (kept := late_side(value) or sparse_side(value)) is not None:
         return list(kept)  # a tuple is texts
-    if isinstance(value, str | Mapping | set | frozenset | bytes | bytearray | memoryview):
+    if isinstance(value, str | ImagePart | Mapping | set | frozenset | bytes | bytearray | memoryview):
         return as_tuple(value)
     if not hasattr(value, "__iter__"):
         return as_tuple(value)
@@ -299,7 +301,7 @@ def side_of(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind in "fiu":
         return value  # as it is: it may lie in a file
     listed = value if hasattr(value, "dtype") and value.dtype != object else list(value)
-    if not len(listed) or isinstance(listed[0], str):
+    if not len(listed) or isinstance(listed[0], str | ImagePart):
         return tuple(listed)
     try:
         return np.atleast_2d(np.asarray(listed, dtype=np.float32))

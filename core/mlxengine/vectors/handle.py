@@ -19,6 +19,7 @@ from ._shared import (
     ITERATOR_CHUNK,
     Embedder,
     EmbedOptions,
+    Input,
     Predicting,
     PredictOptions,
     ProgressReport,
@@ -73,7 +74,7 @@ class EmbeddingHandle(Embedder, ModelHandle):
     @overload
     def embed(
         self,
-        texts: Iterator[str],
+        texts: Iterator[Input],
         *,
         output: Literal["pooled", "tokens"] = "pooled",
         progress: ProgressReport | None = None,
@@ -83,7 +84,7 @@ class EmbeddingHandle(Embedder, ModelHandle):
     @overload
     def embed(
         self,
-        texts: Iterator[str],
+        texts: Iterator[Input],
         *,
         output: Literal["sparse"],
         progress: ProgressReport | None = None,
@@ -92,7 +93,7 @@ class EmbeddingHandle(Embedder, ModelHandle):
 
     def embed(
         self,
-        texts: Texts | Iterator[str],
+        texts: Texts | Iterator[Input],
         *,
         output: str = "pooled",
         progress: ProgressReport | None = None,
@@ -103,7 +104,8 @@ class EmbeddingHandle(Embedder, ModelHandle):
         Args:
             texts: a text, a sequence of texts, or an iterator of texts. An iterator is read as its vectors
                 are taken, so a corpus need not fit in memory. The token ids of each, as the model's tokenizer
-                makes them, may stand for texts; no prompt is put before them.
+                makes them, may stand for texts; no prompt is put before them. Models that see take pictures
+                (`mlxengine.ImagePart`) too, alone or among texts.
             output: ``"pooled"``, ``"tokens"`` for one vector a token, or ``"sparse"`` for a weight of each
                 term of the vocabulary (SPLADE).
             task: ``"query"`` or ``"document"``: the texts get the model's prompt for it, and whatever else a
@@ -124,7 +126,7 @@ class EmbeddingHandle(Embedder, ModelHandle):
 
         Raises:
             InvalidParameterError: an argument is unknown or out of range, or a text is not a ``str``.
-            UnsupportedInputError: the model is a reranker.
+            UnsupportedInputError: the model is a reranker, or does not see, or a picture cannot be read.
         """
         if isinstance(texts, Iterator):
             return self._rows(texts, piecewise(output, self._for_task(options)), progress)
@@ -309,8 +311,8 @@ class EmbeddingHandle(Embedder, ModelHandle):
 
     def _rows(
         self,
-        texts: Iterator[str],
-        request_of: Callable[[Sequence[str]], EmbedRequest],
+        texts: Iterator[Input],
+        request_of: Callable[[Sequence[Input]], EmbedRequest],
         progress: ProgressReport | None,
     ) -> Iterator[Any]:
         done = 0

@@ -13,6 +13,7 @@ from ._shared import (
     ITERATOR_CHUNK,
     Embedder,
     EmbedOptions,
+    Input,
     Predicting,
     PredictOptions,
     ProgressReport,
@@ -70,7 +71,7 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
     @overload
     async def embed(
         self,
-        texts: Iterator[str] | AsyncIterator[str],
+        texts: Iterator[Input] | AsyncIterator[Input],
         *,
         output: Literal["pooled", "tokens"] = "pooled",
         progress: ProgressReport | None = None,
@@ -80,7 +81,7 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
     @overload
     async def embed(
         self,
-        texts: Iterator[str] | AsyncIterator[str],
+        texts: Iterator[Input] | AsyncIterator[Input],
         *,
         output: Literal["sparse"],
         progress: ProgressReport | None = None,
@@ -89,7 +90,7 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
 
     async def embed(
         self,
-        texts: Texts | Iterator[str] | AsyncIterator[str],
+        texts: Texts | Iterator[Input] | AsyncIterator[Input],
         *,
         output: str = "pooled",
         progress: ProgressReport | None = None,
@@ -254,8 +255,8 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
 
     async def _rows(
         self,
-        texts: Iterator[str] | AsyncIterator[str],
-        request_of: Callable[[Sequence[str]], EmbedRequest],
+        texts: Iterator[Input] | AsyncIterator[Input],
+        request_of: Callable[[Sequence[Input]], EmbedRequest],
         progress: ProgressReport | None,
     ) -> AsyncIterator[Any]:
         done = 0
@@ -266,13 +267,13 @@ class AsyncEmbeddingHandle(Embedder, AsyncModelHandle):
             done += len(piece)
 
 
-async def _pieces(texts: Iterator[str] | AsyncIterator[str]) -> AsyncIterator[Sequence[str]]:
+async def _pieces(texts: Iterator[Input] | AsyncIterator[Input]) -> AsyncIterator[Sequence[Input]]:
     """The texts, as many at a time as make one request."""
     if isinstance(texts, Iterator):
         while piece := tuple(islice(texts, ITERATOR_CHUNK)):
             yield piece
         return
-    waiting: list[str] = []
+    waiting: list[Input] = []
     async for text in texts:
         waiting.append(text)
         if len(waiting) == ITERATOR_CHUNK:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from ..contract.events import Array, Event, Finished
 from ..contract.kinds import Mock
+from ..contract.media import ImagePart
 from ..contract.requests import Request
 from ..contract.tokens import TokenUsage
 from .outputs import Embeddings, Scores
@@ -32,12 +33,16 @@ class VectorMock(Mock):
 
 def _embed(request: EmbedRequest) -> Iterator[Event | None]:
     for index, text in enumerate(request.texts):
-        digest = hashlib.sha256((text if isinstance(text, str) else str(text)).encode()).digest()
+        digest = hashlib.sha256(str(text).encode()).digest()
         size = min(DIMENSION, request.truncate_dim or DIMENSION)
         values = array.array("f", (byte / 255 for byte in digest[:size]))
         vectors = Array(data=values.tobytes(), shape=(1, size), dtype="float32")
         yield Embeddings(indices=(index,), vectors=vectors, mock=True)
-    words = sum(len(text.split() if isinstance(text, str) else text) for text in request.texts)
+    words = sum(
+        len(text.split() if isinstance(text, str) else text)
+        for text in request.texts
+        if not isinstance(text, ImagePart)
+    )
     yield Finished(usage=TokenUsage(prompt_tokens=words), mock=True)
 
 

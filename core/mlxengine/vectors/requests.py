@@ -11,6 +11,7 @@ from attrs import field, frozen
 
 from ..contract._convert import document, named, text, texts
 from ..contract.events import Array
+from ..contract.media import ImagePart
 from ..contract.requests import Request
 from ..errors import InvalidParameterError
 
@@ -27,7 +28,9 @@ def _ranges(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     return lowest, highest
 
 
-def _inputs(value: Iterable[str | Sequence[int]]) -> tuple[str | tuple[int, ...], ...]:
+def _inputs(
+    value: Iterable[str | Sequence[int] | ImagePart],
+) -> tuple[str | tuple[int, ...] | ImagePart, ...]:
     if isinstance(value, str):
         return texts(value)  # refused
     given: list[Any] = [_ids(item) for item in value]
@@ -121,11 +124,11 @@ def _pairs(value: Iterable[Sequence[str]]) -> tuple[tuple[str, str], ...]:
 
 @frozen(kw_only=True)
 class EmbedRequest(Request):
-    """Texts in, one vector each out.
+    """Texts in, one vector each out; of models that see, pictures too.
 
     Args:
         texts: what to embed; or the token ids of each, which are taken as they are: special tokens and any
-            prompt are among them already.
+            prompt are among them already. Pictures (`ImagePart`) may stand among texts.
         prompt: put before every text, as it is.
         prompt_name: name of one of the model's own prompts (``"query"``, ``"document"``).
         normalize: scale vectors to unit length; ``None`` does what the model's repository says.
@@ -137,7 +140,7 @@ class EmbedRequest(Request):
         batch_tokens: most padded tokens in one step; ``None`` lets the plugin choose.
     """
 
-    texts: tuple[str | tuple[int, ...], ...] = field(converter=_inputs)
+    texts: tuple[str | tuple[int, ...] | ImagePart, ...] = field(converter=_inputs)
     prompt: str | None = field(default=None, converter=_prompt)
     prompt_name: str | None = field(default=None, converter=_prompt_name)
     normalize: bool | None = field(default=None, converter=_normalize)

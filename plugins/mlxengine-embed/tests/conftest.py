@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import embed_checkpoints  # noqa: E402
 import numpy as np  # noqa: E402
+import picture_checkpoints  # noqa: E402
 from mlxengine import EmbeddingHandle, InferenceEngine  # noqa: E402
 
 
@@ -39,11 +40,12 @@ def random_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def random_model(engine: InferenceEngine, random_root: Path) -> Iterator[Callable[[str], EmbeddingHandle]]:
-    """A loaded repository with random weights by its name in ``embed_checkpoints``."""
+    """A loaded repository with random weights by its name in the modules that write them."""
     handles: list[EmbeddingHandle] = []
 
     def load(name: str) -> EmbeddingHandle:
-        handles.append(engine.load_embeddings(embed_checkpoints.write(name, random_root)))
+        home = picture_checkpoints if name in picture_checkpoints.ALL else embed_checkpoints
+        handles.append(engine.load_embeddings(home.write(name, random_root)))
         return handles[-1]
 
     yield load

@@ -4,7 +4,8 @@ import tempfile
 from pathlib import Path
 
 import embed_checkpoints
-from mlxengine import EmbedRequest, RankRequest
+import picture_checkpoints
+from mlxengine import EmbedRequest, ImagePart, RankRequest
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 from mlxengine.testing import Example, PluginConformance, Specimen
 
@@ -26,6 +27,24 @@ class TestEmbed(PluginConformance):
             (EmbedRequest(texts=("w1",), prompt_name="unknown"), InvalidParameterError),
             (EmbedRequest(texts=("w1",), truncate_dim=10_000), InvalidParameterError),
             (RankRequest(query="w1", documents=("w2",)), UnsupportedInputError),
+        ],
+    )
+
+
+class TestSeeing(PluginConformance):
+    name = "embed"
+    specimen = Specimen(
+        path=picture_checkpoints.write("clip", _ROOT),
+        examples=[
+            Example(
+                request=EmbedRequest(texts=["a cat", *map(ImagePart, picture_checkpoints.pictures())]),
+                shows={"embeddings", "vision"},
+            ),
+            Example(request=EmbedRequest(texts=picture_checkpoints.CLIP_TEXTS, batch_tokens=20)),
+        ],
+        refused=[
+            (EmbedRequest(texts=[ImagePart(b"none")]), UnsupportedInputError),
+            (EmbedRequest(texts=("a cat",), output="tokens"), UnsupportedInputError),
         ],
     )
 

@@ -10,6 +10,7 @@ import pytest
 from mlxengine_serve import ServerOptions
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[2] / "mlxengine-embed" / "tests"))
 
 from serve_harness import Scripted, Served, serving, write_model
 

@@ -8,10 +8,14 @@ import time
 import typing
 from array import array
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
+import embed_checkpoints
 import openai
+import picture_checkpoints
 import pytest
+from mlxengine import ImagePart
 from mlxengine_serve import ServerOptions, openai_embeddings
 from openai.types import CreateEmbeddingResponse
 from openai.types.embedding_create_params import EmbeddingCreateParams
@@ -64,6 +68,41 @@ def test_what_cannot_be_served_is_refused_with_its_field(
 ) -> None:
     answer = vectors.post(PATH, fields)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A small CLIP beside a model that does not see."""
+    root = tmp_path_factory.mktemp("seeing")
+    clip = picture_checkpoints.write("clip", root)
+    models = [f"clip={clip}", f"bert={embed_checkpoints.write('bert-mean', root)}"]
+    with serving(ServerOptions(models=models)) as made:
+        made.wait_until(lambda: made.get("/ready").status_code == 200, seconds=60)
+        yield made
+
+
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def test_pictures_stand_among_texts(seeing: Served) -> None:
+    file = BytesIO()
+    picture_checkpoints.pictures()[0].save(file, "PNG")
+    given = ["a cat", {"image": data_url(file.getvalue())}, {"text": "dog"}]
+    found = seeing.post(PATH, {"model": "clip", "input": given}).json()["data"]
+    (folder,) = (card.path for card in seeing.engine.sync.models if card.architecture == "clip")
+    assert folder is not None
+    model = seeing.engine.sync.load_embeddings(folder)
+    expected = model.embed(["a cat", ImagePart(file.getvalue()), "dog"]).numpy()
+    assert [item["embedding"] for item in found] == [list(map(float, row)) for row in expected]
+    refused = [{"image": "/etc/hostname"}, {"image": "https://example.org/a.png"}, {"image": "data:,a"}, {}]
+    refused += [{"image": data_url(b"none")}, {"image": data_url(b""), "text": "a"}, {"image": 5}]
+    for item in refused:
+        answer = seeing.post(PATH, {"model": "clip", "input": ["a", item]})
+        assert answer.status_code == 400, item
+        assert "hostname" not in answer.text
+    answer = seeing.post(PATH, {"model": "bert", "input": [given[1]]})
+    assert (answer.status_code, "not pictures" in answer.text) == (400, True)
 
 
 def test_openais_client_embeds(vectors: Served) -> None:

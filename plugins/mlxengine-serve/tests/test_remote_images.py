@@ -15,6 +15,7 @@ from typing import Any
 import mlxengine.toolkit.web
 import pytest
 from mlxengine_serve import ServerOptions
+from mlxengine_serve._remote import _found
 from PIL import Image
 from serve_harness import Scripted, Served, serving, write_model
 
@@ -266,3 +267,8 @@ def test_base64_of_what_came_is_what_was_there(allowing: Served, names: Any) -> 
     inline = chat("data:image/png;base64," + base64.b64encode(PICTURE).decode())
     assert allowing.post(CHAT, inline).json()["usage"] == by_url
     assert sources(allowing) == [PICTURE]
+
+
+def test_a_picture_among_texts_to_embed_is_a_place_for_a_url_and_a_text_there_is_none() -> None:
+    body = {"input": [URL, {"image": URL}, {"text": URL}]}
+    assert [where for _, where, _ in _found(body, "input", "input")] == ["input[1].image"]

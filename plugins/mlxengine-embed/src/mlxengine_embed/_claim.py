@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from attrs import evolve
 from mlxengine import Claim, Fit, MemoryEstimate, ModelCard, Source, VectorWorkload
 from mlxengine.errors import (
     IncompatibleWeightsError,
@@ -19,6 +20,7 @@ from ._architectures import ENCODERS, HEADS, LIBRARIES, MASKED_HEADS, OTHERWISE
 from ._families import family_of
 from ._recipe import is_sentence_model, judges, makes_terms, read_recipe, read_scoring
 from ._settings import encoder_problem
+from ._sight import claim_sight
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 CPU_TOKENS, GPU_TOKENS = 256, 16384  # padded tokens in one step
@@ -28,6 +30,8 @@ def claim(card: ModelCard) -> Claim | None:
     """The plugin's offer for a model, or ``None`` for what makes no vectors and no scores."""
     if card.source is Source.GGUF or "model_index.json" in card.documents:
         return None
+    if (seen := claim_sight(card, FILES)) is not None:
+        return evolve(seen, problem=seen.problem or _unreadable(card))
     wanted = card.configuration.kind == "embed" or card.configuration.plugin == "embed"
     sentence = is_sentence_model(card)
     judged = _judges(card)

@@ -14,6 +14,7 @@ from mlxengine import (
     EmbedRequest,
     Event,
     Finished,
+    ImagePart,
     MaxSimRequest,
     Metrics,
     PredictRequest,
@@ -43,6 +44,8 @@ _PIECE = 256
 """Texts that are tokenized in one step."""
 
 Host = np.ndarray[Any, Any]
+_Batch = tuple[tuple[int, ...], list[Tokens]]
+"""Places in the request, and what is read there."""
 
 
 def serve(model: object, request: Request, context: RunContext) -> Iterator[Event | None] | None:
@@ -57,6 +60,7 @@ def serve(model: object, request: Request, context: RunContext) -> Iterator[Even
                 f"{getattr(model, 'id', 'This model')} is a reranker: it makes scores, not vectors.",
                 hint="Use rank(query, documents), or load an embedding model.",
             )
+        _check_pictures(model, request, context)
         return _embed(model, _validated(model, request), context)
     if isinstance(request, SearchRequest):
         return search(request, on_gpu=mx.default_device().type == mx.DeviceType.gpu)
@@ -125,7 +129,8 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
     if tokenized := any(isinstance(item, tuple) for item in request.texts[:1]):
         _check_ids(model, request)
     else:
-        _check_texts(request.texts, "texts")
+        # A picture is no text, and a model that sees takes both.
+        _check_texts(["" if isinstance(item, ImagePart) else item for item in request.texts], "texts")
     _check_budget(request.batch_tokens)
     recipe = model.recipe
     for name, value, allowed in (
@@ -158,13 +163,14 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
 def _check_output(model: EmbeddingModel, request: EmbedRequest) -> None:
     """A model makes the vectors that it was trained for, and no others."""
     made = "tokens" if model.recipe.late else "sparse" if model.terms else "pooled"
-    if request.output != made and (made != "pooled" or request.output == "sparse"):
+    bare = made == "pooled" and model.eye is None  # an encoder's hidden vectors, before they are pooled
+    if request.output not in ((made, "tokens") if bare else (made,)):
         what = {"tokens": "token", "sparse": "sparse", "pooled": "dense"}[made]
         raise UnsupportedInputError(
             f"{model.id} makes {what} vectors, not what output={request.output!r} asks for.",
             hint=f'Use embed(…, output="{made}"), with task="query" or task="document".'
             if made != "pooled"
-            else 'Leave out output="sparse".',
+            else f"Leave out output={request.output!r}.",
         )
     if request.output == "sparse" and (request.precision != "float32" or request.normalize is not None):
         raise InvalidParameterError(
@@ -199,6 +205,17 @@ def _check_texts(texts: Sequence[object], name: str) -> None:
             raise InvalidParameterError(
                 f"{name}[{index}] is a {type(text).__name__}, not a text.", hint="Give a sequence of str."
             )
+
+
+def _check_pictures(model: EmbeddingModel, request: EmbedRequest, context: RunContext) -> None:
+    if not any(isinstance(item, ImagePart) for item in request.texts):
+        return
+    if model.eye is None:
+        raise UnsupportedInputError(
+            f"{model.id} takes texts, not pictures.",
+            hint="Load a model that sees, such as google/siglip2-base-patch16-224.",
+        )
+    context.features.require(features.PICTURES)
 
 
 def _check_ids(model: EmbeddingModel, request: EmbedRequest) -> None:
@@ -255,32 +272,26 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
         raise InvalidParameterError(
             f"ranges must be (lowest, highest) of {request.truncate_dim or model.dimension} dimensions."
         )
-    for first in range(0, len(request.texts), WINDOW):
-        tokens: list[Tokens] = []
-        window = request.texts[first : first + WINDOW]
-        for offset in range(0, len(window), _PIECE):
-            if offset:
-                yield None
-            piece = window[offset : offset + _PIECE]
-            tokens += yield from _tokens(model, piece, request)
-        for batch, computed in _ahead(model, request, tokens, start, budget):
-            rows = [tokens[place] for place in batch]
-            count.add(rows)
-            indices = tuple(first + place for place in batch)
-            truncated = tuple(first + place for place in batch if tokens[place].truncated)
-            if request.output == "tokens":
-                yield _token_event(model, request, computed, rows, indices, truncated)
-                continue
-            if model.terms is not None:
-                sparse = _sparse_vectors(np.array(computed), request.truncate_dim, model.terms.words)
-                yield SparseEmbeddings(indices=indices, vectors=sparse, truncated=truncated)
-                continue
-            vectors = np.array(computed)
-            if calibrate:
-                held.append((indices, vectors, truncated))
-                yield None
-            else:
-                yield _event(indices, quantize(vectors, request.precision, ranges), truncated)
+    for found in _ahead(model, request, _read(model, request, budget), start):
+        if not isinstance(found, tuple):
+            yield found
+            continue
+        (indices, rows), computed = found
+        count.add(rows)
+        truncated = tuple(place for place, row in zip(indices, rows, strict=True) if row.truncated)
+        if request.output == "tokens":
+            yield _token_event(model, request, computed, rows, indices, truncated)
+            continue
+        if model.terms is not None:
+            sparse = _sparse_vectors(np.array(computed), request.truncate_dim, model.terms.words)
+            yield SparseEmbeddings(indices=indices, vectors=sparse, truncated=truncated)
+            continue
+        vectors = np.array(computed)
+        if calibrate:
+            held.append((indices, vectors, truncated))
+            yield None
+        else:
+            yield _event(indices, quantize(vectors, request.precision, ranges), truncated)
     if held:
         # The range of each dimension is that of all texts of the request, as it is for sentence-transformers.
         ranges = ranges_of(np.concatenate([vectors for _, vectors, _ in held]))
@@ -320,13 +331,43 @@ def _tokens(
     return [Tokens(ids=np.array(ids, dtype=np.int32)) for ids in piece]
 
 
+def _read(model: EmbeddingModel, request: EmbedRequest, budget: int) -> Iterator[_Batch | Event | None]:
+    """The batches of a request, each with its places in it: those of texts, then those of pictures."""
+    pictures = [(place, item) for place, item in enumerate(request.texts) if isinstance(item, ImagePart)]
+    texts = [(place, item) for place, item in enumerate(request.texts) if not isinstance(item, ImagePart)]
+    for first in range(0, len(texts), WINDOW):
+        tokens: list[Tokens] = []
+        window = texts[first : first + WINDOW]
+        for offset in range(0, len(window), _PIECE):
+            if offset:
+                yield None
+            piece = [item for _, item in window[offset : offset + _PIECE]]
+            tokens += yield from _tokens(model, piece, request)
+        for batch in plan_batches([len(item.ids) for item in tokens], budget):
+            yield tuple(window[index][0] for index in batch), [tokens[index] for index in batch]
+    if not pictures:
+        return
+    assert model.eye is not None
+    size = max(1, budget // len(model.eye.ids))
+    for first in range(0, len(pictures), size):
+        several = pictures[first : first + size]
+        looked = yield from model.tokenizer.beside(functools.partial(model.eye.look, several))
+        yield tuple(place for place, _ in several), looked
+
+
 def _ahead(
-    model: EmbeddingModel, request: EmbedRequest, tokens: Sequence[Tokens], start: int, budget: int
-) -> Iterator[tuple[list[int], Any]]:
-    """The batches of a window with their results; the device computes one while the next is prepared."""
-    waiting: tuple[list[int], Any] | None = None
-    for batch in plan_batches([len(item.ids) for item in tokens], budget):
-        rows = [tokens[place] for place in batch]
+    model: EmbeddingModel,
+    request: EmbedRequest,
+    batches: Iterator[_Batch | Event | None],
+    start: int,
+) -> Iterator[tuple[_Batch, Any] | Event | None]:
+    """The batches with their results; the device computes one while the next is prepared."""
+    waiting: tuple[_Batch, Any] | None = None
+    for batch in batches:
+        if not isinstance(batch, tuple):
+            yield batch
+            continue
+        rows = batch[1]
         if request.output == "tokens":
             computed = model.token_vectors(rows, unit=request.normalize, size=request.truncate_dim)
         elif request.output == "sparse":

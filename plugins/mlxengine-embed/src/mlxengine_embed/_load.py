@@ -15,6 +15,7 @@ from . import features
 from ._claim import CPU_TOKENS, GPU_TOKENS
 from ._late import Late
 from ._recipe import Dense, Normalize, Recipe, judges, read_recipe, read_scoring
+from ._sight import sees
 
 
 def load(card: ModelCard, context: LoadContext) -> Loaded:
@@ -43,6 +44,10 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     from ._weights import fill, read_folder
 
     _report(context, 1)
+    if sees(card):
+        from ._seeing import load_sight
+
+        return load_sight(card, context)
     reranks = is_reranker(card) or judges(card)
     recipe = read_scoring(card) if reranks else read_recipe(card)
     folder = context.path / recipe.folder
@@ -89,7 +94,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         names = tuple(label_names(config, model.labels))
         info |= {"labels": names, "label_count": model.labels, "activation": model.activation}
     else:
-        info |= _describe(recipe, model.dimension)
+        info |= describe(recipe, model.dimension)
     return Loaded(
         model=model,
         warm=chain.from_iterable(map(warm, (encoder.module, *modules))),
@@ -227,7 +232,7 @@ def _tokenizer(card: ModelCard, recipe: Recipe, folder: Path, positions: int | N
     )
 
 
-def _describe(recipe: Recipe, dimension: int) -> dict[str, Any]:
+def describe(recipe: Recipe, dimension: int) -> dict[str, Any]:
     return {
         "dimension": min(dimension, recipe.truncate_dim or dimension),
         "full_dimension": dimension,

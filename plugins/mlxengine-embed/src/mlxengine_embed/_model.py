@@ -10,6 +10,7 @@ import numpy as np
 from attrs import define, evolve, field
 from mlxengine import Event
 
+from ._eye import Eye
 from ._framing import Framing
 from ._parts import Encoder
 from ._pool import normalize, pool
@@ -37,6 +38,7 @@ class EmbeddingModel:
         readers: tokenizers for single tasks.
         filler: the token that fills up queries.
         skipped: tokens that have no vectors.
+        eye: what is in the encoder's place, of a model that sees.
         query_weights: (terms,), of which the sparse vectors of queries are made, where these have no encoder.
     """
 
@@ -52,6 +54,7 @@ class EmbeddingModel:
     filler: int = 0
     skipped: Ids | None = None
     query_weights: np.ndarray[Any, Any] | None = None
+    eye: Eye | None = None
 
     def reader(self, task: str | None) -> Tokenizer:
         """The tokenizer for a task."""
@@ -78,6 +81,8 @@ class EmbeddingModel:
         self, batch: Sequence[Tokens], *, unit: bool | None = None, size: int | None = None
     ) -> Array:
         """One vector a token, (rows, longest, size), fp32; lazy. The arguments are those of `vectors`."""
+        if self.eye is not None:
+            return self._finished(self.eye.tokens(batch), unit, size)
         vectors = self.hidden(batch)[0].astype(mx.float32)
         return vectors if self.recipe.late is None else self._finished(vectors, unit, size)
 
@@ -102,6 +107,8 @@ class EmbeddingModel:
             unit: scale to unit length; ``None`` as the recipe has it.
             size: keep the first dimensions only.
         """
+        if self.eye is not None:
+            return self._finished(self.eye.vectors(batch), unit, size)
         hidden, lengths = self.hidden(batch)
         vectors = pool(hidden, lengths, self.recipe.pooling, start)
         return self._finished(vectors, unit, size)
@@ -122,7 +129,7 @@ class EmbeddingModel:
         """Give up the weights."""
         for tokenizer in (self.tokenizer, *self.readers.values()):
             tokenizer.close()
-        self.encoder, self.stages, self.terms = None, (), None
+        self.encoder, self.stages, self.terms, self.eye = None, (), None, None
 
 
 @define(eq=False, kw_only=True)

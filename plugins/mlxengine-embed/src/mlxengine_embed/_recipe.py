@@ -146,10 +146,12 @@ class Recipe:
 
 def is_sentence_model(card: ModelCard) -> bool:
     """Whether ``modules.json`` lists modules of sentence-transformers."""
-    return any(str(module.get("type", "")).startswith("sentence_transformers.") for module in _modules(card))
+    return any(
+        str(module.get("type", "")).startswith("sentence_transformers.") for module in modules_of(card)
+    )
 
 
-def _modules(card: ModelCard) -> list[Mapping[str, Any]]:
+def modules_of(card: ModelCard) -> list[Mapping[str, Any]]:
     """The entries of ``modules.json`` in their order; empty if there is none."""
     found = card.documents.get("modules.json")
     if not isinstance(found, Sequence) or isinstance(found, str):
@@ -166,7 +168,7 @@ def read_recipe(card: ModelCard) -> Recipe:
             is of no known family.
         IncompatibleWeightsError: a file of the recipe is missing or makes no sense.
     """
-    modules = _modules(card)
+    modules = modules_of(card)
     if [str(module.get("type", "")).rpartition(".")[2] for module in modules] == ["Router"]:
         recipe = _read_routes(card)
     else:
@@ -174,7 +176,7 @@ def read_recipe(card: ModelCard) -> Recipe:
     configured = card.configuration
     if isinstance(configured, EmbedConfiguration):
         recipe = _apply_configuration(recipe, configured)
-    return _read_prompts(recipe, card)
+    return read_prompts(recipe, card)
 
 
 def read_scoring(card: ModelCard) -> Recipe:
@@ -183,7 +185,7 @@ def read_scoring(card: ModelCard) -> Recipe:
     Raises:
         UnsupportedArchitectureError: they ask for what is not known.
     """
-    modules = _modules(card)
+    modules = modules_of(card)
     judge = find_judge(card, modules)
     task = "sequence-classification" if judge is None else "text-generation"
     recipe = _read_transformer(Recipe(source="cross-encoder", pooling=(), judge=judge), card, task)
@@ -194,7 +196,7 @@ def read_scoring(card: ModelCard) -> Recipe:
     if judge is not None and recipe.max_length is None:
         recipe = evolve(recipe, max_length=judge.max_length)
     # sentence-transformers reads the prompts of repositories that list their modules only.
-    return _read_prompts(recipe, card) if modules else recipe
+    return read_prompts(recipe, card) if modules else recipe
 
 
 def makes_terms(card: ModelCard) -> bool:
@@ -211,7 +213,7 @@ def judges(card: ModelCard) -> bool:
     Raises:
         UnsupportedArchitectureError, IncompatibleWeightsError: it does, but not in a known way.
     """
-    return find_judge(card, _modules(card)) is not None
+    return find_judge(card, modules_of(card)) is not None
 
 
 def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Recipe:
@@ -411,7 +413,8 @@ def _read_transformer(recipe: Recipe, card: ModelCard, task: str) -> Recipe:
     )
 
 
-def _read_prompts(recipe: Recipe, card: ModelCard) -> Recipe:
+def read_prompts(recipe: Recipe, card: ModelCard) -> Recipe:
+    """The recipe with what ``config_sentence_transformers.json`` says."""
     config = card.documents.get(_OWN)
     if not isinstance(config, Mapping):
         return recipe

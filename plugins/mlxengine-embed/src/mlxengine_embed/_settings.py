@@ -394,6 +394,17 @@ def encoder_problem(
     return None
 
 
+def check_part(card: ModelCard, known: Known, config: Mapping[str, Any], where: str) -> None:
+    """Refuse what one part of a configuration says and nothing here honours.
+
+    Raises:
+        UnsupportedArchitectureError: it names the setting.
+    """
+    for key in known.refused(config):
+        if key not in _HARMLESS and key not in ignored_settings(card):
+            raise _refusal(card, key, config[key], where)
+
+
 def _own_code(config: Mapping[str, Any], known: Known, judged: bool) -> str | None:
     """The class that a repository brings for what the encoder computes, unless it is known."""
     classes = config.get("auto_map")
@@ -465,6 +476,7 @@ __all__ = [
     "STAGES",
     "Known",
     "check_modalities",
+    "check_part",
     "check_stage",
     "encoder_problem",
     "ignored_settings",

@@ -20,15 +20,17 @@ Ids = np.ndarray[Any, np.dtype[np.int32]]
 
 @frozen(kw_only=True)
 class Tokens:
-    """One text as the encoder takes it.
+    """One text, or one picture, as the encoder takes it.
 
     ``types`` tells the two texts of a pair apart; at the last ``unseen`` of its tokens no other looks.
+    Of a picture there are ``pixels``, float32 (height, width, 3), and its ids say how many places it takes.
     """
 
     ids: Ids
     types: Ids | None = None
     truncated: bool = False
     unseen: int = 0
+    pixels: np.ndarray[Any, Any] | None = None
 
 
 class Tokenizer:

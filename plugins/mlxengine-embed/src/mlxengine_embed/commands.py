@@ -8,10 +8,11 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mlxengine import EmbeddingHandle, Progress
+from mlxengine import EmbeddingHandle, ImagePart, Progress
 from mlxengine.cli.verbs import Output, ProgressLine, add_model, engine, load_named
 from mlxengine.contract.events import Array
 from mlxengine.errors import InvalidParameterError, ModelNotFoundError
@@ -26,6 +27,7 @@ def configure_embed(parser: argparse.ArgumentParser) -> None:
     """The options of ``mlxengine embed``."""
     add_model(parser, DEFAULT_MODEL)
     parser.add_argument("texts", nargs="*", metavar="TEXT", help='texts, or "-" for lines of standard input')
+    _add_image(parser)
     parser.add_argument("--file", type=Path, help="texts from a file: .jsonl, or one text a line")
     parser.add_argument("--field", default="text", help="the field of a .jsonl object (default: text)")
     parser.add_argument("--out", type=Path, help="where to write: .npy, .jsonl or .parquet")
@@ -76,19 +78,22 @@ def embed(arguments: argparse.Namespace, out: Output) -> int:
 def configure_similarity(parser: argparse.ArgumentParser) -> None:
     """The options of ``mlxengine similarity``."""
     add_model(parser, DEFAULT_MODEL)
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="two texts or more")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; with pictures, two or more")
+    _add_image(parser)
 
 
 def similarity(arguments: argparse.Namespace, out: Output) -> int:
     """How similar texts are, by the model's own similarity function."""
-    if len(arguments.texts) < 2:
-        raise InvalidParameterError("similarity needs two texts or more.")
+    inputs = [*arguments.texts, *map(ImagePart, arguments.image)]
+    if len(inputs) < 2:
+        raise InvalidParameterError("similarity needs two texts or more, or pictures.")
     with _loaded(arguments, out) as model:
-        table = model.similarity(arguments.texts).numpy().tolist()
+        table = model.similarity(inputs).numpy().tolist()
         name = str(model.info.get("similarity"))
-    value = {"model": arguments.model, "function": name, "texts": arguments.texts, "table": table}
-    two = len(arguments.texts) == 2
-    out.emit(value, lambda: out.line(f"{table[0][1]:.4f}" if two else format_table(arguments.texts, table)))
+    names = list(map(_name, inputs))
+    value = {"model": arguments.model, "function": name, "texts": names, "table": table}
+    two = len(names) == 2
+    out.emit(value, lambda: out.line(f"{table[0][1]:.4f}" if two else format_table(names, table)))
     return 0
 
 
@@ -102,6 +107,21 @@ def format_table(texts: list[str], table: list[list[float]], width: int = 48) ->
         for i, (text, row) in enumerate(zip(short, table, strict=True), 1)
     ]
     return "\n".join([head, *rows])
+
+
+def _add_image(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture, for models that see; may be given again, and stands after the texts",
+    )
+
+
+def _name(item: str | ImagePart) -> str:
+    """A text, or a picture's file."""
+    return item if isinstance(item, str) else str(item.source)
 
 
 def iter_texts(kept: list[str]) -> Iterator[str]:
@@ -120,11 +140,11 @@ def _loaded(arguments: argparse.Namespace, out: Output) -> Iterator[EmbeddingHan
         yield model
 
 
-def _texts(arguments: argparse.Namespace) -> tuple[Iterable[str], int | None]:
+def _texts(arguments: argparse.Namespace) -> tuple[Iterable[str | ImagePart], int | None]:
     """The texts, and how many if that is known; a file is read as it is needed."""
     if arguments.file is not None:
-        if arguments.texts:
-            raise InvalidParameterError("Give texts or --file, not both.")
+        if arguments.texts or arguments.image:
+            raise InvalidParameterError("Give texts and pictures, or --file, not both.")
         if not arguments.file.is_file():
             raise ModelNotFoundError(f"There is no file {arguments.file}.")
         if arguments.out is not None and arguments.out.exists() and arguments.out.samefile(arguments.file):
@@ -134,8 +154,12 @@ def _texts(arguments: argparse.Namespace) -> tuple[Iterable[str], int | None]:
         with arguments.file.open("rb") as lines:
             total = sum(1 for line in lines if line.strip())
         return _lines_of(arguments.file, arguments.field), total
+    pictures = list(map(ImagePart, arguments.image))
+    if pictures and arguments.texts != ["-"]:
+        return [*arguments.texts, *pictures], len(arguments.texts) + len(pictures)
     if arguments.texts == ["-"] or (not arguments.texts and not sys.stdin.isatty()):
-        return (line.rstrip("\r\n") for line in _decoded(sys.stdin, "standard input")), None
+        lines = (line.rstrip("\r\n") for line in _decoded(sys.stdin, "standard input"))
+        return chain(lines, pictures), None
     if not arguments.texts:
         raise InvalidParameterError("There is no text.", hint='Give one: mlxengine embed "a cat".')
     return list(arguments.texts), len(arguments.texts)
@@ -174,7 +198,7 @@ def _lines_of(path: Path, name: str) -> Iterator[str]:
 
 def _vectors(
     model: EmbeddingHandle,
-    texts: Iterable[str],
+    texts: Iterable[str | ImagePart],
     kept: list[str],
     arguments: argparse.Namespace,
     progress: Callable[[int, int | None], None],
@@ -190,14 +214,14 @@ def _vectors(
     }
     if arguments.precision in NEEDS_RANGES:
         listed = list(texts)
-        kept += listed
+        kept += map(_name, listed)
         found = model.embed(listed, **options)
         rows = found.numpy()
         return (Array(data=row.tobytes(), shape=row.shape, dtype=row.dtype.name) for row in rows)
 
-    def noted() -> Iterator[str]:
+    def noted() -> Iterator[str | ImagePart]:
         for text in texts:
-            kept.append(text)
+            kept.append(_name(text))
             yield text
 
     streamed: Iterator[Array] = model.embed(noted(), **options)
@@ -206,7 +230,7 @@ def _vectors(
 
 def _print_terms(
     model: EmbeddingHandle,
-    texts: Iterable[str],
+    texts: Iterable[str | ImagePart],
     arguments: argparse.Namespace,
     progress: Callable[[int, int | None], None],
     out: Output,

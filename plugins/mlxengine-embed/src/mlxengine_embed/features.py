@@ -20,6 +20,14 @@ EMBEDDINGS = Feature(
     applies_to=("embed",),
     probe=_library,
 )
+PICTURES = Feature(
+    name="embed.pictures",
+    default=True,
+    summary="Vectors of pictures beside those of texts, of models that see; off: texts only.",
+    provides=LLMEngineFeatures.MULTI_MODAL,
+    applies_to=("embed",),
+    probe=_library,
+)
 RERANKING = Feature(
     name="embed.reranking",
     default=True,
@@ -62,6 +70,7 @@ CPU_KERNELS = Feature(
 
 FEATURES: tuple[Feature[Any], ...] = (
     EMBEDDINGS,
+    PICTURES,
     RERANKING,
     BATCH,
     QUANTIZATION,

@@ -62,13 +62,13 @@ def list_commands() -> Sequence[Command]:
     return (
         Command(
             name="embed",
-            summary="Turn texts into vectors (.npy, .jsonl, .parquet).",
+            summary="Turn texts, or pictures, into vectors (.npy, .jsonl, .parquet).",
             parser="mlxengine_embed.commands:configure_embed",
             target="mlxengine_embed.commands:embed",
         ),
         Command(
             name="similarity",
-            summary="How similar texts are, as a table.",
+            summary="How similar texts, or pictures, are, as a table.",
             parser="mlxengine_embed.commands:configure_similarity",
             target="mlxengine_embed.commands:similarity",
         ),

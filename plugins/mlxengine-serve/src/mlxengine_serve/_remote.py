@@ -129,7 +129,8 @@ def _is_url(value: Any) -> bool:
 
 def _holds_picture(where: str) -> bool:
     """Whether a text in this place is a picture's: a URL in what somebody says is none."""
-    return re.search(r"(^|\.)image_url(\.url)?$|^(image|images|mask)(\[\d+\])?$", where) is not None
+    whole = r"^((image|images|mask)(\[\d+\])?|input\[\d+\]\.image)$"
+    return re.search(rf"(^|\.)image_url(\.url)?$|{whole}", where) is not None
 
 
 def _as_source(value: dict[str, Any], kind: str, data: str) -> None:

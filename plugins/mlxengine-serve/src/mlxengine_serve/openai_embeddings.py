@@ -1,4 +1,4 @@
-"""OpenAI's embeddings: texts or token ids in, vectors out."""
+"""OpenAI's embeddings: texts or token ids in, and of models that see pictures, vectors out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from mlxengine import AsyncEmbeddingHandle, Embeddings, EmbedRequest, Event, Fin
 from mlxengine.errors import UnsupportedInputError
 
 from ._answers import Asked, Dialect
+from ._asking import image
 from ._fields import Fields, Table, callers, honoured
+from ._refusals import Refusal
 
 TABLE = Table(
     "OpenAI embeddings",
     "/v1/embeddings",
     (
-        honoured("input", "A text, token ids, or several of either."),
+        honoured(
+            "input",
+            'A text, token ids, or several of either; to a model that sees also {"image": "data:…"} and '
+            '{"text": "…"} among them, which is Jina\'s form.',
+        ),
         honoured("model", "A served model's name or alias; left out, it is the first one."),
         honoured("dimensions", "The first so many, of unit length again where the whole vector is."),
         honoured("encoding_format", "float, or base64 of little-endian float32."),
@@ -73,11 +79,21 @@ def _inputs(fields: Fields) -> list[Any]:
         raise fields.wrong("input", "input is missing.", "missing_value")
     if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
         return [items]
-    for item in items:
-        ids = isinstance(item, list) and item and all(isinstance(token, int) for token in item)
-        if not (isinstance(item, str) or ids):
-            raise fields.wrong("input", "input is a text, token ids, or a list of these.", "invalid_type")
-    return items
+    return [_input(item, f"input[{number}]") for number, item in enumerate(items)]
+
+
+def _input(item: Any, where: str) -> Any:
+    """A text, token ids, or a picture."""
+    if isinstance(item, dict):
+        inner = Fields(item, where=where)
+        if inner.has("image") == inner.has("text"):
+            raise Refusal(400, f"{where} has one of image and text.", param=where, code="invalid_value")
+        return image(inner.need("image"), inner.at("image")) if inner.has("image") else inner.need("text")
+    ids = isinstance(item, list) and item and all(isinstance(token, int) for token in item)
+    if not (isinstance(item, str) or ids):
+        said = "input is a text, token ids, an object with a text or an image, or a list of these."
+        raise Refusal(400, said, param="input", code="invalid_type")
+    return item
 
 
 def _whole(events: list[Event], model: str, encoding: str) -> dict[str, Any]:

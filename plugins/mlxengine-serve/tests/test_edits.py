@@ -86,6 +86,15 @@ def test_json_says_the_same_with_data_urls(painter: Served) -> None:
         assert (asked(painter).init_image, asked(painter).mask) == (PICTURE, mask)
 
 
+def test_several_pictures_are_looked_at(painter: Served) -> None:
+    other = file(Image.new("RGB", (8, 8), "blue"))
+    two = [("image[]", ("a.png", PICTURE)), ("image[]", ("b.png", other))]
+    assert send(painter, {"prompt": "x"}, two).status_code == 200
+    assert (asked(painter).init_image, asked(painter).references) == (None, (PICTURE, other))
+    answer = send(painter, {"prompt": "x", "strength": "0.5"}, two)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "strength")
+
+
 def test_what_is_transparent_in_a_mask_is_made_anew_whatever_its_colour(painter: Served) -> None:
     mask = Image.new("RGBA", (4, 2), (255, 255, 255, 255))  # white is kept
     for x in (0, 1):
@@ -137,13 +146,13 @@ def test_a_form_that_cannot_be_served_is_refused_with_its_field(
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-def test_pictures_that_are_none_or_several_or_too_large_are_refused(painter: Served) -> None:
+def test_pictures_that_are_none_or_too_large_are_refused(painter: Served) -> None:
     def refused(files: Any, size: str | None = None) -> tuple[int, str]:
         answer = send(painter, {"prompt": "x", **({"size": size} if size else {})}, files)
         return answer.status_code, answer.json()["error"]["param"]
 
     two = [("image[]", ("a.png", PICTURE)), ("image[]", ("b.png", PICTURE))]
-    assert refused(two) == (400, "image")
+    assert refused([*two, ("mask", ("m.png", PICTURE))]) == (400, "mask")
     assert refused({"other": ("a.png", PICTURE)}) == (400, "image")
     assert refused({"image": ("a.png", b"no picture")}) == (400, "image")
     assert refused({"image": ("a.png", PICTURE), "mask": ("m.png", b"none")}) == (400, "mask")

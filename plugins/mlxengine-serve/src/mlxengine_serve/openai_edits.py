@@ -24,7 +24,7 @@ TABLE = Table(
     "OpenAI image edits",
     "/v1/images/edits",
     (
-        honoured("image", "One picture: a file of the form, or a data: URL."),
+        honoured("image", "A file of the form, or a data: URL; several for models that look at several."),
         honoured("prompt"),
         *by_name(
             *SHARED,
@@ -37,7 +37,7 @@ TABLE = Table(
         ),
     ),
     (
-        honoured("images", 'In JSON: [{"image_url": "data:…"}], one of them.'),
+        honoured("images", 'In JSON: [{"image_url": "data:…"}].'),
         callers("moderation", "Nothing is moderated."),
         honoured("strength", "How far to leave the picture, 0 to 1."),
         *BEYOND,
@@ -54,17 +54,21 @@ def read(body: dict[str, Any], request_id: str) -> Asked:  # noqa: ARG001 - the 
     unknown = TABLE.check(body)
     fields = Fields(body)
     pictures = [*_pictures(fields, "image"), *_pictures(fields, "images")]
-    if len(pictures) != 1:
-        raise fields.wrong("image", f"One picture can be edited, found {len(pictures)}.")
+    if not pictures:
+        raise fields.wrong("image", "There is no picture to edit.")
     masks = _pictures(fields, "mask")
     if len(masks) > 1:
         raise fields.wrong("mask", f"A picture has one mask, found {len(masks)}.")
+    for name in ("mask", "strength"):
+        if len(pictures) > 1 and fields.has(name):
+            raise fields.wrong(name, "Several pictures are looked at as they are: it goes with one.")
     streamed, previews, values = parameters(fields)
+    if len(pictures) == 1:
+        values["init_image"] = pictures[0]
+    else:
+        values["references"] = tuple(pictures)
     request = ImageRequest(
-        init_image=pictures[0],
-        mask=transparent(masks[0], "mask") if masks else None,
-        strength=fields.number("strength"),
-        **values,
+        mask=transparent(masks[0], "mask") if masks else None, strength=fields.number("strength"), **values
     )
     return Asked(
         model=fields.text("model"),

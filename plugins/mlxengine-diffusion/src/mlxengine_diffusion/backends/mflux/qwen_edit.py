@@ -190,7 +190,7 @@ def _places(count: int, pads: np.ndarray[Any, Any], grids: Sequence[tuple[int, i
     Texts run along all three; a picture's tokens stand at one time, in rows and columns, and what follows
     is behind the longer of its sides (Qwen2-VL, arXiv:2409.12191, section 2.1).
     """
-    found = np.zeros((3, count), np.int64)
+    found: np.ndarray[Any, Any] = np.zeros((3, count), np.int64)
     at = following = 0
     for height, width in grids:
         first = int(pads[0])

@@ -85,6 +85,22 @@ def test_a_convolution_in_bands_of_rows_gives_the_same_numbers(
     assert np.array_equal(np.array(ops.convolved(layer, x)), whole)
 
 
+def test_fused_kernels_are_those_of_separate_ones_for_any_size() -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    norm = nn.GroupNorm(4, 24, eps=1e-6, pytorch_compatible=True)
+    norm.weight, norm.bias = mx.random.normal((24,)), mx.random.normal((24,))
+    with ops.traceable():
+        for shape in ((2, 9, 7, 24), (1, 3, 4, 24)):
+            x, gate = mx.random.normal(shape) + 3, mx.random.normal(shape)
+            wanted = norm(x)
+            assert mx.abs(ops.group_norm(norm, x) - wanted).max().item() < 1e-5
+            assert mx.abs(ops.activated(norm, x) - nn.silu(wanted)).max().item() < 1e-5
+            assert mx.abs(ops.gated(x, gate) - x * nn.gelu(gate)).max().item() < 1e-5
+    assert len(list(ops.warm(mx.float32))) == 4
+
+
 @pytest.mark.parametrize("size", [(32, 32), (37, 30), (47, 129)], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["biased", "plain"])
 def test_a_large_convolution_with_fewer_products_is_that_of_mlx(size: tuple[int, int], bias: bool) -> None:

@@ -195,6 +195,19 @@ def _grouped(
     return found.reshape(x.shape)
 
 
+def warm(dtype: mx.Dtype) -> Iterator[None]:
+    """Make the kernels of these functions for a number format, one a turn.
+
+    A GPU takes about a second for each that its disk does not hold: nobody shall wait for it in a step.
+    """
+    norm = nn.GroupNorm(2, 4, pytorch_compatible=True)
+    norm.set_dtype(dtype)
+    x = mx.zeros((1, 2, 2, 4), dtype)
+    for make in (partial(activated, norm), partial(group_norm, norm), silu, lambda x: gated(x, x)):
+        mx.eval(make(x))
+        yield
+
+
 def _scaled(x: _Array, factor: _Array, offset: _Array, y: _Array) -> None:
     np.multiply(x, factor, out=y)
     y += offset
@@ -331,4 +344,14 @@ def _attend(asked: _Array, across: _Array, told: _Array, result: _Array, *, safe
         np.divide(sums[:, :-1], sums[:, -1:], out=result[start : start + rows])
 
 
-__all__ = ["activated", "attention", "convolved", "gated", "group_norm", "in_numpy", "silu", "traceable"]
+__all__ = [
+    "activated",
+    "attention",
+    "convolved",
+    "gated",
+    "group_norm",
+    "in_numpy",
+    "silu",
+    "traceable",
+    "warm",
+]

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from ..backends._slices import as_pixels, steps_for
 from ..backends._work import Abilities, Guide, Job, Pixels, PromptReport, Step
+from . import ops
 from .adapter_files import DENOISER, AdapterFile, read_all
 from .autoencoder import decoded, encoded
 from .control import ControlNet, load_control
@@ -98,6 +99,8 @@ class StableDiffusion:
 
     def warm(self) -> Iterator[None]:
         yield from self.parts.warm()
+        for dtype in {self.traits.dtype, mx.float32}:  # the autoencoder's
+            yield from ops.warm(dtype)
 
     def close(self) -> None:
         self._remembered.clear()
@@ -119,8 +122,7 @@ class StableDiffusion:
         return self._tokenizers["text_encoder"].report(_parts(job, job.prompt), lexicon)
 
     def denoise(self, job: Job, noise: Noise | None = None) -> Generator[Step | None, None, None]:
-        # While a GPU works, the next evaluation is put together: for small pictures that takes as long.
-        ahead = mx.default_device().type == mx.DeviceType.gpu
+        ahead = _ahead()
         waiting: Step | None = None
         done = 0
 
@@ -384,6 +386,14 @@ class _Rows:
         found = timed.reshape(count, rows, -1), network.told(self.context)
         mx.eval(found)
         return found
+
+
+def _ahead() -> bool:
+    """Whether the next evaluation is put together while one is computed.
+
+    Putting it together takes as long as a GPU takes for a small picture. On a CPU one thread does both.
+    """
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def _parts(job: Job, text: str) -> list[list[Piece]]:

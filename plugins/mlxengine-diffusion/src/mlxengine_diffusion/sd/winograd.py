@@ -57,7 +57,7 @@ def convolved(layer: nn.Conv2d, x: mx.array) -> mx.array:
     """What `pays` said yes to: (batch, height, width, outputs), float32, to about 2e-5 of the largest."""
     batch, height, width, inner = x.shape
     down, across = -(-height // 4), -(-width // 4)
-    around = np.zeros((batch, 4 * down + 2, 4 * across + 2, inner), np.float32)
+    around: _Array = np.zeros((batch, 4 * down + 2, 4 * across + 2, inner), np.float32)
     around[:, 1 : height + 1, 1 : width + 1] = np.array(x, copy=False)
     kernel = np.ascontiguousarray(np.array(layer.weight, copy=False).transpose(1, 2, 3, 0))
     outer = kernel.shape[-1]

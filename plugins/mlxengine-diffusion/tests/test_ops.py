@@ -108,6 +108,8 @@ def test_a_large_convolution_with_fewer_products_is_that_of_mlx(size: tuple[int,
     import mlx.nn as nn
 
     layer = nn.Conv2d(64, 80, 3, padding=1, bias=bias)
+    if bias:
+        layer.bias = mx.random.normal((80,))
     x = mx.random.normal((2, *size, 64), key=mx.random.key(1)) + 1
     assert winograd.pays(layer, x)
     wanted = layer(x)

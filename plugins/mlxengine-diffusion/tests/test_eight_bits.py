@@ -139,3 +139,15 @@ def test_what_is_no_autoencoder_of_this_model_is_refused(tmp_path: Path, tiny_fo
         for name, words in (("other.safetensors", "do not fit"), ("vae.pt", "one .safetensors file is")):
             with pytest.raises(IncompatibleWeightsError, match=words):
                 engine.load_images(tiny_folder, features={"diffusion.vae": str(tmp_path / name)})
+
+
+def test_files_that_mlx_saved_without_metadata_are_read(tmp_path: Path) -> None:
+    import mlx.core as mx
+    from mlxengine_diffusion.sd.adapter_files import read_all
+    from mlxengine_diffusion.sd.weights import read_tensors
+
+    file, layer = tmp_path / "x.safetensors", "unet.mid_block.attentions.0.proj_in"
+    pair = {f"{layer}.lora_A.weight": mx.ones((2, 4)), f"{layer}.lora_B.weight": mx.ones((4, 2))}
+    mx.save_safetensors(str(file), pair)  # its header has a null for them
+    assert read_tensors([file]).keys() == pair.keys()
+    assert read_all(((file, 1.0),), ("denoiser",))

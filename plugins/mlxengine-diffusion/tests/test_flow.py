@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent / "extras"))
 import tiny_flux1 as f1
 import tiny_flux2 as f2
 import tiny_kit as k
+import tiny_qwen_edit as e
 import tiny_qwen_image as q
 
 
@@ -102,6 +103,7 @@ def test_a_network_takes_the_geometry_of_another_and_every_tensor_of_it(tmp_path
 MODELS: dict[str, Callable[[Path, Path], Path]] = {
     "FLUX.1": lambda folder, tiny: f1.write(folder, tiny / "tokenizer"),
     "Qwen-Image": lambda folder, tiny: q.write(folder),
+    "Qwen-Image-Edit": lambda folder, tiny: e.write(folder),
 }
 
 

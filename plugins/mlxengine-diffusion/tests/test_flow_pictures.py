@@ -98,6 +98,23 @@ def test_a_large_picture_to_look_at_is_scaled_to_a_million_pixels() -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "area", "wanted"),  # as diffusers' calculate_dimensions has them
+    [
+        ((100, 75), 128 * 128, (160, 96)),
+        ((1024, 1024), 1024 * 1024, (1024, 1024)),
+        ((1920, 1080), 1024 * 1024, (1376, 768)),
+        ((9, 900), 384 * 384, (32, 3840)),
+    ],
+)
+def test_a_picture_that_is_edited_keeps_its_ratio_in_steps_of_32(
+    size: tuple[int, int], area: int, wanted: tuple[int, int]
+) -> None:
+    from mlxengine_diffusion._pictures import area_size
+
+    assert area_size(size, area) == wanted
+
+
+@pytest.mark.parametrize(
     ("name", "references", "error", "words"),
     [
         ("z_image", (a.start(),), UnsupportedInputError, "looks at no other pictures"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlxengine_diffusion.sd import ops
+from mlxengine_diffusion.sd import ops, winograd
 
 Array = np.ndarray[Any, Any]
 VALUES = np.concatenate([np.linspace(-12, 12, 70_001), [-1e4, -90.0, -0.0, 90.0, 1e4]]).astype(np.float32)
@@ -83,3 +83,50 @@ def test_a_convolution_in_bands_of_rows_gives_the_same_numbers(
     whole = np.array(layer(x))
     monkeypatch.setattr(ops, "_UNFOLDED", 1)
     assert np.array_equal(np.array(ops.convolved(layer, x)), whole)
+
+
+def test_fused_kernels_are_those_of_separate_ones_for_any_size() -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    norm = nn.GroupNorm(4, 24, eps=1e-6, pytorch_compatible=True)
+    norm.weight, norm.bias = mx.random.normal((24,)), mx.random.normal((24,))
+    with ops.traceable():
+        for shape in ((2, 9, 7, 24), (1, 3, 4, 24)):
+            x, gate = mx.random.normal(shape) + 3, mx.random.normal(shape)
+            wanted = norm(x)
+            assert mx.abs(ops.group_norm(norm, x) - wanted).max().item() < 1e-5
+            assert mx.abs(ops.activated(norm, x) - nn.silu(wanted)).max().item() < 1e-5
+            assert mx.abs(ops.gated(x, gate) - x * nn.gelu(gate)).max().item() < 1e-5
+    assert len(list(ops.warm(mx.float32))) == 4
+
+
+@pytest.mark.parametrize("size", [(32, 32), (37, 30), (47, 129)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["biased", "plain"])
+def test_a_large_convolution_with_fewer_products_is_that_of_mlx(size: tuple[int, int], bias: bool) -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    layer = nn.Conv2d(64, 80, 3, padding=1, bias=bias)
+    if bias:
+        layer.bias = mx.random.normal((80,))
+    x = mx.random.normal((2, *size, 64), key=mx.random.key(1)) + 1
+    assert winograd.pays(layer, x)
+    wanted = layer(x)
+    found = ops.convolved(layer, x)
+    assert mx.abs(found - wanted).max().item() < 4e-5 * mx.abs(wanted).max().item()
+
+
+def test_convolutions_of_another_kind_or_too_small_are_left_to_mlx() -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    places = mx.zeros((2, 32, 32, 64))
+    for changes in ({"stride": 2}, {"padding": 0}, {"dilation": 2}, {"groups": 2}):
+        layer = nn.Conv2d(64, 64, 3, **{"padding": 1, **changes})
+        assert not winograd.pays(layer, places), changes
+    usual = nn.Conv2d(64, 64, 3, padding=1)
+    assert winograd.pays(usual, places)
+    assert not winograd.pays(usual, places[:1])
+    assert not winograd.pays(nn.Conv2d(64, 32, 3, padding=1), places)
+    assert not winograd.pays(nn.Conv2d(64, 64, 1), places)

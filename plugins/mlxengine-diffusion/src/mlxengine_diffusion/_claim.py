@@ -16,7 +16,8 @@ from .sd.layout import document
 
 _CAPABILITIES = frozenset({"image_generation"})
 _SERVED = (
-    "Stable Diffusion 1, 2 and XL, FLUX.1, Kontext, Fill, FLUX.2 klein, Z-Image and Qwen-Image are served."
+    "Stable Diffusion 1, 2 and XL, FLUX.1, Kontext, Fill, FLUX.2 klein, Z-Image, Qwen-Image "
+    "and Qwen-Image-Edit are served."
 )
 _HINTS = {
     "StableDiffusion3Pipeline": (

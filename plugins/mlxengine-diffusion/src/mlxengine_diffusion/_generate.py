@@ -27,7 +27,15 @@ from mlxengine import (
 )
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedInputError
 
-from ._pictures import fitted_size, open_mask, open_picture, pixels_of, reference_pixels
+from ._pictures import (
+    area_size,
+    fitted_size,
+    open_mask,
+    open_picture,
+    pixels_of,
+    reference_pixels,
+    whole_pixels,
+)
 from .backends._memory import Shape
 from .backends._work import Guide, Job, Pipeline, Pixels, PromptReport, Step
 from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY, VAE_TILING
@@ -96,11 +104,16 @@ def plan(
     if guidance > 1 and not abilities.guided:
         _refuse(f"guidance={guidance:g} has no effect on this model.", "Leave it out: it was distilled.")
     _check_prompts(pipeline, request)
+    if abilities.edits and request.init_image is not None and request.strength is request.mask is None:
+        edited = (request.init_image, *request.references)
+        request = evolve(request, init_image=None, references=edited)
     picture = _picture(pipeline, request, context)
     references = _references(pipeline, request, context)
     size = request.size or (fitted_size(picture, abilities.size_step) if picture else None)
     if size is None:
         size = references[0].shape[1::-1] if references else defaults.size
+        if references and abilities.reference_area:
+            size = area_size(references[-1].shape[1::-1], abilities.reference_area)
     _check_size(size, abilities.size_step, abilities.largest)
     width, height = size
     mask = _mask(pipeline, request, size)
@@ -190,10 +203,12 @@ def _references(pipeline: Pipeline, request: ImageRequest, context: RunContext) 
     if not most:
         raise UnsupportedInputError(
             f"This model looks at no other pictures ({pipeline.info.get('library')}).",
-            hint="Leave references out, or load FLUX.1 Kontext or FLUX.2.",
+            hint="Leave references out, or load FLUX.1 Kontext, FLUX.2 or Qwen-Image-Edit.",
         )
     if len(request.references) > most:
         _refuse(f"references holds {len(request.references)} pictures; this model looks at {most} at most.")
+    if pipeline.abilities.reference_area:
+        return tuple(whole_pixels(source) for source in request.references)
     step, sizes = pipeline.abilities.size_step, pipeline.abilities.reference_sizes
     return tuple(reference_pixels(source, step, sizes) for source in request.references)
 

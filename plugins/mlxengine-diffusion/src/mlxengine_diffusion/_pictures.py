@@ -124,6 +124,22 @@ def reference_pixels(source: Any, step: int, sizes: Sequence[tuple[int, int]]) -
     return pixels_of(picture.crop((left, top, left + width, top + height)), (width, height))
 
 
+def whole_pixels(source: Any) -> Pixels:
+    """A picture to look at, as it is.
+
+    Raises:
+        UnsupportedInputError: it is no picture.
+    """
+    picture = open_picture(source, name="references")
+    return pixels_of(picture, picture.size)
+
+
+def area_size(size: tuple[int, int], area: int) -> tuple[int, int]:
+    """A (width, height) of about so many pixels, both multiples of 32, in nearly the same ratio."""
+    width = math.sqrt(area * size[0] / size[1])
+    return max(32, round(width / 32) * 32), max(32, round(width * size[1] / size[0] / 32) * 32)
+
+
 def pixels_of(picture: Any, size: tuple[int, int]) -> Pixels:
     """The picture scaled to (width, height)."""
     import numpy as np
@@ -135,4 +151,12 @@ def pixels_of(picture: Any, size: tuple[int, int]) -> Pixels:
     return found
 
 
-__all__ = ["fitted_size", "open_mask", "open_picture", "pixels_of", "reference_pixels"]
+__all__ = [
+    "area_size",
+    "fitted_size",
+    "open_mask",
+    "open_picture",
+    "pixels_of",
+    "reference_pixels",
+    "whole_pixels",
+]

@@ -25,6 +25,8 @@ PIPELINES = {
         "FluxKontextPipeline",
         "FluxFillPipeline",
         "QwenImagePipeline",
+        "QwenImageEditPipeline",
+        "QwenImageEditPlusPipeline",
         "Flux2KleinPipeline",
     ),
 }

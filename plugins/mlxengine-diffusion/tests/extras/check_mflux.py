@@ -1,4 +1,4 @@
-"""mflux against diffusers on tiny FLUX.1, FLUX.2 klein and Qwen-Image: `make test-mflux`."""
+"""mflux against diffusers on tiny FLUX.1, FLUX.2 klein, Qwen-Image and Qwen-Image-Edit: `make test-mflux`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import tiny_adapters as a
 import tiny_flux1 as f1
 import tiny_flux2 as f2
 import tiny_kit as k
+import tiny_qwen_edit as e
 import tiny_qwen_image as q
+from attrs import evolve
 from mlxengine import (
     ImageHandle,
     ImagePreview,
@@ -34,6 +36,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "flux1": lambda folder: f1.write(folder, TOKENIZER),
     "flux2": f2.write,
     "qwen_image": q.write,
+    "qwen_edit": e.write,
 }
 DEV: dict[str, Any] = {"prompt": f1.PROMPT, "width": f1.SIDE, "height": f1.SIDE, "steps": f1.STEPS}
 QWEN: dict[str, Any] = {"prompt": q.PROMPT, "width": q.SIDE, "height": q.SIDE, "steps": q.STEPS}
@@ -72,6 +75,66 @@ def test_the_picture_is_that_of_diffusers(tmp_path: Path, family: str, name: str
     difference = np.abs(ours - reference)
     print(f"{family} {name}: difference {difference.max()}, mean {difference.mean():.5f}")
     assert difference.max() <= 2
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that are edited are scaled to fewer pixels, as those of the reference were."""
+    from mlxengine_diffusion.backends.mflux import qwen_edit
+
+    monkeypatch.setattr(qwen_edit, "AREA", e.AREA)
+    monkeypatch.setattr(qwen_edit, "_SHOWN_AREA", e.SHOWN_AREA)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("guidance", [1.0, e.GUIDANCE])
+@pytest.mark.parametrize("kind", e.KINDS)
+def test_pictures_are_edited_as_diffusers_edits_them(tmp_path: Path, kind: str, guidance: float) -> None:
+    import mlx.core as mx
+
+    job = Job(
+        prompt=e.PROMPT,
+        negative=e.NEGATIVE if guidance > 1 else None,
+        width=e.SIZE[0],
+        height=e.SIZE[1],
+        steps=e.STEPS,
+        guidance=guidance,
+        seed=0,
+        scheduler="",
+        references=e.pictures()[kind],
+    )
+    made = pipeline(e.write(tmp_path / "x", kind))
+    ours = k.pixels(made, job, mx.array(e.noise()))
+    name = "guided" if guidance > 1 else "plain"
+    reference = load_file(k.DATA / "qwen_edit.pictures.safetensors")[f"{kind} {name}"].astype(int)
+    difference = np.abs(ours - reference)
+    print(f"qwen_edit {kind} {name}: difference {difference.max()}, mean {difference.mean():.5f}")
+    assert difference.max() <= 2
+    other = k.pixels(made, evolve(job, references=e.pictures()[kind][::-1] * 2), mx.array(e.noise()))
+    assert kind == "one" or np.abs(other - reference).max() > 10
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_edited_is_a_start_or_a_reference_and_gives_its_ratio(tmp_path: Path) -> None:
+    (picture,) = e.pictures()["one"]
+    with InferenceEngine() as engine:
+        one = engine.load_images(e.write(tmp_path / "one"), features=MFLUX)
+        asked: dict[str, Any] = {"steps": 1, "seed": 1}
+        made = one.image("a", init_image=picture, **asked)
+        assert made.size == e.SIZE
+        assert np.array_equal(made.numpy(), one.image("a", references=(picture,), **asked).numpy())
+        started = one.image("a", init_image=picture, strength=1.0, size=e.SIZE, **asked)
+        assert not np.array_equal(made.numpy(), started.numpy())
+        with pytest.raises(InvalidParameterError, match="at 1 at most"):
+            one.image("a", references=(picture, picture), **asked)
+        two = engine.load_images(e.write(tmp_path / "two", "two"), features=MFLUX)
+        shown = e.pictures()["two"]
+        several = two.image("a", references=shown, **asked)
+        assert not np.array_equal(several.numpy(), two.image("a", references=shown[1:], **asked).numpy())
+        blind = e.write(tmp_path / "blind")
+        (blind / "processor" / "preprocessor_config.json").unlink()
+        with pytest.raises(IncompatibleWeightsError, match="preprocessor_config"):
+            engine.load_images(blind, features=MFLUX)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -115,6 +178,8 @@ def test_what_it_cannot_do_is_refused(model: ImageHandle) -> None:
         ("flux2", "vae", "decoder.conv_out.bias"),
         ("qwen_image", "transformer", "transformer_blocks.1.img_mod.1.bias"),
         ("qwen_image", "text_encoder", "model.norm.weight"),
+        ("qwen_edit", "text_encoder", "visual.merger.mlp.2.weight"),
+        ("qwen_edit", "text_encoder", "visual.patch_embed.proj.weight"),
         ("qwen_image", "vae", "decoder.up_blocks.1.resnets.0.norm1.gamma"),
     ],
 )

@@ -27,7 +27,7 @@ TABLE = Table(
         honoured(
             "image",
             "Files of the form, or data: URLs. One is started from; several are looked at, by a model that "
-            "can (FLUX.2).",
+            "can (FLUX.2, Qwen-Image-Edit).",
         ),
         honoured("prompt"),
         *by_name(

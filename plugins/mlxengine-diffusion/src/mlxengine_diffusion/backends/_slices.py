@@ -23,6 +23,8 @@ FLOW_PARTS = ("text_encoder", "transformer", "vae")
 _SLICE_BYTES = 64 * 2**20
 _TOKENS = 512
 # Tensors of text encoders that nothing is built of: heads, halves that see, and copies.
+_UNSEEING = r"^lm_head\."
+_BESIDE, _LOOKED = 2**20 // 256, 2**20 // 28**2  # places of a picture of a million pixels, and its tokens
 _UNREAD = r"^lm_head\.|^(model\.)?visual\.|^encoder\.embed_tokens\."
 
 
@@ -68,11 +70,13 @@ def flow_offer(
     *,
     problem: MLXEngineError | None = None,
     half_vae: bool = False,
+    sees: bool = False,
 ) -> Offer:
     """The offer for a diffusers repository of text encoders, a transformer and an autoencoder; pure.
 
     Args:
         half_vae: whether the autoencoder computes in half precision where the other parts do.
+        sees: whether its text encoder looks at pictures, of a million pixels, whose latents stand beside.
     """
     if any("auto_map" in document(card, f"{name}/tokenizer_config.json") for name in tokenizers):
         problem = RemoteCodeRefusedError(
@@ -86,28 +90,28 @@ def flow_offer(
     return Offer(
         files=(*documents, *words, *(f"{part}/*.safetensors" for part in parts)),
         problem=problem,
-        stages=partial(_stages, card, tuple(parts), half_vae),
+        stages=partial(_stages, card, tuple(parts), half_vae, sees),
     )
 
 
-def _stages(card: ModelCard, parts: Sequence[str], half_vae: bool, shape: Shape) -> list[Stage]:
+def _stages(card: ModelCard, parts: Sequence[str], half_vae: bool, sees: bool, shape: Shape) -> list[Stage]:
     width = 4 if shape.on_cpu else 2
     made = []
     for part in parts:
         config = document(card, f"{part}/config.json")
         own = 4 if part == "vae" and not half_vae else width
         tensors = [item for item in card.tensors if item.file.startswith(f"{part}/")]
-        numbers = _memory.count(tensors, _UNREAD)
+        numbers = _memory.count(tensors, _UNSEEING if sees else _UNREAD)
         unread = own * _memory.encoding(tensors) if part == "vae" else 0
         if part == "vae":
             workspace = _memory.autoencoder(config, shape, tile_side(config), own)
         elif part == "transformer":
             heads = config.get("num_attention_heads") or config.get("n_heads") or 1
             hidden = config.get("dim") or heads * config.get("attention_head_dim", 1)
-            tokens = shape.width * shape.height // 256 + _TOKENS
+            tokens = shape.width * shape.height // 256 + _TOKENS + (_BESIDE if sees else 0)
             workspace = _memory.transformer(hidden, heads, tokens, shape, own)
         else:
-            workspace = _memory.encoder(config, _TOKENS, shape, own)
+            workspace = _memory.encoder(config, _TOKENS + (_LOOKED if sees else 0), shape, own)
         made.append(Stage(part=part, weights=own * numbers, workspace=workspace, unread=unread))
     return made
 

@@ -37,6 +37,9 @@ class Abilities:
         fills: whether it is made for nothing else.
         references: how many pictures it can look at while it makes one; 0 for none.
         reference_sizes: the sizes that those must have; empty for any of up to a million pixels.
+        reference_area: pixels that they are scaled to, and the new picture with them; they come as they are.
+            0: they come scaled, as the sizes say.
+        edits: whether a picture to start from is edited, where neither a strength nor a mask comes with it.
         controls: whether ControlNets can be applied.
         lora: whether adapters can be applied.
         prompt_weights: whether brackets in a prompt weigh its words.
@@ -61,6 +64,8 @@ class Abilities:
     fills: bool = False
     references: int = 0
     reference_sizes: tuple[tuple[int, int], ...] = ()
+    reference_area: int = 0
+    edits: bool = False
     controls: bool = False
     lora: bool = False
     prompt_weights: bool = False

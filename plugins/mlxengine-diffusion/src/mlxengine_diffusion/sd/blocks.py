@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,10 +23,7 @@ class _GroupNorm(nn.GroupNorm):  # type: ignore[misc]
     """mlx's layer with our arithmetic."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        if ops.in_numpy(x):
-            return ops.group_norm(self, x)
-        found: mx.array = super().__call__(x)
-        return found
+        return ops.group_norm(self, x)
 
 
 class _Convolution(nn.Conv2d):  # type: ignore[misc]
@@ -39,12 +37,12 @@ class _Convolution(nn.Conv2d):  # type: ignore[misc]
 
 
 class _Resnet(ResnetBlock2D):  # type: ignore[misc]
-    """The library's block with our activation."""
+    """The library's block with our activation; ``time`` is what its layer made of the time already."""
 
     def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:
         y = self.conv1(ops.activated(self.norm1, x))
         if time is not None:
-            y = y + self.time_emb_proj(ops.silu(time))[:, None, None, :]
+            y = y + time[:, None, None, :]
         y = self.conv2(ops.activated(self.norm2, y))
         found: mx.array = y + (self.conv_shortcut(x) if "conv_shortcut" in self else x)
         return found
@@ -53,30 +51,29 @@ class _Resnet(ResnetBlock2D):  # type: ignore[misc]
 class _Attention(nn.MultiHeadAttention):  # type: ignore[misc]
     """The library's layer with our attention."""
 
-    def __call__(self, queries: mx.array, keys: mx.array, values: mx.array, mask: None = None) -> mx.array:
-        q, k, v = (
-            mx.unflatten(layer(given), -1, (self.num_heads, -1)).transpose(0, 2, 1, 3)
-            for layer, given in (
-                (self.query_proj, queries),
-                (self.key_proj, keys),
-                (self.value_proj, values),
-            )
-        )
-        assert mask is None
-        mixed = ops.attention(q, k, v, 1 / math.sqrt(q.shape[-1]))
+    def read(self, memory: mx.array) -> tuple[mx.array, mx.array]:
+        """Keys and values: (batch, heads, rows, width) each."""
+        return self._heads(self.key_proj(memory)), self._heads(self.value_proj(memory))
+
+    def __call__(self, x: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        q = self._heads(self.query_proj(x))
+        mixed = ops.attention(q, keys, values, 1 / math.sqrt(q.shape[-1]))
         found: mx.array = self.out_proj(mixed.transpose(0, 2, 1, 3).flatten(-2, -1))
         return found
 
+    def _heads(self, x: mx.array) -> mx.array:
+        return mx.unflatten(x, -1, (self.num_heads, -1)).transpose(0, 2, 1, 3)
+
 
 class _Block(TransformerBlock):  # type: ignore[misc]
-    """The library's block with our activation."""
+    """The library's block with our activation; of the prompts it takes the next keys and values."""
 
-    def __call__(self, x: mx.array, memory: mx.array, attn_mask: None, memory_mask: None) -> mx.array:
+    def __call__(self, x: mx.array, told: Iterator[tuple[mx.array, mx.array]], *_masks: None) -> mx.array:
         y = self.norm1(x)
-        x = x + self.attn1(y, y, y, attn_mask)
-        x = x + self.attn2(self.norm2(x), memory, memory, memory_mask)
+        x = x + self.attn1(y, *self.attn1.read(y))
+        x = x + self.attn2(self.norm2(x), *next(told))
         y = self.norm3(x)
-        found: mx.array = x + self.linear3(self.linear1(y) * ops.gelu(self.linear2(y)))
+        found: mx.array = x + self.linear3(ops.gated(self.linear1(y), self.linear2(y)))
         return found
 
 

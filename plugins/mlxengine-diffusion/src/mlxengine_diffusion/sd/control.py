@@ -7,7 +7,7 @@ poses and tiles are all the same network with other weights: the picture has to 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -65,18 +65,17 @@ class ControlNet(Encoder):
     def __call__(
         self,
         x: mx.array,
-        time: mx.array,
-        context: mx.array,
-        added: tuple[mx.array, mx.array] | None,
+        timed: mx.array,
+        told: Iterable[tuple[mx.array, mx.array]],
         picture: mx.array,
     ) -> list[mx.array]:
         """What it adds on the way down, and in the middle: as `UNet` takes it.
 
         Args:
-            picture: (1, height, width, 3), 0 to 1; the others are the UNet's.
+            picture: (1, height, width, 3), 0 to 1; the others are as `encoded` takes them.
         """
         shown = self.controlnet_cond_embedding(picture.astype(x.dtype))
-        middle, skips, _ = self.encoded(x, time, context, added, shown)
+        middle, skips, _ = self.encoded(x, timed, told, shown)
         found = [layer(skip) for layer, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         return [*found, self.controlnet_mid_block(middle)]
 

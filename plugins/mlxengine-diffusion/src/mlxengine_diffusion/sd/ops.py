@@ -16,12 +16,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlxengine.toolkit import blas
+
+from . import winograd
 
 _BLOCK = 1 << 15
 _SCORES = 1 << 16
@@ -76,12 +79,35 @@ def silu(x: mx.array) -> mx.array:
     return _by_blocks(_silu, _view(x))
 
 
+def gated(x: mx.array, gate: mx.array) -> mx.array:
+    """x · `gelu` of the gate, elementwise."""
+    return x * gelu(gate) if in_numpy(x) else _gated(x, gate)
+
+
 def gelu(x: mx.array) -> mx.array:
     """x · Φ(x), elementwise, with Φ to 1e-7 (Abramowitz and Stegun, 7.1.26)."""
     if not in_numpy(x):
         found: mx.array = nn.gelu(x)
         return found
     return _by_blocks(_gelu, _view(x))
+
+
+# On a GPU what one kernel does costs less than what two do: launching them is what takes the time.
+@partial(mx.compile, shapeless=True)
+def _gated(x: mx.array, gate: mx.array) -> mx.array:
+    found: mx.array = x * nn.gelu(gate)
+    return found
+
+
+@partial(mx.compile, shapeless=True)
+def _affine(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    return x * weight + bias
+
+
+@partial(mx.compile, shapeless=True)
+def _silu_of_affine(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    found: mx.array = nn.silu(x * weight + bias)
+    return found
 
 
 @functools.cache
@@ -144,12 +170,42 @@ def _gelu(x: _Array, y: _Array) -> None:
 
 def activated(norm: nn.GroupNorm, x: mx.array) -> mx.array:
     """`silu` of a group norm of ``x`` (batch, height, width, channels)."""
-    return silu(norm(x)) if not in_numpy(x) else _normed(norm, x, _silu_of_scaled)
+    return _normed(norm, x, _silu_of_scaled) if in_numpy(x) else _grouped(norm, x, _silu_of_affine)
 
 
 def group_norm(norm: nn.GroupNorm, x: mx.array) -> mx.array:
-    """A group norm of ``x`` (batch, height, width, channels) in numpy, the same shape."""
-    return _normed(norm, x, _scaled)
+    """A group norm of ``x`` (batch, …, channels), the same shape."""
+    return _normed(norm, x, _scaled) if in_numpy(x) else _grouped(norm, x, _affine)
+
+
+def _grouped(
+    norm: nn.GroupNorm, x: mx.array, function: Callable[[mx.array, mx.array, mx.array], mx.array]
+) -> mx.array:
+    """Apply ``function(normed, weight, bias)`` to what a group norm has normed, by mlx.
+
+    mlx's layer lays the channels out by group and back again, a copy each; ``function`` reads them where the
+    norm left them, and writes them where they belong.
+    """
+    batch, groups = x.shape[0], norm.num_groups
+    each = norm.dims // groups
+    together = x.reshape(batch, -1, groups, each).transpose(0, 2, 1, 3).reshape(batch, groups, -1)
+    normed = mx.fast.layer_norm(together, None, None, norm.eps)
+    apart = normed.reshape(batch, groups, -1, each).transpose(0, 2, 1, 3)
+    found = function(apart, norm.weight.reshape(groups, each), norm.bias.reshape(groups, each))
+    return found.reshape(x.shape)
+
+
+def warm(dtype: mx.Dtype) -> Iterator[None]:
+    """Make the kernels of these functions for a number format, one a turn.
+
+    A GPU takes about a second for each that its disk does not hold: nobody shall wait for it in a step.
+    """
+    norm = nn.GroupNorm(2, 4, pytorch_compatible=True)
+    norm.set_dtype(dtype)
+    x = mx.zeros((1, 2, 2, 4), dtype)
+    for make in (partial(activated, norm), partial(group_norm, norm), silu, lambda x: gated(x, x)):
+        mx.eval(make(x))
+        yield
 
 
 def _scaled(x: _Array, factor: _Array, offset: _Array, y: _Array) -> None:
@@ -215,8 +271,11 @@ def convolved(layer: nn.Conv2d, x: mx.array) -> mx.array:
 
     On a CPU mlx writes out what lies under the kernel at every place: nine copies of the input for a kernel
     of three by three. In bands of rows the copies stay in a processor's cache, which takes a fifth of the
-    memory (512 × 512 places of 128 channels: 260 MiB instead of 1.4 GiB), and two thirds of the time.
+    memory (512 × 512 places of 128 channels: 260 MiB instead of 1.4 GiB), and two thirds of the time. Large
+    convolutions of three by three go another way, which is faster and nearly the same: see `winograd`.
     """
+    if winograd.pays(layer, x):
+        return winograd.convolved(layer, x)
     _, high, wide, inner = layer.weight.shape
     each = x.shape[0] * x.shape[2] * wide * high * inner * x.itemsize  # bytes of a row's copies, or more
     stride, (above, beside) = layer.stride[0], layer.padding
@@ -285,4 +344,14 @@ def _attend(asked: _Array, across: _Array, told: _Array, result: _Array, *, safe
         np.divide(sums[:, :-1], sums[:, -1:], out=result[start : start + rows])
 
 
-__all__ = ["activated", "attention", "convolved", "gelu", "group_norm", "in_numpy", "silu", "traceable"]
+__all__ = [
+    "activated",
+    "attention",
+    "convolved",
+    "gated",
+    "group_norm",
+    "in_numpy",
+    "silu",
+    "traceable",
+    "warm",
+]

@@ -17,13 +17,13 @@ _MOST_COMPILED = 4
 
 
 def compiled(network: Any) -> Callable[..., Any]:
-    """The network's call as `mlx.core.compile` makes it, for shapes that it meets later."""
+    """The network's ``predicted`` as `mlx.core.compile` makes it, for shapes that it meets later."""
     # What is not evaluated yet would be part of the trace: read and cast again in every call.
     mx.eval(network.parameters())
 
     def call(*inputs: Any) -> Any:
         with ops.traceable():
-            return network(*inputs)
+            return network.predicted(*inputs)
 
     made: Callable[..., Any] = mx.compile(call)
     return made

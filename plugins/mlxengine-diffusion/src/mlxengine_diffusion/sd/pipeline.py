@@ -13,6 +13,7 @@ from attrs import frozen
 
 from ..backends._slices import as_pixels, steps_for
 from ..backends._work import Abilities, Guide, Job, Pixels, PromptReport, Step
+from . import ops
 from .adapter_files import DENOISER, AdapterFile, read_all
 from .autoencoder import decoded, encoded
 from .control import ControlNet, load_control
@@ -23,6 +24,7 @@ from .scheduler_config import NoiseSettings
 from .schedulers import scheduler
 from .text import Chunk, Conditioning, Tokenizer, encode
 from .textual_inversion import Lexicon, read_taught
+from .unet import Encoder
 
 _REMEMBERED_PROMPTS = 8
 _PREVIEW_LATENTS = 32
@@ -97,6 +99,8 @@ class StableDiffusion:
 
     def warm(self) -> Iterator[None]:
         yield from self.parts.warm()
+        for dtype in {self.traits.dtype, mx.float32}:  # the autoencoder's
+            yield from ops.warm(dtype)
 
     def close(self) -> None:
         self._remembered.clear()
@@ -118,6 +122,32 @@ class StableDiffusion:
         return self._tokenizers["text_encoder"].report(_parts(job, job.prompt), lexicon)
 
     def denoise(self, job: Job, noise: Noise | None = None) -> Generator[Step | None, None, None]:
+        ahead = _ahead()
+        waiting: Step | None = None
+        done = 0
+
+        def finished(step: Step) -> Step | None:
+            nonlocal done
+            mx.eval(step.latents, step.clean)
+            before, done = done, step.done
+            return step if done > before or not step.total else None
+
+        for step in self._evaluations(job, noise):
+            if waiting is not None:
+                yield finished(waiting)
+                waiting = None
+            if step is None:
+                yield None
+            elif ahead:
+                mx.async_eval(step.latents, step.clean)  # type: ignore[no-untyped-call]
+                waiting = step
+            else:
+                yield finished(step)
+        if waiting is not None:
+            yield finished(waiting)
+
+    def _evaluations(self, job: Job, noise: Noise | None) -> Generator[Step | None, None, None]:
+        """A step for each evaluation of the model, to be computed, with the steps that are done then."""
         noise = noise or Noise(job.seed, job.n)
         if job.low_memory:
             self.trim(0)
@@ -148,11 +178,14 @@ class StableDiffusion:
         beside = (yield from self._beside(job)) if self.traits.fills else None
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, DENOISER, adapters, self.traits.dtype)
-            guides = self._guides(base, job)
+            rows = _Rows(mx.array(sampler.timesteps, mx.float32), told.context, added, self.traits.dtype)
+            guides = [(*item, rows.given(item[1])) for item in self._guides(base, job)]
+            timed, prompts = rows.given(unet)
+            predicted = unet.predicted
             if self.traits.compiled:
                 # An adapter's view belongs to the request: what is compiled of it goes with the request.
                 own = unet is not base
-                unet = (
+                predicted = (
                     compiled(unet)
                     if own
                     else self.parts.compiled("unet", (guided, *shape[:3], told.context.shape[1]))
@@ -164,10 +197,8 @@ class StableDiffusion:
                     shown = mx.concatenate([shown, beside], axis=-1)
                 if guided:
                     shown = mx.concatenate([shown, shown])
-                times = mx.full((len(shown),), sampler.timesteps[index])
-                known = (shown[..., : shape[-1]], times, told.context, added)
-                more = self._controlled(guides, known, index - first, evaluations - first)
-                output = unet(shown, *known[1:], more).astype(mx.float32)
+                more = self._controlled(guides, shown[..., : shape[-1]], index, first, evaluations)
+                output = predicted(shown, timed[index], prompts, more).astype(mx.float32)
                 if guided:
                     without, with_prompt = mx.split(output, 2)
                     output = without + job.guidance * (with_prompt - without)
@@ -179,11 +210,7 @@ class StableDiffusion:
                     if index + 1 < evaluations:
                         kept = sampler.add_noise(clean, noise.initial(shape), index + 1)
                     latents = mx.where(hole, latents, kept)
-                mx.eval(latents, believed)
-                before, done = done, max(done, sampler.finished(index) - start)
-                if done == before:
-                    yield None
-                    continue
+                done = max(done, sampler.finished(index) - start)
                 yield Step(done=done, total=job.steps - start, latents=latents, clean=believed)
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
@@ -299,13 +326,18 @@ class StableDiffusion:
             self._kept += network.nbytes
 
     def _controlled(
-        self, guides: list[tuple[Guide, Any, mx.array]], known: Any, index: int, count: int
+        self,
+        guides: list[tuple[Guide, ControlNet, mx.array, _Given]],
+        shown: mx.array,
+        index: int,
+        first: int,
+        end: int,
     ) -> list[mx.array] | None:
-        """What ControlNets add to the UNet's features in one of ``count`` evaluations, together."""
+        """What ControlNets add to the UNet's features in one of the evaluations ``first`` to ``end``."""
         made = [
-            [guide.strength * features for features in network(*known, picture)]
-            for guide, network, picture in guides
-            if guide.speaks(index, count)
+            [guide.strength * features for features in network(shown, timed[index], prompts, picture)]
+            for guide, network, picture, (timed, prompts) in guides
+            if guide.speaks(index - first, end - first)
         ]
         return [sum(features[1:], features[0]) for features in zip(*made, strict=True)] if made else None
 
@@ -323,6 +355,45 @@ class StableDiffusion:
         latents = yield from self._encoded(around, job)
         seen = mx.concatenate([hole, latents.astype(self.traits.dtype)], axis=-1)
         return mx.repeat(seen, job.n, axis=0)
+
+
+_Given = tuple[mx.array, list[tuple[mx.array, mx.array]]]
+
+
+@frozen(eq=False)
+class _Rows:
+    """What all evaluations have in common.
+
+    Args:
+        times: of the evaluations, (evaluations,).
+        context: the prompts' states, (rows, tokens, width).
+        added: SDXL's conditioning, (rows, …) each.
+    """
+
+    times: mx.array
+    context: mx.array
+    added: tuple[mx.array, mx.array] | None
+    dtype: mx.Dtype
+
+    def given(self, network: Encoder) -> _Given:
+        """What a network makes of the times, (evaluations, rows or 1, width), and of the prompts: once."""
+        count, rows = len(self.times), 1 if self.added is None else len(self.context)
+        added = None
+        if self.added is not None:
+            pooled, sizes = (mx.tile(item, (count, 1)) for item in self.added)
+            added = pooled, sizes
+        timed = network.timed(mx.repeat(self.times, rows), added, self.dtype)
+        found = timed.reshape(count, rows, -1), network.told(self.context)
+        mx.eval(found)
+        return found
+
+
+def _ahead() -> bool:
+    """Whether the next evaluation is put together while one is computed.
+
+    Putting it together takes as long as a GPU takes for a small picture. On a CPU one thread does both.
+    """
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def _parts(job: Job, text: str) -> list[list[Piece]]:

@@ -8,10 +8,12 @@ every level.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from attrs import frozen
 from diffuse_mlx.stable_diffusion.unet import (
     ResnetBlock2D,
     TimestepEmbedding,
@@ -34,6 +36,19 @@ def sinusoids(values: mx.array, width: int) -> mx.array:
     return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
 
 
+@frozen
+class Given:
+    """What the layers take beside the features, each in its turn.
+
+    Args:
+        timed: by residual block, what the time adds to its features, (rows or 1, width).
+        told: by layer of cross-attention, the prompts' keys and values, (rows, heads, tokens, width).
+    """
+
+    timed: Iterator[mx.array]
+    told: Iterator[tuple[mx.array, mx.array]]
+
+
 class _Level(nn.Module):  # type: ignore[misc]
     """The blocks of one resolution, on the way down or up."""
 
@@ -54,10 +69,10 @@ class _Level(nn.Module):  # type: ignore[misc]
         if up:
             self.upsample = nn.Conv2d(width, width, 3, padding=1)
 
-    def layer(self, index: int, x: mx.array, time: mx.array, context: mx.array) -> mx.array:
-        x = self.resnets[index](x, time)
+    def layer(self, index: int, x: mx.array, given: Given) -> mx.array:
+        x = self.resnets[index](x, next(given.timed))
         if "attentions" in self:
-            x = self.attentions[index](x, context, None, None)
+            x = self.attentions[index](x, given.told, None, None)
         return x
 
 
@@ -71,9 +86,9 @@ class _Middle(nn.Module):  # type: ignore[misc]
         set_eps(self, shape.eps)
         self.attentions = [_transformer(shape, len(shape.channels) - 1)]
 
-    def __call__(self, x: mx.array, time: mx.array, context: mx.array) -> mx.array:
-        x = self.resnets[0](x, time)
-        found: mx.array = self.resnets[1](self.attentions[0](x, context, None, None), time)
+    def __call__(self, x: mx.array, given: Given) -> mx.array:
+        x = self.attentions[0](self.resnets[0](x, next(given.timed)), given.told, None, None)
+        found: mx.array = self.resnets[1](x, next(given.timed))
         return found
 
 
@@ -124,34 +139,63 @@ class Encoder(nn.Module):  # type: ignore[misc]
         self.mid_block = _Middle(shape)
         self.skip_widths = tuple(skips)
 
+    def timed(self, time: mx.array, added: tuple[mx.array, mx.array] | None, dtype: mx.Dtype) -> mx.array:
+        """What the times (rows,) add to the features of all residual blocks: (rows, their widths together).
+
+        Args:
+            added: SDXL's pooled prompt (rows, width) and its six size numbers (rows, 6).
+        """
+        embedding = self.time_embedding(sinusoids(time, self.shape.channels[0]).astype(dtype))
+        if added is not None and self.shape.size_embedding is not None:
+            pooled, sizes = added
+            flat = sinusoids(sizes, self.shape.size_embedding).flatten(1).astype(dtype)
+            embedding = embedding + self.add_embedding(mx.concatenate([pooled, flat], axis=-1))
+        active = ops.silu(embedding)
+        return mx.concatenate([block.time_emb_proj(active) for block in self._resnets()], axis=-1)
+
+    def told(self, context: mx.array) -> list[tuple[mx.array, mx.array]]:
+        """Keys and values of the prompts' states (rows, tokens, width), by layer of cross-attention."""
+        return [
+            block.attn2.read(context)
+            for level in self._levels()
+            for transformer in level.get("attentions", ())
+            for block in transformer.transformer_blocks
+        ]
+
+    def _levels(self) -> list[nn.Module]:
+        return [*self.down_blocks, self.mid_block, *self.get("up_blocks", ())]
+
+    def _resnets(self) -> list[nn.Module]:
+        return [block for level in self._levels() for block in level.resnets]
+
     def encoded(
         self,
         x: mx.array,
-        time: mx.array,
-        context: mx.array,
-        added: tuple[mx.array, mx.array] | None,
-        beside: mx.array | float = 0.0,
-    ) -> tuple[mx.array, list[mx.array], mx.array]:
-        """The features in the middle, those on the way, and the embedding of the time.
+        timed: mx.array,
+        told: Iterable[tuple[mx.array, mx.array]],
+        beside: mx.array | None = None,
+    ) -> tuple[mx.array, list[mx.array], Given]:
+        """The features in the middle, those on the way, and what is given to the layers behind.
 
         Args:
+            timed: one row of what `timed` makes, or one for each row of ``x``.
+            told: what `told` makes.
             beside: what is added to the first features.
         """
-        embedding = self.time_embedding(sinusoids(time, self.shape.channels[0]).astype(x.dtype))
-        if added is not None and self.shape.size_embedding is not None:
-            pooled, sizes = added
-            flat = sinusoids(sizes, self.shape.size_embedding).flatten(1).astype(x.dtype)
-            embedding = embedding + self.add_embedding(mx.concatenate([pooled, flat], axis=-1))
-        x = self.conv_in(x) + beside
+        ends = np.cumsum([block.norm2.dims for block in self._resnets()])[:-1].tolist()
+        given = Given(iter(mx.split(timed, ends, axis=-1)), iter(told))
+        x = self.conv_in(x)
+        if beside is not None:
+            x = x + beside
         skips = [x]
         for block in self.down_blocks:
             for index in range(len(block.resnets)):
-                x = block.layer(index, x, embedding, context)
+                x = block.layer(index, x, given)
                 skips.append(x)
             if "downsample" in block:
                 x = block.downsample(x)
                 skips.append(x)
-        return self.mid_block(x, embedding, context), skips, embedding
+        return self.mid_block(x, given), skips, given
 
 
 class UNet(Encoder):
@@ -196,14 +240,24 @@ class UNet(Encoder):
             added: SDXL's pooled prompt (batch, width) and its six size numbers (batch, 6).
             more: what ControlNets add to the features on the way down, and in the middle (the last).
         """
-        x, skips, embedding = self.encoded(x, time, context, added)
+        return self.predicted(x, self.timed(time, added, x.dtype), self.told(context), more)
+
+    def predicted(
+        self,
+        x: mx.array,
+        timed: mx.array,
+        told: Iterable[tuple[mx.array, mx.array]],
+        more: list[mx.array] | None = None,
+    ) -> mx.array:
+        """The same from what evaluations have in common: see `encoded`."""
+        x, skips, given = self.encoded(x, timed, told)
         if more is not None:
             *beside, middle = more
             skips = [skip + item for skip, item in zip(skips, beside, strict=True)]
             x = x + middle
         for block in self.up_blocks:
             for index in range(len(block.resnets)):
-                x = block.layer(index, mx.concatenate([x, skips.pop()], axis=-1), embedding, context)
+                x = block.layer(index, mx.concatenate([x, skips.pop()], axis=-1), given)
             if "upsample" in block:
                 # An odd size was rounded up on the way down: cut what doubling it adds.
                 height, width = skips[-1].shape[1:3]

@@ -1,4 +1,4 @@
-"""FLUX.1 with Kontext and Fill, FLUX.2 klein and Qwen-Image on mflux's networks."""
+"""FLUX.1 with Kontext and Fill, FLUX.2 klein, Qwen-Image and Qwen-Image-Edit on mflux's networks."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ SUMMARY = "FLUX.1, FLUX.2 klein and Qwen-Image on mflux"
 # Its metadata asks for an older huggingface_hub, and on Linux for one CUDA build of mlx; its code does not.
 REMEDY = 'pip install "mlxengine-diffusion[mflux]", then pip install --no-deps "mflux>=0.24,<0.25"'
 _FLUX1, _QWEN = ("FluxPipeline", "FluxKontextPipeline", "FluxFillPipeline"), "QwenImagePipeline"
+_EDIT = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
 _FLUX2 = _flux2.Library(
     name="mflux",
     settings="mflux.models.common.config.model_config",
@@ -38,7 +39,7 @@ def claim(card: ModelCard) -> Offer | None:
     name = _pipeline(card)
     if name == _flux2.PIPELINE:
         return flow_offer(card, half_vae=True)
-    if name not in (*_FLUX1, _QWEN):
+    if name not in (*_FLUX1, _QWEN, *_EDIT):
         return None
     problem: MLXEngineError | None = None
     try:
@@ -47,6 +48,8 @@ def claim(card: ModelCard) -> Offer | None:
         problem = error
     if name == _QWEN:
         return flow_offer(card, problem=problem)
+    if name in _EDIT:
+        return flow_offer(card, problem=problem, sees=True)
     parts = ("text_encoder", "text_encoder_2", "transformer", "vae")
     return flow_offer(card, parts, ("tokenizer", "tokenizer_2"), problem=problem)
 
@@ -63,6 +66,10 @@ def load(card: ModelCard, context: LoadContext) -> Flow:
         from . import flux1
 
         return flux1.load(card, context)
+    if name in _EDIT:
+        from . import qwen_edit
+
+        return qwen_edit.load(card, context)
     from . import qwen_image
 
     return qwen_image.load(card, context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,15 +29,15 @@ from .._networks import facts, filled, renamed, resize, usual_dtype
 from .._prompts import report, tokenizer_in
 from .._work import Job, Pixels, PromptReport
 
-_LENGTH = 1024
+LENGTH = 1024
+"""Most tokens of a prompt."""
 _TILE = 256
-# What its authors wrap prompts in, and how many of its tokens nobody is told.
+# What its authors wrap prompts in.
 _TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
     "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
-_DROPPED = 34
 _TRANSFORMER = (
     "in_channels",
     "out_channels",
@@ -46,11 +46,15 @@ _TRANSFORMER = (
     "num_attention_heads",
     "joint_attention_dim",
     "patch_size",
+    "zero_cond_t",
 )
 
 
+Seeing = Callable[[dict[str, Any], Any], tuple[tuple[str, str], ...]]
+
+
 @frozen(eq=False)
-class _Told:
+class Told:
     """A prompt's states (1, tokens, width), and that all of them count."""
 
     states: mx.array
@@ -58,32 +62,40 @@ class _Told:
 
 
 def load(card: ModelCard, context: LoadContext) -> QwenImage:
+    positional, named = arguments(card, context)
+    return QwenImage(*positional, **named)
+
+
+def arguments(
+    card: ModelCard, context: LoadContext, seeing: Seeing | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `QwenImage` is made of, by position and by name.
+
+    Args:
+        seeing: gives the text encoder the half that looks at pictures.
+    """
     dtype = usual_dtype()
     ModelConfig.precision = dtype
     parts = built(
         card,
         context,
         {
-            "text_encoder": lambda config, files: _text_encoder(config, files, dtype),
+            "text_encoder": lambda config, files: _text_encoder(config, files, dtype, seeing),
             "transformer": lambda config, files: _transformer(config, files, dtype),
             "vae": _autoencoder,
         },
     )
-    tokenizer = tokenizer_in(context.path / "tokenizer")
     own = Defaults(size=(1328, 1328), steps=50, guidance=4.0)
     abilities = evolve(ABILITIES, defaults=defaults_for(card, own))
     info = {**facts("mflux", dtype, context), "place_width": 64}
     levels = Levels.read(document(card, "scheduler/scheduler_config.json"))
     vae = document(card, "vae/config.json")
-    return QwenImage(
-        parts,
-        levels,
-        abilities,
-        info,
-        tokenizer=tokenizer,
-        mean=mx.array(vae["latents_mean"]),
-        deviation=mx.array(vae["latents_std"]),
-    )
+    named = {
+        "tokenizer": tokenizer_in(context.path / "tokenizer"),
+        "mean": mx.array(vae["latents_mean"]),
+        "deviation": mx.array(vae["latents_std"]),
+    }
+    return (parts, levels, abilities, info), named
 
 
 def _transformer(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> Any:
@@ -99,8 +111,8 @@ def _transformer(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> 
     return filled(made, "transformer", files, places, dtype)
 
 
-def _text_encoder(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> Any:
-    """Qwen2.5-VL's language half; of the other half nobody is asked."""
+def _text_encoder(config: dict[str, Any], files: list[Path], dtype: mx.Dtype, seeing: Seeing | None) -> Any:
+    """Qwen2.5-VL's language half; the other half where somebody asks it."""
     text = {**config, **(config.get("text_config") or {})}
     rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
     width, heads = text["hidden_size"], text["num_attention_heads"]
@@ -121,8 +133,10 @@ def _text_encoder(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) ->
         layer.self_attn.rope_scaling = {"mrope_section": list(rope["mrope_section"])}
     made.norm.eps = text["rms_norm_eps"]
     made.rotary_emb = QwenRotaryEmbedding(dim=width // heads, base=theta)
-    places = renamed((r"^", "model."))
-    return filled(made, "text_encoder", files, places, dtype, ignored=r"^(visual|lm_head)\.")
+    own = () if seeing is None else seeing(config, made)
+    places = renamed(*own, (r"^(?!visual\.)", "model."))
+    ignored = r"^(visual|lm_head)\." if seeing is None else r"^lm_head\."
+    return filled(made, "text_encoder", files, places, dtype, ignored=ignored)
 
 
 def _autoencoder(config: dict[str, Any], files: list[Path]) -> Any:
@@ -160,23 +174,28 @@ class QwenImage(Flow):
         self._mean = mean
         self._deviation = deviation
 
+    dropped = 34  # tokens of the template's beginning, which nobody is told
+
     def _ids(self, prompt: str) -> list[int]:
         return list(self._tokenizer(_TEMPLATE.format(prompt), verbose=False).input_ids)
 
     def read_prompt(self, job: Job) -> PromptReport:
-        return report(self._tokenizer, self._ids(job.prompt)[_DROPPED:], _LENGTH)
+        return report(self._tokenizer, self._ids(job.prompt)[self.dropped :], LENGTH)
 
-    def _told(self, job: Job) -> Generator[None, None, list[_Told]]:
+    def _told(self, job: Job) -> Generator[None, None, list[Told]]:
         told = []
         with self._use("text_encoder", job) as encoder:
-            # An empty negative prompt is a space, as its authors' is.
-            for prompt in (job.prompt, job.negative or " ")[: 2 if job.guidance > 1 else 1]:
-                ids = mx.array([self._ids(prompt)[: _DROPPED + _LENGTH]])
-                states = encoder(ids, mx.ones_like(ids))[:, _DROPPED:]
+            for prompt in self._prompts(job):
+                ids = mx.array([self._ids(prompt)[: self.dropped + LENGTH]])
+                states = encoder(ids, mx.ones_like(ids))[:, self.dropped :]
                 mx.eval(states)
-                told.append(_Told(states, mx.ones(states.shape[:2], dtype=mx.int32)))
+                told.append(Told(states, mx.ones(states.shape[:2], dtype=mx.int32)))
                 yield None
         return told
+
+    def _prompts(self, job: Job) -> tuple[str, ...]:
+        # An empty negative prompt is a space, as its authors' is.
+        return (job.prompt, job.negative or " ")[: 2 if job.guidance > 1 else 1]
 
     def _predict(
         self,
@@ -184,18 +203,20 @@ class QwenImage(Flow):
         latents: mx.array,
         sigma: float,
         told: Any,
-        seen: Any,  # noqa: ARG002
+        seen: Any,
         job: Job,
     ) -> mx.array:
+        rows = latents if seen is None else mx.concatenate([latents, seen.rows], axis=1)
         asked = SimpleNamespace(scheduler=SimpleNamespace(sigmas=[sigma]), height=job.height, width=job.width)
         output: mx.array = transformer(
             t=0,
             config=asked,
-            hidden_states=latents.astype(told.states.dtype),
+            hidden_states=rows.astype(told.states.dtype),
             encoder_hidden_states=told.states,
             encoder_hidden_states_mask=told.mask,
+            cond_image_grid=None if seen is None else seen.grids,
         )
-        return output.astype(mx.float32)
+        return output[:, : latents.shape[1]].astype(mx.float32)
 
     def _guided(self, outputs: list[mx.array], guidance: float) -> mx.array:
         """Guidance turns the prediction with the prompt; it leaves its length."""
@@ -234,4 +255,4 @@ class QwenImage(Flow):
             return as_pixels((yield from whole)[0])
 
 
-__all__ = ["QwenImage", "load"]
+__all__ = ["LENGTH", "QwenImage", "Told", "arguments", "load"]

@@ -200,7 +200,7 @@ def _berts(encoder: Any) -> Iterator[Any]:
     """The layers of one of our own encoders whose attention can be replaced."""
     for layer in encoder.encoder.layer if isinstance(encoder, Bert) else ():
         own = layer.attention.self
-        if isinstance(own, Plain) and isinstance(own.query, nn.Linear):
+        if isinstance(own, Plain) and isinstance(own.query, nn.Linear) and "layer_norm_q" not in own:
             yield layer
 
 
@@ -219,11 +219,14 @@ def use_cpu_blocks(encoder: Any) -> str:
     if isinstance(encoder, Bert):
         kernels = Kernels()
         for layer in encoder.encoder.layer:
+            layer.attention.output.dense = _quicker(layer.attention.output.dense)
+            if "intermediate" not in layer:
+                layer.experts.act = kernels.gelu if layer.experts.act is nn.gelu else layer.experts.act
+                continue
             inner = layer.intermediate
             inner.act = kernels.gelu if inner.act is nn.gelu else inner.act
             inner.dense = _quicker(inner.dense)
             layer.output.dense = _quicker(layer.output.dense)
-            layer.attention.output.dense = _quicker(layer.attention.output.dense)
         for layer in _berts(encoder):
             layer.attention.self = SelfAttention(layer.attention.self, kernels)
     elif hasattr(encoder, "layers") and isinstance(getattr(encoder.layers[0].mlp, "act", None), nn.GELU):

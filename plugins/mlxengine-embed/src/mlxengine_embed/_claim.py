@@ -17,6 +17,7 @@ from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 
 from ._architectures import ENCODERS, HEADS, LIBRARIES, MASKED_HEADS, OTHERWISE
 from ._families import family_of
+from ._published import as_computed
 from ._recipe import is_sentence_model, judges, makes_terms, read_recipe, read_scoring
 from ._settings import encoder_problem
 
@@ -92,11 +93,12 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
         return _unreadable(card)
     folder = recipe.folder
     config = card.documents.get(f"{folder}/config.json") if folder else card.config
-    kind = config.get("model_type") if isinstance(config, Mapping) else None
-    if isinstance(config, Mapping) and (problem := config_problem(card.id, config, card.tensors)) is not None:
+    config = as_computed(card, config) if isinstance(config, Mapping) else {}
+    kind = config.get("model_type")
+    if config and (problem := config_problem(card.id, config, card.tensors)) is not None:
         return problem
     if kind not in LIBRARIES:
-        if isinstance(config, Mapping) and config.get("auto_map"):
+        if config.get("auto_map"):
             return RemoteCodeRefusedError(
                 f"{card.id} wants to run its own code for the architecture {kind!r}.",
                 hint="The repository's code is never run for embeddings; choose a model without it.",
@@ -112,8 +114,7 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
         )
     where = f"{folder}/config.json" if folder else "config.json"
     judged = recipe.judge is not None
-    refused = encoder_problem(card, config, where, judged=judged) if isinstance(config, Mapping) else None
-    return refused or _unreadable(card)
+    return encoder_problem(card, config, where, judged=judged) or _unreadable(card)
 
 
 def _unreadable(card: ModelCard) -> MLXEngineError | None:

@@ -152,7 +152,7 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
             f"precision={request.precision!r} cannot find each dimension's range in a single text.",
             hint="Give ranges=(lowest, highest), taken from the float32 vectors of a sample.",
         )
-    return evolve(request, prompt=prompt or None, prompt_name=None, truncate_dim=size)
+    return evolve(request, prompt=prompt or None, truncate_dim=size)
 
 
 def _check_output(model: EmbeddingModel, request: EmbedRequest) -> None:
@@ -325,14 +325,17 @@ def _ahead(
 ) -> Iterator[tuple[list[int], Any]]:
     """The batches of a window with their results; the device computes one while the next is prepared."""
     waiting: tuple[list[int], Any] | None = None
+    task = model.task(request)
     for batch in plan_batches([len(item.ids) for item in tokens], budget):
         rows = [tokens[place] for place in batch]
         if request.output == "tokens":
-            computed = model.token_vectors(rows, unit=request.normalize, size=request.truncate_dim)
+            computed = model.token_vectors(rows, task, unit=request.normalize, size=request.truncate_dim)
         elif request.output == "sparse":
-            computed = model.sparse(rows)
+            computed = model.sparse(rows, task)
         else:
-            computed = model.vectors(rows, start=start, unit=request.normalize, size=request.truncate_dim)
+            computed = model.vectors(
+                rows, task, start=start, unit=request.normalize, size=request.truncate_dim
+            )
         mx.async_eval(computed)  # type: ignore[no-untyped-call]
         if waiting is not None:
             yield waiting

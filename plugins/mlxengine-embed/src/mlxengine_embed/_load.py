@@ -14,6 +14,7 @@ from mlxengine.errors import CancelledError, IncompatibleWeightsError
 from . import features
 from ._claim import CPU_TOKENS, GPU_TOKENS
 from ._late import Late
+from ._published import as_computed
 from ._recipe import Dense, Normalize, Recipe, judges, read_recipe, read_scoring
 
 
@@ -211,7 +212,7 @@ def _encoder_config(card: ModelCard, folder: str) -> Mapping[str, Any]:
     config = card.documents.get(f"{folder}/config.json") if folder else card.config
     if not isinstance(config, Mapping) or not config:
         raise IncompatibleWeightsError(f"{card.id} has no config.json for its encoder.")
-    return config
+    return as_computed(card, config)
 
 
 def _tokenizer(card: ModelCard, recipe: Recipe, folder: Path, positions: int | None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from attrs import define, evolve, field
-from mlxengine import Event
+from mlxengine import EmbedRequest, Event
 
 from ._framing import Framing
 from ._parts import Encoder
@@ -57,6 +57,11 @@ class EmbeddingModel:
         """The tokenizer for a task."""
         return self.readers.get(task or "", self.tokenizer)
 
+    def task(self, request: EmbedRequest) -> str | None:
+        """The task of the encoder's that a request names, by a prompt's name or as a side of a search."""
+        tasks = self.encoder.tasks if self.encoder is not None else {}
+        return next((name for name in (request.prompt_name, request.task) if name in tasks), None)
+
     def filled(self, tokens: Tokens, task: str | None) -> Tokens:
         """A text's tokens, a query's filled up where the model wants that."""
         late = self.recipe.late
@@ -75,34 +80,46 @@ class EmbeddingModel:
         return kept
 
     def token_vectors(
-        self, batch: Sequence[Tokens], *, unit: bool | None = None, size: int | None = None
+        self,
+        batch: Sequence[Tokens],
+        task: str | None = None,
+        *,
+        unit: bool | None = None,
+        size: int | None = None,
     ) -> Array:
         """One vector a token, (rows, longest, size), fp32; lazy. The arguments are those of `vectors`."""
-        vectors = self.hidden(batch)[0].astype(mx.float32)
+        vectors = self.hidden(batch, task)[0].astype(mx.float32)
         return vectors if self.recipe.late is None else self._finished(vectors, unit, size)
 
-    def sparse(self, batch: Sequence[Tokens]) -> Array:
+    def sparse(self, batch: Sequence[Tokens], task: str | None = None) -> Array:
         """A weight for each term, (rows, terms), fp32; lazy but for long batches."""
         assert self.terms is not None
-        return self.terms.pool(*self.hidden(batch))
+        return self.terms.pool(*self.hidden(batch, task))
 
-    def hidden(self, batch: Sequence[Tokens]) -> tuple[Array, Array]:
+    def hidden(self, batch: Sequence[Tokens], task: str | None = None) -> tuple[Array, Array]:
         """Hidden vectors (rows, longest, size) of a padded batch, and how many tokens each row has."""
         assert self.encoder is not None
-        return run_encoder(self.encoder, batch)
+        return run_encoder(self.encoder, batch, task)
 
     def vectors(
-        self, batch: Sequence[Tokens], *, start: int = 0, unit: bool | None = None, size: int | None = None
+        self,
+        batch: Sequence[Tokens],
+        task: str | None = None,
+        *,
+        start: int = 0,
+        unit: bool | None = None,
+        size: int | None = None,
     ) -> Array:
         """One vector a text, (rows, size), fp32; lazy.
 
         Args:
             batch: the texts.
+            task: one of the encoder's.
             start: leading tokens that are not pooled.
             unit: scale to unit length; ``None`` as the recipe has it.
             size: keep the first dimensions only.
         """
-        hidden, lengths = self.hidden(batch)
+        hidden, lengths = self.hidden(batch, task)
         vectors = pool(hidden, lengths, self.recipe.pooling, start)
         return self._finished(vectors, unit, size)
 
@@ -172,7 +189,7 @@ class RankModel:
         self.encoder, self.head = None, None
 
 
-def run_encoder(encoder: Encoder, batch: Sequence[Tokens]) -> tuple[Array, Array]:
+def run_encoder(encoder: Encoder, batch: Sequence[Tokens], task: str | None = None) -> tuple[Array, Array]:
     """Pad a batch on the right, whatever side its tokenizer prefers, and encode it.
 
     A text without any token gets one padding token, so that attention has something to look at; its length
@@ -189,7 +206,8 @@ def run_encoder(encoder: Encoder, batch: Sequence[Tokens]) -> tuple[Array, Array
     looked_at = [max(1, len(tokens.ids) - tokens.unseen) for tokens in batch]
     seen = mx.array(looked_at, dtype=mx.int32)
     valid = None if min(looked_at) == longest else mx.arange(longest) < seen[:, None]
-    hidden = encoder.forward(mx.array(ids), valid, None if types is None else mx.array(types))
+    which = (encoder.tasks.get(task or ""),) if encoder.tasks else ()
+    hidden = encoder.forward(mx.array(ids), valid, None if types is None else mx.array(types), *which)
     return hidden, mx.array(lengths, dtype=mx.int32)
 
 

@@ -24,6 +24,7 @@ from mlxengine.errors import (
 from ._families import Family, family_of
 from ._judge import Judge, find_judge
 from ._late import Late, is_late, read_late
+from ._published import SEARCH_TASKS
 from ._settings import STAGES, check_modalities, check_stage, transformer_settings
 from .models import EmbedConfiguration
 
@@ -221,8 +222,10 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
     for module in modules:
         kind, folder = str(module.get("type", "")), str(module.get("path", "")).strip("/").removeprefix(".")
         name = kind.rpartition(".")[2]
-        if not kind.startswith("sentence_transformers.") and not (
-            late and kind == "pylate.models.Dense.Dense"
+        if not (
+            kind.startswith("sentence_transformers.")
+            or (late and kind == "pylate.models.Dense.Dense")
+            or (kind == "custom_st.Transformer" and card.config.get("lora_adaptations"))
         ):
             raise RemoteCodeRefusedError(
                 f"{card.id} has a module of its own in modules.json, {kind!r}.",
@@ -426,6 +429,9 @@ def _read_prompts(recipe: Recipe, card: ModelCard) -> Recipe:
             # PyLate puts its marker before the prompt that is saved beside it.
             start = str(config.get(f"{task}_prefix") or "")
             prompts = {**prompts, task: start + prompts.get(task, "").removeprefix(start)}
+    if card.config.get("lora_adaptations"):
+        known = {task: prompts[name] for task, name in SEARCH_TASKS.items() if name in prompts}
+        prompts = {**known, **prompts}
     default = config.get("default_prompt_name")
     similarity = (
         recipe.similarity

@@ -1120,6 +1120,33 @@ def _late(
     return write
 
 
+def _stanford(folder: Path) -> None:
+    """ColBERT's own layout: the projection among BERT's tensors, the settings in a file of its own."""
+    weights = _Weights(96)
+    _bert(weights, "bert.")
+    weights.linear("linear", 16, SIZE, bias=False)
+    _save(folder, {**_BERT, "architectures": ["HF_ColBERT"]}, weights)
+    words = ("[unused0]", "[unused1]", "<mask>", ",", ".")
+    kept = VOCABULARY[: len(VOCABULARY) - len(words)]
+    special = ("[unused0]", "[unused1]", "<mask>")
+    write_tokenizer(folder, "bert", longest=LONGEST, more=words, special=special, mask="<mask>", words=kept)
+    settings = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "query_token": "[Q]", "dim": 16}
+    settings |= {"doc_token": "[D]", "query_maxlen": 16, "doc_maxlen": 40, "mask_punctuation": True}
+    _json(folder / "artifact.metadata", settings | {"attend_to_mask_tokens": False, "similarity": "cosine"})
+
+
+def _m3(folder: Path) -> None:
+    """BGE-M3 with its two further outputs, as a conversion keeps them."""
+    _xlm_roberta(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    _json(folder / "tokenizer_config.json", settings | {"cls_token": "<s>"})
+    for name, outputs, seed in (("sparse_linear", 1, 97), ("colbert_linear", SIZE, 98)):
+        weights = _Weights(seed)
+        weights.linear(name, outputs, SIZE)
+        tensors = {key.partition(".")[2]: value for key, value in weights.tensors.items()}
+        save_file(tensors, str(folder / f"{name}.safetensors"))
+
+
 _PYLATE = {"model_type": "ColBERT", "query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 16}
 _PYLATE |= {"document_length": 40, "attend_to_expansion_tokens": False, "similarity_fn_name": "MaxSim"}
 _THREE = {"id2label": {"0": "contradiction", "1": "entailment", "2": "neutral"}}
@@ -1179,6 +1206,7 @@ EMBEDDERS: dict[str, Callable[[Path], None]] = {
     "jina-v2": _jina_v2(normed=False),
     "jina-v2-code": _jina_v2(normed=True),
     "nomic-moe": _nomic_moe,
+    "bge-m3": _m3,
     "deberta-first": _deberta_first,
 }
 PUBLISHED = {"jina-v2": "jina_bert", "jina-v2-code": "jina_bert", "nomic-moe": "nomic_moe"}
@@ -1238,6 +1266,7 @@ SPARSE: dict[str, Callable[[Path], None]] = {
 }
 LATE: dict[str, Callable[[Path], None]] = {
     "bert-colbert": _late(_PLAIN, _PYLATE),
+    "bert-colbert-first": _stanford,
     "bert-colbert-attending": _late(
         _PLAIN, {**_PYLATE, "attend_to_expansion_tokens": True, "skiplist_words": []}
     ),

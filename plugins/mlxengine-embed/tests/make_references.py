@@ -60,6 +60,11 @@ def main(minilm: str, target: Path) -> None:
                 found[f"{name}/query"] = model.encode_query(words)
                 found[f"{name}/whole"] = model.encode(words, prompt="", truncate_dim=24)
                 found[f"{name}/similarity"] = model.similarity(found[name], found[name]).numpy()
+            if name == "bge-m3":
+                tokens = model.encode(words, output_value="token_embeddings", batch_size=1)
+                longest = {"truncation": True, "max_length": checkpoints.LONGEST}
+                read = [model.tokenizer(text, **longest)["input_ids"] for text in words]
+                found |= reference_encoders.m3(written, [item.numpy() for item in tokens], read)
             if name in ("bert-without-prompt", "bert-cls"):
                 found[f"{name}/prompt"] = model.encode(words, prompt="w1 w2 w3 ", batch_size=1)
         for name in checkpoints.RERANKERS:

@@ -4,12 +4,14 @@
 (Press et al. 2022) for ALiBi; the order of the gate's halves and the norms of the form for code are those of
 the repositories jina-embeddings-v2-base-en and -base-code. `nomic_moe`: "Training Sparse Mixture of Experts
 Text Embedding Models" (Nussbaum and Duderstadt 2025), section 3, with the tensors of nomic-embed-text-v2-moe.
+`m3`: "M3-Embedding" (Chen et al. 2024), section 3.2, without the tokens that FlagEmbedding leaves out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,3 +118,26 @@ def _experts(config: Mapping[str, Any], tensors: Tensors, base: str, hidden: Arr
         for expert in np.argsort(-share)[: config["moe_top_k"]]:
             out[token] += share[expert] * (_gelu(hidden[token] @ first[expert].T) @ last[expert])
     return out + tensors[f"{base}.experts.bias"]
+
+
+def m3(folder: Path, hidden: Sequence[Array], read: Sequence[Sequence[int]]) -> dict[str, Array]:
+    """BGE-M3's sparse vectors, dense (texts, words), and those of tokens, one text after the other.
+
+    Args:
+        folder: with the layers' files.
+        hidden: what the encoder gives, (tokens, size) a text.
+        read: the tokens of each text.
+    """
+    from safetensors.numpy import load_file
+
+    sparse, late = (load_file(folder / f"{name}_linear.safetensors") for name in ("sparse", "colbert"))
+    weights = np.zeros((len(read), 204), dtype=np.float32)
+    vectors = []
+    for row, (tokens, ids) in enumerate(zip(hidden, read, strict=True)):
+        for token, word in zip(tokens, ids, strict=True):
+            weight = float(token @ sparse["weight"][0] + sparse["bias"][0])
+            if word > 3:  # the special ones come first
+                weights[row, word] = max(weights[row, word], weight)
+        found = tokens[1:] @ late["weight"].T + late["bias"]
+        vectors.append(found / np.linalg.norm(found, axis=1, keepdims=True))
+    return {"bge-m3/sparse": weights, "bge-m3/tokens": np.concatenate(vectors)}

@@ -20,7 +20,7 @@ from ._tasks import add_tasks
 from ._variants import VARIANTS, Variant
 
 _UNUSED = (
-    r"pooler\.|cls\.|lm_head\.|classifier\.|dense\.|predictions\.|pre_classifier\.|vocab_|"
+    r"pooler\.|linear\.|cls\.|lm_head\.|classifier\.|dense\.|predictions\.|pre_classifier\.|vocab_|"
     r"encoder\.embed_positions\.|mask_predictions\.|lm_predictions\.|(?:discriminator|generator)_predictions\.|generator_lm_head\."
 )
 _OLD_NORMS = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))

@@ -17,11 +17,12 @@ from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 
 from ._architectures import ENCODERS, HEADS, LIBRARIES, MASKED_HEADS, OTHERWISE
 from ._families import family_of
+from ._late import METADATA, is_late
 from ._published import as_computed
 from ._recipe import is_sentence_model, judges, makes_terms, read_recipe, read_scoring
 from ._settings import encoder_problem
 
-FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+FILES = ("*.json", METADATA, "*.safetensors", "*.txt", "*.model", "*.jinja")
 CPU_TOKENS, GPU_TOKENS = 256, 16384  # padded tokens in one step
 
 
@@ -37,7 +38,15 @@ def claim(card: ModelCard) -> Claim | None:
     known = card.architecture in OTHERWISE and family_of(card) is not None
     if not (sentence or scores or bare or known or (wanted and card.config)):
         return None
-    strong = sentence or judged or _ranks(card, scores) or known or wanted or family_of(card) is not None
+    strong = (
+        sentence
+        or is_late(card)
+        or judged
+        or _ranks(card, scores)
+        or known
+        or wanted
+        or family_of(card) is not None
+    )
     problem = _problem(card, scores)
     what = (
         "a language model that scores pairs"

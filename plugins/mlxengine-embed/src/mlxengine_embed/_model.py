@@ -11,6 +11,7 @@ from attrs import define, evolve, field
 from mlxengine import EmbedRequest, Event
 
 from ._framing import Framing
+from ._m3 import Heads
 from ._parts import Encoder
 from ._pool import normalize, pool
 from ._recipe import Normalize, Recipe
@@ -35,6 +36,9 @@ class EmbeddingModel:
         batch_tokens: padded tokens in one step unless the request says otherwise.
         terms: what makes sparse vectors, of a model that makes these.
         readers: tokenizers for single tasks.
+        heads: what makes further outputs, of a model that has some.
+        unused: tokens that never weigh anything in these.
+        words: the vocabulary, as the tokenizer writes it.
         filler: the token that fills up queries.
         skipped: tokens that have no vectors.
         query_weights: (terms,), of which the sparse vectors of queries are made, where these have no encoder.
@@ -48,6 +52,9 @@ class EmbeddingModel:
     dimension: int
     batch_tokens: int
     terms: Terms | None = None
+    heads: Heads | None = None
+    unused: Ids | None = None
+    words: Sequence[str] = ()
     readers: Mapping[str, Tokenizer] = field(factory=dict)
     filler: int = 0
     skipped: Ids | None = None
@@ -74,6 +81,8 @@ class EmbeddingModel:
     def kept(self, tokens: Tokens, task: str | None) -> np.ndarray[Any, Any]:
         """Which of a text's tokens have a vector, (tokens,) bool."""
         late = self.recipe.late
+        if "tokens" in self.recipe.further:
+            return np.arange(len(tokens.ids)).astype(np.bool_)  # all but the first
         if late is None or self.skipped is None or (task or "document") not in late.skip_tasks:
             return np.ones(len(tokens.ids), dtype=np.bool_)
         kept: np.ndarray[Any, Any] = np.isin(tokens.ids, self.skipped, invert=True)
@@ -88,11 +97,19 @@ class EmbeddingModel:
         size: int | None = None,
     ) -> Array:
         """One vector a token, (rows, longest, size), fp32; lazy. The arguments are those of `vectors`."""
-        vectors = self.hidden(batch, task)[0].astype(mx.float32)
+        hidden = self.hidden(batch, task)[0]
+        if "tokens" in self.recipe.further and self.heads is not None:
+            return self.heads.vectors(hidden, unit)
+        vectors = hidden.astype(mx.float32)
         return vectors if self.recipe.late is None else self._finished(vectors, unit, size)
 
     def sparse(self, batch: Sequence[Tokens], task: str | None = None) -> Array:
-        """A weight for each term, (rows, terms), fp32; lazy but for long batches."""
+        """A weight for each term, (rows, terms), or with ``heads`` for each token, (rows, longest).
+
+        fp32; lazy but for long batches.
+        """
+        if self.heads is not None:
+            return self.heads.weights(self.hidden(batch, task)[0])
         assert self.terms is not None
         return self.terms.pool(*self.hidden(batch, task))
 
@@ -139,7 +156,7 @@ class EmbeddingModel:
         """Give up the weights."""
         for tokenizer in (self.tokenizer, *self.readers.values()):
             tokenizer.close()
-        self.encoder, self.stages, self.terms = None, (), None
+        self.encoder, self.stages, self.terms, self.heads = None, (), None, None
 
 
 @define(eq=False, kw_only=True)

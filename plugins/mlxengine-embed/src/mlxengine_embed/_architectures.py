@@ -53,8 +53,6 @@ HEADS: Mapping[str, str] = {
     "nomic_bert": _POOLER,
     "gte": _POOLER,
     "new": _POOLER,
-    "jina_bert": _POOLER,
-    "jina_bert_normed": _POOLER,
     "deberta": _POOLER,
     "deberta-v2": _POOLER,
     "albert": "bare pooler",

@@ -77,8 +77,8 @@ class Framing:
         for ids in self._joined(parts, [(query, "") for query, _ in long], instruction):
             if len(ids) >= longest:
                 raise UnsupportedInputError(
-                    f"A query and its instruction take {len(ids)} tokens or more; {self._name} reads {longest} "
-                    "in all, which leaves no room for a document.",
+                    f"A query and its instruction take {len(ids)} tokens or more, and {self._name} reads "
+                    f"{longest} in all: there is no room for a document.",
                     hint="Shorten the query or the prompt.",
                 )
         room = max(0, longest - len(end))

@@ -102,7 +102,7 @@ _JINA = evolve(
     only={**_BERT.only, "position_embedding_type": ("alibi",), "feed_forward_type": ("geglu", "reglu")},
     # How long the table of biases is at first; it grows.
     harmless=_keys("alibi_starting_size"),
-    code=("JinaBertConfig", "JinaBertModel", "JinaBertForSequenceClassification"),
+    code=("JinaBertConfig", "JinaBertModel"),
 )
 _T5 = Known(
     read=_keys("d_model d_ff d_kv num_layers num_heads layer_norm_epsilon feed_forward_proj")

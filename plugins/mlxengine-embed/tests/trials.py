@@ -1,9 +1,10 @@
 """Repositories, cross-encoders, architectures and arguments beside sentence-transformers, each a trial.
 
-    python plugins/mlxengine-embed/tests/trials.py [GROUP ...] [--reasons]
+    python plugins/mlxengine-embed/tests/trials.py [GROUP ...] [--reasons] [--python PYTHON]
 
-in an environment that has both (``make test-parity`` makes it). A trial is right (the same within 1e-4),
-refused (by an error of ours, with its reason), alone (sentence-transformers fails, ours does not), wrong, or
+``PYTHON`` is one that has sentence-transformers (``make test-parity`` makes one); each side runs in a process
+of its own. A trial is right (the same within 1e-4), refused (by an error of ours, with its reason), alone
+(sentence-transformers fails, ours does not), rescaled (the same but for its length, by design), wrong, or
 untyped (an error that is not ours). `test_trials` lets none be wrong or untyped.
 """
 
@@ -13,10 +14,11 @@ import argparse
 import collections
 import functools
 import json
+import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ WORDS = checkpoints.word_texts()
 PAIRS = [(WORDS[4], text) for text in WORDS]
 ST = "sentence_transformers.models."
 TORCH = "torch.nn.modules.activation."
-NEAR = 1e-4
+NEAR, BAD = 1e-4, ("wrong", "untyped")
 
 
 @frozen(kw_only=True)
@@ -47,7 +49,7 @@ class Trial:
 
 @frozen(kw_only=True)
 class Outcome:
-    """What came of a trial: ``right``, ``refused``, ``alone``, ``wrong`` or ``untyped``, and why."""
+    """What came of a trial, one of the words at the top, and why."""
 
     group: str
     name: str
@@ -222,12 +224,13 @@ def _of_architecture(kind: str, mode: str = "mean", **settings: Any) -> Callable
             "pad_token_id": 0,
         }
         sizes |= {"max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2}
-        named = {key: value for key, value in (sizes | settings).items() if value is not None}
-        config = AutoConfig.for_model(kind, **named)
+        default = AutoConfig.for_model(kind)
+        known = {key: value for key, value in sizes.items() if hasattr(default, key)} | settings
+        config = AutoConfig.for_model(kind, **{k: v for k, v in known.items() if v is not None})
         torch.manual_seed(1)
         model = AutoModel.from_config(config)
         with torch.no_grad():
-            for value in model.parameters():
+            for value in filter(lambda value: value.requires_grad, model.parameters()):
                 spread = 1.2 / value.shape[-1] ** 0.5 if value.dim() > 1 else 0.2
                 value.copy_(torch.randn_like(value) * spread + (0 if value.dim() > 1 else value))
         model.save_pretrained(folder)
@@ -254,7 +257,7 @@ ARCHITECTURES: dict[str, Any] = {
             "position_biased_input": False,
         },
         "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c"], "position_buckets": 16},
-        "distilbert": {},
+        "distilbert": {"hidden_dim": 96},
         "electra": {"embedding_size": 32},
         "ernie": {},
         "esm": {"position_embedding_type": "rotary"},
@@ -319,7 +322,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "prompt, binary": {"prompt": "w1 ", "precision": "ubinary"},
 }
 _OF_OURS = {"normalize_embeddings": "normalize"}
-_ARGUED = ("bert-mean", "bert-cls", "bert-without-prompt", "bert-dense", "xlm-roberta", "qwen3")
+_ARGUED: dict[str, Any] = {
+    name: checkpoints.EMBEDDERS[name]
+    for name in ("bert-cls", "bert-without-prompt", "xlm-roberta", "modernbert", "qwen3")
+}
+_ARGUED["with prompts"] = ARRANGEMENTS["prompts"]
 
 
 def _argument(options: dict[str, Any]) -> tuple[Callable[[Path], Any], Callable[[Any, Path], Any]]:
@@ -335,10 +342,9 @@ def trials() -> Iterator[Trial]:
         yield Trial(group="cross-encoders", name=name, folder=name, write=write, theirs=_predict, ours=_score)
     for name, write in ARCHITECTURES.items():
         yield Trial(group="architectures", name=name, folder=name, write=write, theirs=_encode, ours=_embed)
-    for model in _ARGUED:
+    for model, write in _ARGUED.items():
         for name, options in _OPTIONS.items():
             theirs, ours = _argument(options)
-            write = checkpoints.EMBEDDERS[model]
             yield Trial(
                 group="arguments",
                 name=f"{model}: {name}",
@@ -349,48 +355,73 @@ def trials() -> Iterator[Trial]:
             )
 
 
-def outcome(trial: Trial, engine: Any, folder: Path) -> Outcome:
-    """Run one."""
+def chosen(groups: Sequence[str]) -> list[Trial]:
+    """The trials of these groups, all without any."""
+    return [trial for trial in trials() if not groups or trial.group in groups]
+
+
+def refer(groups: Sequence[str], root: Path) -> None:
+    """Write the repositories of trials, and what sentence-transformers gives for each."""
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for place, trial in enumerate(chosen(groups)):
+        folder = root / trial.group / trial.folder
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            trial.write(folder)
+        try:
+            np.save(root / f"{place}.npy", np.asarray(trial.theirs(folder)))
+        except Exception as error:
+            (root / f"{place}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def run(groups: Sequence[str], python: str) -> Iterator[Outcome]:
+    """The outcomes of the trials of these groups, of all without any, one after the other.
+
+    Args:
+        groups: their names.
+        python: one that has sentence-transformers.
+    """
+    from mlxengine import InferenceEngine
+
+    with tempfile.TemporaryDirectory() as scratch, InferenceEngine() as engine:
+        root = Path(scratch)
+        command = [python, __file__, *groups, "--reference", scratch]
+        subprocess.run(command, check=True, capture_output=True)
+        for place, trial in enumerate(chosen(groups)):
+            failed = root / f"{place}.txt"
+            expected = failed.read_text() if failed.exists() else np.load(root / f"{place}.npy")
+            yield _outcome(trial, engine, root / trial.group / trial.folder, expected)
+
+
+def _outcome(trial: Trial, engine: Any, folder: Path, expected: Any) -> Outcome:
+    """``expected`` is a text where theirs failed."""
     from mlxengine.errors import MLXEngineError
 
     def found(verdict: str, reason: object = "") -> Outcome:
         return Outcome(group=trial.group, name=trial.name, verdict=verdict, reason=str(reason)[:300])
 
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        trial.write(folder)
-    try:
-        expected, failed = np.asarray(trial.theirs(folder)), None
-    except Exception as error:
-        expected, failed = None, error
+    failed = isinstance(expected, str)
     try:
         given = np.asarray(trial.ours(engine, folder))
     except MLXEngineError as error:
-        return found("refused", f"{error}" + (" [theirs fails too]" if failed is not None else ""))
+        return found("refused", f"{error}" + (" [theirs fails too]" if failed else ""))
     except Exception as error:
         return found("untyped", repr(error))
-    if expected is None:
-        return found("alone", f"theirs: {failed!r}")
+    if failed:
+        return found("alone", f"theirs: {expected}")
     if given.shape != expected.shape:
         return found("wrong", f"{given.shape} instead of {expected.shape}")
     difference = np.abs(given.astype(np.float64) - expected.astype(np.float64))
-    whole = given.dtype.kind in "iu"
     # A value on the border of two steps may fall on either side.
-    near = (difference > 0).mean() < 0.01 if whole else difference.max() < NEAR
+    near = (difference > 0).mean() < 0.01 if given.dtype.kind in "iu" else difference.max() < NEAR
+    if not near and given.ndim == 2:
+        scaled = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+        if np.abs(given - scaled).max() < NEAR:
+            return found("rescaled", "what is truncated has unit length again, as the page says")
     return found("right" if near else "wrong", f"{difference.max():.2g}")
-
-
-def run(groups: list[str]) -> Iterator[Outcome]:
-    """The outcomes of the trials of these groups, of all without any, one after the other."""
-    import torch
-    from mlxengine import InferenceEngine
-
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as root, InferenceEngine() as engine:
-        for trial in trials():
-            if not groups or trial.group in groups:
-                yield outcome(trial, engine, Path(root) / trial.group / trial.folder)
 
 
 def main() -> int:
@@ -398,19 +429,21 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("groups", nargs="*")
+    parser.add_argument("--python", default=sys.executable, help="one that has sentence-transformers")
     parser.add_argument("--reasons", action="store_true", help="print each trial that is not right")
+    parser.add_argument("--reference", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    outcomes = []
-    for item in run(options.groups):
-        outcomes.append(item)
-        if item.verdict in ("wrong", "untyped") or (options.reasons and item.verdict != "right"):
-            print(f"{item.verdict:<8} {item.group}: {item.name}: {item.reason}", flush=True)
+    if options.reference is not None:
+        refer(options.groups, options.reference)
+        return 0
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for item in outcomes:
+    for item in run(options.groups, options.python):
         counts[item.group][item.verdict] += 1
+        if item.verdict in BAD or (options.reasons and item.verdict != "right"):
+            print(f"{item.verdict:<8} {item.group}: {item.name}: {item.reason}", flush=True)
     for group, found in counts.items():
         print(f"{group}: {found.total()} trials, " + ", ".join(f"{n} {what}" for what, n in found.items()))
-    return int(any(item.verdict in ("wrong", "untyped") for item in outcomes))
+    return int(any(found[what] for found in counts.values() for what in BAD))
 
 
 if __name__ == "__main__":

@@ -148,8 +148,10 @@ def _estimate(card: ModelCard, workload: VectorWorkload) -> MemoryEstimate:
     if makes_terms(card):
         # A piece of the logits before and after what is done to them, and the sum so far.
         logits = 3 * min(tokens * (_size(config, "vocab_size") or 30_522), 1 << 25)
-    # Numbers that live at once for each token, found by measuring: they follow the peak within 5 %.
-    numbers = 7 * hidden + 4 * inner + heads * min(length, 512)
+    # Numbers that live at once for each token, found by measuring: they follow the peak within 5 %. Distances
+    # that weigh on attention are a whole table of it.
+    whole = config.get("position_embedding_type") == "alibi"
+    numbers = 7 * hidden + 4 * inner + heads * (length if whole else min(length, 512))
     return MemoryEstimate(
         weights=loaded_weights(card, workload), workspace=4 * (max(tokens, length) * numbers + logits)
     )

@@ -216,6 +216,7 @@ def test_a_cross_encoders_prompts_stand_before_its_queries(
 
 
 @pytest.mark.parity
+@pytest.mark.timeout(1800)
 def test_the_stored_references_are_what_sentence_transformers_gives_now(
     references: References, minilm_folder: Path, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ test-slow: $(STAMP)  ## the tests that take minutes each
 
 test-parity: $(STAMP)  ## compute the stored numerical references again, with torch
 	$(PYTHON) scripts/setup_env.py --venv $(VENV)-parity --group parity
-	$(VENV)-parity/bin/python -m pytest -q -m parity
+	$(VENV)-parity/bin/python -m pytest -q -o faulthandler_timeout=2400 -m parity
 
 test-gpu:        ## the plugins' tests on this machine's GPU, with the libraries that $(PYTHON) has
 	$(PYTHON) scripts/test_gpu.py $(OPTIONS)

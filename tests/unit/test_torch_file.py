@@ -336,6 +336,18 @@ def test_shards_become_shards_and_a_name_in_two_of_them_is_refused(torch_names: 
         convert_bin(tmp_path / "nothing", tmp_path / "again")
 
 
+def test_single_layers_beside_the_weights_keep_their_names(torch_names: None, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, value in (("pytorch_model.bin", 1), ("sparse_linear.pt", 2), ("colbert_linear.pt", 3)):
+        numbers = np.full(3, value, np.float32)
+        write(source / name, pickled({"weight": _Kept(numbers, "0")}), {"0": numbers.tobytes()})
+    (source / "optimizer.pt").write_bytes(b"\x80\x02cos\nsystem\n.")
+    convert_bin(source, tmp_path / "made")
+    found = {path.stem: load_file(path)["weight"][0] for path in (tmp_path / "made").glob("*.safetensors")}
+    assert found == {"model": 1, "sparse_linear": 2, "colbert_linear": 3}
+
+
 def test_the_verb_converts_a_folder_and_prints_checksums(
     torch_names: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from ..errors import ConfigurationError, IncompatibleWeightsError
 from .torch_file import DTYPES, StoredTensor, TorchFile
 
 WEIGHTS = "pytorch_model*.bin"
+LAYERS = "*_linear.pt"  # single layers beside them, as BGE-M3 keeps its further outputs
 DOCUMENTS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 RECORD = "converted_from_bin.json"
 _INDEXES = ("pytorch_model.bin.index.json", "model.safetensors.index.json")
@@ -51,6 +52,8 @@ class Converted:
 def convert_bin(source: Path, target: Path) -> Converted:
     """Write a folder's ``pytorch_model*.bin`` as ``model*.safetensors``, and those of its stages' folders.
 
+    Single layers that lie beside them (`LAYERS`) keep their names.
+
     No code of the files is run (`torch_file`). ``target`` appears whole or not at all; beside the weights it
     has the documents of the source, and `RECORD` with the checksums of what was read and written.
 
@@ -67,6 +70,7 @@ def convert_bin(source: Path, target: Path) -> Converted:
         raise ConfigurationError(f"{target} exists already.", hint="Name a new folder.")
     folders = [source, *sorted(path for path in source.iterdir() if path.is_dir())] if source.is_dir() else []
     pickles = [file for folder in folders for file in sorted(folder.glob(WEIGHTS))]
+    pickles += sorted(source.glob(LAYERS)) if pickles else []
     if not pickles:
         raise IncompatibleWeightsError(
             f"{source} holds no pytorch_model.bin.", hint="Only the files of that name are converted."
@@ -87,7 +91,7 @@ def convert_bin(source: Path, target: Path) -> Converted:
             place = file.relative_to(source)
             written = place.with_name(file.stem.replace("pytorch_model", "model", 1) + ".safetensors")
             with TorchFile(file) as opened:
-                for name in opened.tensors:
+                for name in opened.tensors if file.match(WEIGHTS) else ():
                     if (other := names.setdefault((place.parent, name), place)) != place:
                         raise IncompatibleWeightsError(f"{name} is in {other} and in {place} of {source}.")
                 tensors += len(opened.tensors)

@@ -138,7 +138,8 @@ class Embedder:
         """Of the first side with the last."""
         sparse = sparse_side(sides[0]), sparse_side(sides[-1])
         if sparse[0] is not None and sparse[1] is not None:
-            return sparse_similarity(sparse[0], sparse[1], self._function())
+            own = self.info.get("sparse_similarity")  # of a model that also makes dense vectors
+            return sparse_similarity(sparse[0], sparse[1], str(own or self._function()))
         return similarity_of(sides[0], sides[-1], self._function())
 
     def _pairwise(self, sides: Sequence[Any]) -> Array:

@@ -460,6 +460,171 @@ def _jina(folder: Path) -> None:
     found.write(folder, config | rope, "roberta")
 
 
+def _jina_v2(normed: bool) -> Callable[[Path], None]:
+    """jina-embeddings-v2's own layout; ``normed`` that of its model for code."""
+
+    def write(folder: Path) -> None:
+        found = _Variant(45 + normed, without="position_emb|intermediate|\\d\\.output")
+
+        def add(weights: _Weights) -> None:
+            for layer in range(LAYERS):
+                base = f"encoder.layer.{layer}"
+                first, last = ("up_gated_layer", "down_layer") if normed else ("gated_layers", "wo")
+                weights.linear(f"{base}.mlp.{first}", 2 * INNER, SIZE, bias=False)
+                weights.linear(f"{base}.mlp.{last}", SIZE, INNER)
+                own = f"{base}.attention.self.layer_norm"
+                norms = (f"{own}_q", f"{own}_k", f"{base}.layer_norm_1", f"{base}.layer_norm_2")
+                for name in norms if normed else (f"{base}.mlp.layernorm",):
+                    weights.norm(name)
+
+        found.add(add)
+        code = "jinaai/jina-bert-implementation--{}"
+        config = {**_BERT, "position_embedding_type": "alibi", "emb_pooler": "mean"}
+        config["feed_forward_type"] = "reglu" if normed else "geglu"
+        config["auto_map"] = {
+            "AutoConfig": code.format("configuration_bert.JinaBertConfig"),
+            "AutoModel": code.format("modeling_bert.JinaBertModel"),
+        }
+        found.write(folder, config | {"architectures": ["JinaBertForMaskedLM"]})
+
+    return write
+
+
+_TASKS = ("retrieval.query", "retrieval.passage", "text-matching")
+
+
+def _jina_published(folder: Path) -> None:
+    """jina-embeddings-v3's own layout, with an addition to each weight for each task."""
+    _jina(folder)
+    stored = load_file(str(folder / "model.safetensors"))
+    weights = _Weights(47)
+    for name in [key for key in stored if "self_attn.q_proj" in key]:
+        parts = (stored.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv")
+        stored[name.replace("self_attn.q_proj", "mixer.Wqkv")] = np.concatenate(list(parts))
+    for old, new in _FLASH_NAMES:
+        stored = {re.sub(new, old, key): value for key, value in stored.items()}
+    for name, value in stored.items():
+        if value.ndim == 1:
+            weights.tensors[f"roberta.{name}"] = value
+            continue
+        base = f"roberta.{name.removesuffix('.weight')}.parametrizations.weight"
+        weights.tensors[f"{base}.original"] = value
+        (rows, columns), table = value.shape, "embeddings" in name
+        weights.matrix(f"{base}.0.lora_A", len(_TASKS), *((rows, 4) if table else (4, columns)))
+        weights.matrix(f"{base}.0.lora_B", len(_TASKS), *((4, columns) if table else (rows, 4)))
+    config = {**json.loads((folder / "config.json").read_text()), "model_type": "xlm-roberta"}
+    del config["rope_parameters"]
+    config |= {"position_embedding_type": "rotary", "rotary_emb_base": 20000.0, "use_flash_attn": True}
+    config |= {"lora_adaptations": list(_TASKS), "lora_rank": 4, "lora_alpha": 1, "lora_dropout_p": 0.0}
+    code = "jinaai/xlm-roberta-flash-implementation--{}"
+    config["auto_map"] = {
+        "AutoConfig": code.format("configuration_xlm_roberta.XLMRobertaFlashConfig"),
+        "AutoModel": code.format("modeling_lora.XLMRobertaLoRA"),
+    }
+    _save(folder, config, weights)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0] |= {"type": "custom_st.Transformer", "kwargs": ["task"]}
+    _json(folder / "modules.json", modules)
+    prompts = {"retrieval.query": "w1 w2 w3 ", "retrieval.passage": "w7 ", "text-matching": ""}
+    _json(folder / "config_sentence_transformers.json", {"prompts": prompts})
+
+
+# The names of transformers as patterns, and of jina-embeddings-v3's repository.
+_FLASH_NAMES = (
+    ("emb_ln", r"embeddings\.LayerNorm"),
+    ("encoder.layers", r"^layers"),
+    ("mixer.out_proj", r"self_attn\.o_proj"),
+    ("norm1", r"post_attention_layernorm"),
+    ("norm2", r"post_mlp_layernorm"),
+)
+
+
+def merged(folder: Path, target: Path, task: str | None) -> Path:
+    """jina-embeddings-v3 with one task's additions in its weights, as transformers' class takes it."""
+    _jina(target)
+    (target / "config_sentence_transformers.json").write_bytes(
+        (folder / "config_sentence_transformers.json").read_bytes()
+    )
+    found, end = load_file(str(folder / "model.safetensors")), ".parametrizations.weight.original"
+    plain = {key: value for key, value in found.items() if "parametrizations" not in key}
+    for key in found:
+        if key.endswith(end):
+            name, value = key.removesuffix(end), found[key]
+            if task is not None:
+                first, last = (
+                    found[f"{name}.parametrizations.weight.0.lora_{x}"][_TASKS.index(task)] for x in "AB"
+                )
+                value = value + (first @ last if "embeddings" in name else last @ first) / 4
+            plain[f"{name}.weight"] = value
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    for key, value in plain.items():
+        name = key.removeprefix("roberta.")
+        for own, pattern in _FLASH_NAMES:
+            name = name.replace(own, re.sub(r"[\\^]", "", pattern))
+        parts = np.split(value, 3) if "mixer.Wqkv" in name else [value]
+        for part, piece in zip("qkv", parts, strict=False):
+            tensors[name.replace("mixer.Wqkv", f"self_attn.{part}_proj")] = piece
+    save_file(tensors, str(target / "model.safetensors"), {"format": "pt"})
+    return target
+
+
+def _nomic_moe(folder: Path) -> None:
+    """nomic-embed-text-v2-moe's own layout: every second layer has experts."""
+    found = _Variant(48, without="position_emb|layer\\.1\\.(intermediate|output)")
+    found.join("encoder.layer.{}.attention.self.{}", ("query", "key", "value"))
+    found.rename(
+        (r"attention\.self\.query\+key\+value", "attn.Wqkv"),
+        (r"attention\.output\.dense", "attn.out_proj"),
+        (r"attention\.output\.LayerNorm", "norm1"),
+        (r"intermediate\.dense", "mlp.fc1"),
+        (r"\.output\.dense", ".mlp.fc2"),
+        (r"\.output\.LayerNorm", ".norm2"),
+        (r"^encoder\.layer", "encoder.layers"),
+        (r"^embeddings\.LayerNorm", "emb_ln"),
+    )
+
+    def add(weights: _Weights) -> None:
+        base = "encoder.layers.1"
+        weights.norm(f"{base}.norm2")
+        weights.linear(f"{base}.mlp.router.layer", 4, SIZE, bias=False)
+        for name in ("w1", "w2"):
+            weights.matrix(f"{base}.mlp.experts.mlp.{name}", 4 * INNER, SIZE)
+        weights.matrix(f"{base}.mlp.experts.bias", SIZE)
+
+    found.add(add)
+    config = {"model_type": "nomic_bert", "architectures": ["NomicBertModel"], "n_embd": SIZE}
+    config |= {"n_inner": INNER, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64, "type_vocab_size": 2}
+    config |= {"vocab_size": len(VOCABULARY), "layer_norm_epsilon": 1e-5, "rotary_emb_base": 500.0}
+    config |= {"activation_function": "gelu", "qkv_proj_bias": True, "mlp_fc1_bias": True, "num_experts": 4}
+    config |= {"mlp_fc2_bias": True, "moe_top_k": 2, "moe_every_n_layers": 2, "expert_choice_router": False}
+    code = "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"
+    found.write(folder, config | {"moe_impl": "megablocks", "ffn_div": 1, "auto_map": {"AutoModel": code}})
+
+
+def _deberta_first(folder: Path) -> None:
+    """DeBERTa's first version, which keeps a head's three projections together."""
+    found = _Variant(49, without="position_emb|token_type|self\\.(query|key|value)")
+
+    def add(weights: _Weights) -> None:
+        weights.table("encoder.rel_embeddings.weight", 2 * 20)
+        for layer in range(LAYERS):
+            base = f"encoder.layer.{layer}.attention.self"
+            for name, outputs, bias in (
+                ("in_proj", 3 * SIZE, False),
+                ("pos_proj", SIZE, False),
+                ("pos_q_proj", SIZE, True),
+            ):
+                weights.linear(f"{base}.{name}", outputs, SIZE, bias=bias)
+            for name in ("q_bias", "v_bias"):
+                weights.matrix(f"{base}.{name}", SIZE)
+
+    found.add(add)
+    config = {**_BERT, "model_type": "deberta", "architectures": ["DebertaModel"], "type_vocab_size": 0}
+    config |= {"relative_attention": True, "pos_att_type": "c2p|p2c", "position_biased_input": False}
+    config |= {"max_relative_positions": 20, "layer_norm_eps": 1e-7, "pooler_hidden_size": SIZE}
+    found.write(folder, config)
+
+
 def _deberta_variant(shared: bool, prefix: str = "") -> tuple[_Variant, dict[str, Any]]:
     found = _Variant(36 + shared, without="position_emb|token_type")
     found.rename((r"attention\.self\.(\w+)\.", r"attention.self.\1_proj."))
@@ -580,6 +745,9 @@ def _gte_scaled(folder: Path) -> None:
 
 def for_transformers(name: str, folder: Path) -> None:
     """Say in transformers' own terms what its class does not read in the repository's."""
+    if name == "llama-bidirectional":
+        own = {"model_type": "llama", "architectures": ["LlamaModel"], "is_causal": False}
+        _json(folder / "config.json", json.loads((folder / "config.json").read_text()) | own)
     if name == "gte-scaled":
         # Its linear scaling divides angles too; the base is multiplied beforehand.
         scaled = {"rope_type": "linear", "rope_theta": 1500.0, "factor": 3.0 ** (2 / (SIZE // HEADS))}
@@ -605,6 +773,28 @@ def _language_model(
         write_modules(folder, {"pooling_mode": mode}, "Normalize")
 
     return write
+
+
+_LLAMA3 = {"rope_theta": 500.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+_LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def _bidirectional(folder: Path) -> None:
+    """NVIDIA's llama that reads both ways, with Llama 3.1's positions."""
+    _language_model(65, "llama_bidirec", mode="mean", rope_parameters=_LLAMA3)(folder)
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoModel": "llama_bidirectional_model.LlamaBidirectionalModel"}
+    _json(folder / "config.json", config | {"pooling": "avg", "temperature": 0.2, "auto_map": classes})
+
+
+def _gemma2(folder: Path) -> None:
+    weights = _Weights(66)
+    _decoder(weights, LAYERS, _GEMMA_NORMS, 0.0, heads=False)
+    config = {**_QWEN3, "model_type": "gemma2", "architectures": ["Gemma2Model"], "sliding_window": 9}
+    config |= {"query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0}
+    _save(folder, config | {"hidden_activation": "gelu_pytorch_tanh"}, weights)
+    write_tokenizer(folder, "last", side="left")
+    write_modules(folder, {"pooling_mode": "lasttoken"}, "Normalize")
 
 
 def _t5(seed: int, kind: str, gated: bool, each: bool = False) -> Callable[[Path], None]:
@@ -733,7 +923,8 @@ def _scorer(
         names = {"architectures": [f"{name}ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
         _save(folder, config | names | settings, weights)
         last = name.startswith("Qwen")
-        pairs = "bert" if config["model_type"] in ("bert", "electra", "albert", "deberta-v2") else "roberta"
+        kind = config["model_type"].removesuffix("-v2")
+        pairs = "bert" if kind in ("bert", "electra", "albert", "deberta") else "roberta"
         write_tokenizer(folder, "last" if last else pairs, longest=LONGEST, types=pairs == "bert")
 
     return write
@@ -929,6 +1120,33 @@ def _late(
     return write
 
 
+def _stanford(folder: Path) -> None:
+    """ColBERT's own layout: the projection among BERT's tensors, the settings in a file of its own."""
+    weights = _Weights(96)
+    _bert(weights, "bert.")
+    weights.linear("linear", 16, SIZE, bias=False)
+    _save(folder, {**_BERT, "architectures": ["HF_ColBERT"]}, weights)
+    words = ("[unused0]", "[unused1]", "<mask>", ",", ".")
+    kept = VOCABULARY[: len(VOCABULARY) - len(words)]
+    special = ("[unused0]", "[unused1]", "<mask>")
+    write_tokenizer(folder, "bert", longest=LONGEST, more=words, special=special, mask="<mask>", words=kept)
+    settings = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "query_token": "[Q]", "dim": 16}
+    settings |= {"doc_token": "[D]", "query_maxlen": 16, "doc_maxlen": 40, "mask_punctuation": True}
+    _json(folder / "artifact.metadata", settings | {"attend_to_mask_tokens": False, "similarity": "cosine"})
+
+
+def _m3(folder: Path) -> None:
+    """BGE-M3 with its two further outputs, as a conversion keeps them."""
+    _xlm_roberta(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    _json(folder / "tokenizer_config.json", settings | {"cls_token": "<s>"})
+    for name, outputs, seed in (("sparse_linear", 1, 97), ("colbert_linear", SIZE, 98)):
+        weights = _Weights(seed)
+        weights.linear(name, outputs, SIZE)
+        tensors = {key.partition(".")[2]: value for key, value in weights.tensors.items()}
+        save_file(tensors, str(folder / f"{name}.safetensors"))
+
+
 _PYLATE = {"model_type": "ColBERT", "query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 16}
 _PYLATE |= {"document_length": 40, "attend_to_expansion_tokens": False, "similarity_fn_name": "MaxSim"}
 _THREE = {"id2label": {"0": "contradiction", "1": "entailment", "2": "neutral"}}
@@ -967,6 +1185,11 @@ EMBEDDERS: dict[str, Callable[[Path], None]] = {
     "llama-biased": _language_model(
         54, "llama", attention_bias=True, mlp_bias=True, biases=("q", "k", "v", "o", "gate", "up", "down")
     ),
+    "llama-scaled": _language_model(
+        67, "llama", rope_parameters={"rope_theta": 500.0, "rope_type": "linear", "factor": 3.0}
+    ),
+    "llama-bidirectional": _bidirectional,
+    "gemma2": _gemma2,
     "llama-both-ways": _language_model(53, "llama", mode="mean", is_causal=False),
     "qwen3-both-ways": _language_model(55, "qwen3", mode="mean", heads=True, is_causal=False),
     "eurobert": _language_model(56, "eurobert", mode="mean", rms_norm_eps=1e-5),
@@ -979,7 +1202,15 @@ EMBEDDERS: dict[str, Callable[[Path], None]] = {
     "data2vec": _data2vec,
     "roformer": _roformer,
     "jina-v3": _jina,
+    "jina-v3-published": _jina_published,
+    "jina-v2": _jina_v2(normed=False),
+    "jina-v2-code": _jina_v2(normed=True),
+    "nomic-moe": _nomic_moe,
+    "bge-m3": _m3,
+    "deberta-first": _deberta_first,
 }
+PUBLISHED = {"jina-v2": "jina_bert", "jina-v2-code": "jina_bert", "nomic-moe": "nomic_moe"}
+"""Those that no library has, by what `reference_encoders` calls them."""
 RERANKERS: dict[str, Callable[[Path], None]] = {
     "bert-reranker": _bert_reranker,
     "bert-reranker-with-prompts": _prompted_reranker,
@@ -992,6 +1223,9 @@ RERANKERS: dict[str, Callable[[Path], None]] = {
         _electra, "electra.", _head("classifier.dense", "classifier.out_proj"), "Electra"
     ),
     "mpnet-reranker": _scorer(_mpnet, "mpnet.", _head("classifier.dense", "classifier.out_proj"), "MPNet"),
+    "deberta-first-reranker": _scorer(
+        _deberta_first, "deberta.", _head("pooler.dense", "classifier"), "Deberta"
+    ),
     "deberta-reranker": _scorer(_deberta, "deberta.", _head("pooler.dense", "classifier"), "DebertaV2"),
     "albert-reranker": _scorer(_albert, "albert.", _head("albert.pooler", "classifier"), "Albert"),
     "ernie-reranker": _scorer(_ernie, "ernie.", _head("ernie.pooler.dense", "classifier"), "Ernie"),
@@ -1032,6 +1266,7 @@ SPARSE: dict[str, Callable[[Path], None]] = {
 }
 LATE: dict[str, Callable[[Path], None]] = {
     "bert-colbert": _late(_PLAIN, _PYLATE),
+    "bert-colbert-first": _stanford,
     "bert-colbert-attending": _late(
         _PLAIN, {**_PYLATE, "attend_to_expansion_tokens": True, "skiplist_words": []}
     ),

@@ -7,6 +7,7 @@ that a second argument names.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import embed_checkpoints as checkpoints
+import reference_encoders
 from embed_texts import mixed_texts
 
 PRECISIONS = ("int8", "uint8", "binary", "ubinary")
@@ -38,6 +40,16 @@ def main(minilm: str, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in checkpoints.EMBEDDERS:
             written = checkpoints.write(name, Path(folder))
+            if name in checkpoints.PUBLISHED:
+                found[name] = _published(checkpoints.PUBLISHED[name], written, words)
+                continue
+            if name == "jina-v3-published":
+                for task in (None, "retrieval.query", "text-matching"):
+                    whole = checkpoints.merged(written, Path(tempfile.mkdtemp(dir=folder)), task)
+                    model = SentenceTransformer(str(whole), device="cpu")
+                    vectors = model.encode(words, batch_size=1, prompt_name=task)
+                    found[name if task is None else f"{name}/{task}"] = vectors
+                continue
             checkpoints.for_transformers(name, written)
             model = SentenceTransformer(str(written), device="cpu")
             found[name] = model.encode(words, batch_size=1)
@@ -48,6 +60,11 @@ def main(minilm: str, target: Path) -> None:
                 found[f"{name}/query"] = model.encode_query(words)
                 found[f"{name}/whole"] = model.encode(words, prompt="", truncate_dim=24)
                 found[f"{name}/similarity"] = model.similarity(found[name], found[name]).numpy()
+            if name == "bge-m3":
+                tokens = model.encode(words, output_value="token_embeddings", batch_size=1)
+                longest = {"truncation": True, "max_length": checkpoints.LONGEST}
+                read = [model.tokenizer(text, **longest)["input_ids"] for text in words]
+                found |= reference_encoders.m3(written, [item.numpy() for item in tokens], read)
             if name in ("bert-without-prompt", "bert-cls"):
                 found[f"{name}/prompt"] = model.encode(words, prompt="w1 w2 w3 ", batch_size=1)
         for name in checkpoints.RERANKERS:
@@ -86,6 +103,21 @@ def main(minilm: str, target: Path) -> None:
             found[f"{name}/softmax"] = ranker.predict(pairs, batch_size=1, apply_softmax=True)
     found |= _util()
     np.savez_compressed(target, **found)
+
+
+def _published(kind: str, folder: Path, words: list[str]) -> Any:
+    """The mean of the hidden vectors that `reference_encoders` gives."""
+    from safetensors.numpy import load_file
+    from transformers import AutoTokenizer
+
+    config = json.loads((folder / "config.json").read_text())
+    stored = load_file(folder / "model.safetensors")
+    tensors = {name: value.astype(np.float64) for name, value in stored.items()}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encode = getattr(reference_encoders, kind)
+    longest = checkpoints.LONGEST
+    read = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in words]
+    return np.stack([encode(config, tensors, np.array(ids)).mean(axis=0) for ids in read]).astype(np.float32)
 
 
 def _logits(folder: Path, words: list[str], read: Callable[[Any, str, str], list[int]]) -> Any:

@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 import tokenizers
 from mlxengine import EmbeddingHandle, InferenceEngine
-from mlxengine.errors import IncompatibleWeightsError, UnsupportedArchitectureError, UnsupportedInputError
+from mlxengine.errors import (
+    AmbiguousModelError,
+    IncompatibleWeightsError,
+    UnsupportedArchitectureError,
+    UnsupportedInputError,
+)
+from mlxengine_embed import EmbedConfiguration
 from mlxengine_embed._framing import Framing
 from mlxengine_embed._judge import FAMILIES
 from mlxengine_embed._tokenize import Tokenizer
@@ -54,6 +60,8 @@ def test_a_prompt_is_the_instruction_that_the_template_writes(
     default = np.asarray(bare.predict(PAIRS[:3], activation="identity"))
     task = "Given a web search query, retrieve relevant passages that answer the query"
     same = np.asarray(bare.predict(PAIRS[:3], activation="identity", prompt=task))
+    none = np.asarray(bare.predict(PAIRS[:3], activation="identity", prompt=""))
+    assert np.array_equal(none, default)
     other = np.asarray(bare.predict(PAIRS[:3], activation="identity", prompt="w9 w10"))
     assert np.abs(same - default).max() < 1e-5
     assert np.abs(other - default).max() > 1e-2
@@ -104,6 +112,32 @@ def test_a_long_document_loses_its_end_and_not_the_templates(
     longest = model.predict([(WORDS[4], " ".join([WORDS[-1]] * 200))])
     assert dict(longest.metrics.extra)["truncated"] == 1
     assert np.asarray(longest)[0] == pytest.approx(references["judge"][-1], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["judge", "Qwen3-Reranker-tiny"])
+def test_a_query_that_leaves_no_room_for_a_document_is_refused(
+    engine: InferenceEngine, random_root: Path, tmp_path: Path, name: str
+) -> None:
+    folder = _copy(random_root, tmp_path, name)
+    with engine.load_embeddings(EmbedConfiguration(id=str(folder), context_length=160)) as model:
+        for query, prompt in (("w1 " * 400, None), ("w1", "w2 " * 400)):
+            with pytest.raises(UnsupportedInputError, match="160 in all: there is no room for a document"):
+                model.predict([("w1", "w2"), (query, "w3")], prompt=prompt)
+        # As long as some of the document is read, it is only cut.
+        found = [
+            model.predict([("w1 " * 40, f"{word} " * 400)], activation="identity") for word in ("w5", "w6")
+        ]
+        assert np.abs(np.asarray(found[0]) - np.asarray(found[1])).max() > 1e-2
+
+
+def test_a_bare_language_model_by_such_a_name_is_loaded_as_what_the_caller_says(
+    engine: InferenceEngine, random_root: Path
+) -> None:
+    folder = embed_checkpoints.write("Qwen3-Reranker-tiny", random_root)
+    with pytest.raises(AmbiguousModelError, match="plugin='embed'"):
+        engine.load(folder)
+    with engine.load(folder, plugin="embed") as model:
+        assert model.kind == "embed"
 
 
 def _copy(root: Path, target: Path, name: str = "judge") -> Path:

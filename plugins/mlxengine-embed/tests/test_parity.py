@@ -64,6 +64,28 @@ def test_an_encoder_with_random_weights_gives_the_reference(
     assert np.abs(found - references[name] / scale).max() < 1e-4
 
 
+def test_heads_that_are_no_power_of_two_take_the_slopes_that_the_paper_gives_them() -> None:
+    from mlxengine_embed._bert import _slopes
+
+    eight = [2.0**-n for n in range(1, 9)]
+    assert _slopes(8).tolist() == eight
+    assert np.allclose(_slopes(12), [*eight, 2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
+
+
+@pytest.mark.parametrize("task", ["retrieval.query", "text-matching"])
+def test_a_task_has_its_own_weights_where_the_repository_has_some(
+    random_model: Load, references: References, task: str
+) -> None:
+    model = random_model("jina-v3-published")
+    found = model.embed(WORDS, prompt_name=task).numpy()
+    assert np.abs(found - references[f"jina-v3-published/{task}"]).max() < 1e-4
+    assert np.abs(found - references["jina-v3-published"]).max() > 1e-2
+    if task == "retrieval.query":
+        assert np.array_equal(model.embed_query(WORDS).numpy(), found)
+    again = model.embed(WORDS).numpy()
+    assert np.abs(again - references["jina-v3-published"]).max() < 1e-4
+
+
 @pytest.mark.parametrize("name", ["bert-mean", "gemma3"])
 def test_token_vectors_are_the_references(random_model: Load, references: References, name: str) -> None:
     found = random_model(name).embed(WORDS[:6], output="tokens")
@@ -194,6 +216,7 @@ def test_a_cross_encoders_prompts_stand_before_its_queries(
 
 
 @pytest.mark.parity
+@pytest.mark.timeout(1800)
 def test_the_stored_references_are_what_sentence_transformers_gives_now(
     references: References, minilm_folder: Path, tmp_path: Path
 ) -> None:

@@ -229,6 +229,49 @@ ALBERT = {
     "pad_token_id": 0, "position_embedding_type": "absolute", "type_vocab_size": 2, "vocab_size": 30000,
 }
 # fmt: on
+JINA = "jinaai/{}-implementation--{}"
+JINA2 = {**BERT, "position_embedding_type": "alibi", "feed_forward_type": "geglu", "emb_pooler": "mean"}
+JINA2 |= {"architectures": ["JinaBertForMaskedLM"], "attn_implementation": None, "model_max_length": 8192}
+JINA2["auto_map"] = {
+    "AutoConfig": JINA.format("jina-bert", "configuration_bert.JinaBertConfig"),
+    "AutoModel": JINA.format("jina-bert", "modeling_bert.JinaBertModel"),
+    "AutoModelForMaskedLM": JINA.format("jina-bert", "modeling_bert.JinaBertForMaskedLM"),
+}
+JINA3 = {**E5_LARGE, "position_embedding_type": "rotary", "rotary_emb_base": 20000.0, "lora_rank": 4}
+JINA3 |= {"lora_adaptations": ["retrieval.query", "text-matching"], "lora_alpha": 1, "lora_dropout_p": 0.0}
+JINA3 |= {"lora_main_params_trainable": False, "load_trained_adapters": True, "use_flash_attn": True}
+JINA3 |= {
+    "matryoshka_dimensions": [32, 1024],
+    "task_instructions": {"text-matching": ""},
+    "truncate_dim": None,
+}
+JINA3 |= {"emb_pooler": "mean", "use_reentrant": False, "layer_norm_eps": 1e-05}
+JINA3["auto_map"] = {
+    "AutoConfig": JINA.format("xlm-roberta-flash", "configuration_xlm_roberta.XLMRobertaFlashConfig"),
+    "AutoModel": JINA.format("xlm-roberta-flash", "modeling_lora.XLMRobertaLoRA"),
+}
+JINA3_MODULES = [
+    {"idx": 0, "path": "", "type": "custom_st.Transformer", "kwargs": ["task"]},
+    {"idx": 1, "path": "1_Pooling", "type": ST + "Pooling"},
+]
+NOMIC_MOE = {**NOMIC, "activation_function": "gelu", "qkv_proj_bias": True, "mlp_fc1_bias": True}
+NOMIC_MOE |= {"mlp_fc2_bias": True, "num_experts": 8, "moe_top_k": 2, "moe_every_n_layers": 2, "ffn_div": 1}
+NOMIC_MOE |= {"expert_choice_router": False, "moe_impl": "megablocks", "moe_resid_pdrop": 0.0}
+NOMIC_MOE |= {"moe_normalize_expert_weights": False, "num_shared_experts": 0, "router_aux_loss_coef": 0.1}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA = {**SIZES, "head_dim": 4, "hidden_act": "silu", "num_key_value_heads": 1, "rms_norm_eps": 1e-05}
+LLAMA |= {"max_position_embeddings": 131072, "rope_theta": 500000.0, "vocab_size": 128256, "use_cache": True}
+NEMOTRON = {**LLAMA, "model_type": "llama_bidirec", "architectures": ["LlamaBidirectionalModel"]}
+NEMOTRON |= {"pooling": "avg", "temperature": 0.02, "attention_bias": False, "mlp_bias": False}
+NEMOTRON |= {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 8192}}
+NEMOTRON["auto_map"] = {"AutoModel": "llama_bidirectional_model.LlamaBidirectionalModel"}
+GEMMA2 = {**LLAMA, "model_type": "gemma2", "architectures": ["Gemma2Model"], "attn_logit_softcapping": 50.0}
+GEMMA2 |= {"final_logit_softcapping": 30.0, "query_pre_attn_scalar": 224, "sliding_window": 4096}
+GEMMA2 |= {
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "cache_implementation": "hybrid",
+}
 PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "MiniLM": (MINILM, {OWN: {"__version__": {"sentence_transformers": "2.0.0", "pytorch": "1.8.1"}}}),
     "bge": (BGE, {"sentence_bert_config.json": {"max_seq_length": 512, "do_lower_case": True}}),
@@ -239,6 +282,11 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ModernBERT": (MODERN, {}),
     "Qwen3-Embedding": (QWEN, {OWN: {"prompts": {"query": "q"}, "similarity_fn_name": "cosine"}}),
     "EmbeddingGemma": (GEMMA, {OWN: {"model_type": "SentenceTransformer", "default_prompt_name": None}}),
+    "jina-embeddings-v2-base-en": (JINA2, {}),
+    "jina-embeddings-v3": (JINA3, {"modules.json": JINA3_MODULES}),
+    "nomic-embed-text-v2-moe": (NOMIC_MOE, {}),
+    "llama-embed-nemotron-8b": (NEMOTRON, {}),
+    "bge-multilingual-gemma2": (GEMMA2, {}),
     "saved by version 6": (
         MINILM,
         {"sentence_bert_config.json": SIX, "2_Normalize/config.json": QWEN_MODULE},
@@ -292,6 +340,11 @@ def test_what_published_repositories_carry_is_not_refused(name: str) -> None:
             "rope_parameters=.*ntk",
         ),
         ({**GTE, "layer_norm_type": "rms_norm"}, "layer_norm_type='rms_norm'"),
+        ({**JINA2, "feed_forward_type": "original"}, "feed_forward_type='original'"),
+        ({**NOMIC_MOE, "moe_every_n_layers": 3}, "moe_every_n_layers=3"),
+        ({**NOMIC_MOE, "moe_normalize_expert_weights": True}, "moe_normalize_expert_weights=True"),
+        ({**NEMOTRON, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters=.*yarn"),
+        ({**BERT, "rope_scaling": LLAMA3}, "rope_scaling="),
         ({**DEBERTA, "conv_kernel_size": 3}, "conv_kernel_size=3"),
         ({**BERT, "is_decoder": True}, "is_decoder=True"),
         ({**BERT, "position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),

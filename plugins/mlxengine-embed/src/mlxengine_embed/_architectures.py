@@ -15,12 +15,16 @@ LIBRARIES: Mapping[str, str] = {
     "electra": _BERT,
     "albert": _BERT,
     "ernie": _BERT,
+    "deberta": _BERT,
     "deberta-v2": _BERT,
     "nomic_bert": _BERT,
+    "nomic_bert_moe": _BERT,
     "gte": _BERT,
     "new": _BERT,
     "data2vec-text": _BERT,
     "roformer": _BERT,
+    "jina_bert": _BERT,
+    "jina_bert_normed": _BERT,
     "jina_embeddings_v3": _BERT,
     "modernbert": "mlx_embeddings.models.modernbert",
     "eurobert": _DECODER,
@@ -31,12 +35,14 @@ LIBRARIES: Mapping[str, str] = {
     "qwen3": _DECODER,
     "mistral": _DECODER,
     "llama": _DECODER,
+    "llama_bidirec": _DECODER,
     "gemma": _DECODER,
+    "gemma2": _DECODER,
     "gemma3_text": "mlx_embeddings.models.gemma3_text",
 }
 """The module that serves an architecture; the parity tests hold every row to the reference."""
 
-OTHERWISE = ("qwen2", "qwen3", "mistral", "llama", "gemma", "gemma3_text", "t5", "mt5", "umt5")
+OTHERWISE = ("qwen2", "qwen3", "mistral", "llama", "gemma", "gemma2", "gemma3_text", "t5", "mt5", "umt5")
 """Those of `LIBRARIES` that also make language models: without further signs, a model of these is one."""
 ENCODERS = tuple(name for name in LIBRARIES if name not in OTHERWISE)
 
@@ -47,6 +53,7 @@ HEADS: Mapping[str, str] = {
     "nomic_bert": _POOLER,
     "gte": _POOLER,
     "new": _POOLER,
+    "deberta": _POOLER,
     "deberta-v2": _POOLER,
     "albert": "bare pooler",
     "roberta": _CLASSIFIER,

@@ -6,215 +6,26 @@ settings become BERT's, and what it adds. All of them normalise after each of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from attrs import evolve, field, frozen
+import numpy as np
 
 from ._disentangled import Disentangled, RelativePositions
-from ._parts import (
-    Array,
-    Config,
-    Encoder,
-    Group,
-    activation,
-    additive,
-    by_distance,
-    renamed,
-    rotary,
-    split,
-)
+from ._parts import Array, Config, Encoder, Group, activation, additive, by_distance, renamed, rotary
+from ._published import SEARCH_TASKS
+from ._tasks import add_tasks
+from ._variants import VARIANTS, Variant
 
 _UNUSED = (
-    r"pooler\.|cls\.|lm_head\.|classifier\.|dense\.|predictions\.|pre_classifier\.|vocab_|"
+    r"pooler\.|linear\.|cls\.|lm_head\.|classifier\.|dense\.|predictions\.|pre_classifier\.|vocab_|"
     r"encoder\.embed_positions\.|mask_predictions\.|lm_predictions\.|(?:discriminator|generator)_predictions\.|generator_lm_head\."
 )
 _OLD_NORMS = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 
 
-@frozen(kw_only=True)
-class Variant:
-    """How an architecture differs from BERT.
-
-    Args:
-        prefix: what may stand before its tensors' names (a regular expression).
-        names: its tensors' names and BERT's.
-        settings: BERT's settings and what its configuration calls them.
-        defaults: settings that its class has another default for than BERT's.
-        positions: ``"counted"`` (from the first token), ``"after padding"`` (from the padding token's id + 1
-            on, padding tokens not counted), or ``"none"``.
-        types: whether it has token types at all.
-        relative: whether the distance of two tokens adds a learned bias to their attention.
-        theta: the default base of its rotary positions, ``None`` where it has none.
-        paired: whether these turn neighbours, not the first half with the second.
-        gated: whether the feed-forward has a gate.
-        biased: whether projections and the feed-forward's (first, last) layer have biases.
-        prepare: takes apart tensors that its checkpoints keep in one.
-    """
-
-    prefix: str = ""
-    names: Sequence[tuple[str, str]] = ()
-    settings: Mapping[str, str] = field(factory=dict)
-    defaults: Mapping[str, Any] = field(factory=dict)
-    positions: str = "counted"
-    types: bool = True
-    relative: bool = False
-    theta: float | None = None
-    paired: bool = False
-    gated: bool = False
-    biased: tuple[bool, bool, bool] = (True, True, True)
-    prepare: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
-
-
-# What differs in nothing but its names.
-_ROBERTA = Variant(prefix=r"roberta\.", positions="after padding", defaults={"pad_token_id": 1})
-_ROTARY_NAMES = (
-    (r"^layers\.", "encoder.layer."),
-    (r"\.self_attn\.q_proj\.", ".attention.self.query."),
-    (r"\.self_attn\.k_proj\.", ".attention.self.key."),
-    (r"\.self_attn\.v_proj\.", ".attention.self.value."),
-    (r"\.self_attn\.o_proj\.", ".attention.output.dense."),
-    (r"\.post_attention_layernorm\.", ".attention.output.LayerNorm."),
-    (r"\.mlp\.up_proj\.", ".intermediate.dense."),
-    (r"\.mlp\.gate_proj\.", ".intermediate.gate."),
-    (r"\.mlp\.down_proj\.", ".output.dense."),
-    (r"\.post_mlp_layernorm\.", ".output.LayerNorm."),
-)
-_GTE = Variant(
-    prefix=r"(?:new|gte)\.",
-    names=(
-        (r"^encoder\.layer\.(\d+)\.attention\.o_proj\.", r"layers.\1.self_attn.o_proj."),
-        (r"^encoder\.layer\.(\d+)\.attn_ln\.", r"layers.\1.post_attention_layernorm."),
-        (r"^encoder\.layer\.(\d+)\.mlp_ln\.", r"layers.\1.post_mlp_layernorm."),
-        (r"^encoder\.layer\.(\d+)\.", r"layers.\1."),
-        *_ROTARY_NAMES,
-    ),
-    defaults={"pad_token_id": 0, "type_vocab_size": 1},
-    positions="none",
-    theta=160_000.0,
-    gated=True,
-    biased=(True, False, True),
-    prepare=lambda weights: split(r"mlp\.up_gate_proj", ("mlp.up_proj", "mlp.gate_proj"))(
-        split(r"attention\.qkv_proj", [f"self_attn.{name}_proj" for name in "qkv"])(weights)
-    ),
-)
-VARIANTS: Mapping[str, Variant] = {
-    "bert": Variant(prefix=r"bert\."),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "ernie": Variant(prefix=r"ernie\."),
-    "electra": Variant(prefix=r"electra\.", names=((r"^embeddings_project\.", "embeddings.projection."),)),
-    "distilbert": Variant(
-        prefix=r"distilbert\.",
-        names=(
-            (r"^transformer\.layer\.", "encoder.layer."),
-            (r"\.attention\.q_lin\.", ".attention.self.query."),
-            (r"\.attention\.k_lin\.", ".attention.self.key."),
-            (r"\.attention\.v_lin\.", ".attention.self.value."),
-            (r"\.attention\.out_lin\.", ".attention.output.dense."),
-            (r"\.sa_layer_norm\.", ".attention.output.LayerNorm."),
-            (r"\.ffn\.lin1\.", ".intermediate.dense."),
-            (r"\.ffn\.lin2\.", ".output.dense."),
-            (r"\.output_layer_norm\.", ".output.LayerNorm."),
-        ),
-        settings={
-            "hidden_size": "dim",
-            "num_hidden_layers": "n_layers",
-            "num_attention_heads": "n_heads",
-            "intermediate_size": "hidden_dim",
-            "hidden_act": "activation",
-        },
-        types=False,
-    ),
-    "mpnet": Variant(
-        prefix=r"mpnet\.",
-        names=(
-            (r"\.attention\.attn\.q\.", ".attention.self.query."),
-            (r"\.attention\.attn\.k\.", ".attention.self.key."),
-            (r"\.attention\.attn\.v\.", ".attention.self.value."),
-            (r"\.attention\.attn\.o\.", ".attention.output.dense."),
-            (r"\.attention\.LayerNorm\.", ".attention.output.LayerNorm."),
-        ),
-        defaults={"pad_token_id": 1},
-        positions="after padding",
-        types=False,
-        relative=True,
-    ),
-    "albert": Variant(
-        prefix=r"albert\.",
-        names=(
-            (r"^encoder\.embedding_hidden_mapping_in\.", "embeddings.projection."),
-            (
-                r"\.albert_layers\.(\d+)\.attention\.(query|key|value)\.",
-                r".albert_layers.\1.attention.self.\2.",
-            ),
-            (r"\.attention\.(dense|LayerNorm)\.", r".attention.output.\1."),
-            (r"\.ffn\.", ".intermediate.dense."),
-            (r"\.ffn_output\.", ".output.dense."),
-            (r"\.full_layer_layer_norm\.", ".output.LayerNorm."),
-        ),
-        defaults={"embedding_size": 128, "hidden_act": "gelu_new"},
-    ),
-    "deberta-v2": Variant(
-        prefix=r"deberta\.",
-        names=(
-            (r"^embeddings\.embed_proj\.", "embeddings.projection."),
-            (r"^encoder\.(rel_embeddings|LayerNorm)\.", r"relative.\1."),
-            (r"\.attention\.self\.(query|key|value)_proj\.", r".attention.self.\1."),
-        ),
-        defaults={"type_vocab_size": 0, "layer_norm_eps": 1e-7},
-    ),
-    "nomic_bert": Variant(
-        prefix=r"(?:bert|nomic_bert)\.",
-        names=(
-            (r"^emb_ln\.", "embeddings.LayerNorm."),
-            (r"^encoder\.layers\.", "layers."),
-            (r"\.attn\.out_proj\.", ".self_attn.o_proj."),
-            (r"\.norm1\.", ".post_attention_layernorm."),
-            (r"\.norm2\.", ".post_mlp_layernorm."),
-            (r"\.mlp\.fc11\.", ".mlp.up_proj."),
-            (r"\.mlp\.fc12\.", ".mlp.gate_proj."),
-            (r"\.mlp\.fc2\.", ".mlp.down_proj."),
-            *_ROTARY_NAMES,
-        ),
-        settings={
-            "hidden_size": "n_embd",
-            "num_hidden_layers": "n_layer",
-            "num_attention_heads": "n_head",
-            "intermediate_size": "n_inner",
-            "layer_norm_eps": "layer_norm_epsilon",
-            "max_position_embeddings": "n_positions",
-            "rope_theta": "rotary_emb_base",
-        },
-        defaults={"hidden_act": "silu"},
-        positions="none",
-        theta=1000.0,
-        gated=True,
-        biased=(False, False, False),
-        prepare=split(r"attn\.Wqkv", [f"self_attn.{name}_proj" for name in "qkv"]),
-    ),
-    "gte": _GTE,
-    "new": _GTE,
-    "data2vec-text": evolve(_ROBERTA, prefix=r"data2vec_text\."),
-    "roformer": Variant(
-        prefix=r"roformer\.",
-        names=((r"^embeddings_project\.", "embeddings.projection."),),
-        positions="none",
-        theta=10_000.0,
-        paired=True,
-    ),
-    "jina_embeddings_v3": Variant(
-        prefix=r"roberta\.",
-        names=((r"\.mlp\.fc1\.", ".mlp.up_proj."), (r"\.mlp\.fc2\.", ".mlp.down_proj."), *_ROTARY_NAMES),
-        defaults={"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
-        positions="none",
-        theta=20_000.0,
-    ),
-}
-"""The architectures that are served so; what each of their settings may be, `_settings.ENCODERS` says."""
 _DEFAULTS = {"layer_norm_eps": 1e-12, "type_vocab_size": 2, "pad_token_id": 0, "hidden_act": "gelu"}
 
 
@@ -233,7 +44,7 @@ class Embeddings(nn.Module):  # type: ignore[misc]
         if config.get("use_task_id"):
             self.task_type_embeddings = nn.Embedding(int(config.get("task_type_vocab_size", 3)), size)
         # DeBERTa projects before it normalises, and has no bias there.
-        self._first = config["model_type"] == "deberta-v2"
+        self._first = variant.disentangled
         if size != whole or config["model_type"] == "albert":
             self.projection = nn.Linear(size, whole, bias=not self._first)
         self.LayerNorm = nn.LayerNorm(whole if self._first else size, eps=float(config["layer_norm_eps"]))
@@ -274,6 +85,9 @@ class SelfAttention(nn.Module):  # type: ignore[misc]
         self.attention_head_size = size // self.num_attention_heads
         for name in ("query", "key", "value"):
             setattr(self, name, nn.Linear(size, size, bias=variant.biased[0]))
+        if variant.normed:
+            eps = float(config["layer_norm_eps"])
+            self.layer_norm_q, self.layer_norm_k = (nn.LayerNorm(size, eps=eps) for _ in "qk")
         theta = variant.theta
         self.rope = (
             None if theta is None else rotary(config, self.attention_head_size, theta, paired=variant.paired)
@@ -281,9 +95,11 @@ class SelfAttention(nn.Module):  # type: ignore[misc]
 
     def __call__(self, hidden: Array, mask: Array | None) -> Array:
         rows, length, _ = hidden.shape
+        q, k, v = self.query(hidden), self.key(hidden), self.value(hidden)
+        if "layer_norm_q" in self:
+            q, k = self.layer_norm_q(q), self.layer_norm_k(k)
         q, k, v = (
-            layer(hidden).reshape(rows, length, self.num_attention_heads, -1).transpose(0, 2, 1, 3)
-            for layer in (self.query, self.key, self.value)
+            x.reshape(rows, length, self.num_attention_heads, -1).transpose(0, 2, 1, 3) for x in (q, k, v)
         )
         if self.rope is not None:
             q, k = self.rope(q), self.rope(k)
@@ -308,25 +124,56 @@ class Intermediate(nn.Module):  # type: ignore[misc]
         return self.act(self.dense(hidden))
 
 
+class Experts(nn.Module):  # type: ignore[misc]
+    """A feed-forward of several, of which a router chooses a few for each token."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        size, inner = int(config["hidden_size"]), int(config["intermediate_size"])
+        self._count, self._chosen = int(config["num_experts"]), int(config["moe_top_k"])
+        self.router = nn.Linear(size, self._count, bias=False)
+        self.w1, self.w2 = (mx.zeros((self._count * inner, size)) for _ in range(2))
+        self.bias = mx.zeros((size,))
+        self.act = activation(config["hidden_act"])
+
+    def __call__(self, hidden: Array) -> Array:
+        flat = hidden.reshape(-1, 1, 1, hidden.shape[-1])
+        shares = mx.softmax(self.router(flat)[:, 0, 0].astype(mx.float32), axis=-1)
+        chosen = mx.argpartition(-shares, self._chosen - 1, axis=-1)[:, : self._chosen]
+        first, last = (w.reshape(self._count, -1, hidden.shape[-1]) for w in (self.w1, self.w2))
+        found = self.act(mx.gather_mm(flat, first.swapaxes(-1, -2), rhs_indices=chosen))
+        found = mx.gather_mm(found, last, rhs_indices=chosen)[:, :, 0]
+        shares = mx.take_along_axis(shares, chosen, axis=-1).astype(hidden.dtype)
+        return (shares[:, None] @ found).reshape(hidden.shape) + self.bias
+
+
 class Layer(nn.Module):  # type: ignore[misc]
     """Attention, then the feed-forward, each added to its input and normalised."""
 
-    def __init__(self, config: Config, variant: Variant) -> None:
+    def __init__(self, config: Config, variant: Variant, index: int) -> None:
         super().__init__()
         size, inner = int(config["hidden_size"]), int(config["intermediate_size"])
         eps = float(config["layer_norm_eps"])
-        own = Disentangled(config) if config["model_type"] == "deberta-v2" else SelfAttention(config, variant)
+        own = Disentangled(config) if variant.disentangled else SelfAttention(config, variant)
         out = Group(
             dense=nn.Linear(size, size, bias=variant.biased[0]), LayerNorm=nn.LayerNorm(size, eps=eps)
         )
         self.attention = Group(self=own, output=out)
+        if variant.normed:
+            self.layer_norm_1 = nn.LayerNorm(size, eps=eps)
+        norm = nn.LayerNorm(size, eps=eps)
+        if variant.experts and index % int(config["moe_every_n_layers"]) == 1:
+            self.experts, self.output = Experts(config), Group(LayerNorm=norm)
+            return
         self.intermediate = Intermediate(config, variant)
-        last = nn.Linear(inner, size, bias=variant.biased[2])
-        self.output = Group(dense=last, LayerNorm=nn.LayerNorm(size, eps=eps))
+        self.output = Group(dense=nn.Linear(inner, size, bias=variant.biased[2]), LayerNorm=norm)
 
     def __call__(self, hidden: Array, mask: Array | None, *relative: Array) -> Array:
         out = self.attention.output
-        hidden = out.LayerNorm(hidden + out.dense(self.attention.self(hidden, mask, *relative)))
+        attended = out.LayerNorm(hidden + out.dense(self.attention.self(hidden, mask, *relative)))
+        hidden = self.layer_norm_1(hidden + attended) if "layer_norm_1" in self else attended
+        if "experts" in self:
+            return self.output.LayerNorm(hidden + self.experts(hidden))
         return self.output.LayerNorm(hidden + self.output.dense(self.intermediate(hidden)))
 
 
@@ -344,15 +191,22 @@ class Bert(nn.Module):  # type: ignore[misc]
             group_of = [int(index / (layers / groups)) for index in range(layers)]
             self._order = [group * inner + place for group in group_of for place in range(inner)]
             layers = groups * inner
-        self.encoder = Group(layer=[Layer(config, variant) for _ in range(layers)])
+        self.encoder = Group(layer=[Layer(config, variant, index) for index in range(layers)])
         if variant.relative:
             self._buckets = int(config.get("relative_attention_num_buckets", 32))
             heads = int(config["num_attention_heads"])
             self.encoder.relative_attention_bias = nn.Embedding(self._buckets, heads)
+        self._slopes = mx.array(_slopes(int(config["num_attention_heads"]))) if variant.alibi else None
         if config.get("relative_attention"):
             self.relative = RelativePositions(config)
 
-    def __call__(self, ids: Array, valid: Array | None, types: Array | None) -> Array:
+        self._chosen = add_tasks(self, config) if config.get("lora_adaptations") else None
+
+    def __call__(
+        self, ids: Array, valid: Array | None, types: Array | None, task: int | None = None
+    ) -> Array:
+        if self._chosen is not None:
+            self._chosen.index = task
         hidden = self.embeddings(ids, types)
         mask = None if valid is None else additive(valid[:, None, None, :], hidden.dtype)
         if "relative_attention_bias" in self.encoder:
@@ -360,10 +214,25 @@ class Bert(nn.Module):  # type: ignore[misc]
             table = self.encoder.relative_attention_bias(mx.arange(self._buckets))
             bias = by_distance(table, ids.shape[1], self._buckets, 128).astype(hidden.dtype)
             mask = bias if mask is None else bias + mask
+        if self._slopes is not None:
+            places = mx.arange(ids.shape[1])
+            far = mx.abs(places[:, None] - places[None, :])
+            bias = (-self._slopes[:, None, None] * far)[None].astype(hidden.dtype)
+            mask = bias if mask is None else bias + mask
         relative = self.relative(ids.shape[1]) if "relative" in self else ()
         for index in self._order:
             hidden = self.encoder.layer[index](hidden, mask, *relative)
         return hidden
+
+
+def _slopes(heads: int) -> Any:
+    """How much each head minds a distance (Press et al. 2022, section 3, for both sides): a geometric row
+    that ends at 1/256, and where heads are no power of two every second one of the next power's after it.
+    """
+    whole = 1 << (heads.bit_length() - 1)
+    row = 2.0 ** (-8 / whole * np.arange(1, whole + 1))
+    between = 2.0 ** (-4 / whole * np.arange(1, 2 * whole, 2))
+    return np.concatenate([row, between])[:heads].astype(np.float32)
 
 
 def build(config: Config, library: str) -> Encoder:
@@ -390,8 +259,15 @@ def build(config: Config, library: str) -> Encoder:
         positions=(table - pad - 1 if variant.positions == "after padding" else table) if learned else None,
         pad=pad,
         library=library,
+        tasks=_tasks(own.get("lora_adaptations") or ()),
         types=variant.types and int(own["type_vocab_size"]) > 1,
     )
+
+
+def _tasks(names: Sequence[str]) -> Mapping[str, int]:
+    """The places of tasks, those of a search under the names that ours have, too."""
+    found = {name: place for place, name in enumerate(names)}
+    return found | {task: found[name] for task, name in SEARCH_TASKS.items() if name in found}
 
 
 def _flat(groups: int, inner: int) -> list[tuple[str, str]]:

@@ -10,6 +10,9 @@ last bits of fp32:
   GELU itself: within 9e-7.
 - ``exp(x) = Q(x / 64)^64`` for x from -25 to 0, with a polynomial of degree 5: within 8e-6 of its value.
   Below -25 it stays at 1e-11, nothing beside the 1 that the largest term of a softmax has.
+
+Layer norms take their two means as products, which a BLAS has, instead of mlx's sums along an axis, and all
+that follows them in one pass.
 """
 
 from __future__ import annotations
@@ -70,6 +73,18 @@ def _exp_end(value: Array) -> Array:
     return value
 
 
+def _squared(x: Array, mean: Array) -> Array:
+    return (x - mean) * (x - mean)
+
+
+def _scaled(x: Array, mean: Array, by: Array, weight: Array) -> Array:
+    return (x - mean) * by * weight
+
+
+def _shifted(x: Array, mean: Array, by: Array, weight: Array, bias: Array) -> Array:
+    return (x - mean) * by * weight + bias
+
+
 class Kernels:
     """The functions above, compiled where a C++ compiler is at hand.
 
@@ -77,7 +92,7 @@ class Kernels:
     """
 
     def __init__(self) -> None:
-        plain = (_gelu_start, _gelu_end, _exp_start, _exp_end)
+        plain = (_gelu_start, _gelu_end, _exp_start, _exp_end, _squared, _scaled, _shifted)
         self.compiled = True
         try:
             self._use(tuple(mx.compile(function, shapeless=True) for function in plain))
@@ -89,7 +104,8 @@ class Kernels:
             self._use(plain)
 
     def _use(self, functions: tuple[Callable[..., Array], ...]) -> None:
-        self._gelu_start, self._gelu_end, self._exp_start, self._exp_end = functions
+        self._gelu_start, self._gelu_end, self._exp_start, self._exp_end, *others = functions
+        self.squared, self.scaled, self.shifted = others
 
     def gelu(self, x: Array) -> Array:
         """GELU of fp32 values."""
@@ -108,6 +124,30 @@ class Kernels:
             scores = scores + mask
         weights = self.exp(scores - mx.max(scores, axis=-1, keepdims=True))
         return (weights @ v) / mx.sum(weights, axis=-1, keepdims=True)
+
+
+class LayerNorm(nn.Module):  # type: ignore[misc]
+    """Layer normalisation of fp32 values.
+
+    Args:
+        plain: the module with the weights.
+        kernels: functions for the CPU.
+    """
+
+    def __init__(self, plain: Any, kernels: Kernels) -> None:
+        super().__init__()
+        self.weight, self._eps, self._kernels = plain.weight, plain.eps, kernels
+        if "bias" in plain:
+            self.bias = plain.bias
+        size = plain.weight.shape[0]
+        self._mean = mx.full((size, 1), 1 / size)
+
+    def __call__(self, x: Array) -> Array:
+        mean = x @ self._mean
+        by = mx.rsqrt(self._kernels.squared(x, mean) @ self._mean + self._eps)
+        if "bias" in self:
+            return self._kernels.shifted(x, mean, by, self.weight, self.bias)
+        return self._kernels.scaled(x, mean, by, self.weight)
 
 
 class Linear(nn.Module):  # type: ignore[misc]
@@ -200,7 +240,7 @@ def _berts(encoder: Any) -> Iterator[Any]:
     """The layers of one of our own encoders whose attention can be replaced."""
     for layer in encoder.encoder.layer if isinstance(encoder, Bert) else ():
         own = layer.attention.self
-        if isinstance(own, Plain) and isinstance(own.query, nn.Linear):
+        if isinstance(own, Plain) and isinstance(own.query, nn.Linear) and "layer_norm_q" not in own:
             yield layer
 
 
@@ -219,17 +259,23 @@ def use_cpu_blocks(encoder: Any) -> str:
     if isinstance(encoder, Bert):
         kernels = Kernels()
         for layer in encoder.encoder.layer:
+            layer.attention.output.dense = _quicker(layer.attention.output.dense)
+            for part in (layer.attention.output, layer.output):
+                part.LayerNorm = LayerNorm(part.LayerNorm, kernels)
+            if "intermediate" not in layer:
+                layer.experts.act = kernels.gelu if layer.experts.act is nn.gelu else layer.experts.act
+                continue
             inner = layer.intermediate
             inner.act = kernels.gelu if inner.act is nn.gelu else inner.act
             inner.dense = _quicker(inner.dense)
             layer.output.dense = _quicker(layer.output.dense)
-            layer.attention.output.dense = _quicker(layer.attention.output.dense)
         for layer in _berts(encoder):
             layer.attention.self = SelfAttention(layer.attention.self, kernels)
     elif hasattr(encoder, "layers") and isinstance(getattr(encoder.layers[0].mlp, "act", None), nn.GELU):
         kernels = Kernels()
         for layer in encoder.layers:
             layer.mlp.act = kernels.gelu
+            layer.mlp_norm = LayerNorm(layer.mlp_norm, kernels)
             if isinstance(layer.attn.Wqkv, nn.Linear):
                 layer.attn = ModernAttention(layer.attn, kernels)
     else:

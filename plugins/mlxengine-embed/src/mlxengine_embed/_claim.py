@@ -18,11 +18,13 @@ from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 
 from ._architectures import ENCODERS, HEADS, LIBRARIES, MASKED_HEADS, OTHERWISE
 from ._families import family_of
+from ._late import METADATA, is_late
+from ._published import as_computed
 from ._recipe import is_sentence_model, judges, makes_terms, read_recipe, read_scoring
 from ._settings import encoder_problem
 from ._sight import claim_sight
 
-FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+FILES = ("*.json", METADATA, "*.safetensors", "*.txt", "*.model", "*.jinja")
 CPU_TOKENS, GPU_TOKENS = 256, 16384  # padded tokens in one step
 
 
@@ -40,7 +42,15 @@ def claim(card: ModelCard) -> Claim | None:
     known = card.architecture in OTHERWISE and family_of(card) is not None
     if not (sentence or scores or bare or known or (wanted and card.config)):
         return None
-    strong = sentence or judged or _ranks(card, scores) or known or wanted or family_of(card) is not None
+    strong = (
+        sentence
+        or is_late(card)
+        or judged
+        or _ranks(card, scores)
+        or known
+        or wanted
+        or family_of(card) is not None
+    )
     problem = _problem(card, scores)
     what = (
         "a language model that scores pairs"
@@ -96,11 +106,12 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
         return _unreadable(card)
     folder = recipe.folder
     config = card.documents.get(f"{folder}/config.json") if folder else card.config
-    kind = config.get("model_type") if isinstance(config, Mapping) else None
-    if isinstance(config, Mapping) and (problem := config_problem(card.id, config, card.tensors)) is not None:
+    config = as_computed(card, config) if isinstance(config, Mapping) else {}
+    kind = config.get("model_type")
+    if config and (problem := config_problem(card.id, config, card.tensors)) is not None:
         return problem
     if kind not in LIBRARIES:
-        if isinstance(config, Mapping) and config.get("auto_map"):
+        if config.get("auto_map"):
             return RemoteCodeRefusedError(
                 f"{card.id} wants to run its own code for the architecture {kind!r}.",
                 hint="The repository's code is never run for embeddings; choose a model without it.",
@@ -116,8 +127,7 @@ def _problem(card: ModelCard, scores: bool) -> MLXEngineError | None:
         )
     where = f"{folder}/config.json" if folder else "config.json"
     judged = recipe.judge is not None
-    refused = encoder_problem(card, config, where, judged=judged) if isinstance(config, Mapping) else None
-    return refused or _unreadable(card)
+    return encoder_problem(card, config, where, judged=judged) or _unreadable(card)
 
 
 def _unreadable(card: ModelCard) -> MLXEngineError | None:
@@ -142,8 +152,10 @@ def _estimate(card: ModelCard, workload: VectorWorkload) -> MemoryEstimate:
     if makes_terms(card):
         # A piece of the logits before and after what is done to them, and the sum so far.
         logits = 3 * min(tokens * (_size(config, "vocab_size") or 30_522), 1 << 25)
-    # Numbers that live at once for each token, found by measuring: they follow the peak within 5 %.
-    numbers = 7 * hidden + 4 * inner + heads * min(length, 512)
+    # Numbers that live at once for each token, found by measuring: they follow the peak within 5 %. Distances
+    # that weigh on attention are a whole table of it.
+    whole = config.get("position_embedding_type") == "alibi"
+    numbers = 7 * hidden + 4 * inner + heads * (length if whole else min(length, 512))
     return MemoryEstimate(
         weights=loaded_weights(card, workload), workspace=4 * (max(tokens, length) * numbers + logits)
     )

@@ -12,9 +12,10 @@ from mlxengine.errors import UnsupportedArchitectureError
 
 from ._parts import Array, Config, Encoder, Group, activation, additive, causal, renamed, rotary
 
-_HEADS = {"qwen3": 128, "gemma": 256}
+_HEADS = {"qwen3": 128, "gemma": 256, "gemma2": 256}
 """Sizes of a head where a configuration leaves them out and they are no share of the hidden size."""
-_BOTH_WAYS = ("eurobert",)
+_GEMMAS = ("gemma", "gemma2")
+_BOTH_WAYS = ("eurobert", "llama_bidirec")
 """Architectures that are encoders whatever their configuration says."""
 
 
@@ -37,6 +38,10 @@ class Attention(nn.Module):  # type: ignore[misc]
             eps = float(config.get("rms_norm_eps", 1e-6))
             self.q_norm = nn.RMSNorm(self._size, eps=eps)
             self.k_norm = nn.RMSNorm(self._size, eps=eps)
+        self._scale, self._cap = self._size**-0.5, None
+        if kind == "gemma2":
+            self._scale = float(config.get("query_pre_attn_scalar", 256)) ** -0.5
+            self._cap = float(config.get("attn_logit_softcapping") or 0) or None
         self.rope = rotary(config, self._size, 10_000.0)
 
     def __call__(self, hidden: Array, mask: Array | None) -> Array:
@@ -48,7 +53,12 @@ class Attention(nn.Module):  # type: ignore[misc]
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
         q, k = self.rope(q), self.rope(k)
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._size**-0.5, mask=mask)
+        if self._cap is None:
+            out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._scale, mask=mask)
+        else:
+            k, v = (mx.repeat(x, self._heads // self._groups, axis=1) for x in (k, v))
+            scores = mx.tanh((q * (self._scale / self._cap)) @ k.swapaxes(-1, -2)) * self._cap
+            out = mx.softmax(scores if mask is None else scores + mask, axis=-1) @ v
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(rows, length, -1))
 
 
@@ -63,7 +73,8 @@ class FeedForward(nn.Module):  # type: ignore[misc]
         self.up_proj = nn.Linear(size, inner, bias=bias)
         self.down_proj = nn.Linear(inner, size, bias=bias)
         # Gemma's first configurations say "gelu" and mean its approximation.
-        told = "gelu_pytorch_tanh" if config["model_type"] == "gemma" else config.get("hidden_act", "silu")
+        gemma = config["model_type"] in _GEMMAS
+        told = "gelu_pytorch_tanh" if gemma else config.get("hidden_act", "silu")
         self.act = activation(told)
 
     def __call__(self, hidden: Array) -> Array:
@@ -78,13 +89,15 @@ class Decoder(nn.Module):  # type: ignore[misc]
         size = int(config["hidden_size"])
         eps = float(config.get("rms_norm_eps", 1e-5 if config["model_type"] == "eurobert" else 1e-6))
         self.embed_tokens = nn.Embedding(int(config["vocab_size"]), size)
-        self._scale = size**0.5 if config["model_type"] == "gemma" else None
+        self._scale = size**0.5 if config["model_type"] in _GEMMAS else None
+        norms = ["input_layernorm", "post_attention_layernorm"]
+        if config["model_type"] == "gemma2":
+            norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
         self.layers = [
             Group(
                 self_attn=Attention(config),
                 mlp=FeedForward(config),
-                input_layernorm=nn.RMSNorm(size, eps=eps),
-                post_attention_layernorm=nn.RMSNorm(size, eps=eps),
+                **{name: nn.RMSNorm(size, eps=eps) for name in norms},
             )
             for _ in range(int(config["num_hidden_layers"]))
         ]
@@ -100,7 +113,13 @@ class Decoder(nn.Module):  # type: ignore[misc]
             hidden = hidden * mx.array(self._scale, hidden.dtype)
         masks = {window: self._mask(length, window, valid, hidden.dtype) for window in set(self._windows)}
         for layer, window in zip(self.layers, self._windows, strict=True):
-            hidden = hidden + layer.self_attn(layer.input_layernorm(hidden), masks[window])
+            attended = layer.self_attn(layer.input_layernorm(hidden), masks[window])
+            if "pre_feedforward_layernorm" in layer:
+                hidden = hidden + layer.post_attention_layernorm(attended)
+                forward = layer.mlp(layer.pre_feedforward_layernorm(hidden))
+                hidden = hidden + layer.post_feedforward_layernorm(forward)
+                continue
+            hidden = hidden + attended
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         return self.norm(hidden)
 
@@ -121,10 +140,12 @@ def _windows(config: Config, layers: int) -> Sequence[int | None]:
     kind = config["model_type"]
     if kind in ("qwen2", "qwen3") and not config.get("use_sliding_window"):
         window = None
-    if kind not in ("qwen2", "qwen3", "mistral") or not window:
+    if kind not in ("qwen2", "qwen3", "mistral", "gemma2") or not window:
         return [None] * layers
     if kinds:
         sliding = [item == "sliding_attention" for item in kinds]
+    elif kind == "gemma2":
+        sliding = [index % 2 == 0 for index in range(layers)]
     else:
         first = int(config.get("max_window_layers", 28)) if kind != "mistral" else 0
         sliding = [index >= first for index in range(layers)]
@@ -132,7 +153,7 @@ def _windows(config: Config, layers: int) -> Sequence[int | None]:
 
 
 def build(config: Config, library: str) -> Encoder:
-    """The encoder of a ``config.json`` of llama, mistral, qwen2, qwen3, gemma or eurobert."""
+    """The encoder of a ``config.json`` of llama, mistral, qwen2, qwen3, gemma, gemma2 or eurobert."""
     module = Decoder(config)
     encoder = Encoder(
         module=module,
@@ -143,7 +164,7 @@ def build(config: Config, library: str) -> Encoder:
         pad=int(config.get("pad_token_id") or 0),
         library=library,
     )
-    return evolve(encoder, prepare=_around_one) if config["model_type"] == "gemma" else encoder
+    return evolve(encoder, prepare=_around_one) if config["model_type"] in _GEMMAS else encoder
 
 
 def _around_one(weights: Mapping[str, Array]) -> Mapping[str, Array]:

@@ -64,8 +64,13 @@ class Disentangled(nn.Module):  # type: ignore[misc]
         super().__init__()
         size = int(config["hidden_size"])
         self._heads = int(config["num_attention_heads"])
-        for name in ("query", "key", "value"):
-            setattr(self, name, nn.Linear(size, size))
+        first = config["model_type"] == "deberta"  # it keeps a head's three projections together
+        if first:
+            self.in_proj = nn.Linear(size, 3 * size, bias=False)
+            self.q_bias, self.v_bias = mx.zeros((size,)), mx.zeros((size,))
+        else:
+            for name in ("query", "key", "value"):
+                setattr(self, name, nn.Linear(size, size))
         kinds = config.get("pos_att_type") or ()
         kinds = kinds.split("|") if isinstance(kinds, str) else kinds
         relative = bool(config.get("relative_attention"))
@@ -74,13 +79,13 @@ class Disentangled(nn.Module):  # type: ignore[misc]
         self._scale = (size // self._heads * (1 + ("c2p" in kinds) + ("p2c" in kinds))) ** -0.5
         self._shared = bool(config.get("share_att_key"))
         if self._to_place and not self._shared:
-            self.pos_key_proj = nn.Linear(size, size)
+            self.pos_key_proj = nn.Linear(size, size, bias=not first)
         if self._from_place and not self._shared:
             self.pos_query_proj = nn.Linear(size, size)
 
     def __call__(self, hidden: Array, mask: Array | None, *relative: Array) -> Array:
         rows, length, _ = hidden.shape
-        q, k, v = (self._split(layer(hidden)) for layer in (self.query, self.key, self.value))
+        q, k, v = self._projected(hidden)
         scores = (q * self._scale) @ k.swapaxes(-1, -2)
         if relative:
             table, index = relative
@@ -98,6 +103,15 @@ class Disentangled(nn.Module):  # type: ignore[misc]
             scores = scores + mask
         out = mx.softmax(scores, axis=-1) @ v
         return out.transpose(0, 2, 1, 3).reshape(rows, length, -1)
+
+    def _projected(self, hidden: Array) -> tuple[Array, Array, Array]:
+        if "in_proj" not in self:
+            q, k, v = (self._split(layer(hidden)) for layer in (self.query, self.key, self.value))
+            return q, k, v
+        joined = self.in_proj(hidden).reshape(*hidden.shape[:2], self._heads, 3, -1)
+        q, k, v = joined.transpose(3, 0, 2, 1, 4)
+        biases = (bias.reshape(self._heads, 1, -1) for bias in (self.q_bias, self.v_bias))
+        return q + next(biases), k, v + next(biases)
 
     def _split(self, x: Array) -> Array:
         return x.reshape(x.shape[0], x.shape[1], self._heads, -1).transpose(0, 2, 1, 3)

@@ -23,7 +23,8 @@ class Framing:
     """Encodes pairs in a template.
 
     What instructions, queries and documents say stays text: no special token comes of it. A pair that is too
-    long loses the end of its document, never what the template writes after it.
+    long loses the end of its document, never what the template writes after it; a query that leaves no room
+    for one is refused.
 
     Args:
         judge: says which template.
@@ -60,7 +61,7 @@ class Framing:
         """The tokens of pairs; an empty instruction leaves the template its own.
 
         Raises:
-            UnsupportedInputError: a text cannot be encoded.
+            UnsupportedInputError: a text cannot be encoded, or a query leaves no room for its document.
             UnsupportedArchitectureError: the template has no place for an instruction.
         """
         if instruction and self._instructed is None:
@@ -72,6 +73,14 @@ class Framing:
         while same < min(len(one), len(other)) and one[-1 - same] == other[-1 - same]:
             same += 1
         end, longest = one[len(one) - same :], self._tokenizer.max_length
+        long = [pair for pair, ids in zip(pairs, found, strict=True) if len(ids) > longest]
+        for ids in self._joined(parts, [(query, "") for query, _ in long], instruction):
+            if len(ids) >= longest:
+                raise UnsupportedInputError(
+                    f"A query and its instruction take {len(ids)} tokens or more, and {self._name} reads "
+                    f"{longest} in all: there is no room for a document.",
+                    hint="Shorten the query or the prompt.",
+                )
         room = max(0, longest - len(end))
         return [
             Tokens(ids=np.concatenate([ids[:room], end])[-longest:], truncated=True)

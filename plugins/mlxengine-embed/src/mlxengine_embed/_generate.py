@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -32,6 +32,7 @@ from mlxengine.vectors.outputs import Scores
 
 from . import features
 from ._batches import plan_batches
+from ._m3 import lexical
 from ._maxsim import maxsim
 from ._model import EmbeddingModel, RankModel
 from ._precision import NEEDS_RANGES, PRECISIONS, quantize, ranges_of
@@ -144,7 +145,7 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
         raise InvalidParameterError(f'output="tokens" does not go with precision={request.precision!r}.')
     prompt = None if tokenized else _prompt(model, request)
     size = request.truncate_dim
-    if size is None and request.output != "tokens":
+    if size is None and (request.output == "pooled" or model.terms is not None):
         size = recipe.truncate_dim
     elif size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise InvalidParameterError(f"truncate_dim must be a positive whole number, found {size!r}.")
@@ -157,14 +158,14 @@ def _validated(model: EmbeddingModel, request: EmbedRequest) -> EmbedRequest:
             f"precision={request.precision!r} cannot find each dimension's range in a single text.",
             hint="Give ranges=(lowest, highest), taken from the float32 vectors of a sample.",
         )
-    return evolve(request, prompt=prompt or None, prompt_name=None, truncate_dim=size)
+    return evolve(request, prompt=prompt or None, truncate_dim=size)
 
 
 def _check_output(model: EmbeddingModel, request: EmbedRequest) -> None:
     """A model makes the vectors that it was trained for, and no others."""
     made = "tokens" if model.recipe.late else "sparse" if model.terms else "pooled"
     bare = made == "pooled" and model.eye is None  # an encoder's hidden vectors, before they are pooled
-    if request.output not in ((made, "tokens") if bare else (made,)):
+    if request.output not in (made, *model.recipe.further, *(("tokens",) if bare else ())):
         what = {"tokens": "token", "sparse": "sparse", "pooled": "dense"}[made]
         raise UnsupportedInputError(
             f"{model.id} makes {what} vectors, not what output={request.output!r} asks for.",
@@ -283,7 +284,16 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
             yield _token_event(model, request, computed, rows, indices, truncated)
             continue
         if model.terms is not None:
-            sparse = _sparse_vectors(np.array(computed), request.truncate_dim, model.terms.words)
+            weighed = ((np.flatnonzero(row), row[row != 0]) for row in np.array(computed))
+            sparse = _sparse_vectors(weighed, request.truncate_dim, model.terms.words)
+            yield SparseEmbeddings(indices=indices, vectors=sparse, truncated=truncated)
+            continue
+        if request.output == "sparse" and model.unused is not None:
+            weighed = (
+                lexical(row[: len(item.ids)], item.ids, model.unused)
+                for row, item in zip(np.array(computed), rows, strict=True)
+            )
+            sparse = _sparse_vectors(weighed, request.truncate_dim, model.words)
             yield SparseEmbeddings(indices=indices, vectors=sparse, truncated=truncated)
             continue
         vectors = np.array(computed)
@@ -311,11 +321,10 @@ def _looked_up(model: EmbeddingModel, request: EmbedRequest, weights: Host) -> I
             found = yield from reader.beside(functools.partial(reader.encode_plain, texts))
         else:
             found = [np.array(ids, dtype=np.int32) for ids in piece]
-        rows: Host = np.zeros((len(piece), len(weights)), dtype=np.float32)
-        for row, ids in zip(rows, found, strict=True):
-            row[ids] = weights[ids]
+        present = (np.unique(ids[weights[ids] != 0]) for ids in found)
         count.add([Tokens(ids=ids) for ids in found])
-        vectors = _sparse_vectors(rows, request.truncate_dim, model.terms.words)
+        weighed = ((terms, weights[terms]) for terms in present)
+        vectors = _sparse_vectors(weighed, request.truncate_dim, model.terms.words)
         yield SparseEmbeddings(indices=tuple(range(first, first + len(piece))), vectors=vectors)
     yield count.finished()
 
@@ -363,17 +372,20 @@ def _ahead(
 ) -> Iterator[tuple[_Batch, Any] | Event | None]:
     """The batches with their results; the device computes one while the next is prepared."""
     waiting: tuple[_Batch, Any] | None = None
+    task = model.task(request)
     for batch in batches:
         if not isinstance(batch, tuple):
             yield batch
             continue
         rows = batch[1]
         if request.output == "tokens":
-            computed = model.token_vectors(rows, unit=request.normalize, size=request.truncate_dim)
+            computed = model.token_vectors(rows, task, unit=request.normalize, size=request.truncate_dim)
         elif request.output == "sparse":
-            computed = model.sparse(rows)
+            computed = model.sparse(rows, task)
         else:
-            computed = model.vectors(rows, start=start, unit=request.normalize, size=request.truncate_dim)
+            computed = model.vectors(
+                rows, task, start=start, unit=request.normalize, size=request.truncate_dim
+            )
         mx.async_eval(computed)  # type: ignore[no-untyped-call]
         if waiting is not None:
             yield waiting
@@ -404,19 +416,23 @@ def _token_event(
     return Embeddings(indices=indices, tokens=arrays, truncated=truncated)
 
 
-def _sparse_vectors(weights: Host, most: int | None, words: Sequence[str]) -> tuple[SparseVector, ...]:
-    """What of each row is not 0; of more than ``most`` the heaviest, of equal ones the earlier."""
+def _sparse_vectors(
+    weighed: Iterable[tuple[Host, Host]], most: int | None, words: Sequence[str]
+) -> tuple[SparseVector, ...]:
+    """Of each text its terms, ascending, and their weights; of more than ``most`` the heaviest, of equal ones
+    the earlier.
+    """
     found = []
-    for row in weights:
-        terms = np.flatnonzero(row)
+    for terms, weights in weighed:
         if most is not None and len(terms) > most:
-            terms = np.sort(terms[np.argsort(-row[terms], kind="stable")[:most]])
+            kept = np.sort(np.argsort(-weights, kind="stable")[:most])
+            terms, weights = terms[kept], weights[kept]
         found.append(
             SparseVector(
                 terms=_array(terms.astype(np.int32)),
-                weights=_array(row[terms]),
+                weights=_array(weights),
                 words=tuple(words[term] for term in terms.tolist()),
-                size=len(row),
+                size=len(words),
             )
         )
     return tuple(found)

@@ -1,7 +1,8 @@
 """Models of one vector a token (late interaction): what they do to queries and what to documents.
 
-The layouts are PyLate's (``model_type`` "ColBERT"), whose settings are at the top, and sentence-transformers'
-``MultiVectorEncoder``, which has modules for them. Pure: everything is read from a card's JSON files.
+The layouts are PyLate's (``model_type`` "ColBERT"), whose settings are at the top, sentence-transformers'
+``MultiVectorEncoder``, which has modules for them, and ColBERT's own (``HF_ColBERT``). Pure: everything is
+read from a card's JSON files.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 from attrs import frozen
 from mlxengine import ModelCard
 from mlxengine.errors import UnsupportedArchitectureError
+
+METADATA = "artifact.metadata"
+"""Where ColBERT's own layout keeps its settings, as JSON."""
 
 
 @frozen(kw_only=True)
@@ -53,7 +57,32 @@ class Late:
 def is_late(card: ModelCard) -> bool:
     """Whether a repository says that it makes token vectors."""
     own = card.documents.get("config_sentence_transformers.json")
-    return isinstance(own, Mapping) and own.get("model_type") in ("ColBERT", "MultiVectorEncoder")
+    if isinstance(own, Mapping) and own.get("model_type") in ("ColBERT", "MultiVectorEncoder"):
+        return True
+    return "HF_ColBERT" in (card.config.get("architectures") or ()) and "modules.json" not in card.documents
+
+
+def read_stanford(card: ModelCard) -> Late:
+    """The settings of ColBERT's own layout, from `METADATA` where a loaded card has it, else its defaults.
+
+    Raises:
+        UnsupportedArchitectureError: one of them is not known.
+    """
+    found = card.documents.get(METADATA)
+    given: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    if given.get("similarity", "cosine") != "cosine":
+        raise UnsupportedArchitectureError(
+            f"{METADATA} of {card.id} says similarity={given['similarity']!r}, which is not known.",
+            hint="Known is cosine.",
+        )
+    markers = given.get("query_token_id") or "[unused0]", given.get("doc_token_id") or "[unused1]"
+    return Late(
+        prefixes=tuple(f"{marker} " for marker in markers),
+        document_length=given.get("doc_maxlen"),
+        expansion=given.get("query_maxlen") or 32,
+        attends=bool(given.get("attend_to_mask_tokens")),
+        skipped=tuple(string.punctuation) if given.get("mask_punctuation", True) else (),
+    )
 
 
 def read_late(card: ModelCard, transformer: Mapping[str, Any], mask: Mapping[str, Any] | None) -> Late:
@@ -107,4 +136,4 @@ def _words(value: Any) -> tuple[str, ...]:
     return tuple(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else ()
 
 
-__all__ = ["Late", "is_late", "read_late"]
+__all__ = ["METADATA", "Late", "is_late", "read_late", "read_stanford"]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from attrs import evolve
 from mlxengine import LoadContext, Loaded, ModelCard, Progress
 from mlxengine.errors import CancelledError, IncompatibleWeightsError
 
 from . import features
 from ._claim import CPU_TOKENS, GPU_TOKENS
-from ._late import Late
+from ._late import METADATA, Late
+from ._published import as_computed
 from ._recipe import Dense, Normalize, Recipe, judges, read_recipe, read_scoring
 from ._sight import sees
 
@@ -48,6 +51,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         from ._seeing import load_sight
 
         return load_sight(card, context)
+    card = _with_metadata(card, context.path)
     reranks = is_reranker(card) or judges(card)
     recipe = read_scoring(card) if reranks else read_recipe(card)
     folder = context.path / recipe.folder
@@ -114,6 +118,7 @@ def _embedder(
 ) -> tuple[Any, list[Any]]:
     from mlxengine.toolkit.dtype import upcast_for_cpu
 
+    from ._m3 import Heads
     from ._model import EmbeddingModel
     from ._pool import build_stage
     from ._splade import build_terms, static_terms
@@ -153,6 +158,14 @@ def _embedder(
         fill(function, stored, lambda key: key, quantization, stage.folder)
         upcast_for_cpu(function)
         modules.append(function)
+    if recipe.further:
+        heads = Heads(root / recipe.folder, recipe.further, common["encoder"].hidden_size)
+        upcast_for_cpu(heads)
+        modules.append(heads)
+        whole = common["tokenizer"].whole
+        unused = [getattr(whole, f"{kind}_token_id") for kind in ("cls", "eos", "pad", "unk")]
+        common |= {"heads": heads, "unused": np.array([token for token in unused if token is not None])}
+        common["words"] = common["tokenizer"].terms(int(config["vocab_size"]))
     model = EmbeddingModel(recipe=recipe, stages=tuple(functions), dimension=size, **common)
     return model, modules
 
@@ -212,11 +225,23 @@ def _reranker(
     return RankModel(recipe=recipe, head=head, labels=labels, activation=chosen, **common), [head]
 
 
+def _with_metadata(card: ModelCard, folder: Path) -> ModelCard:
+    """The card with the settings of ColBERT's own layout, whose file's name is not that of a document."""
+    path = folder / METADATA
+    if not path.is_file():
+        return card
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise IncompatibleWeightsError(f"{METADATA} of {card.id} cannot be read: {error}") from error
+    return evolve(card, documents={**card.documents, METADATA: found})
+
+
 def _encoder_config(card: ModelCard, folder: str) -> Mapping[str, Any]:
     config = card.documents.get(f"{folder}/config.json") if folder else card.config
     if not isinstance(config, Mapping) or not config:
         raise IncompatibleWeightsError(f"{card.id} has no config.json for its encoder.")
-    return config
+    return as_computed(card, config)
 
 
 def _tokenizer(card: ModelCard, recipe: Recipe, folder: Path, positions: int | None) -> Any:
@@ -237,9 +262,11 @@ def describe(recipe: Recipe, dimension: int) -> dict[str, Any]:
         "dimension": min(dimension, recipe.truncate_dim or dimension),
         "full_dimension": dimension,
         "output": "tokens" if recipe.late else "sparse" if recipe.splade else "pooled",
+        "further_outputs": recipe.further,
         "pooling": recipe.pooling,
         "normalize": recipe.normalizes,
         "similarity": recipe.similarity,
+        **({"sparse_similarity": "dot"} if "sparse" in recipe.further else {}),
         "recipe": recipe.source,
     }
 

@@ -8,10 +8,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from attrs import define, evolve, field
-from mlxengine import Event
+from mlxengine import EmbedRequest, Event
 
 from ._eye import Eye
 from ._framing import Framing
+from ._m3 import Heads
 from ._parts import Encoder
 from ._pool import normalize, pool
 from ._recipe import Normalize, Recipe
@@ -36,6 +37,9 @@ class EmbeddingModel:
         batch_tokens: padded tokens in one step unless the request says otherwise.
         terms: what makes sparse vectors, of a model that makes these.
         readers: tokenizers for single tasks.
+        heads: what makes further outputs, of a model that has some.
+        unused: tokens that never weigh anything in these.
+        words: the vocabulary, as the tokenizer writes it.
         filler: the token that fills up queries.
         skipped: tokens that have no vectors.
         eye: what is in the encoder's place, of a model that sees.
@@ -50,6 +54,9 @@ class EmbeddingModel:
     dimension: int
     batch_tokens: int
     terms: Terms | None = None
+    heads: Heads | None = None
+    unused: Ids | None = None
+    words: Sequence[str] = ()
     readers: Mapping[str, Tokenizer] = field(factory=dict)
     filler: int = 0
     skipped: Ids | None = None
@@ -59,6 +66,11 @@ class EmbeddingModel:
     def reader(self, task: str | None) -> Tokenizer:
         """The tokenizer for a task."""
         return self.readers.get(task or "", self.tokenizer)
+
+    def task(self, request: EmbedRequest) -> str | None:
+        """The task of the encoder's that a request names, by a prompt's name or as a side of a search."""
+        tasks = self.encoder.tasks if self.encoder is not None else {}
+        return next((name for name in (request.prompt_name, request.task) if name in tasks), None)
 
     def filled(self, tokens: Tokens, task: str | None) -> Tokens:
         """A text's tokens, a query's filled up where the model wants that."""
@@ -72,44 +84,66 @@ class EmbeddingModel:
     def kept(self, tokens: Tokens, task: str | None) -> np.ndarray[Any, Any]:
         """Which of a text's tokens have a vector, (tokens,) bool."""
         late = self.recipe.late
+        if "tokens" in self.recipe.further:
+            return np.arange(len(tokens.ids)).astype(np.bool_)  # all but the first
         if late is None or self.skipped is None or (task or "document") not in late.skip_tasks:
             return np.ones(len(tokens.ids), dtype=np.bool_)
         kept: np.ndarray[Any, Any] = np.isin(tokens.ids, self.skipped, invert=True)
         return kept
 
     def token_vectors(
-        self, batch: Sequence[Tokens], *, unit: bool | None = None, size: int | None = None
+        self,
+        batch: Sequence[Tokens],
+        task: str | None = None,
+        *,
+        unit: bool | None = None,
+        size: int | None = None,
     ) -> Array:
         """One vector a token, (rows, longest, size), fp32; lazy. The arguments are those of `vectors`."""
         if self.eye is not None:
             return self._finished(self.eye.tokens(batch), unit, size)
-        vectors = self.hidden(batch)[0].astype(mx.float32)
+        hidden = self.hidden(batch, task)[0]
+        if "tokens" in self.recipe.further and self.heads is not None:
+            return self.heads.vectors(hidden, unit)
+        vectors = hidden.astype(mx.float32)
         return vectors if self.recipe.late is None else self._finished(vectors, unit, size)
 
-    def sparse(self, batch: Sequence[Tokens]) -> Array:
-        """A weight for each term, (rows, terms), fp32; lazy but for long batches."""
-        assert self.terms is not None
-        return self.terms.pool(*self.hidden(batch))
+    def sparse(self, batch: Sequence[Tokens], task: str | None = None) -> Array:
+        """A weight for each term, (rows, terms), or with ``heads`` for each token, (rows, longest).
 
-    def hidden(self, batch: Sequence[Tokens]) -> tuple[Array, Array]:
+        fp32; lazy but for long batches.
+        """
+        if self.heads is not None:
+            return self.heads.weights(self.hidden(batch, task)[0])
+        assert self.terms is not None
+        return self.terms.pool(*self.hidden(batch, task))
+
+    def hidden(self, batch: Sequence[Tokens], task: str | None = None) -> tuple[Array, Array]:
         """Hidden vectors (rows, longest, size) of a padded batch, and how many tokens each row has."""
         assert self.encoder is not None
-        return run_encoder(self.encoder, batch)
+        return run_encoder(self.encoder, batch, task)
 
     def vectors(
-        self, batch: Sequence[Tokens], *, start: int = 0, unit: bool | None = None, size: int | None = None
+        self,
+        batch: Sequence[Tokens],
+        task: str | None = None,
+        *,
+        start: int = 0,
+        unit: bool | None = None,
+        size: int | None = None,
     ) -> Array:
         """One vector a text, (rows, size), fp32; lazy.
 
         Args:
             batch: the texts.
+            task: one of the encoder's.
             start: leading tokens that are not pooled.
             unit: scale to unit length; ``None`` as the recipe has it.
             size: keep the first dimensions only.
         """
         if self.eye is not None:
             return self._finished(self.eye.vectors(batch), unit, size)
-        hidden, lengths = self.hidden(batch)
+        hidden, lengths = self.hidden(batch, task)
         vectors = pool(hidden, lengths, self.recipe.pooling, start)
         return self._finished(vectors, unit, size)
 
@@ -129,7 +163,7 @@ class EmbeddingModel:
         """Give up the weights."""
         for tokenizer in (self.tokenizer, *self.readers.values()):
             tokenizer.close()
-        self.encoder, self.stages, self.terms, self.eye = None, (), None, None
+        self.encoder, self.stages, self.terms, self.heads, self.eye = None, (), None, None, None
 
 
 @define(eq=False, kw_only=True)
@@ -179,7 +213,7 @@ class RankModel:
         self.encoder, self.head = None, None
 
 
-def run_encoder(encoder: Encoder, batch: Sequence[Tokens]) -> tuple[Array, Array]:
+def run_encoder(encoder: Encoder, batch: Sequence[Tokens], task: str | None = None) -> tuple[Array, Array]:
     """Pad a batch on the right, whatever side its tokenizer prefers, and encode it.
 
     A text without any token gets one padding token, so that attention has something to look at; its length
@@ -196,7 +230,8 @@ def run_encoder(encoder: Encoder, batch: Sequence[Tokens]) -> tuple[Array, Array
     looked_at = [max(1, len(tokens.ids) - tokens.unseen) for tokens in batch]
     seen = mx.array(looked_at, dtype=mx.int32)
     valid = None if min(looked_at) == longest else mx.arange(longest) < seen[:, None]
-    hidden = encoder.forward(mx.array(ids), valid, None if types is None else mx.array(types))
+    which = (encoder.tasks.get(task or ""),) if encoder.tasks else ()
+    hidden = encoder.forward(mx.array(ids), valid, None if types is None else mx.array(types), *which)
     return hidden, mx.array(lengths, dtype=mx.int32)
 
 

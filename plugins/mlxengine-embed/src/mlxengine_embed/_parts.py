@@ -39,18 +39,20 @@ class Encoder:
         hidden_size: width of ``hidden``.
         positions: how many positions there are at most, ``None`` if there is no fixed table.
         pad: the token id that fills up a row.
+        tasks: the number of each task that ``forward`` takes as a fourth argument, where there are some.
         types: whether the encoder tells the two texts of a pair apart.
         library: the module that it came from.
     """
 
     module: Any
-    forward: Callable[[Array, Array | None, Array | None], Array]
+    forward: Callable[..., Array]
     rename: Callable[[str], str | None]
     prepare: Callable[[Mapping[str, Array]], Mapping[str, Array]] = field(default=_as_it_is)
     hidden_size: int
     positions: int | None
     pad: int
     library: str
+    tasks: Mapping[str, int] = field(factory=dict)
     types: bool = False
 
 
@@ -109,14 +111,39 @@ def rotary(config: Config, size: int, default: float, *, paired: bool = False) -
     """Rotary positions over a whole head of ``size``, first half with second half, or in pairs of neighbours.
 
     A scaling of the type ``"ntk"``, which GTE's own code has for texts longer than those of its training,
-    multiplies the base by its factor and divides all angles by factor^(2 / size).
+    multiplies the base by its factor and divides all angles by factor^(2 / size); ``"linear"`` divides them
+    by its factor, and ``"llama3"`` those alone that turn slowly.
     """
     parameters, scaling = config.get("rope_parameters"), config.get("rope_scaling")
     nested = parameters.get("rope_theta") if isinstance(parameters, Mapping) else None
     base = float(nested or config.get("rope_theta") or default)
     scaled = isinstance(scaling, Mapping) and scaling.get("type") == "ntk"
     factor = float(config["rope_scaling"]["factor"]) if scaled else 1.0
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
+    if kind == "llama3":
+        return _Llama3(size, base, config["rope_scaling"])
+    if kind == "linear":
+        return nn.RoPE(size, traditional=paired, base=base, scale=1 / float(config["rope_scaling"]["factor"]))
     return nn.RoPE(size, traditional=paired, base=base * factor, scale=factor ** (-2 / size))
+
+
+class _Llama3:
+    """Rotary positions of Llama 3.1: angles whose wave is longer than ``original / low_freq_factor`` are
+    divided by ``factor``, those shorter than ``original / high_freq_factor`` kept, between them mixed.
+    """
+
+    def __init__(self, size: int, base: float, scaling: Mapping[str, Any]) -> None:
+        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+        turns: Any = base ** (-np.arange(0, size, 2) / size)
+        waves = float(scaling["original_max_position_embeddings"]) * turns / (2 * np.pi)
+        kept = np.clip((waves - low) / (high - low), 0, 1)
+        turns = turns * (kept + (1 - kept) / float(scaling["factor"]))
+        self._size, self._periods = size, mx.array((1 / turns).astype(np.float32))
+
+    def __call__(self, x: Array) -> Array:
+        return mx.fast.rope(
+            x, self._size, traditional=False, base=None, scale=1.0, offset=0, freqs=self._periods
+        )
 
 
 def renamed(rules: Sequence[tuple[str, str]], unused: str, prefixes: str = "") -> Callable[[str], str | None]:

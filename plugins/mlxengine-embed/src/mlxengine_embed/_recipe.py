@@ -23,12 +23,15 @@ from mlxengine.errors import (
 
 from ._families import Family, family_of
 from ._judge import Judge, find_judge
-from ._late import Late, is_late, read_late
+from ._late import METADATA, Late, is_late, read_late, read_stanford
+from ._published import SEARCH_TASKS
 from ._settings import STAGES, check_modalities, check_stage, transformer_settings
 from .models import EmbedConfiguration
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 _OWN = "config_sentence_transformers.json"
+M3_FILES = {"sparse": "sparse_linear.safetensors", "tokens": "colbert_linear.safetensors"}
+"""The files of BGE-M3's further outputs."""
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # The older form: one boolean a mode. Several that are on are joined in this order.
 _MODE_FLAGS = {
@@ -108,6 +111,7 @@ class Recipe:
         folder: where the encoder's files are, ``""`` for the top.
         late: how token vectors are made, of a model that makes these; ``stages`` are then applied to each.
         splade: how sparse vectors are made, of a model that makes these.
+        further: outputs beside the dense vector, each of `M3_FILES`.
         query_terms: the folder with a weight for each token, of which the sparse vectors of queries are made
             without an encoder; ``""`` if there is none.
         default_task: what texts are that nobody calls queries or documents, where these are read differently.
@@ -128,6 +132,7 @@ class Recipe:
     folder: str = ""
     late: Late | None = None
     splade: Splade | None = None
+    further: tuple[str, ...] = ()
     query_terms: str = ""
     default_task: str | None = None
     judge: Judge | None = None
@@ -176,6 +181,9 @@ def read_recipe(card: ModelCard) -> Recipe:
     configured = card.configuration
     if isinstance(configured, EmbedConfiguration):
         recipe = _apply_configuration(recipe, configured)
+    if recipe.pooling and not recipe.static:
+        further = tuple(output for output, file in M3_FILES.items() if file in card.names())
+        recipe = evolve(recipe, further=further)
     return read_prompts(recipe, card)
 
 
@@ -223,8 +231,10 @@ def _read_modules(card: ModelCard, modules: Sequence[Mapping[str, Any]]) -> Reci
     for module in modules:
         kind, folder = str(module.get("type", "")), str(module.get("path", "")).strip("/").removeprefix(".")
         name = kind.rpartition(".")[2]
-        if not kind.startswith("sentence_transformers.") and not (
-            late and kind == "pylate.models.Dense.Dense"
+        if not (
+            kind.startswith("sentence_transformers.")
+            or (late and kind == "pylate.models.Dense.Dense")
+            or (kind == "custom_st.Transformer" and card.config.get("lora_adaptations"))
         ):
             raise RemoteCodeRefusedError(
                 f"{card.id} has a module of its own in modules.json, {kind!r}.",
@@ -327,6 +337,8 @@ def _without_modules(card: ModelCard) -> Recipe:
         str(name).endswith("ForMaskedLM") for name in card.config.get("architectures") or ()
     ):
         return Recipe(source="family splade", pooling=(), splade=Splade(), similarity="dot")
+    if is_late(card):
+        return _stanford(card)
     recipe = _read_transformer(Recipe(source="", pooling=()), card, "feature-extraction")
     for path, config in card.documents.items():
         if path.count("/") == 1 and path.endswith("_Pooling/config.json") and isinstance(config, Mapping):
@@ -352,6 +364,26 @@ def _without_modules(card: ModelCard) -> Recipe:
             hint='Name the pooling: EmbedConfiguration(id=…, pooling="mean") or pooling="cls".',
         )
     return recipe
+
+
+def _stanford(card: ModelCard) -> Recipe:
+    """ColBERT's own layout: the projection stands among the encoder's tensors."""
+    shape = next((tensor.shape for tensor in card.tensors if tensor.name == "linear.weight"), ())
+    if len(shape) != 2:
+        raise IncompatibleWeightsError(
+            f"{card.id} says that it is a ColBERT, but its weights have no linear.weight.",
+            hint="The repository is incomplete.",
+        )
+    late = read_stanford(card)
+    dense = Dense(folder="linear", inputs=shape[1], outputs=shape[0], bias=False, activation="identity")
+    return Recipe(
+        source=METADATA,
+        pooling=(),
+        stages=(dense, Normalize()),
+        prompts=dict(zip(("query", "document"), late.prefixes, strict=True)),
+        similarity="maxsim",
+        late=late,
+    )
 
 
 def _widening(card: ModelCard, family: Family) -> tuple[Stage, ...]:
@@ -429,6 +461,9 @@ def read_prompts(recipe: Recipe, card: ModelCard) -> Recipe:
             # PyLate puts its marker before the prompt that is saved beside it.
             start = str(config.get(f"{task}_prefix") or "")
             prompts = {**prompts, task: start + prompts.get(task, "").removeprefix(start)}
+    if card.config.get("lora_adaptations"):
+        known = {task: prompts[name] for task, name in SEARCH_TASKS.items() if name in prompts}
+        prompts = {**known, **prompts}
     default = config.get("default_prompt_name")
     similarity = (
         recipe.similarity

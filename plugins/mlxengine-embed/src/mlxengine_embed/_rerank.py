@@ -76,7 +76,7 @@ class Head(nn.Module):  # type: ignore[misc]
         dense, last = nn.Linear(size, size), nn.Linear(size, labels)
         if self._style == "pooler":
             self.pooler, self.classifier = Group(dense=dense), last
-            if kind == "deberta-v2":
+            if kind.startswith("deberta"):
                 self._act = activation(config.get("pooler_hidden_act", "gelu"))
         elif self._style == "bare pooler":
             self.pooler, self.classifier = dense, last

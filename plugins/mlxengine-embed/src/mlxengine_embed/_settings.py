@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from mlxengine import ModelCard
 from mlxengine.errors import MLXEngineError, RemoteCodeRefusedError, UnsupportedArchitectureError
 
-from ._architectures import ACTIVATIONS
+from ._architectures import ACTIVATIONS, LIBRARIES
 from .models import EmbedConfiguration
 
 
@@ -97,6 +97,13 @@ _GTE = Known(
     harmless=_keys("pack_qkv head_dim"),
     code=("NewConfig", "NewModel", "GteConfig", "GteModel"),
 )
+_JINA = evolve(
+    _BERT,
+    only={**_BERT.only, "position_embedding_type": ("alibi",), "feed_forward_type": ("geglu", "reglu")},
+    # How long the table of biases is at first; it grows.
+    harmless=_keys("alibi_starting_size"),
+    code=("JinaBertConfig", "JinaBertModel"),
+)
 _T5 = Known(
     read=_keys("d_model d_ff d_kv num_layers num_heads layer_norm_epsilon feed_forward_proj")
     | _keys("relative_attention_num_buckets relative_attention_max_distance"),
@@ -115,6 +122,35 @@ _LLAMA = Known(
         "attention_bias": (False,),
         "sliding_window": (),
     },
+)
+
+_NOMIC = Known(
+    read=_BERT.read
+    | _ROTARY
+    | _keys("n_embd n_layer n_head n_inner n_positions layer_norm_epsilon rotary_emb_base"),
+    only={
+        **_BERT.only,
+        "activation_function": ("swiglu",),
+        "rotary_emb_fraction": (1.0,),
+        "rotary_emb_interleaved": (False,),
+        "rotary_emb_scale_base": (),
+        "rotary_scaling_factor": (),
+        "prenorm": (False,),
+        "use_rms_norm": (False,),
+        "parallel_block": (False,),
+        "qkv_proj_bias": (False,),
+        "mlp_fc1_bias": (False,),
+        "mlp_fc2_bias": (False,),
+        "causal": (False,),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+    },
+    # How the repository's own code runs and trains; none changes what it computes.
+    harmless=_keys("dense_seq_output fused_bias_fc fused_dropout_add_ln last_layer_subset")
+    | _keys("pad_vocab_size_multiple reorder_and_upcast_attn use_flash_attn use_xentropy head_dim")
+    | _keys("max_trained_positions add_pooling_layer summary_proj_to_labels parallel_block_tied_norm")
+    | _keys("attn_pdrop embd_pdrop resid_pdrop"),
+    code=("NomicBertConfig", "NomicBertModel"),
 )
 
 ENCODERS: Mapping[str, Known] = {
@@ -137,6 +173,14 @@ ENCODERS: Mapping[str, Known] = {
         # Training of its first release; the class reads none of them.
         harmless=_keys("down_scale_factor gap_size net_structure_type num_memory_blocks"),
     ),
+    "deberta": evolve(
+        _BERT,
+        read=_BERT.read
+        | _keys(
+            "embedding_size relative_attention max_relative_positions pos_att_type position_biased_input"
+        ),
+        only={**_BERT.only, "talking_head": (False,), "legacy": (True, False)},
+    ),
     "deberta-v2": evolve(
         _BERT,
         read=_BERT.read
@@ -145,33 +189,23 @@ ENCODERS: Mapping[str, Known] = {
         only={**_BERT.only, "conv_kernel_size": (0,), "legacy": (True, False)},
         harmless=_keys("conv_act"),
     ),
-    "nomic_bert": Known(
-        read=_BERT.read
-        | _ROTARY
-        | _keys("n_embd n_layer n_head n_inner n_positions layer_norm_epsilon rotary_emb_base"),
+    "nomic_bert": _NOMIC,
+    "nomic_bert_moe": evolve(
+        _NOMIC,
+        read=_NOMIC.read | _keys("num_experts moe_top_k"),
         only={
-            **_BERT.only,
-            "activation_function": ("swiglu",),
-            "rotary_emb_fraction": (1.0,),
-            "rotary_emb_interleaved": (False,),
-            "rotary_emb_scale_base": (),
-            "rotary_scaling_factor": (),
-            "prenorm": (False,),
-            "use_rms_norm": (False,),
-            "parallel_block": (False,),
-            "qkv_proj_bias": (False,),
-            "mlp_fc1_bias": (False,),
-            "mlp_fc2_bias": (False,),
-            "causal": (False,),
-            "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,),
+            **_NOMIC.only,
+            "activation_function": ACTIVATIONS,
+            "qkv_proj_bias": (True,),
+            "mlp_fc1_bias": (True,),
+            "mlp_fc2_bias": (True,),
+            "moe_every_n_layers": (2,),
+            "moe_normalize_expert_weights": (False,),
+            "expert_choice_router": (False,),
+            "num_shared_experts": (0,),
+            "ffn_div": (1,),
         },
-        # How the repository's own code runs and trains; none changes what it computes.
-        harmless=_keys("dense_seq_output fused_bias_fc fused_dropout_add_ln last_layer_subset")
-        | _keys("pad_vocab_size_multiple reorder_and_upcast_attn use_flash_attn use_xentropy head_dim")
-        | _keys("max_trained_positions add_pooling_layer summary_proj_to_labels parallel_block_tied_norm")
-        | _keys("attn_pdrop embd_pdrop resid_pdrop"),
-        code=("NomicBertConfig", "NomicBertModel"),
+        harmless=_NOMIC.harmless | _keys("moe_impl moe_resid_pdrop router_aux_loss_coef"),
     ),
     "gte": _GTE,
     "new": _GTE,
@@ -181,7 +215,17 @@ ENCODERS: Mapping[str, Known] = {
         read=_BERT.read | _keys("embedding_size"),
         only={**_BERT.only, "rotary_value": (False,)},
     ),
-    "jina_embeddings_v3": evolve(_BERT, read=_BERT.read | _ROTARY),
+    "jina_bert": _JINA,
+    "jina_bert_normed": _JINA,
+    "jina_embeddings_v3": evolve(
+        _BERT,
+        read=_BERT.read | _ROTARY | _keys("rotary_emb_base lora_adaptations lora_rank lora_alpha"),
+        only={**_BERT.only, "position_embedding_type": ("absolute", "rotary")},
+        # Its prompts stand in sentence-transformers' file, too; the rest is how its code trains and runs.
+        harmless=_keys("task_instructions load_trained_adapters lora_dropout_p lora_main_params_trainable")
+        | _keys("use_flash_attn use_reentrant"),
+        code=("XLMRobertaFlashConfig", "XLMRobertaLoRA", "XLMRobertaModel"),
+    ),
     "t5": _T5,
     "mt5": _T5,
     "umt5": _T5,
@@ -193,6 +237,23 @@ ENCODERS: Mapping[str, Known] = {
     ),
     "gemma": evolve(
         _LLAMA,
+        only={
+            **_LLAMA.only,
+            "hidden_act": ("gelu", "gelu_pytorch_tanh"),
+            "hidden_activation": ("gelu_pytorch_tanh",),
+        },
+    ),
+    "llama_bidirec": evolve(
+        _LLAMA,
+        read=_LLAMA.read | _keys("attention_bias mlp_bias"),
+        only={**_LLAMA.only, "is_causal": (False,)},
+        # How its code pools and trains, which the repository's modules say or do not.
+        harmless=_keys("pooling temperature"),
+        code=("LlamaBidirectionalConfig", "LlamaBidirectionalModel"),
+    ),
+    "gemma2": evolve(
+        _LLAMA,
+        read=_LLAMA.read | _keys("query_pre_attn_scalar attn_logit_softcapping sliding_window layer_types"),
         only={
             **_LLAMA.only,
             "hidden_act": ("gelu", "gelu_pytorch_tanh"),
@@ -423,13 +484,14 @@ def _scaled(kind: str, config: Mapping[str, Any]) -> Any:
     parameters, scaling = config.get("rope_parameters"), config.get("rope_scaling")
     known = kind == "new" and isinstance(scaling, Mapping) and set(scaling) == {"type", "factor"}
     known = known and dict(scaling or {})["type"] == "ntk"
+    plain = ("default", "linear", "llama3") if LIBRARIES[kind] == LIBRARIES["llama"] else ("default",)
     found = [None if known else scaling, parameters]
     if isinstance(parameters, Mapping):  # one of each kind of layers
         found += parameters.values()
     for item in found:
         if isinstance(item, Mapping) and item:
             kind = item.get("rope_type", item.get("type", "default"))
-            if kind != "default" or item.get("partial_rotary_factor", 1.0) != 1.0:
+            if kind not in plain or item.get("partial_rotary_factor", 1.0) != 1.0:
                 return item
     return None
 

@@ -28,12 +28,21 @@ def read_folder(folder: Path) -> dict[str, Any]:
         )
     weights: dict[str, Any] = {}
     for file in files:
-        try:
-            loaded: Any = mx.load(str(file))
-            weights.update(loaded)
-        except Exception as error:
-            raise IncompatibleWeightsError(f"{file} cannot be read: {error}") from error
+        weights.update(read_file(file))
     return weights
+
+
+def read_file(file: Path) -> dict[str, Any]:
+    """Every tensor of a safetensors file, lazily.
+
+    Raises:
+        IncompatibleWeightsError: it cannot be read.
+    """
+    try:
+        loaded: Any = mx.load(str(file))
+        return dict(loaded)
+    except Exception as error:
+        raise IncompatibleWeightsError(f"{file} cannot be read: {error}") from error
 
 
 def fill(
@@ -101,4 +110,4 @@ def _quantize(module: Any, mine: Mapping[str, Any], settings: Mapping[str, Any] 
     )
 
 
-__all__ = ["fill", "read_folder"]
+__all__ = ["fill", "read_file", "read_folder"]

@@ -311,7 +311,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
 def _run_from_bin(options: argparse.Namespace, out: Output) -> int:
     from mlxengine import hub
     from mlxengine.cli.verbs import ProgressLine
-    from mlxengine.toolkit.from_bin import DOCUMENTS, WEIGHTS, convert_bin
+    from mlxengine.toolkit.from_bin import DOCUMENTS, LAYERS, WEIGHTS, convert_bin
 
     if (options.bits, options.mode, options.group, options.report) != (None, "affine", None, None):
         raise InvalidParameterError(
@@ -319,7 +319,7 @@ def _run_from_bin(options: argparse.Namespace, out: Output) -> int:
         )
     source = Path(options.source).expanduser()
     if not source.exists():
-        patterns = (*DOCUMENTS, WEIGHTS, f"*/{WEIGHTS}")
+        patterns = (*DOCUMENTS, WEIGHTS, f"*/{WEIGHTS}", LAYERS)
         with ProgressLine(out) as progress:
             source = hub.fetch(options.source, files=patterns, pickles=True, report=progress)
     made = convert_bin(source, options.target)

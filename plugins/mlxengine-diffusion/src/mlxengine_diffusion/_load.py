@@ -58,6 +58,7 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
         "image_to_image": abilities.init_image,
         "inpainting": abilities.mask,
         "controlnet": abilities.controls,
+        "ip_adapter": bool(abilities.ip_adapter),
         "lora": abilities.lora,
         "low_memory": abilities.low_memory,
         "vae_tiling": abilities.vae_tiling,

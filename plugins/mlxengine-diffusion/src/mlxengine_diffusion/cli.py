@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxengine import ImageControl, ImageHandle, ImageReady, ImageRequest, Picture
+from mlxengine import ImageControl, ImageHandle, ImageReady, ImageRequest, IPAdapter, Picture
 from mlxengine.cli.verbs import Output, ProgressLine, add_model, engine, load_named
 from mlxengine.errors import InvalidParameterError
 from mlxengine.pictures.handle import read_recipe
@@ -104,6 +104,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="REF=FILE[@STRENGTH[,START,END]]",
         help="a ControlNet and the picture that it is shown; may be given again",
     )
+    parser.add_argument(
+        "--ip-adapter",
+        action="append",
+        default=[],
+        metavar="REF=FILE[@STRENGTH]",
+        help="an IP-Adapter and the picture that counts as a prompt; may be given again",
+    )
     parser.add_argument("--strength", type=float, help="how far to leave it, 0 to 1")
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
     parser.add_argument("--lora", action="append", default=[], metavar="REF[=SCALE]", help="an adapter")
@@ -149,6 +156,11 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
             "This picture was made with ControlNets and pictures for them, which the recipe does not hold.",
             hint="Name them with --control.",
         )
+    if recipe.get("ip_adapters") is not None and not options.ip_adapter:
+        raise InvalidParameterError(
+            "This picture was made with IP-Adapters and pictures for them, which the recipe does not hold.",
+            hint="Name them with --ip-adapter.",
+        )
     if recipe.get("references_sha256") is not None and not options.reference:
         raise InvalidParameterError(
             "This picture was made from others, which the recipe does not hold.",
@@ -187,6 +199,7 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         mask=options.mask,
         references=tuple(options.reference),
         controls=tuple(_control(text) for text in options.control),
+        ip_adapters=tuple(_ip_adapter(text) for text in options.ip_adapter),
         strength=told("strength"),
         n=options.n,
         lora=tuple(adapters),
@@ -223,6 +236,16 @@ def _control(text: str) -> ImageControl:
         )
     strength, start, end = (float(match[name] or usual) for name, usual in _CONTROL_USUAL)
     return ImageControl(source=match["source"], image=match["image"], strength=strength, start=start, end=end)
+
+
+def _ip_adapter(text: str) -> IPAdapter:
+    match = _CONTROL.fullmatch(text)
+    if match is None or match["start"]:
+        raise InvalidParameterError(
+            f"--ip-adapter {text!r} is no IP-Adapter with its picture.",
+            hint="Write it as REPOSITORY=picture.png, or REPOSITORY=picture.png@0.6.",
+        )
+    return IPAdapter(source=match["source"], image=match["image"], strength=float(match["strength"] or 1))
 
 
 def _target(options: argparse.Namespace, request: ImageRequest) -> Path:

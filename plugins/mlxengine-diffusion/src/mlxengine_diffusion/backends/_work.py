@@ -38,6 +38,7 @@ class Abilities:
         references: how many pictures it can look at while it makes one; 0 for none.
         reference_sizes: the sizes that those must have; empty for any of up to a million pixels.
         controls: whether ControlNets can be applied.
+        ip_adapter: the file that stands for a repository of IP-Adapters; empty where none can be applied.
         lora: whether adapters can be applied.
         prompt_weights: whether brackets in a prompt weigh its words.
         text_layers: how many layers the text encoder has to choose from with ``clip_skip``; 0 for no choice.
@@ -62,6 +63,7 @@ class Abilities:
     references: int = 0
     reference_sizes: tuple[tuple[int, int], ...] = ()
     controls: bool = False
+    ip_adapter: str = ""
     lora: bool = False
     prompt_weights: bool = False
     text_layers: int = 0
@@ -94,6 +96,20 @@ class Guide:
 
 
 @frozen(kw_only=True)
+class Seen:
+    """A picture that an IP-Adapter is shown, of any size.
+
+    Args:
+        path: of the adapter's file or of its folder, or its name on the hub until it is fetched.
+        strength: what the attention to it is multiplied with.
+    """
+
+    path: Path
+    pixels: Pixels
+    strength: float
+
+
+@frozen(kw_only=True)
 class Job:
     """Pictures to make at once, ``n`` of them with seeds from ``seed`` on; everything is decided.
 
@@ -118,6 +134,7 @@ class Job:
     mask: Pixels | None = None
     references: tuple[Pixels, ...] = ()
     controls: tuple[Guide, ...] = ()
+    ip_adapters: tuple[Seen, ...] = ()
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()
     low_memory: bool = False
@@ -202,4 +219,4 @@ class Pipeline(Protocol):
         ...
 
 
-__all__ = ["Abilities", "Guide", "Job", "Pipeline", "Pixels", "PromptReport", "Step"]
+__all__ = ["Abilities", "Guide", "Job", "Pipeline", "Pixels", "PromptReport", "Seen", "Step"]

@@ -63,7 +63,11 @@ class _Attention(nn.MultiHeadAttention):  # type: ignore[misc]
             )
         )
         assert mask is None
-        mixed = ops.attention(q, k, v, 1 / math.sqrt(q.shape[-1]))
+        scale = 1 / math.sqrt(q.shape[-1])
+        mixed = ops.attention(q, k, v, scale)
+        for strength, *told in self.get("seen", ()):  # of IP-Adapters
+            k, v = (mx.unflatten(item, -1, (self.num_heads, -1)).transpose(0, 2, 1, 3) for item in told)
+            mixed = mixed + strength * ops.attention(q, k, v, scale)
         found: mx.array = self.out_proj(mixed.transpose(0, 2, 1, 3).flatten(-2, -1))
         return found
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 from attrs import frozen
@@ -16,6 +17,7 @@ from ..backends._work import Abilities, Guide, Job, Pixels, PromptReport, Step
 from .adapter_files import DENOISER, AdapterFile, read_all
 from .autoencoder import decoded, encoded
 from .control import ControlNet, load_control
+from .ip_adapter import ImagePrompter, Shown, load_ip_adapter, looking
 from .lora import adapted
 from .parts import Parts, compiled
 from .prompts import Piece, parse
@@ -24,9 +26,10 @@ from .schedulers import scheduler
 from .text import Chunk, Conditioning, Tokenizer, encode
 from .textual_inversion import Lexicon, read_taught
 
+_Net = TypeVar("_Net", ControlNet, ImagePrompter)
 _REMEMBERED_PROMPTS = 8
 _PREVIEW_LATENTS = 32
-_KEPT_CONTROLS = 2
+_KEPT_NETS = 2
 
 
 class Noise:
@@ -91,7 +94,7 @@ class StableDiffusion:
         self.traits = traits
         self._tokenizers = dict(tokenizers)
         self._remembered: OrderedDict[object, Conditioning] = OrderedDict()
-        self._control_nets: OrderedDict[Path, ControlNet] = OrderedDict()
+        self._nets: OrderedDict[Path, ControlNet | ImagePrompter] = OrderedDict()
         self._room = room
         self._kept = 0
 
@@ -108,9 +111,9 @@ class StableDiffusion:
         return self._kept
 
     def trim(self, most: int) -> None:
-        """Let the ControlNets go that were used the longest ago."""
-        while self._control_nets and self._kept > most:
-            self._kept -= self._control_nets.popitem(last=False)[1].nbytes
+        """Let the ControlNets and IP-Adapters go that were used the longest ago."""
+        while self._nets and self._kept > most:
+            self._kept -= self._nets.popitem(last=False)[1].nbytes
 
     def read_prompt(self, job: Job) -> PromptReport:
         lexicon = self._lexicon(job)
@@ -144,10 +147,13 @@ class StableDiffusion:
             if job.mask is not None and not start:
                 latents = noise.initial(shape) * sampler.initial_scale
         added = self._added(told, job)
+        looked_at = yield from self._shown(job, guided=guided)
         hole = None if job.mask is None else self._hole(job.mask)
         beside = (yield from self._beside(job)) if self.traits.fills else None
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, DENOISER, adapters, self.traits.dtype)
+            if looked_at:
+                unet = looking(unet, looked_at)
             guides = self._guides(base, job)
             if self.traits.compiled:
                 # An adapter's view belongs to the request: what is compiled of it goes with the request.
@@ -279,23 +285,43 @@ class StableDiffusion:
         """The job's ControlNets, each with its picture."""
         found = []
         for guide in job.controls:
-            network = self._control_nets.get(guide.path)
-            if network is None:
-                network = load_control(guide.path, unet, self.traits.latent_scale, self.traits.dtype)
-                if not job.low_memory:
-                    self._keep(guide.path, network)
-            else:
-                self._control_nets.move_to_end(guide.path)
+            load = partial(load_control, guide.path, unet, self.traits.latent_scale, self.traits.dtype)
+            network = self._net(guide.path, load, keep=not job.low_memory)
             found.append((guide, network, mx.array(guide.pixels)[None].astype(mx.float32) / 255))
         return found
 
-    def _keep(self, path: Path, network: ControlNet) -> None:
-        """Keep a ControlNet for pictures to come, where there is memory for it."""
-        while len(self._control_nets) >= _KEPT_CONTROLS:
-            self._kept -= self._control_nets.popitem(last=False)[1].nbytes
+    def _shown(
+        self, job: Job, *, guided: bool
+    ) -> Generator[None, None, list[tuple[ImagePrompter, float, Shown]]]:
+        """What the UNet attends to of the pictures of the job's IP-Adapters."""
+        found = []
+        context = sum(self.traits.text_widths.values())
+        for seen in job.ip_adapters:
+            load = partial(load_ip_adapter, seen.path, self.abilities.ip_adapter, context, self.traits.dtype)
+            adapter = self._net(seen.path, load, keep=not job.low_memory)
+            shown = yield from adapter.shown(seen.pixels, job.n, guided=guided)
+            found.append((adapter, seen.strength, shown))
+        return found
+
+    def _net(self, path: Path, load: Callable[[], _Net], *, keep: bool) -> _Net:
+        """A network that a request brings along: one that stayed, or a new one."""
+        network: Any = self._nets.get(path)
+        if network is not None:
+            self._nets.move_to_end(path)
+            found: _Net = network
+            return found
+        found = load()
+        if keep:
+            self._keep(path, found)
+        return found
+
+    def _keep(self, path: Path, network: ControlNet | ImagePrompter) -> None:
+        """Keep a network for pictures to come, where there is memory for it."""
+        while len(self._nets) >= _KEPT_NETS:
+            self._kept -= self._nets.popitem(last=False)[1].nbytes
         room = self._room()
         if room is None or network.nbytes <= room:
-            self._control_nets[path] = network
+            self._nets[path] = network
             self._kept += network.nbytes
 
     def _controlled(

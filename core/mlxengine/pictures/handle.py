@@ -119,6 +119,8 @@ class ImageOptions(TypedDict, total=False):
     references: tuple[Any, ...]
     controls: tuple[ImageControl, ...]
     ip_adapters: tuple[IPAdapter, ...]
+    refiner: str | None
+    refiner_at: float | None
     lora: tuple[tuple[str, float], ...]
     textual_inversions: tuple[str, ...]
     upscale: str | None

@@ -74,6 +74,8 @@ class ImageRequest(Request):
             `ImagePart` takes.
         controls: ControlNets to apply, several at once.
         ip_adapters: IP-Adapters, each with the picture that counts as a prompt.
+        refiner: folder or repository of Stable Diffusion XL's second UNet, which does the last steps.
+        refiner_at: after which share of the way it takes over, 0 to 1.
         n: number of pictures.
         lora: folders or repositories of LoRA weights, each with its scale.
         textual_inversions: files, folders or repositories of taught words, which the prompt holds.
@@ -100,6 +102,8 @@ class ImageRequest(Request):
     references: tuple[Any, ...] = field(default=(), repr=lambda value: f"<{len(value)}>")
     controls: tuple[ImageControl, ...] = ()
     ip_adapters: tuple[IPAdapter, ...] = ()
+    refiner: str | None = None
+    refiner_at: float | None = None
     n: int = 1
     lora: tuple[tuple[str, float], ...] = ()
     textual_inversions: tuple[str, ...] = ()

@@ -262,6 +262,34 @@ def control_picture(name: str) -> np.ndarray[Any, Any]:
     return picture() if name == "edges" else np.ascontiguousarray(picture()[::-1, ::-1])
 
 
+def refiner_config() -> dict[str, Any]:
+    """The configuration of the UNet of a refiner for Stable Diffusion XL."""
+    unet = configs("sdxl")["unet"]
+    return {**unet, "cross_attention_dim": 20, "projection_class_embeddings_input_dim": 5 * 8 + 20}
+
+
+REFINED = {
+    "refined": ("euler", 0.6, {}),
+    "refined earlier": ("dpmpp_2m", 0.4, {}),
+    "refined with noise": ("euler_ancestral", 0.6, {}),
+    "refined without a negative prompt": ("ddim", 0.4, {"negative": None}),
+    "refined without guidance": ("euler", 0.6, {"negative": None, "guidance": 1.0}),
+}
+"""Pictures that a refiner ends: the sampler, where it takes over, and what else is asked."""
+
+
+def write_refiner(folder: Path) -> Path:
+    """Lay a refiner out as a diffusers repository, as far as it is read."""
+    from safetensors.numpy import save_file
+
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text(json.dumps(refiner_config()))
+    stored = json.loads((DATA / "refiner.shapes.json").read_text())
+    tensors = {name: weight("sdxl", "refiner", name, tuple(shape)) for name, shape in stored.items()}
+    save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
 IMAGE_ENCODER = {
     "hidden_size": 16,
     "intermediate_size": 40,

@@ -36,6 +36,7 @@ from .sd.prompts import check_prompt, has_weights, parse
 
 _log = logging.getLogger("mlxengine.diffusion")
 _MOST_PICTURES = 64
+_REFINER_AT = 0.8
 _LORA_FILES = ("*.safetensors", "*.json")
 _CONTROL_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")
 _TENSOR_FILES = ("*.safetensors",)
@@ -126,6 +127,8 @@ def plan(
         references=references,
         controls=_controls(pipeline, request, size, context),
         ip_adapters=_seen(pipeline, request, context),
+        refiner=_refiner(pipeline, request, context),
+        refiner_at=_REFINER_AT if request.refiner_at is None else float(request.refiner_at),
         strength=1.0 if picture is None else float(strength),
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
@@ -253,6 +256,21 @@ def _seen(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> tup
     return tuple(found)
 
 
+def _refiner(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Path | None:
+    if request.refiner is None:
+        if request.refiner_at is not None:
+            _refuse("refiner_at has no meaning without refiner.")
+        return None
+    if not pipeline.abilities.refiner:
+        raise FeatureUnavailableError(
+            f"This model takes no refiner ({pipeline.info.get('library')}).",
+            hint="Stable Diffusion XL does. To go over a finished picture, use init_image.",
+        )
+    if request.refiner_at is not None:
+        _number("refiner_at", request.refiner_at, 0, 1)
+    return _reference("refiner", request.refiner, context)
+
+
 def _mask(pipeline: Pipeline, request: ImageRequest, size: tuple[int, int]) -> Pixels | None:
     if request.mask is None:
         if pipeline.abilities.fills:
@@ -361,7 +379,7 @@ def _tiles(
 
 
 def _fetched(job: Job, usual: str, context: RunContext) -> Generator[Event | None, None, Job]:
-    """The job with the folders of adapters, ControlNets, taught words and an upscaler that are on the hub.
+    """The job with the folders of everything it names that is on the hub.
 
     ``usual`` is the file that stands for a repository of IP-Adapters.
     """
@@ -386,6 +404,12 @@ def _fetched(job: Job, usual: str, context: RunContext) -> Generator[Event | Non
         seen.append(evolve(item, path=place))
     for path in job.textual_inversions:
         words.append((yield from present(path, _TENSOR_FILES)))
+    refiner = job.refiner
+    if refiner is not None:
+        place = yield from present(refiner, ("unet/config.json", "unet/*.fp16*.safetensors"))
+        if not any((place / "unet").glob("*.safetensors")):  # it has none in half precision
+            place = yield from present(refiner, ("unet/*",))
+        refiner = place
     upscale = job.upscale
     if upscale is not None:
         upscale = yield from present(upscale, _TENSOR_FILES)
@@ -394,6 +418,7 @@ def _fetched(job: Job, usual: str, context: RunContext) -> Generator[Event | Non
         lora=tuple(adapters),
         controls=tuple(guides),
         ip_adapters=tuple(seen),
+        refiner=refiner,
         textual_inversions=tuple(words),
         upscale=upscale,
     )
@@ -528,6 +553,8 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
             [str(item.path), item.strength, hashlib.sha256(item.pixels.tobytes()).hexdigest()]
             for item in job.ip_adapters
         ]
+    if job.refiner is not None:
+        made["refiner"], made["refiner_at"] = str(job.refiner), job.refiner_at
     if job.references:
         made["references_sha256"] = [hashlib.sha256(item.tobytes()).hexdigest() for item in job.references]
     if report.truncated:

@@ -59,6 +59,7 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
         "inpainting": abilities.mask,
         "controlnet": abilities.controls,
         "ip_adapter": bool(abilities.ip_adapter),
+        "refiner": abilities.refiner,
         "lora": abilities.lora,
         "low_memory": abilities.low_memory,
         "vae_tiling": abilities.vae_tiling,

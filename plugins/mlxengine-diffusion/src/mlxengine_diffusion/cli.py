@@ -111,6 +111,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="REF=FILE[@STRENGTH]",
         help="an IP-Adapter and the picture that counts as a prompt; may be given again",
     )
+    parser.add_argument("--refiner", metavar="MODEL", help="XL's second UNet, for the last steps")
+    parser.add_argument("--refiner-at", type=float, metavar="X", help="where it takes over: 0.8 of the way")
     parser.add_argument("--strength", type=float, help="how far to leave it, 0 to 1")
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
     parser.add_argument("--lora", action="append", default=[], metavar="REF[=SCALE]", help="an adapter")
@@ -200,6 +202,8 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         references=tuple(options.reference),
         controls=tuple(_control(text) for text in options.control),
         ip_adapters=tuple(_ip_adapter(text) for text in options.ip_adapter),
+        refiner=told("refiner"),
+        refiner_at=told("refiner_at"),
         strength=told("strength"),
         n=options.n,
         lora=tuple(adapters),

@@ -39,6 +39,7 @@ class Abilities:
         reference_sizes: the sizes that those must have; empty for any of up to a million pixels.
         controls: whether ControlNets can be applied.
         ip_adapter: the file that stands for a repository of IP-Adapters; empty where none can be applied.
+        refiner: whether another UNet can do the last steps.
         lora: whether adapters can be applied.
         prompt_weights: whether brackets in a prompt weigh its words.
         text_layers: how many layers the text encoder has to choose from with ``clip_skip``; 0 for no choice.
@@ -64,6 +65,7 @@ class Abilities:
     reference_sizes: tuple[tuple[int, int], ...] = ()
     controls: bool = False
     ip_adapter: str = ""
+    refiner: bool = False
     lora: bool = False
     prompt_weights: bool = False
     text_layers: int = 0
@@ -115,6 +117,7 @@ class Job:
 
     ``mask`` has the picture's height and width; what is above zero is made anew. ``references`` have sizes of
     their own, multiples of the model's step. With ``vae_tiling`` the autoencoder works on tiles.
+    The ``refiner`` takes over after the share ``refiner_at`` of the noise levels.
     """
 
     prompt: str
@@ -135,6 +138,8 @@ class Job:
     references: tuple[Pixels, ...] = ()
     controls: tuple[Guide, ...] = ()
     ip_adapters: tuple[Seen, ...] = ()
+    refiner: Path | None = None
+    refiner_at: float = 1.0
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()
     low_memory: bool = False

@@ -158,6 +158,7 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         fills=fills,
         controls=True,
         ip_adapter=_IP_ADAPTERS[found.xl],
+        refiner=found.xl and not fills,
         lora=True,
         prompt_weights=True,
         text_layers=min(configs[part]["num_hidden_layers"] for part in tokenizers),

@@ -7,7 +7,6 @@ cross-attention, and CLIP's image encoder in a folder beside it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..backends._work import Pixels
 from . import ops
 from .adapter_files import few
 from .clip import fit_layers
-from .config import Config
+from .config import Config, read_config
 from .lora import shared_copy
 from .unet import UNet
 from .weights import Origin, fill_by_name, origin, read_tensors
@@ -290,7 +289,7 @@ def _beside(file: Path, projection: Any) -> Path:
     found = {}
     for folder in folders:
         if (folder / "config.json").is_file():
-            found[folder] = _config(folder).get(key)
+            found[folder] = read_config(folder / "config.json").get(key)
     for folder, width in found.items():
         if width == projection.inputs:
             return folder
@@ -306,16 +305,13 @@ def _beside(file: Path, projection: Any) -> Path:
     )
 
 
-def _config(folder: Path) -> Config:
-    try:
-        found: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise IncompatibleWeightsError(f"{folder} has no configuration that can be read: {error}.") from error
-    return found if isinstance(found, Mapping) else {}
-
-
 def _encoder(folder: Path, dtype: mx.Dtype) -> _Encoder:
-    config = {"layer_norm_eps": 1e-5, "hidden_act": "quick_gelu", "projection_dim": 512, **_config(folder)}
+    config = {
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "quick_gelu",
+        "projection_dim": 512,
+        **read_config(folder / "config.json"),
+    }
     try:
         made = _Encoder(config)
     except (KeyError, TypeError, ZeroDivisionError) as error:

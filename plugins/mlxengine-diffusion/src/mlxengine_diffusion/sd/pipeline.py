@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..backends._slices import as_pixels, steps_for
 from ..backends._work import Abilities, Guide, Job, Pixels, PromptReport, Step
@@ -21,31 +21,19 @@ from .ip_adapter import ImagePrompter, Shown, load_ip_adapter, looking
 from .lora import adapted
 from .parts import Parts, compiled
 from .prompts import Piece, parse
+from .refiner import SCORES, load_refiner
 from .scheduler_config import NoiseSettings
 from .schedulers import scheduler
 from .text import Chunk, Conditioning, Tokenizer, encode
 from .textual_inversion import Lexicon, read_taught
+from .unet import UNet
+from .walk import Noise, Walk
 
-_Net = TypeVar("_Net", ControlNet, ImagePrompter)
+_Net = TypeVar("_Net", ControlNet, ImagePrompter, UNet)
 _REMEMBERED_PROMPTS = 8
 _PREVIEW_LATENTS = 32
 _KEPT_NETS = 2
-
-
-class Noise:
-    """The random numbers of pictures: the same for a seed, whatever else runs or is made with it."""
-
-    def __init__(self, seed: int, n: int = 1) -> None:
-        self._keys = [mx.random.split(mx.random.key(seed + place)) for place in range(n)]
-
-    def initial(self, shape: tuple[int, ...]) -> mx.array:
-        """What the pictures start from: standard normal, float32."""
-        return mx.concatenate([mx.random.normal((1, *shape[1:]), key=first) for first, _ in self._keys])
-
-    def fresh(self, index: int, shape: tuple[int, ...]) -> mx.array:
-        """What a stochastic sampler adds after an evaluation of the model."""
-        keys = [mx.random.split(rest, index + 1)[index] for _, rest in self._keys]
-        return mx.concatenate([mx.random.normal((1, *shape[1:]), key=key) for key in keys])
+_REFINED = "text_encoder_2"
 
 
 @frozen(kw_only=True, eq=False)
@@ -94,7 +82,7 @@ class StableDiffusion:
         self.traits = traits
         self._tokenizers = dict(tokenizers)
         self._remembered: OrderedDict[object, Conditioning] = OrderedDict()
-        self._nets: OrderedDict[Path, ControlNet | ImagePrompter] = OrderedDict()
+        self._nets: OrderedDict[Path, ControlNet | ImagePrompter | UNet] = OrderedDict()
         self._room = room
         self._kept = 0
 
@@ -111,7 +99,7 @@ class StableDiffusion:
         return self._kept
 
     def trim(self, most: int) -> None:
-        """Let the ControlNets and IP-Adapters go that were used the longest ago."""
+        """Let the networks go that requests brought along, those used the longest ago first."""
         while self._nets and self._kept > most:
             self._kept -= self._nets.popitem(last=False)[1].nbytes
 
@@ -130,7 +118,10 @@ class StableDiffusion:
         guided = job.guidance > 1
         chunks = self._chunks(job, guided=guided)
         positive = yield from self._condition(job, job.prompt, adapters, chunks)
-        told = (yield from self._contrast(job, positive, adapters, chunks)) if guided else positive
+        told = positive
+        if guided:
+            zero = self.traits.zero_negative
+            told = yield from self._contrast(job, positive, adapters, chunks, zero=zero)
         told = told.repeated(job.n)
         scale = self.traits.latent_scale
         shape = (job.n, job.height // scale, job.width // scale, self.traits.latent_channels)
@@ -148,8 +139,14 @@ class StableDiffusion:
                 latents = noise.initial(shape) * sampler.initial_scale
         added = self._added(told, job)
         looked_at = yield from self._shown(job, guided=guided)
-        hole = None if job.mask is None else self._hole(job.mask)
-        beside = (yield from self._beside(job)) if self.traits.fills else None
+        beside = (yield from self._beside(job, guided=guided)) if self.traits.fills else None
+        refined = (yield from self._refined(job, positive, adapters, chunks)) if job.refiner else None
+        kept = None
+        if job.mask is not None and not self.traits.fills:
+            kept = self._hole(job.mask), clean
+        walk = Walk(job=job, noise=noise, sampler=sampler, start=start, kept=kept, dtype=self.traits.dtype)
+        first, last = start * sampler.evaluations, len(sampler.timesteps)
+        cut = max(first, self._cut(sampler, job))
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, DENOISER, adapters, self.traits.dtype)
             if looked_at:
@@ -163,34 +160,52 @@ class StableDiffusion:
                     if own
                     else self.parts.compiled("unet", (guided, *shape[:3], told.context.shape[1]))
                 )
-            evaluations, first, done = len(sampler.timesteps), start * sampler.evaluations, 0
-            for index in range(first, evaluations):
-                shown = sampler.scale_input(latents, index).astype(self.traits.dtype)
-                if beside is not None:
-                    shown = mx.concatenate([shown, beside], axis=-1)
-                if guided:
-                    shown = mx.concatenate([shown, shown])
-                times = mx.full((len(shown),), sampler.timesteps[index])
-                known = (shown[..., : shape[-1]], times, told.context, added)
-                more = self._controlled(guides, known, index - first, evaluations - first)
-                output = unet(shown, *known[1:], more).astype(mx.float32)
-                if guided:
-                    without, with_prompt = mx.split(output, 2)
-                    output = without + job.guidance * (with_prompt - without)
-                    output = _rescaled(output, with_prompt, job.guidance_rescale)
-                extra = noise.fresh(index, shape) if sampler.stochastic else None
-                latents, believed = sampler.step(output, latents, index, extra)
-                if hole is not None and not self.traits.fills:
-                    kept = clean
-                    if index + 1 < evaluations:
-                        kept = sampler.add_noise(clean, noise.initial(shape), index + 1)
-                    latents = mx.where(hole, latents, kept)
-                mx.eval(latents, believed)
-                before, done = done, max(done, sampler.finished(index) - start)
-                if done == before:
-                    yield None
-                    continue
-                yield Step(done=done, total=job.steps - start, latents=latents, clean=believed)
+
+            def predicted(shown: mx.array, times: mx.array, index: int) -> mx.array:
+                known = (shown, times, told.context, added)
+                more = self._controlled(guides, known, index - first, last - first)
+                whole = shown if beside is None else mx.concatenate([shown, beside], axis=-1)
+                found: mx.array = unet(whole, *known[1:], more)
+                return found
+
+            latents = yield from walk.steps(predicted, latents, range(first, cut))
+        if job.refiner is None or refined is None or cut == last:
+            return
+        bits = self.info.get("unet_bits") or 0
+        width = self.traits.text_widths[_REFINED]
+        load = partial(load_refiner, job.refiner, width, shape[-1], self.traits.dtype, bits)
+        refiner: Any = self._net(job.refiner, load, keep=not job.low_memory)
+        if self.traits.compiled:
+            refiner = compiled(refiner)
+        # A sampler that remembers what the other network said would mix the two.
+        walk = evolve(walk, sampler=scheduler(job.scheduler, self.traits.settings, job.steps, job.sigmas))
+        context, more = refined
+        yield from walk.steps(
+            lambda shown, times, _: refiner(shown, times, context, more), latents, range(cut, last)
+        )
+
+    def _cut(self, sampler: Any, job: Job) -> int:
+        """How many evaluations are this model's, before the refiner's: whole steps."""
+        if job.refiner is None:
+            return len(sampler.timesteps)
+        level = round(self.traits.settings.train_steps * (1 - job.refiner_at))
+        count = len([time for time in sampler.timesteps if time >= level])
+        rest: int = count % sampler.evaluations
+        return count if count == len(sampler.timesteps) else count - rest
+
+    def _refined(
+        self, job: Job, positive: Conditioning, adapters: list[tuple[AdapterFile, float]], chunks: int
+    ) -> Generator[None, None, tuple[mx.array, tuple[mx.array, mx.array]]]:
+        """What a refiner is told: the states of the larger text encoder, and the looks that are wanted."""
+        told, scores = positive, list(SCORES[1:])
+        if job.guidance > 1:
+            told = yield from self._contrast(job, positive, adapters, chunks, zero=False)
+            scores = list(SCORES)
+        told = told.repeated(job.n)
+        assert told.pooled is not None
+        numbers = [[job.height, job.width, 0, 0, score] for score in scores for _ in range(job.n)]
+        width = self.traits.text_widths[_REFINED]
+        return told.context[..., -width:], (told.pooled, mx.array(numbers, dtype=mx.float32))
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
@@ -253,10 +268,19 @@ class StableDiffusion:
         return made
 
     def _contrast(
-        self, job: Job, positive: Conditioning, adapters: list[tuple[AdapterFile, float]], chunks: int
+        self,
+        job: Job,
+        positive: Conditioning,
+        adapters: list[tuple[AdapterFile, float]],
+        chunks: int,
+        *,
+        zero: bool,
     ) -> Generator[None, None, Conditioning]:
-        """The negative prompt's states before the prompt's: a batch of two."""
-        if job.negative is None and self.traits.zero_negative:
+        """The negative prompt's states before the prompt's: a batch of two.
+
+        With ``zero`` an absent one is all zeros instead of the empty prompt.
+        """
+        if job.negative is None and zero:
             negative = Conditioning(
                 mx.zeros_like(positive.context),
                 None if positive.pooled is None else mx.zeros_like(positive.pooled),
@@ -315,7 +339,7 @@ class StableDiffusion:
             self._keep(path, found)
         return found
 
-    def _keep(self, path: Path, network: ControlNet | ImagePrompter) -> None:
+    def _keep(self, path: Path, network: ControlNet | ImagePrompter | UNet) -> None:
         """Keep a network for pictures to come, where there is memory for it."""
         while len(self._nets) >= _KEPT_NETS:
             self._kept -= self._nets.popitem(last=False)[1].nbytes
@@ -340,7 +364,7 @@ class StableDiffusion:
         scale = self.traits.latent_scale
         return mx.array(mask[::scale, ::scale] > 0)[None, ..., None]
 
-    def _beside(self, job: Job) -> Generator[None, None, mx.array]:
+    def _beside(self, job: Job, *, guided: bool) -> Generator[None, None, mx.array]:
         """What an inpainting UNet is shown besides: the hole, and latents of the picture with grey in it."""
         assert job.init is not None
         assert job.mask is not None
@@ -348,23 +372,11 @@ class StableDiffusion:
         hole = self._hole(job.mask).astype(self.traits.dtype)
         latents = yield from self._encoded(around, job)
         seen = mx.concatenate([hole, latents.astype(self.traits.dtype)], axis=-1)
-        return mx.repeat(seen, job.n, axis=0)
+        return mx.repeat(seen, 2 * job.n if guided else job.n, axis=0)
 
 
 def _parts(job: Job, text: str) -> list[list[Piece]]:
     return parse(text) if job.prompt_weights else [[Piece(text)]]
 
 
-def _rescaled(guided: mx.array, with_prompt: mx.array, share: float) -> mx.array:
-    """Guidance at the contrast of the prediction without it, as far as ``share`` says.
-
-    Source: Lin et al. 2023 (arXiv:2305.08891), section 3.4.
-    """
-    if not share:
-        return guided
-    axes = tuple(range(1, guided.ndim))
-    contrast = with_prompt.std(axis=axes, keepdims=True) / guided.std(axis=axes, keepdims=True)
-    return guided * (share * contrast + (1 - share))
-
-
-__all__ = ["Noise", "StableDiffusion", "Traits"]
+__all__ = ["StableDiffusion", "Traits"]

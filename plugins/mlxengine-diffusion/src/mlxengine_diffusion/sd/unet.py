@@ -18,6 +18,7 @@ from diffuse_mlx.stable_diffusion.unet import (
     Transformer2D,
     upsample_nearest,
 )
+from mlx.utils import tree_flatten
 
 from . import ops
 from .blocks import set_eps, with_our_ops
@@ -123,6 +124,11 @@ class Encoder(nn.Module):  # type: ignore[misc]
             width = following
         self.mid_block = _Middle(shape)
         self.skip_widths = tuple(skips)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights, read or not."""
+        return sum(array.nbytes for _, array in tree_flatten(self.parameters()))
 
     def encoded(
         self,

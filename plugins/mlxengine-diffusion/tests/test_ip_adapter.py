@@ -180,3 +180,28 @@ def test_other_models_refuse_them(tmp_path: Path, engine: InferenceEngine) -> No
         told = IPAdapter(source=str(tmp_path), image=g.ip_picture())
         with pytest.raises(FeatureUnavailableError, match="no IP-Adapters"):
             model.image("a", ip_adapters=(told,))
+
+
+@pytest.mark.parametrize("file", ["", "/other/some_vit-h.safetensors"])
+def test_an_adapter_on_a_hub_is_fetched_with_its_image_encoder_alone(
+    tiny_folder: Path, tmp_path: Path, hub: Any, file: str
+) -> None:
+    own = g.write_ip("tiny", "plain", tmp_path / "local")
+    held = {
+        f"models/image_encoder/{path.name}": path.read_bytes()
+        for path in (own.parent / "image_encoder").iterdir()
+    }
+    held[file.removeprefix("/") or "models/ip-adapter_sd15.safetensors"] = own.read_bytes()
+    others = ("models/other.safetensors", "models/image_encoder/pytorch_model.bin")
+    held |= {name: own.read_bytes() for name in others}
+    hub.repos.add("org/ip", held)
+    asked: dict[str, Any] = {"size": (32, 32), "steps": 1, "guidance": 3.0, "seed": 1}
+    with InferenceEngine(endpoint=hub.endpoint, cache_dir=tmp_path / "cache") as engine:
+        model = engine.load_images(tiny_folder)
+        made = model.image(
+            "a", ip_adapters=(IPAdapter(source=f"org/ip{file}", image=g.ip_picture()),), **asked
+        )
+        local = model.image("a", ip_adapters=(IPAdapter(source=str(own), image=g.ip_picture()),), **asked)
+    assert np.array_equal(made.numpy(), local.numpy())
+    fetched = [str(path) for path in (tmp_path / "cache").rglob("*") if not path.is_dir()]
+    assert not [path for path in fetched if path.endswith(others)]

@@ -127,3 +127,22 @@ def test_a_request_and_the_verb_name_a_refiner(
         assert np.array_equal(np.array(Image.open(tmp_path / name)), made.numpy())
     with engine.load_images(tiny_folder) as model, pytest.raises(FeatureUnavailableError, match="no refiner"):
         model.image("a", refiner=str(refiner))
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_of_a_refiner_on_a_hub_the_unet_alone_is_fetched(
+    refiner: Path, tiny_folder: Path, tmp_path: Path, hub: Any, halves: bool
+) -> None:
+    scheduler = g.scheduler_config("euler", "epsilon", "leading")
+    folder = g.write_repository("sdxl", tmp_path / "model", tiny_folder / "tokenizer", scheduler)
+    weights = (refiner / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    stem = "unet/diffusion_pytorch_model"
+    held = {"unet/config.json": (refiner / "unet" / "config.json").read_bytes(), "vae/config.json": b"{}"}
+    held |= {f"{stem}.fp16.safetensors": weights, f"{stem}.bin": weights} if halves else {}
+    held |= {f"{stem}.safetensors": weights}
+    hub.repos.add("org/refiner", held)
+    with InferenceEngine(endpoint=hub.endpoint, cache_dir=tmp_path / "cache") as engine:
+        model = engine.load_images(folder)
+        model.image("a", size=(32, 32), steps=2, guidance=1.0, refiner="org/refiner", refiner_at=0.5)
+    found = {path.name for path in (tmp_path / "cache").rglob("diffusion_pytorch_model*")}
+    assert found == {f"diffusion_pytorch_model{'.fp16' if halves else ''}.safetensors"}

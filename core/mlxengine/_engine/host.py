@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
+from attrs import evolve
 
 from .._scheduling.faults import calling
 from .._version import __version__
@@ -276,6 +277,10 @@ class Host:
             NoPluginForModelError, AmbiguousModelError, PluginCrashedError, PluginContractError: nobody
                 claims it, two do so equally well, or the only one that could have broke.
         """
+        # What was set for the engine counts for an offer and its estimate as what was set for the model.
+        own = card.configuration
+        flags = {**self.features.chosen(), **dict(own.features)}
+        card = evolve(card, configuration=evolve(own, features=tuple(sorted(flags.items()))))
         claims: list[tuple[PluginRecord, Claim]] = []
         faults: list[PluginError] = []
         for record in self.active():

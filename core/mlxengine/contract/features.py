@@ -229,6 +229,10 @@ class FeatureRegistry:
             self.check(layer)
         return Features(self, (*layers, *self._layers))
 
+    def chosen(self) -> dict[str, object]:
+        """The values that the registry's layers set, as they were written."""
+        return {name: value for layer in reversed(self._layers) for name, value in layer.values.items()}
+
     def check(self, *layers: Layer) -> None:
         """Raise what is wrong with layers' names and values, or with asking for them here.
 

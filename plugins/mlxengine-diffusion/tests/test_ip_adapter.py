@@ -168,6 +168,13 @@ def test_a_request_and_the_verb_name_adapters_and_pictures(
     assert np.array_equal(np.array(Image.open(tmp_path / "x.png")), made.numpy())
     again = run("--recipe", "x.png", "--out", "y.png", folder=tmp_path)
     assert (again.returncode, "--ip-adapter" in again.stderr) == (2, True)
+    Image.fromarray(g.picture()).save(tmp_path / "other.png")
+    for name, warned in (("style.png", False), ("other.png", True)):
+        more = ("--recipe", "x.png", "--out", "y.png", "--ip-adapter", f"{usual}={name}@0.8")
+        again = run(*more, folder=tmp_path)
+        text = " ".join(again.stderr.split())
+        assert again.returncode == 0, text
+        assert ("The IP-Adapter's picture of the recipe was another" in text) is warned, text
 
 
 def test_other_models_refuse_them(tmp_path: Path, engine: InferenceEngine) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import logging
 import os
 import re
 import sys
@@ -24,12 +23,18 @@ from .features import BACKEND, QUANTIZE, VAE
 from .sd.scheduler_classes import samplers
 from .sd.scheduler_config import PLACEMENTS
 
-_log = logging.getLogger("mlxengine.diffusion")
 _NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)"
 _CONTROL = re.compile(
     rf"(?P<source>[^=]+)=(?P<image>.+?)(?:@(?P<strength>{_NUMBER})(?:,(?P<start>{_NUMBER}),(?P<end>{_NUMBER}))?)?"
 )
 _CONTROL_USUAL = (("strength", 1), ("start", 0), ("end", 1))
+_PICTURES = {
+    "init_sha256": "picture to start from",
+    "mask_sha256": "mask",
+    "controls": "ControlNet's picture",
+    "ip_adapters": "IP-Adapter's picture",
+    "references_sha256": "reference",
+}
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 
 
@@ -41,7 +46,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
         out.emit(found, lambda: out.line(json.dumps(found, ensure_ascii=False, indent=2)))
         return 0
     if other := recipe.get("other"):
-        _log.warning("Not understood of the recipe: %s.", ", ".join(f"{k}: {v}" for k, v in other.items()))
+        out.note(f"Not understood of the recipe: {', '.join(f'{k}: {v}' for k, v in other.items())}.")
     model, request = _asked(options, recipe)
     target = _target(options, request)
     for feature, chosen in (
@@ -51,7 +56,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     ):
         if chosen is not None:
             options.feature.append(f"{feature.name}={chosen}")
-    made = []
+    made: list[tuple[Picture, Path]] = []
     with (
         engine(options, out) as loader,
         load_named(model, loader, options, out, ImageHandle) as handle,
@@ -61,6 +66,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
             line(event)
             if isinstance(event, ImageReady):
                 picture = Picture(pixels=event.pixels, recipe=event.recipe)
+                if not made:
+                    _compare(recipe, event.recipe, out)
                 made.append((picture, _saved(picture, _numbered(target, event.index, request.n))))
     out.emit(_paths(made), lambda: _show(made, out))
     return 0
@@ -212,6 +219,18 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         upscale=told("upscale"),
         vae_tiling=told("vae_tiling"),
     )
+
+
+def _compare(recipe: Mapping[str, Any], made: Mapping[str, Any], out: Output) -> None:
+    """Say it where a picture was to be made again, and was made from other pictures."""
+    for name, what in _PICTURES.items():
+        before, now = recipe.get(name), made.get(name)
+        if before is None or now is None:
+            continue
+        if name in ("controls", "ip_adapters"):
+            before, now = ([item[-1] for item in items] for items in (before, now))
+        if list(before) != list(now):
+            out.note(f"The {what} of the recipe was another: this is not the same picture again.")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -155,6 +155,16 @@ def test_a_flag_of_the_engine_is_reckoned_as_one_of_the_model(
         assert engine.fit(back, PictureWorkload()).estimate == usual
 
 
+def test_what_requests_bring_along_can_be_told(engine: InferenceEngine, tiny_folder: Path) -> None:
+    given = [option for option in PictureWorkload.options() if option.flag == "--beside"]
+    size = given[0].type("3MB")
+    assert size == 3_000_000
+    with pytest.raises(ValueError, match="amount of memory"):
+        given[0].type("much")
+    plain, more = (engine.fit(tiny_folder, PictureWorkload(beside=beside)).estimate for beside in (0, size))
+    assert more.total - plain.total == size
+
+
 @pytest.fixture
 def budget(engine: InferenceEngine, tiny_folder: Path) -> Callable[..., int]:
     """Bytes that the tiny model takes: ``budget(vae_tiling=…, low_memory=…)``."""

@@ -38,7 +38,7 @@ def _packed(file: Path) -> set[str]:
     """The names of the tensors of eight bits: mlx reads them as bytes."""
     with file.open("rb") as source:
         header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
-    return {name for name, item in header.items() if item.get("dtype") == DTYPE}
+    return {name for name, item in header.items() if item and item.get("dtype") == DTYPE}
 
 
 __all__ = ["DTYPE", "widened"]

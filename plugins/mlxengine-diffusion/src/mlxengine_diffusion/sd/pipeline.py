@@ -147,6 +147,8 @@ class StableDiffusion:
         walk = Walk(job=job, noise=noise, sampler=sampler, start=start, kept=kept, dtype=self.traits.dtype)
         first, last = start * sampler.evaluations, len(sampler.timesteps)
         cut = max(first, self._cut(sampler, job))
+        # Built now: what is wrong with it is said before the first step. It is read when it is its turn.
+        refiner = self._refiner(job) if cut < last else None
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, DENOISER, adapters, self.traits.dtype)
             if looked_at:
@@ -169,12 +171,8 @@ class StableDiffusion:
                 return found
 
             latents = yield from walk.steps(predicted, latents, range(first, cut))
-        if job.refiner is None or refined is None or cut == last:
+        if refiner is None or refined is None:
             return
-        bits = self.info.get("unet_bits") or 0
-        width = self.traits.text_widths[_REFINED]
-        load = partial(load_refiner, job.refiner, width, shape[-1], self.traits.dtype, bits)
-        refiner: Any = self._net(job.refiner, load, keep=not job.low_memory)
         if self.traits.compiled:
             refiner = compiled(refiner)
         # A sampler that remembers what the other network said would mix the two.
@@ -183,6 +181,13 @@ class StableDiffusion:
         yield from walk.steps(
             lambda shown, times, _: refiner(shown, times, context, more), latents, range(cut, last)
         )
+
+    def _refiner(self, job: Job) -> Any:
+        assert job.refiner is not None
+        width, channels = self.traits.text_widths[_REFINED], self.traits.latent_channels
+        bits = self.info.get("unet_bits") or 0
+        load = partial(load_refiner, job.refiner, width, channels, self.traits.dtype, bits)
+        return self._net(job.refiner, load, keep=not job.low_memory)
 
     def _cut(self, sampler: Any, job: Job) -> int:
         """How many evaluations are this model's, before the refiner's: whole steps."""

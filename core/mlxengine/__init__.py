@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from .pictures.outputs import ImageReady as ImageReady
     from .pictures.requests import ImageControl as ImageControl
     from .pictures.requests import ImageRequest as ImageRequest
+    from .pictures.requests import IPAdapter as IPAdapter
     from .pictures.workload import PictureWorkload as PictureWorkload
     from .protocol import LLMEngine as LLMEngine
     from .registry import ModelRegistry as ModelRegistry
@@ -174,7 +175,7 @@ _HOMES = {
     "pictures.handle": "AsyncImageHandle ImageHandle Picture",
     "pictures.outputs": "ImagePreview ImageReady",
     "pictures.workload": "PictureWorkload",
-    "pictures.requests": "ImageControl ImageRequest",
+    "pictures.requests": "IPAdapter ImageControl ImageRequest",
     "protocol": "LLMEngine",
     "registry": "ModelRegistry",
     "streams": "AsyncEventStream EventStream",

@@ -277,15 +277,17 @@ class Host:
             NoPluginForModelError, AmbiguousModelError, PluginCrashedError, PluginContractError: nobody
                 claims it, two do so equally well, or the only one that could have broke.
         """
+        # What was set for the engine counts for an offer and its estimate as what was set for the model.
+        own = card.configuration
+        flags = {**self.features.chosen(), **dict(own.features)}
+        card = evolve(card, configuration=evolve(own, features=tuple(sorted(flags.items()))))
         claims: list[tuple[PluginRecord, Claim]] = []
         faults: list[PluginError] = []
         for record in self.active():
             if plugin is not None and record.name != plugin:
                 continue
             try:
-                claim = border.claim(
-                    record, self.call(record, "claim_model", card=self._seen_by(record, card))
-                )
+                claim = border.claim(record, self.call(record, "claim_model", card=card))
             except PluginError as error:
                 log.warning("%s", error)
                 faults.append(error)
@@ -309,14 +311,6 @@ class Host:
         record, claim = top[0]
         others = tuple((item.name, offer) for item, offer in claims if item is not record)
         return Owner(record=record, claim=claim, others=others)
-
-    def _seen_by(self, record: PluginRecord, card: ModelCard) -> ModelCard:
-        """The card with the plugin's own flags that the outer levels set."""
-        outer = self.features.outer(record.name)
-        if not outer:
-            return card
-        flags = {**outer, **dict(card.configuration.features)}
-        return evolve(card, configuration=evolve(card.configuration, features=tuple(flags.items())))
 
     def _nobody(self, card: ModelCard, plugin: str | None) -> NoPluginForModelError:
         installed = ", ".join(record.name for record in self.active()) or "none"

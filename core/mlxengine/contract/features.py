@@ -229,6 +229,10 @@ class FeatureRegistry:
             self.check(layer)
         return Features(self, (*layers, *self._layers))
 
+    def chosen(self) -> dict[str, object]:
+        """The values that the registry's layers set, as they were written."""
+        return {name: value for layer in reversed(self._layers) for name, value in layer.values.items()}
+
     def check(self, *layers: Layer) -> None:
         """Raise what is wrong with layers' names and values, or with asking for them here.
 
@@ -248,14 +252,6 @@ class FeatureRegistry:
                         f"{name} was asked for ({layer.level.value}) but is not available here: {reason}.",
                         hint=f"`mlxengine features {name}` says more.",
                     )
-
-    def outer(self, provider: str) -> dict[str, object]:
-        """The values that the outer levels set for flags of a plugin."""
-        found: dict[str, object] = {}
-        for layer in reversed(self._layers):
-            own = {name: value for name, value in layer.values.items() if name.startswith(f"{provider}.")}
-            found.update(own)
-        return found
 
     def _provided(self, provider: str) -> bool:
         return any(name == provider for _, name in self._features.values())

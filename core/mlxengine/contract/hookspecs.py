@@ -292,7 +292,7 @@ class HookSpecs:
 
         Pure: no I/O, no import of a model library, the same answer for the same card, and quick. The
         card holds every JSON file of the repository and the tensors' names and shapes; the features of its
-        configuration are those of the load, and those of this plugin's that are set further out.
+        configuration are those of the load, and those that are set further out.
         """
         raise AssertionError
 

@@ -15,7 +15,7 @@ from ..handle import AsyncModelHandle, ModelHandle
 from ..readonly import freeze
 from .exchange import RECIPE_KEY, held, saving
 from .outputs import ImageReady
-from .requests import ImageControl, ImageRequest
+from .requests import ImageControl, ImageRequest, IPAdapter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,6 +118,9 @@ class ImageOptions(TypedDict, total=False):
     strength: float | None
     references: tuple[Any, ...]
     controls: tuple[ImageControl, ...]
+    ip_adapters: tuple[IPAdapter, ...]
+    refiner: str | None
+    refiner_at: float | None
     lora: tuple[tuple[str, float], ...]
     textual_inversions: tuple[str, ...]
     upscale: str | None

@@ -32,6 +32,23 @@ class ImageControl:
     end: float = 1.0
 
 
+@frozen(kw_only=True)
+class IPAdapter:
+    """A picture that counts as a prompt: what is made takes its content or its style.
+
+    Args:
+        source: the adapter: a file, a folder or a repository in the form of ``h94/IP-Adapter``, or one of its
+            files, as ``h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors``. A repository alone stands
+            for the plain adapter of the model's family.
+        image: the picture, whose middle square is looked at: whatever `ImagePart` takes.
+        strength: how much it counts; 1 is as it was trained.
+    """
+
+    source: str
+    image: Any = field(repr=_type_name)
+    strength: float = 1.0
+
+
 @frozen(kw_only=True, field_transformer=named)
 class ImageRequest(Request):
     """Text (and a picture) in, pictures out. ``None`` is the model's own default.
@@ -56,6 +73,9 @@ class ImageRequest(Request):
         references: pictures to look at while this one is made, or to edit, for models that can: each whatever
             `ImagePart` takes.
         controls: ControlNets to apply, several at once.
+        ip_adapters: IP-Adapters, each with the picture that counts as a prompt.
+        refiner: folder or repository of Stable Diffusion XL's second UNet, which does the last steps.
+        refiner_at: after which share of the way it takes over, 0 to 1.
         n: number of pictures.
         lora: folders or repositories of LoRA weights, each with its scale.
         textual_inversions: files, folders or repositories of taught words, which the prompt holds.
@@ -81,6 +101,9 @@ class ImageRequest(Request):
     strength: float | None = None
     references: tuple[Any, ...] = field(default=(), repr=lambda value: f"<{len(value)}>")
     controls: tuple[ImageControl, ...] = ()
+    ip_adapters: tuple[IPAdapter, ...] = ()
+    refiner: str | None = None
+    refiner_at: float | None = None
     n: int = 1
     lora: tuple[tuple[str, float], ...] = ()
     textual_inversions: tuple[str, ...] = ()
@@ -90,4 +113,4 @@ class ImageRequest(Request):
     preview_every: int = 0
 
 
-__all__ = ["ImageControl", "ImageRequest"]
+__all__ = ["IPAdapter", "ImageControl", "ImageRequest"]

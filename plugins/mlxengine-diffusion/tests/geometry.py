@@ -262,6 +262,126 @@ def control_picture(name: str) -> np.ndarray[Any, Any]:
     return picture() if name == "edges" else np.ascontiguousarray(picture()[::-1, ::-1])
 
 
+def refiner_config() -> dict[str, Any]:
+    """The configuration of the UNet of a refiner for Stable Diffusion XL."""
+    unet = configs("sdxl")["unet"]
+    return {**unet, "cross_attention_dim": 20, "projection_class_embeddings_input_dim": 5 * 8 + 20}
+
+
+REFINED = {
+    "refined": ("euler", 0.6, {}),
+    "refined earlier": ("dpmpp_2m", 0.4, {}),
+    "refined with noise": ("euler_ancestral", 0.6, {}),
+    "refined without a negative prompt": ("ddim", 0.4, {"negative": None}),
+    "refined without guidance": ("euler", 0.6, {"negative": None, "guidance": 1.0}),
+}
+"""Pictures that a refiner ends: the sampler, where it takes over, and what else is asked."""
+
+
+def write_refiner(folder: Path) -> Path:
+    """Lay a refiner out as a diffusers repository, as far as it is read."""
+    from safetensors.numpy import save_file
+
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text(json.dumps(refiner_config()))
+    stored = json.loads((DATA / "refiner.shapes.json").read_text())
+    tensors = {name: weight("sdxl", "refiner", name, tuple(shape)) for name, shape in stored.items()}
+    save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+IMAGE_ENCODER = {
+    "hidden_size": 16,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 12,
+    "patch_size": 4,
+    "projection_dim": 20,
+    "hidden_act": "gelu",
+}
+SEEN = {
+    "plain": (("plain", 1.0),),
+    "plus": (("plus", 0.8),),
+    "full": (("full", 0.8),),
+    "two": (("plain", 0.5), ("plus", 0.7)),
+}
+"""IP-Adapters by kind, with strength."""
+ADAPTED = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+"""The layer that an adapter changes beside an IP-Adapter."""
+_ENDS = ("weight", "bias")
+
+
+def ip_tensors(family: str, kind: str) -> dict[str, np.ndarray[Any, Any]]:
+    """An IP-Adapter's weights, as its authors name them."""
+    if family == "tiny":
+        tiny = Path(__file__).parents[3] / "tests" / "models" / "tiny-shapes-sd" / "unet"
+        layers = _cross_attentions(tiny / "diffusion_pytorch_model.safetensors")
+    else:
+        unet = shapes(family)["unet"].items()
+        layers = [tuple(shape) for name, shape in unet if name.endswith("attn2.to_k.weight")]
+    width, summary, context = 16, 20, layers[0][1]
+    ends: dict[str, tuple[int, ...]]
+    if kind == "plain":
+        ends = {"proj": (4 * context, summary), "norm": (context,)}
+    elif kind == "full":
+        ends = {"proj.0": (width, width), "proj.2": (context, width), "proj.3": (context,)}
+    else:
+        ends = {"proj_in": (24, width), "proj_out": (context, 24), "norm_out": (context,)}
+    named = {f"{name}.{end}": shape[: 1 + (end == "weight")] for name, shape in ends.items() for end in _ENDS}
+    if kind == "plus":
+        named["latents"] = (1, 5, 24)
+        for layer in ("layers.0", "layers.1", "layers.2", "layers.3"):
+            named |= {
+                f"{layer}.{norm}.{end}": (24,) for norm in ("0.norm1", "0.norm2", "1.0") for end in _ENDS
+            }
+            named |= {f"{layer}.0.to_q.weight": (128, 24), f"{layer}.0.to_kv.weight": (256, 24)}
+            named |= {f"{layer}.0.to_out.weight": (24, 128)}
+            named |= {f"{layer}.1.1.weight": (96, 24), f"{layer}.1.3.weight": (24, 96)}
+    named = {f"image_proj.{name}": shape for name, shape in named.items()}
+    for number, shape in enumerate(layers):
+        named |= {f"ip_adapter.{2 * number + 1}.to_{letter}_ip.weight": shape for letter in "kv"}
+    return {name: weight(family, f"ip {kind}", name, shape) for name, shape in named.items()}
+
+
+def _cross_attentions(file: Path) -> list[tuple[int, ...]]:
+    """Shapes of a UNet's keys, the middle's last."""
+    from safetensors.numpy import load_file
+
+    found = {
+        name: value.shape for name, value in load_file(file).items() if name.endswith("attn2.to_k.weight")
+    }
+    return [
+        found[name] for start in ("down", "up", "mid") for name in sorted(found) if name.startswith(start)
+    ]
+
+
+def write_ip(family: str, kind: str, root: Path) -> Path:
+    """Lay an IP-Adapter out as its authors do: the file, and the image encoder in a folder beside it."""
+    from safetensors.numpy import save_file
+
+    folder = root / ("sdxl_models" if family == "sdxl" else "models")
+    encoder = folder / "image_encoder"
+    encoder.mkdir(parents=True, exist_ok=True)
+    (encoder / "config.json").write_text(json.dumps(IMAGE_ENCODER))
+    stored = json.loads((DATA / "ip.shapes.json").read_text())
+    tensors = {name: weight("ip", "image_encoder", name, tuple(shape)) for name, shape in stored.items()}
+    save_file(tensors, encoder / "model.safetensors")
+    file = folder / f"ip-adapter-{kind}.safetensors"
+    save_file(ip_tensors(family, kind), file)
+    return file
+
+
+def ip_picture() -> np.ndarray[Any, Any]:
+    """What an IP-Adapter is shown: wider than high, (20, 31, 3) uint8."""
+    return np.ascontiguousarray(picture().transpose(1, 0, 2)[2:22, :31, ::-1])
+
+
+def adapter_of_one() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """An adapter of rank 2 for `ADAPTED` of Stable Diffusion 1: down and up."""
+    return random("one/down", (2, 32)) * np.float32(0.3), random("one/up", (32, 2)) * np.float32(0.3)
+
+
 def scheduler_config(name: str, prediction: str, spacing: str) -> dict[str, Any]:
     """A ``scheduler_config.json``."""
     return {

@@ -8,7 +8,7 @@ from typing import Any
 
 import geometry as g
 import numpy as np
-from mlxengine import ImageControl, ImageRequest
+from mlxengine import ImageControl, ImageRequest, IPAdapter
 from mlxengine.errors import InvalidParameterError, UnsupportedInputError
 from mlxengine.testing import Example, PluginConformance, Specimen
 from safetensors.numpy import save_file
@@ -32,6 +32,7 @@ save_file(
     ADAPTER,
 )
 NET = g.write_tiny_control(TINY, Path(_FOLDER.name) / "net")
+SEEN = g.write_ip("tiny", "plain", Path(_FOLDER.name))
 
 
 def ask(**values: Any) -> ImageRequest:
@@ -59,6 +60,10 @@ class TestDiffusion(PluginConformance):
             Example(
                 request=ask(controls=(ImageControl(source=str(NET), image=GREY),), steps=1),
                 shows={"controlnet"},
+            ),
+            Example(
+                request=ask(ip_adapters=(IPAdapter(source=str(SEEN), image=GREY),), steps=1),
+                shows={"ip_adapter"},
             ),
         ],
         refused=[

@@ -198,7 +198,7 @@ def test_the_networks_that_stay_are_those_used_last(
             controls=(guide,),
         )
         assert len(list(pipeline.denoise(job))) > 0
-    assert list(pipeline._control_nets) == [nets[0], nets[2]]
+    assert list(pipeline._nets) == [nets[0], nets[2]]
 
 
 def test_other_models_refuse_control(tmp_path: Path, engine: InferenceEngine) -> None:

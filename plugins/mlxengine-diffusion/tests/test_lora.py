@@ -348,6 +348,15 @@ def test_an_adapter_that_does_not_fit_is_refused_by_name(
     assert words in str(caught.value)
 
 
+def test_a_file_that_mlx_wrote_is_read(layers: Any, model: ImageHandle, tmp_path: Path) -> None:
+    import mlx.core as mx
+
+    file = kohya(layers, tmp_path)
+    mx.save_safetensors(str(tmp_path / "mlx.safetensors"), mx.load(str(file)))  # its metadata is null
+    mine, theirs = (picture(model, lora=((str(tmp_path / name), 1.0),)) for name in ("mlx.safetensors", file))
+    assert np.array_equal(mine, theirs)
+
+
 def test_an_adapter_that_is_not_there_is_an_error(model: ImageHandle, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="holds 0"):
         picture(model, lora=((str(tmp_path), 1.0),))

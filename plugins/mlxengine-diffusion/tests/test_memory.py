@@ -130,6 +130,41 @@ def test_a_flag_in_words_is_reckoned_as_what_it_means(
     assert worded == valued != plain
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [{"diffusion.quantize": 4}, {"diffusion.dtype": "float16"}, {"diffusion.keep_loaded": False}],
+    ids=str,
+)
+def test_a_flag_of_the_engine_is_reckoned_as_one_of_the_model(
+    tiny_folder: Path, flags: dict[str, object]
+) -> None:
+    from mlxengine_diffusion.models import DiffusionConfiguration
+
+    with InferenceEngine(features=flags) as engine, InferenceEngine() as plain:
+        wide, usual = (item.fit(tiny_folder, PictureWorkload()).estimate for item in (engine, plain))
+        own = DiffusionConfiguration(id=str(tiny_folder), features=tuple(flags.items()))
+        assert wide == plain.fit(own, PictureWorkload()).estimate != usual
+        back = DiffusionConfiguration(
+            id=str(tiny_folder),
+            features=(
+                ("diffusion.quantize", 0),
+                ("diffusion.dtype", "auto"),
+                ("diffusion.keep_loaded", True),
+            ),
+        )
+        assert engine.fit(back, PictureWorkload()).estimate == usual
+
+
+def test_what_requests_bring_along_can_be_told(engine: InferenceEngine, tiny_folder: Path) -> None:
+    given = [option for option in PictureWorkload.options() if option.flag == "--beside"]
+    size = given[0].type("3MB")
+    assert size == 3_000_000
+    with pytest.raises(ValueError, match="amount of memory"):
+        given[0].type("much")
+    plain, more = (engine.fit(tiny_folder, PictureWorkload(beside=beside)).estimate for beside in (0, size))
+    assert more.total - plain.total == size
+
+
 @pytest.fixture
 def budget(engine: InferenceEngine, tiny_folder: Path) -> Callable[..., int]:
     """Bytes that the tiny model takes: ``budget(vae_tiling=…, low_memory=…)``."""

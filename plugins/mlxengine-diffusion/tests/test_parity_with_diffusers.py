@@ -283,6 +283,8 @@ SCRIPTS = {
     "make_single_names.py": False,
     "make_adapter_reference.py": False,
     "make_control_reference.py": True,
+    "make_ip_reference.py": True,
+    "make_refiner_reference.py": True,
     "make_sampler_reference.py": False,
     "extras/make_kit_reference.py": True,
     "extras/make_z_image_reference.py": False,

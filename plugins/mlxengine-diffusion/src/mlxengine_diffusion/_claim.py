@@ -88,6 +88,6 @@ def _estimate(card: ModelCard, offer: Offer) -> Callable[[PictureWorkload], Memo
         )
         staged = workload.low_memory or stages_asked(card)
         weights, workspace = peak(stages(shape), staged=staged)
-        return MemoryEstimate(weights=weights, workspace=workspace)
+        return MemoryEstimate(weights=weights + workload.beside, workspace=workspace)
 
     return estimate

@@ -8,7 +8,7 @@ import math
 import secrets
 from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from attrs import evolve, frozen
@@ -20,6 +20,7 @@ from mlxengine import (
     ImagePreview,
     ImageReady,
     ImageRequest,
+    IPAdapter,
     ModelCard,
     Progress,
     RunContext,
@@ -37,15 +38,17 @@ from ._pictures import (
     whole_pixels,
 )
 from .backends._memory import Shape
-from .backends._work import Guide, Job, Pipeline, Pixels, PromptReport, Step
+from .backends._work import Guide, Job, Pipeline, Pixels, PromptReport, Seen, Step
 from .features import IMAGE_TO_IMAGE, IMAGES, KEEP_LOADED, LORA, LOW_MEMORY, VAE_TILING
 from .sd.prompts import check_prompt, has_weights, parse
 
 _log = logging.getLogger("mlxengine.diffusion")
 _MOST_PICTURES = 64
+_REFINER_AT = 0.8
 _LORA_FILES = ("*.safetensors", "*.json")
 _CONTROL_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")
 _TENSOR_FILES = ("*.safetensors",)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def _always(_shape: Shape) -> bool:
@@ -136,6 +139,9 @@ def plan(
         mask=mask,
         references=references,
         controls=_controls(pipeline, request, size, context),
+        ip_adapters=_seen(pipeline, request, context),
+        refiner=_refiner(pipeline, request, context),
+        refiner_at=_REFINER_AT if request.refiner_at is None else float(request.refiner_at),
         strength=1.0 if picture is None else float(strength),
         lora=_adapters(pipeline, request, context),
         low_memory=_low_memory(pipeline, request, context),
@@ -240,6 +246,44 @@ def _controls(
             )
         )
     return tuple(found)
+
+
+def _seen(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> tuple[Seen, ...]:
+    _several("ip_adapters", request.ip_adapters, "adapter")
+    if request.ip_adapters and not pipeline.abilities.ip_adapter:
+        raise FeatureUnavailableError(
+            f"The back end of this model ({pipeline.info.get('library')}) applies no IP-Adapters."
+        )
+    found = []
+    for item in request.ip_adapters:
+        if not isinstance(item, IPAdapter):
+            _refuse(f"ip_adapters holds IPAdapter values, found a {type(item).__name__}.")
+        _number("strength of an IP-Adapter", item.strength, -10, 10)
+        path = _reference("IP-Adapter", item.source, context)
+        if path.suffix in _PICKLES:
+            _refuse(
+                f"{path.name} is a pickle, which can run code and is never loaded.",
+                "Give the .safetensors file: h94/IP-Adapter has one beside each .bin, and others can be "
+                "converted with the library safetensors.",
+            )
+        picture = open_picture(item.image, name="image of an IP-Adapter")
+        found.append(Seen(path=path, pixels=pixels_of(picture, picture.size), strength=float(item.strength)))
+    return tuple(found)
+
+
+def _refiner(pipeline: Pipeline, request: ImageRequest, context: RunContext) -> Path | None:
+    if request.refiner is None:
+        if request.refiner_at is not None:
+            _refuse("refiner_at has no meaning without refiner.")
+        return None
+    if not pipeline.abilities.refiner:
+        raise FeatureUnavailableError(
+            f"This model takes no refiner ({pipeline.info.get('library')}).",
+            hint="Stable Diffusion XL does. To go over a finished picture, use init_image.",
+        )
+    if request.refiner_at is not None:
+        _number("refiner_at", request.refiner_at, 0, 1)
+    return _reference("refiner", request.refiner, context)
 
 
 def _mask(pipeline: Pipeline, request: ImageRequest, size: tuple[int, int]) -> Pixels | None:
@@ -349,21 +393,38 @@ def _tiles(
     return True
 
 
-def _fetched(job: Job, context: RunContext) -> Generator[Event | None, None, Job]:
-    """The job with the folders of adapters, ControlNets, taught words and an upscaler that are on the hub."""
+def _fetched(job: Job, usual: str, context: RunContext) -> Generator[Event | None, None, Job]:
+    """The job with the folders of everything it names that is on the hub.
+
+    ``usual`` is the file that stands for a repository of IP-Adapters.
+    """
 
     def present(path: Path, files: tuple[str, ...]) -> Generator[Event | None, None, Path]:
         if context.fetch is None or path.exists():
             return path
         return (yield from context.fetch(str(path), files))
 
-    adapters, guides, words = [], [], []
+    adapters, guides, words, seen = [], [], [], []
     for path, scale in job.lora:
         adapters.append(((yield from present(path, _LORA_FILES)), scale))
     for guide in job.controls:
         guides.append(evolve(guide, path=(yield from present(guide.path, _CONTROL_FILES))))
+    for item in job.ip_adapters:
+        place = item.path
+        if not place.exists():
+            file = "/".join(place.parts[2:]) or usual
+            encoder = _encoder_of(file)
+            wanted = (file, f"{encoder}/config.json", f"{encoder}/*.safetensors")
+            place = (yield from present(Path(*place.parts[:2]), wanted)) / file
+        seen.append(evolve(item, path=place))
     for path in job.textual_inversions:
         words.append((yield from present(path, _TENSOR_FILES)))
+    refiner = job.refiner
+    if refiner is not None:
+        place = yield from present(refiner, ("unet/config.json", "unet/*.fp16*.safetensors"))
+        if not any((place / "unet").glob("*.safetensors")):  # it has none in half precision
+            place = yield from present(refiner, ("unet/*",))
+        refiner = place
     upscale = job.upscale
     if upscale is not None:
         upscale = yield from present(upscale, _TENSOR_FILES)
@@ -371,16 +432,27 @@ def _fetched(job: Job, context: RunContext) -> Generator[Event | None, None, Job
         job,
         lora=tuple(adapters),
         controls=tuple(guides),
+        ip_adapters=tuple(seen),
+        refiner=refiner,
         textual_inversions=tuple(words),
         upscale=upscale,
     )
+
+
+def _encoder_of(file: str) -> str:
+    """The folder of a repository that holds the image encoder of one of its IP-Adapters.
+
+    SDXL's adapters for the smaller encoder, which say so in their names, share that of Stable Diffusion 1.
+    """
+    path = PurePosixPath(file)
+    return "models/image_encoder" if "vit-h" in path.name else str(path.parent / "image_encoder")
 
 
 def _run(
     model: PictureModel, request: ImageRequest, planned: Job, context: RunContext
 ) -> Generator[Event | None, None, None]:
     pipeline = model.pipeline
-    first = yield from _fetched(planned, context)
+    first = yield from _fetched(planned, pipeline.abilities.ip_adapter, context)
     report = pipeline.read_prompt(first)
     if report.truncated:
         _log.warning("The prompt is longer than the model takes; left out: %s", report.truncated)
@@ -491,6 +563,13 @@ def recipe(model: PictureModel, job: Job, report: PromptReport) -> dict[str, Any
             ]
             for item in job.controls
         ]
+    if job.ip_adapters:
+        made["ip_adapters"] = [
+            [str(item.path), item.strength, hashlib.sha256(item.pixels.tobytes()).hexdigest()]
+            for item in job.ip_adapters
+        ]
+    if job.refiner is not None:
+        made["refiner"], made["refiner_at"] = str(job.refiner), job.refiner_at
     if job.references:
         made["references_sha256"] = [hashlib.sha256(item.tobytes()).hexdigest() for item in job.references]
     if report.truncated:

@@ -58,6 +58,8 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
         "image_to_image": abilities.init_image,
         "inpainting": abilities.mask,
         "controlnet": abilities.controls,
+        "ip_adapter": bool(abilities.ip_adapter),
+        "refiner": abilities.refiner,
         "lora": abilities.lora,
         "low_memory": abilities.low_memory,
         "vae_tiling": abilities.vae_tiling,

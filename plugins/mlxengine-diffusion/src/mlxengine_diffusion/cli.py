@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import logging
 import os
 import re
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxengine import ImageControl, ImageHandle, ImageReady, ImageRequest, Picture
+from mlxengine import ImageControl, ImageHandle, ImageReady, ImageRequest, IPAdapter, Picture
 from mlxengine.cli.verbs import Output, ProgressLine, add_model, engine, load_named
 from mlxengine.errors import InvalidParameterError
 from mlxengine.pictures.handle import read_recipe
@@ -24,12 +23,18 @@ from .features import BACKEND, QUANTIZE, VAE
 from .sd.scheduler_classes import samplers
 from .sd.scheduler_config import PLACEMENTS
 
-_log = logging.getLogger("mlxengine.diffusion")
 _NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)"
 _CONTROL = re.compile(
     rf"(?P<source>[^=]+)=(?P<image>.+?)(?:@(?P<strength>{_NUMBER})(?:,(?P<start>{_NUMBER}),(?P<end>{_NUMBER}))?)?"
 )
 _CONTROL_USUAL = (("strength", 1), ("start", 0), ("end", 1))
+_PICTURES = {
+    "init_sha256": "picture to start from",
+    "mask_sha256": "mask",
+    "controls": "ControlNet's picture",
+    "ip_adapters": "IP-Adapter's picture",
+    "references_sha256": "reference",
+}
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 
 
@@ -41,7 +46,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
         out.emit(found, lambda: out.line(json.dumps(found, ensure_ascii=False, indent=2)))
         return 0
     if other := recipe.get("other"):
-        _log.warning("Not understood of the recipe: %s.", ", ".join(f"{k}: {v}" for k, v in other.items()))
+        out.note(f"Not understood of the recipe: {', '.join(f'{k}: {v}' for k, v in other.items())}.")
     model, request = _asked(options, recipe)
     target = _target(options, request)
     for feature, chosen in (
@@ -51,7 +56,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     ):
         if chosen is not None:
             options.feature.append(f"{feature.name}={chosen}")
-    made = []
+    made: list[tuple[Picture, Path]] = []
     with (
         engine(options, out) as loader,
         load_named(model, loader, options, out, ImageHandle) as handle,
@@ -61,6 +66,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
             line(event)
             if isinstance(event, ImageReady):
                 picture = Picture(pixels=event.pixels, recipe=event.recipe)
+                if not made:
+                    _compare(recipe, event.recipe, out)
                 made.append((picture, _saved(picture, _numbered(target, event.index, request.n))))
     out.emit(_paths(made), lambda: _show(made, out))
     return 0
@@ -104,6 +111,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="REF=FILE[@STRENGTH[,START,END]]",
         help="a ControlNet and the picture that it is shown; may be given again",
     )
+    parser.add_argument(
+        "--ip-adapter",
+        action="append",
+        default=[],
+        metavar="REF=FILE[@STRENGTH]",
+        help="an IP-Adapter and the picture that counts as a prompt; may be given again",
+    )
+    parser.add_argument("--refiner", metavar="MODEL", help="XL's second UNet, for the last steps")
+    parser.add_argument("--refiner-at", type=float, metavar="X", help="where it takes over: 0.8 of the way")
     parser.add_argument("--strength", type=float, help="how far to leave it, 0 to 1")
     parser.add_argument("-n", type=int, default=1, help="how many pictures")
     parser.add_argument("--lora", action="append", default=[], metavar="REF[=SCALE]", help="an adapter")
@@ -149,6 +165,11 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
             "This picture was made with ControlNets and pictures for them, which the recipe does not hold.",
             hint="Name them with --control.",
         )
+    if recipe.get("ip_adapters") is not None and not options.ip_adapter:
+        raise InvalidParameterError(
+            "This picture was made with IP-Adapters and pictures for them, which the recipe does not hold.",
+            hint="Name them with --ip-adapter.",
+        )
     if recipe.get("references_sha256") is not None and not options.reference:
         raise InvalidParameterError(
             "This picture was made from others, which the recipe does not hold.",
@@ -187,6 +208,9 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         mask=options.mask,
         references=tuple(options.reference),
         controls=tuple(_control(text) for text in options.control),
+        ip_adapters=tuple(_ip_adapter(text) for text in options.ip_adapter),
+        refiner=told("refiner"),
+        refiner_at=told("refiner_at"),
         strength=told("strength"),
         n=options.n,
         lora=tuple(adapters),
@@ -195,6 +219,18 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         upscale=told("upscale"),
         vae_tiling=told("vae_tiling"),
     )
+
+
+def _compare(recipe: Mapping[str, Any], made: Mapping[str, Any], out: Output) -> None:
+    """Say it where a picture was to be made again, and was made from other pictures."""
+    for name, what in _PICTURES.items():
+        before, now = recipe.get(name), made.get(name)
+        if before is None or now is None:
+            continue
+        if name in ("controls", "ip_adapters"):
+            before, now = ([item[-1] for item in items] for items in (before, now))
+        if list(before) != list(now):
+            out.note(f"The {what} of the recipe was another: this is not the same picture again.")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -223,6 +259,16 @@ def _control(text: str) -> ImageControl:
         )
     strength, start, end = (float(match[name] or usual) for name, usual in _CONTROL_USUAL)
     return ImageControl(source=match["source"], image=match["image"], strength=strength, start=start, end=end)
+
+
+def _ip_adapter(text: str) -> IPAdapter:
+    match = _CONTROL.fullmatch(text)
+    if match is None or match["start"]:
+        raise InvalidParameterError(
+            f"--ip-adapter {text!r} is no IP-Adapter with its picture.",
+            hint="Write it as REPOSITORY=picture.png, or REPOSITORY=picture.png@0.6.",
+        )
+    return IPAdapter(source=match["source"], image=match["image"], strength=float(match["strength"] or 1))
 
 
 def _target(options: argparse.Namespace, request: ImageRequest) -> Path:

@@ -41,6 +41,8 @@ class Abilities:
             0: they come scaled, as the sizes say.
         edits: whether a picture to start from is edited, where neither a strength nor a mask comes with it.
         controls: whether ControlNets can be applied.
+        ip_adapter: the file that stands for a repository of IP-Adapters; empty where none can be applied.
+        refiner: whether another UNet can do the last steps.
         lora: whether adapters can be applied.
         prompt_weights: whether brackets in a prompt weigh its words.
         text_layers: how many layers the text encoder has to choose from with ``clip_skip``; 0 for no choice.
@@ -67,6 +69,8 @@ class Abilities:
     reference_area: int = 0
     edits: bool = False
     controls: bool = False
+    ip_adapter: str = ""
+    refiner: bool = False
     lora: bool = False
     prompt_weights: bool = False
     text_layers: int = 0
@@ -99,11 +103,26 @@ class Guide:
 
 
 @frozen(kw_only=True)
+class Seen:
+    """A picture that an IP-Adapter is shown, of any size.
+
+    Args:
+        path: of the adapter's file or of its folder, or its name on the hub until it is fetched.
+        strength: what the attention to it is multiplied with.
+    """
+
+    path: Path
+    pixels: Pixels
+    strength: float
+
+
+@frozen(kw_only=True)
 class Job:
     """Pictures to make at once, ``n`` of them with seeds from ``seed`` on; everything is decided.
 
     ``mask`` has the picture's height and width; what is above zero is made anew. ``references`` have sizes of
     their own, multiples of the model's step. With ``vae_tiling`` the autoencoder works on tiles.
+    The ``refiner`` takes over after the share ``refiner_at`` of the noise levels.
     """
 
     prompt: str
@@ -123,6 +142,9 @@ class Job:
     mask: Pixels | None = None
     references: tuple[Pixels, ...] = ()
     controls: tuple[Guide, ...] = ()
+    ip_adapters: tuple[Seen, ...] = ()
+    refiner: Path | None = None
+    refiner_at: float = 1.0
     strength: float = 1.0
     lora: tuple[tuple[Path, float], ...] = ()
     low_memory: bool = False
@@ -207,4 +229,4 @@ class Pipeline(Protocol):
         ...
 
 
-__all__ = ["Abilities", "Guide", "Job", "Pipeline", "Pixels", "PromptReport", "Step"]
+__all__ = ["Abilities", "Guide", "Job", "Pipeline", "Pixels", "PromptReport", "Seen", "Step"]

@@ -31,6 +31,8 @@ _VOCABULARY = "openai/clip-vit-large-patch14"
 _DISTILLED = re.compile(r"turbo|lightning|hyper|lcm|tcd|dmd", re.IGNORECASE)
 _STEPS_IN_NAME = re.compile(r"(?<!\d)(1[0-6]|[1-9])[-_ ]?steps?", re.IGNORECASE)
 _TOKENS = 2 * 77
+# The file that stands for h94/IP-Adapter, of Stable Diffusion 1 and of XL: the one for the smaller encoder.
+_IP_ADAPTERS = ("models/ip-adapter_sd15.safetensors", "sdxl_models/ip-adapter_sdxl_vit-h.safetensors")
 # Pixels that fill a device: on a CPU more at once take as long, and everybody else waits for longer steps.
 _TOGETHER = {"cpu": 256 * 256, "gpu": 2048 * 2048}
 
@@ -155,6 +157,8 @@ def load(card: ModelCard, context: LoadContext) -> StableDiffusion:
         mask=True,
         fills=fills,
         controls=True,
+        ip_adapter=_IP_ADAPTERS[found.xl],
+        refiner=found.xl and not fills,
         lora=True,
         prompt_weights=True,
         text_layers=min(configs[part]["num_hidden_layers"] for part in tokenizers),

@@ -166,7 +166,7 @@ def _read_alphas(file: Path, found: AdapterFile) -> None:
         return
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        metadata = json.loads(stream.read(size)).get("__metadata__") or {}
+        metadata = json.loads(stream.read(size)).get("__metadata__") or {}  # mlx writes null
     values = _object(metadata.get("lora_adapter_metadata", ""))
     for network, layers in found.networks.items():
         prefix = re.compile(r"(unet|transformer)\." if network == DENOISER else rf"{network}\.")

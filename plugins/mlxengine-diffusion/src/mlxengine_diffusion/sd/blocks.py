@@ -57,7 +57,11 @@ class _Attention(nn.MultiHeadAttention):  # type: ignore[misc]
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array) -> mx.array:
         q = self._heads(self.query_proj(x))
-        mixed = ops.attention(q, keys, values, 1 / math.sqrt(q.shape[-1]))
+        scale = 1 / math.sqrt(q.shape[-1])
+        mixed = ops.attention(q, keys, values, scale)
+        for strength, *told in self.get("seen", ()):  # of IP-Adapters
+            k, v = map(self._heads, told)
+            mixed = mixed + strength * ops.attention(q, k, v, scale)
         found: mx.array = self.out_proj(mixed.transpose(0, 2, 1, 3).flatten(-2, -1))
         return found
 

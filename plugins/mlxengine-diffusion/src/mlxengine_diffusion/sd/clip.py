@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.nn as nn
@@ -25,13 +26,18 @@ def build_clip(config: Config, *, projection: bool) -> Any:
             hidden_act=config.get("hidden_act", "quick_gelu"),
         )
     )
-    inner, eps = config["intermediate_size"], config.get("layer_norm_eps", 1e-5)
-    for layer in made.layers:
-        if inner != 4 * width:
-            layer.linear1, layer.linear2 = nn.Linear(width, inner), nn.Linear(inner, width)
-        layer.layer_norm1.eps = layer.layer_norm2.eps = eps
-    made.final_layer_norm.eps = eps
+    fit_layers(made.layers, config)
+    made.final_layer_norm.eps = config.get("layer_norm_eps", 1e-5)
     return made
 
 
-__all__ = ["build_clip"]
+def fit_layers(layers: Iterable[Any], config: Config) -> None:
+    """Give layers that the library built what a configuration says besides."""
+    width, inner, eps = config["hidden_size"], config["intermediate_size"], config.get("layer_norm_eps", 1e-5)
+    for layer in layers:
+        if inner != 4 * width:
+            layer.linear1, layer.linear2 = nn.Linear(width, inner), nn.Linear(inner, width)
+        layer.layer_norm1.eps = layer.layer_norm2.eps = eps
+
+
+__all__ = ["build_clip", "fit_layers"]

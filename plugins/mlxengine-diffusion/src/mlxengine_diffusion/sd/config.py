@@ -5,10 +5,13 @@ Nothing here imports a model library, so that a model that cannot run is refused
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+from mlxengine.errors import UnsupportedArchitectureError
 
 Config = Mapping[str, Any]
 _LARGEST_TILE = 512
@@ -72,6 +75,19 @@ _BLOCKS = {
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
 _VAE_BLOCKS = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+
+
+def read_config(file: Path) -> Config:
+    """A ``config.json``.
+
+    Raises:
+        UnsupportedArchitectureError: it is no JSON.
+    """
+    try:
+        config: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnsupportedArchitectureError(f"{file} is no configuration: {error}.") from error
+    return config if isinstance(config, Mapping) else {}
 
 
 def _refused(config: Config, fixed: Mapping[str, tuple[object, ...]]) -> list[str]:
@@ -176,6 +192,7 @@ __all__ = [
     "UNetSettings",
     "clip_problems",
     "control_problems",
+    "read_config",
     "tile_side",
     "unet_problems",
     "vae_problems",

@@ -6,20 +6,17 @@ poses and tiles are all the same network with other weights: the picture has to 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlxengine.errors import IncompatibleWeightsError, ModelNotFoundError, UnsupportedArchitectureError
 
 from . import ops
 from .blocks import with_our_ops
-from .config import Config, UNetSettings, control_problems
+from .config import UNetSettings, control_problems, read_config
 from .unet import Encoder, UNet
 from .weights import fill, read_tensors
 
@@ -57,11 +54,6 @@ class ControlNet(Encoder):
         self.controlnet_mid_block = nn.Conv2d(shape.channels[-1], shape.channels[-1], 1)
         self.scale = 2 ** (len(widths) - 1)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its weights, read or not."""
-        return sum(array.nbytes for _, array in tree_flatten(self.parameters()))
-
     def __call__(
         self,
         x: mx.array,
@@ -95,7 +87,7 @@ def load_control(folder: Path, unet: UNet, latent_scale: int, dtype: mx.Dtype) -
             f"{folder} holds no ControlNet.",
             hint="A folder of one has a config.json and safetensors weights.",
         )
-    config = _config(folder / "config.json")
+    config = read_config(folder / "config.json")
     if problems := control_problems(config):
         raise UnsupportedArchitectureError(
             f"The ControlNet {folder.name} cannot be used: {'; '.join(problems)}.",
@@ -112,14 +104,6 @@ def load_control(folder: Path, unet: UNet, latent_scale: int, dtype: mx.Dtype) -
     with_our_ops(made)
     fill(made, "unet", read_tensors(halves or files), dtype)
     return made
-
-
-def _config(file: Path) -> Config:
-    try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UnsupportedArchitectureError(f"{file} is no configuration: {error}.") from error
-    return config if isinstance(config, Mapping) else {}
 
 
 __all__ = ["ControlNet", "load_control"]

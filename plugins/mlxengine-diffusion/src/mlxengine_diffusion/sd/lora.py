@@ -119,7 +119,7 @@ def adapted(
     wanted = [(file, scale) for file, scale in files if file.networks.get(part)]
     if not wanted:
         return network
-    view: nn.Module = _shared_copy(network)
+    view: nn.Module = shared_copy(network)
     layers, names = _layers(view, part, others or OtherNames())
     made: dict[str, LowRank] = {}
     for file, scale in wanted:
@@ -216,7 +216,7 @@ def _changed(adapter: Adapter, layer: Any, member: _Member, scale: float, file: 
     made = torch_layout + scale * (made - torch_layout)
     made = (made.transpose(0, 2, 3, 1) if made.ndim == 4 else made).astype(weight.dtype)
     if not quantized:
-        copy: nn.Module = _shared_copy(layer)
+        copy: nn.Module = shared_copy(layer)
         copy.weight = made
         return copy
     dense: nn.Module = nn.Linear(made.shape[1], made.shape[0], bias="bias" in layer)
@@ -252,14 +252,14 @@ def _matrices(
     return down, member.turned(up[member.rows]) * (adapter.scale * scale)
 
 
-def _shared_copy(item: Any) -> Any:
+def shared_copy(item: Any) -> Any:
     """Copies of the containers, the very same arrays."""
     if isinstance(item, nn.Module):
         made = item.__class__.__new__(item.__class__)
         made.__dict__.update(item.__dict__)
-        dict.update(made, {key: _shared_copy(value) for key, value in item.items()})
+        dict.update(made, {key: shared_copy(value) for key, value in item.items()})
         return made
-    return [_shared_copy(value) for value in item] if isinstance(item, list) else item
+    return [shared_copy(value) for value in item] if isinstance(item, list) else item
 
 
 def _put(network: Any, path: str, layer: nn.Module) -> None:
@@ -272,4 +272,4 @@ def _put(network: Any, path: str, layer: nn.Module) -> None:
         network[last] = layer
 
 
-__all__ = ["LowRank", "OtherNames", "adapted"]
+__all__ = ["LowRank", "OtherNames", "adapted", "shared_copy"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..backends._slices import as_pixels, steps_for
 from ..backends._work import Abilities, Guide, Job, Pixels, PromptReport, Step
@@ -17,34 +18,23 @@ from . import ops
 from .adapter_files import DENOISER, AdapterFile, read_all
 from .autoencoder import decoded, encoded
 from .control import ControlNet, load_control
+from .ip_adapter import ImagePrompter, Shown, load_ip_adapter, looking
 from .lora import adapted
 from .parts import Parts, compiled
 from .prompts import Piece, parse
+from .refiner import SCORES, load_refiner
 from .scheduler_config import NoiseSettings
 from .schedulers import scheduler
 from .text import Chunk, Conditioning, Tokenizer, encode
 from .textual_inversion import Lexicon, read_taught
-from .unet import Encoder
+from .unet import Encoder, UNet
+from .walk import Noise, Walk
 
+_Net = TypeVar("_Net", ControlNet, ImagePrompter, UNet)
 _REMEMBERED_PROMPTS = 8
 _PREVIEW_LATENTS = 32
-_KEPT_CONTROLS = 2
-
-
-class Noise:
-    """The random numbers of pictures: the same for a seed, whatever else runs or is made with it."""
-
-    def __init__(self, seed: int, n: int = 1) -> None:
-        self._keys = [mx.random.split(mx.random.key(seed + place)) for place in range(n)]
-
-    def initial(self, shape: tuple[int, ...]) -> mx.array:
-        """What the pictures start from: standard normal, float32."""
-        return mx.concatenate([mx.random.normal((1, *shape[1:]), key=first) for first, _ in self._keys])
-
-    def fresh(self, index: int, shape: tuple[int, ...]) -> mx.array:
-        """What a stochastic sampler adds after an evaluation of the model."""
-        keys = [mx.random.split(rest, index + 1)[index] for _, rest in self._keys]
-        return mx.concatenate([mx.random.normal((1, *shape[1:]), key=key) for key in keys])
+_KEPT_NETS = 2
+_REFINED = "text_encoder_2"
 
 
 @frozen(kw_only=True, eq=False)
@@ -93,7 +83,7 @@ class StableDiffusion:
         self.traits = traits
         self._tokenizers = dict(tokenizers)
         self._remembered: OrderedDict[object, Conditioning] = OrderedDict()
-        self._control_nets: OrderedDict[Path, ControlNet] = OrderedDict()
+        self._nets: OrderedDict[Path, ControlNet | ImagePrompter | UNet] = OrderedDict()
         self._room = room
         self._kept = 0
 
@@ -112,9 +102,9 @@ class StableDiffusion:
         return self._kept
 
     def trim(self, most: int) -> None:
-        """Let the ControlNets go that were used the longest ago."""
-        while self._control_nets and self._kept > most:
-            self._kept -= self._control_nets.popitem(last=False)[1].nbytes
+        """Let the networks go that requests brought along, those used the longest ago first."""
+        while self._nets and self._kept > most:
+            self._kept -= self._nets.popitem(last=False)[1].nbytes
 
     def read_prompt(self, job: Job) -> PromptReport:
         lexicon = self._lexicon(job)
@@ -157,7 +147,10 @@ class StableDiffusion:
         guided = job.guidance > 1
         chunks = self._chunks(job, guided=guided)
         positive = yield from self._condition(job, job.prompt, adapters, chunks)
-        told = (yield from self._contrast(job, positive, adapters, chunks)) if guided else positive
+        told = positive
+        if guided:
+            zero = self.traits.zero_negative
+            told = yield from self._contrast(job, positive, adapters, chunks, zero=zero)
         told = told.repeated(job.n)
         scale = self.traits.latent_scale
         shape = (job.n, job.height // scale, job.width // scale, self.traits.latent_channels)
@@ -174,44 +167,81 @@ class StableDiffusion:
             if job.mask is not None and not start:
                 latents = noise.initial(shape) * sampler.initial_scale
         added = self._added(told, job)
-        hole = None if job.mask is None else self._hole(job.mask)
-        beside = (yield from self._beside(job)) if self.traits.fills else None
+        looked_at = yield from self._shown(job, guided=guided)
+        beside = (yield from self._beside(job, guided=guided)) if self.traits.fills else None
+        refined = (yield from self._refined(job, positive, adapters, chunks)) if job.refiner else None
+        kept = None
+        if job.mask is not None and not self.traits.fills:
+            kept = self._hole(job.mask), clean
+        walk = Walk(job=job, noise=noise, sampler=sampler, start=start, kept=kept, dtype=self.traits.dtype)
+        first, last = start * sampler.evaluations, len(sampler.timesteps)
+        cut = max(first, self._cut(sampler, job))
+        # Built now: what is wrong with it is said before the first step. It is read when it is its turn.
+        refiner = self._refiner(job) if cut < last else None
         with self.parts.use("unet", drop=job.low_memory) as base:
             unet = adapted(base, DENOISER, adapters, self.traits.dtype)
+            if looked_at:
+                unet = looking(unet, looked_at)
             rows = _Rows(mx.array(sampler.timesteps, mx.float32), told.context, added, self.traits.dtype)
             guides = [(*item, rows.given(item[1])) for item in self._guides(base, job)]
             timed, prompts = rows.given(unet)
-            predicted = unet.predicted
+            network = unet.predicted
             if self.traits.compiled:
                 # An adapter's view belongs to the request: what is compiled of it goes with the request.
                 own = unet is not base
-                predicted = (
+                network = (
                     compiled(unet)
                     if own
                     else self.parts.compiled("unet", (guided, *shape[:3], told.context.shape[1]))
                 )
-            evaluations, first, done = len(sampler.timesteps), start * sampler.evaluations, 0
-            for index in range(first, evaluations):
-                shown = sampler.scale_input(latents, index).astype(self.traits.dtype)
-                if beside is not None:
-                    shown = mx.concatenate([shown, beside], axis=-1)
-                if guided:
-                    shown = mx.concatenate([shown, shown])
-                more = self._controlled(guides, shown[..., : shape[-1]], index, first, evaluations)
-                output = predicted(shown, timed[index], prompts, more).astype(mx.float32)
-                if guided:
-                    without, with_prompt = mx.split(output, 2)
-                    output = without + job.guidance * (with_prompt - without)
-                    output = _rescaled(output, with_prompt, job.guidance_rescale)
-                extra = noise.fresh(index, shape) if sampler.stochastic else None
-                latents, believed = sampler.step(output, latents, index, extra)
-                if hole is not None and not self.traits.fills:
-                    kept = clean
-                    if index + 1 < evaluations:
-                        kept = sampler.add_noise(clean, noise.initial(shape), index + 1)
-                    latents = mx.where(hole, latents, kept)
-                done = max(done, sampler.finished(index) - start)
-                yield Step(done=done, total=job.steps - start, latents=latents, clean=believed)
+
+            def predicted(shown: mx.array, index: int) -> mx.array:
+                more = self._controlled(guides, shown, index, first, last)
+                whole = shown if beside is None else mx.concatenate([shown, beside], axis=-1)
+                found: mx.array = network(whole, timed[index], prompts, more)
+                return found
+
+            latents = yield from walk.steps(predicted, latents, range(first, cut))
+        if refiner is None or refined is None:
+            return
+        context, looks = refined
+        late, read = evolve(rows, context=context, added=looks).given(refiner)
+        refine = compiled(refiner) if self.traits.compiled else refiner.predicted
+        # A sampler that remembers what the other network said would mix the two.
+        walk = evolve(walk, sampler=scheduler(job.scheduler, self.traits.settings, job.steps, job.sigmas))
+        yield from walk.steps(
+            lambda shown, index: refine(shown, late[index], read), latents, range(cut, last)
+        )
+
+    def _refiner(self, job: Job) -> Any:
+        assert job.refiner is not None
+        width, channels = self.traits.text_widths[_REFINED], self.traits.latent_channels
+        bits = self.info.get("unet_bits") or 0
+        load = partial(load_refiner, job.refiner, width, channels, self.traits.dtype, bits)
+        return self._net(job.refiner, load, keep=not job.low_memory)
+
+    def _cut(self, sampler: Any, job: Job) -> int:
+        """How many evaluations are this model's, before the refiner's: whole steps."""
+        if job.refiner is None:
+            return len(sampler.timesteps)
+        level = round(self.traits.settings.train_steps * (1 - job.refiner_at))
+        count = len([time for time in sampler.timesteps if time >= level])
+        rest: int = count % sampler.evaluations
+        return count if count == len(sampler.timesteps) else count - rest
+
+    def _refined(
+        self, job: Job, positive: Conditioning, adapters: list[tuple[AdapterFile, float]], chunks: int
+    ) -> Generator[None, None, tuple[mx.array, tuple[mx.array, mx.array]]]:
+        """What a refiner is told: the states of the larger text encoder, and the looks that are wanted."""
+        told, scores = positive, list(SCORES[1:])
+        if job.guidance > 1:
+            told = yield from self._contrast(job, positive, adapters, chunks, zero=False)
+            scores = list(SCORES)
+        told = told.repeated(job.n)
+        assert told.pooled is not None
+        numbers = [[job.height, job.width, 0, 0, score] for score in scores for _ in range(job.n)]
+        width = self.traits.text_widths[_REFINED]
+        return told.context[..., -width:], (told.pooled, mx.array(numbers, dtype=mx.float32))
 
     def decode(self, latents: mx.array, job: Job) -> Generator[None, None, Pixels]:
         with self.parts.use("vae", drop=job.low_memory) as vae:
@@ -274,10 +304,19 @@ class StableDiffusion:
         return made
 
     def _contrast(
-        self, job: Job, positive: Conditioning, adapters: list[tuple[AdapterFile, float]], chunks: int
+        self,
+        job: Job,
+        positive: Conditioning,
+        adapters: list[tuple[AdapterFile, float]],
+        chunks: int,
+        *,
+        zero: bool,
     ) -> Generator[None, None, Conditioning]:
-        """The negative prompt's states before the prompt's: a batch of two."""
-        if job.negative is None and self.traits.zero_negative:
+        """The negative prompt's states before the prompt's: a batch of two.
+
+        With ``zero`` an absent one is all zeros instead of the empty prompt.
+        """
+        if job.negative is None and zero:
             negative = Conditioning(
                 mx.zeros_like(positive.context),
                 None if positive.pooled is None else mx.zeros_like(positive.pooled),
@@ -306,23 +345,43 @@ class StableDiffusion:
         """The job's ControlNets, each with its picture."""
         found = []
         for guide in job.controls:
-            network = self._control_nets.get(guide.path)
-            if network is None:
-                network = load_control(guide.path, unet, self.traits.latent_scale, self.traits.dtype)
-                if not job.low_memory:
-                    self._keep(guide.path, network)
-            else:
-                self._control_nets.move_to_end(guide.path)
+            load = partial(load_control, guide.path, unet, self.traits.latent_scale, self.traits.dtype)
+            network = self._net(guide.path, load, keep=not job.low_memory)
             found.append((guide, network, mx.array(guide.pixels)[None].astype(mx.float32) / 255))
         return found
 
-    def _keep(self, path: Path, network: ControlNet) -> None:
-        """Keep a ControlNet for pictures to come, where there is memory for it."""
-        while len(self._control_nets) >= _KEPT_CONTROLS:
-            self._kept -= self._control_nets.popitem(last=False)[1].nbytes
+    def _shown(
+        self, job: Job, *, guided: bool
+    ) -> Generator[None, None, list[tuple[ImagePrompter, float, Shown]]]:
+        """What the UNet attends to of the pictures of the job's IP-Adapters."""
+        found = []
+        context = sum(self.traits.text_widths.values())
+        for seen in job.ip_adapters:
+            load = partial(load_ip_adapter, seen.path, self.abilities.ip_adapter, context, self.traits.dtype)
+            adapter = self._net(seen.path, load, keep=not job.low_memory)
+            shown = yield from adapter.shown(seen.pixels, job.n, guided=guided)
+            found.append((adapter, seen.strength, shown))
+        return found
+
+    def _net(self, path: Path, load: Callable[[], _Net], *, keep: bool) -> _Net:
+        """A network that a request brings along: one that stayed, or a new one."""
+        network: Any = self._nets.get(path)
+        if network is not None:
+            self._nets.move_to_end(path)
+            found: _Net = network
+            return found
+        found = load()
+        if keep:
+            self._keep(path, found)
+        return found
+
+    def _keep(self, path: Path, network: ControlNet | ImagePrompter | UNet) -> None:
+        """Keep a network for pictures to come, where there is memory for it."""
+        while len(self._nets) >= _KEPT_NETS:
+            self._kept -= self._nets.popitem(last=False)[1].nbytes
         room = self._room()
         if room is None or network.nbytes <= room:
-            self._control_nets[path] = network
+            self._nets[path] = network
             self._kept += network.nbytes
 
     def _controlled(
@@ -346,7 +405,7 @@ class StableDiffusion:
         scale = self.traits.latent_scale
         return mx.array(mask[::scale, ::scale] > 0)[None, ..., None]
 
-    def _beside(self, job: Job) -> Generator[None, None, mx.array]:
+    def _beside(self, job: Job, *, guided: bool) -> Generator[None, None, mx.array]:
         """What an inpainting UNet is shown besides: the hole, and latents of the picture with grey in it."""
         assert job.init is not None
         assert job.mask is not None
@@ -354,7 +413,7 @@ class StableDiffusion:
         hole = self._hole(job.mask).astype(self.traits.dtype)
         latents = yield from self._encoded(around, job)
         seen = mx.concatenate([hole, latents.astype(self.traits.dtype)], axis=-1)
-        return mx.repeat(seen, job.n, axis=0)
+        return mx.repeat(seen, 2 * job.n if guided else job.n, axis=0)
 
 
 _Given = tuple[mx.array, list[tuple[mx.array, mx.array]]]
@@ -400,16 +459,4 @@ def _parts(job: Job, text: str) -> list[list[Piece]]:
     return parse(text) if job.prompt_weights else [[Piece(text)]]
 
 
-def _rescaled(guided: mx.array, with_prompt: mx.array, share: float) -> mx.array:
-    """Guidance at the contrast of the prediction without it, as far as ``share`` says.
-
-    Source: Lin et al. 2023 (arXiv:2305.08891), section 3.4.
-    """
-    if not share:
-        return guided
-    axes = tuple(range(1, guided.ndim))
-    contrast = with_prompt.std(axis=axes, keepdims=True) / guided.std(axis=axes, keepdims=True)
-    return guided * (share * contrast + (1 - share))
-
-
-__all__ = ["Noise", "StableDiffusion", "Traits"]
+__all__ = ["StableDiffusion", "Traits"]

@@ -72,8 +72,8 @@ def problem_with(card: ModelCard, file: str) -> MLXEngineError | None:
     shapes = shapes_of(card, file)
     if any(name.startswith(_REFINER) for name in shapes):
         return UnsupportedArchitectureError(
-            f"{file} is the refiner of Stable Diffusion XL, which is not implemented.",
-            hint="Load the base model: it makes pictures alone.",
+            f"{file} is the refiner of Stable Diffusion XL, which ends another model's pictures.",
+            hint="Load the base model, and name the refiner's repository in a request: refiner=…, --refiner.",
         )
     odd = {item.dtype for item in card.tensors if item.file == file and item.name.startswith((UNET, VAE))}
     if odd := odd.difference(_DTYPES):

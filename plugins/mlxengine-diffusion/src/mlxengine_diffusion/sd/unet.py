@@ -20,6 +20,7 @@ from diffuse_mlx.stable_diffusion.unet import (
     Transformer2D,
     upsample_nearest,
 )
+from mlx.utils import tree_flatten
 
 from . import ops
 from .blocks import set_eps, with_our_ops
@@ -138,6 +139,11 @@ class Encoder(nn.Module):  # type: ignore[misc]
             width = following
         self.mid_block = _Middle(shape)
         self.skip_widths = tuple(skips)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights, read or not."""
+        return sum(array.nbytes for _, array in tree_flatten(self.parameters()))
 
     def timed(self, time: mx.array, added: tuple[mx.array, mx.array] | None, dtype: mx.Dtype) -> mx.array:
         """What the times (rows,) add to the features of all residual blocks: (rows, their widths together).

@@ -50,6 +50,9 @@ _CLIP = (
     (".linear1", ".mlp.fc1"),
     (".linear2", ".mlp.fc2"),
 )
+_VISION = tuple(
+    (name, f"embeddings.{name}") for name in ("class_embedding", "patch_embedding", "position_embedding")
+)
 # Buffers and training values that checkpoints carry and no inference reads.
 _IGNORED = re.compile(r"(^|\.)position_ids$|^logit_scale$|^vision_model\.|^visual_projection\.")
 # The autoencoder of Stable Diffusion 1 and 2 was saved under these older names.
@@ -70,7 +73,7 @@ class Origin:
 
 
 def origin(part: str, path: str) -> Origin:
-    """The checkpoint's name of a parameter or module of ours; ``part`` is unet, vae or text_encoder."""
+    """The checkpoint's name of a parameter or module of ours; ``part`` is its folder in a repository."""
     if part == "unet":
         # The gated feed-forward is one matrix in the checkpoint: values first, then gates.
         for half, name in enumerate((".linear1", ".linear2")):
@@ -79,8 +82,10 @@ def origin(part: str, path: str) -> Origin:
         return Origin(_replace(path, _UNET))
     if part == "vae":
         return Origin(_replace(path, _VAE))
-    if path.startswith("text_projection"):
+    if path.startswith(("text_projection", "visual_projection")):
         return Origin(path)
+    if part == "image_encoder":
+        return Origin("vision_model." + _replace(_replace(path, _VISION), _CLIP[2:]))
     return Origin("text_model." + _replace(path, _CLIP))
 
 

@@ -133,7 +133,7 @@ def test_a_bad_picture_is_named_and_disturbs_nobody(random_model: Load, tmp_path
         for source in bad:
             with pytest.raises(UnsupportedInputError, match=r"texts\[2\]: ") as caught:
                 model.embed(["a cat", PICTURES[0], ImagePart(source)])
-            assert caught.value.hint
+            assert str(caught.value).count(caught.value.hint or "no hint") == 1
         assert all(np.array_equal(item.result().numpy(), good) for item in beside)
     assert np.array_equal(model.embed(PICTURES).numpy(), good)
 

@@ -214,6 +214,25 @@ def test_a_slow_sender_is_given_up_in_time(
         assert time.monotonic() - began < 3
 
 
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nX: ", b"a" * 5000),
+        (b"GET /", b"a" * 5000),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n", b"X: a\r\n" * 1000),
+        (b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: a\r\n" * 1000),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /", b"a" * 5000),
+    ],
+    ids=["value", "path", "headers", "trailers", "next"],
+)
+def test_headers_without_end_end_the_connection(own: Served, start: bytes, more: bytes) -> None:
+    with raw(own) as connection:
+        connection.sendall(start)
+        with pytest.raises(ConnectionError):
+            for _ in range(2000):  # 10 MB, of which the connection's buffers may hold a part
+                connection.sendall(more)
+
+
 def test_a_slow_but_honest_request_is_served(own: Served) -> None:
     body = json.dumps(WORD).encode()
     with raw(own) as connection:

@@ -12,6 +12,8 @@ from io import BytesIO
 from typing import Any
 
 import embed_checkpoints
+import jsonschema
+import numpy as np
 import openai
 import picture_checkpoints
 import pytest
@@ -95,6 +97,11 @@ def test_pictures_stand_among_texts(seeing: Served) -> None:
     model = seeing.engine.sync.load_embeddings(folder)
     expected = model.embed(["a cat", ImagePart(file.getvalue()), "dog"]).numpy()
     assert [item["embedding"] for item in found] == [list(map(float, row)) for row in expected]
+    alone = seeing.post(PATH, {"model": "clip", "input": given[1]}).json()["data"]
+    assert np.allclose([item["embedding"] for item in alone], expected[1:2], atol=1e-6)
+    schema = seeing.get("/openapi.json").json()["paths"][PATH]["post"]["requestBody"]["content"]
+    for value in (given, given[1]):
+        jsonschema.validate({"input": value}, schema["application/json"]["schema"])
     refused = [{"image": "/etc/hostname"}, {"image": "https://example.org/a.png"}, {"image": "data:,a"}, {}]
     refused += [{"image": data_url(b"none")}, {"image": data_url(b""), "text": "a"}, {"image": 5}]
     for item in refused:

@@ -57,7 +57,7 @@ class Eye:
         try:
             found = picture(part.source).image
         except UnsupportedInputError as error:
-            raise UnsupportedInputError(f"texts[{place}]: {error}", hint=error.hint) from error
+            raise UnsupportedInputError(f"texts[{place}]: {error.message}", hint=error.hint) from error
         pixels = self.processor.preprocess(found, return_tensors="np")["pixel_values"][0]
         return Tokens(
             ids=self.ids,

@@ -26,6 +26,7 @@ _OBJECT: Schema = {"type": "object"}
 _TEXTS = {"type": "array", "items": _TEXT}
 _OBJECTS = {"type": "array", "items": _OBJECT}
 _TOKENS = {"type": "array", "items": _WHOLE}
+_MIXED = {"type": "array", "items": {"anyOf": [_TEXT, _OBJECT]}}
 _SEVERAL = {"anyOf": [_TEXT, _TEXTS, _TOKENS, {"type": "array", "items": _TOKENS}]}
 
 
@@ -35,6 +36,14 @@ def _or(*schemas: Schema) -> Schema:
 
 def _each(schema: Schema, names: str) -> dict[str, Schema]:
     return dict.fromkeys(names.split(), schema)
+
+
+def _just(value: Any) -> Schema:
+    """One value alone; programs that make clients know of no constant that is a list."""
+    if not isinstance(value, list):
+        return {"const": value}
+    items: Schema = {"enum": value} if value else {}
+    return {"type": "array", "items": items, "minItems": len(value), "maxItems": len(value)}
 
 
 _TYPES = {
@@ -53,7 +62,7 @@ _TYPES = {
     **_each(_TEXTS, "stop_sequences include"),
     **_each(_or(_TEXT, _OBJECTS), "input system"),
     **_each(_or(_TEXT, _OBJECT), "tool_choice mask"),
-    **_each(_or(_TEXT, {"type": "array"}), "image images"),
+    **_each(_or(_TEXT, {"type": "array", "items": {}}), "image images"),
     "documents": {"type": "array", "items": _or(_TEXT, _OBJECT), "minItems": 1},
     "stop": _or(_TEXT, _TEXTS),
     "stop_token_ids": _TOKENS,
@@ -62,7 +71,7 @@ _TYPES = {
 _TYPES_OF = {
     ("/v1/completions", "prompt"): _SEVERAL,
     ("/v1/completions", "logprobs"): _WHOLE,
-    ("/v1/embeddings", "input"): _SEVERAL,
+    ("/v1/embeddings", "input"): _or(*_SEVERAL["anyOf"], _OBJECT, _MIXED),
     ("/v1/messages", "tool_choice"): _OBJECT,
     ("/v1/messages/count_tokens", "tool_choice"): _OBJECT,
 }
@@ -89,7 +98,7 @@ def field_schema(path: str, field: Field) -> Schema:
     if field.fate is Fate.CALLERS:
         found: Schema = {}
     elif field.fate is Fate.REFUSED:
-        found = {"enum": [None, *field.neutral]}
+        found = _or({"type": "null"}, *map(_just, field.neutral))
     else:
         found = _TYPES_OF.get((path, field.name)) or _TYPES[field.name]
         if field.name not in _NEEDED[path]:

@@ -20,13 +20,14 @@ from ._http import ASGIApp, Receive, Scope, Send
 
 DRAIN_SECONDS = 10
 HEAD_SECONDS = 20.0
+HEAD_BYTES = 64 * 1024
 WRITE_SECONDS = 60.0
 
 
 class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """A connection whose next request has to begin in time, and whose answer has to be read.
 
-    uvicorn waits for either for ever.
+    uvicorn waits for either for ever, and httptools keeps headers of any length.
 
     Args:
         write_seconds: how long a full connection may take no byte.
@@ -34,6 +35,7 @@ class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     _late: asyncio.TimerHandle | None = None
     _full: asyncio.TimerHandle | None = None
+    _unread = 0  # bytes since the parser gave a head, a part of a body or an end
 
     def __init__(self, *arguments: Any, write_seconds: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -46,11 +48,29 @@ class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request; its headers have to be there soon after the first of them."""
+        self._unread += len(data)
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._unread > HEAD_BYTES:
+            self.transport.abort()
+        elif self.cycle is not None and not self.cycle.response_complete:
             self._in_time()
         elif self._late is None:
             self._late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def on_headers_complete(self) -> None:
+        """A request's head is whole."""
+        self._unread = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of its body."""
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Its end, which headers may stand before too."""
+        self._unread = 0
+        super().on_message_complete()
 
     def pause_writing(self) -> None:
         """Nothing more goes into the connection until its client reads."""

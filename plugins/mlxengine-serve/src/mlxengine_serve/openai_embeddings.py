@@ -72,8 +72,8 @@ def read(body: dict[str, Any], request_id: str) -> Asked:  # noqa: ARG001 - the 
 
 def _inputs(fields: Fields) -> list[Any]:
     given = fields.data.get("input")
-    if isinstance(given, str):
-        return [given]
+    if isinstance(given, str | dict):
+        return [_input(given, "input")]
     items = fields.items("input")
     if not items:
         raise fields.wrong("input", "input is missing.", "missing_value")

@@ -64,6 +64,17 @@ class Picture:
 
 
 def picture(source: Any, limits: PictureLimits = PictureLimits()) -> Picture:
+    """Decode a picture as `opened` does, and name it by its content.
+
+    Raises:
+        UnsupportedInputError: it is no picture, is damaged, or is larger than the limits.
+    """
+    rgb = opened(source, limits)
+    digest = hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
+    return Picture(image=rgb, digest=digest)
+
+
+def opened(source: Any, limits: PictureLimits = PictureLimits()) -> Image.Image:
     """Decode a picture: a path, a URL (where allowed), encoded bytes, a PIL image, or an array.
 
     An array is (height, width), (height, width, 1 | 3 | 4) of uint8, or of floats in [0, 1]. CMYK, palette,
@@ -79,9 +90,7 @@ def picture(source: Any, limits: PictureLimits = PictureLimits()) -> Picture:
         found = _from_array(np.asarray(source), limits)
     else:
         found = _decode(encoded(source, limits, "picture"), limits)
-    rgb = _rgb(found)
-    digest = hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
-    return Picture(image=rgb, digest=digest)
+    return _rgb(found)
 
 
 def encoded(source: Any, limits: PictureLimits, what: str) -> bytes:
@@ -241,4 +250,4 @@ def refuse(message: str, hint: str) -> NoReturn:
     raise UnsupportedInputError(message, hint=hint)
 
 
-__all__ = ["WEB", "Picture", "PictureLimits", "encoded", "picture", "refuse"]
+__all__ = ["WEB", "Picture", "PictureLimits", "encoded", "opened", "picture", "refuse"]

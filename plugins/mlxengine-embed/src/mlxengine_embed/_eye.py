@@ -10,7 +10,7 @@ import numpy as np
 from attrs import define
 from mlxengine import ImagePart
 from mlxengine.errors import IncompatibleWeightsError, UnsupportedInputError
-from mlxengine.toolkit.pictures import picture
+from mlxengine.toolkit.pictures import opened
 from PIL import Image
 
 from ._sight import Sight
@@ -55,7 +55,7 @@ class Eye:
 
     def _look(self, place: int, part: ImagePart) -> Tokens:
         try:
-            found = picture(part.source).image
+            found = opened(part.source)
         except UnsupportedInputError as error:
             raise UnsupportedInputError(f"texts[{place}]: {error.message}", hint=error.hint) from error
         pixels = self.processor.preprocess(found, return_tensors="np")["pixel_values"][0]

@@ -283,20 +283,11 @@ def _embed(model: EmbeddingModel, request: EmbedRequest, context: RunContext) ->
         if request.output == "tokens":
             yield _token_event(model, request, computed, rows, indices, truncated)
             continue
-        if model.terms is not None:
-            weighed = ((np.flatnonzero(row), row[row != 0]) for row in np.array(computed))
-            sparse = _sparse_vectors(weighed, request.truncate_dim, model.terms.words)
-            yield SparseEmbeddings(indices=indices, vectors=sparse, truncated=truncated)
-            continue
-        if request.output == "sparse" and model.unused is not None:
-            weighed = (
-                lexical(row[: len(item.ids)], item.ids, model.unused)
-                for row, item in zip(np.array(computed), rows, strict=True)
-            )
-            sparse = _sparse_vectors(weighed, request.truncate_dim, model.words)
-            yield SparseEmbeddings(indices=indices, vectors=sparse, truncated=truncated)
-            continue
         vectors = np.array(computed)
+        if request.output == "sparse":
+            sparse = _sparse_vectors(*_weighed(model, vectors, rows), request.truncate_dim)
+            yield SparseEmbeddings(indices=indices, vectors=sparse, truncated=truncated)
+            continue
         if calibrate:
             held.append((indices, vectors, truncated))
             yield None
@@ -324,7 +315,7 @@ def _looked_up(model: EmbeddingModel, request: EmbedRequest, weights: Host) -> I
         present = (np.unique(ids[weights[ids] != 0]) for ids in found)
         count.add([Tokens(ids=ids) for ids in found])
         weighed = ((terms, weights[terms]) for terms in present)
-        vectors = _sparse_vectors(weighed, request.truncate_dim, model.terms.words)
+        vectors = _sparse_vectors(weighed, model.terms.words, request.truncate_dim)
         yield SparseEmbeddings(indices=tuple(range(first, first + len(piece))), vectors=vectors)
     yield count.finished()
 
@@ -416,8 +407,20 @@ def _token_event(
     return Embeddings(indices=indices, tokens=arrays, truncated=truncated)
 
 
+def _weighed(
+    model: EmbeddingModel, weights: Host, rows: Sequence[Tokens]
+) -> tuple[Iterator[tuple[Host, Host]], Sequence[str]]:
+    """What `_sparse_vectors` takes, of weights (rows, terms), or (rows, tokens) of BGE-M3."""
+    if model.terms is not None:
+        return ((np.flatnonzero(row), row[row != 0]) for row in weights), model.terms.words
+    assert model.unused is not None
+    unused = model.unused
+    found = (lexical(row[: len(item.ids)], item.ids, unused) for row, item in zip(weights, rows, strict=True))
+    return found, model.words
+
+
 def _sparse_vectors(
-    weighed: Iterable[tuple[Host, Host]], most: int | None, words: Sequence[str]
+    weighed: Iterable[tuple[Host, Host]], words: Sequence[str], most: int | None
 ) -> tuple[SparseVector, ...]:
     """Of each text its terms, ascending, and their weights; of more than ``most`` the heaviest, of equal ones
     the earlier.

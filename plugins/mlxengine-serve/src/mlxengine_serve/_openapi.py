@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from attrs import define
-from mlxengine import Route
-from mlxengine._version import __version__
+from mlxengine import Route, __version__
 
 from ._answers import Dialect
 from ._fields import Fate, Field, Table

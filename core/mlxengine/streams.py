@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 from ._scheduling.channel import Channel
+from ._scheduling.wakes import Bell, soon
 from .contract.events import Event, Finished
 from .errors import StreamConsumedError
 
@@ -147,19 +147,16 @@ class _Mailbox:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = ref(loop)
         self._arrived: deque[asyncio.Future[None]] = deque()
         self._called = False
+        self._bell = Bell(loop, self._deliver)
 
     def wake(self, arrived: asyncio.Future[None]) -> None:
         """Set a future of the loop; from any thread."""
         self._arrived.append(arrived)
-        loop = self._loop()
-        if self._called or loop is None:  # `_deliver` is still to come, and takes this one too
-            return
-        self._called = True
-        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            loop.call_soon_threadsafe(self._deliver)
+        if not self._called:  # else `_deliver` is still to come, and takes this one too
+            self._called = True
+            soon(self._bell.ring)
 
     def _deliver(self) -> None:
         self._called = False  # before the last look, or what comes behind it would wait for ever

@@ -1,0 +1,89 @@
+"""Readers are woken once a turn: all together, when the device's thread has done what there was to do.
+
+A reader that wakes in the middle of a turn wants Python's lock from the thread that still has the other
+rows' events to hand out, and each that gets it makes the device's next step later. Woken behind the last of
+them they run while that thread waits outside Python, for what it queues on the device.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from weakref import finalize, ref
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+class _Held(threading.local):
+    calls: list[Callable[[], None]] | None = None
+
+
+_held = _Held()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What is given to `soon` on this thread meanwhile is called at the end."""
+    calls: list[Callable[[], None]] = []
+    _held.calls = calls
+    try:
+        yield
+    finally:
+        _held.calls = None
+        for call in calls:
+            call()
+
+
+def soon(call: Callable[[], None]) -> None:
+    """Call it, at the end of this thread's turn if there is one."""
+    if _held.calls is None:
+        call()
+    else:
+        _held.calls.append(call)
+
+
+class Bell:
+    """Calls a function on an event loop, rung from any thread, which does not let go of Python's lock for it.
+
+    ``loop.call_soon_threadsafe`` writes to a socket, and Python's own writes let the lock go meanwhile. Then
+    the loop has it, and with many readers the device's thread waits for a millisecond to get it back.
+
+    Args:
+        loop: the running one.
+        answer: what to call on it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, answer: Callable[[], None]) -> None:
+        import ctypes  # not needed to import the engine, which has to be quick
+
+        self._loop = ref(loop)
+        self._answer = answer
+        self._heard, self._rope = os.pipe()
+        os.set_blocking(self._heard, False)
+        os.set_blocking(self._rope, False)
+        self._write = ctypes.PyDLL(None).write  # unlike CDLL's, its calls keep the lock
+        self._write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+        loop.add_reader(self._heard, self._come)
+        finalize(loop, _close, self._heard, self._rope).atexit = False
+
+    def ring(self) -> None:
+        """Have the function called soon, once for all rings until then."""
+        loop = self._loop()  # held, so that its pipe stays open
+        if loop is not None:
+            self._write(self._rope, b"!", 1)
+
+    def _come(self) -> None:
+        os.read(self._heard, 64)
+        self._answer()
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+__all__ = ["Bell", "soon", "together"]

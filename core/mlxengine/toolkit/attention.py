@@ -1,8 +1,9 @@
 """Attention where the device has no fast way for it, or has to plan that way first.
 
 mlx's CUDA back end has kernels for one query a row without a mask. With one, which rows of different lengths
-need, it falls back to steps that took 0.30 ms for 32 rows of 600 positions and 0.79 ms for 128 on an H200;
-the same products written out here take 0.16 and 0.21 ms.
+need, it falls back to steps that took 0.30 ms for 32 rows of 600 positions and 0.79 ms for 128 on an H200.
+There is a kernel of ours for it (`mlxengine.toolkit.attention_kernel`); where that does not serve, the same
+products written out here take 0.16 and 0.21 ms.
 
 For several queries a row it asks cuDNN, which plans each size for 40 to 65 ms before it runs in 0.1 ms (of
 one with a mask of truth values some take more than a second). Prompts behind caches have ever new sizes:
@@ -23,6 +24,7 @@ from typing import Any
 import mlx.core as mx
 
 from .._machine.backend import new_shape_seconds, probe
+from . import attention_kernel
 
 Attention = Callable[..., mx.array]
 
@@ -79,7 +81,7 @@ class QuickAttention:
             defined = {type(module).__module__ for module in parts}
             homes = [sys.modules[name] for name in sorted(defined) if name in sys.modules]
             self.homes = [home for home in homes if getattr(home, plain.__name__, None) is plain]
-        self._quick = quick(plain, Plans(new_shape_seconds(), written_seconds())) if self.homes else plain
+        self._quick = quick(plain, plans()) if self.homes else plain
 
     def __enter__(self) -> None:
         for home in self.homes:
@@ -109,6 +111,9 @@ def quick(plain: Attention, plans: Plans) -> Attention:
             positions = keys.shape[2]
             size = (rows, heads, count, positions, width, values.shape[3], masked)
             if count == 1:
+                made = attention_kernel.kernel() if masked else None
+                if made is not None and attention_kernel.serves(queries, keys, values, mask):
+                    return attention_kernel.attend(made, queries, keys, values, scale, mask)
                 write = masked
             else:  # what is not in half precision is never planned
                 behind = masked or (mask == "causal" and count < positions)
@@ -150,6 +155,12 @@ def written_out(queries: mx.array, keys: mx.array, values: mx.array, scale: floa
 
 
 @functools.cache
+def plans() -> Plans:
+    """Those of this process, as the library's own are."""
+    return Plans(new_shape_seconds(), written_seconds())
+
+
+@functools.cache
 def written_seconds() -> Callable[[int], float]:
     """How much longer `written_out` takes than what is planned, told of so many scores; measured once."""
     queries = mx.ones((1, 16, 1024, 64), dtype=mx.bfloat16)
@@ -176,4 +187,4 @@ def written_seconds() -> Callable[[int], float]:
     return lambda scores: launches + each * scores
 
 
-__all__ = ["MOST_SCORES", "Plans", "QuickAttention", "quick", "written_out", "written_seconds"]
+__all__ = ["MOST_SCORES", "Plans", "QuickAttention", "plans", "quick", "written_out", "written_seconds"]

@@ -250,7 +250,9 @@ class Readings:
         """Read a piece of one prompt; how many tokens it has."""
         if entry.layers is None:
             entry.layers = self._network.caches()
-        count = min(entry.piece, most) if entry.divisible else entry.piece
+        count = entry.piece
+        if entry.divisible and count > most:
+            count = self._shapes.piece(len(entry.held), most)
         logits = self._pass([entry], [count], entry.layers)
         entry.held = entry.tokens[: len(entry.held) + count]
         entry.row.read = min(len(entry.held), len(entry.row.prompt))

@@ -6,6 +6,9 @@ from collections.abc import Hashable
 
 COSTLY = 0.005  # seconds that a new size has to cost before sizes are made few
 
+SMALL = 64
+"""Tokens; fewer are padded to so many."""
+
 
 class Shapes:
     """The sizes of the passes of one model.
@@ -23,8 +26,21 @@ class Shapes:
         """So many tokens, or a few more where new sizes are dear: the next 64, or an eighth more."""
         if not self.costly:
             return tokens
-        step = max(64, 1 << max(tokens.bit_length() - 4, 0))
+        step = max(SMALL, 1 << max(tokens.bit_length() - 4, 0))
         return -(-tokens // step) * step
+
+    def piece(self, start: int, tokens: int) -> int:
+        """So many tokens of a prompt behind ``start`` others, or fewer where new sizes are dear.
+
+        A power of two that divides ``start``: then pieces, and what they attend to, have few sizes, whatever
+        lengths prompts have and however much of them a step may read.
+        """
+        if not self.costly or tokens < SMALL:
+            return tokens
+        most = 1 << (tokens.bit_length() - 1)
+        if start % SMALL:  # behind what a conversation left in the cache: up to the next border
+            return -start % min(most, 4 * SMALL)
+        return min(most, start & -start) if start else most
 
     def rows(self, count: int) -> int:
         """So many rows, or fewer where new sizes are dear: a power of two."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from weakref import WeakKeyDictionary
 
 from ._scheduling.channel import Channel
-from ._scheduling.wakes import Bell, soon
+from ._scheduling.bell import Bell
 from .contract.events import Event, Finished
 from .errors import StreamConsumedError
 
@@ -156,7 +156,7 @@ class _Mailbox:
         self._arrived.append(arrived)
         if not self._called:  # else `_deliver` is still to come, and takes this one too
             self._called = True
-            soon(self._bell.ring)
+            self._bell.ring()
 
     def _deliver(self) -> None:
         self._called = False  # before the last look, or what comes behind it would wait for ever

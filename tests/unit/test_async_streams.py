@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import threading
-from typing import Any
 
 import pytest
 from mlxengine import Event, Finished, TextDelta
+from mlxengine._scheduling.bell import Bell
 from mlxengine._scheduling.channel import Channel
 from mlxengine.streams import AsyncEventStream
 
@@ -24,15 +26,14 @@ def test_the_events_of_many_streams_call_into_their_loop_once(monkeypatch: pytes
 
     async def burst() -> list[Event]:
         channels, readers = streams()
-        loop = asyncio.get_running_loop()
-        plain = loop.call_soon_threadsafe
+        plain = Bell.ring
 
-        def counted(*args: Any) -> object:
+        def counted(bell: Bell) -> None:
             nonlocal called
             called += 1
-            return plain(*args)
+            plain(bell)
 
-        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+        monkeypatch.setattr(Bell, "ring", counted)
         waiting = [asyncio.create_task(anext(reader)) for reader in readers]
         await asyncio.sleep(0)
         for channel in channels:  # the loop does not get to it before all are there
@@ -83,6 +84,26 @@ def test_a_loop_that_is_closed_stops_no_writer() -> None:
     for channel in channels:
         channel.put(TextDelta(text="a"))
         channel.end()
+
+
+def test_loops_that_come_and_go_leave_no_descriptor() -> None:
+    async def read() -> str:
+        channel = Channel(64, lambda: None)
+        reader = AsyncEventStream(channel, lambda: None)
+        threading.Timer(0.001, channel.put, [TextDelta(text="a")]).start()
+        event = await asyncio.wait_for(anext(reader), 5)
+        channel.end()
+        return getattr(event, "text", "")
+
+    def opened() -> int:
+        gc.collect()
+        return len(os.listdir("/dev/fd"))
+
+    assert asyncio.run(read()) == "a"
+    before = opened()
+    for _ in range(8):
+        assert asyncio.run(read()) == "a"
+    assert opened() == before
 
 
 def test_what_has_come_meanwhile_is_taken_at_once_and_an_error_waits_behind_it() -> None:

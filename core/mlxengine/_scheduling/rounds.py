@@ -25,7 +25,6 @@ from ..errors import CancelledError, MLXEngineError
 from .faults import broken, calling, enter, leave, translate
 from .patience import patience
 from .task import CHEAP_SECONDS, QUANTUM_SECONDS, Group, Task
-from .wakes import together
 
 if TYPE_CHECKING:
     from ..contract.device import DeviceBackend
@@ -108,17 +107,16 @@ class Rounds:
         began = time.perf_counter()
         spent = 0.0
         last: Task | None = None
-        with together():
-            for _ in range(len(group.tasks)):
-                task = group.tasks[0]
-                if last is not None and task.predicted > max(CHEAP_SECONDS, QUANTUM_SECONDS - spent):
-                    break
-                group.tasks.rotate(-1)
-                if not task.ready:
-                    continue
-                last = task
-                self._step(task)
-                spent = time.perf_counter() - began
+        for _ in range(len(group.tasks)):
+            task = group.tasks[0]
+            if last is not None and task.predicted > max(CHEAP_SECONDS, QUANTUM_SECONDS - spent):
+                break
+            group.tasks.rotate(-1)
+            if not task.ready:
+                continue
+            last = task
+            self._step(task)
+            spent = time.perf_counter() - began
         if not alone and self.backend is not None:
             # What was queued asynchronously must be charged to the model that queued it.
             self._synchronize(group)

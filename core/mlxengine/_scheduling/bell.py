@@ -1,49 +1,14 @@
-"""Readers are woken once a turn: all together, when the device's thread has done what there was to do.
-
-A reader that wakes in the middle of a turn wants Python's lock from the thread that still has the other
-rows' events to hand out, and each that gets it makes the device's next step later. Woken behind the last of
-them they run while that thread waits outside Python, for what it queues on the device.
-"""
+"""What wakes an event loop from another thread."""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from weakref import finalize, ref
 
 if TYPE_CHECKING:
     import asyncio
-
-
-class _Held(threading.local):
-    calls: list[Callable[[], None]] | None = None
-
-
-_held = _Held()
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """What is given to `soon` on this thread meanwhile is called at the end."""
-    calls: list[Callable[[], None]] = []
-    _held.calls = calls
-    try:
-        yield
-    finally:
-        _held.calls = None
-        for call in calls:
-            call()
-
-
-def soon(call: Callable[[], None]) -> None:
-    """Call it, at the end of this thread's turn if there is one."""
-    if _held.calls is None:
-        call()
-    else:
-        _held.calls.append(call)
 
 
 class Bell:
@@ -86,4 +51,4 @@ def _close(*descriptors: int) -> None:
         os.close(descriptor)
 
 
-__all__ = ["Bell", "soon", "together"]
+__all__ = ["Bell"]

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from weakref import WeakKeyDictionary
 
-from ._scheduling.channel import Channel
 from ._scheduling.bell import Bell
+from ._scheduling.channel import Channel
 from .contract.events import Event, Finished
 from .errors import StreamConsumedError
 

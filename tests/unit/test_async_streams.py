@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
+from pathlib import Path
 
 import pytest
 from mlxengine import Event, Finished, TextDelta
@@ -97,7 +97,7 @@ def test_loops_that_come_and_go_leave_no_descriptor() -> None:
 
     def opened() -> int:
         gc.collect()
-        return len(os.listdir("/dev/fd"))
+        return len(list(Path("/dev/fd").iterdir()))
 
     assert asyncio.run(read()) == "a"
     before = opened()

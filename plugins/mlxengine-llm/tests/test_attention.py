@@ -9,7 +9,8 @@ import mlx.core as mx
 import pytest
 from llm_harness import Plugin, raw, tokens_of
 from mlx_lm.models import base, llama
-from mlxengine.toolkit import attention
+from mlxengine._machine.backend import probe
+from mlxengine.toolkit import attention, attention_kernel
 from mlxengine.toolkit.attention import Plans, QuickAttention, quick, written_out
 
 ROWS, HEADS, GROUPS, WIDTH, LENGTH = 3, 8, 2, 16, 40
@@ -36,6 +37,48 @@ def test_one_query_a_row_under_a_mask_is_the_librarys_attention() -> None:
     found = attend(queries, keys, values, None, 0.25, mask)
     assert mx.allclose(found, reference(queries, keys, values, mask), atol=1e-5)
     assert found.shape == queries.shape
+
+
+def test_the_kernel_serves_where_it_can_and_is_the_definition_there() -> None:
+    """On a machine without CUDA there is none."""
+    shapes = [(ROWS, 8, 2, 64, 77), (2, 32, 8, 128, 600), (1, 4, 4, 96, 33), (40, 6, 2, 256, 130)]
+    made, cuda = attention_kernel.kernel(), probe().backend == "cuda"
+    assert (made is not None) == cuda
+    for rows, heads, groups, width, length in shapes:
+        keys = mx.random.split(mx.random.key(length), 3)
+        queries = mx.random.normal((rows, heads, 1, width), key=keys[0])
+        whole = [mx.random.normal((rows, groups, length + 50, width), key=key) for key in keys[1:]]
+        mask = (mx.arange(length)[None] >= (mx.arange(rows) * 3)[:, None])[:, None, None]
+        for dtype, near in ((mx.float32, 1e-5), (mx.float16, 2e-3), (mx.bfloat16, 2e-2)):
+            given = [part.astype(dtype) for part in (queries, *(part[:, :, :length] for part in whole))]
+            assert attention_kernel.serves(*given, mask)
+            if made is not None:
+                found = attention_kernel.attend(made, *given, width**-0.5, mask)
+                wanted = definition(*(part.astype(mx.float32) for part in given), width**-0.5, mask)
+                assert mx.allclose(found.astype(mx.float32), wanted, atol=near, rtol=near)
+
+
+def definition(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array) -> mx.array:
+    """Attention of one query a row by sums over an axis, which no matrix product rounds."""
+    times = queries.shape[1] // keys.shape[1]
+    keys, values = mx.repeat(keys, times, axis=1), mx.repeat(values, times, axis=1)
+    scores = mx.where(mask[:, :, 0], (queries * keys).sum(-1) * scale, -mx.inf)
+    return (mx.softmax(scores, axis=-1)[..., None] * values).sum(-2, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "what", ["a mask for all", "several queries", "wide values", "an odd width", "mixed", "few rows, long"]
+)
+def test_what_is_not_the_kernels_is_left_to_other_ways(what: str) -> None:
+    rows, length, width = (1, 4 * 64 + 1, 512) if what == "few rows, long" else (ROWS, LENGTH, 64)
+    width = 48 if what == "an odd width" else width
+    queries = mx.zeros((rows, 4, 2 if what == "several queries" else 1, width))
+    keys = mx.zeros((rows, 4, length, width))
+    values = mx.zeros((rows, 4, length, 32)) if what == "wide values" else keys
+    mask = mx.zeros((length,) if what == "a mask for all" else (rows, 1, 1, length), dtype=mx.bool_)
+    if what == "mixed":
+        values = values.astype(mx.float16)
+    assert not attention_kernel.serves(queries, keys, values, mask)
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 import warnings
 import weakref
@@ -19,11 +17,6 @@ from . import blas
 
 BLAS = blas.load()
 """What was done about a fast BLAS, which has to be in the process before mlx is."""
-
-if sys.platform == "linux":
-    # mlx's CUDA back end makes graphs of its launches, which cost the processor more than launches alone: a
-    # step of Stable Diffusion 1.5 takes 22 ms with them on an H200, 13 without. Read when it first computes.
-    os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
 
 try:
     import mlx.core as mx

@@ -41,7 +41,7 @@ def test_one_query_a_row_under_a_mask_is_the_librarys_attention() -> None:
 
 def test_the_kernel_serves_where_it_can_and_is_the_definition_there() -> None:
     """On a machine without CUDA there is none."""
-    shapes = [(ROWS, 8, 2, 64, 77), (2, 32, 8, 128, 600), (1, 4, 4, 96, 33), (40, 6, 2, 256, 130)]
+    shapes = [(ROWS, 8, 2, 64, 77), (2, 32, 8, 128, 600), (40, 6, 2, 96, 130)]
     made, cuda = attention_kernel.kernel(), probe().backend == "cuda"
     assert (made is not None) == cuda
     for rows, heads, groups, width, length in shapes:
@@ -49,7 +49,7 @@ def test_the_kernel_serves_where_it_can_and_is_the_definition_there() -> None:
         queries = mx.random.normal((rows, heads, 1, width), key=keys[0])
         whole = [mx.random.normal((rows, groups, length + 50, width), key=key) for key in keys[1:]]
         mask = (mx.arange(length)[None] >= (mx.arange(rows) * 3)[:, None])[:, None, None]
-        for dtype, near in ((mx.float32, 1e-5), (mx.float16, 2e-3), (mx.bfloat16, 2e-2)):
+        for dtype, near in ((mx.float32, 1e-5), (mx.bfloat16, 2e-2)):
             given = [part.astype(dtype) for part in (queries, *(part[:, :, :length] for part in whole))]
             assert attention_kernel.serves(*given, mask)
             if made is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -231,6 +232,31 @@ def test_long_prompts_into_running_answers_stall_nobody_and_cost_what_they_cost_
     assert min(row[-1] for row in running) > last, "they run as long as there is something to wait for"
     assert busy[int(0.99 * len(busy))] <= 10 * quiet
     assert ours.seconds <= 1.03 * theirs.seconds, "five passes more of 230: what the bound costs"
+
+
+def test_pieces_of_prompts_have_few_sizes_whatever_a_step_may_read() -> None:
+    rng, shapes, met = random.Random(3), Shapes(1.0), set()
+    for _ in range(200):
+        length, start = rng.randrange(1, 4096), 0
+        while start < length:
+            may = rng.choice([64, 96, 128, 192, 256, 768, 1024, 1536, 3072, 4096])
+            count = length - start
+            count = count if count <= may else shapes.piece(start, may)
+            assert 0 < count <= may or start + count == length
+            if start + count < length:
+                met.add((count, start + count))
+            start += count
+    ends = {count: {end for size, end in met if size == count} for count, _ in met}
+    assert set(ends) == {64, 128, 256, 512, 1024, 2048}
+    assert all(end % count == 0 for count, found in ends.items() for end in found)
+
+
+def test_a_piece_behind_a_kept_beginning_comes_to_the_next_border() -> None:
+    shapes = Shapes(1.0)
+    assert [shapes.piece(777, may) for may in (64, 256, 4096)] == [55, 247, 247]
+    assert shapes.piece(1024, 4096) == 1024
+    assert shapes.piece(777, 50) == 50
+    assert Shapes(0.0).piece(777, 3000) == 3000, "where new sizes are cheap"
 
 
 def test_after_warming_up_a_burst_meets_no_new_size(plugin: Plugin, tiniest: Path) -> None:

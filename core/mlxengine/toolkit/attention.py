@@ -2,7 +2,7 @@
 
 mlx's CUDA back end has kernels for one query a row without a mask. With one, which rows of different lengths
 need, it falls back to steps that took 0.30 ms for 32 rows of 600 positions and 0.79 ms for 128 on an H200.
-There is a kernel of ours for it (`mlxengine.toolkit.attention_kernel`); where that does not serve, the same
+There is a kernel of ours for it (`mlxengine.toolkit._attention_kernel`); where that does not serve, the same
 products written out here take 0.16 and 0.21 ms.
 
 For several queries a row it asks cuDNN, which plans each size for 40 to 65 ms before it runs in 0.1 ms (of
@@ -24,7 +24,7 @@ from typing import Any
 import mlx.core as mx
 
 from .._machine.backend import new_shape_seconds, probe
-from . import attention_kernel
+from . import _attention_kernel
 
 Attention = Callable[..., mx.array]
 
@@ -111,9 +111,9 @@ def quick(plain: Attention, plans: Plans) -> Attention:
             positions = keys.shape[2]
             size = (rows, heads, count, positions, width, values.shape[3], masked)
             if count == 1:
-                made = attention_kernel.kernel() if masked else None
-                if made is not None and attention_kernel.serves(queries, keys, values, mask):
-                    return attention_kernel.attend(made, queries, keys, values, scale, mask)
+                made = _attention_kernel.kernel() if masked else None
+                if made is not None and _attention_kernel.serves(queries, keys, values, mask):
+                    return _attention_kernel.attend(made, queries, keys, values, scale, mask)
                 write = masked
             else:  # what is not in half precision is never planned
                 behind = masked or (mask == "causal" and count < positions)

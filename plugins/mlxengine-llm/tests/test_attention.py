@@ -10,7 +10,7 @@ import pytest
 from llm_harness import Plugin, raw, tokens_of
 from mlx_lm.models import base, llama
 from mlxengine._machine.backend import probe
-from mlxengine.toolkit import attention, attention_kernel
+from mlxengine.toolkit import _attention_kernel, attention
 from mlxengine.toolkit.attention import Plans, QuickAttention, quick, written_out
 
 ROWS, HEADS, GROUPS, WIDTH, LENGTH = 3, 8, 2, 16, 40
@@ -42,7 +42,7 @@ def test_one_query_a_row_under_a_mask_is_the_librarys_attention() -> None:
 def test_the_kernel_serves_where_it_can_and_is_the_definition_there() -> None:
     """On a machine without CUDA there is none."""
     shapes = [(ROWS, 8, 2, 64, 77), (2, 32, 8, 128, 600), (40, 6, 2, 96, 130)]
-    made, cuda = attention_kernel.kernel(), probe().backend == "cuda"
+    made, cuda = _attention_kernel.kernel(), probe().backend == "cuda"
     assert (made is not None) == cuda
     for rows, heads, groups, width, length in shapes:
         keys = mx.random.split(mx.random.key(length), 3)
@@ -51,9 +51,9 @@ def test_the_kernel_serves_where_it_can_and_is_the_definition_there() -> None:
         mask = (mx.arange(length)[None] >= (mx.arange(rows) * 3)[:, None])[:, None, None]
         for dtype, near in ((mx.float32, 1e-5), (mx.bfloat16, 2e-2)):
             given = [part.astype(dtype) for part in (queries, *(part[:, :, :length] for part in whole))]
-            assert attention_kernel.serves(*given, mask)
+            assert _attention_kernel.serves(*given, mask)
             if made is not None:
-                found = attention_kernel.attend(made, *given, width**-0.5, mask)
+                found = _attention_kernel.attend(made, *given, width**-0.5, mask)
                 wanted = definition(*(part.astype(mx.float32) for part in given), width**-0.5, mask)
                 assert mx.allclose(found.astype(mx.float32), wanted, atol=near, rtol=near)
 
@@ -78,7 +78,7 @@ def test_what_is_not_the_kernels_is_left_to_other_ways(what: str) -> None:
     mask = mx.zeros((length,) if what == "a mask for all" else (rows, 1, 1, length), dtype=mx.bool_)
     if what == "mixed":
         values = values.astype(mx.float16)
-    assert not attention_kernel.serves(queries, keys, values, mask)
+    assert not _attention_kernel.serves(queries, keys, values, mask)
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -137,7 +137,7 @@ class Serving(EngineBase):
 
         most = most_waiting(features())
         submitted = time.perf_counter()
-        channel = Channel(self._queue_size, self._scheduler.nudge)
+        channel = Channel(self._queue_size, self._scheduler.nudge, later=self._scheduler.later)
         current: list[Task] = []
 
         def submit(bound: int | None = None) -> None:

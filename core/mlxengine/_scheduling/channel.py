@@ -49,17 +49,25 @@ class Channel:
         limit: events that may wait.
         on_space: see above.
         most: bytes that may wait; one event more than that always may, whatever its size.
+        later: calls what wakes a reader that waits by `poll`; at once where it is ``None``.
     """
 
     # A condition variable wakes each reader through three locks and some Python, which a model with short
     # steps feels once there are many readers.
 
-    def __init__(self, limit: int, on_space: Callable[[], None], most: int = MOST_BYTES) -> None:
+    def __init__(
+        self,
+        limit: int,
+        on_space: Callable[[], None],
+        most: int = MOST_BYTES,
+        later: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
         from queue import SimpleQueue  # not needed to import the engine, which has to be quick
 
         self._limit = limit
         self._most = most
         self._on_space = on_space
+        self._later = later
         self._items: SimpleQueue[tuple[Event, int] | _End] = SimpleQueue()
         # Two counters, since each has one thread that changes it: nothing to lock.
         self._written = 0
@@ -122,7 +130,10 @@ class Channel:
         self._items.put(item)
         waker = self._waker
         if waker is not None:
-            waker()
+            if self._later is None:
+                waker()
+            else:
+                self._later(waker)
 
     def _taken(self, item: tuple[Event, int] | _End) -> Event | None:
         if isinstance(item, _End):

@@ -14,7 +14,9 @@ and whoever is furthest behind goes next. Who has had too much by them has every
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from math import inf
@@ -49,6 +51,8 @@ class Rounds:
         self._timed: set[Task] = set()  # those with a deadline, admitted or not
         self._due = inf  # the first of their deadlines, or earlier
         self._stepping: Task | None = None
+        self._turning: int | None = None  # the thread on which a turn runs
+        self._later: deque[Callable[[], None]] = deque()
 
     def tasks(self) -> list[Task]:
         """All that run; safe from any thread."""
@@ -107,16 +111,23 @@ class Rounds:
         began = time.perf_counter()
         spent = 0.0
         last: Task | None = None
-        for _ in range(len(group.tasks)):
-            task = group.tasks[0]
-            if last is not None and task.predicted > max(CHEAP_SECONDS, QUANTUM_SECONDS - spent):
-                break
-            group.tasks.rotate(-1)
-            if not task.ready:
-                continue
-            last = task
-            self._step(task)
-            spent = time.perf_counter() - began
+        self._turning = threading.get_ident()
+        try:
+            for _ in range(len(group.tasks)):
+                task = group.tasks[0]
+                if last is not None and task.predicted > max(CHEAP_SECONDS, QUANTUM_SECONDS - spent):
+                    break
+                group.tasks.rotate(-1)
+                if not task.ready:
+                    continue
+                last = task
+                if task.predicted > CHEAP_SECONDS:
+                    self._call_now()
+                self._step(task)
+                spent = time.perf_counter() - began
+        finally:
+            self._turning = None
+            self._call_now()
         if not alone and self.backend is not None:
             # What was queued asynchronously must be charged to the model that queued it.
             self._synchronize(group)
@@ -129,6 +140,21 @@ class Rounds:
         except Exception as error:
             for task in list(group.tasks):
                 self._end(task, translate(task.record, task.hook, error))
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Call a function once all that a turn has to say was said; from another thread, or between turns, now.
+
+        Who is told of an event while the step's others are still to come takes Python's lock from this
+        thread for each: two threads then change places once an event instead of once a step.
+        """
+        if threading.get_ident() == self._turning:
+            self._later.append(call)
+        else:
+            call()
+
+    def _call_now(self) -> None:
+        while self._later:
+            self._later.popleft()()
 
     def heed(self, task: Task) -> None:
         """Keep a task's deadlines from now on, also before it is admitted."""

@@ -42,6 +42,7 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._rounds = Rounds(self.nudge)
+        self.later = self._rounds.later
         self._died: BaseException | None = None
         self._died_at: float | None = None
         self._busy: float | None = None  # since when it is at something; None while it waits

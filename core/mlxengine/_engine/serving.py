@@ -59,9 +59,10 @@ class Serving(EngineBase):
         check_idle_ttl(options.get("idle_ttl"))
         check_patience(options.get("wait_for_memory", 0))
         configuration = self._configure(model)
-        plugin, features = options.get("plugin"), options.get("features")
-        if plugin is not None:
-            configuration = attrs.evolve(configuration, plugin=plugin)
+        features = options.get("features")
+        given = {key: value for key in ("plugin", "name") if (value := options.get(key)) is not None}
+        if given:
+            configuration = attrs.evolve(configuration, **given)
         if features:
             merged = {**dict(configuration.features), **features}
             configuration = attrs.evolve(configuration, features=tuple(sorted(merged.items())))

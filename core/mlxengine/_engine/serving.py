@@ -59,10 +59,11 @@ class Serving(EngineBase):
         check_idle_ttl(options.get("idle_ttl"))
         check_patience(options.get("wait_for_memory", 0))
         configuration = self._configure(model)
-        features = options.get("features")
-        given = {key: value for key in ("plugin", "name") if (value := options.get(key)) is not None}
-        if given:
-            configuration = attrs.evolve(configuration, **given)
+        plugin, name, features = options.get("plugin"), options.get("name"), options.get("features")
+        if plugin is not None:
+            configuration = attrs.evolve(configuration, plugin=plugin)
+        if name is not None:
+            configuration = attrs.evolve(configuration, name=name)
         if features:
             merged = {**dict(configuration.features), **features}
             configuration = attrs.evolve(configuration, features=tuple(sorted(merged.items())))

@@ -106,7 +106,7 @@ class Called(str):
     in every plugin, and whoever reads them may know the model by that name alone.
     """
 
-    __slots__ = ("_name",)
+    _name: str
 
     def __new__(cls, value: str, name: str) -> Called:
         """``value`` is the id."""

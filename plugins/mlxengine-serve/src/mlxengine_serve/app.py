@@ -65,7 +65,7 @@ class _Late:
 
 def _endpoint(server: Server, path: str) -> ASGIApp:
     found = dialect(path)
-    return Endpoint(server, path, found.read, found.form)
+    return Endpoint(server, path, found.read, found.form, found.table.told)
 
 
 def _openapi(server: Server, plugins: list[mlxengine.Route]) -> ASGIApp:

@@ -4,13 +4,14 @@
     python -m benchmarks.language.served --shape llama-1B --dtype bfloat16 --output FILE.json
 
 ``--shape`` makes weights first: random ones of a real shape (`benchmarks/shapes.py`; ``tiny`` tries it out).
-All three run at once, each in a process of its own, and are asked in turn. Each client sends its requests one
-after the other, streamed, greedy, each with a prompt of its own. A row: requests a second, the median time to
-the first token, and the 99th percentile of the time between two tokens, each the median of the rounds. The
-first round of each row warms up, and is left out. ``processor_ms`` is what a request took of the process that
-serves, which others on the machine change less. ``http_overhead`` compares the server with the library, which
-has no client beside it that reads from a socket: the part of the requests a second that the server loses, and
-how much more of the processor it takes.
+All three run at once, each in a process of its own, and are asked in turn, every other round the other way
+round. Each client sends its requests one after the other, streamed, greedy, each with a prompt of its own. A
+row: requests a second, the median time to the first token, and the 99th percentile of the time between two
+tokens, each the median of the rounds. The first round of each row warms up, and is left out. ``processor_ms``
+is what a request took of the process that serves, which others on the machine change less, and ``client_ms``
+what its clients took. ``http_overhead`` compares the server with the library in the same round: the part of
+the requests a second that the server loses, and how much more of the processor it takes; the median of the
+rounds, the least and the most. The library has no client beside it that reads from a socket.
 
 Needs, besides this checkout: mlx with a back end, mlx-lm, starlette, uvicorn (click), httptools,
 prometheus-client and httpx2; with `scripts/uninstalled.py` nothing of ours has to be installed.
@@ -221,37 +222,45 @@ def measure(folder: str, options: argparse.Namespace) -> Iterator[dict[str, Any]
     serve = ["-m", "mlxengine", "serve", "--port", str(ports[0]), "--max-waiting", "1000"]
     engine = [sys.executable, *serve, "--model", f"m={folder}"]
     peer = [sys.executable, "-c", PEER, "--port", str(ports[1]), "--model", folder]
+    sides: dict[str, tuple[int, Callable[..., Figures]]] = {}
     with ExitStack() as open_:
         served_id = open_.enter_context(server(engine, ours, "/ready"))
-        peer_id = open_.enter_context(server(peer, theirs, "/v1/models"))
-        library_id, alone = open_.enter_context(library_process(folder))
-        sides: dict[str, tuple[int, Callable[..., Figures]]] = {
-            "mlxengine": (served_id, lambda *numbers: served_burst(ours, "m", *numbers)),
-            "mlx_lm": (peer_id, lambda *numbers: served_burst(theirs, folder, *numbers)),
-            "library": (library_id, alone),
-        }
+        sides["mlxengine"] = served_id, lambda *numbers: served_burst(ours, "m", *numbers)
+        sides["library"] = open_.enter_context(library_process(folder))
+        if not options.no_peer:
+            peer_id = open_.enter_context(server(peer, theirs, "/v1/models"))
+            sides["mlx_lm"] = peer_id, lambda *numbers: served_burst(theirs, folder, *numbers)
         for clients in options.clients:
             found: dict[str, list[tuple[float, ...]]] = {name: [] for name in sides}
-            for _ in range(options.rounds + 1):
-                for name, (process, burst) in sides.items():
-                    before = processor(process)
+            for turn in range(options.rounds + 1):
+                for name, (process, burst) in list(sides.items())[:: -1 if turn % 2 else 1]:
+                    before, own = processor(process), time.process_time()
                     figures = burst(clients, options.requests, options.tokens, options.words)
-                    spent = (processor(process) - before) / (clients * options.requests)
-                    found[name].append((*figures, spent))
+                    spent = processor(process) - before, time.process_time() - own
+                    found[name].append((*figures, *(each / (clients * options.requests) for each in spent)))
+            rounds = {name: rows[1:] for name, rows in found.items()}
             rows = {
-                name: [statistics.median(values) for values in zip(*rounds[1:], strict=True)]
-                for name, rounds in found.items()
+                name: [statistics.median(each) for each in zip(*of, strict=True)]
+                for name, of in rounds.items()
             }
-            for name, (rate, first, gap, spent) in rows.items():
+            for name, (rate, first, gap, *spent) in rows.items():
                 row = {"clients": clients, "side": name, "requests_per_second": round(rate, 3)}
                 row |= {"first_token_ms": round(first * 1e3, 1), "gap_p99_ms": round(gap * 1e3, 1)}
-                yield {**row, "processor_ms": round(spent * 1e3, 1)}
-            mine, other, bare = (rows[name] for name in ("mlxengine", "mlx_lm", "library"))
-            names = ("requests_per_second", "first_token", "gap_p99", "processor")
-            ratios = {name: round(a / b, 3) for name, a, b in zip(names, mine, other, strict=True) if b}
-            overhead = {"requests_per_second": round(1 - mine[0] / bare[0], 3)}
-            overhead["processor"] = round(mine[3] / bare[3] - 1, 3) if bare[3] else 0.0
-            yield {"clients": clients, **ratios, "http_overhead": overhead}
+                yield {**row, "processor_ms": round(spent[0] * 1e3, 1), "client_ms": round(spent[1] * 1e3, 2)}
+            last: dict[str, Any] = {"clients": clients}
+            if "mlx_lm" in rows:
+                names = ("requests_per_second", "first_token", "gap_p99", "processor")
+                pairs = zip(names, rows["mlxengine"], rows["mlx_lm"], strict=False)
+                last |= {name: round(a / b, 3) for name, a, b in pairs if b}
+            both = list(zip(rounds["mlxengine"], rounds["library"], strict=True))
+            overhead = {"requests_per_second": spread([1 - a[0] / b[0] for a, b in both])}
+            overhead["processor"] = spread([a[3] / b[3] - 1 for a, b in both if b[3]])
+            yield {**last, "http_overhead": overhead}
+
+
+def spread(values: list[float]) -> list[float]:
+    """The median of some values, the least and the most."""
+    return [round(of(values), 3) for of in (statistics.median, min, max)] if values else []
 
 
 def main() -> None:
@@ -264,6 +273,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="of each answer, at most")
     parser.add_argument("--words", type=int, default=0, help="by which prompts are longer")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-peer", action="store_true", help="leave mlx_lm.server out")
     parser.add_argument("--output", type=Path, help="a file for all rows, as one JSON list")
     parser.add_argument("--library", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -47,7 +47,7 @@ def words(count, seconds=0.0, trace=None, name=""):
 
 
 def start(scheduler, iterator, group=None, limit=64, **options):
-    channel = Channel(limit, scheduler.nudge)
+    channel = Channel(limit, scheduler.nudge, later=scheduler.later)
     task = Task(group=group or object(), record=RECORD, start=lambda: iterator, sink=channel, **options)
     scheduler.submit(task)
     return task, channel
@@ -218,6 +218,38 @@ def test_a_reader_that_stops_pauses_only_its_own_request(scheduler):
     for _ in range(4):
         stuck.get()
     assert stuck.get().text == "x"
+
+
+def test_who_waits_is_woken_once_all_that_a_turn_has_to_say_is_there(scheduler):
+    gate, group, found = threading.Event(), object(), []
+    hold(scheduler, gate)
+    channels = [start(scheduler, words(1), group, predicted=0.0)[1] for _ in range(8)]
+    for channel in channels:
+        assert channel.poll(lambda: found.append([item._items.qsize() for item in channels])) == (False, None)
+    gate.set()
+    for channel in channels:
+        read(channel)
+    assert found[0] == [1] * 8
+
+
+def test_who_waits_is_woken_before_a_further_step_that_takes_long(scheduler):
+    gate, group, woken, seen = threading.Event(), object(), [], []
+    hold(scheduler, gate)
+
+    def long():
+        other = threading.Thread(target=lambda: scheduler.later(lambda: woken.append("from elsewhere")))
+        other.start()
+        other.join()
+        scheduler.later(lambda: woken.append("behind"))
+        seen.append(list(woken))
+        yield Finished()
+
+    _, first = start(scheduler, words(1), group, predicted=0.0)
+    _, second = start(scheduler, long(), group, predicted=0.005)
+    first.poll(lambda: woken.append("first"))
+    gate.set()
+    read(first), read(second)
+    assert seen == [["first", "from elsewhere"]]
 
 
 def test_who_waits_is_told_of_the_end_though_noting_it_fails(scheduler):

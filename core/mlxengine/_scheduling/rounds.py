@@ -142,7 +142,7 @@ class Rounds:
                 self._end(task, translate(task.record, task.hook, error))
 
     def later(self, call: Callable[[], None]) -> None:
-        """Call a function when all that a turn has to say was said; outside of a turn, or of its thread, now.
+        """Call a function once all of a turn was said; from another thread, or between two turns, now.
 
         Who is told of an event while the step's others are still to come takes Python's lock from this
         thread for each: two threads then change places once an event instead of once a step.

@@ -61,7 +61,7 @@ def optional_text(_instance: object, attribute: Any, value: object) -> None:
     """A validator: ``None``, or a text as `text` takes it."""
     if value is not None and not isinstance(value, str):
         raise InvalidParameterError(f"{attribute.name}={value!r:.60} must be a text.")
-    _check(value)
+    converted(attribute.name, _check, value)
 
 
 def document(value: T) -> T:

@@ -83,7 +83,8 @@ class Adapters:
         if name not in self._names:
             known = ", ".join((*self._names, BASE))
             raise InvalidParameterError(
-                f"No adapter {name!r} is loaded; there are: {known}.", hint="Load it with load_adapter first."
+                f"adapter={name!r} is not loaded; there are: {known}.",
+                hint="Load it with load_adapter first.",
             )
         return name
 

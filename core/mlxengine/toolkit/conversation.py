@@ -231,7 +231,9 @@ class Prompts:
         size = len(self._tokenizer)
         wrong = [item for item in ids if isinstance(item, bool) or not 0 <= item < size]
         if wrong:
-            raise InvalidParameterError(f"{wrong[0]!r} is not a token id; the vocabulary has {size} tokens.")
+            raise InvalidParameterError(
+                f"prompt_tokens: {wrong[0]!r} is not a token id; the vocabulary has {size} tokens."
+            )
 
     def _check_raw(self, request: TextRequest) -> None:
         """Refuse what only a chat template could heed, for a prompt that is none's."""

@@ -122,7 +122,7 @@ def _pairs(value: Iterable[Sequence[str]]) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=named)
 class EmbedRequest(Request):
     """Texts in, one vector each out; of models that see, pictures too.
 

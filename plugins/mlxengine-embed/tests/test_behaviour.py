@@ -199,7 +199,7 @@ def test_events_are_one_batch_a_step_and_their_bytes_are_read_without_copying(
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"prompt_name": "nobody"}, "has no prompt 'nobody'"),
+        ({"prompt_name": "nobody"}, "prompt_name='nobody' is no prompt of"),
         ({"prompt": "a", "prompt_name": "query"}, "either"),
         ({"truncate_dim": 385}, "more than the 384"),
         ({"truncate_dim": 0}, "positive"),

@@ -133,7 +133,9 @@ def test_previews_come_in_a_stream_that_their_model_takes(painter: Served) -> No
     ("fields", "param"),
     [
         ({}, "prompt"), ({"prompt": "x", "n": "two"}, "n"), ({"prompt": "x", "n": "0"}, "n"),
-        ({"prompt": "x", "n": "17"}, "n"), ({"prompt": "x", "steps": "9"}, "steps"),
+        ({"prompt": "x", "n": "1.5"}, "n"), ({"prompt": "x", "n": "nan"}, "n"),
+        ({"prompt": "x", "n": "1e400"}, "n"), ({"prompt": "x", "n": "17"}, "n"),
+        ({"prompt": "x", "steps": "9"}, "steps"),
         ({"prompt": "x", "stream": "maybe"}, "stream"), ({"prompt": "x", "strength": "much"}, "strength"),
         ({"prompt": "x", "response_format": "url"}, "response_format"),
         ({"prompt": "x", "size": "65x64"}, "size"), ({"prompt": "x", "mask": "m.png"}, "mask"),
@@ -146,6 +148,11 @@ def test_a_form_that_cannot_be_served_is_refused_with_its_field(
 ) -> None:
     answer = send(painter, fields)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_a_forms_whole_numbers_may_be_written_as_jsons_may(painter: Served) -> None:
+    assert send(painter, {"prompt": "x", "n": "2.0", "seed": "1e2"}).status_code == 200
+    assert (asked(painter).n, asked(painter).seed) == (2, 100)
 
 
 def test_pictures_that_are_none_or_too_large_or_too_many_for_a_mask_are_refused(painter: Served) -> None:

@@ -61,7 +61,9 @@ def test_base64_is_little_endian_float32(vectors: Served) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [({}, "input"), ({"input": []}, "input"), ({"input": [1, "a"]}, "input"), ({"input": [[]]}, "input"),
-     ({"input": "a", "dimensions": 0}, "dimensions"),
+     ({"input": "a", "dimensions": 0}, "dimensions"), ({"input": ["a", [1]]}, "input"),
+     ({"input": "a", "prompt": "b", "prompt_name": "query"}, "prompt_name"),
+     ({"input": [1], "prompt": "b"}, "prompt"), ({"input": [[1]], "prompt_name": "query"}, "prompt_name"),
      ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
      ({"input": "a", "model": "mock/llm"}, "model")],
 )  # fmt: skip

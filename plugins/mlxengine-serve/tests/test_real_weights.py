@@ -53,6 +53,72 @@ def test_a_chat_gives_the_librarys_own_text_whole_and_streamed(real: Served) -> 
     assert output[0]["content"][0]["text"] == reply.text
 
 
+HALF = "\\ud800"  # of a surrogate pair, as JSON can write it
+VECTORS, PICTURES, TEXTS = "/v1/embeddings", "/v1/images/generations", "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "body", "param", "said"),
+    [
+        (
+            VECTORS,
+            "vectors",
+            '"input": "a", "dimensions": 9999',
+            "dimensions",
+            "dimensions=9999 is more than",
+        ),
+        (VECTORS, "vectors", '"input": [[1], [99999]]', "input[1]", "input[1] holds 99999, "),
+        (VECTORS, "vectors", '"input": [1, 99999]', "input", "input holds 99999, "),
+        (VECTORS, "vectors", f'"input": "a{HALF}"', "input", "input: The text "),
+        (VECTORS, "vectors", f'"input": "a", "prompt": "{HALF}"', "prompt", "prompt: The text "),
+        (VECTORS, "vectors", '"input": "a", "prompt_name": "b"', "prompt_name", "prompt_name='b' is no "),
+        (
+            VECTORS,
+            "vectors",
+            '"input": ["a", {"image": "data:;base64,AA=="}]',
+            "input[1]",
+            "input[1]: vectors ",
+        ),
+        ("/v1/rerank", "vectors", f'"query": "{HALF}", "documents": ["b"]', "query", "query: The text "),
+        (
+            "/v1/rerank",
+            "vectors",
+            f'"query": "a", "documents": ["{HALF}"]',
+            "documents",
+            "documents: The text ",
+        ),
+        (PICTURES, "painter", '"prompt": "a", "size": "30x32"', "size", "width=30 must be a multiple"),
+        (PICTURES, "painter", '"prompt": "a", "scheduler": "b"', "scheduler", "scheduler='b' is not known"),
+        (PICTURES, "painter", '"prompt": "a", "guidance": -1', "guidance", "guidance=-1 must be"),
+        (
+            PICTURES,
+            "painter",
+            f'"prompt": "a", "negative_prompt": "{HALF}"',
+            "negative_prompt",
+            "negative_prompt: ",
+        ),
+        (TEXTS, "chat", '"prompt": [1, 99999]', "prompt", "prompt: 99999 is not a token id"),
+        (TEXTS, "chat", f'"prompt": ["a", "{HALF}"]', "prompt", "prompt: The text "),
+        (
+            TEXTS,
+            "chat",
+            '"prompt": "a", "logit_bias": {"99999": 1}',
+            "logit_bias",
+            "logit_bias names the token",
+        ),
+        (TEXTS, "chat", '"prompt": "a", "adapter": "b"', "adapter", "adapter='b' is not loaded"),
+        (TEXTS, "chat", '"prompt": "a", "max_tokens": 0', "max_tokens", "max_tokens=0 must be"),
+    ],
+)
+def test_an_error_names_the_clients_own_field(
+    real: Served, path: str, model: str, body: str, param: str, said: str
+) -> None:
+    answer = real.client.post(path, content=f'{{"model": "{model}", {body}}}')
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert error["message"].startswith(said)
+
+
 def test_a_prompt_that_is_too_long_is_theirs_to_shorten(real: Served) -> None:
     body = {"model": "chat", "messages": [{"role": "user", "content": "word " * 20_000}], "stream": True}
     answer = real.post(CHAT, body)

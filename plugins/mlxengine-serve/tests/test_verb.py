@@ -18,18 +18,25 @@ from typing import Any
 import httpx2
 import pytest
 from mlxengine.cli import main
+from mlxengine_echo import write_model
 from mlxengine_serve import cli
 from mlxengine_serve._uvicorn import Protocol
 from mlxengine_serve.app import DIALECTS, dialect
 
 IMPORTS = "import sys, mlxengine_serve.plugin; print(*sorted(sys.modules))"
+HI = [{"role": "user", "content": "hi there"}]
 HEAVY = ("mlx", "numpy", "transformers", "torch", "mlx_lm", "PIL", "fastapi", "pydantic")
 
 
 @contextmanager
 def process(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The verb on a free port; the process and its address."""
-    command = [sys.executable, "-m", "mlxengine", "serve", "--port", "0", "--json", *words]
+    with started([sys.executable, "-m", "mlxengine", "serve", "--port", "0", "--json", *words]) as found:
+        yield found
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
@@ -76,6 +83,41 @@ def test_it_serves_and_ends_in_order_at_sigterm() -> None:
         assert running.wait(10) == 0
         assert running.stderr is not None
         assert "Traceback" not in running.stderr.read()
+
+
+HANGS = """
+import time
+from mlxengine._scheduling.rounds import Rounds
+step = Rounds._advance
+Rounds._advance = lambda self, task: (step(self, task), time.sleep(20 if task.answers else 0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "stays"),
+    [("", True), (HANGS, True), (HANGS, False)],
+    ids=["a stream", "a step that does not return", "such a step whose client has left"],
+)
+def test_a_second_ctrl_c_ends_it_at_once_and_quietly(tmp_path: Path, before: str, stays: bool) -> None:
+    model = write_model(tmp_path / "echo", context_length=10**9)
+    code = f"{before}\nimport sys; from mlxengine.cli import entry; sys.exit(entry())"
+    words = ["serve", "--port", "0", "--json", "--model", f"m={model}"]
+    body = {"messages": HI, "stream": True, "max_tokens": 10**8, "ignore_eos": True}
+    with (
+        started([sys.executable, "-c", code, *words]) as (running, url),
+        httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=60) as answer,
+    ):
+        chunks = answer.iter_raw()
+        next(chunks)
+        if not stays:
+            answer.close()
+        running.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):  # what runs may end
+            running.wait(0.5)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(15) == 130
+        assert running.stderr is not None
+        assert running.stderr.read() == ""
 
 
 def test_a_model_that_cannot_be_loaded_ends_it_with_the_code_of_the_error(tmp_path: Path) -> None:

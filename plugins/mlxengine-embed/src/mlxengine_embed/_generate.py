@@ -194,7 +194,7 @@ def _prompt(model: EmbeddingModel | RankModel, request: EmbedRequest | PredictRe
     if request.prompt_name not in prompts:
         known = ", ".join(map(repr, prompts)) or "none"
         raise InvalidParameterError(
-            f"{model.id} has no prompt {request.prompt_name!r}; it has {known}.",
+            f"prompt_name={request.prompt_name!r} is no prompt of {model.id}; it has {known}.",
             hint="Name one of these, or give the text itself as prompt.",
         )
     return prompts[request.prompt_name]
@@ -209,11 +209,12 @@ def _check_texts(texts: Sequence[object], name: str) -> None:
 
 
 def _check_pictures(model: EmbeddingModel, request: EmbedRequest, context: RunContext) -> None:
-    if not any(isinstance(item, ImagePart) for item in request.texts):
+    place = next((at for at, item in enumerate(request.texts) if isinstance(item, ImagePart)), None)
+    if place is None:
         return
     if model.eye is None:
         raise UnsupportedInputError(
-            f"{model.id} takes texts, not pictures.",
+            f"texts[{place}]: {model.id} takes texts, not pictures.",
             hint="Load a model that sees, such as google/siglip2-base-patch16-224.",
         )
     context.features.require(features.PICTURES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, Protocol
 
 from attrs import define, evolve, frozen
@@ -114,13 +115,15 @@ class Dialect:
 class Endpoint:
     """A path whose body a dialect reads: ``read(fields, request id)``.
 
-    ``form``: the body may be a form, whose fields are of these kinds.
+    ``form``: the body may be a form, whose fields are of these kinds. ``told``: says the engine's errors in
+    the dialect's words (`Table.told`).
     """
 
     server: Server
     path: str
     read: Read
     form: Mapping[str, type] | None = None
+    told: Callable[[Mapping[str, Any], str], tuple[str | None, str]] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["mlxengine_serve.route"] = self.path
@@ -130,6 +133,7 @@ class Endpoint:
             body = await read_json(scope, receive, options)
         else:
             body = await read_form(scope, receive, options, self.form)
+        caller.told = None if self.told is None else partial(self.told, body)
         with self.server.admission.admitted(caller):
             await until_gone(receive, self._answer(body, caller, send))
 
@@ -260,10 +264,7 @@ def _frames(writer: Writer, events: Sequence[Event]) -> bytes:
 
 
 def _refused(server: Server, caller: Caller, error: Exception) -> Refusal:
-    refusal = refusal_of(error, retry_after(server.engine.sync, caller.model))
-    if caller.model is not None and refusal is not error:
-        refusal.message = server.models.renamed(refusal.message, caller.model)
-    return refusal
+    return refusal_of(error, retry_after(server.engine.sync, caller.model), caller.told)
 
 
 async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenerator[Sequence[Event]]:

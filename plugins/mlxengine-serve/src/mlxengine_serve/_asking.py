@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from mlxengine import AudioPart, GenerateParams, Grammar, ImagePart, ToolChoice
@@ -53,19 +54,21 @@ def parameters(body: Fields, names: Mapping[str, str], **given: Any) -> Generate
     Raises:
         Refusal: 400, a value is wrong; the body's own name of it is said.
     """
+    found = {name: value for name in names if (value := whole(body.data.get(name))) is not None}
+    if found.get("top_k") == -1:  # vLLM's word for all tokens
+        found["top_k"] = 0
     values = {key: value for key, value in given.items() if value is not None}
-    for name, ours in names.items():
-        value = whole(body.data.get(name))
-        if value is None:
-            continue
-        if ours == "top_k" and value == -1:  # vLLM's word for all tokens
-            value = 0
+    values |= {names[name]: value for name, value in found.items()}
+    if len({names[name] for name in found}) == len(found):
+        with suppress(InvalidParameterError, TypeError, ValueError):  # which one it is comes out below
+            return params_from(values)
+    for name, value in found.items():
+        ours = names[name]
         try:
             params_from({ours: value})
         except (InvalidParameterError, TypeError, ValueError) as error:
             said = str(error).replace(f"{ours}=", f"{name}=")
             raise body.wrong(name, said if name in said else f"{name}: {said}") from None
-        values[ours] = value
     return params_from(values)
 
 

@@ -28,6 +28,7 @@ from ._refusals import Refusal, encoded, openai_form
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": still here\n\n"
+_HOLE = uuid.uuid4().hex  # a text that no client can say
 _REASONS = {
     FinishReason.LENGTH: "length",
     FinishReason.CONTEXT: "length",
@@ -90,8 +91,7 @@ class Piece:
     """
 
     def __init__(self, made: Callable[[str], bytes]) -> None:
-        hole = uuid.uuid4().hex  # a text that no client can have said before
-        self._head, self._tail = made(hole).split(encoded(hole))
+        self._head, self._tail = made(_HOLE).split(encoded(_HOLE))
 
     def __call__(self, text: str) -> bytes:
         return self._head + quoted(text).encode() + self._tail

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from attrs import define, field, frozen
@@ -29,12 +31,14 @@ class Field:
             nothing of a model, and changes nothing here.
         note: what it becomes, or what to do instead.
         neutral: values of a refused field that ask for what there is anyway.
+        ours: what the engine calls it, where those are other words.
     """
 
     name: str
     fate: Fate
     note: str = ""
     neutral: tuple[Any, ...] = ()
+    ours: str = ""
 
     def allows(self, value: Any) -> bool:
         """Whether a value is one of the neutral ones; to Python, true and 1 are the same."""
@@ -42,9 +46,9 @@ class Field:
         return any(value == item and isinstance(item, bool) == flag for item in self.neutral)
 
 
-def honoured(name: str, note: str = "") -> Field:
+def honoured(name: str, note: str = "", ours: str = "") -> Field:
     """A field that does here what the dialect says."""
-    return Field(name, Fate.HONOURED, note)
+    return Field(name, Fate.HONOURED, note, ours=ours)
 
 
 def refused(name: str, note: str, *neutral: Any) -> Field:
@@ -85,7 +89,28 @@ class Table:
                 )
         return unknown
 
+    def told(self, body: Mapping[str, Any], message: str) -> tuple[str | None, str]:
+        """The field that an error of the engine is about, if it is about one, and its text in this dialect.
 
+        A message that is about an argument begins with it: ``truncate_dim=9 is``, ``texts[1] has``.
+        """
+        found = _ARGUMENT.match(message)
+        name = None if found is None else self._theirs.get(found[1])
+        if found is None or name is None:
+            return None, message
+        given = body.get(name)
+        several = isinstance(given, list) and not all(isinstance(item, int) for item in given)  # no token ids
+        param = name + (found[2] if several else "")
+        part = name == "size" and found[1] != name  # its width is no size
+        return param, message if part else param + message[found.end() :]
+
+    @cached_property
+    def _theirs(self) -> dict[str, str]:
+        fields = [item for item in (*self.fields, *self.extra) if item.fate is Fate.HONOURED]
+        return {ours: item.name for item in fields for ours in item.ours.split() or [item.name]}
+
+
+_ARGUMENT = re.compile(r"([a-z_]+)((?:\[\d+\])*)(?=[ =:])")
 _NAMES = {str: "a text", bool: "true or false", int: "an integer", float: "a number", dict: "an object"}
 
 

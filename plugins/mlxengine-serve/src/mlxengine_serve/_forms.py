@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ._fields import whole
 from ._http import Receive, Scope, header, read_body, read_json
 from ._refusals import Refusal
 from .options import ServerOptions
@@ -98,11 +99,26 @@ def _value(name: str, text: str, kind: type) -> Any:
     if not text:
         return None
     try:
-        return _FLAGS[text.lower()] if kind is bool else kind(text)
+        return _READ[kind](text)
     except (KeyError, ValueError):
         raise Refusal(400, f"{name} must be {_SAID[kind]}.", param=name, code="invalid_type") from None
 
 
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        found = whole(float(text))
+        if not isinstance(found, int):
+            raise
+        return found
+
+
+_READ: dict[type, Callable[[str], Any]] = {
+    int: _integer,
+    float: float,
+    bool: lambda text: _FLAGS[text.lower()],
+}
 _SAID = {int: "an integer", float: "a number", bool: "true or false"}
 
 __all__ = ["read_form"]

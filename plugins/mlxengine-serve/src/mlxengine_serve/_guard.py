@@ -79,7 +79,7 @@ class Guard:
             text = f"There is no {scope['method']} {scope['path'][:200]} here."
             await out.refuse(scope, Refusal(error.status_code, text, code="unknown_url"))
         except Exception as error:
-            refusal = refusal_of(error)
+            refusal = refusal_of(error, told=out.caller.told)
             log_failure(out.caller.id, refusal, error)
             await out.refuse(scope, refusal)
 

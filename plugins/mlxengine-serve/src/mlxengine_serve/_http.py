@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
-from ._refusals import Refusal, encoded
+from ._refusals import Refusal, Told, encoded
 from .options import Key, ServerOptions
 
 T = TypeVar("T")
@@ -34,8 +34,8 @@ class ClientGone(Exception):
 class Caller:
     """Who asks, and what is known of the request by the time it is answered.
 
-    ``large``: its body is, and reading things from it takes a while. ``beyond``: what goes on for it when the
-    connection is lost.
+    ``large``: its body is, and reading things from it takes a while. ``told``: says the engine's errors in
+    the words of its dialect. ``beyond``: what goes on for it when the connection is lost.
     """
 
     id: str
@@ -43,6 +43,7 @@ class Caller:
     status: int = 0
     model: str | None = None
     large: bool = False
+    told: Told | None = None
     beyond: asyncio.Task[None] | None = None
 
     async def aside(self, function: Callable[..., T], *arguments: Any) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from attrs import define, field
@@ -67,14 +68,24 @@ _STATUS: tuple[tuple[tuple[type[Exception], ...], int, str | None], ...] = (
 )
 
 
-def refusal_of(error: BaseException, retry_after: float | None = None) -> Refusal:
-    """An error of the engine as a status; what nobody foresaw is a 500 that says nothing of the inside."""
+Told = Callable[[str], tuple[str | None, str]]
+
+
+def refusal_of(error: BaseException, retry_after: float | None = None, told: Told | None = None) -> Refusal:
+    """An error of the engine as a status; what nobody foresaw is a 500 that says nothing of the inside.
+
+    Args:
+        error: what was raised.
+        retry_after: seconds, for what may succeed then.
+        told: the client's field and words for a message, where it has any of its own.
+    """
     if isinstance(error, Refusal):
         return error
     for kinds, status, code in _STATUS:
         if isinstance(error, kinds):
             wait = retry_after if status in (429, 503) else None
-            return Refusal(status, str(error), code=code, retry_after=wait)
+            param, said = told(str(error)) if told and status == 400 else (None, str(error))
+            return Refusal(status, said, code=code, param=param, retry_after=wait)
     if isinstance(error, errors.MLXEngineError):
         return Refusal(500, str(error), code="engine_error")
     return Refusal(500, "The server failed; its log says how.", code="internal_error")
@@ -154,6 +165,7 @@ __all__ = [
     "ENDING",
     "Form",
     "Refusal",
+    "Told",
     "anthropic_form",
     "encoded",
     "encoded_apart",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import threading
@@ -22,6 +23,7 @@ DRAIN_SECONDS = 10
 HEAD_SECONDS = 20.0
 HEAD_BYTES = 64 * 1024
 WRITE_SECONDS = 60.0
+LAST_SECONDS = 1.0  # from the second signal until the process ends, however far it is
 
 
 class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
@@ -185,24 +187,31 @@ class Runner(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Ask for the end at the first signal, for a quick one at the second."""
-        # other threads get no signals
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._end, number)
-        try:
-            yield
-        finally:
+        """Ask for the end at the first signal, for a quick one at the second, until the loop is closed.
+
+        So the second one counts too where the engine waits for a step, after the last connection.
+        """
+        if threading.current_thread() is threading.main_thread():  # other threads get no signals
+            loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+                loop.add_signal_handler(number, self._end, number)
+        yield
 
     def _end(self, number: int) -> None:
-        self.force_exit = self.should_exit
-        self.should_exit = True
         self.interrupted = number == signal.SIGINT
+        if self.should_exit:
+            self.force_exit = True
+            # A step that does not return would keep the process for as long as it takes.
+            last = threading.Timer(LAST_SECONDS, os._exit, (128 + number,))
+            last.daemon = True
+            last.start()
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the application in any case: uvicorn would cut it off, and Starlette show the trace of that."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
 
 __all__ = ["Runner", "bind", "config"]

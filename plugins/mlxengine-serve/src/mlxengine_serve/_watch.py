@@ -28,6 +28,7 @@ class Watch:
     engine: InferenceEngine
     seconds: float
     _open: set[asyncio.Timeout] = field(factory=set, init=False)
+    _given_up: bool = field(default=False, init=False)
 
     def trouble(self) -> str | None:
         """Why nothing gets on; ``None`` where it does."""
@@ -46,7 +47,8 @@ class Watch:
         Raises:
             Refusal: 503, a step does not return, now or any more.
         """
-        self._refuse()
+        if self._given_up and self._look():  # a look goes through all models: too much for each request
+            raise self._refusal()
         try:
             async with asyncio.timeout(None) as scope:
                 self._open.add(scope)
@@ -63,19 +65,15 @@ class Watch:
         """End what is open when a step does not return; until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            if self._given_up:
+            if self._look():
                 now = asyncio.get_running_loop().time()
                 for scope in tuple(self._open):
                     self._open.discard(scope)
                     scope.reschedule(now)
 
-    @property
-    def _given_up(self) -> bool:
-        return self.engine.health().running_seconds > self.seconds
-
-    def _refuse(self) -> None:
-        if self._given_up:
-            raise self._refusal()
+    def _look(self) -> bool:
+        self._given_up = self.engine.health().running_seconds > self.seconds
+        return self._given_up
 
     def _refusal(self) -> Refusal:
         reason = self.trouble() or "a step did not return in time"

@@ -19,6 +19,7 @@ from ._manage import Manage
 from ._models import Models
 from ._observe import Health, Metrics, Ready
 from ._page import Page
+from ._refusals import encoded
 from ._server import Server
 from .options import ServerOptions
 from .routes import Door, plugin_routes
@@ -64,13 +65,14 @@ class _Late:
 
 def _endpoint(server: Server, path: str) -> ASGIApp:
     found = dialect(path)
-    return Endpoint(server, path, found.read, found.form)
+    return Endpoint(server, path, found.read, found.form, found.table.told)
 
 
 def _openapi(server: Server, plugins: list[mlxengine.Route]) -> ASGIApp:
-    from ._openapi import OpenAPI
+    from ._openapi import OpenAPI, document
 
-    return OpenAPI(server, plugins)
+    options = server.options
+    return OpenAPI(encoded(document(manage=options.manage, keys=bool(options.keys), plugins=plugins)))
 
 
 def _any_kind(server: Server) -> ASGIApp:

@@ -29,7 +29,11 @@ TABLE = Table(
     "/v1/completions",
     (
         honoured("model", "A served model's name or alias; left out, it is the first one."),
-        honoured("prompt", "A text, token ids, or several of either: their answers follow each other."),
+        honoured(
+            "prompt",
+            "A text, token ids, or several of either: their answers follow each other.",
+            "prompt prompt_tokens",
+        ),
         refused("best_of", "Ask for n answers and choose.", 1),
         refused("echo", "The prompt is yours already; a score of it is POST /v1/engine.", False),
         honoured("frequency_penalty"),

@@ -28,6 +28,7 @@ TABLE = Table(
             "image",
             "Files of the form, or data: URLs. One is started from; several are looked at, by a model that "
             "can (FLUX.2, Qwen-Image-Edit).",
+            "init_image",
         ),
         honoured("prompt"),
         *by_name(
@@ -37,11 +38,11 @@ TABLE = Table(
             honoured(
                 "mask", "Transparent where the picture is made anew; without transparency, light there."
             ),
-            honoured("size", "WIDTHxHEIGHT; auto is that of the picture."),
+            honoured("size", "WIDTHxHEIGHT; auto is that of the picture.", "size width height"),
         ),
     ),
     (
-        honoured("images", 'In JSON: [{"image_url": "data:…"}].'),
+        honoured("images", 'In JSON: [{"image_url": "data:…"}].', "references"),
         callers("moderation", "Nothing is moderated."),
         honoured("strength", "How far to leave the one picture, 0 to 1."),
         *BEYOND,

@@ -23,9 +23,12 @@ TABLE = Table(
             "input",
             'A text, token ids, or several of either; to a model that sees also {"image": "data:…"} and '
             '{"text": "…"} among them, which is Jina\'s form.',
+            "texts",
         ),
         honoured("model", "A served model's name or alias; left out, it is the first one."),
-        honoured("dimensions", "The first so many, of unit length again where the whole vector is."),
+        honoured(
+            "dimensions", "The first so many, of unit length again where the whole vector is.", "truncate_dim"
+        ),
         honoured("encoding_format", "float, or base64 of little-endian float32."),
         callers("user", "Nothing is sent anywhere."),
     ),
@@ -51,8 +54,14 @@ def read(body: dict[str, Any], request_id: str) -> Asked:  # noqa: ARG001 - the 
     dimensions = fields.integer("dimensions")
     if dimensions is not None and dimensions < 1:
         raise fields.wrong("dimensions", "dimensions is a number from 1.")
+    texts = _inputs(fields)
+    if fields.has("prompt") and fields.has("prompt_name"):
+        raise fields.wrong("prompt_name", "prompt and prompt_name do not go together.")
+    for name in ("prompt", "prompt_name"):
+        if fields.has(name) and any(isinstance(item, list) for item in texts):
+            raise fields.wrong(name, f"{name} goes with texts: before token ids nothing can be put.")
     request = EmbedRequest(
-        texts=_inputs(fields),
+        texts=texts,
         truncate_dim=dimensions,
         prompt=fields.text("prompt"),
         prompt_name=fields.text("prompt_name"),
@@ -79,7 +88,10 @@ def _inputs(fields: Fields) -> list[Any]:
         raise fields.wrong("input", "input is missing.", "missing_value")
     if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
         return [items]
-    return [_input(item, f"input[{number}]") for number, item in enumerate(items)]
+    found = [_input(item, f"input[{number}]") for number, item in enumerate(items)]
+    if len({isinstance(item, list) for item in found}) > 1:
+        raise fields.wrong("input", "input is texts or token ids: the two do not go together.")
+    return found
 
 
 def _input(item: Any, where: str) -> Any:

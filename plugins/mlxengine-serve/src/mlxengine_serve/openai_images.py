@@ -20,7 +20,7 @@ from ._refusals import Refusal, encoded, openai_form
 _STEPS = 20
 
 BEYOND = (
-    honoured("negative_prompt"),
+    honoured("negative_prompt", ours="negative"),
     honoured("steps"),
     honoured("guidance"),
     honoured("seed", "Picture i of n has the seed i further."),
@@ -37,7 +37,11 @@ SHARED = (
     honoured("n"),
     refused("output_compression", "PNG loses nothing.", 100),
     refused("output_format", "Pictures are PNG files.", "png"),
-    honoured("partial_images", "So many previews of a stream, where steps says how many steps there are."),
+    honoured(
+        "partial_images",
+        "So many previews of a stream, where steps says how many steps there are.",
+        "preview_every",
+    ),
     refused("quality", "Say steps.", "auto", "standard"),
     refused("response_format", "Pictures come in base64.", "b64_json"),
     callers("safety_identifier", "Nothing is sent anywhere."),
@@ -63,7 +67,7 @@ TABLE = Table(
             refused("effort", "Say steps."),
             callers("moderation", "Nothing is moderated."),
             refused("reasoning", "Nobody thinks about a picture."),
-            honoured("size", "WIDTHxHEIGHT, or auto, which is the model's own."),
+            honoured("size", "WIDTHxHEIGHT, or auto, which is the model's own.", "size width height"),
             refused("style", "Say it in the prompt."),
         ),
     ),

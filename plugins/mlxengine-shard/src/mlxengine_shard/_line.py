@@ -18,6 +18,7 @@ from attrs import field, frozen
 
 _HEAD = struct.Struct(">II")
 _PATIENCE = 30  # seconds that sending may wait for a reader that has stopped
+_BEAT = bytes(_HEAD.size)  # a message without anything
 
 
 @frozen
@@ -46,6 +47,9 @@ class Line:
         end: a connected stream socket, closed with the line.
         put: given what comes, in order, on a thread of the line's own.
         rank: whose that is.
+
+    Attributes:
+        beats: how often the other end said only that it lives.
     """
 
     def __init__(self, end: socket.socket, put: Callable[[Said], None], rank: int) -> None:
@@ -53,6 +57,8 @@ class Line:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _PATIENCE, 0))
         self._put = put
         self._rank = rank
+        self._sending = threading.Lock()
+        self.beats = 0
         self._thread = threading.Thread(target=self._read, name=f"mlxengine-shard-line-{rank}", daemon=True)
         self._thread.start()
 
@@ -62,7 +68,13 @@ class Line:
         Raises:
             OSError: the other end is gone, or does not read.
         """
-        self._end.sendall(content)
+        with self._sending:
+            self._end.sendall(content)
+
+    def beat(self) -> None:
+        """Say that this process lives; on any thread, for as long as the other end reads."""
+        with contextlib.suppress(OSError):
+            self.send(_BEAT)
 
     def close(self) -> None:
         """Close it; the thread has ended when this returns."""
@@ -74,6 +86,9 @@ class Line:
     def _read(self) -> None:
         try:
             while head := self._take(_HEAD.size):
+                if head == _BEAT:
+                    self.beats += 1
+                    continue
                 length, more = _HEAD.unpack(head)
                 raw = self._take(length)
                 self._put(Said(self._rank, json.loads(raw), self._take(more), raw))

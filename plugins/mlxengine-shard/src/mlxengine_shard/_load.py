@@ -63,7 +63,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
                 f"{flag.name} cannot be used with shard.ranks: {why}.",
                 hint="Leave out one of them.",
             )
-    transport = "nccl" if context.device.backend == "cuda" else "ring"
+    transport = _transport(context.device.backend)
     if transport == "nccl" and flags.get(features.SPLIT) == "pipeline":
         raise FeatureUnavailableError(
             "shard.split=pipeline sends from rank to rank, which mlx cannot on CUDA.",
@@ -73,6 +73,10 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     loaded = plugin.load_model(card, evolve(context, features=packed))
     assert loaded is not None
     return _over_ranks(loaded, context, flags, count, transport)
+
+
+def _transport(backend: str) -> str:
+    return "nccl" if backend == "cuda" else "ring"
 
 
 def _over_ranks(loaded: Loaded, context: LoadContext, flags: Features, count: int, transport: str) -> Loaded:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
 from ._line import Line, Said, packed
+
+BEAT_SECONDS = 0.5
+"""A rank that is at work says so often that it lives."""
 
 
 class _Rank:
@@ -22,6 +27,14 @@ class _Rank:
     def __init__(self, descriptor: int) -> None:
         self._inbox: SimpleQueue[Said] = SimpleQueue()
         self._line = Line(socket.socket(fileno=descriptor), self._heard, 0)
+        self._works = True
+        threading.Thread(target=self._beat, name="mlxengine-shard-beat", daemon=True).start()
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            if self._works:
+                self._line.beat()
 
     def _heard(self, said: Said) -> None:
         if said.message is None:  # nobody is left to work for, even where a collective never returns
@@ -44,7 +57,9 @@ class _Rank:
             mirror = Mirror(settings, group, self._ask)
             self._say({"ready": group.size()})
             while True:
+                self._works = False
                 said = self._next()
+                self._works = True
                 assert said.message is not None
                 self._say(mirror.answer(said.message, said.raw))
         except Exception as error:

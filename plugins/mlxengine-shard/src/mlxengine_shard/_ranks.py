@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import IO, Any
 
@@ -23,6 +23,11 @@ from ._line import Line, Said, packed
 
 START_SECONDS = 600.0
 """What reading the weights may take."""
+SILENCE = 4.0
+"""Seconds after which a rank that is at work and does not say that it lives is taken for stopped."""
+START_SILENCE = 60.0
+"""The same while it starts: libraries that are loaded may hold the interpreter's lock."""
+_LOOK = 0.5  # seconds; what this process does not wait in, as it was stopped itself, does not count
 
 Draw = Callable[[Sequence[int], bytes], Sequence[int]]
 _TAIL = 600  # characters of a rank's own words that an error shows
@@ -82,6 +87,7 @@ class Ranks:
     _hosts: IO[str] | None = field(default=None, init=False)
     _waits: set[int] = field(factory=set, init=False)
     _began: float = field(default=0.0, init=False)
+    _quiet: list[tuple[int, float]] = field(factory=list, init=False)  # beats of each, and seconds without
 
     def __attrs_post_init__(self) -> None:
         weakref.finalize(self, _kill, self._processes)  # a stopped rank does not see that its leader ends
@@ -108,6 +114,7 @@ class Ranks:
         try:
             for rank, environment in enumerate(self._environments(count)):
                 self._start(rank, environment)
+            self._quiet = [(0, 0.0)] * count
             self._tell(packed(asdict(self.settings)))
         except BaseException:
             self.end("they could not all be started")
@@ -137,8 +144,8 @@ class Ranks:
         """
         self._check()
         if self._waits:
-            with contextlib.suppress(Empty):
-                said = self._heard(seconds)
+            said = self._heard(seconds, self._waits, START_SILENCE)
+            if said is not None:
                 self._waits.discard(said.rank)
             if time.monotonic() - self._began > START_SECONDS:
                 raise self._lost(f"they were not ready after {START_SECONDS:.0f} s")
@@ -163,22 +170,26 @@ class Ranks:
         try:
             self._tell(packed({"call": name, "room": self.room(), "gone": gone, **arguments}))
             answers: dict[int, Mapping[str, Any]] = {}
-            end = time.monotonic() + within
-            while len(answers) < len(self._lines):
-                try:
-                    said = self._heard(max(0.0, end - time.monotonic()))
-                except Empty:
-                    silent = sorted(set(range(len(self._lines))) - set(answers))
-                    raise self._lost(
-                        f"{name} took longer than {within:.1f} s; no answer of {_named(silent)}"
-                    ) from None
+            silent = set(range(len(self._lines)))
+            left = within
+            self._quiet = [(line.beats, 0.0) for line in self._lines]
+            while silent:
+                said = self._heard(min(left, _LOOK), silent, SILENCE)
+                if said is None:
+                    left -= _LOOK
+                    if left <= 0:
+                        raise self._lost(
+                            f"{name} took longer than {within:.1f} s; no answer of {_named(sorted(silent))}"
+                        )
+                    continue
                 assert said.message is not None
                 if draw is not None and "draw" in said.message:
                     tokens = draw(said.message["draw"], said.data)
                     self._tell(packed({"tokens": list(tokens)}))
-                    end = time.monotonic() + within
+                    left = within
                 else:
                     answers[said.rank] = said.message
+                    silent.discard(said.rank)
             self._agreed(answers)
         except BaseException:
             self.end("a call of the leader's did not come to its end")
@@ -215,9 +226,21 @@ class Ranks:
             except OSError as error:
                 raise self._lost(f"rank {rank} cannot be told anything: {error}") from error
 
-    def _heard(self, seconds: float) -> Said:
-        """What a rank says next; raises ``Empty``, and what ended a rank."""
-        said = self._inbox.get(timeout=seconds)
+    def _heard(self, seconds: float, working: Collection[int], silence: float) -> Said | None:
+        """What a rank says next, if it does within so long; raises what ended a rank.
+
+        Those that are working say that they live as well, unless they are stopped or hang: what a long step
+        computes, or waits for, does it with the interpreter's lock released.
+        """
+        try:
+            said = self._inbox.get(timeout=seconds)
+        except Empty:
+            for rank in working:
+                (before, quiet), beats = self._quiet[rank], self._lines[rank].beats
+                self._quiet[rank] = beats, quiet + seconds if beats == before else 0.0
+                if self._quiet[rank][1] >= silence:
+                    raise self._lost(f"rank {rank} is stopped or hangs") from None
+            return None
         message = said.message
         if message is None:
             raise self._lost(f"rank {said.rank} {self._ending(said.rank)}")

@@ -3,11 +3,12 @@
     python -m benchmarks.gpu.ranks [--shapes llama-2M llama-1B] [--ranks 2] [--streams 1 8] [--new 64]
         [--transport ring|nccl] [--seconds 110] [--output FILE.jsonl] [--tiny]
 
-NCCL wants a device for each rank. The ring does not: its sums are done on the processor's stream, over
-loopback, so that two ranks can share a card (``--transport nccl`` where there are two). That is no way to serve, but all that is ours runs as it would:
-texts, faults, and per step the time of the whole call, of the longest decoder under it, and what is left for
-making, sending, reading and digesting the plan. Weights of the 2M shape are fp32, whose texts have to be
-equal; of others as in shapes.py, where sums in another order tell two tokens apart sooner or later.
+NCCL wants a device for each rank (``--transport nccl`` where there are two). The ring does not: its sums are
+done on the processor's stream, over loopback, so that two ranks can share a card. That is no way to serve,
+but all that is ours runs as it would: texts, faults, and per step the time of the whole call, of the longest
+decoder under it, and what is left for making, sending, reading and digesting the plan. Weights of the 2M
+shape are fp32, whose texts have to be equal; of others as in shapes.py, where sums in another order tell two
+tokens apart sooner or later.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def rank(descriptor: int) -> None:
         if message.get("ready"):
             time_calls()
         if "digest" in message:
-            message = {**message, "decoder": spent.pop("decoder", 0.0), "all": spent.pop("all", 0.0)}
+            more = {name: spent.pop(name, 0.0) for name in ("decoder", "all", "silent")}
+            message = {**message, **more}
         plain(self, message, data)
 
     spent: dict[str, float] = {}
@@ -85,6 +87,14 @@ def rank(descriptor: int) -> None:
         Mirror.CALLS = {name: timed("decoder", call) for name, call in Mirror.CALLS.items()}
         Mirror.answer = timed("all", Mirror.answer)  # type: ignore[method-assign]
 
+    def beat() -> None:
+        last = time.perf_counter()
+        while True:
+            time.sleep(_rank.BEAT_SECONDS)  # as the rank's own thread
+            now = time.perf_counter()
+            spent["silent"], last = max(spent.get("silent", 0.0), now - last), now
+
+    threading.Thread(target=beat, daemon=True).start()
     _rank._Rank._say = say  # type: ignore[method-assign, assignment]
     _rank._Rank(descriptor).serve()
 
@@ -127,6 +137,7 @@ def probe(count: int, transport: str) -> str:
 
 
 STEPS: list[dict[str, float]] = []
+SILENT: list[float] = []  # between two times that a thread of a rank could run, most
 
 
 @contextmanager
@@ -136,9 +147,10 @@ def watched(wanted: str) -> Iterator[None]:
     from mlxengine_shard import _load, _ranks
 
     popen, call, step = subprocess.Popen, _ranks.Ranks.call, _decoder.BatchDecoder.step
-    tell, agreed, transport = _ranks.Ranks._tell, _ranks.Ranks._agreed, _load._transport
+    tell, agreed, transport = _ranks.Ranks._tell, _ranks.Ranks._agreed, _load.transport_of
     told: list[float] = []
     spent: list[tuple[float, float]] = []
+    SILENT.clear()
 
     def start(command: list[str], **more: Any) -> Any:
         return popen(
@@ -168,6 +180,7 @@ def watched(wanted: str) -> Iterator[None]:
 
     def agreeing(self: Any, answers: dict[int, Any]) -> None:
         spent[:] = [(answer["decoder"], answer["all"]) for answer in answers.values()]
+        SILENT.append(max(answer["silent"] for answer in answers.values()))
         agreed(self, answers)
 
     def stepped(self: Any, *arguments: Any, **more: Any) -> Any:
@@ -182,7 +195,7 @@ def watched(wanted: str) -> Iterator[None]:
     _ranks.Ranks.call, _ranks.Ranks._tell = called, telling  # type: ignore[method-assign]
     _ranks.Ranks._agreed = agreeing  # type: ignore[method-assign]
     _decoder.BatchDecoder.step = stepped  # type: ignore[method-assign]
-    _load._transport = lambda _: wanted
+    _load.transport_of = lambda *_: wanted
     try:
         yield
     finally:
@@ -190,7 +203,7 @@ def watched(wanted: str) -> Iterator[None]:
         _ranks.Ranks.call, _ranks.Ranks._tell = call, tell  # type: ignore[method-assign]
         _ranks.Ranks._agreed = agreed  # type: ignore[method-assign]
         _decoder.BatchDecoder.step = step  # type: ignore[method-assign]
-        _load._transport = transport
+        _load.transport_of = transport
 
 
 def answers(handle: Any, wanted: list[list[int]], new: int) -> list[list[int]]:
@@ -318,6 +331,8 @@ def run(shape: str, report: Report, options: Any) -> None:
                     what="tokens like one rank's", shape=shape, streams=count, of=options.new, same=same
                 )
             first = prompts(1, options.length, 0, options.vocabulary)[0]
+            report.add(what="longest silence of a rank, s", shape=shape, seconds=round(max(SILENT), 2))
+            SILENT.clear()
             for sign in (signal.SIGKILL, signal.SIGSTOP):
                 if report.left > 15:
                     found = fault(handle, sign, first, said[options.streams[0]][0], options.new)

@@ -32,6 +32,7 @@ from mlxengine_llm import features as llm
 from mlxengine_llm import plugin
 
 from . import features
+from ._transport import transport_of
 
 _NOT_MIRRORED: dict[Feature[Any], str] = {
     llm.KV_BITS: "packed key-value caches are not mirrored on the ranks",
@@ -63,7 +64,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
                 f"{flag.name} cannot be used with shard.ranks: {why}.",
                 hint="Leave out one of them.",
             )
-    transport = _transport(context.device.backend)
+    transport = transport_of(context.device.backend, count)
     if transport == "nccl" and flags.get(features.SPLIT) == "pipeline":
         raise FeatureUnavailableError(
             "shard.split=pipeline sends from rank to rank, which mlx cannot on CUDA.",
@@ -73,10 +74,6 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     loaded = plugin.load_model(card, evolve(context, features=packed))
     assert loaded is not None
     return _over_ranks(loaded, context, flags, count, transport)
-
-
-def _transport(backend: str) -> str:
-    return "nccl" if backend == "cuda" else "ring"
 
 
 def _over_ranks(loaded: Loaded, context: LoadContext, flags: Features, count: int, transport: str) -> Loaded:

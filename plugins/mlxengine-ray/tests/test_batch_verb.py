@@ -264,7 +264,7 @@ def test_an_encoder_of_texts_is_not_asked_for_scores(
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (tmp_path / "t.jsonl").write_text('{"query": "a", "document": "b"}\n')
     words = ["batch", "-q", str(tmp_path / "t.jsonl"), str(tmp_path / "OUT"), "--model", str(folder)]
-    assert main([*words, "--task", "rerank"]) == 5
+    assert main([*words, "--task", "rerank"]) == 6
     assert "is not a cross-encoder" in capsys.readouterr().err
     assert not (tmp_path / "OUT").exists()
 

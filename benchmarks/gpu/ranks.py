@@ -6,9 +6,9 @@
 NCCL wants a device for each rank (``--transport nccl`` where there are two). The ring does not: its sums are
 done on the processor's stream, over loopback, so that two ranks can share a card. That is no way to serve,
 but all that is ours runs as it would: texts, faults, and per step the time of the whole call, of the longest
-decoder under it, and what is left for making, sending, reading and digesting the plan. Weights of the 2M
-shape are fp32, whose texts have to be equal; of others as in shapes.py, where sums in another order tell two
-tokens apart sooner or later.
+decoder under it, and what is left for making, sending, reading and digesting the plan. Texts of
+weights in fp32, which the 2M shape has, have to be equal; in bf16 sums in another order tell two tokens apart
+sooner or later.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ blas.load()
 import mlx.core as mx  # noqa: E402
 from mlxengine import GenerateParams, InferenceEngine, MLXEngineError, TextDelta, TextRequest  # noqa: E402
 
-from benchmarks.shapes import SHAPES, write_checkpoint  # noqa: E402
-from benchmarks.sides import TINY, Report, checkpoint, parser, prompts  # noqa: E402
+from benchmarks.shapes import BIG, SHAPES, write_checkpoint  # noqa: E402
+from benchmarks.sides import TINY, Report, parser, prompts  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = """
@@ -64,6 +64,7 @@ def rank(descriptor: int) -> None:
 
     def say(self: Any, message: dict[str, Any], data: bytes = b"") -> None:
         if message.get("ready"):
+            message = {**message, "silent": spent.pop("silent", 0.0)}
             time_calls()
         if "digest" in message:
             more = {name: spent.pop(name, 0.0) for name in ("decoder", "all", "silent")}
@@ -137,6 +138,7 @@ def probe(count: int, transport: str) -> str:
 
 
 STEPS: list[dict[str, float]] = []
+STARTS: list[float] = []
 SILENT: list[float] = []  # between two times that a thread of a rank could run, most
 
 
@@ -148,6 +150,7 @@ def watched(wanted: str) -> Iterator[None]:
 
     popen, call, step = subprocess.Popen, _ranks.Ranks.call, _decoder.BatchDecoder.step
     tell, agreed, transport = _ranks.Ranks._tell, _ranks.Ranks._agreed, _load.transport_of
+    heard = _ranks.Ranks._heard
     told: list[float] = []
     spent: list[tuple[float, float]] = []
     SILENT.clear()
@@ -178,6 +181,12 @@ def watched(wanted: str) -> Iterator[None]:
         tell(self, content)
         told.append(time.perf_counter() - began)
 
+    def hearing(self: Any, *arguments: Any) -> Any:
+        found = heard(self, *arguments)
+        if found is not None and "ready" in found[1].message:
+            STARTS.append(found[1].message["silent"])
+        return found
+
     def agreeing(self: Any, answers: dict[int, Any]) -> None:
         spent[:] = [(answer["decoder"], answer["all"]) for answer in answers.values()]
         SILENT.append(max(answer["silent"] for answer in answers.values()))
@@ -193,7 +202,7 @@ def watched(wanted: str) -> Iterator[None]:
 
     _ranks.subprocess.Popen = start  # type: ignore[misc, assignment]
     _ranks.Ranks.call, _ranks.Ranks._tell = called, telling  # type: ignore[method-assign]
-    _ranks.Ranks._agreed = agreeing  # type: ignore[method-assign]
+    _ranks.Ranks._agreed, _ranks.Ranks._heard = agreeing, hearing  # type: ignore[method-assign]
     _decoder.BatchDecoder.step = stepped  # type: ignore[method-assign]
     _load.transport_of = lambda *_: wanted
     try:
@@ -201,7 +210,7 @@ def watched(wanted: str) -> Iterator[None]:
     finally:
         subprocess.Popen = popen  # type: ignore[misc]
         _ranks.Ranks.call, _ranks.Ranks._tell = call, tell  # type: ignore[method-assign]
-        _ranks.Ranks._agreed = agreed  # type: ignore[method-assign]
+        _ranks.Ranks._agreed, _ranks.Ranks._heard = agreed, heard  # type: ignore[method-assign]
         _decoder.BatchDecoder.step = step  # type: ignore[method-assign]
         _load.transport_of = transport
 
@@ -273,6 +282,7 @@ def main() -> None:
     made.set_defaults(seconds=110.0)
     made.add_argument("--shapes", nargs="+", default=[TINY, "llama-1B"])
     made.add_argument("--transport", choices=("ring", "nccl"), default="ring")
+    made.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the weights; fp32 on a CPU")
     made.add_argument("--ranks", type=int, default=2)
     made.add_argument("--streams", type=int, nargs="+", default=[1, 8])
     made.add_argument("--length", type=int, default=128)
@@ -299,12 +309,16 @@ def main() -> None:
             run(shape, report, options)
 
 
+def stored(shape: str, dtype: str) -> Path:
+    """The folder of a shape whose weights are of a kind, written when it is first asked for."""
+    folder = Path(tempfile.gettempdir(), "mlxengine-benchmarks", dtype, shape)
+    if not (folder / "tokenizer_config.json").exists():
+        write_checkpoint(folder, {**SHAPES, **BIG}[shape], dtype)
+    return folder
+
+
 def run(shape: str, report: Report, options: Any) -> None:
-    folder = checkpoint(shape)
-    if shape == TINY:
-        folder = Path(tempfile.gettempdir(), "mlxengine-benchmarks", "float32", TINY)
-        if not (folder / "tokenizer_config.json").exists():
-            write_checkpoint(folder, SHAPES[TINY], "float32")
+    folder = stored(shape, options.dtype or ("float32" if shape == TINY else "bfloat16"))
     options.vocabulary = int(json.loads((folder / "config.json").read_text())["vocab_size"])
     flags: dict[str, Any] = {"llm.prompt_cache": False}
     with InferenceEngine() as engine:
@@ -331,7 +345,13 @@ def run(shape: str, report: Report, options: Any) -> None:
                     what="tokens like one rank's", shape=shape, streams=count, of=options.new, same=same
                 )
             first = prompts(1, options.length, 0, options.vocabulary)[0]
-            report.add(what="longest silence of a rank, s", shape=shape, seconds=round(max(SILENT), 2))
+            report.add(
+                what="longest silence of a rank, s",
+                shape=shape,
+                starting=round(max(STARTS), 2),
+                at_work=round(max(SILENT), 2),
+            )
+            STARTS.clear()
             SILENT.clear()
             for sign in (signal.SIGKILL, signal.SIGSTOP):
                 if report.left > 15:

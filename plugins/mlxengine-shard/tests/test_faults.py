@@ -128,6 +128,7 @@ def test_a_rank_that_dies_while_nobody_asks_is_seen_and_started_again(
 
 def test_ranks_that_wait_take_no_time(spread: TextHandle) -> None:
     spread.generate(PROMPT, GREEDY)
+    time.sleep(0.5)  # they have let go of the last answer
     before = {pid: cpu_seconds(pid) for pid in running()}
     assert len(before) == 2
     time.sleep(3)

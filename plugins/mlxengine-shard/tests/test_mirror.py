@@ -99,7 +99,8 @@ def test_digests_that_differ_end_all_ranks(ranks: Ranks) -> None:
     before = set(ranks.pids)
     assert before <= set(running())
     ranks._lines[1].send(packed({"call": "trim", "most": 0, "room": None, "gone": []}))
-    assert ranks._inbox.get(timeout=30).rank == 1
+    while not ranks._lines[1].read().message:
+        pass
     with pytest.raises(RankLostError, match="rank 1 did something else"):
         ranks.call("tidy", 30.0)
     assert not before & set(running())

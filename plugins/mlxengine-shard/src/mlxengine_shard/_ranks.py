@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -13,7 +14,6 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from queue import Empty, SimpleQueue
 from typing import IO, Any
 
 from attrs import asdict, define, field, frozen
@@ -82,12 +82,12 @@ class Ranks:
     _why: str = field(default="they were never started", init=False)
     _processes: list[subprocess.Popen[bytes]] = field(factory=list, init=False)
     _lines: list[Line] = field(factory=list, init=False)
-    _inbox: SimpleQueue[Said] = field(factory=SimpleQueue, init=False)
+    _poll: select.poll = field(factory=select.poll, init=False)
     _files: list[IO[str]] = field(factory=list, init=False)
     _hosts: IO[str] | None = field(default=None, init=False)
     _waits: set[int] = field(factory=set, init=False)
     _began: float = field(default=0.0, init=False)
-    _quiet: list[tuple[int, float]] = field(factory=list, init=False)  # beats of each, and seconds without
+    _quiet: list[float] = field(factory=list, init=False)  # seconds since each said anything
 
     def __attrs_post_init__(self) -> None:
         weakref.finalize(self, _kill, self._processes)  # a stopped rank does not see that its leader ends
@@ -107,20 +107,20 @@ class Ranks:
             return
         count = self.settings.ranks
         self.generation += 1
-        self._inbox = SimpleQueue()
+        self._poll = select.poll()
         self.gone.clear()
         self.kept = self.spare = 0
         self._waits, self._began = set(range(count)), time.monotonic()
         try:
-            for rank, environment in enumerate(self._environments(count)):
-                self._start(rank, environment)
-            self._quiet = [(0, 0.0)] * count
+            for environment in self._environments(count):
+                self._start(environment)
+            self._quiet = [0.0] * count
             self._tell(packed(asdict(self.settings)))
         except BaseException:
             self.end("they could not all be started")
             raise
 
-    def _start(self, rank: int, environment: Mapping[str, str]) -> None:
+    def _start(self, environment: Mapping[str, str]) -> None:
         self._files.append(output := tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115
         ours, theirs = socket.socketpair()
         with theirs:
@@ -134,7 +134,8 @@ class Ranks:
                 start_new_session=True,  # Ctrl-C is for the leader
             )
         self._processes.append(process)
-        self._lines.append(Line(ours, self._inbox.put, rank))
+        self._lines.append(Line(ours, sends=SILENCE, reads=SILENCE))
+        self._poll.register(ours, select.POLLIN)
 
     def poll(self, seconds: float) -> bool:
         """Wait for so long; whether all are ready.
@@ -144,9 +145,8 @@ class Ranks:
         """
         self._check()
         if self._waits:
-            said = self._heard(seconds, self._waits, START_SILENCE)
-            if said is not None:
-                self._waits.discard(said.rank)
+            if (heard := self._heard(seconds, self._waits, START_SILENCE)) is not None:
+                self._waits.discard(heard[0])
             if time.monotonic() - self._began > START_SECONDS:
                 raise self._lost(f"they were not ready after {START_SECONDS:.0f} s")
         self.ready = not self._waits
@@ -172,24 +172,25 @@ class Ranks:
             answers: dict[int, Mapping[str, Any]] = {}
             silent = set(range(len(self._lines)))
             left = within
-            self._quiet = [(line.beats, 0.0) for line in self._lines]
+            self._quiet = [0.0] * len(self._lines)
             while silent:
-                said = self._heard(min(left, _LOOK), silent, SILENCE)
-                if said is None:
-                    left -= _LOOK
+                began = time.monotonic()
+                heard = self._heard(min(left, _LOOK), silent, SILENCE)
+                if heard is None:
+                    left -= min(time.monotonic() - began, _LOOK)
                     if left <= 0:
                         raise self._lost(
                             f"{name} took longer than {within:.1f} s; no answer of {_named(sorted(silent))}"
                         )
                     continue
-                assert said.message is not None
+                rank, said = heard
                 if draw is not None and "draw" in said.message:
                     tokens = draw(said.message["draw"], said.data)
                     self._tell(packed({"tokens": list(tokens)}))
                     left = within
                 else:
-                    answers[said.rank] = said.message
-                    silent.discard(said.rank)
+                    answers[rank] = said.message
+                    silent.discard(rank)
             self._agreed(answers)
         except BaseException:
             self.end("a call of the leader's did not come to its end")
@@ -226,30 +227,36 @@ class Ranks:
             except OSError as error:
                 raise self._lost(f"rank {rank} cannot be told anything: {error}") from error
 
-    def _heard(self, seconds: float, working: Collection[int], silence: float) -> Said | None:
+    def _heard(self, seconds: float, working: Collection[int], silence: float) -> tuple[int, Said] | None:
         """What a rank says next, if it does within so long; raises what ended a rank.
 
         Those that are working say that they live as well, unless they are stopped or hang: what a long step
         computes, or waits for, does it with the interpreter's lock released.
         """
-        try:
-            said = self._inbox.get(timeout=seconds)
-        except Empty:
-            for rank in working:
-                (before, quiet), beats = self._quiet[rank], self._lines[rank].beats
-                self._quiet[rank] = beats, quiet + seconds if beats == before else 0.0
-                if self._quiet[rank][1] >= silence:
-                    raise self._lost(f"rank {rank} is stopped or hangs") from None
-            return None
-        message = said.message
-        if message is None:
-            raise self._lost(f"rank {said.rank} {self._ending(said.rank)}")
-        if "error" in message:
-            if message["memory"]:
-                self.end("memory ran out")
-                raise MemoryError(f"out of memory in rank {said.rank}: {message['error']}")
-            raise self._lost(f"rank {said.rank} failed: {message['error']}")
-        return said
+        began = time.monotonic()
+        ready = dict(self._poll.poll(1000 * seconds))
+        for rank in working:
+            self._quiet[rank] += min(time.monotonic() - began, seconds)
+        for rank, line in enumerate(self._lines):
+            if line.fileno() not in ready:
+                if rank in working and self._quiet[rank] >= silence:
+                    raise self._lost(f"rank {rank} is stopped or hangs")
+                continue
+            self._quiet[rank] = 0.0
+            try:
+                said = line.read()
+            except BlockingIOError:
+                raise self._lost(f"rank {rank} is stopped or hangs") from None
+            except (OSError, EOFError):
+                raise self._lost(f"rank {rank} {self._ending(rank)}") from None
+            if "error" in said.message:
+                if said.message["memory"]:
+                    self.end("memory ran out")
+                    raise MemoryError(f"out of memory in rank {rank}: {said.message['error']}")
+                raise self._lost(f"rank {rank} failed: {said.message['error']}")
+            if said.message:
+                return rank, said
+        return None
 
     def _agreed(self, answers: Mapping[int, Mapping[str, Any]]) -> None:
         wanted = answers[0]["digest"]

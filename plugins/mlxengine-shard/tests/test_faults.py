@@ -136,6 +136,24 @@ def test_ranks_that_wait_take_no_time(spread: TextHandle) -> None:
         assert cpu_seconds(pid) - seconds < 0.02 * 3
 
 
+def test_a_rank_that_waits_for_a_stopped_one_ends_with_its_leader(tiny: Path) -> None:
+    program = LEADER + "    pass\n"
+    leader = subprocess.Popen([sys.executable, "-c", program, str(tiny)], stdout=subprocess.PIPE, text=True)
+    assert leader.stdout is not None
+    waits, stopped = (int(word) for word in leader.stdout.readline().split())
+    try:
+        time.sleep(0.5)  # in the middle of the answer
+        os.kill(stopped, signal.SIGSTOP)
+        time.sleep(0.5)
+        leader.kill()
+        leader.wait()
+        assert until(lambda: not Path(f"/proc/{waits}").exists(), 10)
+    finally:
+        os.kill(stopped, signal.SIGKILL)  # it cannot know of anything
+        leader.stdout.close()
+    assert until(lambda: not Path(f"/proc/{stopped}").exists(), 10)
+
+
 @pytest.mark.parametrize("end", ["killed", pytest.param("exits", marks=pytest.mark.slow)])
 def test_the_ranks_of_a_leader_that_is_gone_end(tiny: Path, end: str) -> None:
     program = LEADER + ("    pass\n" if end == "killed" else "    sys.exit(0)\n")

@@ -33,9 +33,7 @@ class _Rank:
     def _live(self) -> None:
         while True:
             time.sleep(BEAT_SECONDS)
-            if (
-                os.getppid() != self._leader
-            ):  # nobody is left to work for, even where a collective never returns
+            if os.getppid() != self._leader:  # the main thread may wait for ever for a sum
                 os._exit(0)
             if self._works:
                 self._line.beat()

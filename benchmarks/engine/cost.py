@@ -161,8 +161,10 @@ class Group:
 
 
 NETWORKS = (
-    Network(name="one machine, NCCL: 100 µs, 200 GB/s", latency=100e-6, bandwidth=200e9),
-    Network(name="one machine, at best: 10 µs, 200 GB/s", latency=10e-6, bandwidth=200e9),
+    Network(name="one machine: 100 µs, 200 GB/s", latency=100e-6, bandwidth=200e9),
+    Network(name="one machine, slower: 500 µs, 200 GB/s", latency=500e-6, bandwidth=200e9),
+    Network(name="one machine, quicker: 20 µs, 200 GB/s", latency=20e-6, bandwidth=200e9),
+    Network(name="one machine, at best: 6 µs, 200 GB/s", latency=6e-6, bandwidth=200e9),
     Network(name="RDMA, at best: 20 µs, 12 GB/s", latency=20e-6, bandwidth=12e9),
     Network(name="TCP: 200 µs, 1.1 GB/s", latency=200e-6, bandwidth=1.1e9),
 )

@@ -22,7 +22,7 @@ from mlxengine import (
     TextRequest,
     hookimpl,
 )
-from mlxengine.errors import FeatureUnavailableError, UnknownFeatureError
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnknownFeatureError
 
 LEVEL = Feature(name="echo.level", default="default", summary="Who set it.")
 BROKEN = Feature(name="echo.broken", default=True, summary="Never works.", probe=lambda: "it is broken")
@@ -130,6 +130,15 @@ def test_a_flag_of_another_plugins_is_refused_and_not_ignored(folder: Path) -> N
         assert (found.available, found.value) == (False, "default")
         assert words in found.reason
         assert model.explain("core.degrade").available
+        engine.load_text(folder, plugin="deaf", features={"echo.level": "default"})  # it is off
+
+
+def test_what_no_flag_can_be_is_refused(folder: Path) -> None:
+    with (
+        InferenceEngine(plugins=[("echo", Echo())]) as engine,
+        pytest.raises(InvalidParameterError, match=r"echo\.level=\['loud'\]"),
+    ):
+        engine.load(folder, features={"echo.level": ["loud"]})
 
 
 def test_a_back_end_that_honours_anothers_flag_is_given_it(folder: Path) -> None:

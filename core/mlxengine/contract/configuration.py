@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -201,6 +201,11 @@ class ModelConfiguration:
     def __attrs_post_init__(self) -> None:
         if self.size is not None:
             parse_size(self.size)
+        for name, value in self.features:
+            if not isinstance(value, Hashable):
+                raise InvalidParameterError(
+                    f"{name}={value!r} is no value of a flag.", hint="Give a number, a text or a truth value."
+                )
 
     @property
     def parameters(self) -> float | None:

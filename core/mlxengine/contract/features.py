@@ -271,15 +271,17 @@ class FeatureRegistry:
             return None
         return f"it is a flag of the plugin {provider!r}, which {plugin!r} does not honour"
 
-    def refuse_foreign(self, names: Iterable[str], plugin: str, honours: Collection[str]) -> None:
+    def refuse_foreign(self, flags: Mapping[str, object], plugin: str, honours: Collection[str]) -> None:
         """Raise for a flag that was set for a model of a plugin which would ignore it.
 
         Raises:
-            FeatureUnavailableError: it is another plugin's, and this one does not honour it.
+            FeatureUnavailableError: it is another plugin's, not off, and this one does not honour it.
             UnknownFeatureError: nobody has it.
+            InvalidParameterError: a value is none of its flag's.
         """
-        for name in names:
-            if why := self.foreign(name, plugin, honours):
+        for name, value in flags.items():
+            feature = self.find(name)
+            if feature.coerce(value) != feature.off and (why := self.foreign(name, plugin, honours)):
                 raise FeatureUnavailableError(
                     f"{name} cannot be set for this model: {why}.",
                     hint="Leave it out, or let the flag's own plugin serve the model (plugin=…).",

@@ -254,6 +254,21 @@ def test_what_cannot_be_a_job_is_said_before_anything_is_written(
     assert not list(tmp_path.glob("OUT/part-*"))
 
 
+def test_an_encoder_of_texts_is_not_asked_for_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    config = {"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 32, "num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (tmp_path / "t.jsonl").write_text('{"query": "a", "document": "b"}\n')
+    words = ["batch", "-q", str(tmp_path / "t.jsonl"), str(tmp_path / "OUT"), "--model", str(folder)]
+    assert main([*words, "--task", "rerank"]) == 6
+    assert "is not a cross-encoder" in capsys.readouterr().err
+    assert not (tmp_path / "OUT").exists()
+
+
 def test_a_disk_that_is_full_ends_the_job_which_goes_on_afterwards(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

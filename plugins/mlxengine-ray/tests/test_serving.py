@@ -18,8 +18,7 @@ from mlxengine.cli import main
 from mlxengine.errors import GenerationError, ModelNotFoundError
 from mlxengine_ray.serving import Actor, Ended, tend
 from mlxengine_serve import ServerOptions
-from mlxengine_serve._behind import Behind, Figures
-from mlxengine_serve._members import Member
+from mlxengine_serve.front import Behind, Figures, Member
 
 CHAT = b"/v1/chat/completions"
 QUICK = ServerOptions(stuck_seconds=0.2, ready_seconds=0.2)

@@ -97,6 +97,20 @@ def test_numbers_that_are_none(tiny: Path, ranks: object) -> None:
         engine.load(str(tiny), features={"shard.ranks": ranks})
 
 
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
+def test_a_step_takes_some_time(tiny: Path, seconds: float) -> None:
+    with InferenceEngine() as engine, pytest.raises(InvalidParameterError, match=r"shard\.step_seconds"):
+        engine.load(str(tiny), features={"shard.ranks": 2, "shard.step_seconds": seconds})
+    assert running() == []
+
+
+def test_one_load_of_an_engine_with_ranks_can_go_without(tiny: Path) -> None:
+    with InferenceEngine(features={"shard.ranks": 2}) as engine:
+        handle = engine.load(str(tiny), features={"shard.ranks": None})
+        assert "ranks" not in handle.info
+    assert running() == []
+
+
 @pytest.mark.parametrize("flag", [item for item in llm.FEATURES if item not in HONOURS], ids=lambda f: f.name)
 def test_flags_that_are_not_mirrored_are_refused_by_name(tiny: Path, flag: Any) -> None:
     value: Any = {"llm.kv_bits": 8, "llm.kv_tokens": 64}.get(flag.name, flag.default or True)

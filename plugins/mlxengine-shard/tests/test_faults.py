@@ -20,6 +20,15 @@ LONG = evolve(GREEDY, max_tokens=80)
 PROMPT = "once upon a time"
 
 
+LEADER = """
+import sys
+from mlxengine import GenerateParams, InferenceEngine
+handle = InferenceEngine().load_text(sys.argv[1], features={"shard.ranks": 2, "shard.step_seconds": 5.0})
+print(*handle.info["pids"], flush=True)
+for event in handle.stream("x", GenerateParams(max_tokens=4000, temperature=0, ignore_eos=True)):
+"""
+
+
 @pytest.fixture(scope="module")
 def wanted(tiny: Path) -> str:
     with InferenceEngine() as engine:
@@ -34,7 +43,7 @@ def engine() -> Iterator[InferenceEngine]:
 
 @pytest.fixture(scope="module")
 def spread(engine: InferenceEngine, tiny: Path) -> TextHandle:
-    return engine.load_text(str(tiny), features={"shard.ranks": 2, "shard.step_seconds": 20.0})
+    return engine.load_text(str(tiny), features={"shard.ranks": 2})
 
 
 def _begun(handle: TextHandle) -> tuple[Any, list[Any]]:
@@ -74,6 +83,40 @@ def test_an_answer_goes_on_after_a_rank_was_lost(
     assert spread.generate(PROMPT, LONG).text == wanted
 
 
+def test_a_rank_that_was_stopped_before_its_first_step_is_seen_in_seconds(
+    spread: TextHandle, wanted: str
+) -> None:
+    stopped = spread.info["pids"][1]
+    os.kill(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    assert spread.generate(PROMPT, LONG).text == wanted
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert time.monotonic() - began < 12 * busy  # of a row's first step nothing is known: it may take 120 s
+    assert stopped not in running()
+
+
+@pytest.mark.slow
+def test_ranks_that_were_stopped_together_with_their_leader_go_on(tiny: Path) -> None:
+    leader = subprocess.Popen(
+        [sys.executable, "-c", LEADER + "    pass\n", str(tiny)], stdout=subprocess.PIPE, text=True
+    )
+    assert leader.stdout is not None
+    try:
+        everyone = [leader.pid, *(int(word) for word in leader.stdout.readline().split())]
+        time.sleep(0.5)
+        for sign, seconds in ((signal.SIGSTOP, 8.0), (signal.SIGCONT, 3.0)):
+            for pid in everyone:
+                os.kill(pid, sign)
+            time.sleep(seconds)
+        assert leader.poll() is None
+        assert all(Path(f"/proc/{pid}").exists() for pid in everyone)
+    finally:
+        leader.kill()
+        leader.wait()
+        leader.stdout.close()
+    assert until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everyone), 10)
+
+
 @pytest.mark.slow
 def test_a_rank_that_dies_while_nobody_asks_is_seen_and_started_again(
     engine: InferenceEngine, spread: TextHandle, wanted: str
@@ -85,6 +128,7 @@ def test_a_rank_that_dies_while_nobody_asks_is_seen_and_started_again(
 
 def test_ranks_that_wait_take_no_time(spread: TextHandle) -> None:
     spread.generate(PROMPT, GREEDY)
+    time.sleep(0.5)  # they have let go of the last answer
     before = {pid: cpu_seconds(pid) for pid in running()}
     assert len(before) == 2
     time.sleep(3)
@@ -92,13 +136,22 @@ def test_ranks_that_wait_take_no_time(spread: TextHandle) -> None:
         assert cpu_seconds(pid) - seconds < 0.02 * 3
 
 
-LEADER = """
-import sys
-from mlxengine import GenerateParams, InferenceEngine
-handle = InferenceEngine().load_text(sys.argv[1], features={"shard.ranks": 2, "shard.step_seconds": 5.0})
-print(*handle.info["pids"], flush=True)
-for event in handle.stream("x", GenerateParams(max_tokens=4000, temperature=0, ignore_eos=True)):
-"""
+def test_a_rank_that_waits_for_a_stopped_one_ends_with_its_leader(tiny: Path) -> None:
+    program = LEADER + "    pass\n"
+    leader = subprocess.Popen([sys.executable, "-c", program, str(tiny)], stdout=subprocess.PIPE, text=True)
+    assert leader.stdout is not None
+    waits, stopped = (int(word) for word in leader.stdout.readline().split())
+    try:
+        time.sleep(0.5)  # in the middle of the answer
+        os.kill(stopped, signal.SIGSTOP)
+        time.sleep(0.5)
+        leader.kill()
+        leader.wait()
+        assert until(lambda: not Path(f"/proc/{waits}").exists(), 10)
+    finally:
+        os.kill(stopped, signal.SIGKILL)  # it cannot know of anything
+        leader.stdout.close()
+    assert until(lambda: not Path(f"/proc/{stopped}").exists(), 10)
 
 
 @pytest.mark.parametrize("end", ["killed", pytest.param("exits", marks=pytest.mark.slow)])

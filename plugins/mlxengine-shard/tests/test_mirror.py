@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import attrs
 import mlx.core as mx
 import pytest
 from mlxengine.errors import RankLostError
-from mlxengine.toolkit.rows import SharedBatch
+from mlxengine.toolkit.rows import Plan, SharedBatch
+from mlxengine_shard import _ranks
 from mlxengine_shard._line import packed
 from mlxengine_shard._mirror import Mirror
 from mlxengine_shard._ranks import Ranks
@@ -96,10 +99,26 @@ def test_digests_that_differ_end_all_ranks(ranks: Ranks) -> None:
     before = set(ranks.pids)
     assert before <= set(running())
     ranks._lines[1].send(packed({"call": "trim", "most": 0, "room": None, "gone": []}))
-    assert ranks._inbox.get(timeout=30).rank == 1
+    while not ranks._lines[1].read().message:
+        pass
     with pytest.raises(RankLostError, match="rank 1 did something else"):
         ranks.call("tidy", 30.0)
     assert not before & set(running())
+
+
+def test_of_ranks_that_wait_for_another_the_one_that_is_stopped_is_named(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ranks, "SILENCE", 1.5)
+    decoder = opened(ranks)
+    while not ranks.poll(0.1):
+        pass
+    decoder.insert(Told([3, 4], 4, scored=False))
+    decoder.step(Plan(tokens=16))
+    os.kill(ranks.pids[1], signal.SIGSTOP)  # rank 0 waits for its part of a sum, and beats
+    with pytest.raises(RankLostError, match="rank 1 is stopped or hangs"):
+        decoder.step(Plan(tokens=16))
+    assert ranks.pids == []
 
 
 @pytest.mark.slow

@@ -206,6 +206,10 @@ def _task(arguments: argparse.Namespace, made: InferenceEngine, card: ModelCard)
     if strange := given - mine.keys():
         flags = ", ".join(f"--{item.replace('_', '-')}" for item in sorted(strange))
         raise InvalidParameterError(f"The task {name} takes no {flags}.", hint="mlxengine batch --help")
+    if name == "rerank" and "embeddings" in made.explain(card).claim.capabilities:
+        raise UnsupportedInputError(
+            f"{card.id} is not a cross-encoder.", hint="Choose one, such as BAAI/bge-reranker-base."
+        )
     kind = TASKS[name]
     values: dict[str, Any] = {item: getattr(arguments, item) for item in mine}
     if kind is Generate:

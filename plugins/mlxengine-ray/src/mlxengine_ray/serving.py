@@ -20,9 +20,7 @@ import httpx2
 from attrs import frozen
 from mlxengine import InferenceEngine
 from mlxengine.errors import MLXEngineError
-from mlxengine_serve._behind import Behind, Figures
-from mlxengine_serve._front import create_front
-from mlxengine_serve._members import Gone, Member
+from mlxengine_serve.front import Behind, Figures, Gone, Member, create_front
 from mlxengine_serve.options import ServerOptions
 
 from ._cluster import Places, cause, cluster

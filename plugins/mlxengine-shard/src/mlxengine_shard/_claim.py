@@ -19,7 +19,7 @@ from mlxengine_llm import features as llm
 from mlxengine_llm import plugin
 from mlxengine_llm.library import module_of, source
 
-from .features import RANKS, SPLIT
+from .features import RANKS, SPLIT, STEP_SECONDS
 
 HONOURS = (
     llm.STREAMING,
@@ -54,6 +54,9 @@ def claim(card: ModelCard) -> Claim | None:
     try:
         ranks = _number(flags.get(RANKS.name))
         split = SPLIT.coerce(flags.get(SPLIT.name, SPLIT.default))
+        seconds = STEP_SECONDS.coerce(flags.get(STEP_SECONDS.name, STEP_SECONDS.default))
+        if not seconds > 0:
+            raise InvalidParameterError(f"{STEP_SECONDS.name}={seconds} must be a number above 0.")
     except InvalidParameterError as error:
         return _refused(card, error)
     asked = card.configuration.plugin == "shard"

@@ -1,7 +1,8 @@
 """What the leader and its ranks say to each other: a JSON object and bytes behind it, over a socket pair.
 
 It is a channel outside mx.distributed: a rank that has nothing to do sleeps on it, where one that waited in a
-collective would take a whole core.
+collective would take a whole core. Each end reads on the thread that waits for what comes: a message that has
+to pass from one thread to another costs more than the rest of it.
 """
 
 from __future__ import annotations
@@ -11,24 +12,20 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
 
 _HEAD = struct.Struct(">II")
-_PATIENCE = 30  # seconds that sending may wait for a reader that has stopped
+_BEAT = bytes(_HEAD.size)  # a message without anything
 
 
 @frozen
 class Said:
-    """A message of one end; ``message`` is ``None`` when the other end is gone.
+    """A message; ``raw`` is its text. One without a text says only that the other end lives."""
 
-    ``raw`` is the text of the message.
-    """
-
-    rank: int
-    message: Mapping[str, Any] | None = None
+    message: Mapping[str, Any]
     data: bytes = field(default=b"", repr=False)
     raw: bytes = field(default=b"", repr=False)
 
@@ -44,42 +41,50 @@ class Line:
 
     Args:
         end: a connected stream socket, closed with the line.
-        put: given what comes, in order, on a thread of the line's own.
-        rank: whose that is.
+        sends, reads: seconds that the other end may keep this one waiting within a message; 0: for ever.
     """
 
-    def __init__(self, end: socket.socket, put: Callable[[Said], None], rank: int) -> None:
+    def __init__(self, end: socket.socket, *, sends: float = 0.0, reads: float = 0.0) -> None:
         self._end = end
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _PATIENCE, 0))
-        self._put = put
-        self._rank = rank
-        self._thread = threading.Thread(target=self._read, name=f"mlxengine-shard-line-{rank}", daemon=True)
-        self._thread.start()
+        for option, seconds in ((socket.SO_SNDTIMEO, sends), (socket.SO_RCVTIMEO, reads)):
+            end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), 0))
+        self._sending = threading.Lock()
+
+    def fileno(self) -> int:
+        """The descriptor, to wait on."""
+        return self._end.fileno()
 
     def send(self, content: bytes) -> None:
-        """Send what `packed` made.
+        """Send what `packed` made; on any thread.
 
         Raises:
             OSError: the other end is gone, or does not read.
         """
-        self._end.sendall(content)
+        with self._sending:
+            self._end.sendall(content)
+
+    def beat(self) -> None:
+        """Say that this process lives, if there is anybody to hear it."""
+        with contextlib.suppress(OSError):
+            self.send(_BEAT)
+
+    def read(self) -> Said:
+        """Wait for the next message.
+
+        Raises:
+            EOFError: the other end is gone.
+            OSError: it is gone, or does not go on (`BlockingIOError`).
+        """
+        head = self._take(_HEAD.size)
+        if head == _BEAT:
+            return Said({})
+        length, more = _HEAD.unpack(head)
+        raw = self._take(length)
+        return Said(json.loads(raw), self._take(more), raw)
 
     def close(self) -> None:
-        """Close it; the thread has ended when this returns."""
-        with contextlib.suppress(OSError):
-            self._end.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        """Close it."""
         self._end.close()
-
-    def _read(self) -> None:
-        try:
-            while head := self._take(_HEAD.size):
-                length, more = _HEAD.unpack(head)
-                raw = self._take(length)
-                self._put(Said(self._rank, json.loads(raw), self._take(more), raw))
-        except (OSError, EOFError):
-            pass
-        self._put(Said(self._rank))
 
     def _take(self, count: int) -> bytes:
         found = bytearray(count)

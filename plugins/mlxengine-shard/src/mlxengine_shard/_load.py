@@ -32,6 +32,7 @@ from mlxengine_llm import features as llm
 from mlxengine_llm import plugin
 
 from . import features
+from ._transport import transport_of
 
 _NOT_MIRRORED: dict[Feature[Any], str] = {
     llm.KV_BITS: "packed key-value caches are not mirrored on the ranks",
@@ -63,7 +64,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
                 f"{flag.name} cannot be used with shard.ranks: {why}.",
                 hint="Leave out one of them.",
             )
-    transport = "nccl" if context.device.backend == "cuda" else "ring"
+    transport = transport_of(context.device.backend, count)
     if transport == "nccl" and flags.get(features.SPLIT) == "pipeline":
         raise FeatureUnavailableError(
             "shard.split=pipeline sends from rank to rank, which mlx cannot on CUDA.",

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
-from queue import SimpleQueue
 from typing import Any, NoReturn
 
 from ._line import Line, Said, packed
+
+BEAT_SECONDS = 0.5
+"""A rank that is at work says so often that it lives."""
+_PATIENCE = 30.0  # seconds that the leader, which may be stopped, may keep it waiting within a message
 
 
 class _Rank:
@@ -20,19 +25,23 @@ class _Rank:
     """
 
     def __init__(self, descriptor: int) -> None:
-        self._inbox: SimpleQueue[Said] = SimpleQueue()
-        self._line = Line(socket.socket(fileno=descriptor), self._heard, 0)
+        self._line = Line(socket.socket(fileno=descriptor), sends=_PATIENCE)
+        self._works = True
+        self._leader = os.getppid()
+        threading.Thread(target=self._live, name="mlxengine-shard-beat", daemon=True).start()
 
-    def _heard(self, said: Said) -> None:
-        if said.message is None:  # nobody is left to work for, even where a collective never returns
-            os._exit(0)
-        self._inbox.put(said)
+    def _live(self) -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            if os.getppid() != self._leader:  # the main thread may wait for ever for a sum
+                os._exit(0)
+            if self._works:
+                self._line.beat()
 
     def serve(self) -> NoReturn:
         """Build this rank's part and do what the leader says, until the leader is gone."""
         try:
             settings = self._next().message
-            assert settings is not None
             from mlxengine.toolkit import backend
 
             backend.MLXBackend()  # the engine's bounds on what mlx keeps
@@ -44,8 +53,9 @@ class _Rank:
             mirror = Mirror(settings, group, self._ask)
             self._say({"ready": group.size()})
             while True:
+                self._works = False
                 said = self._next()
-                assert said.message is not None
+                self._works = True
                 self._say(mirror.answer(said.message, said.raw))
         except Exception as error:
             from mlxengine.errors import out_of_memory
@@ -57,13 +67,14 @@ class _Rank:
     def _ask(self, rows: Sequence[int], logits: bytes) -> Sequence[int]:
         if logits:
             self._say({"draw": list(rows)}, logits)
-        said = self._next().message
-        assert said is not None
-        tokens: Sequence[int] = said["tokens"]
+        tokens: Sequence[int] = self._next().message["tokens"]
         return tokens
 
     def _next(self) -> Said:
-        return self._inbox.get()
+        try:
+            return self._line.read()
+        except (OSError, EOFError):
+            os._exit(0)
 
     def _say(self, message: Mapping[str, Any], data: bytes = b"") -> None:
         self._line.send(packed(message, data))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -12,8 +13,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import IO, Any
 
 from attrs import asdict, define, field, frozen
@@ -23,6 +23,11 @@ from ._line import Line, Said, packed
 
 START_SECONDS = 600.0
 """What reading the weights may take."""
+SILENCE = 4.0
+"""Seconds after which a rank that is at work and does not say that it lives is taken for stopped."""
+START_SILENCE = 60.0
+"""The same while it starts: libraries that are loaded may hold the interpreter's lock."""
+_LOOK = 0.5  # seconds; what this process does not wait in, as it was stopped itself, does not count
 
 Draw = Callable[[Sequence[int], bytes], Sequence[int]]
 _TAIL = 600  # characters of a rank's own words that an error shows
@@ -77,11 +82,12 @@ class Ranks:
     _why: str = field(default="they were never started", init=False)
     _processes: list[subprocess.Popen[bytes]] = field(factory=list, init=False)
     _lines: list[Line] = field(factory=list, init=False)
-    _inbox: SimpleQueue[Said] = field(factory=SimpleQueue, init=False)
+    _poll: select.poll = field(factory=select.poll, init=False)
     _files: list[IO[str]] = field(factory=list, init=False)
     _hosts: IO[str] | None = field(default=None, init=False)
     _waits: set[int] = field(factory=set, init=False)
     _began: float = field(default=0.0, init=False)
+    _quiet: list[float] = field(factory=list, init=False)  # seconds since each said anything
 
     def __attrs_post_init__(self) -> None:
         weakref.finalize(self, _kill, self._processes)  # a stopped rank does not see that its leader ends
@@ -101,19 +107,20 @@ class Ranks:
             return
         count = self.settings.ranks
         self.generation += 1
-        self._inbox = SimpleQueue()
+        self._poll = select.poll()
         self.gone.clear()
         self.kept = self.spare = 0
         self._waits, self._began = set(range(count)), time.monotonic()
         try:
-            for rank, environment in enumerate(self._environments(count)):
-                self._start(rank, environment)
+            for environment in self._environments(count):
+                self._start(environment)
+            self._quiet = [0.0] * count
             self._tell(packed(asdict(self.settings)))
         except BaseException:
             self.end("they could not all be started")
             raise
 
-    def _start(self, rank: int, environment: Mapping[str, str]) -> None:
+    def _start(self, environment: Mapping[str, str]) -> None:
         self._files.append(output := tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115
         ours, theirs = socket.socketpair()
         with theirs:
@@ -127,7 +134,8 @@ class Ranks:
                 start_new_session=True,  # Ctrl-C is for the leader
             )
         self._processes.append(process)
-        self._lines.append(Line(ours, self._inbox.put, rank))
+        self._lines.append(Line(ours, sends=SILENCE, reads=SILENCE))
+        self._poll.register(ours, select.POLLIN)
 
     def poll(self, seconds: float) -> bool:
         """Wait for so long; whether all are ready.
@@ -137,9 +145,8 @@ class Ranks:
         """
         self._check()
         if self._waits:
-            with contextlib.suppress(Empty):
-                said = self._heard(seconds)
-                self._waits.discard(said.rank)
+            if (heard := self._heard(seconds, self._waits, START_SILENCE)) is not None:
+                self._waits.discard(heard[0])
             if time.monotonic() - self._began > START_SECONDS:
                 raise self._lost(f"they were not ready after {START_SECONDS:.0f} s")
         self.ready = not self._waits
@@ -163,22 +170,27 @@ class Ranks:
         try:
             self._tell(packed({"call": name, "room": self.room(), "gone": gone, **arguments}))
             answers: dict[int, Mapping[str, Any]] = {}
-            end = time.monotonic() + within
-            while len(answers) < len(self._lines):
-                try:
-                    said = self._heard(max(0.0, end - time.monotonic()))
-                except Empty:
-                    silent = sorted(set(range(len(self._lines))) - set(answers))
-                    raise self._lost(
-                        f"{name} took longer than {within:.1f} s; no answer of {_named(silent)}"
-                    ) from None
-                assert said.message is not None
+            silent = set(range(len(self._lines)))
+            left = within
+            self._quiet = [0.0] * len(self._lines)
+            while silent:
+                began = time.monotonic()
+                heard = self._heard(min(left, _LOOK), silent, SILENCE)
+                if heard is None:
+                    left -= min(time.monotonic() - began, _LOOK)
+                    if left <= 0:
+                        raise self._lost(
+                            f"{name} took longer than {within:.1f} s; no answer of {_named(sorted(silent))}"
+                        )
+                    continue
+                rank, said = heard
                 if draw is not None and "draw" in said.message:
                     tokens = draw(said.message["draw"], said.data)
                     self._tell(packed({"tokens": list(tokens)}))
-                    end = time.monotonic() + within
+                    left = within
                 else:
-                    answers[said.rank] = said.message
+                    answers[rank] = said.message
+                    silent.discard(rank)
             self._agreed(answers)
         except BaseException:
             self.end("a call of the leader's did not come to its end")
@@ -215,18 +227,36 @@ class Ranks:
             except OSError as error:
                 raise self._lost(f"rank {rank} cannot be told anything: {error}") from error
 
-    def _heard(self, seconds: float) -> Said:
-        """What a rank says next; raises ``Empty``, and what ended a rank."""
-        said = self._inbox.get(timeout=seconds)
-        message = said.message
-        if message is None:
-            raise self._lost(f"rank {said.rank} {self._ending(said.rank)}")
-        if "error" in message:
-            if message["memory"]:
-                self.end("memory ran out")
-                raise MemoryError(f"out of memory in rank {said.rank}: {message['error']}")
-            raise self._lost(f"rank {said.rank} failed: {message['error']}")
-        return said
+    def _heard(self, seconds: float, working: Collection[int], silence: float) -> tuple[int, Said] | None:
+        """What a rank says next, if it does within so long; raises what ended a rank.
+
+        Those that are working say that they live as well, unless they are stopped or hang: what a long step
+        computes, or waits for, does it with the interpreter's lock released.
+        """
+        began = time.monotonic()
+        ready = dict(self._poll.poll(1000 * seconds))
+        for rank in working:
+            self._quiet[rank] += min(time.monotonic() - began, seconds)
+        for rank, line in enumerate(self._lines):
+            if line.fileno() not in ready:
+                if rank in working and self._quiet[rank] >= silence:
+                    raise self._lost(f"rank {rank} is stopped or hangs")
+                continue
+            self._quiet[rank] = 0.0
+            try:
+                said = line.read()
+            except BlockingIOError:
+                raise self._lost(f"rank {rank} is stopped or hangs") from None
+            except (OSError, EOFError):
+                raise self._lost(f"rank {rank} {self._ending(rank)}") from None
+            if "error" in said.message:
+                if said.message["memory"]:
+                    self.end("memory ran out")
+                    raise MemoryError(f"out of memory in rank {rank}: {said.message['error']}")
+                raise self._lost(f"rank {rank} failed: {said.message['error']}")
+            if said.message:
+                return rank, said
+        return None
 
     def _agreed(self, answers: Mapping[int, Mapping[str, Any]]) -> None:
         wanted = answers[0]["digest"]

@@ -9,7 +9,8 @@ from typing import Any
 from mlxengine import Feature, Stage
 
 
-def _ranks() -> str | None:
+def unavailable() -> str | None:
+    """Why there can be no ranks here, if there is a reason."""
     if importlib.util.find_spec("mlx_lm") is None:
         return "mlx-lm is not installed"
     return "ranks are processes with POSIX sockets" if sys.platform == "win32" else None
@@ -21,7 +22,7 @@ RANKS: Feature[int | None] = Feature(
     summary="Spread the model over so many processes of this machine, on CUDA each with a device.",
     stage=Stage.EXPERIMENTAL,
     applies_to=("llm",),
-    probe=_ranks,
+    probe=unavailable,
 )
 SPLIT = Feature(
     name="shard.split",
@@ -30,7 +31,7 @@ SPLIT = Feature(
     stage=Stage.EXPERIMENTAL,
     applies_to=("llm",),
     choices=("tensor", "pipeline"),
-    probe=_ranks,
+    probe=unavailable,
 )
 STEP_SECONDS = Feature(
     name="shard.step_seconds",
@@ -38,7 +39,7 @@ STEP_SECONDS = Feature(
     summary="Ranks whose step takes longer are ended and started again; sooner where its length is known.",
     stage=Stage.EXPERIMENTAL,
     applies_to=("llm",),
-    probe=_ranks,
+    probe=unavailable,
 )
 
 FEATURES: tuple[Feature[Any], ...] = (RANKS, SPLIT, STEP_SECONDS)

@@ -10,7 +10,17 @@ from mlxengine import Feature, hookimpl
 from . import features
 
 if TYPE_CHECKING:
-    from mlxengine import Claim, Event, LoadContext, Loaded, ModelCard, Request, RunContext
+    from mlxengine import (
+        Check,
+        Claim,
+        Event,
+        LoadContext,
+        Loaded,
+        ModelCard,
+        Request,
+        RunContext,
+        SelfTestContext,
+    )
 
 
 @hookimpl
@@ -37,3 +47,12 @@ def generate(model: object, request: Request, context: RunContext) -> Iterator[E
     from ._load import serve
 
     return serve(model, request, context)
+
+
+@hookimpl
+def self_test(context: SelfTestContext) -> Sequence[Check]:
+    if features.unavailable() is not None:  # said where the flags are listed
+        return ()
+    from ._self_test import self_test as run
+
+    return run(context)

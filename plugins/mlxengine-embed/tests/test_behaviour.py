@@ -341,11 +341,11 @@ def test_the_quicker_cpu_blocks_change_nothing_that_matters(
     assert np.abs(found - minilm_model.embed(texts).numpy()).max() < 5e-6
 
 
-@pytest.mark.parametrize("name", ["bert-mean", "xlm-roberta"])
-def test_the_fused_attention_of_a_gpu_changes_nothing(random_root: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["bert-mean", "xlm-roberta", "modernbert"])
+def test_the_blocks_for_a_gpu_change_nothing(random_root: Path, name: str) -> None:
     import mlx.core as mx
     from mlxengine.toolkit.checkpoint import normalise_config
-    from mlxengine_embed._blocks import use_fused_attention
+    from mlxengine_embed._blocks import use_gpu_blocks
     from mlxengine_embed._encoders import build_encoder
     from mlxengine_embed._weights import fill, read_folder
 
@@ -355,7 +355,7 @@ def test_the_fused_attention_of_a_gpu_changes_nothing(random_root: Path, name: s
     ids = mx.array([[1, 9, 50, 7, 2], [1, 30, 2, encoder.pad, encoder.pad]])
     valid = mx.array([[True] * 5, [True] * 3 + [False] * 2])
     before = np.array(encoder.forward(ids, valid, None))
-    use_fused_attention(encoder.module)
+    use_gpu_blocks(encoder.module)
     after = np.array(encoder.forward(ids, valid, None))
     assert np.abs(after - before)[0].max() < 1e-5
     assert np.abs(after - before)[1, :3].max() < 1e-5

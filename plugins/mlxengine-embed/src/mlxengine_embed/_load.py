@@ -41,7 +41,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     from mlxengine.toolkit.loading import warm
 
     from . import _static
-    from ._blocks import use_cpu_blocks, use_fused_attention
+    from ._blocks import use_cpu_blocks, use_gpu_blocks
     from ._encoders import build_encoder
     from ._rerank import is_reranker, label_names
     from ._weights import fill, read_folder
@@ -69,7 +69,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     if on_cpu and context.features.get(features.CPU_KERNELS):
         replaced = use_cpu_blocks(encoder.module)
     elif not on_cpu:
-        use_fused_attention(encoder.module)
+        use_gpu_blocks(encoder.module)
     tokenizer = _tokenizer(card, recipe, folder, encoder.positions)
     common: dict[str, Any] = {
         "id": card.id,

@@ -867,6 +867,36 @@ def _roberta_reranker(folder: Path) -> None:
     write_tokenizer(folder, "roberta", longest=LONGEST)
 
 
+def _flash_reranker(folder: Path) -> None:
+    """`_roberta_reranker` in the layout of jina-reranker-v2, whose configuration names a class alone."""
+    _roberta_reranker(folder)
+    stored = load_file(str(folder / "model.safetensors"))
+    for key in [key for key in stored if "attention.self.query" in key]:
+        parts = (stored.pop(key.replace("query", part)) for part in ("query", "key", "value"))
+        stored[key.replace("attention.self.query", "mixer.Wqkv")] = np.concatenate(list(parts))
+    names = (
+        (r"encoder\.layer\.", "encoder.layers."),
+        (r"embeddings\.LayerNorm", "emb_ln"),
+        (r"attention\.output\.dense", "mixer.out_proj"),
+        (r"attention\.output\.LayerNorm", "norm1"),
+        (r"output\.LayerNorm", "norm2"),
+        (r"intermediate\.dense", "mlp.fc1"),
+        (r"(?<!attention\.)output\.dense", "mlp.fc2"),
+    )
+    for old, new in names:
+        stored = {re.sub(old, new, key): value for key, value in stored.items()}
+    weights = _Weights(7)
+    weights.tensors = stored
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_type"]
+    config["auto_map"] = {
+        "AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig",
+        "AutoModel": "modeling_xlm_roberta.XLMRobertaModel",
+        "AutoModelForSequenceClassification": "modeling_xlm_roberta.XLMRobertaForSequenceClassification",
+    }
+    _save(folder, {**config, "num_labels": 1, "use_flash_attn": True}, weights)
+
+
 def _modern_reranker(folder: Path) -> None:
     weights = _Weights(8)
     _modernbert(weights, "model.")
@@ -1243,6 +1273,8 @@ JUDGES: dict[str, Callable[[Path], None]] = {
     "judge-of-pairs": _word_judge(82, no=15, message=False, tied=True),
 }
 """Language models that score pairs, with sentence-transformers' files."""
+UNREAD_RERANKERS: dict[str, Callable[[Path], None]] = {"jina-v2-reranker": _flash_reranker}
+"""Those that no library reads without their own code; each has the weights of ``xlm-roberta-reranker``."""
 BARE_JUDGES: dict[str, Callable[[Path], None]] = {
     "Qwen3-Reranker-tiny": _judge(83, "qwen3"),
     "bge-reranker-v2-gemma-tiny": _judge(84, "gemma", norms=0.0, hidden_act="gelu"),
@@ -1294,7 +1326,16 @@ def write(name: str, root: Path) -> Path:
     folder = root / name
     if not folder.exists():
         folder.mkdir(parents=True)
-        {**EMBEDDERS, **RERANKERS, **JUDGES, **BARE_JUDGES, **SPARSE, **LATE, **CLASSIFIERS}[name](folder)
+        {
+            **EMBEDDERS,
+            **RERANKERS,
+            **UNREAD_RERANKERS,
+            **JUDGES,
+            **BARE_JUDGES,
+            **SPARSE,
+            **LATE,
+            **CLASSIFIERS,
+        }[name](folder)
     return folder
 
 

@@ -16,7 +16,7 @@ from mlxengine.errors import CancelledError, IncompatibleWeightsError
 from . import features
 from ._claim import CPU_TOKENS, GPU_TOKENS
 from ._late import METADATA, Late
-from ._published import as_computed
+from ._published import as_computed, named
 from ._recipe import Dense, Normalize, Recipe, judges, read_recipe, read_scoring
 from ._sight import sees
 
@@ -51,7 +51,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         from ._seeing import load_sight
 
         return load_sight(card, context)
-    card = _with_metadata(card, context.path)
+    card = _with_metadata(named(card), context.path)
     reranks = is_reranker(card) or judges(card)
     recipe = read_scoring(card) if reranks else read_recipe(card)
     folder = context.path / recipe.folder

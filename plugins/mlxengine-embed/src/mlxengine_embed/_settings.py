@@ -226,6 +226,11 @@ ENCODERS: Mapping[str, Known] = {
         | _keys("use_flash_attn use_reentrant"),
         code=("XLMRobertaFlashConfig", "XLMRobertaLoRA", "XLMRobertaModel"),
     ),
+    "xlm_roberta_flash": evolve(
+        _BERT,
+        harmless=_keys("use_flash_attn"),
+        code=("XLMRobertaFlashConfig", "XLMRobertaModel", "XLMRobertaForSequenceClassification"),
+    ),
     "t5": _T5,
     "mt5": _T5,
     "umt5": _T5,

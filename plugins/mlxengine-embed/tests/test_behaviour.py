@@ -341,6 +341,19 @@ def test_the_quicker_cpu_blocks_change_nothing_that_matters(
     assert np.abs(found - minilm_model.embed(texts).numpy()).max() < 5e-6
 
 
+def test_a_batch_ends_where_padding_what_follows_would_cost_more_than_another_batch() -> None:
+    from mlxengine_embed._batches import plan_batches
+
+    assert [len(batch) for batch in plan_batches([40] * 27 + [200] * 5, 16384)] == [5, 27]
+    assert [len(batch) for batch in plan_batches([200, *[190] * 20], 16384)] == [21]  # 200 tokens of padding
+    assert [len(batch) for batch in plan_batches([200, *[40] * 27], 600)] == [
+        3,
+        15,
+        10,
+    ]  # few would be padded
+    assert sorted(place for batch in plan_batches([3, 0, 9, 400, 0], 1) for place in batch) == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("name", ["bert-mean", "xlm-roberta", "modernbert"])
 def test_the_blocks_for_a_gpu_change_nothing(random_root: Path, name: str) -> None:
     import mlx.core as mx

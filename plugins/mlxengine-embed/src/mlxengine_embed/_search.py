@@ -93,8 +93,8 @@ class _Best:
             if most <= _FEW * self._kept:
                 # What fills up a row is ordered after everything, also after what is no number.
                 slots = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-                found = np.full((len(scores), most), np.nan, dtype=np.float32)
-                places = np.full(found.shape, np.iinfo(np.int64).max)
+                found: Host = np.full((len(scores), most), np.nan, dtype=np.float32)
+                places: Host = np.full(found.shape, np.iinfo(np.int64).max)
                 found[rows, slots] = scores[rows, columns]
                 places[rows, slots] = columns + start
                 self.add(found, places)

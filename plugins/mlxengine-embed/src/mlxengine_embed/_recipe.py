@@ -23,9 +23,10 @@ from mlxengine.errors import (
 
 from ._families import Family, family_of
 from ._judge import Judge, find_judge
+from ._known import STAGES
 from ._late import METADATA, Late, is_late, read_late, read_stanford
 from ._published import SEARCH_TASKS
-from ._settings import STAGES, check_modalities, check_stage, transformer_settings
+from ._settings import check_modalities, check_stage, transformer_settings
 from .models import EmbedConfiguration
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")

@@ -258,6 +258,6 @@ VARIANTS: Mapping[str, Variant] = {
     "jina_embeddings_v3": _FLASH,
     "xlm_roberta_flash": evolve(_FLASH, positions="after padding", theta=None),
 }
-"""The architectures that are served so; what each of their settings may be, `_settings.ENCODERS` says."""
+"""The architectures that are served so; what each of their settings may be, `_known.ENCODERS` says."""
 
 __all__ = ["VARIANTS", "Variant"]

@@ -714,6 +714,16 @@ def _gte(folder: Path) -> None:
     _gated(41, biased=True).write(folder, dict(_GTE), mode="cls")
 
 
+def gte_sparse(folder: Path) -> None:
+    """The same with a weight for each token, as gte-multilingual-base has it."""
+    _gte(folder)
+    weights = _Weights(44)
+    weights.linear("classifier", 1, SIZE)
+    weights.tensors |= {f"new.{k}": v for k, v in load_file(str(folder / "model.safetensors")).items()}
+    config = json.loads((folder / "config.json").read_text())
+    _save(folder, config | {"architectures": ["NewForTokenClassification"]}, weights)
+
+
 def _gte_published(folder: Path) -> None:
     """The same under the names of the repository's own code."""
     found = _gated(41, biased=True)

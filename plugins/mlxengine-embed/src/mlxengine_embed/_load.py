@@ -159,7 +159,7 @@ def _embedder(
         upcast_for_cpu(function)
         modules.append(function)
     if recipe.further:
-        heads = Heads(root / recipe.folder, recipe.further, common["encoder"].hidden_size)
+        heads = Heads(root / recipe.folder, recipe.further, common["encoder"].hidden_size, weights)
         upcast_for_cpu(heads)
         modules.append(heads)
         whole = common["tokenizer"].whole

@@ -34,7 +34,7 @@ from mlxengine import (
     TextRequest,
 )
 
-from benchmarks.embeddings.gpu import write_bert
+from benchmarks.embeddings.shapes import write as write_encoder
 from benchmarks.pictures.gpu import small
 from benchmarks.pictures.repositories import MODELS, write, write_random
 from benchmarks.sides import TINY, Report, checkpoint, parser, prompts
@@ -61,7 +61,7 @@ class Work:
         bert, sd = scratch / "bert", scratch / "sd"
         bert.mkdir()
         sd.mkdir()
-        write_bert(bert, *((2, 128) if options.tiny else (12, 768)))
+        write_encoder(bert, *(("minilm", "float32") if options.tiny else ("bert-base", "float16")))
         self.embed = _loaded(lambda: engine.load_embeddings(bert))
         dtype = "float32" if options.tiny else "float16"
         model = small(MODELS["sd-1.5"]) if options.tiny else MODELS["sd-1.5"]

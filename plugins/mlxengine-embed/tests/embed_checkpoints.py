@@ -714,6 +714,16 @@ def _gte(folder: Path) -> None:
     _gated(41, biased=True).write(folder, dict(_GTE), mode="cls")
 
 
+def gte_sparse(folder: Path) -> None:
+    """The same with a weight for each token, as gte-multilingual-base has it."""
+    _gte(folder)
+    weights = _Weights(44)
+    weights.linear("classifier", 1, SIZE)
+    weights.tensors |= {f"new.{k}": v for k, v in load_file(str(folder / "model.safetensors")).items()}
+    config = json.loads((folder / "config.json").read_text())
+    _save(folder, config | {"architectures": ["NewForTokenClassification"]}, weights)
+
+
 def _gte_published(folder: Path) -> None:
     """The same under the names of the repository's own code."""
     found = _gated(41, biased=True)
@@ -865,6 +875,36 @@ def _roberta_reranker(folder: Path) -> None:
     names = {"architectures": ["XLMRobertaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
     _save(folder, {**_ROBERTA, **names}, weights)
     write_tokenizer(folder, "roberta", longest=LONGEST)
+
+
+def _flash_reranker(folder: Path) -> None:
+    """`_roberta_reranker` in the layout of jina-reranker-v2, whose configuration names a class alone."""
+    _roberta_reranker(folder)
+    stored = load_file(str(folder / "model.safetensors"))
+    for key in [key for key in stored if "attention.self.query" in key]:
+        parts = (stored.pop(key.replace("query", part)) for part in ("query", "key", "value"))
+        stored[key.replace("attention.self.query", "mixer.Wqkv")] = np.concatenate(list(parts))
+    names = (
+        (r"encoder\.layer\.", "encoder.layers."),
+        (r"embeddings\.LayerNorm", "emb_ln"),
+        (r"attention\.output\.dense", "mixer.out_proj"),
+        (r"attention\.output\.LayerNorm", "norm1"),
+        (r"output\.LayerNorm", "norm2"),
+        (r"intermediate\.dense", "mlp.fc1"),
+        (r"(?<!attention\.)output\.dense", "mlp.fc2"),
+    )
+    for old, new in names:
+        stored = {re.sub(old, new, key): value for key, value in stored.items()}
+    weights = _Weights(7)
+    weights.tensors = stored
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_type"]
+    config["auto_map"] = {
+        "AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig",
+        "AutoModel": "modeling_xlm_roberta.XLMRobertaModel",
+        "AutoModelForSequenceClassification": "modeling_xlm_roberta.XLMRobertaForSequenceClassification",
+    }
+    _save(folder, {**config, "num_labels": 1, "use_flash_attn": True}, weights)
 
 
 def _modern_reranker(folder: Path) -> None:
@@ -1243,6 +1283,8 @@ JUDGES: dict[str, Callable[[Path], None]] = {
     "judge-of-pairs": _word_judge(82, no=15, message=False, tied=True),
 }
 """Language models that score pairs, with sentence-transformers' files."""
+UNREAD_RERANKERS: dict[str, Callable[[Path], None]] = {"jina-v2-reranker": _flash_reranker}
+"""Those that no library reads without their own code; each has the weights of ``xlm-roberta-reranker``."""
 BARE_JUDGES: dict[str, Callable[[Path], None]] = {
     "Qwen3-Reranker-tiny": _judge(83, "qwen3"),
     "bge-reranker-v2-gemma-tiny": _judge(84, "gemma", norms=0.0, hidden_act="gelu"),
@@ -1294,7 +1336,16 @@ def write(name: str, root: Path) -> Path:
     folder = root / name
     if not folder.exists():
         folder.mkdir(parents=True)
-        {**EMBEDDERS, **RERANKERS, **JUDGES, **BARE_JUDGES, **SPARSE, **LATE, **CLASSIFIERS}[name](folder)
+        {
+            **EMBEDDERS,
+            **RERANKERS,
+            **UNREAD_RERANKERS,
+            **JUDGES,
+            **BARE_JUDGES,
+            **SPARSE,
+            **LATE,
+            **CLASSIFIERS,
+        }[name](folder)
     return folder
 
 

@@ -341,11 +341,24 @@ def test_the_quicker_cpu_blocks_change_nothing_that_matters(
     assert np.abs(found - minilm_model.embed(texts).numpy()).max() < 5e-6
 
 
-@pytest.mark.parametrize("name", ["bert-mean", "xlm-roberta"])
-def test_the_fused_attention_of_a_gpu_changes_nothing(random_root: Path, name: str) -> None:
+def test_a_batch_ends_where_padding_what_follows_would_cost_more_than_another_batch() -> None:
+    from mlxengine_embed._batches import plan_batches
+
+    assert [len(batch) for batch in plan_batches([40] * 27 + [200] * 5, 16384)] == [5, 27]
+    assert [len(batch) for batch in plan_batches([200, *[190] * 20], 16384)] == [21]  # 200 tokens of padding
+    assert [len(batch) for batch in plan_batches([200, *[40] * 27], 600)] == [
+        3,
+        15,
+        10,
+    ]  # few would be padded
+    assert sorted(place for batch in plan_batches([3, 0, 9, 400, 0], 1) for place in batch) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["bert-mean", "xlm-roberta", "modernbert"])
+def test_the_blocks_for_a_gpu_change_nothing(random_root: Path, name: str) -> None:
     import mlx.core as mx
     from mlxengine.toolkit.checkpoint import normalise_config
-    from mlxengine_embed._blocks import use_fused_attention
+    from mlxengine_embed._blocks import use_gpu_blocks
     from mlxengine_embed._encoders import build_encoder
     from mlxengine_embed._weights import fill, read_folder
 
@@ -355,7 +368,7 @@ def test_the_fused_attention_of_a_gpu_changes_nothing(random_root: Path, name: s
     ids = mx.array([[1, 9, 50, 7, 2], [1, 30, 2, encoder.pad, encoder.pad]])
     valid = mx.array([[True] * 5, [True] * 3 + [False] * 2])
     before = np.array(encoder.forward(ids, valid, None))
-    use_fused_attention(encoder.module)
+    use_gpu_blocks(encoder.module)
     after = np.array(encoder.forward(ids, valid, None))
     assert np.abs(after - before)[0].max() < 1e-5
     assert np.abs(after - before)[1, :3].max() < 1e-5

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mlxengine import EmbeddingHandle, InferenceEngine
 from mlxengine.errors import IncompatibleWeightsError, UnsupportedInputError
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 Load = Callable[[str], EmbeddingHandle]
 WORDS = embed_checkpoints.word_texts()
@@ -55,3 +55,29 @@ def test_one_that_lacks_a_layer_lacks_its_output(
     save_file({"weight": np.zeros((8, 5), np.float32)}, folder / "colbert_linear.safetensors")
     with pytest.raises(IncompatibleWeightsError, match="colbert_linear"):
         engine.load_embeddings(folder)
+
+
+def test_gte_weighs_tokens_by_a_classifier_among_the_encoders_weights(
+    engine: InferenceEngine, references: Mapping[str, Any], tmp_path: Path
+) -> None:
+    embed_checkpoints.gte_sparse(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    with engine.load_embeddings(tmp_path) as model:
+        assert model.info["further_outputs"] == ("sparse",)
+        assert np.abs(model.embed(WORDS).numpy() - references["gte"]).max() < 1e-4
+        hidden = model.embed(WORDS, output="tokens")
+        found = model.embed(WORDS, output="sparse")
+    weights = [item.numpy() @ stored["classifier.weight"][0] + stored["classifier.bias"] for item in hidden]
+    compared = 0
+    for text, row, each in zip(WORDS, found, weights, strict=True):
+        words = text.split()
+        if len(each) != len(words) + 2:
+            continue  # cut
+        expected: dict[str, float] = {}
+        for word, weight in zip(words, each[1:-1], strict=True):
+            if weight > 0:
+                expected[word] = max(expected.get(word, 0), float(weight))
+        given = zip(row.words, row.weights.numpy().tolist(), strict=True)
+        assert {word: weight for word, weight in given if word in words} == pytest.approx(expected, abs=1e-4)
+        compared += len(expected)
+    assert compared > 20

@@ -19,7 +19,7 @@ from mlxengine.toolkit.estimate import architectures, loaded_weights, number
 from ._architectures import ENCODERS, HEADS, LIBRARIES, MASKED_HEADS, OTHERWISE
 from ._families import family_of
 from ._late import METADATA, is_late
-from ._published import as_computed
+from ._published import as_computed, named
 from ._recipe import is_sentence_model, judges, makes_terms, read_recipe, read_scoring
 from ._settings import encoder_problem
 from ._sight import claim_sight
@@ -34,6 +34,7 @@ def claim(card: ModelCard) -> Claim | None:
         return None
     if (seen := claim_sight(card, FILES)) is not None:
         return evolve(seen, problem=seen.problem or _unreadable(card))
+    card = named(card)
     wanted = card.configuration.kind == "embed" or card.configuration.plugin == "embed"
     sentence = is_sentence_model(card)
     judged = _judges(card)

@@ -16,7 +16,7 @@ from mlxengine.errors import CancelledError, IncompatibleWeightsError
 from . import features
 from ._claim import CPU_TOKENS, GPU_TOKENS
 from ._late import METADATA, Late
-from ._published import as_computed
+from ._published import as_computed, named
 from ._recipe import Dense, Normalize, Recipe, judges, read_recipe, read_scoring
 from ._sight import sees
 
@@ -41,7 +41,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     from mlxengine.toolkit.loading import warm
 
     from . import _static
-    from ._blocks import use_cpu_blocks, use_fused_attention
+    from ._blocks import use_cpu_blocks, use_gpu_blocks
     from ._encoders import build_encoder
     from ._rerank import is_reranker, label_names
     from ._weights import fill, read_folder
@@ -51,7 +51,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
         from ._seeing import load_sight
 
         return load_sight(card, context)
-    card = _with_metadata(card, context.path)
+    card = _with_metadata(named(card), context.path)
     reranks = is_reranker(card) or judges(card)
     recipe = read_scoring(card) if reranks else read_recipe(card)
     folder = context.path / recipe.folder
@@ -69,7 +69,7 @@ def _load(card: ModelCard, context: LoadContext) -> Loaded:
     if on_cpu and context.features.get(features.CPU_KERNELS):
         replaced = use_cpu_blocks(encoder.module)
     elif not on_cpu:
-        use_fused_attention(encoder.module)
+        use_gpu_blocks(encoder.module)
     tokenizer = _tokenizer(card, recipe, folder, encoder.positions)
     common: dict[str, Any] = {
         "id": card.id,
@@ -159,7 +159,7 @@ def _embedder(
         upcast_for_cpu(function)
         modules.append(function)
     if recipe.further:
-        heads = Heads(root / recipe.folder, recipe.further, common["encoder"].hidden_size)
+        heads = Heads(root / recipe.folder, recipe.further, common["encoder"].hidden_size, weights)
         upcast_for_cpu(heads)
         modules.append(heads)
         whole = common["tokenizer"].whole

@@ -2,11 +2,12 @@
 
 Chen et al., "M3-Embedding" (2024), section 3.2: a token weighs relu(w h + b), of one that is there several
 times the greatest counts; and a token's vector is W h + b, scaled to unit length, of all but the first one.
+GTE's sparse vectors (Zhang et al., "mGTE", 2024) are made in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,20 @@ class Heads(nn.Module):  # type: ignore[misc]
         folder: where their files are.
         outputs: which of `M3_FILES`.
         size: width of the hidden vectors.
+        weights: the encoder's, which hold the layer of a model that has no file for it (GTE).
 
     Raises:
         IncompatibleWeightsError: a file cannot be read, or holds something else.
     """
 
-    def __init__(self, folder: Path, outputs: Sequence[str], size: int) -> None:
+    def __init__(self, folder: Path, outputs: Sequence[str], size: int, weights: Mapping[str, Array]) -> None:
         super().__init__()
         for output in outputs:
             file = M3_FILES[output]
-            stored = read_file(folder / file)
+            if (folder / file).is_file():
+                stored = read_file(folder / file)
+            else:
+                stored = {name: weights[f"classifier.{name}"] for name in ("weight", "bias")}
             layer = nn.Linear(size, len(stored.get("weight", ())))
             fill(layer, stored, lambda key: key, None, file)
             setattr(self, file.partition(".")[0], layer)

@@ -23,9 +23,10 @@ from mlxengine.errors import (
 
 from ._families import Family, family_of
 from ._judge import Judge, find_judge
+from ._known import STAGES
 from ._late import METADATA, Late, is_late, read_late, read_stanford
 from ._published import SEARCH_TASKS
-from ._settings import STAGES, check_modalities, check_stage, transformer_settings
+from ._settings import check_modalities, check_stage, transformer_settings
 from .models import EmbedConfiguration
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -183,8 +184,17 @@ def read_recipe(card: ModelCard) -> Recipe:
         recipe = _apply_configuration(recipe, configured)
     if recipe.pooling and not recipe.static:
         further = tuple(output for output, file in M3_FILES.items() if file in card.names())
+        further = further or (("sparse",) if _weighs_tokens(card) else ())
         recipe = evolve(recipe, further=further)
     return read_prompts(recipe, card)
+
+
+def _weighs_tokens(card: ModelCard) -> bool:
+    """Whether GTE's encoder has a classifier of tokens with one label, of which sparse vectors are made."""
+    names = [str(name) for name in card.config.get("architectures") or ()]
+    shape = next((tensor.shape for tensor in card.tensors if tensor.name == "classifier.weight"), (0,))
+    wanted = card.architecture in ("gte", "new") and shape[0] == 1
+    return wanted and any(name.endswith("ForTokenClassification") for name in names)
 
 
 def read_scoring(card: ModelCard) -> Recipe:

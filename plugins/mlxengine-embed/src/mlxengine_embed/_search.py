@@ -15,6 +15,8 @@ from ._pool import normalize
 
 _CELLS = 1 << 22
 """Scores of one step: enough for a device to be busy, few enough that others wait little."""
+_FEW = 8
+"""Candidates of a block, in terms of what is kept, up to which they are gathered one by one."""
 
 Host = np.ndarray[Any, Any]
 
@@ -80,14 +82,23 @@ class _Best:
 
     def look(self, scores: Host, start: int) -> None:
         """Take note of all scores of a block that begins at a place."""
+        most = self._kept
         if self.scores.shape[1] == self._kept and self._kept:
             # After the first blocks hardly any row is better than the worst that is kept.
-            better = scores > self.scores[:, -1:]
-            most = int(better.sum(axis=1).max(initial=0))
+            rows, columns = np.nonzero(scores > self.scores[:, -1:])
+            counts = np.bincount(rows, minlength=len(scores))
+            most = int(counts.max(initial=0))
             if most == 0:
                 return
-        else:
-            most = self._kept
+            if most <= _FEW * self._kept:
+                # What fills up a row is ordered after everything, also after what is no number.
+                slots = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+                found: Host = np.full((len(scores), most), np.nan, dtype=np.float32)
+                places: Host = np.full(found.shape, np.iinfo(np.int64).max)
+                found[rows, slots] = scores[rows, columns]
+                places[rows, slots] = columns + start
+                self.add(found, places)
+                return
         most = min(most, self._kept, scores.shape[1])
         places = np.argpartition(-scores, most - 1, axis=1)[:, :most]
         # What has the score of the worst of these is as good as it: the earliest are taken.

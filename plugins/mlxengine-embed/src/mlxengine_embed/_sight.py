@@ -15,9 +15,10 @@ from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, Unsupport
 from mlxengine.toolkit.counts import config_problem
 from mlxengine.toolkit.estimate import loaded_weights
 
+from ._known import ENCODERS, Known
 from ._late import Late
 from ._recipe import Normalize, Recipe, modules_of, read_prompts
-from ._settings import ENCODERS, Known, check_part, transformer_settings
+from ._settings import check_part, transformer_settings
 
 _TEXT = {"num_hidden_layers": 12, "eos_token_id": 49407}
 _VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}

@@ -127,6 +127,24 @@ _NOMIC = Variant(
     biased=(False, False, False),
     prepare=split(r"attn\.Wqkv", [f"self_attn.{name}_proj" for name in "qkv"]),
 )
+_FLASH = Variant(
+    prefix=r"roberta\.",
+    names=(
+        *TASK_NAMES,
+        (r"^emb_ln\.", "embeddings.LayerNorm."),
+        (r"^encoder\.layers\.", "layers."),
+        (r"\.mixer\.out_proj\.", ".self_attn.o_proj."),
+        (r"\.norm1\.", ".post_attention_layernorm."),
+        (r"\.norm2\.", ".post_mlp_layernorm."),
+        (r"\.mlp\.fc1\.", ".mlp.up_proj."),
+        (r"\.mlp\.fc2\.", ".mlp.down_proj."),
+        *_ROTARY_NAMES,
+    ),
+    defaults={"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    positions="none",
+    theta=20_000.0,
+    prepare=apart,
+)
 VARIANTS: Mapping[str, Variant] = {
     "bert": Variant(prefix=r"bert\."),
     "roberta": _ROBERTA,
@@ -237,25 +255,9 @@ VARIANTS: Mapping[str, Variant] = {
         theta=10_000.0,
         paired=True,
     ),
-    "jina_embeddings_v3": Variant(
-        prefix=r"roberta\.",
-        names=(
-            *TASK_NAMES,
-            (r"^emb_ln\.", "embeddings.LayerNorm."),
-            (r"^encoder\.layers\.", "layers."),
-            (r"\.mixer\.out_proj\.", ".self_attn.o_proj."),
-            (r"\.norm1\.", ".post_attention_layernorm."),
-            (r"\.norm2\.", ".post_mlp_layernorm."),
-            (r"\.mlp\.fc1\.", ".mlp.up_proj."),
-            (r"\.mlp\.fc2\.", ".mlp.down_proj."),
-            *_ROTARY_NAMES,
-        ),
-        defaults={"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
-        positions="none",
-        theta=20_000.0,
-        prepare=apart,
-    ),
+    "jina_embeddings_v3": _FLASH,
+    "xlm_roberta_flash": evolve(_FLASH, positions="after padding", theta=None),
 }
-"""The architectures that are served so; what each of their settings may be, `_settings.ENCODERS` says."""
+"""The architectures that are served so; what each of their settings may be, `_known.ENCODERS` says."""
 
 __all__ = ["VARIANTS", "Variant"]

@@ -41,17 +41,34 @@ def test_activations_are_those_of_double_precision(
     assert np.allclose(np.array(ours(mx.array(VALUES))), reference(VALUES), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("sizes", [(300, 1100), (150, 77)], ids=["large heads", "small heads"])
 @pytest.mark.parametrize("scale", [0.3, 40.0], ids=["small scores", "scores that would overflow"])
-def test_attention_is_that_of_double_precision(scale: float) -> None:
+def test_attention_is_that_of_double_precision(scale: float, sizes: tuple[int, int]) -> None:
     import mlx.core as mx
 
     random = np.random.RandomState(0)
-    q, k, v = (random.standard_normal((2, rows, 3, 8)).astype(np.float32) for rows in (300, 1100, 1100))
+    asked, keys = sizes
+    q, k, v = (random.standard_normal((2, rows, 7, 8)).astype(np.float32) for rows in (asked, keys, keys))
     given = [mx.array(item).transpose(0, 2, 1, 3) for item in (q, k, v)]
     scores = np.einsum("bqhd,bkhd->bhqk", q.astype(np.float64), k) * scale
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     wanted = np.einsum("bhqk,bkhd->bhqd", weights / weights.sum(-1, keepdims=True), v)
     assert np.allclose(np.array(ops.attention(*given, scale)), wanted, atol=3e-4 if scale > 1 else 1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centred", "far from zero"])
+def test_a_layer_norm_is_that_of_double_precision(offset: float) -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    norm = nn.LayerNorm(320)
+    norm.weight, norm.bias = mx.random.normal((320,)), mx.random.normal((320,))
+    x = mx.random.normal((2, 150, 320)) + offset
+    wide = np.array(x, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    wanted = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + norm.eps)
+    wanted = wanted * np.array(norm.weight, np.float64) + np.array(norm.bias, np.float64)
+    assert np.abs(np.array(ops.layer_norm(norm, x)) - wanted).max() < (2e-5 if offset else 4e-6)
 
 
 @pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centred", "far from zero"])

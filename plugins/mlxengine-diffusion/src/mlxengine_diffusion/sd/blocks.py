@@ -26,6 +26,13 @@ class _GroupNorm(nn.GroupNorm):  # type: ignore[misc]
         return ops.group_norm(self, x)
 
 
+class _LayerNorm(nn.LayerNorm):  # type: ignore[misc]
+    """mlx's layer with our arithmetic."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return ops.layer_norm(self, x)
+
+
 class _Convolution(nn.Conv2d):  # type: ignore[misc]
     """mlx's layer, some rows at a time."""
 
@@ -87,6 +94,7 @@ def with_our_ops(module: nn.Module) -> None:
         ResnetBlock2D: _Resnet,
         TransformerBlock: _Block,
         nn.GroupNorm: _GroupNorm,
+        nn.LayerNorm: _LayerNorm,
         nn.Conv2d: _Convolution,
     }
     for _, item in module.named_modules():

@@ -61,13 +61,19 @@ def _view(x: mx.array) -> _Array:
     return found
 
 
-def _by_blocks(function: Callable[[_Array, _Array], None], given: _Array) -> mx.array:
-    """Apply ``function(input, output)`` to pieces that fit in a processor's cache."""
+def _by_blocks(
+    function: Callable[[_Array, _Array], None], given: _Array, times: _Array | None = None
+) -> mx.array:
+    """Apply ``function(input, output)`` to pieces that fit in a cache; ``times`` other factors, if any."""
     flat = given.reshape(-1)
+    factors = None if times is None else times.reshape(-1)
     result = np.empty_like(flat)
     with np.errstate(over="ignore"):
         for start in range(0, flat.size, _BLOCK):
-            function(flat[start : start + _BLOCK], result[start : start + _BLOCK])
+            piece = slice(start, start + _BLOCK)
+            function(flat[piece], result[piece])
+            if factors is not None:
+                result[piece] *= factors[piece]
     return mx.array(result.reshape(given.shape))
 
 
@@ -81,7 +87,9 @@ def silu(x: mx.array) -> mx.array:
 
 def gated(x: mx.array, gate: mx.array) -> mx.array:
     """x · `gelu` of the gate, elementwise."""
-    return x * gelu(gate) if in_numpy(x) else _gated(x, gate)
+    if not in_numpy(x):
+        return _gated(x, gate)
+    return _by_blocks(_gelu, _view(gate), _view(x))
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -208,6 +216,25 @@ def warm(dtype: mx.Dtype) -> Iterator[None]:
         yield
 
 
+def layer_norm(norm: nn.LayerNorm, x: mx.array) -> mx.array:
+    """A layer norm of ``x`` (…, width), the same shape."""
+    if not in_numpy(x):
+        return mx.fast.layer_norm(x, norm.weight, norm.bias, norm.eps)
+    given = _view(x).reshape(-1, x.shape[-1])
+    weight, bias = _view(norm.weight), _view(norm.bias)
+    share = np.full(given.shape[1], 1 / given.shape[1], np.float32)
+    result = np.empty_like(given)
+    rows = max(1, _BLOCK // given.shape[1])
+    for start in range(0, len(given), rows):
+        piece, y = given[start : start + rows], result[start : start + rows]
+        np.subtract(piece, (piece @ share)[:, None], out=y)
+        spread = np.einsum("pc,pc->p", y, y) * share[0]
+        y *= (1 / np.sqrt(spread + np.float32(norm.eps)))[:, None]
+        y *= weight
+        y += bias
+    return mx.array(result.reshape(x.shape))
+
+
 def _scaled(x: _Array, factor: _Array, offset: _Array, y: _Array) -> None:
     np.multiply(x, factor, out=y)
     y += offset
@@ -313,35 +340,44 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float)
     # Scores that cannot overflow an exponential need no look for the largest (Cauchy and Schwarz).
     longest = np.einsum("bhnd,bhnd->bhn", q, q).max(-1) * np.einsum("bhdn,bhdn->bhn", k, k).max(-1)
     safe = np.sqrt(longest) < _SAFE_SCORE
-    result = np.empty((*q.shape[:-1], v.shape[-1]), np.float32)
-    for place in np.ndindex(*q.shape[:2]):
-        _attend(q[place], k[place], told[place], result[place], safe=bool(safe[place]))
-    return mx.array(result)
+    batch, heads, rows, _ = q.shape
+    # Laid out as the layer behind reads it, heads side by side.
+    result = np.empty((batch, rows, heads, v.shape[-1]), np.float32)
+    # Small heads are done several at a time: numpy takes over a microsecond a call.
+    together = max(1, _SCORES // (rows * k.shape[3]))
+    for image in range(batch):
+        for first in range(0, heads, together):
+            part = image, slice(first, first + together)
+            made = result[image, :, part[1]].swapaxes(0, 1)
+            _attend(q[part], k[part], told[part], made, safe=bool(safe[part].all()))
+    return mx.array(result).transpose(0, 2, 1, 3)
 
 
 def _attend(asked: _Array, across: _Array, told: _Array, result: _Array, *, safe: bool) -> None:
-    """One head: queries (rows, width), keys laid out across (width, keys), values with their column of ones.
+    """Some heads: queries (heads, rows, width), keys laid out across (heads, width, keys), and values with
+    their column of ones (heads, keys, width + 1).
 
     Safe scores need no largest of a row, so that tiles of rows and keys can be summed, small enough for a
     processor's cache and large enough for its products; else whole rows of scores are made.
     """
-    keys = across.shape[1]
+    heads, count, _ = asked.shape
+    keys = across.shape[2]
     tile = min(_TILE, keys) if safe else keys
-    rows = min(len(asked), _TILE if safe else max(16, _SCORES // keys))
-    scores = np.empty(rows * tile, np.float32)
-    mixed = np.empty((rows, told.shape[1]), np.float32)
-    for start in range(0, len(asked), rows):
-        part = asked[start : start + rows]
-        sums = np.zeros((len(part), told.shape[1]), np.float32)
+    rows = min(count, _TILE if safe else max(16, _SCORES // keys))
+    scores = np.empty(heads * rows * tile, np.float32)
+    for start in range(0, count, rows):
+        part = asked[:, start : start + rows]
+        sums = np.zeros((heads, part.shape[1], told.shape[2]), np.float32)
+        mixed = np.empty_like(sums)
         for first in range(0, keys, tile):
             last = min(first + tile, keys)
-            weights = scores[: len(part) * (last - first)].reshape(len(part), -1)
-            np.matmul(part, across[:, first:last], out=weights)
+            weights = scores[: heads * part.shape[1] * (last - first)].reshape(heads, part.shape[1], -1)
+            np.matmul(part, across[..., first:last], out=weights)
             if not safe:
                 weights -= weights.max(axis=-1, keepdims=True)
             _exp(weights)
-            sums += np.matmul(weights, told[first:last], out=mixed[: len(part)])
-        np.divide(sums[:, :-1], sums[:, -1:], out=result[start : start + rows])
+            sums += np.matmul(weights, told[:, first:last], out=mixed)
+        np.divide(sums[..., :-1], sums[..., -1:], out=result[:, start : start + rows])
 
 
 __all__ = [
@@ -351,6 +387,7 @@ __all__ = [
     "gated",
     "group_norm",
     "in_numpy",
+    "layer_norm",
     "silu",
     "traceable",
     "warm",

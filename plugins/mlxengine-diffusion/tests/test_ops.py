@@ -82,6 +82,10 @@ def test_a_group_norm_is_that_of_mlx(offset: float) -> None:
     wanted = norm(x)
     assert mx.abs(ops.group_norm(norm, x) - wanted).max().item() < 1e-4
     assert mx.abs(ops.activated(norm, x) - nn.silu(wanted)).max().item() < 1e-4
+    for rows in (1, 2):
+        added = mx.random.normal((rows, 24))
+        wanted = nn.silu(norm(x + added[:, None, None]))
+        assert mx.abs(ops.activated(norm, x, added) - wanted).max().item() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -97,9 +101,10 @@ def test_a_convolution_in_bands_of_rows_gives_the_same_numbers(
 
     layer = nn.Conv2d(4, 6, kernel, stride=stride, padding=padding)
     x = mx.random.normal((2, *size, 4), key=mx.random.key(1))
-    whole = np.array(layer(x))
+    whole, plain = np.array(layer(x)), np.array(layer(x) - layer.bias)
     monkeypatch.setattr(ops, "_UNFOLDED", 1)
     assert np.array_equal(np.array(ops.convolved(layer, x)), whole)
+    assert np.abs(np.array(ops.convolved(layer, x, biased=False)) - plain).max() < 1e-6
 
 
 def test_fused_kernels_are_those_of_separate_ones_for_any_size() -> None:
@@ -115,7 +120,8 @@ def test_fused_kernels_are_those_of_separate_ones_for_any_size() -> None:
             assert mx.abs(ops.group_norm(norm, x) - wanted).max().item() < 1e-5
             assert mx.abs(ops.activated(norm, x) - nn.silu(wanted)).max().item() < 1e-5
             assert mx.abs(ops.gated(x, gate) - x * nn.gelu(gate)).max().item() < 1e-5
-    assert len(list(ops.warm(mx.float32))) == 4
+            assert mx.abs(ops.joined(x, norm.bias, gate) - (x + norm.bias + gate)).max().item() < 1e-5
+    assert len(list(ops.warm(mx.float32))) == 5
 
 
 @pytest.mark.parametrize("size", [(32, 32), (37, 30), (47, 129)], ids=str)

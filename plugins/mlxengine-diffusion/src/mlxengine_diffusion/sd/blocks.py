@@ -42,17 +42,32 @@ class _Convolution(nn.Conv2d):  # type: ignore[misc]
         found: mx.array = super().__call__(x)
         return found
 
+    def unbiased(self, x: mx.array) -> mx.array:
+        """The same without the bias, which is left to whoever comes next."""
+        if ops.in_numpy(x):
+            return ops.convolved(self, x, biased=False)
+        return mx.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
+
 
 class _Resnet(ResnetBlock2D):  # type: ignore[misc]
-    """The library's block with our activation; ``time`` is what its layer made of the time already."""
+    """The library's block with our activation; ``time`` is what its `timed` made."""
+
+    def timed(self, active: mx.array) -> mx.array:
+        """What the time adds to its features, with the first convolution's bias; once a picture."""
+        found: mx.array = self.time_emb_proj(active)
+        return found + self.conv1.bias if type(self.conv1) is _Convolution else found
 
     def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:
-        y = self.conv1(ops.activated(self.norm1, x))
-        if time is not None:
-            y = y + time[:, None, None, :]
-        y = self.conv2(ops.activated(self.norm2, y))
-        found: mx.array = y + (self.conv_shortcut(x) if "conv_shortcut" in self else x)
-        return found
+        y = ops.activated(self.norm1, x)
+        # An adapter's layer in its place keeps its bias.
+        apart = time is not None and type(self.conv1) is _Convolution
+        y = self.conv1.unbiased(y) if apart else self.conv1(y)
+        y = ops.activated(self.norm2, y, time)
+        beside = self.conv_shortcut(x) if "conv_shortcut" in self else x
+        if type(self.conv2) is not _Convolution or ops.in_numpy(y):
+            found: mx.array = self.conv2(y) + beside
+            return found
+        return ops.joined(self.conv2.unbiased(y), self.conv2.bias, beside)
 
 
 class _Attention(nn.MultiHeadAttention):  # type: ignore[misc]

@@ -24,7 +24,7 @@ import mlx.nn as nn
 import numpy as np
 from mlxengine.toolkit import blas
 
-from . import winograd
+from . import cuda_norms, winograd
 
 _BLOCK = 1 << 15
 _SCORES = 1 << 16
@@ -118,6 +118,12 @@ def _silu_of_affine(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     return found
 
 
+@partial(mx.compile, shapeless=True)
+def joined(x: mx.array, bias: mx.array, beside: mx.array) -> mx.array:
+    """A convolution's features with its bias and what stands beside it."""
+    return x + bias + beside
+
+
 @functools.cache
 def _mkl() -> Any:
     """MKL's vector mathematics where MKL does mlx's products; else ``None``."""
@@ -176,13 +182,23 @@ def _gelu(x: _Array, y: _Array) -> None:
     np.subtract(np.maximum(x, 0, out=t), y, out=y)
 
 
-def activated(norm: nn.GroupNorm, x: mx.array) -> mx.array:
-    """`silu` of a group norm of ``x`` (batch, height, width, channels)."""
+def activated(norm: nn.GroupNorm, x: mx.array, added: mx.array | None = None) -> mx.array:
+    """`silu` of a group norm of ``x`` (batch, height, width, channels).
+
+    Args:
+        added: what comes to every place before, (batch or 1, channels).
+    """
+    if cuda_norms.serves(norm, x):
+        return cuda_norms.normed(norm, x, added, silu=True)
+    if added is not None:
+        x = x + added[:, None, None]
     return _normed(norm, x, _silu_of_scaled) if in_numpy(x) else _grouped(norm, x, _silu_of_affine)
 
 
 def group_norm(norm: nn.GroupNorm, x: mx.array) -> mx.array:
     """A group norm of ``x`` (batch, …, channels), the same shape."""
+    if cuda_norms.serves(norm, x):
+        return cuda_norms.normed(norm, x, None, silu=False)
     return _normed(norm, x, _scaled) if in_numpy(x) else _grouped(norm, x, _affine)
 
 
@@ -211,7 +227,13 @@ def warm(dtype: mx.Dtype) -> Iterator[None]:
     norm = nn.GroupNorm(2, 4, pytorch_compatible=True)
     norm.set_dtype(dtype)
     x = mx.zeros((1, 2, 2, 4), dtype)
-    for make in (partial(activated, norm), partial(group_norm, norm), silu, lambda x: gated(x, x)):
+    for make in (
+        partial(activated, norm),
+        partial(group_norm, norm),
+        silu,
+        lambda x: gated(x, x),
+        lambda x: joined(x, norm.bias, x),
+    ):
         mx.eval(make(x))
         yield
 
@@ -293,7 +315,7 @@ def _factors(norm: nn.GroupNorm, given: _Array) -> tuple[_Array, _Array]:
     return factor, offset
 
 
-def convolved(layer: nn.Conv2d, x: mx.array) -> mx.array:
+def convolved(layer: nn.Conv2d, x: mx.array, *, biased: bool = True) -> mx.array:
     """A convolution of ``x`` (batch, height, width, channels), some rows at a time: the same numbers.
 
     On a CPU mlx writes out what lies under the kernel at every place: nine copies of the input for a kernel
@@ -301,8 +323,9 @@ def convolved(layer: nn.Conv2d, x: mx.array) -> mx.array:
     memory (512 × 512 places of 128 channels: 260 MiB instead of 1.4 GiB), and two thirds of the time. Large
     convolutions of three by three go another way, which is faster and nearly the same: see `winograd`.
     """
+    biased = biased and "bias" in layer
     if winograd.pays(layer, x):
-        return winograd.convolved(layer, x)
+        return winograd.convolved(layer, x, biased=biased)
     _, high, wide, inner = layer.weight.shape
     each = x.shape[0] * x.shape[2] * wide * high * inner * x.itemsize  # bytes of a row's copies, or more
     stride, (above, beside) = layer.stride[0], layer.padding
@@ -312,7 +335,7 @@ def convolved(layer: nn.Conv2d, x: mx.array) -> mx.array:
         found: mx.array = mx.conv2d(
             x, layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups
         )
-        return found + layer.bias if "bias" in layer else found
+        return found + layer.bias if biased else found
     bands = []
     for start in range(0, count, rows):
         first = start * stride - above
@@ -322,7 +345,7 @@ def convolved(layer: nn.Conv2d, x: mx.array) -> mx.array:
         if any(margins):
             inside = mx.pad(inside, [(0, 0), margins, (0, 0), (0, 0)])
         band = mx.conv2d(inside, layer.weight, layer.stride, (0, beside))
-        bands.append(band + layer.bias if "bias" in layer else band)
+        bands.append(band + layer.bias if biased else band)
         mx.eval(bands[-1])
     return bands[0] if len(bands) == 1 else mx.concatenate(bands, axis=1)
 
@@ -387,6 +410,7 @@ __all__ = [
     "gated",
     "group_norm",
     "in_numpy",
+    "joined",
     "layer_norm",
     "silu",
     "traceable",

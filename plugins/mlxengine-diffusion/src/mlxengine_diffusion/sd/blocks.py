@@ -87,6 +87,11 @@ class _Attention(nn.MultiHeadAttention):  # type: ignore[misc]
         found: mx.array = self.out_proj(mixed.transpose(0, 2, 1, 3).flatten(-2, -1))
         return found
 
+    def told(self, memory: mx.array) -> tuple[mx.array, mx.array]:
+        """The same of what every step reads: laid out once."""
+        keys, values = self.read(memory)
+        return mx.contiguous(keys), mx.contiguous(values)
+
     def _heads(self, x: mx.array) -> mx.array:
         return mx.unflatten(x, -1, (self.num_heads, -1)).transpose(0, 2, 1, 3)
 

@@ -244,7 +244,7 @@ def layer_norm(norm: nn.LayerNorm, x: mx.array) -> mx.array:
         return mx.fast.layer_norm(x, norm.weight, norm.bias, norm.eps)
     given = _view(x).reshape(-1, x.shape[-1])
     weight, bias = _view(norm.weight), _view(norm.bias)
-    share = np.full(given.shape[1], 1 / given.shape[1], np.float32)
+    share: _Array = np.full(given.shape[1], 1 / given.shape[1], np.float32)
     result = np.empty_like(given)
     rows = max(1, _BLOCK // given.shape[1])
     for start in range(0, len(given), rows):

@@ -161,8 +161,8 @@ class Encoder(nn.Module):  # type: ignore[misc]
 
     def told(self, context: mx.array) -> list[tuple[mx.array, mx.array]]:
         """Keys and values of the prompts' states (rows, tokens, width), by layer of cross-attention."""
-        return [  # laid out once, not in every step
-            tuple(map(mx.contiguous, block.attn2.read(context)))
+        return [
+            block.attn2.told(context)
             for level in self._levels()
             for transformer in level.get("attentions", ())
             for block in transformer.transformer_blocks

@@ -56,6 +56,24 @@ def test_attention_is_that_of_double_precision(scale: float, sizes: tuple[int, i
     assert np.allclose(np.array(ops.attention(*given, scale)), wanted, atol=3e-4 if scale > 1 else 1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False], ids=["biased", "plain"])
+def test_gated_products_are_those_of_double_precision(bias: bool) -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    layers = [nn.Linear(40, 600, bias=bias) for _ in range(2)]
+    for layer in layers if bias else ():
+        layer.bias = mx.random.normal((600,))
+    x = mx.random.normal((2, 70, 40), key=mx.random.key(2))
+    values, gates = (
+        np.array(x, np.float64) @ np.array(item.weight, np.float64).T
+        + (np.array(item.bias, np.float64) if bias else 0)
+        for item in layers
+    )
+    wanted = values * reference_gelu(gates.reshape(-1)).reshape(gates.shape)
+    assert np.abs(np.array(ops.gated_products(*layers, x)) - wanted).max() < 1e-5
+
+
 @pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centred", "far from zero"])
 def test_a_layer_norm_is_that_of_double_precision(offset: float) -> None:
     import mlx.core as mx

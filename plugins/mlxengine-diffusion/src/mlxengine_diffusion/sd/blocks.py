@@ -104,7 +104,7 @@ class _Block(TransformerBlock):  # type: ignore[misc]
         x = x + self.attn1(y, *self.attn1.read(y))
         x = x + self.attn2(self.norm2(x), *next(told))
         y = self.norm3(x)
-        found: mx.array = x + self.linear3(ops.gated(self.linear1(y), self.linear2(y)))
+        found: mx.array = x + self.linear3(ops.gated_products(self.linear1, self.linear2, y))
         return found
 
 

@@ -61,19 +61,13 @@ def _view(x: mx.array) -> _Array:
     return found
 
 
-def _by_blocks(
-    function: Callable[[_Array, _Array], None], given: _Array, times: _Array | None = None
-) -> mx.array:
-    """Apply ``function(input, output)`` to pieces that fit in a cache; ``times`` other factors, if any."""
+def _by_blocks(function: Callable[[_Array, _Array], None], given: _Array) -> mx.array:
+    """Apply ``function(input, output)`` to pieces that fit in a processor's cache."""
     flat = given.reshape(-1)
-    factors = None if times is None else times.reshape(-1)
     result = np.empty_like(flat)
     with np.errstate(over="ignore"):
         for start in range(0, flat.size, _BLOCK):
-            piece = slice(start, start + _BLOCK)
-            function(flat[piece], result[piece])
-            if factors is not None:
-                result[piece] *= factors[piece]
+            function(flat[start : start + _BLOCK], result[start : start + _BLOCK])
     return mx.array(result.reshape(given.shape))
 
 
@@ -87,9 +81,30 @@ def silu(x: mx.array) -> mx.array:
 
 def gated(x: mx.array, gate: mx.array) -> mx.array:
     """x · `gelu` of the gate, elementwise."""
-    if not in_numpy(x):
-        return _gated(x, gate)
-    return _by_blocks(_gelu, _view(gate), _view(x))
+    return x * gelu(gate) if in_numpy(x) else _gated(x, gate)
+
+
+def gated_products(values: nn.Module, gates: nn.Module, x: mx.array) -> mx.array:
+    """`gated` of two linear layers of ``x`` (…, width): (…, their outputs).
+
+    On a CPU mlx lays a bias out before its product, which takes a fifth of the time of wide layers.
+    """
+    if not in_numpy(x) or any(type(item) is not nn.Linear or "bias" not in item for item in (values, gates)):
+        return gated(values(x), gates(x))
+    kept, through = (x @ item.weight.T for item in (values, gates))
+    mx.eval(kept, through)
+    shape, width = kept.shape, kept.shape[-1]
+    result = np.empty((kept.size // width, width), np.float32)
+    rows = max(1, _BLOCK // width)
+    kept, through = (_view(item).reshape(result.shape) for item in (kept, through))
+    for start in range(0, len(result), rows):
+        piece = slice(start, start + rows)
+        made = result[piece]
+        spare = through[piece] + _view(gates.bias)
+        _gelu(spare.reshape(-1), made.reshape(-1))
+        np.add(kept[piece], _view(values.bias), out=spare)
+        made *= spare
+    return mx.array(result.reshape(shape))
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -408,6 +423,7 @@ __all__ = [
     "attention",
     "convolved",
     "gated",
+    "gated_products",
     "group_norm",
     "in_numpy",
     "joined",

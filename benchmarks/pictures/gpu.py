@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import queue
 import statistics
 import subprocess
@@ -119,6 +120,7 @@ def ours(folder: Path, side: int, options: argparse.Namespace) -> None:
     """The engine with the plugin, asked for pictures: nothing is done for it here."""
     from mlxengine.toolkit import blas
 
+    os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")  # as `mlxengine image` does
     blas.load()  # before mlx is imported: on a CPU its products are slow without
     import mlx.core as mx
     from mlxengine import ImageRequest, InferenceEngine, Progress

@@ -28,7 +28,7 @@ from . import cuda_norms, winograd
 
 _BLOCK = 1 << 15
 _SCORES = 1 << 16
-_TILE = 256
+_TILE = 384
 _SAFE_SCORE = 60.0
 _CLOSE = np.float32(1e-2)
 _UNFOLDED = 8 << 20

@@ -4,7 +4,8 @@
 
 Ours is the engine and the plugin as they are, with ``diffusion.compile`` as it is by itself and on: the time
 between the `Progress` events of a picture. Theirs is diffusers' network and sampler in the loop of its
-pipeline, as they are and by ``torch.compile`` (with channels last). Each side is a process of its own; they
+pipeline, as they are, with its repeated blocks compiled (``compile_repeated_blocks``), and
+whole by ``torch.compile`` (both with channels last). Each side is a process of its own; they
 hold the GPU together and take turns (ABBA), a turn being one picture's steps. Everything is run before it is
 timed, and what is not ready when its share of ``--seconds`` is over is left out with a word, as is what needs
 a library that is not there: torch, diffusers; for FLUX.2 klein mlx-vlm, for FLUX.1 mflux. FLUX has that
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import queue
 import statistics
 import subprocess
@@ -32,7 +34,7 @@ from typing import Any
 from benchmarks.pictures.repositories import MODELS, Model, write, write_random
 
 CASES = {"sd-1.5": 512, "sdxl": 1024, "flux2-klein": 1024, "flux": 1024}
-SIDES = ("ours", "ours compiled", "diffusers", "diffusers compiled")
+SIDES = ("ours", "ours compiled", "diffusers", "diffusers blocks", "diffusers compiled")
 WORDS = 512  # that FLUX's transformer reads beside the picture
 GUIDANCE = 7.5
 _MARK = "@ "  # before what a worker says; libraries print as well
@@ -118,6 +120,7 @@ def ours(folder: Path, side: int, options: argparse.Namespace) -> None:
     """The engine with the plugin, asked for pictures: nothing is done for it here."""
     from mlxengine.toolkit import blas
 
+    os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")  # as `mlxengine image` does
     blas.load()  # before mlx is imported: on a CPU its products are slow without
     import mlx.core as mx
     from mlxengine import ImageRequest, InferenceEngine, Progress
@@ -182,10 +185,11 @@ def theirs(folder: Path, side: int, options: argparse.Namespace) -> None:
     with torch.device(device):
         network, config = network_of(folder, kind)
         step = (sd_step if sd else flux_step)(network, config, side, kind)
-        if options.worker == "diffusers compiled":
+        if options.worker != "diffusers":
             if sd:
                 network.to(memory_format=torch.channels_last)
-            network.compile(mode=options.torch_mode)
+            whole = options.worker == "diffusers compiled"
+            (network.compile if whole else network.compile_repeated_blocks)(mode=options.torch_mode)
 
         def turn() -> float:
             if device == "cuda":

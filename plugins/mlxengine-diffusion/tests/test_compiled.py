@@ -119,6 +119,13 @@ def test_the_flag_decides_whether_the_unet_is_compiled(
     assert len(traces) == (1 if wanted else 3)
 
 
+def test_warming_up_makes_one_step_of_a_picture_of_the_usual_size(
+    shared_engine: InferenceEngine, tiny_folder: Path, traces: list[tuple[int, ...]]
+) -> None:
+    with shared_engine.load_images(tiny_folder, warm_up=True):
+        assert traces == [(2, 16, 16, 4)]
+
+
 def test_to_compile_on_a_cpu_without_a_compiler_is_refused_when_it_is_loaded(
     load_pipeline: Callable[..., Any], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,26 @@ def test_the_picture_is_that_of_diffusers(load_pipeline: Callable[..., Any], fol
     assert np.abs(ours - reference).max() <= 2
 
 
+def test_a_step_with_guidance_takes_no_more_memory_than_one_without(
+    load_pipeline: Callable[..., Any], folder: Path
+) -> None:
+    import mlx.core as mx
+
+    pipeline = load_pipeline(folder)
+
+    def peak(guidance: float) -> int:
+        base = 0
+        for step in pipeline.denoise(k.job(f, guidance)):
+            if step is not None:
+                break
+            base = mx.get_active_memory()
+            mx.reset_peak_memory()  # what reading the prompts took
+        return mx.get_peak_memory() - base
+
+    plain, guided = (peak(guidance) for guidance in f.GUIDANCES.values())
+    assert guided <= 1.1 * plain
+
+
 def test_it_is_served_by_the_engine_with_the_same_events(model: Any) -> None:
     assert model.info["backend"] == "mlx_vlm"
     request = ImageRequest(prompt="a red circle", size=(64, 64), steps=2, seed=1, preview_every=1)

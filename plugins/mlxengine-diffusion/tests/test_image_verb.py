@@ -24,6 +24,19 @@ def run(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize(("given", "found"), [({}, "0"), ({"MLX_USE_CUDA_GRAPHS": "1"}, "1")], ids=str)
+def test_a_process_that_makes_pictures_alone_does_without_cuda_graphs(
+    tiny_folder: Path, tmp_path: Path, given: dict[str, str], found: str
+) -> None:
+    told = "import os; from mlxengine.cli import main; main(); print(os.environ['MLX_USE_CUDA_GRAPHS'])"
+    usual = {key: value for key, value in os.environ.items() if key != "MLX_USE_CUDA_GRAPHS"}
+    command = [sys.executable, "-c", told, "image", *ASK, "-m", str(tiny_folder)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**usual, **given}, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.splitlines()[-1] == found
+
+
 def _web_ui(text: str) -> bytes:
     """EXIF as a web UI writes it."""
     exif = Image.Exif()

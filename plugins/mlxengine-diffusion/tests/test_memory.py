@@ -115,6 +115,73 @@ def test_a_picture_takes_what_was_estimated_and_a_third_less_with_tiles_and_stag
     assert found["tiles and stages"][1] <= 2 / 3 * found["whole"][1], found
 
 
+_HEADS, _PLACES, _WORDS = 6, 24, 128
+
+
+def _flux2() -> tuple[Any, dict[str, Any], int]:
+    from mlx_vlm.models.flux2.transformer.transformer import Flux2Transformer
+    from mlxengine_diffusion.backends._flux2 import COPIES, _places
+
+    config = {
+        "num_layers": 1,
+        "num_single_layers": 3,
+        "attention_head_dim": 128,
+        "num_attention_heads": _HEADS,
+        "joint_attention_dim": 384,
+    }
+    fixed: dict[str, Any] = {"in_channels": 128, "axes_dims_rope": (32, 32, 32, 32), "guidance_embeds": False}
+    network = Flux2Transformer(**config, **fixed)
+    seen, told = g.random("seen", (1, _PLACES**2, 128)), g.random("told", (1, _WORDS, 384))
+    where = {"img_ids": _places(1, _PLACES, _PLACES, 1), "txt_ids": _places(1, 1, 1, _WORDS)}
+
+    def run(mx: Any) -> Any:
+        moment = {"timestep": mx.array(500.0), "guidance": None}
+        return network(hidden_states=mx.array(seen), encoder_hidden_states=mx.array(told), **where, **moment)
+
+    return (network, run), config, COPIES
+
+
+def _z_image() -> tuple[Any, dict[str, Any], int]:
+    from mlx_vlm.models.z_image.config import ZImageTransformerConfig
+    from mlx_vlm.models.z_image.transformer import ZImageTransformer
+
+    config = {
+        "dim": 128 * _HEADS,
+        "n_layers": 3,
+        "n_refiner_layers": 1,
+        "n_heads": _HEADS,
+        "n_kv_heads": _HEADS,
+        "cap_feat_dim": 256,
+        "axes_dims": [32, 48, 48],
+        "axes_lens": [1536, 512, 512],
+    }
+    network = ZImageTransformer(ZImageTransformerConfig.from_dict(config))
+    seen, told = g.random("seen", (1, 16, 1, 2 * _PLACES, 2 * _PLACES)), g.random("told", (1, _WORDS, 256))
+    return (network, lambda mx: network(mx.array(seen), mx.array([0.5]), mx.array(told))), config, 20
+
+
+@pytest.mark.parametrize("family", [_flux2, _z_image], ids=["flux2", "z_image"])
+def test_a_transformer_takes_what_was_estimated(
+    family: Callable[[], tuple[Any, dict[str, Any], int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+    from mlx_vlm.models.flux2.constants import ModelConfig
+    from mlxengine_diffusion.backends import _memory
+
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return  # how far a GPU runs ahead is bounded, not foretold
+    monkeypatch.setattr(ModelConfig, "precision", mx.float32)
+    (network, run), config, copies = family()
+    mx.eval(network.parameters())
+    base = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(run(mx))
+    measured = mx.get_peak_memory() - base
+    shape = _memory.Shape(width=16 * _PLACES, height=16 * _PLACES, on_cpu=True)
+    estimated = _memory.transformer(config, _PLACES**2 + _WORDS, shape, 4, copies)
+    assert abs(estimated - measured) <= ALLOWED * measured, (estimated, measured)
+
+
 @pytest.mark.parametrize(
     ("flag", "text", "value"), [("diffusion.quantize", "4", 4), ("diffusion.keep_loaded", "off", False)]
 )

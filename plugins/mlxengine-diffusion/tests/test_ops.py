@@ -41,17 +41,52 @@ def test_activations_are_those_of_double_precision(
     assert np.allclose(np.array(ours(mx.array(VALUES))), reference(VALUES), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("sizes", [(300, 1100), (150, 77)], ids=["large heads", "small heads"])
 @pytest.mark.parametrize("scale", [0.3, 40.0], ids=["small scores", "scores that would overflow"])
-def test_attention_is_that_of_double_precision(scale: float) -> None:
+def test_attention_is_that_of_double_precision(scale: float, sizes: tuple[int, int]) -> None:
     import mlx.core as mx
 
     random = np.random.RandomState(0)
-    q, k, v = (random.standard_normal((2, rows, 3, 8)).astype(np.float32) for rows in (300, 1100, 1100))
+    asked, keys = sizes
+    q, k, v = (random.standard_normal((2, rows, 7, 8)).astype(np.float32) for rows in (asked, keys, keys))
     given = [mx.array(item).transpose(0, 2, 1, 3) for item in (q, k, v)]
     scores = np.einsum("bqhd,bkhd->bhqk", q.astype(np.float64), k) * scale
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     wanted = np.einsum("bhqk,bkhd->bhqd", weights / weights.sum(-1, keepdims=True), v)
     assert np.allclose(np.array(ops.attention(*given, scale)), wanted, atol=3e-4 if scale > 1 else 1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["biased", "plain"])
+def test_gated_products_are_those_of_double_precision(bias: bool) -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    layers = [nn.Linear(40, 600, bias=bias) for _ in range(2)]
+    for layer in layers if bias else ():
+        layer.bias = mx.random.normal((600,))
+    x = mx.random.normal((2, 70, 40), key=mx.random.key(2))
+    values, gates = (
+        np.array(x, np.float64) @ np.array(item.weight, np.float64).T
+        + (np.array(item.bias, np.float64) if bias else 0)
+        for item in layers
+    )
+    wanted = values * reference_gelu(gates.reshape(-1)).reshape(gates.shape)
+    assert np.abs(np.array(ops.gated_products(*layers, x)) - wanted).max() < 1e-5
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centred", "far from zero"])
+def test_a_layer_norm_is_that_of_double_precision(offset: float) -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    norm = nn.LayerNorm(320)
+    norm.weight, norm.bias = mx.random.normal((320,)), mx.random.normal((320,))
+    x = mx.random.normal((2, 150, 320)) + offset
+    wide = np.array(x, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    wanted = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + norm.eps)
+    wanted = wanted * np.array(norm.weight, np.float64) + np.array(norm.bias, np.float64)
+    assert np.abs(np.array(ops.layer_norm(norm, x)) - wanted).max() < (2e-5 if offset else 4e-6)
 
 
 @pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centred", "far from zero"])
@@ -65,6 +100,10 @@ def test_a_group_norm_is_that_of_mlx(offset: float) -> None:
     wanted = norm(x)
     assert mx.abs(ops.group_norm(norm, x) - wanted).max().item() < 1e-4
     assert mx.abs(ops.activated(norm, x) - nn.silu(wanted)).max().item() < 1e-4
+    for rows in (1, 2):
+        added = mx.random.normal((rows, 24))
+        wanted = nn.silu(norm(x + added[:, None, None]))
+        assert mx.abs(ops.activated(norm, x, added) - wanted).max().item() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -80,9 +119,10 @@ def test_a_convolution_in_bands_of_rows_gives_the_same_numbers(
 
     layer = nn.Conv2d(4, 6, kernel, stride=stride, padding=padding)
     x = mx.random.normal((2, *size, 4), key=mx.random.key(1))
-    whole = np.array(layer(x))
+    whole, plain = np.array(layer(x)), np.array(layer(x) - layer.bias)
     monkeypatch.setattr(ops, "_UNFOLDED", 1)
     assert np.array_equal(np.array(ops.convolved(layer, x)), whole)
+    assert np.abs(np.array(ops.convolved(layer, x, biased=False)) - plain).max() < 1e-6
 
 
 def test_fused_kernels_are_those_of_separate_ones_for_any_size() -> None:
@@ -98,7 +138,8 @@ def test_fused_kernels_are_those_of_separate_ones_for_any_size() -> None:
             assert mx.abs(ops.group_norm(norm, x) - wanted).max().item() < 1e-5
             assert mx.abs(ops.activated(norm, x) - nn.silu(wanted)).max().item() < 1e-5
             assert mx.abs(ops.gated(x, gate) - x * nn.gelu(gate)).max().item() < 1e-5
-    assert len(list(ops.warm(mx.float32))) == 4
+            assert mx.abs(ops.joined(x, norm.bias, gate) - (x + norm.bias + gate)).max().item() < 1e-5
+    assert len(list(ops.warm(mx.float32))) == 5
 
 
 @pytest.mark.parametrize("size", [(32, 32), (37, 30), (47, 129)], ids=str)

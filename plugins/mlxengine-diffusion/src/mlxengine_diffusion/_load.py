@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from attrs import evolve
-from mlxengine import Feature, LoadContext, Loaded, ModelCard, ModelState
-from mlxengine.errors import FeatureUnavailableError, UnsupportedArchitectureError
+from mlxengine import Feature, ImageRequest, LoadContext, Loaded, ModelCard, ModelState, RunContext
+from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedArchitectureError
 
-from ._generate import PictureModel
+from ._generate import PictureModel, plan
 from .backends import Offer, backend, choose
 from .backends._memory import Shape, peak
+from .backends._work import Pipeline
 from .features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE, TAESD, VAE, VAE_TILING
 
 _NOT_FOLLOWED: Mapping[str, tuple[Feature[Any], ...]] = {
@@ -74,12 +75,29 @@ def _load(card: ModelCard, context: LoadContext, wanted: str | None) -> Loaded:
             holds=partial(_holds, choice.offer, context, abilities.defaults.size),
         ),
         warm=pipeline.warm(),
+        warm_up=partial(_warm_up, pipeline, context),
         close=pipeline.close,
         state=lambda: ModelState(caches=pipeline.kept),
         trim=pipeline.trim,
         capabilities=frozenset(name for name, present in able.items() if present),
         info={"backend": choice.name, "why": choice.reason, **pipeline.info},
     )
+
+
+def _warm_up(pipeline: Pipeline, context: LoadContext) -> Iterator[None]:
+    """A step of a picture of the usual size: kernels are built for it and sizes planned.
+
+    A model that makes no picture of a prompt alone is left as it is.
+    """
+    try:
+        job = plan(pipeline, ImageRequest(prompt="a", steps=1, seed=0), RunContext(features=context.features))
+    except InvalidParameterError:
+        return
+    latents = None
+    for step in pipeline.denoise(job):
+        latents = latents if step is None else step.latents
+        yield None
+    yield from pipeline.decode(latents, job)
 
 
 def _holds(offer: Offer, context: LoadContext, usual: tuple[int, int], wanted: Shape) -> bool:

@@ -57,6 +57,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
         if chosen is not None:
             options.feature.append(f"{feature.name}={chosen}")
     made: list[tuple[Picture, Path]] = []
+    # Making CUDA graphs takes longer than launching what is in them; mlx asks when it first uses the device.
+    os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
     with (
         engine(options, out) as loader,
         load_named(model, loader, options, out, ImageHandle) as handle,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 PIPELINE = "Flux2KleinPipeline"
+COPIES = 38  # features that live at once on a CPU: its layers attend and feed forward at the same time
 _TRANSFORMER = (
     "patch_size",
     "in_channels",
@@ -245,4 +246,4 @@ def _follow(places: int, steps: int) -> float:
     return slope * steps + many - 200 * slope
 
 
-__all__ = ["PIPELINE", "Flux2", "Library", "load"]
+__all__ = ["COPIES", "PIPELINE", "Flux2", "Library", "load"]

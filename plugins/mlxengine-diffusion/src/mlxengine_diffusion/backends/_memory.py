@@ -23,7 +23,9 @@ _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 _DECODER_COPIES = 3.1
 _UNET_COPIES = 17
 _BAND = 12 << 20  # what a convolution on a CPU unfolds at a time
-_TRANSFORMER_COPIES = 16
+# What stays while a GPU is behind: mlx launches some hundred operations before it waits, and frees what they
+# read when they are done. This is about what two layers read and make.
+_COPIES_AHEAD = 128
 _ENCODER_COPIES = 12
 
 
@@ -133,13 +135,29 @@ def unet(config: Mapping[str, Any], shape: Shape, places: int, width: int) -> in
     return int(_UNET_COPIES * shape.rows * places * finest * width) + (_BAND // 2 if shape.on_cpu else 0)
 
 
-def transformer(hidden: int, heads: int, tokens: int, shape: Shape, width: int) -> int:
+def hidden_in(config: Mapping[str, Any]) -> tuple[int, int]:
+    """The width of a transformer's features, and the number of its heads."""
+    heads = config.get("num_attention_heads") or config.get("n_heads") or 1
+    return config.get("dim") or heads * config.get("attention_head_dim", 1), heads
+
+
+def ahead(hidden: int, tokens: int, width: int) -> int:
+    """Working space of a transformer on a GPU, which is held to it: see `_slices.held_to`."""
+    return _COPIES_AHEAD * tokens * hidden * width
+
+
+def transformer(config: Mapping[str, Any], tokens: int, shape: Shape, width: int, copies: int) -> int:
     """Working space of a transformer over all places of a picture and its prompt.
 
     On a CPU attention's scores are written out, before and after the softmax.
+
+    Args:
+        copies: how many features live at once on a CPU.
     """
-    scores = 2 * heads * tokens * tokens * 4 if shape.on_cpu else 0
-    return _TRANSFORMER_COPIES * tokens * hidden * width + scores
+    hidden, heads = hidden_in(config)
+    if not shape.on_cpu:
+        return ahead(hidden, tokens, width)
+    return copies * tokens * hidden * width + 2 * heads * tokens * tokens * 4
 
 
 def encoder(config: Mapping[str, Any], tokens: int, shape: Shape, width: int) -> int:
@@ -156,11 +174,13 @@ __all__ = [
     "Shape",
     "Stage",
     "Stages",
+    "ahead",
     "autoencoder",
     "count",
     "encoder",
     "encoding",
     "flag",
+    "hidden_in",
     "peak",
     "quantized",
     "stages_asked",

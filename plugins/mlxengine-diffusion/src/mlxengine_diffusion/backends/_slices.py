@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 FLOW_PARTS = ("text_encoder", "transformer", "vae")
 _SLICE_BYTES = 64 * 2**20
-_TOKENS = 512
+TOKENS = 512
 # Tensors of text encoders that nothing is built of: heads, halves that see, and copies.
 _UNSEEING = r"^lm_head\."
 _BESIDE, _LOOKED = 2**20 // 256, 2**20 // 28**2  # places of a picture of a million pixels, and its tokens
@@ -48,6 +49,25 @@ def warm(networks: Iterable[Any]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def held_to(room: int) -> Iterator[None]:
+    """Let evaluations on a GPU take about that many bytes beside what there is; they wait for more.
+
+    Left alone, mlx launches operations long before the GPU gets to them, and what they read and make stays
+    until it does.
+    """
+    import mlx.core as mx
+
+    if mx.default_device().type == mx.DeviceType.cpu:
+        yield
+        return
+    before = mx.set_memory_limit(mx.get_active_memory() + room)
+    try:
+        yield
+    finally:
+        mx.set_memory_limit(before)
+
+
 def steps_for(steps: int, strength: float) -> int:
     """How many of ``steps`` image-to-image takes: their share ``strength``, at least one unless it is 0."""
     return 0 if strength == 0 else min(steps, max(1, math.floor(steps * strength + 1e-6)))
@@ -71,12 +91,14 @@ def flow_offer(
     problem: MLXEngineError | None = None,
     half_vae: bool = False,
     sees: bool = False,
+    copies: int = 20,
 ) -> Offer:
     """The offer for a diffusers repository of text encoders, a transformer and an autoencoder; pure.
 
     Args:
         half_vae: whether the autoencoder computes in half precision where the other parts do.
         sees: whether its text encoder looks at pictures, of a million pixels, whose latents stand beside.
+        copies: how many features of its transformer live at once on a CPU.
     """
     if any("auto_map" in document(card, f"{name}/tokenizer_config.json") for name in tokenizers):
         problem = RemoteCodeRefusedError(
@@ -90,11 +112,13 @@ def flow_offer(
     return Offer(
         files=(*documents, *words, *(f"{part}/*.safetensors" for part in parts)),
         problem=problem,
-        stages=partial(_stages, card, tuple(parts), half_vae, sees),
+        stages=partial(_stages, card, tuple(parts), half_vae, sees, copies),
     )
 
 
-def _stages(card: ModelCard, parts: Sequence[str], half_vae: bool, sees: bool, shape: Shape) -> list[Stage]:
+def _stages(
+    card: ModelCard, parts: Sequence[str], half_vae: bool, sees: bool, copies: int, shape: Shape
+) -> list[Stage]:
     width = 4 if shape.on_cpu else 2
     made = []
     for part in parts:
@@ -106,14 +130,12 @@ def _stages(card: ModelCard, parts: Sequence[str], half_vae: bool, sees: bool, s
         if part == "vae":
             workspace = _memory.autoencoder(config, shape, tile_side(config), own)
         elif part == "transformer":
-            heads = config.get("num_attention_heads") or config.get("n_heads") or 1
-            hidden = config.get("dim") or heads * config.get("attention_head_dim", 1)
-            tokens = shape.width * shape.height // 256 + _TOKENS + (_BESIDE if sees else 0)
-            workspace = _memory.transformer(hidden, heads, tokens, shape, own)
+            tokens = shape.width * shape.height // 256 + TOKENS + (_BESIDE if sees else 0)
+            workspace = _memory.transformer(config, tokens, shape, own, copies)
         else:
-            workspace = _memory.encoder(config, _TOKENS + (_LOOKED if sees else 0), shape, own)
+            workspace = _memory.encoder(config, TOKENS + (_LOOKED if sees else 0), shape, own)
         made.append(Stage(part=part, weights=own * numbers, workspace=workspace, unread=unread))
     return made
 
 
-__all__ = ["FLOW_PARTS", "as_pixels", "flow_offer", "steps_for", "warm"]
+__all__ = ["FLOW_PARTS", "TOKENS", "as_pixels", "flow_offer", "held_to", "steps_for", "warm"]

@@ -45,7 +45,9 @@ def _pipeline(card: ModelCard) -> object:
 
 def claim(card: ModelCard) -> Offer | None:
     name = _pipeline(card)
-    return flow_offer(card, half_vae=name == _flux2.PIPELINE) if name in (_Z_IMAGE, _flux2.PIPELINE) else None
+    if name == _flux2.PIPELINE:
+        return flow_offer(card, half_vae=True, copies=_flux2.COPIES)
+    return flow_offer(card) if name == _Z_IMAGE else None
 
 
 def missing() -> str | None:

@@ -26,6 +26,13 @@ class _GroupNorm(nn.GroupNorm):  # type: ignore[misc]
         return ops.group_norm(self, x)
 
 
+class _LayerNorm(nn.LayerNorm):  # type: ignore[misc]
+    """mlx's layer with our arithmetic."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return ops.layer_norm(self, x)
+
+
 class _Convolution(nn.Conv2d):  # type: ignore[misc]
     """mlx's layer, some rows at a time."""
 
@@ -35,17 +42,32 @@ class _Convolution(nn.Conv2d):  # type: ignore[misc]
         found: mx.array = super().__call__(x)
         return found
 
+    def unbiased(self, x: mx.array) -> mx.array:
+        """The same without the bias, which is left to whoever comes next."""
+        if ops.in_numpy(x):
+            return ops.convolved(self, x, biased=False)
+        return mx.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
+
 
 class _Resnet(ResnetBlock2D):  # type: ignore[misc]
-    """The library's block with our activation; ``time`` is what its layer made of the time already."""
+    """The library's block with our activation; ``time`` is what its `timed` made."""
+
+    def timed(self, active: mx.array) -> mx.array:
+        """What the time adds to its features, with the first convolution's bias; once a picture."""
+        found: mx.array = self.time_emb_proj(active)
+        return found + self.conv1.bias if type(self.conv1) is _Convolution else found
 
     def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:
-        y = self.conv1(ops.activated(self.norm1, x))
-        if time is not None:
-            y = y + time[:, None, None, :]
-        y = self.conv2(ops.activated(self.norm2, y))
-        found: mx.array = y + (self.conv_shortcut(x) if "conv_shortcut" in self else x)
-        return found
+        y = ops.activated(self.norm1, x)
+        # An adapter's layer in its place keeps its bias.
+        apart = time is not None and type(self.conv1) is _Convolution
+        y = self.conv1.unbiased(y) if apart else self.conv1(y)
+        y = ops.activated(self.norm2, y, time)
+        beside = self.conv_shortcut(x) if "conv_shortcut" in self else x
+        if type(self.conv2) is not _Convolution or ops.in_numpy(y):
+            found: mx.array = self.conv2(y) + beside
+            return found
+        return ops.joined(self.conv2.unbiased(y), self.conv2.bias, beside)
 
 
 class _Attention(nn.MultiHeadAttention):  # type: ignore[misc]
@@ -65,6 +87,11 @@ class _Attention(nn.MultiHeadAttention):  # type: ignore[misc]
         found: mx.array = self.out_proj(mixed.transpose(0, 2, 1, 3).flatten(-2, -1))
         return found
 
+    def told(self, memory: mx.array) -> tuple[mx.array, mx.array]:
+        """The same of what every step reads: laid out once."""
+        keys, values = self.read(memory)
+        return mx.contiguous(keys), mx.contiguous(values)
+
     def _heads(self, x: mx.array) -> mx.array:
         return mx.unflatten(x, -1, (self.num_heads, -1)).transpose(0, 2, 1, 3)
 
@@ -77,7 +104,7 @@ class _Block(TransformerBlock):  # type: ignore[misc]
         x = x + self.attn1(y, *self.attn1.read(y))
         x = x + self.attn2(self.norm2(x), *next(told))
         y = self.norm3(x)
-        found: mx.array = x + self.linear3(ops.gated(self.linear1(y), self.linear2(y)))
+        found: mx.array = x + self.linear3(ops.gated_products(self.linear1, self.linear2, y))
         return found
 
 
@@ -87,6 +114,7 @@ def with_our_ops(module: nn.Module) -> None:
         ResnetBlock2D: _Resnet,
         TransformerBlock: _Block,
         nn.GroupNorm: _GroupNorm,
+        nn.LayerNorm: _LayerNorm,
         nn.Conv2d: _Convolution,
     }
     for _, item in module.named_modules():

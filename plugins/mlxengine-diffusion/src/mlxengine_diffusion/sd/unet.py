@@ -157,12 +157,12 @@ class Encoder(nn.Module):  # type: ignore[misc]
             flat = sinusoids(sizes, self.shape.size_embedding).flatten(1).astype(dtype)
             embedding = embedding + self.add_embedding(mx.concatenate([pooled, flat], axis=-1))
         active = ops.silu(embedding)
-        return mx.concatenate([block.time_emb_proj(active) for block in self._resnets()], axis=-1)
+        return mx.concatenate([block.timed(active) for block in self._resnets()], axis=-1)
 
     def told(self, context: mx.array) -> list[tuple[mx.array, mx.array]]:
         """Keys and values of the prompts' states (rows, tokens, width), by layer of cross-attention."""
         return [
-            block.attn2.read(context)
+            block.attn2.told(context)
             for level in self._levels()
             for transformer in level.get("attentions", ())
             for block in transformer.transformer_blocks

@@ -53,7 +53,7 @@ def pays(layer: nn.Conv2d, x: mx.array) -> bool:
     )
 
 
-def convolved(layer: nn.Conv2d, x: mx.array) -> mx.array:
+def convolved(layer: nn.Conv2d, x: mx.array, *, biased: bool) -> mx.array:
     """What `pays` said yes to: (batch, height, width, outputs), float32, to about 2e-5 of the largest."""
     batch, height, width, inner = x.shape
     down, across = -(-height // 4), -(-width // 4)
@@ -62,7 +62,6 @@ def convolved(layer: nn.Conv2d, x: mx.array) -> mx.array:
     kernel = np.ascontiguousarray(np.array(layer.weight, copy=False).transpose(1, 2, 3, 0))
     outer = kernel.shape[-1]
     kernels = (_KERNELS @ kernel.reshape(9, -1)).reshape(36, inner, outer)
-    bias = np.array(layer.bias, copy=False) if "bias" in layer else np.float32(0)
     made = np.empty((batch, 4 * down, 4 * across, outer), np.float32)
     rows = max(1, _BAND // (36 * 4 * across * max(inner, outer)))
     for image, result in zip(around, made, strict=True):
@@ -74,7 +73,8 @@ def convolved(layer: nn.Conv2d, x: mx.array) -> mx.array:
             turned = (_INPUTS @ under.reshape(36, -1)).reshape(36, -1, inner)
             mixed = np.matmul(turned, kernels)
             found = (_OUTPUTS @ mixed.reshape(36, -1)).reshape(16, last - first, across, outer)
-            found += bias
+            if biased:
+                found += np.array(layer.bias, copy=False)
             for place, (i, j) in enumerate(np.ndindex(4, 4)):
                 result[4 * first + i : 4 * last : 4, j::4] = found[place]
     return mx.array(made[:, :height, :width])

@@ -38,7 +38,7 @@ def _pipeline(card: ModelCard) -> object:
 def claim(card: ModelCard) -> Offer | None:
     name = _pipeline(card)
     if name == _flux2.PIPELINE:
-        return flow_offer(card, half_vae=True)
+        return flow_offer(card, half_vae=True, copies=_flux2.COPIES)
     if name not in (*_FLUX1, _QWEN, *_EDIT):
         return None
     problem: MLXEngineError | None = None

@@ -4,9 +4,9 @@
 
 Random weights in half precision (2 GB for Stable Diffusion 1.5, 7 GB for XL, twice on the disk) are written
 as a repository and, under the original code's names, as a checkpoint. Each is loaded in a process of its own,
-one after the other in turns; the first round, in which the disk is read, is left out. Processor seconds count:
-a machine that others use takes any time. The file may take 1.2 times the folder's processor seconds. In the
-first round each makes a picture, and both have to be equal to 1/255: a matrix that the file has transposed is
+one after the other in turns; the first round, in which the disk is read, is left out. Processor seconds
+count, since a machine that others use takes any time; the file may take 1.2 times the folder's. In the first
+round each makes a picture, and both have to be equal to 1/255: a matrix that the file has transposed is
 multiplied by another kernel. ``--folder`` keeps what is written, and takes it again; ``--tiny`` tries all of
 it on small networks.
 """

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mlxengine import ImageHandle, InferenceEngine
 from mlxengine.errors import InvalidParameterError
-from mlxengine_diffusion._generate import _check_prompts
+from mlxengine_diffusion._plan import _check_prompts
 from mlxengine_diffusion.sd.prompts import parse
 
 VALUES: dict[str, Any] = {"steps": 2, "guidance": 3.0, "seed": 0}

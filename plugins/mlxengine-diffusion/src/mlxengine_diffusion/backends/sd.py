@@ -13,6 +13,7 @@ from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import FeatureUnavailableError, IncompatibleWeightsError
 from mlxengine.readonly import thaw
 
+from .._brought import refuse_pickles
 from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE, TAESD, VAE
 from ..models import defaults_for
 from ..sd import layout
@@ -253,6 +254,7 @@ def _build(
 def _fetched(reference: str, context: LoadContext) -> Path:
     """An autoencoder's file, or the folder that holds it."""
     path = Path(reference).expanduser()
+    refuse_pickles(path)
     if path.exists():
         return path
     if context.fetch is None:
@@ -276,7 +278,7 @@ def _other_vae(reference: str, path: Path, own: dict[str, Any]) -> Any:
     if len(files) != 1 or files[0].suffix != ".safetensors":
         raise IncompatibleWeightsError(
             f"{reference} is no autoencoder: one .safetensors file is.",
-            hint="Pickles can run code and are never loaded. Of several files, name one.",
+            hint="Of several files, name one.",
         )
     config = own
     if (folder / "config.json").is_file():

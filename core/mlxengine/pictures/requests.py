@@ -39,8 +39,8 @@ class IPAdapter:
     Args:
         source: the adapter: a file, a folder or a repository in the form of ``h94/IP-Adapter``, or one of its
             files, as ``h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors``. A repository alone stands
-            for the plain adapter of the model's family.
-        image: the picture, whose middle square is looked at: whatever `ImagePart` takes.
+            for the plain adapter of the model's family. For FLUX.1, ``black-forest-labs/FLUX.1-Redux-dev``.
+        image: the picture: whatever `ImagePart` takes. Its middle square is looked at; by Redux all of it.
         strength: how much it counts; 1 is as it was trained.
     """
 

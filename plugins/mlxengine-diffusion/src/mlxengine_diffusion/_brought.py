@@ -199,6 +199,8 @@ def _encoder_of(file: str) -> str:
     SDXL's adapters for the smaller encoder, which say so in their names, share that of Stable Diffusion 1.
     """
     path = PurePosixPath(file)
+    if path.parent.name == "image_embedder":  # Redux, as diffusers has it
+        path = path.parent
     return "models/image_encoder" if "vit-h" in path.name else str(path.parent / "image_encoder")
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from mlxengine import Picture
@@ -68,6 +69,26 @@ def test_other_programs_find_their_text_where_they_look_for_it(tmp_path: Path, e
         "Steps: 20, Sampler: DPM++ 2M SDE, Schedule type: Karras, CFG scale: 7.5, Seed: 1234"
     )
     assert "Size: 24x16" in last
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_programs_that_keep_pictures_find_the_text_as_a_description(tmp_path: Path, ending: str) -> None:
+    told = {**RECIPE, "prompt": 'a <red> & "blue" circle\0, ü 🙂'}
+    path = picture(told).save(tmp_path / f"x.{ending}")
+    with PIL.open(path) as opened:
+        packet = opened.info["xmp"]
+        pixels = opened.convert("RGB")
+    rdf = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+    root = ElementTree.fromstring(packet)
+    (item,) = root.findall(f".//{{http://purl.org/dc/elements/1.1/}}description/{rdf}Alt/{rdf}li")
+    assert item.text == to_text(told).replace("\0", "")
+    # another program kept that and nothing else
+    pixels.save(tmp_path / "y.webp", xmp=packet)
+    assert read_recipe(tmp_path / "y.webp")["seed"] == told["seed"]
+    assert read_recipe(tmp_path / "y.webp")["prompt"] == 'a <red> & "blue" circle, ü 🙂'
+    pixels.save(tmp_path / "y.webp", xmp=packet[: packet.index(b"Steps")] + b"</rdf:li>")
+    with pytest.raises(InvalidParameterError):
+        read_recipe(tmp_path / "y.webp")
 
 
 def test_the_text_says_what_it_was_made_of() -> None:

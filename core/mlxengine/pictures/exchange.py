@@ -2,8 +2,9 @@
 
 That text is AUTOMATIC1111's ``parameters``: the prompt, ``Negative prompt: …``, and a line of
 ``Name: value`` pairs. A PNG holds it as a text chunk beside our JSON; JPEG and WebP hold both in EXIF, the
-text as ``UserComment`` and the JSON as ``MakerNote``. Source of its names and places:
-``modules/infotext_utils.py`` and ``modules/images.py`` of github.com/AUTOMATIC1111/stable-diffusion-webui.
+text as ``UserComment`` and the JSON as ``MakerNote``; all hold the text as XMP's description as well. Source
+of its names and places: ``modules/infotext_utils.py`` and ``modules/images.py`` of
+github.com/AUTOMATIC1111/stable-diffusion-webui.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..readonly import thaw
-from . import comfy
+from . import comfy, xmp
 
 RECIPE_KEY = "mlxengine"
 """The PNG text chunk that holds the recipe, as JSON."""
@@ -150,6 +151,7 @@ def saving(suffix: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
         chunks = PngInfo()
         chunks.add_itxt(RECIPE_KEY, ours)
         chunks.add_itxt(TEXT_KEY, theirs)
+        chunks.add_itxt(xmp.CHUNK, xmp.packet(theirs))
         if graph := comfy.to_graph(recipe):
             chunks.add_itxt(comfy.CHUNK, graph)
         return {"pnginfo": chunks}
@@ -161,11 +163,11 @@ def saving(suffix: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
     exif.get_ifd(_EXIF_IFD).update(
         {_USER_COMMENT: _UNICODE + theirs.encode("utf-16-be"), _MAKER_NOTE: _MARK + ours.encode()}
     )
-    data = exif.tobytes()
-    if len(data) > _MOST_EXIF:
+    data, packet = exif.tobytes(), xmp.packet(theirs).encode()
+    if max(len(data), len(packet)) > _MOST_EXIF:
         _log.warning("The recipe is too long for a %s file and was left out: a PNG holds it.", suffix)
         return {}
-    return {"exif": data}
+    return {"exif": data, "xmp": packet}
 
 
 def held(opened: Any) -> dict[str, Any] | None:
@@ -182,6 +184,8 @@ def held(opened: Any) -> dict[str, Any] | None:
             ours = note.removeprefix(_MARK).decode()
         elif isinstance(comment, bytes):
             theirs = _comment(comment)
+    if ours is theirs is None and "Steps: " in (text := xmp.description(opened.info.get("xmp")) or ""):
+        theirs = text  # a description of anything else is no recipe
     if ours is not None:
         found = json.loads(ours)
         return found if isinstance(found, dict) else None

@@ -117,6 +117,8 @@ def test_a_web_uis_text_is_read_and_what_has_no_meaning_here_is_kept_apart(tmp_p
     older = from_text(OLDER)
     assert (older["scheduler"], older["sigmas"], older["seed"]) == ("euler_ancestral", "karras", 7)
     assert from_text("only words: here") == {"prompt": "only words: here"}
+    named = from_text(OLDER.replace("a cat", "a cat <lora:style:0.8>, <hypernet:x:1>"))
+    assert (named["prompt"], named["other"]) == ("a cat ,", {"networks": "<lora:style:0.8> <hypernet:x:1>"})
     unknown = from_text(OLDER.replace("Euler a Karras", "DPM++ 2S a"))
     assert "scheduler" not in unknown
     assert unknown["other"] == {"Sampler": "DPM++ 2S a"}

@@ -32,6 +32,7 @@ _MARK, _UNICODE = b"mlxengine\0", b"UNICODE\0"
 _MOST_EXIF = 65_000  # a segment of a JPEG has 64 KiB
 _NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>", re.IGNORECASE)
 _SAMPLERS = {
     "euler": "Euler",
     "euler_ancestral": "Euler a",
@@ -92,6 +93,8 @@ def from_text(text: str) -> dict[str, Any]:
     if len(pairs) < 3:
         words, pairs = [*words, last], {}
     prompt, _, negative = "\n".join(words).partition(_NEGATIVE)
+    networks = [*_NETWORK.findall(prompt), *_NETWORK.findall(negative)]
+    prompt, negative = _NETWORK.sub("", prompt), _NETWORK.sub("", negative)
     found: dict[str, Any] = {"prompt": prompt.strip()}
     if negative.strip():
         found["negative"] = negative.strip()
@@ -105,24 +108,34 @@ def from_text(text: str) -> dict[str, Any]:
     if size := re.fullmatch(r"(\d+)x(\d+)", other.pop("Size", "")):
         found["width"], found["height"] = int(size[1]), int(size[2])
     _read_sampler(other, found)
+    if networks:
+        other["networks"] = " ".join(networks)
     if "Model" in other:
         found["model_name"] = other.pop("Model")
     left = {name: value for name, value in other.items() if name not in _HARMLESS}
     return {**found, **({"other": left} if left else {})}
 
 
-def _read_sampler(other: dict[str, str], found: dict[str, Any]) -> None:
-    name, placement = other.get("Sampler", "").lower(), other.get("Schedule type", "").lower()
+def sampler_called(name: str, placement: str = "") -> tuple[str | None, str | None]:
+    """Our names for a sampler and its schedule as the web UI calls them, ``DPM++ 2M Karras`` among them."""
+    name, placement = name.strip().lower(), placement.strip().lower()
     for word in _PLACED:  # older versions wrote both as one
         if name.endswith(f" {word}"):
             name, placement = name.removesuffix(f" {word}"), word
-    if name in _OURS:
-        found["scheduler"] = _OURS[name]
-        del other["Sampler"]
-        if placement in ("", "automatic") or placement in _PLACED:
-            other.pop("Schedule type", None)
-        if placement in _PLACED:
-            found["sigmas"] = _PLACED[placement]
+    return _OURS.get(name), _PLACED.get(placement)
+
+
+def _read_sampler(other: dict[str, str], found: dict[str, Any]) -> None:
+    placement = other.get("Schedule type", "Automatic")
+    scheduler, sigmas = sampler_called(other.get("Sampler", ""), placement)
+    if scheduler is None:
+        return
+    found["scheduler"] = scheduler
+    del other["Sampler"]
+    if sigmas is not None:
+        found["sigmas"] = sigmas
+    if sigmas is not None or placement.lower() == "automatic":
+        other.pop("Schedule type", None)
 
 
 def _quoted(value: Any) -> str:
@@ -212,4 +225,4 @@ def _comment(data: bytes) -> str:
     return text.decode("utf-8", errors="replace")
 
 
-__all__ = ["RECIPE_KEY", "TEXT_KEY", "from_text", "held", "saving", "to_text"]
+__all__ = ["RECIPE_KEY", "TEXT_KEY", "from_text", "held", "sampler_called", "saving", "to_text"]

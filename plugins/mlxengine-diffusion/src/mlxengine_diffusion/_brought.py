@@ -122,8 +122,12 @@ def reference(what: str, value: Any, context: RunContext) -> Path:
         refuse(f"{value!r} names no {what}.", "Give a file, a folder or a repository.")
     path = Path(value).expanduser()
     refuse_pickles(path)
-    if context.fetch is None and not path.exists():
-        refuse(f"The {what} {value!s} does not exist, and nothing can be fetched here.")
+    if not path.exists():
+        # one of a repository's files has a place behind the repository's name
+        if path.is_absolute() or (path.suffix == ".safetensors" and len(path.parts) < 3):
+            refuse(f"There is no {what} {value!s}.", "Check the path. A repository is named owner/name.")
+        if context.fetch is None:
+            refuse(f"The {what} {value!s} does not exist, and nothing can be fetched here.")
     return path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from attrs import evolve
 from mlxengine import ImageRequest, RunContext
 from mlxengine.errors import UnsupportedInputError
+from mlxengine.pictures.exchange import sampler_called
 
 from ._brought import adapters_of, guides_of, reference, refiner_of, seen_of, taught_words
 from ._checks import check_size, chosen, integer, number, refuse, several, unable
@@ -55,6 +56,8 @@ def plan(
     steps = defaults.steps if request.steps is None else request.steps
     integer("steps", steps, 1, abilities.most_steps)
     seed = secrets.randbits(32) if request.seed is None else request.seed
+    if seed == -1:  # elsewhere it stands for any
+        refuse("seed=-1 is none.", "Leave it out, and every picture gets another one.")
     integer("seed", seed, 0, 2**64 - request.n)
     guidance = defaults.guidance if request.guidance is None else request.guidance
     number("guidance", guidance, 0, 1000)
@@ -81,6 +84,7 @@ def plan(
     mask = _mask(pipeline, request, size)
     usual = defaults.strength if mask is None else 1.0
     strength = usual if request.strength is None else request.strength
+    scheduler, sigmas = _sampler(request, abilities.schedulers)
     return Job(
         prompt=request.prompt,
         negative=request.negative,
@@ -89,8 +93,8 @@ def plan(
         steps=steps,
         guidance=float(guidance),
         seed=seed,
-        scheduler=chosen("scheduler", request.scheduler, abilities.schedulers) or defaults.scheduler,
-        sigmas=chosen("sigmas", request.sigmas, abilities.placements),
+        scheduler=chosen("scheduler", scheduler, abilities.schedulers) or defaults.scheduler,
+        sigmas=chosen("sigmas", sigmas, abilities.placements),
         clip_skip=_layer(pipeline, request.clip_skip),
         prompt_weights=abilities.prompt_weights and request.prompt_weights is not False,
         guidance_rescale=_rescale(pipeline, request.guidance_rescale),
@@ -108,6 +112,16 @@ def plan(
         upscale=None if request.upscale is None else reference("upscaler", request.upscale, context),
         vae_tiling=_tiles(pipeline, request, context, holds, (width, height)),
     )
+
+
+def _sampler(request: ImageRequest, known: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """The sampler and its levels; a name of the web UI's, ``DPM++ 2M Karras``, is ours for it."""
+    name, sigmas = request.scheduler, request.sigmas
+    if isinstance(name, str) and name not in known:
+        ours, placed = sampler_called(name)
+        if ours in known:
+            return ours, sigmas or placed
+    return name, sigmas
 
 
 def _check_prompts(pipeline: Pipeline, request: ImageRequest) -> None:

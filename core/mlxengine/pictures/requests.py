@@ -68,7 +68,7 @@ class ImageRequest(Request):
         guidance_rescale: how far to bring guidance back to the contrast of the prediction without it, 0 to 1.
         init_image: a picture to start from: whatever `ImagePart` takes.
         mask: which part of ``init_image`` to make anew: a picture of any size, light where it is; or an
-            array (height, width) of bool or uint8.
+            array (height, width) of bool, of uint8, or of floats from 0 to 1.
         strength: how far to leave ``init_image``, 0 (keep) to 1 (forget).
         references: pictures to look at while this one is made, or to edit, for models that can: each whatever
             `ImagePart` takes.

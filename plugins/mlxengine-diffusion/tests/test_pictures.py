@@ -189,6 +189,18 @@ def test_pictures_are_taken_as_paths_bytes_pil_and_arrays(model: ImageHandle, tm
     assert all(np.array_equal(made[0], other) for other in made[1:])
 
 
+def test_pictures_of_sixteen_bits_and_arrays_of_other_channels_are_what_they_show(tmp_path: Path) -> None:
+    from PIL import Image
+
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    wanted = np.repeat(ramp[..., None], 3, axis=2)
+    Image.fromarray(ramp.astype(np.uint16) << 8).save(tmp_path / "depth.png")
+    clear = np.dstack([wanted, np.where(ramp < 128, 0, 255).astype(np.uint8)])
+    assert np.array_equal(np.array(open_picture(tmp_path / "depth.png")), wanted)
+    assert np.array_equal(np.array(open_picture(ramp)), wanted)
+    assert np.array_equal(np.array(open_picture(clear)), np.where(wanted < 128, 255, wanted))
+
+
 def test_a_transparent_picture_lies_on_white_and_another_size_is_scaled(model: ImageHandle) -> None:
     from PIL import Image
 

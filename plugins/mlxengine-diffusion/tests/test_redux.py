@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -17,6 +15,7 @@ import pytest
 from mlxengine.errors import IncompatibleWeightsError, MLXEngineError, ModelNotFoundError
 from mlxengine_diffusion.backends._redux import load_redux
 from safetensors.numpy import load_file, save_file
+from test_parity_with_diffusers import finished
 
 sys.path.insert(0, str(Path(__file__).parent / "extras"))
 
@@ -26,14 +25,6 @@ import tiny_kit as k
 
 STORED = load_file(k.DATA / "redux.pictures.safetensors")
 WIDTH = f1.T5["d_model"]
-
-
-def finished(turns: Generator[None, None, Any]) -> Any:
-    while True:
-        try:
-            next(turns)
-        except StopIteration as done:
-            return done.value
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import FeatureUnavailableError, IncompatibleWeightsError
 from mlxengine.readonly import thaw
 
-from .._brought import refuse_pickles
 from ..features import BACKEND_DTYPE, COMPILE, KEEP_LOADED, QUANTIZE, TAESD, VAE
 from ..models import defaults_for
 from ..sd import layout
@@ -253,6 +252,8 @@ def _build(
 
 def _fetched(reference: str, context: LoadContext) -> Path:
     """An autoencoder's file, or the folder that holds it."""
+    from .._brought import refuse_pickles
+
     path = Path(reference).expanduser()
     refuse_pickles(path)
     if path.exists():

@@ -85,7 +85,7 @@ def test_a_taught_word_is_found_in_any_case_with_a_weight_and_not_inside_another
 @pytest.mark.parametrize(
     ("name", "tensors", "words"),
     [
-        ("toy.pt", {"emb_params": g.vectors(64)}, "one .safetensors file is"),
+        ("toy.txt", {"emb_params": g.vectors(64)}, "one .safetensors file is"),
         (
             "toy.safetensors",
             {"emb_params": g.vectors(48)},

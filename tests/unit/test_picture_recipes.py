@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from mlxengine import Picture
@@ -70,6 +71,26 @@ def test_other_programs_find_their_text_where_they_look_for_it(tmp_path: Path, e
     assert "Size: 24x16" in last
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_programs_that_keep_pictures_find_the_text_as_a_description(tmp_path: Path, ending: str) -> None:
+    told = {**RECIPE, "prompt": 'a <red> & "blue" circle\0, ü 🙂'}
+    path = picture(told).save(tmp_path / f"x.{ending}")
+    with PIL.open(path) as opened:
+        packet = opened.info["xmp"]
+        pixels = opened.convert("RGB")
+    rdf = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+    root = ElementTree.fromstring(packet)
+    (item,) = root.findall(f".//{{http://purl.org/dc/elements/1.1/}}description/{rdf}Alt/{rdf}li")
+    assert item.text == to_text(told).replace("\0", "")
+    # another program kept that and nothing else
+    pixels.save(tmp_path / "y.webp", xmp=packet)
+    assert read_recipe(tmp_path / "y.webp")["seed"] == told["seed"]
+    assert read_recipe(tmp_path / "y.webp")["prompt"] == 'a <red> & "blue" circle, ü 🙂'
+    pixels.save(tmp_path / "y.webp", xmp=packet[: packet.index(b"Steps")] + b"</rdf:li>")
+    with pytest.raises(InvalidParameterError):
+        read_recipe(tmp_path / "y.webp")
+
+
 def test_the_text_says_what_it_was_made_of() -> None:
     plain = {**RECIPE, "prompt": "a red circle"}
     read = from_text(to_text(plain))
@@ -96,6 +117,8 @@ def test_a_web_uis_text_is_read_and_what_has_no_meaning_here_is_kept_apart(tmp_p
     older = from_text(OLDER)
     assert (older["scheduler"], older["sigmas"], older["seed"]) == ("euler_ancestral", "karras", 7)
     assert from_text("only words: here") == {"prompt": "only words: here"}
+    named = from_text(OLDER.replace("a cat", "a cat <lora:style:0.8>, <hypernet:x:1>"))
+    assert (named["prompt"], named["other"]) == ("a cat ,", {"networks": "<lora:style:0.8> <hypernet:x:1>"})
     unknown = from_text(OLDER.replace("Euler a Karras", "DPM++ 2S a"))
     assert "scheduler" not in unknown
     assert unknown["other"] == {"Sampler": "DPM++ 2S a"}

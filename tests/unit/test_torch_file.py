@@ -348,6 +348,41 @@ def test_single_layers_beside_the_weights_keep_their_names(torch_names: None, tm
     assert found == {"model": 1, "sparse_linear": 2, "colbert_linear": 3}
 
 
+def test_a_file_alone_becomes_a_file_and_dictionaries_in_it_are_joined(
+    torch_names: None, tmp_path: Path
+) -> None:
+    numbers = {str(place): np.full(3, place, np.float32) for place in range(2)}
+    one, other = (_Kept(value, key) for key, value in numbers.items())
+    data = {key: value.tobytes() for key, value in numbers.items()}
+    for value, names in (
+        ({"image_proj": {"a": one}, "ip_adapter": {"b": other}}, {"image_proj.a", "ip_adapter.b"}),
+        ({"params_ema": {"a": one, "b": other}}, {"a", "b"}),
+        ({"a": one, "b": other}, {"a", "b"}),
+    ):
+        source = write(tmp_path / "x.pth", pickled(value), data)
+        made = convert_bin(source, tmp_path / "x.safetensors")
+        found = load_file(made.path)
+        assert set(found) == names
+        assert sorted(item[0] for item in found.values()) == [0, 1]
+        with pytest.raises(ConfigurationError, match="exists already"):
+            convert_bin(source, made.path)
+        made.path.unlink()
+    source = write(tmp_path / "x.pth", pickled({"state_dict": {"a": one}, "epoch": 3}), data)
+    for target, error in (("y.safetensors", IncompatibleWeightsError), ("y", ConfigurationError)):
+        with pytest.raises(error):
+            convert_bin(source, tmp_path / target)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_parts_of_a_diffusers_repository_keep_their_names(torch_names: None, tmp_path: Path) -> None:
+    numbers = np.ones(3, np.float32)
+    (tmp_path / "source" / "vae").mkdir(parents=True)
+    file = tmp_path / "source" / "vae" / "diffusion_pytorch_model.bin"
+    write(file, pickled({"weight": _Kept(numbers, "0")}), {"0": numbers.tobytes()})
+    made = convert_bin(tmp_path / "source", tmp_path / "made").path
+    assert np.array_equal(load_file(made / "vae" / "diffusion_pytorch_model.safetensors")["weight"], numbers)
+
+
 def test_the_verb_converts_a_folder_and_prints_checksums(
     torch_names: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

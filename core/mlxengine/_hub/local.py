@@ -15,10 +15,9 @@ from ..readonly import freeze
 from .gguf import gguf_directory
 from .headers import safetensors_tensors
 from .inspection import decode_documents, documents_of, read_weights
-from .names import problem_with
+from .names import PICKLES, problem_with
 
 _MOST_FILES = 10_000
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _SKIPPED = (".git", ".cache", "__pycache__")
 
 
@@ -40,7 +39,7 @@ def local_card(ref: ModelRef, configuration: ModelConfiguration) -> ModelCard:
     if path.is_dir():
         return _folder_card(path, ref, configuration)
     suffix = path.suffix.lower()
-    if suffix in _PICKLES:
+    if suffix in PICKLES:
         raise InvalidModelRefError(
             f"{path} is a pickle, which can run code while it is read: it is never loaded.",
             hint="Take the .safetensors file of the same model.",

@@ -2,8 +2,9 @@
 
 That text is AUTOMATIC1111's ``parameters``: the prompt, ``Negative prompt: …``, and a line of
 ``Name: value`` pairs. A PNG holds it as a text chunk beside our JSON; JPEG and WebP hold both in EXIF, the
-text as ``UserComment`` and the JSON as ``MakerNote``. Source of its names and places:
-``modules/infotext_utils.py`` and ``modules/images.py`` of github.com/AUTOMATIC1111/stable-diffusion-webui.
+text as ``UserComment`` and the JSON as ``MakerNote``; all hold the text as XMP's description as well. Source
+of its names and places: ``modules/infotext_utils.py`` and ``modules/images.py`` of
+github.com/AUTOMATIC1111/stable-diffusion-webui.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..readonly import thaw
-from . import comfy
+from . import comfy, xmp
 
 RECIPE_KEY = "mlxengine"
 """The PNG text chunk that holds the recipe, as JSON."""
@@ -31,6 +32,7 @@ _MARK, _UNICODE = b"mlxengine\0", b"UNICODE\0"
 _MOST_EXIF = 65_000  # a segment of a JPEG has 64 KiB
 _NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>", re.IGNORECASE)
 _SAMPLERS = {
     "euler": "Euler",
     "euler_ancestral": "Euler a",
@@ -91,6 +93,8 @@ def from_text(text: str) -> dict[str, Any]:
     if len(pairs) < 3:
         words, pairs = [*words, last], {}
     prompt, _, negative = "\n".join(words).partition(_NEGATIVE)
+    networks = [*_NETWORK.findall(prompt), *_NETWORK.findall(negative)]
+    prompt, negative = _NETWORK.sub("", prompt), _NETWORK.sub("", negative)
     found: dict[str, Any] = {"prompt": prompt.strip()}
     if negative.strip():
         found["negative"] = negative.strip()
@@ -104,24 +108,34 @@ def from_text(text: str) -> dict[str, Any]:
     if size := re.fullmatch(r"(\d+)x(\d+)", other.pop("Size", "")):
         found["width"], found["height"] = int(size[1]), int(size[2])
     _read_sampler(other, found)
+    if networks:
+        other["networks"] = " ".join(networks)
     if "Model" in other:
         found["model_name"] = other.pop("Model")
     left = {name: value for name, value in other.items() if name not in _HARMLESS}
     return {**found, **({"other": left} if left else {})}
 
 
-def _read_sampler(other: dict[str, str], found: dict[str, Any]) -> None:
-    name, placement = other.get("Sampler", "").lower(), other.get("Schedule type", "").lower()
+def sampler_called(name: str, placement: str = "") -> tuple[str | None, str | None]:
+    """Our names for a sampler and its schedule as the web UI calls them, ``DPM++ 2M Karras`` among them."""
+    name, placement = name.strip().lower(), placement.strip().lower()
     for word in _PLACED:  # older versions wrote both as one
         if name.endswith(f" {word}"):
             name, placement = name.removesuffix(f" {word}"), word
-    if name in _OURS:
-        found["scheduler"] = _OURS[name]
-        del other["Sampler"]
-        if placement in ("", "automatic") or placement in _PLACED:
-            other.pop("Schedule type", None)
-        if placement in _PLACED:
-            found["sigmas"] = _PLACED[placement]
+    return _OURS.get(name), _PLACED.get(placement)
+
+
+def _read_sampler(other: dict[str, str], found: dict[str, Any]) -> None:
+    placement = other.get("Schedule type", "Automatic")
+    scheduler, sigmas = sampler_called(other.get("Sampler", ""), placement)
+    if scheduler is None:
+        return
+    found["scheduler"] = scheduler
+    del other["Sampler"]
+    if sigmas is not None:
+        found["sigmas"] = sigmas
+    if sigmas is not None or placement.lower() == "automatic":
+        other.pop("Schedule type", None)
 
 
 def _quoted(value: Any) -> str:
@@ -150,6 +164,7 @@ def saving(suffix: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
         chunks = PngInfo()
         chunks.add_itxt(RECIPE_KEY, ours)
         chunks.add_itxt(TEXT_KEY, theirs)
+        chunks.add_itxt(xmp.CHUNK, xmp.packet(theirs))
         if graph := comfy.to_graph(recipe):
             chunks.add_itxt(comfy.CHUNK, graph)
         return {"pnginfo": chunks}
@@ -161,11 +176,11 @@ def saving(suffix: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
     exif.get_ifd(_EXIF_IFD).update(
         {_USER_COMMENT: _UNICODE + theirs.encode("utf-16-be"), _MAKER_NOTE: _MARK + ours.encode()}
     )
-    data = exif.tobytes()
-    if len(data) > _MOST_EXIF:
+    data, packet = exif.tobytes(), xmp.packet(theirs).encode()
+    if max(len(data), len(packet)) > _MOST_EXIF:
         _log.warning("The recipe is too long for a %s file and was left out: a PNG holds it.", suffix)
         return {}
-    return {"exif": data}
+    return {"exif": data, "xmp": packet}
 
 
 def held(opened: Any) -> dict[str, Any] | None:
@@ -182,6 +197,8 @@ def held(opened: Any) -> dict[str, Any] | None:
             ours = note.removeprefix(_MARK).decode()
         elif isinstance(comment, bytes):
             theirs = _comment(comment)
+    if ours is theirs is None and "Steps: " in (text := xmp.description(opened.info.get("xmp")) or ""):
+        theirs = text  # a description of anything else is no recipe
     if ours is not None:
         found = json.loads(ours)
         return found if isinstance(found, dict) else None
@@ -208,4 +225,4 @@ def _comment(data: bytes) -> str:
     return text.decode("utf-8", errors="replace")
 
 
-__all__ = ["RECIPE_KEY", "TEXT_KEY", "from_text", "held", "saving", "to_text"]
+__all__ = ["RECIPE_KEY", "TEXT_KEY", "from_text", "held", "sampler_called", "saving", "to_text"]

@@ -39,8 +39,8 @@ class IPAdapter:
     Args:
         source: the adapter: a file, a folder or a repository in the form of ``h94/IP-Adapter``, or one of its
             files, as ``h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors``. A repository alone stands
-            for the plain adapter of the model's family.
-        image: the picture, whose middle square is looked at: whatever `ImagePart` takes.
+            for the plain adapter of the model's family. For FLUX.1, ``black-forest-labs/FLUX.1-Redux-dev``.
+        image: the picture: whatever `ImagePart` takes. Its middle square is looked at; by Redux all of it.
         strength: how much it counts; 1 is as it was trained.
     """
 
@@ -68,7 +68,7 @@ class ImageRequest(Request):
         guidance_rescale: how far to bring guidance back to the contrast of the prediction without it, 0 to 1.
         init_image: a picture to start from: whatever `ImagePart` takes.
         mask: which part of ``init_image`` to make anew: a picture of any size, light where it is; or an
-            array (height, width) of bool or uint8.
+            array (height, width) of bool, of uint8, or of floats from 0 to 1.
         strength: how far to leave ``init_image``, 0 (keep) to 1 (forget).
         references: pictures to look at while this one is made, or to edit, for models that can: each whatever
             `ImagePart` takes.

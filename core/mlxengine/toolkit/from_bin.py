@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 import tempfile
@@ -12,10 +13,11 @@ from pathlib import Path
 
 from attrs import asdict, frozen
 
+from .._hub.names import PICKLES
 from ..errors import ConfigurationError, IncompatibleWeightsError
 from .torch_file import DTYPES, StoredTensor, TorchFile
 
-WEIGHTS = "pytorch_model*.bin"
+WEIGHTS = "*pytorch_model*.bin"  # diffusers puts a word before it
 LAYERS = "*_linear.pt"  # single layers beside them, as BGE-M3 keeps its further outputs
 DOCUMENTS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 RECORD = "converted_from_bin.json"
@@ -52,22 +54,25 @@ class Converted:
 def convert_bin(source: Path, target: Path) -> Converted:
     """Write a folder's ``pytorch_model*.bin`` as ``model*.safetensors``, and those of its stages' folders.
 
-    Single layers that lie beside them (`LAYERS`) keep their names.
+    ``diffusion_pytorch_model.bin``, and single layers that lie beside them (`LAYERS`), keep their names. A
+    file alone becomes a file: an adapter, taught words, an upscaler.
 
     No code of the files is run (`torch_file`). ``target`` appears whole or not at all; beside the weights it
     has the documents of the source, and `RECORD` with the checksums of what was read and written.
 
     Args:
-        source: a folder.
-        target: a folder that does not exist yet.
+        source: a folder, or a file of ``torch.save``.
+        target: a folder, or a ``.safetensors`` file, that does not exist yet.
 
     Raises:
-        ConfigurationError: the target exists.
+        ConfigurationError: the target exists, or is not named as a file of safetensors.
         IncompatibleWeightsError: there is no such file, or one holds anything else than tensors by name.
         CorruptFileError: a file is damaged.
     """
     if target.exists():
         raise ConfigurationError(f"{target} exists already.", hint="Name a new folder.")
+    if source.is_file():
+        return _convert_file(source, target)
     folders = [source, *sorted(path for path in source.iterdir() if path.is_dir())] if source.is_dir() else []
     pickles = [file for folder in folders for file in sorted(folder.glob(WEIGHTS))]
     pickles += sorted(source.glob(LAYERS)) if pickles else []
@@ -89,7 +94,7 @@ def convert_bin(source: Path, target: Path) -> Converted:
         names: dict[tuple[Path, str], Path] = {}
         for file in pickles:
             place = file.relative_to(source)
-            written = place.with_name(file.stem.replace("pytorch_model", "model", 1) + ".safetensors")
+            written = place.with_name(re.sub(r"^pytorch_model", "model", file.stem) + ".safetensors")
             with TorchFile(file) as opened:
                 for name in opened.tensors if file.match(WEIGHTS) else ():
                     if (other := names.setdefault((place.parent, name), place)) != place:
@@ -108,6 +113,20 @@ def convert_bin(source: Path, target: Path) -> Converted:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Converted(path=target, files=tuple(files), tensors=tensors, nbytes=size)
+
+
+def _convert_file(source: Path, target: Path) -> Converted:
+    if target.suffix != ".safetensors":
+        raise ConfigurationError(f"{target} is to hold a file.", hint="End its name in .safetensors.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        made = Path(scratch) / target.name
+        with TorchFile(source) as opened:
+            checksum, count = _write(opened, made), len(opened.tensors)
+        size = made.stat().st_size
+        made.rename(target)
+    file = ConvertedFile(source=source.name, source_sha256=_sha256(source), file=target.name, sha256=checksum)
+    return Converted(path=target, files=(file,), tensors=count, nbytes=size)
 
 
 def _copy_documents(source: Path, target: Path) -> None:
@@ -154,4 +173,4 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-__all__ = ["DOCUMENTS", "RECORD", "WEIGHTS", "Converted", "ConvertedFile", "convert_bin"]
+__all__ = ["DOCUMENTS", "PICKLES", "RECORD", "WEIGHTS", "Converted", "ConvertedFile", "convert_bin"]

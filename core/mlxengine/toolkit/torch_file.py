@@ -106,7 +106,7 @@ class _Stack:
 
 
 class TorchFile:
-    """A file of ``torch.save`` that holds one dictionary of tensors.
+    """A file of ``torch.save`` that holds one dictionary of tensors, or dictionaries of them by name.
 
     Args:
         path: the file. It is opened for as long as this is, so use it as a context manager.
@@ -196,9 +196,10 @@ class TorchFile:
     def _described(self) -> Mapping[str, StoredTensor]:
         if self._entries["data.pkl"].file_size > _MOST_PICKLE:
             raise self._refused(f"a pickle of more than {_MOST_PICKLE >> 20} MiB")
-        found = self._walked(self._read("data.pkl"))
-        if not isinstance(found, dict):
-            raise self._refused(f"{_what(found)} instead of tensors by their names")
+        walked = self._walked(self._read("data.pkl"))
+        if not isinstance(walked, dict):
+            raise self._refused(f"{_what(walked)} instead of tensors by their names")
+        found = _flat(walked)
         bytes_in_all = 0
         for name, value in found.items():
             if not isinstance(name, str) or not isinstance(value, StoredTensor):
@@ -358,6 +359,16 @@ _PUSHED = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE"),
 )
+
+
+def _flat(found: dict[Any, Any]) -> dict[Any, Any]:
+    """Dictionaries in a dictionary, by joined names; one alone, as trainers wrap them, by its own."""
+    groups = [value for value in found.values() if isinstance(value, dict)]
+    if not groups or len(groups) < len(found):
+        return found
+    if len(groups) == 1:
+        return groups[0]
+    return {f"{name}.{inner}": value for name, group in found.items() for inner, value in group.items()}
 
 
 def _instructions(pickle: bytes) -> Iterator[tuple[str, Any, int | None]]:

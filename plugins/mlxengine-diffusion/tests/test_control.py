@@ -23,18 +23,12 @@ from mlxengine_diffusion.backends._work import Guide, Job
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from test_image_verb import run
-from test_parity_with_diffusers import Family, same_picture
+from test_parity_with_diffusers import Family, family_of, same_picture
 
 STORED = load_file(g.DATA / "control.pictures.safetensors")
 
 
-@pytest.fixture(scope="module", params=["sd1", "sdxl"])
-def family(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    load_pipeline: Callable[..., Any],
-) -> Family:
-    return Family(request.param, tmp_path_factory.mktemp(request.param), load_pipeline)
+family = family_of("sd1", "sdxl")
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +128,8 @@ def test_a_request_and_the_verb_name_networks_and_pictures(
         assert not np.array_equal(made.numpy(), model.image("a red circle", **asked).numpy())
         assert made.recipe["controls"][0][:4] == (str(net), 0.8, 0.0, 0.5)
         for wrong, words in (
-            ({"start": 0.6, "end": 0.5}, "end of a control"),
-            ({"strength": float("nan")}, "strength of a control"),
+            ({"start": 0.6, "end": 0.5}, "ControlNet's end"),
+            ({"strength": float("nan")}, "ControlNet's strength"),
         ):
             bad = ImageControl(source=str(net), image=edges, **wrong)
             with pytest.raises(InvalidParameterError, match=words):

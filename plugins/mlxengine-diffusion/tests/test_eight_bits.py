@@ -134,9 +134,9 @@ def test_an_autoencoder_of_ones_own_is_taken_in_every_form(tmp_path: Path) -> No
 
 def test_what_is_no_autoencoder_of_this_model_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
     save_file({"a": g.picture()}, tmp_path / "other.safetensors")
-    (tmp_path / "vae.pt").write_bytes(b"\x80\x02")
+    (tmp_path / "vae.txt").touch()
     with InferenceEngine() as engine:
-        for name, words in (("other.safetensors", "do not fit"), ("vae.pt", "one .safetensors file is")):
+        for name, words in (("other.safetensors", "do not fit"), ("vae.txt", "one .safetensors file is")):
             with pytest.raises(IncompatibleWeightsError, match=words):
                 engine.load_images(tiny_folder, features={"diffusion.vae": str(tmp_path / name)})
 

@@ -72,11 +72,13 @@ def test_what_the_mask_keeps_stays_and_the_rest_changes(model: ImageHandle) -> N
     grey = Image.fromarray(hole().astype(np.uint8) * 255).resize((128, 128), Image.Resampling.NEAREST)
     clear = Image.fromarray(np.dstack([start * 0, np.where(hole(), 0, 255).astype(np.uint8)]))
     made = {}
-    for name, mask in {"array": hole(), "picture": grey, "transparent": clear}.items():
+    floats = hole().astype(np.float32)  # as diffusers takes them
+    for name, mask in {"array": hole(), "picture": grey, "transparent": clear, "floats": floats}.items():
         made[name] = model.image("a blue square", init_image=start, mask=mask, seed=1, **RECIPE)
     pixels = made["array"].numpy()
     assert np.array_equal(pixels, made["picture"].numpy())
     assert np.array_equal(pixels, made["transparent"].numpy())
+    assert np.array_equal(pixels, made["floats"].numpy())
     assert np.array_equal(pixels[~hole()], start[~hole()])
     assert np.abs(pixels[hole()].astype(int) - start[hole()]).mean() > 10
     assert made["array"].recipe["strength"] == 1.0

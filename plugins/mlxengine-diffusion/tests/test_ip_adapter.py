@@ -22,18 +22,12 @@ from mlxengine_diffusion.backends._work import Guide, Seen
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from test_image_verb import run
-from test_parity_with_diffusers import Family, same_picture
+from test_parity_with_diffusers import Family, family_of, same_picture
 
 STORED = load_file(g.DATA / "ip.pictures.safetensors")
 
 
-@pytest.fixture(scope="module", params=["sd1", "sdxl"])
-def family(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    load_pipeline: Callable[..., Any],
-) -> Family:
-    return Family(request.param, tmp_path_factory.mktemp(request.param), load_pipeline)
+family = family_of("sd1", "sdxl")
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +150,12 @@ def test_a_request_and_the_verb_name_adapters_and_pictures(
         twice = model.image("a red circle", ip_adapters=(told,), n=2, **asked)
         assert np.abs(twice[0].numpy().astype(int) - made.numpy()).max() <= 1
         for wrong, words in (
-            (IPAdapter(source=str(tmp_path), image=g.ip_picture(), strength=float("inf")), "strength of an"),
+            (
+                IPAdapter(source=str(tmp_path), image=g.ip_picture(), strength=float("inf")),
+                "IP-Adapter's strength",
+            ),
             (IPAdapter(source="ip-adapter_sd15.bin", image=g.ip_picture()), "is a pickle"),
-            (7, "holds IPAdapter values"),
+            (7, "are IPAdapter values"),
         ):
             with pytest.raises(InvalidParameterError, match=words):
                 model.image("a red circle", ip_adapters=(wrong,), **asked)  # type: ignore[arg-type]

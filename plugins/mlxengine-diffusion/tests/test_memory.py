@@ -292,7 +292,7 @@ def test_a_model_that_decodes_whole_pictures_refuses_tiles(
 ) -> None:
     from attrs import evolve
     from mlxengine import RunContext
-    from mlxengine_diffusion._generate import plan
+    from mlxengine_diffusion._plan import plan
 
     pipeline = load_pipeline(tiny_folder)
     pipeline.abilities = evolve(pipeline.abilities, vae_tiling=False)

@@ -101,13 +101,21 @@ class Family:
         return finished(pipeline.decode(last.latents, job))
 
 
-@pytest.fixture(scope="module", params=g.FAMILIES)
-def family(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    load_pipeline: Callable[..., Any],
-) -> Family:
-    return Family(request.param, tmp_path_factory.mktemp(request.param), load_pipeline)
+def family_of(*names: str) -> Any:
+    """The fixture ``family`` of a module: one tiny model after the other."""
+
+    @pytest.fixture(scope="module", params=names)
+    def family(
+        request: pytest.FixtureRequest,
+        tmp_path_factory: pytest.TempPathFactory,
+        load_pipeline: Callable[..., Any],
+    ) -> Family:
+        return Family(request.param, tmp_path_factory.mktemp(request.param), load_pipeline)
+
+    return family
+
+
+family = family_of(*g.FAMILIES)
 
 
 def close(ours: Any, theirs: np.ndarray[Any, Any]) -> None:

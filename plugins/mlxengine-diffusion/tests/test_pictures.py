@@ -189,6 +189,18 @@ def test_pictures_are_taken_as_paths_bytes_pil_and_arrays(model: ImageHandle, tm
     assert all(np.array_equal(made[0], other) for other in made[1:])
 
 
+def test_pictures_of_sixteen_bits_and_arrays_of_other_channels_are_what_they_show(tmp_path: Path) -> None:
+    from PIL import Image
+
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    wanted = np.repeat(ramp[..., None], 3, axis=2)
+    Image.fromarray(ramp.astype(np.uint16) << 8).save(tmp_path / "depth.png")
+    clear = np.dstack([wanted, np.where(ramp < 128, 0, 255).astype(np.uint8)])
+    assert np.array_equal(np.array(open_picture(tmp_path / "depth.png")), wanted)
+    assert np.array_equal(np.array(open_picture(ramp)), wanted)
+    assert np.array_equal(np.array(open_picture(clear)), np.where(wanted < 128, 255, wanted))
+
+
 def test_a_transparent_picture_lies_on_white_and_another_size_is_scaled(model: ImageHandle) -> None:
     from PIL import Image
 
@@ -263,16 +275,20 @@ def test_sizes_that_do_not_halve_evenly_are_made_as_asked(model: ImageHandle) ->
         ({"steps": 2.5}, "steps=2.5"),
         ({"guidance": -1}, "guidance=-1"),
         ({"guidance": float("nan")}, "guidance=nan"),
-        ({"seed": -1}, "seed=-1"),
+        ({"seed": -1}, "seed=-1 is none. Leave it out"),
+        ({"seed": -2}, "seed=-2"),
         ({"seed": 2**64}, "seed="),
         ({"n": 0}, "n=0"),
         ({"n": 10_000}, "n=10000"),
         ({"scheduler": "magic"}, "scheduler='magic' is not known. Use one of euler"),
+        ({"scheduler": "DPM++ 9M Karras"}, "scheduler='DPM++ 9M Karras' is not known"),
         ({"strength": 0.5}, "strength has no meaning without init_image"),
         ({"strength": 1.5, "init_image": np.zeros((64, 64, 3), np.uint8)}, "strength=1.5"),
         ({"negative": "a", "guidance": 1.0}, "no effect at guidance 1"),
         ({"negative": 5}, "negative=5"),
         ({"lora": (("a", 1.0, 2),)}, "lora holds"),
+        ({"lora": (("style.safetensors", 1.0),)}, "There is no adapter style.safetensors. Check the path"),
+        ({"textual_inversions": ("/nowhere/words",)}, "There is no textual inversion /nowhere/words"),
         ({"lora": 3}, "lora holds several, also where it is one"),
         ({"controls": EDGES}, "controls holds several, also where it is one"),
         ({"controls": (ImageControl(source=5, image=GREY),)}, "5 names no ControlNet"),
@@ -287,6 +303,25 @@ def test_a_bad_value_is_refused_by_name(model: ImageHandle, values: dict[str, An
     with pytest.raises(InvalidParameterError) as caught:
         model.image("a red circle", **{"n": 1, **values})
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"scheduler": "Euler a"}, ("euler_ancestral", None)),
+        ({"scheduler": "DPM++ 2M Karras"}, ("dpmpp_2m", "karras")),
+        ({"scheduler": "dpm++ 2m karras", "sigmas": "beta"}, ("dpmpp_2m", "beta")),
+    ],
+    ids=str,
+)
+def test_a_sampler_may_be_called_as_the_web_ui_calls_it(
+    model: ImageHandle, theirs: dict[str, Any], ours: tuple[str, str | None]
+) -> None:
+    asked: dict[str, Any] = {"steps": 2, "guidance": 1.0, "seed": 1, "size": (16, 16)}
+    made = model.image("a red circle", **asked, **theirs)
+    same = model.image("a red circle", **asked, scheduler=ours[0], sigmas=ours[1])
+    assert (made.recipe["scheduler"], made.recipe["sigmas"]) == ours
+    assert np.array_equal(made.numpy(), same.numpy())
 
 
 @pytest.mark.parametrize(

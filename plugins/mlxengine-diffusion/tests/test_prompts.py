@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mlxengine import ImageHandle, InferenceEngine
 from mlxengine.errors import InvalidParameterError
-from mlxengine_diffusion._generate import _check_prompts
+from mlxengine_diffusion._plan import _check_prompts
 from mlxengine_diffusion.sd.prompts import parse
 
 VALUES: dict[str, Any] = {"steps": 2, "guidance": 3.0, "seed": 0}
@@ -74,7 +74,7 @@ def test_a_weight_changes_the_picture_and_a_plain_prompt_reads_letters(model: Im
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"prompt": "a cat <lora:style:0.8>"}, "<lora:style:0.8>"),
+        ({"prompt": "a cat <lora:style:0.8>"}, "lora=(('style', 0.8),), or --lora style=0.8"),
         ({"prompt": "a", "negative": "<LoRA:bad>"}, "The negative prompt names an adapter"),
         ({"prompt": "a [cat:dog:0.5]"}, "[cat:dog:0.5]"),
         ({"prompt": "a [cat|dog]"}, "[cat|dog]"),

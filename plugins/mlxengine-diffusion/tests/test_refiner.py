@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,12 @@ from mlxengine.errors import (
 from PIL import Image
 from safetensors.numpy import load_file
 from test_image_verb import run
-from test_parity_with_diffusers import Family, same_picture
+from test_parity_with_diffusers import Family, family_of, same_picture
 
 STORED = load_file(g.DATA / "refiner.pictures.safetensors")
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory, load_pipeline: Callable[..., Any]) -> Family:
-    return Family("sdxl", tmp_path_factory.mktemp("sdxl"), load_pipeline)
+family = family_of("sdxl")
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_a_taught_word_is_found_in_any_case_with_a_weight_and_not_inside_another
 @pytest.mark.parametrize(
     ("name", "tensors", "words"),
     [
-        ("toy.pt", {"emb_params": g.vectors(64)}, "one .safetensors file is"),
+        ("toy.txt", {"emb_params": g.vectors(64)}, "one .safetensors file is"),
         (
             "toy.safetensors",
             {"emb_params": g.vectors(48)},
@@ -95,7 +95,7 @@ def test_a_taught_word_is_found_in_any_case_with_a_weight_and_not_inside_another
         ("toy.safetensors", {"clip_l": g.vectors(64), "clip_g": g.vectors(20)}, "width 64 and 20"),
         ("toy.safetensors", {"emb_params": np.zeros((76, 64), np.float32)}, "1 to 75 are"),
     ],
-    ids=["pickle", "another model", "no word", "of xl", "too many"],
+    ids=["another ending", "another model", "no word", "of xl", "too many"],
 )
 def test_what_taught_no_word_of_this_model_is_refused_by_what_it_is(
     shared_engine: InferenceEngine,

@@ -18,6 +18,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _MOST_PIXELS = 40_000_000
 _MOST_SEEN = 1024 * 1024
 _HINT = "Give a path, the bytes of a picture file, a PIL image, or an array (height, width, 3) of uint8."
+_DEEP = ("I;16", "I;16B")  # of 16 bits, as maps of depth are
 
 
 def open_picture(source: Any, name: str = "init_image") -> Any:
@@ -35,7 +36,7 @@ def open_picture(source: Any, name: str = "init_image") -> Any:
         source = source.numpy()
     try:
         if isinstance(source, np.ndarray):
-            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            if source.dtype != np.uint8 or source.shape[2:] not in ((), (3,), (4,)) or source.ndim < 2:
                 raise ValueError(f"an array of shape {source.shape} and dtype {source.dtype}")
             picture: Any = Image.fromarray(source)
         elif isinstance(source, str | Path):
@@ -50,6 +51,8 @@ def open_picture(source: Any, name: str = "init_image") -> Any:
         if width * height > _MOST_PIXELS:
             raise ValueError(f"it has {width} × {height} pixels, at most {_MOST_PIXELS} may be")
         picture = ImageOps.exif_transpose(picture)
+        if picture.mode in _DEEP:  # PIL would take all above 255 for white
+            picture = Image.fromarray((np.array(picture) >> 8).astype(np.uint8))
         if "A" in picture.getbands() or "transparency" in picture.info:
             layer = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
@@ -68,9 +71,8 @@ def open_mask(source: Any, size: tuple[int, int]) -> Pixels:
     import numpy as np
     from PIL import Image
 
-    if isinstance(source, np.ndarray) and source.ndim == 2:
-        grey = source.astype(np.uint8) * 255 if source.dtype == bool else source
-        source = np.repeat(grey[..., None], 3, axis=2)
+    if isinstance(source, np.ndarray) and (source.dtype == bool or source.dtype.kind == "f"):
+        source = np.where(source >= 0.5, 255, 0).astype(np.uint8)
     picture = open_picture(source, name="mask")
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
@@ -78,7 +80,7 @@ def open_mask(source: Any, size: tuple[int, int]) -> Pixels:
     if not found.any():
         raise InvalidParameterError(
             "The mask is dark everywhere: it keeps the whole picture.",
-            hint="Make white what is to be made anew.",
+            hint="Make white what is to be made anew; an array of 0 and 1 has to be of bool or float.",
         )
     return found
 

@@ -86,7 +86,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, help="how strictly to follow the prompt")
     parser.add_argument("--seed", type=int, help="the same seed makes the same picture")
     parser.add_argument("--scheduler", metavar="NAME", help=f"the sampler: {', '.join(samplers())}")
-    parser.add_argument("--sigmas", choices=PLACEMENTS, help="how the sampler's noise levels are placed")
+    parser.add_argument(
+        "--sigmas", type=str.lower, choices=PLACEMENTS, help="how the sampler's noise levels are placed"
+    )
     parser.add_argument("--clip-skip", type=int, metavar="N", help="the text encoder's layer, 1 for the last")
     parser.add_argument(
         "--plain-prompt",

@@ -17,6 +17,9 @@ def _needs(*modules: str) -> str | None:
 def _probe_pictures() -> str | None:
     if reason := _needs("mlx", "diffuse_mlx", "transformers", "PIL"):
         return reason
+    from mlxengine.toolkit import blas
+
+    blas.load()  # a flag that is set when the engine is made is tried before anything else imports mlx
     import mlx.core as mx
 
     grid = mx.arange(16, dtype=mx.float32).reshape(1, 4, 4, 1)

@@ -96,7 +96,7 @@ def read_upscaler(path: Path) -> Upscaler:
     if len(files) != 1 or files[0].suffix != ".safetensors" or not files[0].is_file():
         raise IncompatibleWeightsError(
             f"{path} is no upscaler: one .safetensors file is.",
-            hint="Pickles (.pth) can run code and are never loaded. Of several files, name one.",
+            hint="Of several files, name one.",
         )
     layers: dict[str, nn.Conv2d] = {}
     for written, value in read_tensors(files).items():

@@ -21,13 +21,14 @@ from mlxengine import (
     ImageReady,
     ImageRequest,
     InferenceEngine,
+    IPAdapter,
     LoadContext,
     Progress,
 )
 from mlxengine.contract.features import Layer, Level
 from mlxengine.errors import IncompatibleWeightsError, InvalidParameterError
 from mlxengine_diffusion import plugin
-from mlxengine_diffusion.backends._work import Job
+from mlxengine_diffusion.backends._work import Job, Seen
 from safetensors.numpy import load_file, save_file
 
 TOKENIZER = Path(__file__).parents[4] / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
@@ -236,6 +237,42 @@ def test_a_picture_from_pictures_is_that_of_diffusers(
     difference = np.abs(ours - reference).max()
     print(f"{family} {change}: difference {difference}")
     assert difference <= 2
+
+
+@pytest.mark.parametrize("label", f1.REDUX)
+def test_a_picture_that_counts_as_a_prompt_makes_that_of_diffusers(
+    pipelines: dict[str, Any], tmp_path: Path, label: str
+) -> None:
+    import mlx.core as mx
+
+    prompt, strengths = f1.REDUX[label]
+    folder = f1.write_redux(tmp_path / "redux")
+    told = tuple(
+        Seen(path=folder, pixels=pixels, strength=strength)
+        for pixels, strength in zip((a.other(), a.start()), strengths, strict=False)
+    )
+    asked = evolve(a.job(f1, f1.GUIDANCE, ip_adapters=told), prompt=prompt)
+    noise = mx.array(a.noise("flux1"))
+    ours = k.pixels(pipelines["flux1"], asked, noise)
+    reference = load_file(k.DATA / "redux.pictures.safetensors")[label].astype(int)
+    difference = np.abs(ours - reference).max()
+    print(f"redux {label}: difference {difference}")
+    assert difference <= 2
+    assert np.array_equal(k.pixels(pipelines["flux1"], evolve(asked, low_memory=True), noise), ours)
+    plain = k.pixels(pipelines["flux1"], evolve(asked, ip_adapters=()), noise)
+    assert np.abs(plain - reference).max() > 20
+
+
+def test_redux_is_asked_for_as_an_ip_adapter_is(tmp_path: Path) -> None:
+    folder = f1.write_redux(tmp_path / "redux")
+    with InferenceEngine() as engine:
+        model = engine.load_images(f1.write(tmp_path / "x", TOKENIZER), features=MFLUX)
+        assert "ip_adapter" in model.capabilities
+        asked: dict[str, Any] = {"size": (64, 64), "steps": 1, "seed": 1}
+        told = IPAdapter(source=str(folder), image=a.other(), strength=0.8)
+        made = model.image("a red circle", ip_adapters=(told,), **asked)
+        assert made.recipe["ip_adapters"][0][:2] == (str(folder), 0.8)
+        assert not np.array_equal(made.numpy(), model.image("a red circle", **asked).numpy())
 
 
 @pytest.mark.parametrize(("family", "form", "stored"), FORMS)

@@ -38,10 +38,42 @@ LEVELS: dict[str, dict[str, Any]] = {
     "stretched": {"use_dynamic_shifting": True, "max_shift": 0.9, "shift_terminal": 0.02},
 }
 WALKS = ((4, 64), (4, 4096), (28, 1024))
+SIGLIP: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 22,
+    "patch_size": 5,
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu_pytorch_tanh",
+}
+# What Redux is told, by the name of what is stored: prompt, and each picture's strength.
+REDUX: dict[str, tuple[str, tuple[float, ...]]] = {
+    "a picture": ("", (1.0,)),
+    "two pictures": ("", (0.7, 0.4)),
+    "a picture and a prompt": (PROMPT, (1.0,)),
+}
 
 
 # Models of the family for one task each, by the name of the stored picture.
 PIPELINES = {"fill": "FluxFillPipeline", "looking at one": "FluxKontextPipeline"}
+
+
+def write_redux(folder: Path) -> Path:
+    """Lay an image-prompt adapter out as its authors do."""
+    from safetensors.numpy import save_file
+
+    shapes = json.loads((k.DATA / "redux.shapes.json").read_text())
+    tensors = {
+        part: {name: k.weight("redux", part, name, tuple(shape)) for name, shape in names.items()}
+        for part, names in shapes.items()
+    }
+    (folder / "image_encoder").mkdir(parents=True)
+    (folder / "image_encoder" / "config.json").write_text(json.dumps(SIGLIP))
+    save_file(tensors["image_encoder"], folder / "image_encoder" / "model.safetensors")
+    save_file(tensors["image_embedder"], folder / "flux1-redux-dev.safetensors")
+    return folder
 
 
 def write(folder: Path, clip_tokenizer: Path, *, schnell: bool = False, kind: str = "") -> Path:

@@ -252,7 +252,10 @@ def _build(
 
 def _fetched(reference: str, context: LoadContext) -> Path:
     """An autoencoder's file, or the folder that holds it."""
+    from .._brought import refuse_pickles
+
     path = Path(reference).expanduser()
+    refuse_pickles(path)
     if path.exists():
         return path
     if context.fetch is None:
@@ -276,7 +279,7 @@ def _other_vae(reference: str, path: Path, own: dict[str, Any]) -> Any:
     if len(files) != 1 or files[0].suffix != ".safetensors":
         raise IncompatibleWeightsError(
             f"{reference} is no autoencoder: one .safetensors file is.",
-            hint="Pickles can run code and are never loaded. Of several files, name one.",
+            hint="Of several files, name one.",
         )
     config = own
     if (folder / "config.json").is_file():

@@ -75,14 +75,13 @@ class _Attention(nn.MultiHeadAttention):  # type: ignore[misc]
 
     def read(self, memory: mx.array) -> tuple[mx.array, mx.array]:
         """Keys and values: (batch, heads, rows, width) each."""
-        return self._heads(self.key_proj(memory)), self._heads(self.value_proj(memory))
+        return self.heads(self.key_proj(memory)), self.heads(self.value_proj(memory))
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-        q = self._heads(self.query_proj(x))
+        q = self.heads(self.query_proj(x))
         scale = 1 / math.sqrt(q.shape[-1])
         mixed = ops.attention(q, keys, values, scale)
-        for strength, *told in self.get("seen", ()):  # of IP-Adapters
-            k, v = map(self._heads, told)
+        for strength, k, v in self.get("seen", ()):  # of IP-Adapters
             mixed = mixed + strength * ops.attention(q, k, v, scale)
         found: mx.array = self.out_proj(mixed.transpose(0, 2, 1, 3).flatten(-2, -1))
         return found
@@ -92,7 +91,8 @@ class _Attention(nn.MultiHeadAttention):  # type: ignore[misc]
         keys, values = self.read(memory)
         return mx.contiguous(keys), mx.contiguous(values)
 
-    def _heads(self, x: mx.array) -> mx.array:
+    def heads(self, x: mx.array) -> mx.array:
+        """Queries, keys or values (batch, rows, all widths) by head: (batch, heads, rows, width)."""
         return mx.unflatten(x, -1, (self.num_heads, -1)).transpose(0, 2, 1, 3)
 
 

@@ -344,7 +344,7 @@ def looking(unet: UNet, shown: Sequence[tuple[ImagePrompter, float, Shown]]) -> 
         if widths != [keys.shape[-1] for keys, _ in pairs]:
             raise IncompatibleWeightsError(f"{adapter.name} was made for another model.", hint=_HINT)
     for place, block in enumerate(blocks):
-        block.attn2.seen = [[strength, *pairs[place]] for _, strength, pairs in shown]
+        block.attn2.seen = [[strength, *map(block.attn2.heads, pairs[place])] for _, strength, pairs in shown]
     return view
 
 

@@ -21,7 +21,7 @@ _PIECE = re.compile(
     r"|(?P<close>[)\]])"
     r"|(?P<text>[^\\()\[\]:]+|[\\:])"
 )
-_ADAPTER = re.compile(r"<(lora|lyco|hypernet):([^<>:]+)[^<>]*>", re.IGNORECASE)
+_ADAPTER = re.compile(r"<(lora|lyco|hypernet):([^<>:]+)(?::([\d.]+))?[^<>]*>", re.IGNORECASE)
 _SCHEDULED = re.compile(r"(?<!\\)\[[^\[\]]*(?::[^\[\]]*:\s*[\d.]+\s*|\|[^\[\]]*)\]")
 _EXPLICIT = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)")
 _HEAVIEST = 100.0
@@ -44,7 +44,8 @@ def check_prompt(name: str, text: str) -> None:
     if found := _ADAPTER.search(text):
         raise InvalidParameterError(
             f"The {name} names an adapter, {found[0]}: a prompt is words alone here.",
-            hint=f"Take it out, and give the adapter's file: lora=(({found[2]!r}, 1.0),), or --lora.",
+            hint=f"Take it out, and give the adapter's file: lora=(({found[2]!r}, {found[3] or '1.0'}),), "
+            f"or --lora {found[2]}={found[3] or '1.0'}.",
         )
     if found := _SCHEDULED.search(text):
         raise InvalidParameterError(

@@ -47,7 +47,7 @@ def read_taught(path: Path, widths: Mapping[str, int]) -> Taught:
     if len(files) != 1 or files[0].suffix != ".safetensors":
         raise IncompatibleWeightsError(
             f"{path} is no textual inversion: one .safetensors file is.",
-            hint="Pickles (.pt, .bin) can run code and are never loaded. Of several files, name one.",
+            hint="Of several files, name one.",
         )
     file = files[0]
     tensors = {name: value for name, value in read_tensors(files).items() if value.ndim in (1, 2)}

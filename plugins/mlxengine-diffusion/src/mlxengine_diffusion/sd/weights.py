@@ -105,16 +105,19 @@ def read_tensors(files: Sequence[Path]) -> dict[str, mx.array]:
     """All tensors of the files, not evaluated yet.
 
     Raises:
+        IncompatibleWeightsError: a file has another ending.
         CorruptFileError: a file is not what its header says.
     """
     found: dict[str, mx.array] = {}
     for file in files:
+        if file.suffix != ".safetensors":
+            raise IncompatibleWeightsError(f"{file} is no .safetensors file.")
         try:
             loaded: Any = mx.load(str(file))
             found.update(widened(file, loaded))
         except (RuntimeError, ValueError, OSError) as error:
             raise CorruptFileError(
-                f"{file.name} of {file.parent.name} cannot be read as safetensors: {error}.",
+                f"{file.name} of {file.absolute().parent.name} cannot be read as safetensors: {error}.",
                 hint="Fetch it again: `mlxengine repair` replaces files that are damaged.",
             ) from error
     return found

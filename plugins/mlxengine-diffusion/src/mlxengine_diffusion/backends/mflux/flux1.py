@@ -25,7 +25,7 @@ from mflux.models.flux.model.flux_transformer.joint_attention import JointAttent
 from mflux.models.flux.model.flux_transformer.single_block_attention import SingleBlockAttention
 from mflux.models.flux.model.flux_transformer.transformer import Transformer
 from mlxengine import LoadContext, ModelCard
-from mlxengine.errors import UnsupportedArchitectureError
+from mlxengine.errors import IncompatibleWeightsError, UnsupportedArchitectureError
 
 from ...models import defaults_for
 from ...sd import weights
@@ -39,9 +39,11 @@ from .._adapter_names import FLUX1
 from .._flow import ABILITIES, Flow, Levels, as_pixels, built, spread
 from .._networks import facts, filled, renamed, resize, usual_dtype
 from .._prompts import tokenizer_in
+from .._redux import FILE, load_redux
 from .._work import Job, Pixels, PromptReport
 
 _WIDTH, _T5_WIDTH = 3072, 4096
+_SILENT = 512  # places of a prompt that says nothing, where a picture alone does
 
 
 @frozen(eq=False)
@@ -87,7 +89,8 @@ def load(card: ModelCard, context: LoadContext) -> Flux1:
             "vae": _autoencoder,
         },
     )
-    guided = bool(document(card, "transformer/config.json").get("guidance_embeds"))
+    network = document(card, "transformer/config.json")
+    guided = bool(network.get("guidance_embeds"))
     words = tokenizer_in(context.path / "tokenizer_2")
     length = document(card, "text_encoder/config.json")["max_position_embeddings"]
     pipeline = document(card, "model_index.json")["_class_name"]
@@ -102,6 +105,7 @@ def load(card: ModelCard, context: LoadContext) -> Flux1:
         fills=pipeline == "FluxFillPipeline",
         references=int(pipeline == "FluxKontextPipeline"),
         reference_sizes=_KONTEXT_SIZES,
+        ip_adapter=FILE,
     )
     return Flux1(
         parts,
@@ -113,6 +117,7 @@ def load(card: ModelCard, context: LoadContext) -> Flux1:
         words=words,
         # What the two were trained with.
         length=512 if guided else 256,
+        widths=(network["joint_attention_dim"], network["pooled_projection_dim"]),
     )
 
 
@@ -197,12 +202,19 @@ class Flux1(Flow):
     """A loaded FLUX.1."""
 
     def __init__(
-        self, *arguments: Any, clip_words: Tokenizer, words: Any, length: int, **options: Any
+        self,
+        *arguments: Any,
+        clip_words: Tokenizer,
+        words: Any,
+        length: int,
+        widths: tuple[int, int],
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
         self._clip_words = clip_words
         self._words = words
         self._length = length
+        self._widths = widths
 
     def read_prompt(self, job: Job) -> PromptReport:
         """Tokens of the prompt as T5 counts them; it reads the most of it."""
@@ -213,6 +225,26 @@ class Flux1(Flow):
         )
 
     def _told(self, job: Job) -> Generator[None, None, list[_Told]]:
+        """The prompt, and behind it what pictures say; those of several are added up."""
+        told = _Told(mx.zeros((1, _SILENT, self._widths[0])), mx.zeros((1, self._widths[1])))
+        if job.prompt or not job.ip_adapters:
+            told = yield from self._read(job)
+        words = None
+        for seen in job.ip_adapters:
+            # 0.9 GB that are needed for a moment: they are read again for the next picture.
+            adapter = load_redux(seen.path, told.states.shape[-1], getattr(mx, self.info["dtype"]))
+            own = seen.strength * (yield from adapter.told(seen.pixels))
+            if words is not None and words.shape != own.shape:
+                raise IncompatibleWeightsError(
+                    f"{seen.path.name} looks at another number of places than the one before."
+                )
+            words = own if words is None else words + own
+        if words is not None:
+            told = _Told(mx.concatenate([told.states.astype(words.dtype), words], axis=1), told.pooled)
+            mx.eval(told.states)
+        return [told]
+
+    def _read(self, job: Job) -> Generator[None, None, _Told]:
         with self._use("text_encoder", job) as encoder:
             # CLIP gives the summary of the prompt alone, and reads no more than fits at once.
             words = self._clip_words
@@ -227,7 +259,7 @@ class Flux1(Flow):
             states = encoder(mx.array([ids]))
             mx.eval(states)
         yield None
-        return [_Told(states, pooled)]
+        return _Told(states, pooled)
 
     def _predict(
         self, transformer: Any, latents: mx.array, sigma: float, told: Any, seen: _Seen | None, job: Job

@@ -10,7 +10,8 @@ from attrs import evolve
 from mlxengine import Feature, ImageRequest, LoadContext, Loaded, ModelCard, ModelState, RunContext
 from mlxengine.errors import FeatureUnavailableError, InvalidParameterError, UnsupportedArchitectureError
 
-from ._generate import PictureModel, plan
+from ._generate import PictureModel
+from ._plan import plan
 from .backends import Offer, backend, choose
 from .backends._memory import Shape, peak
 from .backends._work import Pipeline

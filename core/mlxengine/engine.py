@@ -77,8 +77,6 @@ class InferenceEngine(Serving):
                 it has waited for as long as it takes itself, new requests to those models stand back for it.
             on_progress: called with events of the download and the load, on another thread. If it raises,
                 that is logged and it is not called again; the load goes on.
-            name: what messages call the model, where its id, perhaps a path, is nothing for those who read
-                them; of several who share it, the first one's.
 
         Raises:
             ConfigurationError, ResolutionError, DownloadError, PluginError, LoadError: as they say.

@@ -59,11 +59,9 @@ class Serving(EngineBase):
         check_idle_ttl(options.get("idle_ttl"))
         check_patience(options.get("wait_for_memory", 0))
         configuration = self._configure(model)
-        plugin, name, features = options.get("plugin"), options.get("name"), options.get("features")
+        plugin, features = options.get("plugin"), options.get("features")
         if plugin is not None:
             configuration = attrs.evolve(configuration, plugin=plugin)
-        if name is not None:
-            configuration = attrs.evolve(configuration, name=name)
         if features:
             merged = {**dict(configuration.features), **features}
             configuration = attrs.evolve(configuration, features=tuple(sorted(merged.items())))

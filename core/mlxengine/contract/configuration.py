@@ -99,28 +99,6 @@ class ModelRef:
         return f"{name}@{self.revision}" if self.revision else name
 
 
-class Called(str):
-    """An id that messages say otherwise.
-
-    It is the id wherever it is compared, cut or looked up. Formatted, it is the name: messages are f-strings,
-    in every plugin, and whoever reads them may know the model by that name alone.
-    """
-
-    _name: str
-
-    def __new__(cls, value: str, name: str) -> Called:
-        """``value`` is the id."""
-        made = super().__new__(cls, value)
-        made._name = name
-        return made
-
-    def __format__(self, spec: str) -> str:
-        return format(self._name, spec)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Called, (str(self), self._name)
-
-
 @frozen(kw_only=True)
 class Provenance:
     """When and against what an entry's facts were last checked, or where some of them come from.
@@ -169,8 +147,6 @@ class ModelConfiguration:
         features: feature flags for this model, as ``(name, value)`` pairs.
         provenance: when the entry was checked; ``None`` says that it was not.
         sources: where single facts come from, beside ``provenance``.
-        name: what messages call the model, where its id is nothing for those who read them; it makes no
-            other model of it.
     """
 
     id: str
@@ -196,7 +172,6 @@ class ModelConfiguration:
     features: tuple[tuple[str, object], ...] = ()
     provenance: Provenance | None = None
     sources: tuple[Provenance, ...] = ()
-    name: str | None = field(default=None, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if self.size is not None:
@@ -289,9 +264,8 @@ class ModelCard:
 
     @property
     def id(self) -> str:
-        """The repository's id, or the local path as text; in an f-string the configuration's ``name``."""
-        found = self.ref.repo_id or str(self.path)
-        return found if self.configuration.name is None else Called(found, self.configuration.name)
+        """The repository's id, or the local path as text."""
+        return self.ref.repo_id or str(self.path)
 
     @property
     def config(self) -> Mapping[str, Any]:

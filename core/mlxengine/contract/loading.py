@@ -38,7 +38,6 @@ class LoadOptions(TypedDict, total=False):
     idle_ttl: float | None
     wait_for_memory: float
     on_progress: Callable[[Event], None] | None
-    name: str | None
 
 
 def check_idle_ttl(seconds: float | None) -> None:

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlxengine import Event, Finished, Request, TextDelta
-from mlxengine.errors import UnsupportedInputError
 from mlxengine_serve import ServedModel, ServerOptions
 from mlxengine_serve._models import Models
 from serve_harness import Scripted, Served, serving, write_model
@@ -66,21 +66,11 @@ def test_a_model_is_unloaded_and_loaded_again_with_progress(two: Served) -> None
     assert len(two.plugin.loads) == 3
 
 
-def test_errors_call_a_model_by_the_name_that_clients_know(two: Served, tmp_path: Path) -> None:
-    assert two.plugin is not None
-    there = two.engine.sync.metrics()[0].id
-    assert str(tmp_path) in there
-
-    def fails(request: Request) -> Iterator[Event]:
-        which = two.plugin.loads[0]  # type: ignore[union-attr]
-        raise UnsupportedInputError(f"{which} is no {which}-large, and {there} was written by the client.")
-        yield Finished()
-
-    two.plugin.plan = fails
-    error = two.post(PATH, {**BODY, "model": "a"}).json()["error"]
-    assert error["message"] == f"a is no a-large, and {there} was written by the client."
-    said = two.post("/v1/engine/Nothing", {"model": "a", "request": {}}).json()["error"]["message"]
-    assert said.startswith("The model 'a' takes no 'Nothing' here")
+def test_the_id_of_a_model_is_renamed_where_it_stands_by_itself() -> None:
+    models = Models(None, ServerOptions())  # type: ignore[arg-type]
+    models._handles["chat"] = SimpleNamespace(id="org/m")  # type: ignore[assignment]
+    told = models.renamed("org/m is no org/m-large, and org/m/config.json not my-org/m's.", "org/m")
+    assert told == "chat is no org/m-large, and chat/config.json not my-org/m's."
 
 
 def test_a_model_that_was_idle_for_long_is_said_to_be_out_of_memory_and_can_be_brought_back(

@@ -264,7 +264,10 @@ def _frames(writer: Writer, events: Sequence[Event]) -> bytes:
 
 
 def _refused(server: Server, caller: Caller, error: Exception) -> Refusal:
-    return refusal_of(error, retry_after(server.engine.sync, caller.model), caller.told)
+    refusal = refusal_of(error, retry_after(server.engine.sync, caller.model), caller.told)
+    if caller.model is not None and refusal is not error:
+        refusal.message = server.models.renamed(refusal.message, caller.model)
+    return refusal
 
 
 async def events_of(server: Server, caller: Caller, asked: Asked) -> AsyncGenerator[Sequence[Event]]:

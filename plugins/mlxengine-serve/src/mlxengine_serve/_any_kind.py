@@ -72,10 +72,11 @@ class AnyKind:
         for found in self._candidates(package):
             if found.__name__ == name and name not in _REFUSED:
                 return found
+        model = self.server.models.name_of(handle.id)
         names = sorted({item.__name__ for item in self._candidates(package)} - _REFUSED)
         raise Refusal(
             404,
-            f"The model '{handle.id}' takes no {name!r} here; there are {', '.join(names)}.",
+            f"The model {model!r} takes no {name!r} here; there are {', '.join(names)}.",
             code="unknown_request",
         )
 

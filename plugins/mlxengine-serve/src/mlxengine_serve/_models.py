@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -110,10 +111,7 @@ class Models:
         if kept is not None:
             return kept
         made = await self._engine.load(
-            model.ref,
-            on_progress=on_progress,
-            wait_for_memory=self._options.wait_seconds or math.inf,
-            name=model.name,
+            model.ref, on_progress=on_progress, wait_for_memory=self._options.wait_seconds or math.inf
         )
         kept = self._handles.setdefault(model.name, made)
         if kept is not made:
@@ -138,6 +136,16 @@ class Models:
         there = not handle.evicted
         await handle.close(drain=float("inf"))
         return there
+
+    def name_of(self, model_id: str) -> str:
+        """What clients call a loaded model; its id may be a path of this machine."""
+        return next((name for name, handle in self._handles.items() if handle.id == model_id), model_id)
+
+    def renamed(self, message: str, model_id: str) -> str:
+        """An error's text with the clients' name of a model; an id that is a part of another word stays."""
+        return re.sub(
+            rf"(?<![\w.-]){re.escape(model_id)}(?![\w-])", lambda _: self.name_of(model_id), message
+        )
 
     def loaded(self) -> dict[str, AsyncModelHandle]:
         """The handles by the names of their models."""

@@ -14,8 +14,7 @@ from mlxengine.errors import UnsupportedArchitectureError
 
 from ..features import KEEP_LOADED, QUANTIZE
 from ..sd.layout import document
-from . import _memory
-from ._slices import TOKENS, as_pixels, held_to, warm
+from ._slices import as_pixels, warm
 from ._work import Abilities, Job, Pixels, PromptReport, Step
 
 if TYPE_CHECKING:
@@ -245,15 +244,12 @@ class Flow:
         with self._use("transformer", job) as transformer:
             if job.low_memory:
                 yield from warm([transformer])
-            places = (1 + len(job.references)) * job.height * job.width // 256
-            room = _memory.ahead(transformer.hidden, places + TOKENS, getattr(mx, self.info["dtype"]).size)
             for index in range(first, job.steps):
                 sigma, following = sigmas[index : index + 2]
                 outputs = []
                 for item in told:  # one after the other: in one graph the features of both would live at once
                     outputs.append(self._predict(transformer, latents, sigma, item, seen, job))
-                    with held_to(room):
-                        mx.eval(outputs[-1])
+                    mx.eval(outputs[-1])
                 output = outputs[0] if len(outputs) == 1 else self._guided(outputs, job.guidance)
                 believed = latents - sigma * output
                 latents = latents + (following - sigma) * output
@@ -301,12 +297,8 @@ def built(
 
     def make(part: str, build: Callable[[dict[str, Any], list[Path]], Any]) -> Any:
         files = sorted((context.path / part).glob("*.safetensors"))
-        config = document(card, f"{part}/config.json")
-        network = build(thaw(config), files)
-        if part != "transformer":
-            return network
-        network.hidden, _ = _memory.hidden_in(config)
-        return quantized(network, bits) if bits else network
+        network = build(thaw(document(card, f"{part}/config.json")), files)
+        return quantized(network, bits) if bits and part == "transformer" else network
 
     made = {part: partial(make, part, build) for part, build in builders.items()}
     parts = Parts(made, keep=context.features.get(KEEP_LOADED))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 FLOW_PARTS = ("text_encoder", "transformer", "vae")
 _SLICE_BYTES = 64 * 2**20
-TOKENS = 512
+_TOKENS = 512
 # Tensors of text encoders that nothing is built of: heads, halves that see, and copies.
 _UNSEEING = r"^lm_head\."
 _BESIDE, _LOOKED = 2**20 // 256, 2**20 // 28**2  # places of a picture of a million pixels, and its tokens
@@ -47,25 +46,6 @@ def warm(networks: Iterable[Any]) -> Iterator[None]:
                 yield
         mx.eval(batch)
         yield
-
-
-@contextmanager
-def held_to(room: int) -> Iterator[None]:
-    """Let evaluations on a GPU take about that many bytes beside what there is; they wait for more.
-
-    Left alone, mlx launches operations long before the GPU gets to them, and what they read and make stays
-    until it does.
-    """
-    import mlx.core as mx
-
-    if mx.default_device().type == mx.DeviceType.cpu:
-        yield
-        return
-    before = mx.set_memory_limit(mx.get_active_memory() + room)
-    try:
-        yield
-    finally:
-        mx.set_memory_limit(before)
 
 
 def steps_for(steps: int, strength: float) -> int:
@@ -130,12 +110,12 @@ def _stages(
         if part == "vae":
             workspace = _memory.autoencoder(config, shape, tile_side(config), own)
         elif part == "transformer":
-            tokens = shape.width * shape.height // 256 + TOKENS + (_BESIDE if sees else 0)
+            tokens = shape.width * shape.height // 256 + _TOKENS + (_BESIDE if sees else 0)
             workspace = _memory.transformer(config, tokens, shape, own, copies)
         else:
-            workspace = _memory.encoder(config, TOKENS + (_LOOKED if sees else 0), shape, own)
+            workspace = _memory.encoder(config, _TOKENS + (_LOOKED if sees else 0), shape, own)
         made.append(Stage(part=part, weights=own * numbers, workspace=workspace, unread=unread))
     return made
 
 
-__all__ = ["FLOW_PARTS", "TOKENS", "as_pixels", "flow_offer", "held_to", "steps_for", "warm"]
+__all__ = ["FLOW_PARTS", "as_pixels", "flow_offer", "steps_for", "warm"]

@@ -63,7 +63,7 @@ def ours(engine: InferenceEngine, folder: str, factor: float, options: Any) -> d
     """One run with a stall factor."""
     clock = CLOCKS[options.clock]
     flags = {"llm.stall_factor": factor, "llm.prompt_cache": False}
-    with engine.load_text(folder, features=flags) as model:
+    with engine.load_text(folder, features=flags, warm_up=options.warm_up) as model:
         times: list[list[float]] = [[] for _ in range(RUNNING)]
         first: list[float] = []
         ready = threading.Event()
@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--after", type=int, default=3000, help="tokens of the running answers after that")
     parser.add_argument("--factors", type=float, nargs="*", default=[3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0])
+    parser.add_argument("--warm-up", action="store_true", help="the model, before")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--curve", type=Path)

@@ -17,7 +17,8 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -44,6 +45,7 @@ class Plans:
 
     def __init__(self, cost: float, longer: Callable[[int], float]) -> None:
         self._cost, self._longer = cost, longer
+        self.ahead = False  # whether there is time to plan whatever comes
         self._planned: set[Hashable] = set()
         self._spent: dict[Hashable, float] = {}
 
@@ -52,7 +54,7 @@ class Plans:
         if size in self._planned:
             return True
         spent = self._spent.pop(size, 0.0) + self._longer(scores)
-        if spent <= self._cost and scores <= MOST_SCORES:
+        if spent <= self._cost and scores <= MOST_SCORES and not self.ahead:
             if len(self._spent) >= _SIZES:
                 self._spent.clear()
             self._spent[size] = spent
@@ -160,6 +162,19 @@ def plans() -> Plans:
     return Plans(new_shape_seconds(), written_seconds())
 
 
+@contextmanager
+def planning() -> Iterator[None]:
+    """Sizes that come meanwhile are planned at once: nobody waits for them yet."""
+    if probe().backend != "cuda":
+        yield
+        return
+    plans().ahead = True
+    try:
+        yield
+    finally:
+        plans().ahead = False
+
+
 @functools.cache
 def written_seconds() -> Callable[[int], float]:
     """How much longer `written_out` takes than what is planned, told of so many scores; measured once."""
@@ -187,4 +202,13 @@ def written_seconds() -> Callable[[int], float]:
     return lambda scores: launches + each * scores
 
 
-__all__ = ["MOST_SCORES", "Plans", "QuickAttention", "plans", "quick", "written_out", "written_seconds"]
+__all__ = [
+    "MOST_SCORES",
+    "Plans",
+    "QuickAttention",
+    "planning",
+    "plans",
+    "quick",
+    "written_out",
+    "written_seconds",
+]

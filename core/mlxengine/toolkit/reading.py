@@ -251,8 +251,8 @@ class Readings:
         if entry.layers is None:
             entry.layers = self._network.caches()
         count = entry.piece
-        if entry.divisible and count > most:
-            count = self._shapes.piece(len(entry.held), most)
+        if entry.divisible:
+            count = self._shapes.piece(len(entry.held), count, most)
         logits = self._pass([entry], [count], entry.layers)
         entry.held = entry.tokens[: len(entry.held) + count]
         entry.row.read = min(len(entry.held), len(entry.row.prompt))

@@ -29,18 +29,21 @@ class Shapes:
         step = max(SMALL, 1 << max(tokens.bit_length() - 4, 0))
         return -(-tokens // step) * step
 
-    def piece(self, start: int, tokens: int) -> int:
-        """So many tokens of a prompt behind ``start`` others, or fewer where new sizes are dear.
+    def piece(self, start: int, left: int, most: int) -> int:
+        """How many of a prompt's ``left`` tokens behind ``start`` others to read at once, at most so many.
 
-        A power of two that divides ``start``: then pieces, and what they attend to, have few sizes, whatever
-        lengths prompts have and however much of them a step may read.
+        Where new sizes are dear a power of two that divides ``start``, or all that is left where that is no
+        more: then pieces, and what they attend to, have few sizes, whatever lengths prompts have and however
+        much of them a step may read.
         """
-        if not self.costly or tokens < SMALL:
-            return tokens
-        most = 1 << (tokens.bit_length() - 1)
-        if start % SMALL:  # behind what a conversation left in the cache: up to the next border
-            return -start % min(most, 4 * SMALL)
-        return min(most, start & -start) if start else most
+        if not self.costly or most < SMALL:
+            return min(left, most)
+        border = start & -start if start else left
+        if start % SMALL:  # behind what a conversation left in the cache
+            border = -start % (4 * SMALL)
+        if left <= min(most, border):
+            return left
+        return min(1 << (most.bit_length() - 1), border)
 
     def rows(self, count: int) -> int:
         """So many rows, or fewer where new sizes are dear: a power of two."""

@@ -10,12 +10,16 @@ import logging
 from collections.abc import Callable, Iterator
 
 from ..errors import out_of_memory
+from . import attention
 from .pace import Pace
 from .row import Decoder, Plan, Row
 from .shapes import Shapes
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 """Tokens of the prompts."""
+
+LONG = 512
+"""Tokens of a piece of a prompt; such are met behind any number of others."""
 
 _log = logging.getLogger("mlxengine.toolkit.warming")
 
@@ -34,6 +38,17 @@ def sizes(shapes: Shapes, max_rows: int, context: int | None) -> list[tuple[int,
     return together + [
         (count, lengths[0]) for count in (*counts, max_rows) if (count, lengths[0]) not in together
     ]
+
+
+def pieces(shapes: Shapes, context: int | None) -> list[tuple[int, int]]:
+    """Prompts that are read alone in pieces: their tokens before the last one, and those of a piece.
+
+    Beside running answers pieces grow from few tokens at the beginning of a prompt; long ones come anywhere.
+    """
+    lengths = [length for length in LENGTHS if context is None or length + 2 <= context]
+    if not shapes.costly:
+        return []
+    return [(2 * piece if piece < LONG else lengths[-1], piece) for piece in lengths[:-1]]
 
 
 def warm_up(
@@ -57,15 +72,19 @@ def warm_up(
         affords: whether there is memory for so many rows of so many tokens; sizes without it are left out.
     """
     decoder = open_decoder()
+    whole = [(*size, Pace.LARGEST) for size in sizes(shapes, max_rows, context)]
+    parts = [(1, *size) for size in pieces(shapes, context)]
     try:
-        for count, length in sizes(shapes, max_rows, context):
+        for count, length, tokens in whole + parts:
             if not affords(count, length + 2):
                 continue
             rows = [make_row(length + 1) for _ in range(count)]
             for row in rows:
                 decoder.insert(row)
             while any(not row.tokens and row.failure is None for row in rows):
-                for item in decoder.step(Plan(tokens=Pace.LARGEST)).drawn:
+                with attention.planning():
+                    drawn = decoder.step(Plan(tokens=tokens)).drawn
+                for item in drawn:
                     item.row.tokens.append(item.token)
                 yield
             decoder.remove(rows)
@@ -78,4 +97,4 @@ def warm_up(
         shapes.took_new()
 
 
-__all__ = ["LENGTHS", "sizes", "warm_up"]
+__all__ = ["LENGTHS", "LONG", "pieces", "sizes", "warm_up"]

@@ -106,6 +106,8 @@ def test_a_size_is_planned_once_writing_it_out_has_cost_as_much() -> None:
     assert plans.planned("large", 1001), "one that costs more at once is planned at once"
     assert not plans.planned("another", 400)
     assert Plans(1e9, float).planned("beyond memory", attention.MOST_SCORES + 1)
+    plans.ahead = True
+    assert plans.planned("yet another", 1), "where there is time"
 
 
 def test_pieces_of_prompts_are_written_out_until_their_size_is_planned() -> None:

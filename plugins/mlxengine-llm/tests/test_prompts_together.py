@@ -240,11 +240,12 @@ def test_pieces_of_prompts_have_few_sizes_whatever_a_step_may_read() -> None:
         length, start = rng.randrange(1, 4096), 0
         while start < length:
             may = rng.choice([64, 96, 128, 192, 256, 768, 1024, 1536, 3072, 4096])
-            count = length - start
-            count = count if count <= may else shapes.piece(start, may)
-            assert 0 < count <= may or start + count == length
+            count = shapes.piece(start, length - start, may)
+            assert 0 < count <= may
             if start + count < length:
                 met.add((count, start + count))
+            elif start:
+                assert count <= start & -start, "the last one is as those before it, or shorter"
             start += count
     ends = {count: {end for size, end in met if size == count} for count, _ in met}
     assert set(ends) == {64, 128, 256, 512, 1024, 2048}
@@ -253,10 +254,11 @@ def test_pieces_of_prompts_have_few_sizes_whatever_a_step_may_read() -> None:
 
 def test_a_piece_behind_a_kept_beginning_comes_to_the_next_border() -> None:
     shapes = Shapes(1.0)
-    assert [shapes.piece(777, may) for may in (64, 256, 4096)] == [55, 247, 247]
-    assert shapes.piece(1024, 4096) == 1024
-    assert shapes.piece(777, 50) == 50
-    assert Shapes(0.0).piece(777, 3000) == 3000, "where new sizes are cheap"
+    assert [shapes.piece(777, 5000, may) for may in (64, 256, 4096)] == [64, 247, 247]
+    assert shapes.piece(777, 100, 4096) == 100
+    assert [shapes.piece(1024, left, 4096) for left in (9000, 3071, 1000)] == [1024, 1024, 1000]
+    assert shapes.piece(777, 5000, 50) == 50
+    assert Shapes(0.0).piece(777, 5000, 3000) == 3000, "where new sizes are cheap"
 
 
 def test_after_warming_up_a_burst_meets_no_new_size(plugin: Plugin, tiniest: Path) -> None:
@@ -278,6 +280,21 @@ def test_after_warming_up_a_burst_meets_no_new_size(plugin: Plugin, tiniest: Pat
     by_us(plugin, model, device, [wave(11, LENGTH, NEW, seed=1)])
     read = {(rows, length) for rows, length in set(device.shapes) - met if length > 1}
     assert read == set(), "however many come"
+
+
+def test_after_warming_up_long_prompts_into_running_answers_meet_no_new_size(
+    plugin: Plugin, tiniest: Path
+) -> None:
+    device = SimulatedDevice(a_token=A_TOKEN)
+    model = plugin.load(tiniest, flags={"prompt_cache": False})
+    device.put(model.network)
+    model.shapes = Shapes(device.a_shape)
+    with device.clock(), plugin.backend.stream():
+        list(model.warm_up())
+    met = set(model.shapes._met)
+    running, joining = wave(RUNNING, 16, QUIET + AFTER), wave(LONG, LONG_LENGTH, LONG_NEW, seed=7)
+    by_us(plugin, model, device, [running, joining])
+    assert set(model.shapes._met) == met
 
 
 def test_where_new_sizes_are_cheap_warming_up_is_one_prompt(plugin: Plugin, tiniest: Path) -> None:

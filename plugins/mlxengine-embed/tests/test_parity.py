@@ -212,7 +212,7 @@ def test_a_cross_encoders_prompts_stand_before_its_queries(
         expected = references[key or "bert-reranker"]
         # The plain one's repository says that its logits are the scores, and so does this.
         assert np.abs(found - expected).max() < 1e-4
-    with pytest.raises(InvalidParameterError, match="no prompt 'none'"):
+    with pytest.raises(InvalidParameterError, match="prompt_name='none' is no prompt"):
         model.rank("w1", WORDS, prompt_name="none")
 
 

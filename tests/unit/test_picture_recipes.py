@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -50,6 +51,46 @@ def picture(recipe: dict[str, Any]) -> Picture:
 def test_a_saved_picture_holds_its_whole_recipe(tmp_path: Path, ending: str) -> None:
     made = picture(RECIPE)
     assert read_recipe(made.save(tmp_path / f"x.{ending}")) == made.recipe
+
+
+def _interrupted(_file: int) -> None:
+    raise KeyboardInterrupt  # Ctrl-C before the file has its name
+
+
+@pytest.mark.parametrize("trouble", ["full", "interrupted"])
+def test_a_file_that_cannot_be_overwritten_whole_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    path = picture(RECIPE).save(tmp_path / "x.png")
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if trouble == "full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # no file may grow larger
+    else:
+        monkeypatch.setattr("os.fsync", _interrupted)
+    try:
+        with pytest.raises(OSError if trouble == "full" else KeyboardInterrupt):
+            picture({**RECIPE, "prompt": "another"}).save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_a_picture_is_written_through_a_link_and_under_a_long_name(tmp_path: Path) -> None:
+    link = tmp_path / "link.png"
+    link.symlink_to(tmp_path / f"{'ü' * 120}.png")
+    picture(RECIPE).save(link)
+    assert link.is_symlink()
+    assert read_recipe(link) == RECIPE
+
+
+@pytest.mark.parametrize("name", ["x.psd", "x.doc", "x"])
+def test_a_name_without_a_format_that_is_written_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidParameterError, match="does not end like a picture") as caught:
+        picture(RECIPE).save(tmp_path / name)
+    assert caught.value.hint
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])

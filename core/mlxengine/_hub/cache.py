@@ -18,6 +18,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from .._files import write_atomically
 from .._version import __version__
 from ..contract.configuration import FileInfo
 from ..errors import MLXEngineError
@@ -113,7 +114,9 @@ class RepoCache:
         """Remember which commit a branch or tag stood for."""
         if is_commit(revision) or self.commit_of(revision) == commit:
             return
-        write_atomically(self.folder / "refs" / revision, commit.encode(), self._scratch(), durable=False)
+        path = self.folder / "refs" / revision
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, commit.encode(), self._scratch(), durable=False)
 
     # -- listing and marker -----------------------------------------------------------------------
 
@@ -274,37 +277,6 @@ class RepoCache:
             manager.__exit__(None, None, None)
 
 
-def write_atomically(path: Path, data: bytes, temporary: Path | None = None, *, durable: bool = True) -> None:
-    """Write a small file so that it is there whole or not at all; if ``durable``, also after a power cut.
-
-    ``temporary`` is where it is written first; beside ``path`` if it is not given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary or path.with_name(f".{path.name}-{os.getpid()}-{time.monotonic_ns()}")
-    with temporary.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        if durable:
-            os.fsync(handle.fileno())
-    temporary.replace(path)
-    if durable:
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder survive a power cut, where the system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
-
-
 def _stat(path: str) -> os.stat_result | None:
     try:
         return os.stat(path)  # noqa: PTH116 (a Path for each of many files costs more than the stat)
@@ -322,4 +294,5 @@ def _load(path: Path) -> dict[str, Any] | None:
 
 def _save(path: Path, content: dict[str, Any], repo: str, commit: str, *, durable: bool = True) -> None:
     head = {"format": FORMAT, "written_by": f"mlxengine {__version__}", "repo": repo, "commit": commit}
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps({**head, **content}, indent=1).encode(), durable=durable)

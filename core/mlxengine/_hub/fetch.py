@@ -12,10 +12,11 @@ from pathlib import Path
 
 from attrs import frozen
 
+from .._files import sync_folder
 from ..contract.configuration import FileInfo, ModelCard, Source
 from ..errors import CorruptFileError, InsufficientDiskError, InvalidParameterError, OfflineError
 from .access import Access, Cancelled, never
-from .cache import RepoCache, Verified, sync_folder
+from .cache import RepoCache, Verified
 from .download import READ_ONLY, Job, good_blob, obtain, typed_disk_errors
 from .events import Bytes, Corrupt, Failed, HubEvent, Planned, Ready
 from .select import select

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from attrs import field, frozen
 
+from .._files import write_atomically
 from ..contract._convert import only
 from ..contract.events import Array, Event
 from ..errors import BackendUnavailableError, InvalidParameterError, ModelNotFoundError
@@ -48,18 +50,36 @@ class Picture:
     def save(self, path: str | Path) -> Path:
         """Write the picture in the format that the name says; PNG, JPEG and WebP hold the recipe.
 
+        A file that is there already stays until the new one is whole.
+
         Raises:
-            InvalidParameterError: the name's ending is no picture format.
+            InvalidParameterError: the name's ending is no picture format that Pillow writes.
             BackendUnavailableError: Pillow is not installed.
             OSError: the file cannot be written.
         """
-        from_pil, target = _pil(), Path(path).expanduser()
-        if target.suffix.lower() not in from_pil.registered_extensions():
-            raise InvalidParameterError(
-                f"{target.name!r} does not end like a picture.", hint="Write for example picture.png."
-            )
-        self.pil().save(target, **saving(target.suffix.lower(), self.recipe))
+        target = Path(path).expanduser()
+        kind = picture_format(target)
+        data = io.BytesIO()
+        self.pil().save(data, kind, **saving(target.suffix.lower(), self.recipe))
+        write_atomically(target.resolve(), data.getvalue())  # through links, as any writer
         return target
+
+
+def picture_format(path: Path) -> str:
+    """The format that Pillow writes under a name.
+
+    Raises:
+        InvalidParameterError: there is none for the name's ending.
+        BackendUnavailableError: Pillow is not installed.
+    """
+    from_pil = _pil()
+    found: str | None = from_pil.registered_extensions().get(path.suffix.lower())
+    if found not in from_pil.SAVE:  # some are only read
+        raise InvalidParameterError(
+            f"{path.name!r} does not end like a picture that can be written.",
+            hint="Write for example picture.png.",
+        )
+    return found
 
 
 def read_recipe(path: str | Path) -> Mapping[str, Any]:
@@ -196,5 +216,6 @@ __all__ = [
     "ImageOptions",
     "Picture",
     "image_request",
+    "picture_format",
     "read_recipe",
 ]

@@ -11,7 +11,7 @@ from ..contract.events import Event
 from ..contract.kinds import Answer, Asking, Measuring, Option, pixels, positive
 from ..contract.requests import Request
 from ..errors import InvalidParameterError
-from .handle import ImageHandle, Picture
+from .handle import ImageHandle, Picture, picture_format
 from .outputs import ImageReady
 from .requests import ImageRequest
 
@@ -32,6 +32,7 @@ class _Asking(Asking):
             raise InvalidParameterError("A picture needs a file to go to.", hint="Add --output picture.png.")
         if not output.absolute().parent.is_dir():
             raise InvalidParameterError(f"There is no folder {output.parent}.", hint="Make it first.")
+        picture_format(output)
         return ImageRequest(
             prompt=" ".join(words),
             **{name: options[name] for name in ("negative", "size", "steps", "guidance", "seed")},

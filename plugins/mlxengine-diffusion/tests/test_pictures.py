@@ -194,9 +194,11 @@ def test_pictures_of_sixteen_bits_and_arrays_of_other_channels_are_what_they_sho
 
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
     wanted = np.repeat(ramp[..., None], 3, axis=2)
-    Image.fromarray(ramp.astype(np.uint16) << 8).save(tmp_path / "depth.png")
+    deep = Image.fromarray(ramp.astype(np.uint16) << 8)
     clear = np.dstack([wanted, np.where(ramp < 128, 0, 255).astype(np.uint8)])
-    assert np.array_equal(np.array(open_picture(tmp_path / "depth.png")), wanted)
+    for name in ("depth.png", "depth.tiff", "depth.pgm"):
+        deep.save(tmp_path / name)
+        assert np.array_equal(np.array(open_picture(tmp_path / name)), wanted)
     assert np.array_equal(np.array(open_picture(ramp)), wanted)
     assert np.array_equal(np.array(open_picture(clear)), np.where(wanted < 128, 255, wanted))
 

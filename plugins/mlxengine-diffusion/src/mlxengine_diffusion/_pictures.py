@@ -18,7 +18,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _MOST_PIXELS = 40_000_000
 _MOST_SEEN = 1024 * 1024
 _HINT = "Give a path, the bytes of a picture file, a PIL image, or an array (height, width, 3) of uint8."
-_DEEP = ("I;16", "I;16B")  # of 16 bits, as maps of depth are
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # of 16 bits, as maps of depth are; PIL has a PGM's in "I"
 
 
 def open_picture(source: Any, name: str = "init_image") -> Any:
@@ -52,7 +52,7 @@ def open_picture(source: Any, name: str = "init_image") -> Any:
             raise ValueError(f"it has {width} × {height} pixels, at most {_MOST_PIXELS} may be")
         picture = ImageOps.exif_transpose(picture)
         if picture.mode in _DEEP:  # PIL would take all above 255 for white
-            picture = Image.fromarray((np.array(picture) >> 8).astype(np.uint8))
+            picture = Image.fromarray((np.array(picture) >> 8).clip(0, 255).astype(np.uint8))
         if "A" in picture.getbands() or "transparency" in picture.info:
             layer = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

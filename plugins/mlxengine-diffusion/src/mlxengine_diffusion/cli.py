@@ -15,7 +15,7 @@ from typing import Any
 from mlxengine import ImageControl, ImageHandle, ImageReady, ImageRequest, IPAdapter, Picture
 from mlxengine.cli.verbs import Output, ProgressLine, add_model, engine, load_named
 from mlxengine.errors import InvalidParameterError
-from mlxengine.pictures.handle import read_recipe
+from mlxengine.pictures.handle import picture_format, read_recipe
 from mlxengine.readonly import thaw
 
 from . import terminal
@@ -277,14 +277,9 @@ def _ip_adapter(text: str) -> IPAdapter:
 
 def _target(options: argparse.Namespace, request: ImageRequest) -> Path:
     """The file to write, checked before any work is done."""
-    from PIL import Image
-
     words = re.findall(r"\w+", request.prompt.lower())[:8]
     target: Path = (options.out or Path("-".join(words) or "picture").with_suffix(".png")).expanduser()
-    if target.suffix.lower() not in Image.registered_extensions():
-        raise InvalidParameterError(
-            f"{target.name!r} does not end like a picture.", hint="Write --out x.png."
-        )
+    picture_format(target)
     if not os.access(target.parent, os.W_OK) or target.is_dir():
         raise InvalidParameterError(f"{target} cannot be written.", hint="Name a file in an existing folder.")
     return target

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from ._scheduling.bell import Bell
 from ._scheduling.channel import Channel
@@ -166,13 +166,17 @@ class _Mailbox:
                 arrived.set_result(None)
 
 
-_mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = WeakKeyDictionary()
+# The loop itself holds its mailbox, until it is closed. Here it would stay for ever with a future that comes
+# too late, since that holds the loop.
+_mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[_Mailbox]] = WeakKeyDictionary()
 
 
 def _mailbox(loop: asyncio.AbstractEventLoop) -> _Mailbox:
-    found = _mailboxes.get(loop)
+    kept = _mailboxes.get(loop)
+    found = None if kept is None else kept()
     if found is None:
-        found = _mailboxes[loop] = _Mailbox(loop)
+        found = _Mailbox(loop)
+        _mailboxes[loop] = ref(found)
     return found
 
 

@@ -86,6 +86,57 @@ def test_a_loop_that_is_closed_stops_no_writer() -> None:
         channel.end()
 
 
+def opened() -> int:
+    gc.collect()
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def test_a_loop_that_is_closed_before_its_event_comes_is_freed() -> None:
+    def late() -> None:
+        channel = Channel(64, lambda: None)
+        reader = AsyncEventStream(channel, lambda: None)
+
+        async def leave() -> None:
+            waiting.append(asyncio.create_task(anext(reader)))
+            await asyncio.sleep(0)
+
+        waiting: list[asyncio.Task[Event]] = []
+        asyncio.run(leave())
+        channel.put(TextDelta(text="a"))
+
+    late()
+    before = opened()
+    for _ in range(8):
+        late()
+    assert opened() == before
+
+
+def test_a_task_that_only_its_stream_holds_is_not_collected() -> None:
+    def begin(told: list[str]) -> Channel:
+        channel = Channel(64, lambda: None)
+        reader = AsyncEventStream(channel, lambda: None)
+
+        async def read() -> None:
+            told.extend([event.text async for event in reader if isinstance(event, TextDelta)])
+
+        asyncio.create_task(read())  # noqa: RUF006
+        return channel
+
+    async def forgotten() -> list[str]:
+        told: list[str] = []
+        channel = begin(told)
+        await asyncio.sleep(0)
+        gc.collect()
+        channel.put(TextDelta(text="a"))
+        channel.end()
+        del channel
+        gc.collect()  # what was woken is held as well
+        await asyncio.sleep(0.1)
+        return told
+
+    assert asyncio.run(forgotten()) == ["a"]
+
+
 def test_loops_that_come_and_go_leave_no_descriptor() -> None:
     async def read() -> str:
         channel = Channel(64, lambda: None)
@@ -94,10 +145,6 @@ def test_loops_that_come_and_go_leave_no_descriptor() -> None:
         event = await asyncio.wait_for(anext(reader), 5)
         channel.end()
         return getattr(event, "text", "")
-
-    def opened() -> int:
-        gc.collect()
-        return len(list(Path("/dev/fd").iterdir()))
 
     assert asyncio.run(read()) == "a"
     before = opened()

@@ -26,13 +26,12 @@ class Bell:
         import ctypes  # not needed to import the engine, which has to be quick
 
         self._loop = ref(loop)
-        self._answer = answer
         self._heard, self._rope = os.pipe()
         os.set_blocking(self._heard, False)
         os.set_blocking(self._rope, False)
         self._write = ctypes.PyDLL(None).write  # unlike CDLL's, its calls keep the lock
         self._write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
-        loop.add_reader(self._heard, self._come)
+        loop.add_reader(self._heard, self._come, answer)  # which holds this, so this does not hold it
         finalize(loop, _close, self._heard, self._rope).atexit = False
 
     def ring(self) -> None:
@@ -41,9 +40,9 @@ class Bell:
         if loop is not None:
             self._write(self._rope, b"!", 1)
 
-    def _come(self) -> None:
+    def _come(self, answer: Callable[[], None]) -> None:
         os.read(self._heard, 64)
-        self._answer()
+        answer()
 
 
 def _close(*descriptors: int) -> None:

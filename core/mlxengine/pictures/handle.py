@@ -73,7 +73,7 @@ def picture_format(path: Path) -> str:
         BackendUnavailableError: Pillow is not installed.
     """
     from_pil = _pil()
-    found: str | None = from_pil.registered_extensions().get(path.suffix.lower())
+    found: str = from_pil.registered_extensions().get(path.suffix.lower(), "")
     if found not in from_pil.SAVE:  # some are only read
         raise InvalidParameterError(
             f"{path.name!r} does not end like a picture that can be written.",

@@ -14,7 +14,7 @@ CORE = Path(mlxengine.__file__).parent
 # Bottom up. What stands on one line may import what stands on it or below, except that
 # the rooms of the kinds (BESIDE) do not import each other.
 LAYERS = (
-    "errors readonly _version _shown",
+    "errors readonly _files _version _shown",
     "_units",
     "contract",
     "_config _hub_options memory health",

@@ -61,7 +61,11 @@ class Picture:
         kind = picture_format(target)
         data = io.BytesIO()
         self.pil().save(data, kind, **saving(target.suffix.lower(), self.recipe))
-        write_atomically(target.resolve(), data.getvalue())  # through links, as any writer
+        path = target.resolve()  # through links, as any writer
+        if path.exists() and not path.is_file():  # a pipe or a device stays what it is
+            path.write_bytes(data.getvalue())
+        else:
+            write_atomically(path, data.getvalue())
         return target
 
 

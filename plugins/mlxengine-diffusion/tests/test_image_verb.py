@@ -84,6 +84,7 @@ def test_a_picture_that_cannot_be_written_is_an_error_with_its_seed(
     assert (done.returncode, done.stdout) == (2, "")
     text = " ".join(done.stderr.split())
     assert "x.png cannot be written: No space left on device. With --seed 1" in text
+    assert Path("/dev/full").is_char_device(), "what is no file stays what it is"
 
 
 @pytest.mark.parametrize("strength", ["1", "0.5", ".5", "-.5", "1."])

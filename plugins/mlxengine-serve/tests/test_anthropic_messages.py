@@ -174,6 +174,7 @@ def test_a_last_turn_of_the_assistants_is_continued(served: Served) -> None:
         ({"tools": [{"name": "x"}]}, "tools[0].input_schema"),
         ({"tool_choice": {"type": "some"}}, "tool_choice.type"),
         ({"thinking": {"type": "deep"}}, "thinking.type"),
+        ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens"),
         ({"stop_sequences": [1]}, "stop_sequences"),
         ({"container": "c"}, "container"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
@@ -191,6 +192,11 @@ def test_what_cannot_be_served_is_refused_with_its_field(
     assert error["error"]["type"] == kinds[answer.status_code]
     assert error["request_id"] == answer.headers["request-id"]
     assert served.plugin.asked == []  # type: ignore[union-attr]
+
+
+def test_a_wrong_value_is_told_by_the_dialects_own_name(served: Served) -> None:
+    message = served.post(PATH, {**BODY, "stop_sequences": [""]}).json()["error"]["message"]
+    assert message.startswith("stop_sequences: stop_sequences must hold")
 
 
 def test_effort_and_unknown_fields_are_named_in_a_header(served: Served) -> None:

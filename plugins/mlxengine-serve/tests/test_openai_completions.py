@@ -92,13 +92,16 @@ def test_probabilities_come_in_their_older_form(served: Served) -> None:
     ("fields", "param"),
     [({}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [1, "a"]}, "prompt"), ({"prompt": 3}, "prompt"),
      ({"prompt": "a", "echo": True}, "echo"), ({"prompt": "a", "suffix": "b"}, "suffix"),
-     ({"prompt": "a", "best_of": 3}, "best_of"), ({"prompt": "a", "logprobs": True}, "logprobs")],
+     ({"prompt": "a", "best_of": 3}, "best_of"), ({"prompt": "a", "logprobs": True}, "logprobs"),
+     ({"prompt": "a", "logprobs": 99}, "logprobs")],
 )  # fmt: skip
 def test_what_cannot_be_served_is_refused_with_its_field(
     served: Served, fields: dict[str, Any], param: str
 ) -> None:
     answer = served.post(PATH, fields)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert error["message"].startswith(param)
 
 
 def test_one_prompt_that_fails_ends_them_all(served: Served) -> None:

@@ -120,6 +120,28 @@ def test_a_second_ctrl_c_ends_it_at_once_and_quietly(tmp_path: Path, before: str
         assert running.stderr.read() == ""
 
 
+@pytest.mark.parametrize("turns", [0, 2], ids=["before the loop turns", "and after"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_while_the_engine_is_made_ends_it_quietly(number: int, code: int, turns: int) -> None:
+    before = f"""
+import asyncio, os, sys
+from mlxengine import AsyncInferenceEngine
+from mlxengine.cli import entry
+enter = AsyncInferenceEngine.__aenter__
+async def early(engine):
+    os.kill(os.getpid(), {int(number)})
+    for _ in range({turns}):
+        await asyncio.sleep(0.01)
+    return await enter(engine)
+AsyncInferenceEngine.__aenter__ = early
+sys.exit(entry())
+"""
+    with started([sys.executable, "-c", before, "serve", "--port", "0", "--json"]) as (running, _):
+        assert running.wait(20) == code
+        assert running.stderr is not None
+        assert running.stderr.read() == ""
+
+
 def test_a_model_that_cannot_be_loaded_ends_it_with_the_code_of_the_error(tmp_path: Path) -> None:
     with process("--offline", "--model", "org/nothing") as (running, _):
         assert running.wait(20) == 3

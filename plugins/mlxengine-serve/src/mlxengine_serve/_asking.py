@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -67,7 +68,7 @@ def parameters(body: Fields, names: Mapping[str, str], **given: Any) -> Generate
         try:
             params_from({ours: value})
         except (InvalidParameterError, TypeError, ValueError) as error:
-            said = str(error).replace(f"{ours}=", f"{name}=")
+            said = re.sub(rf"^{ours}\b", name, str(error))
             raise body.wrong(name, said if name in said else f"{name}: {said}") from None
     return params_from(values)
 

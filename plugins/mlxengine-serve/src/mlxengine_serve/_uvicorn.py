@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -180,6 +180,14 @@ def bind(host: str, port: int) -> socket.socket:
     return made
 
 
+def catch_signals(call: Callable[[int], None]) -> None:
+    """Call a function with each SIGINT and SIGTERM, until the loop is closed or another is to be called."""
+    if threading.current_thread() is threading.main_thread():  # other threads get no signals
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, call, number)
+
+
 class Runner(uvicorn.Server):
     """A server that ends in order at SIGTERM and SIGINT; uvicorn's own would raise them again behind it."""
 
@@ -191,13 +199,11 @@ class Runner(uvicorn.Server):
 
         So the second one counts too where the engine waits for a step, after the last connection.
         """
-        if threading.current_thread() is threading.main_thread():  # other threads get no signals
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self._end, number)
+        catch_signals(self.end)
         yield
 
-    def _end(self, number: int) -> None:
+    def end(self, number: int) -> None:
+        """What a signal asks for."""
         self.interrupted = number == signal.SIGINT
         if self.should_exit:
             self.force_exit = True
@@ -214,4 +220,4 @@ class Runner(uvicorn.Server):
             await self.lifespan.shutdown()
 
 
-__all__ = ["Runner", "bind", "config"]
+__all__ = ["Runner", "bind", "catch_signals", "config"]

@@ -165,7 +165,7 @@ def _thinking(fields: Fields) -> tuple[bool | None, int | None]:
         return None, None
     kind = wanted.need("type")
     if kind == "enabled":
-        return True, wanted.integer("budget_tokens")
+        return True, parameters(wanted, {"budget_tokens": "thinking_budget"}).thinking_budget
     if kind == "disabled":
         return False, None
     if kind == "adaptive":

@@ -282,8 +282,10 @@ async def _serve(
     application: Callable[[Failed], contextlib.AbstractAsyncContextManager[Any]],
     listening: socket.socket,
 ) -> int:
-    from ._uvicorn import Runner, config
+    from ._uvicorn import Runner, catch_signals, config
 
+    early: list[int] = []  # the address was said: whoever reads it may end this before all is there
+    catch_signals(early.append)
     trouble: list[BaseException] = []
 
     def failed(error: BaseException) -> None:
@@ -292,6 +294,8 @@ async def _serve(
 
     async with application(failed) as app:
         runner = Runner(config(app, arguments.tls_cert, arguments.tls_key, arguments.write_timeout))
+        for number in early:
+            runner.end(number)
         await runner.serve(sockets=[listening])
     if trouble:
         raise trouble[0]

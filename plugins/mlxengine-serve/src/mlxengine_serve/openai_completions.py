@@ -38,7 +38,7 @@ TABLE = Table(
         refused("echo", "The prompt is yours already; a score of it is POST /v1/engine.", False),
         honoured("frequency_penalty"),
         honoured("logit_bias", "Token ids of the model's own tokenizer."),
-        honoured("logprobs", "That many alternatives to each token."),
+        honoured("logprobs", "That many alternatives to each token.", ours="top_logprobs"),
         honoured("max_tokens", "null is the model's own default, not 16."),
         honoured("n"),
         honoured("presence_penalty"),

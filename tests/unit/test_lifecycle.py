@@ -5,7 +5,6 @@ import argparse
 import asyncio
 import json
 import math
-import pickle
 import random
 import threading
 import time
@@ -75,24 +74,6 @@ def test_a_handle_changes_the_idle_time_of_its_model_for_all_who_share_it(engine
     wait_for(lambda: plugin.frees == ["a"], seconds=5)
     assert engine.load(folder).idle_ttl == 0.05, "a load that says nothing leaves it"
     assert engine.load(folder, idle_ttl=None).idle_ttl is first.idle_ttl is None
-
-
-def test_messages_call_a_model_by_its_name_also_when_it_has_come_back_and_all_else_by_its_id(
-    engine, plugin, make
-):
-    folder = make("a")
-    first, second = engine.load(folder, name="chat"), engine.load(folder, name="other")
-    for _ in range(2):
-        card = first.card
-        assert (first.id, card.id, str(card.id)) == (str(folder),) * 3
-        assert f"{card.id} is here" == "chat is here"
-        assert f"{pickle.loads(pickle.dumps(card)).id}" == "chat"
-        assert first.evict()
-        assert text(second) == "00"
-    assert plugin.frees == ["a", "a"], "one model, whatever it is called"
-    first.close()
-    with pytest.raises(errors.ModelClosedError, match=r"^The handle of chat is closed"):
-        first.run(Request())
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), "60", True])

@@ -322,7 +322,7 @@ def test_ctrl_c_does_not_wait_for_tools_that_run_and_drops_the_turn(session: Any
     def wait() -> str:
         """Wait."""
         begun.release()
-        ended.append(free.wait(5))
+        ended.append(free.wait(60))
         return "waited"
 
     def interrupt() -> None:

@@ -49,7 +49,7 @@ class Channel:
         limit: events that may wait.
         on_space: see above.
         most: bytes that may wait; one event more than that always may, whatever its size.
-        later: calls what wakes a reader that waits by `poll`; at once where it is ``None``.
+        later: calls what wakes a reader that waits by `poll`; at once if it is not given.
     """
 
     # A condition variable wakes each reader through three locks and some Python, which a model with short
@@ -60,7 +60,7 @@ class Channel:
         limit: int,
         on_space: Callable[[], None],
         most: int = MOST_BYTES,
-        later: Callable[[Callable[[], None]], None] | None = None,
+        later: Callable[[Callable[[], None]], None] = lambda wake: wake(),
     ) -> None:
         from queue import SimpleQueue  # not needed to import the engine, which has to be quick
 
@@ -130,10 +130,7 @@ class Channel:
         self._items.put(item)
         waker = self._waker
         if waker is not None:
-            if self._later is None:
-                waker()
-            else:
-                self._later(waker)
+            self._later(waker)
 
     def _taken(self, item: tuple[Event, int] | _End) -> Event | None:
         if isinstance(item, _End):

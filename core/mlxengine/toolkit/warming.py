@@ -30,7 +30,7 @@ def sizes(shapes: Shapes, max_rows: int, context: int | None) -> list[tuple[int,
     One size where new ones are cheap; else rows by powers of two, as many as one pass reads, and batches of
     short prompts up to ``max_rows``.
     """
-    lengths = [length for length in LENGTHS if context is None or length + 2 <= context]
+    lengths = _lengths(context)
     if not lengths or not shapes.costly:
         return [(1, 8)]
     counts = [1 << power for power in range(max_rows.bit_length())]
@@ -45,10 +45,12 @@ def pieces(shapes: Shapes, context: int | None) -> list[tuple[int, int]]:
 
     Beside running answers pieces grow from few tokens at the beginning of a prompt; long ones come anywhere.
     """
-    lengths = [length for length in LENGTHS if context is None or length + 2 <= context]
-    if not shapes.costly:
-        return []
+    lengths = _lengths(context) if shapes.costly else []
     return [(2 * piece if piece < LONG else lengths[-1], piece) for piece in lengths[:-1]]
+
+
+def _lengths(context: int | None) -> list[int]:
+    return [length for length in LENGTHS if context is None or length + 2 <= context]
 
 
 def warm_up(

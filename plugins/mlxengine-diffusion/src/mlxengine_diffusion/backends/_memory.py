@@ -135,12 +135,6 @@ def unet(config: Mapping[str, Any], shape: Shape, places: int, width: int) -> in
     return int(_UNET_COPIES * shape.rows * places * finest * width) + (_BAND // 2 if shape.on_cpu else 0)
 
 
-def hidden_in(config: Mapping[str, Any]) -> tuple[int, int]:
-    """The width of a transformer's features, and the number of its heads."""
-    heads = config.get("num_attention_heads") or config.get("n_heads") or 1
-    return config.get("dim") or heads * config.get("attention_head_dim", 1), heads
-
-
 def transformer(config: Mapping[str, Any], tokens: int, shape: Shape, width: int, copies: int) -> int:
     """Working space of a transformer over all places of a picture and its prompt.
 
@@ -149,7 +143,8 @@ def transformer(config: Mapping[str, Any], tokens: int, shape: Shape, width: int
     Args:
         copies: how many features live at once on a CPU.
     """
-    hidden, heads = hidden_in(config)
+    heads: int = config.get("num_attention_heads") or config.get("n_heads") or 1
+    hidden: int = config.get("dim") or heads * config.get("attention_head_dim", 1)
     if not shape.on_cpu:
         return _COPIES_AHEAD * tokens * hidden * width
     return copies * tokens * hidden * width + 2 * heads * tokens * tokens * 4
@@ -174,7 +169,6 @@ __all__ = [
     "encoder",
     "encoding",
     "flag",
-    "hidden_in",
     "peak",
     "quantized",
     "stages_asked",

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import random_weights
+
 COMMON = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 500000.0,
@@ -74,30 +76,16 @@ BIG: dict[str, dict[str, Any]] = {
 
 def write_checkpoint(folder: Path, config: dict[str, Any], dtype: str = "bfloat16") -> Path:
     """Write a checkpoint with random weights and a tokenizer that has a text for each id."""
-    import mlx.core as mx
     from mlx.utils import tree_flatten
 
     folder.mkdir(parents=True)
     module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
-    network = module.Model(module.ModelArgs.from_dict(config))
-    kind = getattr(mx, dtype)
-    shards: list[dict[str, mx.array]] = [{}]
-    size = 0
-    for name, value in tree_flatten(network.parameters()):
-        array = (mx.random.normal(value.shape) * 0.02).astype(kind)
-        if "norm" in name:
-            array = mx.ones(value.shape, kind)
-        size += array.nbytes
-        if size > 2 << 30:
-            shards.append({})
-            size = array.nbytes
-        shards[-1][name] = array
-    del network
-    for index, shard in enumerate(shards):
-        name = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
-        mx.save_safetensors(str(folder / name), shard, {"format": "mlx"})
-        shard.clear()
-        mx.clear_cache()
+    network = module.Model(module.ModelArgs.from_dict(config))  # lazy: only its shapes are looked at
+    shapes = {
+        name: (value.shape, None if "norm" in name else 0.02)
+        for name, value in tree_flatten(network.parameters())
+    }
+    random_weights.write(folder / "model.safetensors", shapes, dtype)
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}))
     _write_tokenizer(folder, config["vocab_size"])
     return folder

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from benchmarks import random_weights
+
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
 sys.path[:0] = [
@@ -265,16 +267,14 @@ def write_zeros(file: Path, shapes: Shapes) -> None:
 
 def write_random(file: Path, shapes: Shapes, dtype: str) -> None:
     """A safetensors file of random numbers of the size that training gives; vectors are ones."""
-    import mlx.core as mx
-
-    def made(shape: tuple[int, ...]) -> mx.array:
-        kind = getattr(mx, dtype)
-        if len(shape) < 2:
-            return mx.ones(shape, kind)
-        return mx.random.normal(shape, kind) / math.prod(shape[1:]) ** 0.5
-
-    mx.save_safetensors(str(file), {name: made(shape) for name, shape in shapes.items()})
-    mx.clear_cache()
+    random_weights.write(
+        file,
+        {
+            name: (shape, None if len(shape) < 2 else math.prod(shape[1:]) ** -0.5)
+            for name, shape in shapes.items()
+        },
+        dtype,
+    )
 
 
 def write(

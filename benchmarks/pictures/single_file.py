@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import math
 import resource
 import shutil
 import statistics
@@ -31,10 +30,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pictures.gpu import small
-from benchmarks.pictures.repositories import MODELS, ROOT, TOKENIZER, Shapes, write
+from benchmarks.pictures.repositories import MODELS, ROOT, TOKENIZER, Shapes, write, write_random
 
 ALLOWED = 1.2
-_POOL = 5_000_011  # a prime, so that no two rows of a matrix are alike
 _PREFIX = {
     "sd-1.5": {"text_encoder": "cond_stage_model.transformer."},
     "sdxl": {
@@ -95,25 +93,11 @@ def write_both(name: str, root: Path, *, tiny: bool) -> None:
 
 
 def _write_random(file: Path, shapes: Shapes, *, flat: bool) -> None:
-    """In half precision, out of one pool of numbers, which is quicker than as many of them.
-
-    The projections around attention are convolutions of one pixel, where not flat.
-    """
-    import mlx.core as mx
-
+    """In half precision; the projections around attention are convolutions of one pixel, where not flat."""
     if not flat and file.parent.name == "unet":
         ends = ("proj_in.weight", "proj_out.weight")
         shapes = {k: (*v, 1, 1) if k.endswith(ends) and len(v) == 2 else v for k, v in shapes.items()}
-    pool = mx.random.normal((_POOL,), mx.float16, key=mx.random.key(0))
-
-    def made(shape: tuple[int, ...]) -> mx.array:
-        if len(shape) < 2:
-            return mx.ones(shape, mx.float16)
-        count = math.prod(shape)
-        return mx.tile(pool, -(-count // _POOL))[:count].reshape(shape) / math.prod(shape[1:]) ** 0.5
-
-    mx.save_safetensors(str(file), {name: made(tuple(shape)) for name, shape in shapes.items()})
-    mx.clear_cache()
+    write_random(file, shapes, "float16")
 
 
 def _open_clip(tensors: dict[str, Any], layers: int) -> dict[str, Any]:

@@ -2,18 +2,14 @@
 
 import contextlib
 import gc
-import sys
+import itertools
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from mlxengine import GenerateParams, InferenceEngine, TextDelta, TextRequest, TextWorkload, errors
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import itertools
-
-from shapes import llama, write_checkpoint
+from benchmarks.shapes import llama, write_checkpoint
 
 PARAMS = GenerateParams(max_tokens=4, ignore_eos=True)
 REQUEST = TextRequest(prompt_tokens=tuple(range(2, 40)), params=PARAMS)

@@ -5,7 +5,8 @@
 
 Each of them alone, then all at once, in each round after one that warms up: the chat's longest gap between
 two tokens over the sum of one step of each as it is alone (of denoising, a request of ``--texts`` texts, a
-token of its own), and the time of all over the sum of each alone. Random weights: the shape named, BERT base,
+token of its own), by the medians of these and by the longest of the others', and the time of all over the sum
+of each alone. Random weights: the shape named, BERT base,
 and Stable Diffusion 1.5 at 512 × 512. A model that cannot be loaded here is left out, and that is said.
 """
 
@@ -117,12 +118,13 @@ def together(jobs: dict[str, Callable[[], list[float]]]) -> tuple[float, dict[st
 
 
 def one_round(work: Work, number: int) -> dict[str, float]:
-    alone, step = {}, {}
+    alone, step, most = {}, {}, {}
     for name, job in work.jobs(number).items():
         alone[name], moments = together({name: job})
         gaps = [b - a for a, b in itertools.pairwise(moments[name])]
         # bytes of a text that is no text yet come with what completes it, so the chat's are averaged
         step[name] = statistics.fmean(gaps) if name == "chat" else statistics.median(gaps)
+        most[name] = step[name] if name == "chat" else max(gaps)
     seconds, moments = together(work.jobs(number))
     longest = max(b - a for a, b in itertools.pairwise(moments["chat"]))
     return {
@@ -130,6 +132,7 @@ def one_round(work: Work, number: int) -> dict[str, float]:
         **{f"{name}_step_ms": 1000 * value for name, value in step.items()},
         "longest_gap_ms": 1000 * longest,
         "longest_gap_in_steps": longest / sum(step.values()),
+        "longest_gap_in_longest_steps": longest / sum(most.values()),
         "together_seconds": seconds,
         "over_the_sum": seconds / sum(alone.values()),
     }

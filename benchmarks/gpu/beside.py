@@ -35,8 +35,7 @@ from mlxengine import (
 )
 
 from benchmarks.embeddings.shapes import write as write_encoder
-from benchmarks.pictures.gpu import small
-from benchmarks.pictures.repositories import MODELS, write, write_random
+from benchmarks.pictures.repositories import MODELS, small, write, write_random
 from benchmarks.sides import TINY, Report, checkpoint, parser, prompts
 
 TEXT = "the quick brown fox jumps over a lazy dog and runs into the wood where it sleeps until night "

@@ -31,47 +31,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictures.repositories import MODELS, Model, write, write_random
+from benchmarks.pictures.repositories import MODELS, small, write, write_random
 
 CASES = {"sd-1.5": 512, "sdxl": 1024, "flux2-klein": 1024, "flux": 1024}
 SIDES = ("ours", "ours compiled", "diffusers", "diffusers blocks", "diffusers compiled")
 WORDS = 512  # that FLUX's transformer reads beside the picture
 GUIDANCE = 7.5
 _MARK = "@ "  # before what a worker says; libraries print as well
-
-
-def small(model: Model) -> Model:
-    """The model with little in it."""
-    library, pipeline, parts = model
-    less: dict[str, Any] = {
-        "block_out_channels": [32] * len(parts["vae"]["block_out_channels"]),
-        "num_layers": 2,
-        "num_single_layers": 2,
-        "num_attention_heads": 2,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "d_model": 64,
-        "d_ff": 64,
-    }
-    made = {
-        part: {key: less.get(key, value) if part != "unet" else value for key, value in config.items()}
-        for part, config in parts.items()
-    }
-    if "unet" in made:
-        count = len(made["unet"]["block_out_channels"])
-        made["unet"] |= {"block_out_channels": [32] * count, "attention_head_dim": 4}
-        wide = sum(64 for part in parts if part.startswith("text_encoder"))
-        made["unet"] |= {"cross_attention_dim": wide, "sample_size": 8}
-        if "text_encoder_2" in parts:
-            made["unet"] |= {"transformer_layers_per_block": 1}
-    else:
-        text = made["text_encoder"]
-        widths = {"flux": 64, "flux2-klein": 3 * 64}
-        made["transformer"]["joint_attention_dim"] = widths[
-            "flux" if "text_encoder_2" in made else "flux2-klein"
-        ]
-        text["num_key_value_heads"] = 2
-    return library, pipeline, made
 
 
 class Side:

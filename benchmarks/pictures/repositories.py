@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,7 +223,62 @@ MODELS: dict[str, Model] = {
         },
     ),
 }
+_POOL = 4_194_301  # a prime
 LAYERS = ("num_layers", "num_single_layers", "n_layers", "num_hidden_layers")
+
+
+_SMALL: dict[str, Any] = {
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_hidden_layers": 2,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_heads": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "projection_dim": 64,
+    "pooled_projection_dim": 64,
+    "cap_feat_dim": 64,
+    "dim": 64,
+    "axes_dims": [8, 12, 12],
+    "d_model": 64,
+    "d_ff": 64,
+    "base_dim": 8,
+}
+
+
+def small(model: Model) -> Model:
+    """The model with little in it."""
+    library, pipeline, parts = model
+    made = {part: {k: _SMALL.get(k, v) for k, v in config.items()} for part, config in parts.items()}
+    if widths := made["vae"].get("block_out_channels"):
+        made["vae"]["block_out_channels"] = [32] * len(widths)
+    if "unet" in parts:
+        wide = sum(64 for part in parts if part.startswith("text_encoder"))
+        made["unet"] = {
+            **parts["unet"],
+            "block_out_channels": [32] * len(parts["unet"]["block_out_channels"]),
+            "attention_head_dim": 4,
+            "cross_attention_dim": wide,
+            "sample_size": 8,
+        }
+        if "text_encoder_2" in parts:
+            made["unet"] |= {
+                "transformer_layers_per_block": 1,
+                "projection_class_embeddings_input_dim": 6 * 256 + 64,
+            }
+    elif "joint_attention_dim" in made["transformer"]:
+        wide = 64
+        if pipeline == "Flux2KleinPipeline":  # it is told the states of three layers of the text encoder
+            wide, made["text_encoder"]["num_hidden_layers"] = 3 * 64, 28
+        made["transformer"]["joint_attention_dim"] = wide
+    if "rope_scaling" in made["text_encoder"]:
+        made["text_encoder"]["rope_scaling"] |= {"mrope_section": [4, 6, 6]}
+    return library, pipeline, made
 
 
 def kept(config: dict[str, Any], share: float) -> dict[str, Any]:
@@ -250,31 +305,51 @@ def recorded() -> Iterator[dict[str, dict[str, tuple[int, ...]]]]:
         yield found
 
 
-def write_zeros(file: Path, shapes: Shapes) -> None:
-    """A safetensors file of zeros in bfloat16 that takes no blocks on the disk."""
-    header, at = {}, 0
+def _begin(out: IO[bytes], shapes: Shapes, kind: str) -> int:
+    """The header of a safetensors file of tensors of one kind; gives the bytes of what follows it."""
+    header, at, width = {}, 0, 4 if kind == "F32" else 2
     for name, shape in shapes.items():
-        size = 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
+        size = width * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header).encode()
+    out.write(len(text).to_bytes(8, "little") + text)
+    return at
+
+
+def write_zeros(file: Path, shapes: Shapes) -> None:
+    """A safetensors file of zeros in bfloat16 that takes no blocks on the disk."""
     with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        out.truncate(8 + len(text) + at)
+        size = _begin(out, shapes, "BF16")
+        out.truncate(out.tell() + size)
 
 
 def write_random(file: Path, shapes: Shapes, dtype: str) -> None:
-    """A safetensors file of random numbers of the size that training gives; vectors are ones."""
-    import mlx.core as mx
+    """A safetensors file of random numbers of the size that training gives; vectors are ones.
 
-    def made(shape: tuple[int, ...]) -> mx.array:
-        kind = getattr(mx, dtype)
-        if len(shape) < 2:
-            return mx.ones(shape, kind)
-        return mx.random.normal(shape, kind) / math.prod(shape[1:]) ** 0.5
+    Out of one pool, over and over, as fast as the disk writes: its length is a prime, so that rows differ.
+    """
+    import numpy as np
 
-    mx.save_safetensors(str(file), {name: made(shape) for name, shape in shapes.items()})
-    mx.clear_cache()
+    def raw(numbers: Any) -> Any:
+        if dtype == "bfloat16":
+            return (numbers.view(np.uint32) >> 16).astype(np.uint16)
+        return numbers.astype(dtype)
+
+    pool = np.random.default_rng(0).standard_normal(_POOL, np.float32)
+    scaled: dict[int, memoryview] = {}
+    with file.open("wb") as out:
+        _begin(out, shapes, {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}[dtype])
+        for shape in shapes.values():
+            if len(shape) < 2:
+                out.write(raw(np.ones(shape, np.float32)).tobytes())
+                continue
+            inner = math.prod(shape[1:])
+            if inner not in scaled:
+                scaled[inner] = memoryview(raw(pool / np.float32(inner**0.5))).cast("B")
+            block, left = scaled[inner], (4 if dtype == "float32" else 2) * math.prod(shape)
+            while left:
+                left -= out.write(block[:left])
 
 
 def write(

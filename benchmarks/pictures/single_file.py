@@ -30,8 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pictures.gpu import small
-from benchmarks.pictures.repositories import MODELS, ROOT, TOKENIZER, Shapes, write
+from benchmarks.pictures.repositories import MODELS, ROOT, TOKENIZER, Shapes, small, write
 
 ALLOWED = 1.2
 _POOL = 5_000_011  # a prime, so that no two rows of a matrix are alike

@@ -64,7 +64,7 @@ class Work:
         self.embed = _loaded(lambda: engine.load_embeddings(bert))
         dtype = "float32" if options.tiny else "float16"
         model = small(MODELS["sd-1.5"]) if options.tiny else MODELS["sd-1.5"]
-        write(model, sd, 1.0, partial(write_random, dtype=dtype))
+        write(model, sd, partial(write_random, dtype=dtype))
         self.side = 64 if options.tiny else 512
         self.picture = _loaded(lambda: engine.load_images(sd, features={"diffusion.dtype": dtype}))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -224,7 +225,7 @@ MODELS: dict[str, Model] = {
     ),
 }
 _POOL = 4_194_301  # a prime
-LAYERS = ("num_layers", "num_single_layers", "n_layers", "num_hidden_layers")
+LAYERS = {"num_layers", "num_single_layers", "n_layers", "num_hidden_layers"}
 
 
 _SMALL: dict[str, Any] = {
@@ -281,9 +282,26 @@ def small(model: Model) -> Model:
     return library, pipeline, made
 
 
-def kept(config: dict[str, Any], share: float) -> dict[str, Any]:
-    """A configuration with that share of its layers."""
-    return {key: max(2, round(value * share)) if key in LAYERS else value for key, value in config.items()}
+def with_share(model: Model, share: float) -> Model:
+    """The model with that share of its transformer's layers, and the fewest in its text encoders."""
+    library, pipeline, parts = model
+    least = 28 if pipeline == "Flux2KleinPipeline" else 2  # FLUX.2 is told the states of the 27th
+    made = {}
+    for part, config in parts.items():
+        made[part] = dict(config)
+        for key in LAYERS & config.keys():
+            if part == "transformer":
+                made[part][key] = max(1, round(config[key] * share))
+            elif part.startswith("text_encoder"):
+                made[part][key] = least
+    return library, pipeline, made
+
+
+def place() -> str | None:
+    """Where to write weights: into memory if there is plenty, which no disk is as quick as."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 48 * 2**30
+    return str(memory) if roomy else None
 
 
 @contextmanager
@@ -352,9 +370,7 @@ def write_random(file: Path, shapes: Shapes, dtype: str) -> None:
                 left -= out.write(block[:left])
 
 
-def write(
-    model: Model, folder: Path, share: float, fill: Callable[[Path, Shapes], None] = write_zeros
-) -> None:
+def write(model: Model, folder: Path, fill: Callable[[Path, Shapes], None] = write_zeros) -> None:
     """The repository of a model, its weights as ``fill`` writes them."""
     from mlxengine.toolkit import blas
 
@@ -368,9 +384,7 @@ def write(
     index: dict[str, Any] = {"_class_name": pipeline}
     for part, config in parts.items():
         (folder / part).mkdir()
-        (folder / part / "config.json").write_text(
-            json.dumps(config if part == "vae" else kept(config, share))
-        )
+        (folder / part / "config.json").write_text(json.dumps(config))
         kind = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
         index[part] = ["", kind.get(part, "CLIPTextModelWithProjection")]
         if not part.startswith("text_encoder"):

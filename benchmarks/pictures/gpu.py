@@ -8,9 +8,9 @@ pipeline, as they are, with its repeated blocks compiled (``compile_repeated_blo
 whole by ``torch.compile`` (both with channels last). Each side is a process of its own; they
 hold the GPU together and take turns (ABBA), a turn being one picture's steps. Everything is run before it is
 timed, all sides at once; what is not ready when ``--ready`` of ``--seconds`` are over is left out, as is what
-needs a library that is not there: torch, diffusers; for FLUX.2 klein mlx-vlm, for FLUX.1 mflux. What each side
-has done until then is said with its seconds. FLUX has that ``--share`` of its transformer's layers, and text
-encoders of few layers, which are no part of a step. ``--tiny`` tries it on small networks; a CPU will do.
+needs a library that is not there: torch, diffusers; for FLUX.2 klein mlx-vlm, for FLUX.1 mflux. What each
+side has done until then is said with its seconds. FLUX has that ``--share`` of its transformer's layers, and
+text encoders of few layers, not part of a step. ``--tiny`` tries it on small networks; a CPU will do.
 """
 
 from __future__ import annotations

@@ -36,8 +36,7 @@ from mlxengine import (
 )
 
 from benchmarks.embeddings.shapes import write as write_encoder
-from benchmarks.pictures.gpu import small
-from benchmarks.pictures.repositories import MODELS, write, write_random
+from benchmarks.pictures.repositories import MODELS, small, write, write_random
 from benchmarks.sides import TINY, Report, checkpoint, parser, prompts
 
 TEXT = "the quick brown fox jumps over a lazy dog and runs into the wood where it sleeps until night "
@@ -66,7 +65,7 @@ class Work:
         self.embed = _loaded(lambda: engine.load_embeddings(bert))
         dtype = "float32" if options.tiny else "float16"
         model = small(MODELS["sd-1.5"]) if options.tiny else MODELS["sd-1.5"]
-        write(model, sd, 1.0, partial(write_random, dtype=dtype))
+        write(model, sd, partial(write_random, dtype=dtype))
         self.side = 64 if options.tiny else 512
         self.picture = _loaded(lambda: engine.load_images(sd, features={"diffusion.dtype": dtype}))
 

@@ -7,9 +7,10 @@ between the `Progress` events of a picture. Theirs is diffusers' network and sam
 pipeline, as they are, with its repeated blocks compiled (``compile_repeated_blocks``), and
 whole by ``torch.compile`` (both with channels last). Each side is a process of its own; they
 hold the GPU together and take turns (ABBA), a turn being one picture's steps. Everything is run before it is
-timed, and what is not ready when its share of ``--seconds`` is over is left out with a word, as is what needs
-a library that is not there: torch, diffusers; for FLUX.2 klein mlx-vlm, for FLUX.1 mflux. FLUX has that
-``--share`` of its layers. ``--tiny`` tries it on small networks; a CPU will do.
+timed, all sides at once; what is not ready when ``--ready`` of ``--seconds`` are over is left out, as is what
+needs a library that is not there: torch, diffusers; for FLUX.2 klein mlx-vlm, for FLUX.1 mflux. What each
+side has done until then is said with its seconds. FLUX has that ``--share`` of its transformer's layers, and
+text encoders of few layers, not part of a step. ``--tiny`` tries it on small networks; a CPU will do.
 """
 
 from __future__ import annotations
@@ -31,47 +32,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictures.repositories import MODELS, Model, write, write_random
+from benchmarks.pictures.repositories import MODELS, place, small, with_share, write, write_random
 
 CASES = {"sd-1.5": 512, "sdxl": 1024, "flux2-klein": 1024, "flux": 1024}
 SIDES = ("ours", "ours compiled", "diffusers", "diffusers blocks", "diffusers compiled")
 WORDS = 512  # that FLUX's transformer reads beside the picture
 GUIDANCE = 7.5
 _MARK = "@ "  # before what a worker says; libraries print as well
-
-
-def small(model: Model) -> Model:
-    """The model with little in it."""
-    library, pipeline, parts = model
-    less: dict[str, Any] = {
-        "block_out_channels": [32] * len(parts["vae"]["block_out_channels"]),
-        "num_layers": 2,
-        "num_single_layers": 2,
-        "num_attention_heads": 2,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "d_model": 64,
-        "d_ff": 64,
-    }
-    made = {
-        part: {key: less.get(key, value) if part != "unet" else value for key, value in config.items()}
-        for part, config in parts.items()
-    }
-    if "unet" in made:
-        count = len(made["unet"]["block_out_channels"])
-        made["unet"] |= {"block_out_channels": [32] * count, "attention_head_dim": 4}
-        wide = sum(64 for part in parts if part.startswith("text_encoder"))
-        made["unet"] |= {"cross_attention_dim": wide, "sample_size": 8}
-        if "text_encoder_2" in parts:
-            made["unet"] |= {"transformer_layers_per_block": 1}
-    else:
-        text = made["text_encoder"]
-        widths = {"flux": 64, "flux2-klein": 3 * 64}
-        made["transformer"]["joint_attention_dim"] = widths[
-            "flux" if "text_encoder_2" in made else "flux2-klein"
-        ]
-        text["num_key_value_heads"] = 2
-    return library, pipeline, made
 
 
 class Side:
@@ -92,12 +59,22 @@ class Side:
         self._lines.put("")
 
     def answer(self, until: float) -> dict[str, Any]:
-        """What it says next; ``failed`` if it ends before, or says nothing until then."""
-        try:
-            line = self._lines.get(timeout=max(0.0, until - time.monotonic()))
-        except queue.Empty:
-            return {"failed": "out of time"}
-        return json.loads(line) if line else {"failed": f"ended with {self._process.wait()}"}
+        """What it says next; ``failed`` if it ends before, or says nothing until then.
+
+        ``phases`` are the seconds of what it has done, in order: where it stood when it failed.
+        """
+        phases: dict[str, float] = {}
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                return {"failed": "out of time", "phases": phases}
+            if not line:
+                return {"failed": f"ended with {self._process.wait()}", "phases": phases}
+            said: dict[str, Any] = json.loads(line)
+            if "phase" not in said:
+                return {**said, "phases": phases} if phases else said
+            phases[said["phase"]] = said["seconds"]
 
     def turn(self, until: float) -> dict[str, Any]:
         """One picture's steps."""
@@ -116,8 +93,21 @@ def say(**facts: Any) -> None:
     print(_MARK + json.dumps(facts), flush=True)
 
 
+class Phases:
+    """Says how long each phase took since the one before."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __call__(self, phase: str) -> None:
+        now = time.perf_counter()
+        say(phase=phase, seconds=round(now - self._since, 2))
+        self._since = now
+
+
 def ours(folder: Path, side: int, options: argparse.Namespace) -> None:
     """The engine with the plugin, asked for pictures: nothing is done for it here."""
+    phases = Phases()
     from mlxengine.toolkit import blas
 
     os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")  # as `mlxengine image` does
@@ -132,7 +122,9 @@ def ours(folder: Path, side: int, options: argparse.Namespace) -> None:
     pipeline = json.loads((folder / "model_index.json").read_text())["_class_name"]
     # one evaluation a step for FLUX: the first version is told its guidance, klein needs none
     guidance = {"guidance": GUIDANCE} if sd else {"guidance": 1.0} if pipeline.startswith("Flux2") else {}
+    phases("imported")
     with InferenceEngine() as engine, engine.load_images(folder, features=flags) as model:
+        phases("loaded")
         request = ImageRequest(
             prompt="a red circle", size=(side, side), steps=options.steps + 1, seed=1, **guidance
         )
@@ -141,8 +133,15 @@ def ours(folder: Path, side: int, options: argparse.Namespace) -> None:
             return [time.perf_counter() for event in model.stream(request) if isinstance(event, Progress)]
 
         began = time.perf_counter()
-        first = turn()
+        first: list[float] = []
+        for event in model.stream(request):
+            if isinstance(event, Progress):
+                first.append(time.perf_counter())
+                if len(first) < 3:
+                    phases(f"step {len(first)}")
+        phases("first picture")
         turn()
+        phases("second picture")
         say(
             first_step_seconds=first[0] - began,
             first_picture_seconds=first[-1] - began,
@@ -175,9 +174,11 @@ def network_of(folder: Path, kind: Any) -> tuple[Any, dict[str, Any]]:
 
 def theirs(folder: Path, side: int, options: argparse.Namespace) -> None:
     """diffusers' network and sampler, in the loop of its pipeline."""
+    phases = Phases()
     import diffusers
     import torch
 
+    phases("imported")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sd = (folder / "unet").is_dir()
     kind = getattr(torch, options.dtype if sd else "float32" if device == "cpu" else "bfloat16")
@@ -200,10 +201,15 @@ def theirs(folder: Path, side: int, options: argparse.Namespace) -> None:
                 torch.cuda.synchronize()
             return (time.perf_counter() - began) / options.steps
 
+        phases("built")
         began = time.perf_counter()
+        step(1)  # which is what compiles
+        phases("step 1")
         turn()
+        phases("first picture")
         first = time.perf_counter() - began
         turn()
+        phases("second picture")
         say(
             first_picture_seconds=first,
             torch=torch.__version__,
@@ -293,11 +299,19 @@ def compare(name: str, side: int, options: argparse.Namespace, end: float) -> di
         model = small(model)
     elif "unet" not in model[2]:
         share = options.share
+        model = with_share(model, share)
     on_cpu = options.tiny or options.dtype == "float32"
     dtype = options.dtype if "unet" in model[2] else "float32" if on_cpu else "bfloat16"
     found: dict[str, Any] = {"side": side, "share": share}
-    with tempfile.TemporaryDirectory(prefix="mlxengine-benchmark-") as scratch, ExitStack() as stack:
-        write(model, Path(scratch), share, partial(write_random, dtype=dtype))
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="mlxengine-benchmark-", dir=place()) as scratch,
+        ExitStack() as stack,
+    ):
+        write(model, Path(scratch), partial(write_random, dtype=dtype))
+        found["written_seconds"] = round(time.monotonic() - began, 2)
+        found["gib"] = round(sum(file.stat().st_size for file in Path(scratch).rglob("*")) / 2**30, 2)
+        print(f"{name}: {found['gib']} GiB written to {scratch} in {found['written_seconds']} s", flush=True)
         arguments = [f"--folder={scratch}", f"--side={side}", f"--steps={options.steps}"]
         arguments += [f"--dtype={options.dtype}", f"--torch-mode={options.torch_mode}"]
         running: dict[str, Side] = {}
@@ -308,7 +322,7 @@ def compare(name: str, side: int, options: argparse.Namespace, end: float) -> di
             stack.callback(running[label].close)
         begun = time.monotonic()
         for label, process in list(running.items()):
-            found[label] = process.answer(begun + 0.7 * (end - begun))
+            found[label] = process.answer(begun + options.ready * (end - begun))
             if "failed" in found[label]:
                 process.close()
                 del running[label]
@@ -348,8 +362,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of a turn")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=540.0, help="stop after about so many")
+    parser.add_argument("--ready", type=float, default=0.7, help="share of the seconds to get ready in")
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
-    parser.add_argument("--share", type=float, default=0.4, help="of FLUX's layers")
+    parser.add_argument("--share", type=float, default=0.4, help="of the layers of FLUX's transformer")
     parser.add_argument("--torch-mode", default="default", help="of torch.compile")
     parser.add_argument("--tiny", action="store_true", help="small networks: does it work?")
     parser.add_argument("--output", type=Path)

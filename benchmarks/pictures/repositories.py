@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -225,12 +226,83 @@ MODELS: dict[str, Model] = {
         },
     ),
 }
-LAYERS = ("num_layers", "num_single_layers", "n_layers", "num_hidden_layers")
+LAYERS = {"num_layers", "num_single_layers", "n_layers", "num_hidden_layers"}
 
 
-def kept(config: dict[str, Any], share: float) -> dict[str, Any]:
-    """A configuration with that share of its layers."""
-    return {key: max(2, round(value * share)) if key in LAYERS else value for key, value in config.items()}
+_SMALL: dict[str, Any] = {
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_hidden_layers": 2,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_heads": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "projection_dim": 64,
+    "pooled_projection_dim": 64,
+    "cap_feat_dim": 64,
+    "dim": 64,
+    "axes_dims": [8, 12, 12],
+    "d_model": 64,
+    "d_ff": 64,
+    "base_dim": 8,
+}
+
+
+def small(model: Model) -> Model:
+    """The model with little in it."""
+    library, pipeline, parts = model
+    made = {part: {k: _SMALL.get(k, v) for k, v in config.items()} for part, config in parts.items()}
+    if widths := made["vae"].get("block_out_channels"):
+        made["vae"]["block_out_channels"] = [32] * len(widths)
+    if "unet" in parts:
+        wide = sum(64 for part in parts if part.startswith("text_encoder"))
+        made["unet"] = {
+            **parts["unet"],
+            "block_out_channels": [32] * len(parts["unet"]["block_out_channels"]),
+            "attention_head_dim": 4,
+            "cross_attention_dim": wide,
+            "sample_size": 8,
+        }
+        if "text_encoder_2" in parts:
+            made["unet"] |= {
+                "transformer_layers_per_block": 1,
+                "projection_class_embeddings_input_dim": 6 * 256 + 64,
+            }
+    elif "joint_attention_dim" in made["transformer"]:
+        wide = 64
+        if pipeline == "Flux2KleinPipeline":  # it is told the states of three layers of the text encoder
+            wide, made["text_encoder"]["num_hidden_layers"] = 3 * 64, 28
+        made["transformer"]["joint_attention_dim"] = wide
+    if "rope_scaling" in made["text_encoder"]:
+        made["text_encoder"]["rope_scaling"] |= {"mrope_section": [4, 6, 6]}
+    return library, pipeline, made
+
+
+def with_share(model: Model, share: float) -> Model:
+    """The model with that share of its transformer's layers, and the fewest in its text encoders."""
+    library, pipeline, parts = model
+    least = 28 if pipeline == "Flux2KleinPipeline" else 2  # FLUX.2 is told the states of the 27th
+    made = {}
+    for part, config in parts.items():
+        made[part] = dict(config)
+        for key in LAYERS & config.keys():
+            if part == "transformer":
+                made[part][key] = max(1, round(config[key] * share))
+            elif part.startswith("text_encoder"):
+                made[part][key] = least
+    return library, pipeline, made
+
+
+def place() -> str | None:
+    """Where to write weights: into memory if there is plenty, which no disk is as quick as."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 48 * 2**30
+    return str(memory) if roomy else None
 
 
 @contextmanager
@@ -254,15 +326,9 @@ def recorded() -> Iterator[dict[str, dict[str, tuple[int, ...]]]]:
 
 def write_zeros(file: Path, shapes: Shapes) -> None:
     """A safetensors file of zeros in bfloat16 that takes no blocks on the disk."""
-    header, at = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
     with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        out.truncate(8 + len(text) + at)
+        size = random_weights.begin(out, shapes, "bfloat16")
+        out.truncate(out.tell() + size)
 
 
 def write_random(file: Path, shapes: Shapes, dtype: str) -> None:
@@ -277,9 +343,7 @@ def write_random(file: Path, shapes: Shapes, dtype: str) -> None:
     )
 
 
-def write(
-    model: Model, folder: Path, share: float, fill: Callable[[Path, Shapes], None] = write_zeros
-) -> None:
+def write(model: Model, folder: Path, fill: Callable[[Path, Shapes], None] = write_zeros) -> None:
     """The repository of a model, its weights as ``fill`` writes them."""
     from mlxengine.toolkit import blas
 
@@ -293,9 +357,7 @@ def write(
     index: dict[str, Any] = {"_class_name": pipeline}
     for part, config in parts.items():
         (folder / part).mkdir()
-        (folder / part / "config.json").write_text(
-            json.dumps(config if part == "vae" else kept(config, share))
-        )
+        (folder / part / "config.json").write_text(json.dumps(config))
         kind = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
         index[part] = ["", kind.get(part, "CLIPTextModelWithProjection")]
         if not part.startswith("text_encoder"):

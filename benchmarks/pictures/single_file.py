@@ -29,8 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pictures.gpu import small
-from benchmarks.pictures.repositories import MODELS, ROOT, TOKENIZER, Shapes, write, write_random
+from benchmarks.pictures.repositories import MODELS, ROOT, TOKENIZER, Shapes, small, write, write_random
 
 ALLOWED = 1.2
 _PREFIX = {
@@ -64,7 +63,7 @@ def write_both(name: str, root: Path, *, tiny: bool) -> None:
         parts["unet"]["attention_head_dim"] = [1 for _ in parts["unet"]["block_out_channels"]] if wide else 8
     folder = root / "folder"
     folder.mkdir()
-    write((library, pipeline, parts), folder, 1.0, partial(_write_random, flat=name == "sdxl"))
+    write((library, pipeline, parts), folder, partial(_write_random, flat=name == "sdxl"))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(single_file._NOISE))
     if (second := folder / "tokenizer_2").is_dir():  # OpenCLIP pads with its first token
         first = next(w for w, n in json.loads((second / "vocab.json").read_text()).items() if n == 0)

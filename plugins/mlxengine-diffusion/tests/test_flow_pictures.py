@@ -151,3 +151,28 @@ def test_the_verb_takes_pictures_to_look_at_and_asks_for_them_again(
     assert Image.open(tmp_path / "x.png").size == (96, 64)
     again = run("--recipe", "x.png", "--out", "y.png", folder=tmp_path)
     assert (again.returncode, "--reference" in again.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_where_weights_are_in_half_precision_everything_is_computed_in_it(
+    folders: dict[str, Path], load_pipeline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import mlx.core as mx
+    from mlxengine_diffusion.backends import _networks
+
+    monkeypatch.setattr(_networks, "usual_dtype", lambda: mx.bfloat16)
+    pipeline = load_pipeline(folders[name])
+    module, guidance = MODELS[name]
+    made: list[Any] = []
+
+    def noted(call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *values, **named: made.append(call(*values, **named)) or made[-1]
+
+    predict = pipeline._predict
+    monkeypatch.setattr(pipeline, "_predict", lambda network, *rest: predict(noted(network), *rest))
+    with pipeline.parts.use("vae") as vae:
+        if name == "flux2":  # Z-Image's is in float32 everywhere
+            monkeypatch.setattr(vae, "decode", noted(vae.decode))
+        k.pixels(pipeline, a.job(module, guidance), mx.array(a.noise(name)))
+    assert made
+    assert {item.dtype for item in made} == {mx.bfloat16}

@@ -202,6 +202,7 @@ class Flux2(ChatFlow):
         import mlx.core as mx
 
         norm = vae.bn
+        pixels = pixels.astype(norm.running_var.dtype)
         grid = gathered(vae.encode(pixels.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1))
         found = spread((grid - norm.running_mean) / mx.sqrt(norm.running_var + norm.eps))
         mx.eval(found)
@@ -222,7 +223,9 @@ class Flux2(ChatFlow):
                 return made
 
             norm = vae.bn
+            # float32 latents would have everything behind them computed in float32.
             latents = spread(grid * mx.sqrt(norm.running_var + norm.eps) + norm.running_mean)
+            latents = latents.astype(norm.running_var.dtype)
             tile, scale = vae.tile, vae.pixels_per_latent
             whole = tiles.walk(run, latents, tile, tile * scale) if job.vae_tiling else run(latents)
             return as_pixels((yield from whole)[0])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Generator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
     import mlx.core as mx
     from mlx_vlm.models.z_image.config import ZImageTextEncoderConfig, ZImageTransformerConfig
     from mlx_vlm.models.z_image.text_encoder import ZImageTextEncoder
-    from mlx_vlm.models.z_image.transformer import ZImageTransformer
+    from mlx_vlm.models.z_image.transformer import Attention, TimestepEmbedder, ZImageTransformer
 
     from ..sd import weights
     from ..sd.autoencoder import build_vae
@@ -72,9 +73,13 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
     from ._networks import facts, filled, renamed, usual_dtype
 
     dtype = usual_dtype()
+    narrow = _narrow()
 
     def transformer(config: dict[str, Any], files: list[Path]) -> Any:
         made = ZImageTransformer(ZImageTransformerConfig.from_dict(config))
+        for _, item in made.named_modules():
+            if isinstance(item, Attention | TimestepEmbedder):
+                item.__class__ = narrow[type(item)]
         places = renamed(
             (r"^final_layer\.(adaLN_modulation)\.0", r"all_final_layer.2-1.\1.1"),
             (r"^final_layer\.", "all_final_layer.2-1."),
@@ -111,6 +116,37 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
         Z_IMAGE,
         tokenizer=tokenizer,
     )
+
+
+@cache
+def _narrow() -> dict[type, type]:
+    """The library's layers that answer in float32 whatever they are shown, which everything behind them is
+    then computed in, weights included: each with one that answers in the weights' numbers.
+    """
+    import mlx.core as mx
+    from mlx_vlm.models.z_image.transformer import Attention, TimestepEmbedder, apply_rotary
+
+    class Narrow(Attention):  # type: ignore[misc]
+        def __call__(
+            self, x: mx.array, cos: mx.array, sin: mx.array, mask: mx.array | None = None
+        ) -> mx.array:
+            layers = ((self.to_q, self.norm_q), (self.to_k, self.norm_k))
+            shape = (*x.shape[:2], self.num_heads, self.head_dim)
+            q, k = (
+                apply_rotary(norm(to(x).reshape(shape)), cos, sin).astype(x.dtype).transpose(0, 2, 1, 3)
+                for to, norm in layers
+            )
+            v = self.to_v(x).reshape(shape).transpose(0, 2, 1, 3)
+            mixed = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
+            found: mx.array = self.to_out[0](mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+            return found
+
+    class NarrowTime(TimestepEmbedder):  # type: ignore[misc]
+        def __call__(self, t: mx.array) -> mx.array:
+            found: mx.array = super().__call__(t).astype(self.linear2.bias.dtype)
+            return found
+
+    return {Attention: Narrow, TimestepEmbedder: NarrowTime}
 
 
 class ZImage(ChatFlow):

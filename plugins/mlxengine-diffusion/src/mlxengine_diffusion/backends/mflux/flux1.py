@@ -18,6 +18,7 @@ from mflux.models.common.config import ModelConfig
 from mflux.models.flux.model.flux_text_encoder.t5_encoder import t5_self_attention
 from mflux.models.flux.model.flux_text_encoder.t5_encoder.t5_block import T5Block
 from mflux.models.flux.model.flux_text_encoder.t5_encoder.t5_encoder import T5Encoder
+from mflux.models.flux.model.flux_text_encoder.t5_encoder.t5_layer_norm import T5LayerNorm
 from mflux.models.flux.model.flux_transformer.ada_layer_norm_continuous import AdaLayerNormContinuous
 from mflux.models.flux.model.flux_transformer.ada_layer_norm_zero import AdaLayerNormZero
 from mflux.models.flux.model.flux_transformer.ada_layer_norm_zero_single import AdaLayerNormZeroSingle
@@ -141,6 +142,10 @@ def _transformer(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> 
             item.embedding_dim = width
         elif isinstance(item, AdaLayerNormZero):
             item.__class__ = _Modulated
+        if isinstance(item, JointAttention):
+            item.__class__ = _JointAttention
+        elif isinstance(item, SingleBlockAttention):
+            item.__class__ = _SingleAttention
     places = renamed((r"(\.ff\w*)\.linear1\.", r"\1.net.0.proj."), (r"(\.ff\w*)\.linear2\.", r"\1.net.2."))
     return filled(made, "transformer", files, places, dtype)
 
@@ -151,6 +156,54 @@ class _Modulated(AdaLayerNormZero):  # type: ignore[misc]
     def __call__(self, hidden_states: mx.array, text_embeddings: mx.array) -> tuple[mx.array, ...]:
         shift, scale, gate, *rest = mx.split(self.linear(nn.silu(text_embeddings)), 6, axis=-1)
         return self.norm(hidden_states) * (1 + scale[:, None]) + shift[:, None], gate, *rest
+
+
+def _attended(layer: Any, turns: mx.array, *rows: tuple[mx.array, tuple[str, ...]]) -> mx.array:
+    """Attention of rows (1, tokens, width), one behind the other, in the numbers that they come in.
+
+    The library's turns queries and keys into float32 and leaves them so: everything behind them, weights
+    included, is then computed in float32.
+
+    Args:
+        rows: each with the names of its projections and norms: of queries, keys, values; queries, keys.
+    """
+    heads, each = layer.num_heads, layer.head_dimension
+    found: tuple[list[mx.array], ...] = ([], [], [])
+    for states, names in rows:
+        for number, name in enumerate(names[:3]):
+            x = layer[name](states).reshape(1, -1, heads, each).transpose(0, 2, 1, 3)
+            found[number].append(layer[names[3 + number]](x) if number < 2 else x)
+    q, k, v = (mx.concatenate(parts, axis=2) for parts in found)
+
+    def turned(x: mx.array) -> mx.array:
+        pairs = x.astype(mx.float32).reshape(*x.shape[:-1], -1, 1, 2)
+        both = turns[..., 0] * pairs[..., 0] + turns[..., 1] * pairs[..., 1]
+        return both.reshape(x.shape).astype(x.dtype)
+
+    mixed = mx.fast.scaled_dot_product_attention(turned(q), turned(k), v, scale=each**-0.5)
+    return mixed.transpose(0, 2, 1, 3).reshape(1, -1, heads * each)
+
+
+_PICTURE = ("to_q", "to_k", "to_v", "norm_q", "norm_k")
+_WORDS = ("add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k")
+
+
+class _JointAttention(JointAttention):  # type: ignore[misc]
+    """The library's layer in its input's numbers."""
+
+    def __call__(
+        self, hidden_states: mx.array, encoder_hidden_states: mx.array, image_rotary_emb: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        told = encoder_hidden_states.shape[1]
+        mixed = _attended(self, image_rotary_emb, (encoder_hidden_states, _WORDS), (hidden_states, _PICTURE))
+        return self.to_out[0](mixed[:, told:]), self.to_add_out(mixed[:, :told])
+
+
+class _SingleAttention(SingleBlockAttention):  # type: ignore[misc]
+    """The library's layer in its input's numbers."""
+
+    def __call__(self, hidden_states: mx.array, image_rotary_emb: mx.array) -> mx.array:
+        return _attended(self, image_rotary_emb, (hidden_states, _PICTURE))
 
 
 def _t5(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> Any:
@@ -168,6 +221,8 @@ def _t5(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> Any:
     for _, item in made.named_modules():
         if isinstance(item, t5_self_attention.T5SelfAttention):
             item.__class__ = _T5Attention
+        elif isinstance(item, T5LayerNorm):
+            item.__class__ = _T5Norm
     places = renamed(
         (r"^final_layer_norm", "encoder.final_layer_norm"),
         (r"^t5_blocks\.\d+(.*relative_attention_bias)", r"t5_blocks.0\1"),
@@ -175,6 +230,13 @@ def _t5(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> Any:
         (r"^t5_blocks\.(\d+)\.ff\.", r"encoder.block.\1.layer.1."),
     )
     return filled(made, "text_encoder_2", files, places, dtype, ignored=r"^encoder\.embed_tokens\.")
+
+
+class _T5Norm(T5LayerNorm):  # type: ignore[misc]
+    """The library's norm in its input's numbers; it is computed in float32 all the same."""
+
+    def __call__(self, hidden_states: mx.array) -> mx.array:
+        return mx.fast.rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
 class _T5Attention(t5_self_attention.T5SelfAttention):  # type: ignore[misc]
@@ -267,7 +329,7 @@ class Flux1(Flow):
         asked = SimpleNamespace(
             scheduler=SimpleNamespace(sigmas=[sigma]),
             num_train_steps=1000,
-            precision=told.states.dtype,
+            precision=mx.float32,  # of the noise level
             guidance=job.guidance,
             height=job.height,
             width=job.width,

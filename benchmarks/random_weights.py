@@ -9,38 +9,54 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from attrs import frozen
 
 BLOCK = (1 << 24) + 1  # numbers that repeat; odd, so that no two rows of a matrix are alike
-KINDS = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
+KINDS = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2), "uint32": ("U32", 4)}
 
 
-def begin(out: IO[bytes], shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
-    """The header of a file whose tensors have one dtype; gives the bytes that have to follow."""
-    kind, width = KINDS[dtype]
+@frozen
+class Numbers:
+    """A tensor: normal numbers around ``mean``; of uint32, random bits."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    spread: float = 0.0
+    mean: float = 0.0
+
+
+def begin(out: IO[bytes], tensors: Mapping[str, Numbers]) -> int:
+    """The header of a file; gives the bytes that have to follow."""
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + width * math.prod(shape)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    for name, tensor in tensors.items():
+        kind, width = KINDS[tensor.dtype]
+        start, end = end, end + width * math.prod(tensor.shape)
+        header[name] = {"dtype": kind, "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     out.write(len(text).to_bytes(8, "little") + text)
     return end
 
 
-def write(file: Path, shapes: Mapping[str, tuple[tuple[int, ...], float | None]], dtype: str) -> None:
-    """Each name with its shape and its numbers' standard deviation; ``None``: ones."""
-    normal = np.random.default_rng(0).standard_normal(BLOCK, np.float32)
-    blocks: dict[float | None, np.ndarray] = {}
+def write(file: Path, tensors: Mapping[str, Numbers]) -> None:
+    """A file of these."""
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal(BLOCK, np.float32)
+    blocks: dict[tuple[str, float, float], np.ndarray] = {}
     at = 0
     with file.open("wb") as out:
-        begin(out, {name: shape for name, (shape, _) in shapes.items()}, dtype)
-        for shape, spread in shapes.values():
-            if spread not in blocks:
-                numbers = np.ones(BLOCK, np.float32) if spread is None else normal * np.float32(spread)
-                blocks[spread] = _as(numbers, dtype)
-            block = blocks[spread]
-            left = math.prod(shape)
+        begin(out, tensors)
+        for tensor in tensors.values():
+            key = (tensor.dtype, tensor.spread, tensor.mean)
+            if key not in blocks:
+                blocks[key] = (
+                    rng.integers(0, 1 << 32, BLOCK, np.uint32)
+                    if tensor.dtype == "uint32"
+                    else _as(normal * np.float32(tensor.spread) + np.float32(tensor.mean), tensor.dtype)
+                )
+            block = blocks[key]
+            left = math.prod(tensor.shape)
             while left:
                 piece = block[at : at + left]
                 out.write(piece)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import random_weights
+from benchmarks.random_weights import Numbers
 
+SPREAD = 0.02  # of weights
 COMMON = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 500000.0,
@@ -74,18 +76,38 @@ BIG: dict[str, dict[str, Any]] = {
 }
 
 
-def write_checkpoint(folder: Path, config: dict[str, Any], dtype: str = "bfloat16") -> Path:
-    """Write a checkpoint with random weights and a tokenizer that has a text for each id."""
+def write_checkpoint(
+    folder: Path, config: dict[str, Any], dtype: str = "bfloat16", bits: int | None = None
+) -> Path:
+    """Write a checkpoint with random weights and a tokenizer that has a text for each id.
+
+    ``bits`` packs what mlx-lm would, in groups of 64.
+    """
+    from mlx import nn
     from mlx.utils import tree_flatten
 
     folder.mkdir(parents=True)
     module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
     network = module.Model(module.ModelArgs.from_dict(config))  # lazy: only its shapes are looked at
-    shapes = {
-        name: (value.shape, None if "norm" in name else 0.02)
-        for name, value in tree_flatten(network.parameters())
-    }
-    random_weights.write(folder / "model.safetensors", shapes, dtype)
+    if bits:
+        nn.quantize(network, 64, bits)
+        config = {**config, "quantization": {"group_size": 64, "bits": bits}}
+        step = (
+            SPREAD * 12**0.5 / 2**bits
+        )  # numbers of all bits alike have a deviation of 2 ** bits / 12 ** 0.5
+    tensors = {}
+    for name, value in tree_flatten(network.parameters()):
+        if str(value.dtype).endswith("uint32"):
+            tensors[name] = Numbers(value.shape, "uint32")
+        elif name.endswith(".scales"):
+            tensors[name] = Numbers(value.shape, dtype, mean=step)
+        elif name.endswith(".biases"):
+            tensors[name] = Numbers(value.shape, dtype, mean=-step * (2**bits - 1) / 2)
+        elif "norm" in name:
+            tensors[name] = Numbers(value.shape, dtype, mean=1.0)
+        else:
+            tensors[name] = Numbers(value.shape, dtype, SPREAD)
+    random_weights.write(folder / "model.safetensors", tensors)
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}))
     _write_tokenizer(folder, config["vocab_size"])
     return folder

@@ -153,18 +153,10 @@ def checkpoint(name: str) -> Path:
     """The folder of a shape, written when it is first asked for. On a CPU weights are fp32."""
     shape = name.removesuffix("-4bit")
     dtype = "float32" if mx.default_device() == mx.cpu else "bfloat16"
-    root = Path(tempfile.gettempdir(), "mlxengine-benchmarks", dtype)
-    plain = root / shape
-    if not (plain / "tokenizer_config.json").exists():
-        write_checkpoint(plain, {**SHAPES, **BIG}[shape], dtype)
-    if name == shape:
-        return plain
-    packed = root / name
-    if not packed.exists():
-        from mlx_lm.convert import convert
-
-        convert(str(plain), str(packed), quantize=True, q_bits=4)
-    return packed
+    folder = Path(tempfile.gettempdir(), "mlxengine-benchmarks", dtype, name)
+    if not (folder / "tokenizer_config.json").exists():
+        write_checkpoint(folder, {**SHAPES, **BIG}[shape], dtype, None if name == shape else 4)
+    return folder
 
 
 class Sides:

@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks import random_weights
+from benchmarks.random_weights import Numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "tests" / "models" / "tiny-shapes-sd" / "tokenizer"
@@ -327,7 +328,7 @@ def recorded() -> Iterator[dict[str, dict[str, tuple[int, ...]]]]:
 def write_zeros(file: Path, shapes: Shapes) -> None:
     """A safetensors file of zeros in bfloat16 that takes no blocks on the disk."""
     with file.open("wb") as out:
-        size = random_weights.begin(out, shapes, "bfloat16")
+        size = random_weights.begin(out, {name: Numbers(shape, "bfloat16") for name, shape in shapes.items()})
         out.truncate(out.tell() + size)
 
 
@@ -336,10 +337,11 @@ def write_random(file: Path, shapes: Shapes, dtype: str) -> None:
     random_weights.write(
         file,
         {
-            name: (shape, None if len(shape) < 2 else math.prod(shape[1:]) ** -0.5)
+            name: Numbers(shape, dtype, mean=1.0)
+            if len(shape) < 2
+            else Numbers(shape, dtype, math.prod(shape[1:]) ** -0.5)
             for name, shape in shapes.items()
         },
-        dtype,
     )
 
 

@@ -142,12 +142,19 @@ def test_fused_kernels_are_those_of_separate_ones_for_any_size() -> None:
     assert len(list(ops.warm(mx.float32))) == 5
 
 
-@pytest.mark.parametrize("size", [(32, 32), (37, 30), (47, 129)], ids=str)
+@pytest.mark.parametrize("size", [(8, 13), (32, 32), (47, 129)], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["biased", "plain"])
-def test_a_large_convolution_with_fewer_products_is_that_of_mlx(size: tuple[int, int], bias: bool) -> None:
+@pytest.mark.parametrize(
+    "limits", [{}, {"_SMALL_PRODUCT": 1}, {"_TILES": 1, "_BAND": 1}], ids=["some outputs", "all", "bands"]
+)
+def test_a_large_convolution_with_fewer_products_is_that_of_mlx(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], bias: bool, limits: dict[str, int]
+) -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
+    for name, value in limits.items():
+        monkeypatch.setattr(winograd, name, value)
     layer = nn.Conv2d(64, 80, 3, padding=1, bias=bias)
     if bias:
         layer.bias = mx.random.normal((80,))
@@ -168,6 +175,7 @@ def test_convolutions_of_another_kind_or_too_small_are_left_to_mlx() -> None:
         assert not winograd.pays(layer, places), changes
     usual = nn.Conv2d(64, 64, 3, padding=1)
     assert winograd.pays(usual, places)
-    assert not winograd.pays(usual, places[:1])
+    assert not winograd.pays(usual, places[:1, :8, :12])
+    assert winograd.pays(usual, places[:1, :8, :13])
     assert not winograd.pays(nn.Conv2d(64, 32, 3, padding=1), places)
     assert not winograd.pays(nn.Conv2d(64, 64, 1), places)

@@ -28,8 +28,9 @@ _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, 
 # of some outputs where tiles are many, and where they are few.
 _TILES, _BAND, _MANY, _FEW = 48 << 20, 8 << 20, 24 << 20, 4 << 20
 # OpenBLAS multiplies up to this many triples of numbers as they lie; what is larger it copies first, which
-# costs more than a product with few tiles (measured: half of the time at 16 × 16 places).
-_SMALL_PRODUCT, _OUTPUTS_AT_ONCE = 1_000_000, (8, 32)
+# costs more than a product with few tiles (measured: half of the time at 16 × 16 places; with 128 tiles it is
+# the other way round).
+_SMALL_PRODUCT, _OUTPUTS_AT_ONCE, _FEW_TILES = 1_000_000, (8, 32), 96
 # With fewer the kernels' own transformation costs more than it saves (measured: 1.4 times as fast with 8
 # tiles of 1,280 channels, 0.6 with 2).
 _FEWEST_TILES = 8
@@ -103,7 +104,7 @@ def _outputs(tiles: int, inner: int) -> int:
     """How many outputs' kernels to turn at once for all tiles together."""
     fewest, most = _OUTPUTS_AT_ONCE
     small = min(_SMALL_PRODUCT // (tiles * inner), most, _FEW // (36 * 4 * inner))
-    return small if small >= fewest else max(fewest, _MANY // (36 * 4 * inner))
+    return small if small >= fewest and tiles <= _FEW_TILES else max(fewest, _MANY // (36 * 4 * inner))
 
 
 def _turned(around: _Array) -> _Array:

@@ -2,9 +2,9 @@
 
 mlx's CPU back end takes 50 times as long as numpy for an exponential on x86-64 (measured: 55 against
 0.9 ns an element), and a UNet is full of them. In float32 on a CPU these functions therefore evaluate what
-they are given and go on in numpy, with MKL's functions where they are faster; large products too are done
-by whichever is faster, and the large convolutions of `winograd`. Attention is done some rows at a time, so that
-its score matrices (1 GiB at 512 × 512 pixels) never exist as a whole.
+they are given and go on in numpy, with MKL's functions where they are faster; large products
+go the faster of both ways, and large convolutions that of `winograd`. Attention is done some rows at a time,
+so that its score matrices (1 GiB at 512 × 512 pixels) never exist as a whole.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TILE = 384
 _SAFE_SCORE = 60.0
 _CLOSE = np.float32(1e-2)
 _UNFOLDED = 8 << 20
-_LARGE_PRODUCT = 50_000_000  # multiplications: below, leaving mlx costs more than it gives
+_LARGE_PRODUCT = 25_000_000  # multiplications of an image: below, leaving mlx costs more than it gives
 _Array = np.ndarray[Any, Any]
 
 
@@ -141,7 +141,7 @@ _PLAIN = (nn.Linear, Linear)  # neither adapted nor quantized
 def multiplied(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
     """``x`` (…, width) by a matrix (outputs, width), and a bias (outputs,): (…, outputs)."""
     outputs, width = weight.shape
-    large = x.size * outputs >= _LARGE_PRODUCT and weight.dtype == mx.float32
+    large = x.size // len(x) * outputs >= _LARGE_PRODUCT and weight.dtype == mx.float32
     if not (large and in_numpy(x) and _numpy_multiplies()):
         return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
     found, result = _made((*x.shape[:-1], outputs))

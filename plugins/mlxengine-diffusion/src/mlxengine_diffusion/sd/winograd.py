@@ -24,16 +24,17 @@ _INPUT = (
 )
 _KERNEL = ((6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24))  # in 24ths
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-# Bytes of what should stay in a processor's caches: all tiles together, a band's numbers, the turned kernels
-# of some outputs where tiles are many, and where they are few.
+# Bytes of what should stay in a processor's caches: an image's tiles together, a band's numbers, the turned
+# kernels of some outputs where tiles are many, and where they are few.
 _TILES, _BAND, _MANY, _FEW = 48 << 20, 8 << 20, 24 << 20, 4 << 20
 # OpenBLAS multiplies up to this many triples of numbers as they lie; what is larger it copies first, which
-# costs more than a product with few tiles (measured: half of the time at 16 × 16 places; with 128 tiles it is
+# costs more than a product with few tiles (measured: half of the time at 16 × 16 places; with 64 tiles it is
 # the other way round).
-_SMALL_PRODUCT, _OUTPUTS_AT_ONCE, _FEW_TILES = 1_000_000, (8, 32), 96
-# With fewer the kernels' own transformation costs more than it saves (measured: 1.4 times as fast with 8
-# tiles of 1,280 channels, 0.6 with 2).
-_FEWEST_TILES = 8
+_SMALL_PRODUCT, _OUTPUTS_AT_ONCE, _FEW_TILES = 1_000_000, (8, 32), 32
+# Of an image. With fewer the kernels' own transformation costs more than it saves (measured: 1.4 times as
+# fast with two images of 4 tiles and 1,280 channels, 0.6 with 1). Nothing here may depend on how many images
+# there are, nor do products take several together: a picture is the same alone and beside others.
+_FEWEST_TILES = 4
 _FEWEST_CHANNELS = 64
 _Array = np.ndarray[Any, Any]
 
@@ -52,8 +53,7 @@ def pays(layer: nn.Conv2d, x: mx.array) -> bool:
     """Whether this is the faster way for a layer and what it is given (batch, height, width, channels)."""
     outer, high, wide, inner = layer.weight.shape
     plain = (layer.stride, layer.padding, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1, 1)
-    batch, height, width, _ = x.shape
-    tiles = batch * -(-height // 4) * -(-width // 4)
+    tiles = -(-x.shape[1] // 4) * -(-x.shape[2] // 4)
     return (
         (high, wide) == (3, 3) and plain and tiles >= _FEWEST_TILES and min(inner, outer) >= _FEWEST_CHANNELS
     )
@@ -62,9 +62,9 @@ def pays(layer: nn.Conv2d, x: mx.array) -> bool:
 def convolved(layer: nn.Conv2d, x: mx.array, *, biased: bool) -> mx.array:
     """What `pays` said yes to: (batch, height, width, outputs), float32, to about 2e-5 of the largest.
 
-    Where all tiles fit a cache together, kernels are turned some outputs at a time: four times as large as
-    they were, they would come from memory, which takes longer than the products with few tiles. Else they
-    are turned once, and tiles are some rows of one image at a time.
+    Where an image's tiles fit a cache, kernels are turned some outputs at a time: four times as large as they
+    were, they would come from memory, which takes longer than the products with few tiles. Else they are
+    turned once, and tiles are some rows of one image at a time.
     """
     batch, height, width, inner = x.shape
     down, across = -(-height // 4), -(-width // 4)
@@ -72,10 +72,12 @@ def convolved(layer: nn.Conv2d, x: mx.array, *, biased: bool) -> mx.array:
     around[:, 1 : height + 1, 1 : width + 1] = np.array(x, copy=False)
     outer = layer.weight.shape[0]
     kernels = np.array(layer.weight, copy=False).reshape(outer, 9, inner)
-    made = np.empty((batch, 4 * down, 4 * across, outer), np.float32)
-    together = 36 * 4 * inner * batch * down * across <= _TILES
+    made = mx.empty((batch, 4 * down, 4 * across, outer), mx.float32)
+    mx.eval(made)
+    view = np.array(made, copy=False)
+    together = 36 * 4 * inner * down * across <= _TILES
     if together:
-        images, rows, outputs = batch, down, _outputs(batch * down * across, inner)
+        images, rows, outputs = batch, down, _outputs(down * across, inner)
     else:
         images, rows, outputs = 1, max(1, _BAND // (36 * 4 * across * max(inner, outer))), outer
     spare = np.empty((min(outputs, outer), 36, inner), np.float32)
@@ -89,32 +91,32 @@ def convolved(layer: nn.Conv2d, x: mx.array, *, biased: bool) -> mx.array:
                 if turned is None or not together:
                     turned = _turned(around[image : image + images, 4 * first : 4 * last + 2])
                 mixed = np.matmul(turned, factors)
-                result = made[image : image + images, 4 * first : 4 * last, :, some]
-                found = _OUTPUTS @ mixed.reshape(36, -1)
+                found = _OUTPUTS @ mixed.reshape(images, 36, -1)
                 if biased:
-                    by_output = found.reshape(-1, mixed.shape[2])
+                    by_output = found.reshape(-1, mixed.shape[3])
                     by_output += np.array(layer.bias, copy=False)[some]
-                for place, (i, j) in zip(found, np.ndindex(4, 4), strict=True):
+                result = view[image : image + images, 4 * first : 4 * last, :, some]
+                for place, (i, j) in enumerate(np.ndindex(4, 4)):
                     at = result[:, i::4, j::4]
-                    at[:] = place.reshape(at.shape)
-    return mx.array(made[:, :height, :width])
+                    at[:] = found[:, place].reshape(at.shape)
+    return made[:, :height, :width]
 
 
 def _outputs(tiles: int, inner: int) -> int:
-    """How many outputs' kernels to turn at once for all tiles together."""
+    """How many outputs' kernels to turn at once."""
     fewest, most = _OUTPUTS_AT_ONCE
     small = min(_SMALL_PRODUCT // (tiles * inner), most, _FEW // (36 * 4 * inner))
     return small if small >= fewest and tiles <= _FEW_TILES else max(fewest, _MANY // (36 * 4 * inner))
 
 
 def _turned(around: _Array) -> _Array:
-    """The tiles of images with a margin (images, 4 · down + 2, 4 · across + 2, inner): (36, tiles, inner)."""
+    """The tiles of images with a margin (images, high, wide, inner): (images, 36, tiles, inner)."""
     images, height, width, inner = around.shape
     down, across = height // 4, width // 4
-    under = np.empty((36, images, down, across, inner), np.float32)
-    for place, (i, j) in zip(under, np.ndindex(6, 6), strict=True):
-        place[:] = around[:, i : i + 4 * down - 3 : 4, j : j + 4 * across - 3 : 4]
-    turned: _Array = (_INPUTS @ under.reshape(36, -1)).reshape(36, -1, inner)
+    under = np.empty((images, 36, down, across, inner), np.float32)
+    for place, (i, j) in enumerate(np.ndindex(6, 6)):
+        under[:, place] = around[:, i : i + 4 * down - 3 : 4, j : j + 4 * across - 3 : 4]
+    turned: _Array = (_INPUTS @ under.reshape(images, 36, -1)).reshape(images, 36, -1, inner)
     return turned
 
 

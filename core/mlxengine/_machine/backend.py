@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 import warnings
 import weakref
@@ -95,14 +97,48 @@ def new_shape_seconds() -> float:
     return max(0.0, min(timed(size) - timed(size) for size in (77, 83, 91)))
 
 
-def clear_cache() -> None:
-    """Give cached memory back to the system, where mlx keeps any.
+# glibc's names of what `mallopt` sets
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
-    On a CPU it keeps none, but ``mx.clear_cache`` waits for every stream that any thread ever used and
+
+@cache
+def keep_pages() -> bool:
+    """On a CPU, let the process keep what mlx frees until `release_pages`; whether it does.
+
+    mlx asks the C library for the memory of each array, and glibc asks the system for what is large: pages to
+    be cleared and entered one by one, as often as a layer is computed. Without glibc nothing changes.
+    """
+    library = _glibc()
+    if library is None or mx.default_device().type != mx.DeviceType.cpu:
+        return False
+    # the largest int: memory is never given back by itself, and what is larger still is mapped as before
+    return all(library.mallopt(name, 2**31 - 1) for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+
+
+def release_pages() -> None:
+    """Give the system back what the C library keeps and nothing uses; takes milliseconds."""
+    if (library := _glibc()) is not None:
+        library.malloc_trim(ctypes.c_size_t(0))
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+
+
+def clear_cache() -> None:
+    """Give cached memory back to the system: what mlx keeps on a GPU, the C library on a CPU.
+
+    On a CPU mlx keeps none, but ``mx.clear_cache`` waits for every stream that any thread ever used and
     starts a thread for each, which nothing ends.
     """
     if mx.default_device().type != mx.DeviceType.cpu:
         mx.clear_cache()
+    else:
+        release_pages()
 
 
 def limit_cache(memory: int | None) -> int | None:

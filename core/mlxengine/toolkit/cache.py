@@ -1,5 +1,5 @@
-"""Give back the memory that mlx keeps of freed buffers; importing this loads a fast BLAS, then mlx."""
+"""Memory of freed buffers, kept or given back; importing this loads a fast BLAS, then mlx."""
 
-from .._machine.backend import clear_cache
+from .._machine.backend import clear_cache, keep_pages, release_pages
 
-__all__ = ["clear_cache"]
+__all__ = ["clear_cache", "keep_pages", "release_pages"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -142,12 +143,19 @@ def test_fused_kernels_are_those_of_separate_ones_for_any_size() -> None:
     assert len(list(ops.warm(mx.float32))) == 5
 
 
-@pytest.mark.parametrize("size", [(32, 32), (37, 30), (47, 129)], ids=str)
+@pytest.mark.parametrize("size", [(8, 13), (32, 32), (47, 129)], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["biased", "plain"])
-def test_a_large_convolution_with_fewer_products_is_that_of_mlx(size: tuple[int, int], bias: bool) -> None:
+@pytest.mark.parametrize(
+    "limits", [{}, {"_SMALL_PRODUCT": 1}, {"_TILES": 1, "_BAND": 1}], ids=["some outputs", "all", "bands"]
+)
+def test_a_large_convolution_with_fewer_products_is_that_of_mlx(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], bias: bool, limits: dict[str, int]
+) -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
+    for name, value in limits.items():
+        monkeypatch.setattr(winograd, name, value)
     layer = nn.Conv2d(64, 80, 3, padding=1, bias=bias)
     if bias:
         layer.bias = mx.random.normal((80,))
@@ -168,6 +176,41 @@ def test_convolutions_of_another_kind_or_too_small_are_left_to_mlx() -> None:
         assert not winograd.pays(layer, places), changes
     usual = nn.Conv2d(64, 64, 3, padding=1)
     assert winograd.pays(usual, places)
-    assert not winograd.pays(usual, places[:1])
+    assert not winograd.pays(usual, places[:, :4, :12])
+    assert winograd.pays(usual, places[:, :4, :13])
     assert not winograd.pays(nn.Conv2d(64, 32, 3, padding=1), places)
     assert not winograd.pays(nn.Conv2d(64, 64, 1), places)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 320), (16, 16, 96), (32, 32, 128), (64, 64, 64)], ids=str)
+def test_images_are_convolved_and_multiplied_as_they_are_alone(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int, int]
+) -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    width = size[-1]
+    convolution, linear = nn.Conv2d(width, width, 3, padding=1), ops.Linear(width, 4 * width)
+    x = mx.random.normal((4, *size), key=mx.random.key(1))
+    assert winograd.pays(convolution, x)
+    monkeypatch.setattr(ops, "_numpy_multiplies", lambda: True)
+    for layer in (partial(ops.convolved, convolution), linear):
+        alone = mx.concatenate([layer(x[:2]), layer(x[2:])])
+        assert mx.array_equal(layer(x), alone)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["biased", "plain"])
+def test_a_linear_layer_by_numpy_is_that_of_mlx(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    plain = nn.Linear(320, 512, bias=bias)
+    ours = ops.Linear(320, 512, bias=bias)
+    ours.update(plain.parameters())
+    x = mx.random.normal((2, 256, 320), key=mx.random.key(1))
+    asked = []
+    monkeypatch.setattr(ops, "_numpy_multiplies", lambda: asked.append(True) or True)
+    assert mx.abs(ours(x) - plain(x)).max().item() < 1e-5
+    assert asked
+    assert mx.array_equal(ours(x[:, :2]), plain(x[:, :2]))
+    assert len(asked) == 1

@@ -50,7 +50,17 @@ def generate(model: PictureModel, request: ImageRequest, context: RunContext) ->
         InvalidParameterError, UnsupportedInputError, FeatureUnavailableError: it cannot be served.
     """
     job = plan(model.pipeline, request, context, model.holds)
-    return _run(model, request, job, context)
+    return _released(_run(model, request, job, context))
+
+
+def _released(events: Iterator[Event | None]) -> Iterator[Event | None]:
+    """The same events; the memory of a request's features goes back to the system behind them."""
+    from mlxengine.toolkit.cache import release_pages
+
+    try:
+        yield from events
+    finally:
+        release_pages()
 
 
 def _run(

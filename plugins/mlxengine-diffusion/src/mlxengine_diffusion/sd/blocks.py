@@ -116,6 +116,7 @@ def with_our_ops(module: nn.Module) -> None:
         nn.GroupNorm: _GroupNorm,
         nn.LayerNorm: _LayerNorm,
         nn.Conv2d: _Convolution,
+        nn.Linear: ops.Linear,
     }
     for _, item in module.named_modules():
         item.__class__ = ours.get(type(item), type(item))

@@ -1,10 +1,10 @@
-"""Activations, group norms and attention: by numpy and MKL on a Linux CPU, by mlx everywhere else.
+"""Activations, norms, products and attention: by numpy and MKL on a Linux CPU, by mlx everywhere else.
 
 mlx's CPU back end takes 50 times as long as numpy for an exponential on x86-64 (measured: 55 against
 0.9 ns an element), and a UNet is full of them. In float32 on a CPU these functions therefore evaluate what
-they are given and go on in numpy, with MKL's exponentials where MKL is there; matrix products and
-convolutions stay mlx's. Attention is done some rows at a time, so that its score matrices (1 GiB at
-512 × 512 pixels) never exist as a whole.
+they are given and go on in numpy, with MKL's functions where they are faster; large products
+go the faster of both ways, and large convolutions that of `winograd`. Attention is done some rows at a time,
+so that its score matrices (1 GiB at 512 × 512 pixels) never exist as a whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import functools
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ _TILE = 384
 _SAFE_SCORE = 60.0
 _CLOSE = np.float32(1e-2)
 _UNFOLDED = 8 << 20
+_LARGE_PRODUCT = 25_000_000  # multiplications of an image: below, leaving mlx costs more than it gives
 _Array = np.ndarray[Any, Any]
 
 
@@ -61,14 +63,32 @@ def _view(x: mx.array) -> _Array:
     return found
 
 
+def _made(shape: Sequence[int]) -> tuple[mx.array, _Array]:
+    """An array to be filled, float32, and numpy's view of it: what is written there needs no copy."""
+    found = mx.empty(tuple(shape), mx.float32)
+    mx.eval(found)
+    return found, _view(found)
+
+
+def _least(run: Callable[[], object], times: int) -> float:
+    """Seconds of the fastest of several runs: whatever else the machine does only adds."""
+    found = math.inf
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        found = min(found, time.perf_counter() - began)
+    return found
+
+
 def _by_blocks(function: Callable[[_Array, _Array], None], given: _Array) -> mx.array:
     """Apply ``function(input, output)`` to pieces that fit in a processor's cache."""
     flat = given.reshape(-1)
-    result = np.empty_like(flat)
+    made, result = _made(given.shape)
+    result = result.reshape(-1)
     with np.errstate(over="ignore"):
         for start in range(0, flat.size, _BLOCK):
             function(flat[start : start + _BLOCK], result[start : start + _BLOCK])
-    return mx.array(result.reshape(given.shape))
+    return made
 
 
 def silu(x: mx.array) -> mx.array:
@@ -89,22 +109,60 @@ def gated_products(values: nn.Module, gates: nn.Module, x: mx.array) -> mx.array
 
     On a CPU mlx lays a bias out before its product, which takes a fifth of the time of wide layers.
     """
-    if not in_numpy(x) or any(type(item) is not nn.Linear or "bias" not in item for item in (values, gates)):
+    if not in_numpy(x) or any(type(item) not in _PLAIN or "bias" not in item for item in (values, gates)):
         return gated(values(x), gates(x))
-    kept, through = (x @ item.weight.T for item in (values, gates))
+    kept, through = (multiplied(x, item.weight) for item in (values, gates))
     mx.eval(kept, through)
-    shape, width = kept.shape, kept.shape[-1]
-    result = np.empty((kept.size // width, width), np.float32)
+    width = kept.shape[-1]
+    found, result = _made(kept.shape)
+    result = result.reshape(-1, width)
     rows = max(1, _BLOCK // width)
-    kept, through = (_view(item).reshape(result.shape) for item in (kept, through))
+    passed, gate = (_view(item).reshape(result.shape) for item in (kept, through))
     for start in range(0, len(result), rows):
         piece = slice(start, start + rows)
         made = result[piece]
-        spare = through[piece] + _view(gates.bias)
+        spare = gate[piece] + _view(gates.bias)
         _gelu(spare.reshape(-1), made.reshape(-1))
-        np.add(kept[piece], _view(values.bias), out=spare)
+        np.add(passed[piece], _view(values.bias), out=spare)
         made *= spare
-    return mx.array(result.reshape(shape))
+    return found
+
+
+class Linear(nn.Linear):  # type: ignore[misc]
+    """mlx's layer, by numpy where that is faster."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return multiplied(x, self.weight, self.bias if "bias" in self else None)
+
+
+_PLAIN = (nn.Linear, Linear)  # neither adapted nor quantized
+
+
+def multiplied(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
+    """``x`` (…, width) by a matrix (outputs, width), and a bias (outputs,): (…, outputs)."""
+    outputs, width = weight.shape
+    large = x.size // len(x) * outputs >= _LARGE_PRODUCT and weight.dtype == mx.float32
+    if not (large and in_numpy(x) and _numpy_multiplies()):
+        return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
+    found, result = _made((*x.shape[:-1], outputs))
+    result = result.reshape(-1, outputs)
+    np.matmul(_view(x).reshape(-1, width), _view(weight).T, out=result)
+    if bias is not None:
+        result += _view(bias)
+    return found
+
+
+@functools.cache
+def _numpy_multiplies() -> bool:
+    """Whether numpy's products take a twentieth less time than mlx's, measured once.
+
+    Numpy brings OpenBLAS, mlx has MKL here: the one is faster on AMD's processors, the other on Intel's.
+    """
+    x, weight, bias = mx.ones((512, 640)), mx.ones((640, 640)), mx.zeros((640,))
+    mx.eval(x, weight, bias)
+    across, (_, made) = _view(weight).T, _made(x.shape)
+    ours = _least(lambda: np.matmul(_view(x), across, out=made), 6)
+    return ours < 0.95 * _least(lambda: mx.eval(mx.addmm(bias, x, weight.T)), 6)
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -159,10 +217,26 @@ def _by_mkl(name: str, x: _Array, y: _Array) -> bool:
     return True
 
 
-def _exp(x: _Array) -> None:
-    """Replace ``x``, contiguous, by its exponential."""
-    if not _by_mkl("vmsExp", x, x):
-        np.exp(x, out=x)
+@functools.cache
+def _mkl_is_faster(name: str, function: np.ufunc) -> bool:
+    """Whether MKL's function takes less time than numpy's, measured once.
+
+    Of exponentials MKL takes half of numpy's time on Intel's processors, and twice of it on AMD's.
+    """
+    x: _Array = np.linspace(-8, 8, _BLOCK, dtype=np.float32)
+    y: _Array = np.empty_like(x)
+    if not _by_mkl(name, x, y):
+        return False
+    return _least(lambda: _by_mkl(name, x, y), 12) < _least(lambda: function(x, out=y), 12)
+
+
+def _elementwise(name: str, function: np.ufunc, x: _Array) -> None:
+    """Replace ``x``, contiguous, by numpy's ``function`` of it, which MKL calls ``name``."""
+    if not (_mkl_is_faster(name, function) and _by_mkl(name, x, x)):
+        function(x, out=x)
+
+
+_exp = partial(_elementwise, "vmsExp", np.exp)
 
 
 def _silu(x: _Array, y: _Array) -> None:
@@ -260,7 +334,8 @@ def layer_norm(norm: nn.LayerNorm, x: mx.array) -> mx.array:
     given = _view(x).reshape(-1, x.shape[-1])
     weight, bias = _view(norm.weight), _view(norm.bias)
     share: _Array = np.full(given.shape[1], 1 / given.shape[1], np.float32)
-    result = np.empty_like(given)
+    found, result = _made(x.shape)
+    result = result.reshape(given.shape)
     rows = max(1, _BLOCK // given.shape[1])
     for start in range(0, len(given), rows):
         piece, y = given[start : start + rows], result[start : start + rows]
@@ -269,7 +344,7 @@ def layer_norm(norm: nn.LayerNorm, x: mx.array) -> mx.array:
         y *= (1 / np.sqrt(spread + np.float32(norm.eps)))[:, None]
         y *= weight
         y += bias
-    return mx.array(result.reshape(x.shape))
+    return found
 
 
 def _scaled(x: _Array, factor: _Array, offset: _Array, y: _Array) -> None:
@@ -278,16 +353,11 @@ def _scaled(x: _Array, factor: _Array, offset: _Array, y: _Array) -> None:
 
 
 def _silu_of_scaled(x: _Array, factor: _Array, offset: _Array, y: _Array) -> None:
-    if _mkl() is None:
-        _scaled(x, factor, offset, y)
-        _silu(y, z := np.empty_like(y))
-        y[:] = z
-        return
     # x · σ(x) = x / 2 · (1 + tanh(x / 2)): no division, and half of x comes for nothing.
     half = np.float32(0.5)
     _scaled(x, factor * half, offset * half, y)
-    z = np.empty_like(y)
-    _by_mkl("vmsTanh", y, z)
+    z = y.copy()
+    _elementwise("vmsTanh", np.tanh, z)
     z += 1
     y *= z
 
@@ -298,13 +368,14 @@ def _normed(
     """Apply ``function(piece, factor, offset, output)``, where piece · factor + offset is the group norm."""
     given = _view(x).reshape(x.shape[0], -1, x.shape[-1])
     factors, offsets = _factors(norm, given)
-    result = np.empty_like(given)
+    found, result = _made(x.shape)
+    result = result.reshape(given.shape)
     rows = max(1, _BLOCK // given.shape[2])
     with np.errstate(over="ignore"):
         for image, factor, offset, made in zip(given, factors, offsets, result, strict=True):
             for start in range(0, len(image), rows):
                 function(image[start : start + rows], factor, offset, made[start : start + rows])
-    return mx.array(result.reshape(x.shape))
+    return found
 
 
 def _factors(norm: nn.GroupNorm, given: _Array) -> tuple[_Array, _Array]:
@@ -380,7 +451,7 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float)
     safe = np.sqrt(longest) < _SAFE_SCORE
     batch, heads, rows, _ = q.shape
     # Laid out as the layer behind reads it, heads side by side.
-    result = np.empty((batch, rows, heads, v.shape[-1]), np.float32)
+    found, result = _made((batch, rows, heads, v.shape[-1]))
     # Small heads are done several at a time: numpy takes over a microsecond a call.
     together = max(1, _SCORES // (rows * k.shape[3]))
     for image in range(batch):
@@ -388,7 +459,7 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float)
             part = image, slice(first, first + together)
             made = result[image, :, part[1]].swapaxes(0, 1)
             _attend(q[part], k[part], told[part], made, safe=bool(safe[part].all()))
-    return mx.array(result).transpose(0, 2, 1, 3)
+    return found.transpose(0, 2, 1, 3)
 
 
 def _attend(asked: _Array, across: _Array, told: _Array, result: _Array, *, safe: bool) -> None:
@@ -419,6 +490,7 @@ def _attend(asked: _Array, across: _Array, told: _Array, result: _Array, *, safe
 
 
 __all__ = [
+    "Linear",
     "activated",
     "attention",
     "convolved",
@@ -428,6 +500,7 @@ __all__ = [
     "in_numpy",
     "joined",
     "layer_norm",
+    "multiplied",
     "silu",
     "traceable",
     "warm",

@@ -21,6 +21,7 @@ from diffuse_mlx.stable_diffusion.unet import (
     upsample_nearest,
 )
 from mlx.utils import tree_flatten
+from mlxengine.toolkit.cache import keep_pages
 
 from . import ops
 from .blocks import set_eps, with_our_ops
@@ -274,6 +275,7 @@ class UNet(Encoder):
 
 def build_unet(config: Config) -> UNet:
     """A UNet with arbitrary weights from a ``unet/config.json``."""
+    keep_pages()
     made = UNet(UNetSettings.read(config))
     with_our_ops(made)
     return made

@@ -41,7 +41,7 @@ def waiting(blocks: Iterable[Any], ahead: int = AHEAD) -> None:
             if number == 0:
                 launched.clear()  # what a pass has left that did not get to its end
             made = usual(self, *values, **named)
-            mx.async_eval(made)
+            mx.async_eval(made)  # type: ignore[no-untyped-call]
             launched.append(made)
             if len(launched) > ahead:
                 mx.eval(launched.popleft())

@@ -85,7 +85,7 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
     import mlx.nn as nn
 
     from ._adapter_names import FLUX2
-    from ._gpu import answering, turns, waiting
+    from ._gpu import answering, waiting
     from ._networks import facts, filled, renamed, usual_dtype
 
     dtype = usual_dtype()
@@ -97,13 +97,7 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
 
     def transformer(config: dict[str, Any], files: list[Path]) -> Any:
         made = networks["transformer"].Flux2Transformer(**_known(config, _TRANSFORMER))
-        places_of = type(made.pos_embed).__call__
-        answering(made.pos_embed, lambda self, ids: turns(*places_of(self, ids)))
-        for block in made.transformer_blocks:
-            answering(block, _joint)
-        for block in made.single_transformer_blocks:
-            answering(block, _single)
-        waiting([*made.transformer_blocks, *made.single_transformer_blocks])
+        adjust(made)
         places = renamed(
             (r"^time_guidance_embed\.linear", "time_guidance_embed.timestep_embedder.linear"),
             (r"^(transformer_blocks\..*)\.to_out\.", r"\1.to_out.0."),
@@ -150,6 +144,19 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
     }
     # The size counts by a formula of the model's own.
     return Flux2(parts, Levels(dynamic=True), abilities, info, FLUX2, tokenizer=tokenizer)
+
+
+def adjust(transformer: Any) -> None:
+    """Give a transformer of the libraries blocks in fewer kernels; on a GPU they wait for each other."""
+    from ._gpu import answering, turns, waiting
+
+    places_of = type(transformer.pos_embed).__call__
+    answering(transformer.pos_embed, lambda self, ids: turns(*places_of(self, ids)))
+    for block in transformer.transformer_blocks:
+        answering(block, _joint)
+    for block in transformer.single_transformer_blocks:
+        answering(block, _single)
+    waiting([*transformer.transformer_blocks, *transformer.single_transformer_blocks])
 
 
 def _joint(
@@ -339,4 +346,4 @@ def _follow(places: int, steps: int) -> float:
     return slope * steps + many - 200 * slope
 
 
-__all__ = ["COPIES", "PIPELINE", "Flux2", "Library", "load"]
+__all__ = ["COPIES", "PIPELINE", "Flux2", "Library", "adjust", "load"]

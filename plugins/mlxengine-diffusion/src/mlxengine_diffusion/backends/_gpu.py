@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any
 
 import mlx.core as mx
 
-AHEAD = 2
-"""Blocks that may be launched and not done: the GPU always has work, and few intermediates live."""
+from ._memory import AHEAD
 
 
 def on_gpu() -> bool:
@@ -146,11 +145,28 @@ def projected(
     return layer[names[3]](q), layer[names[4]](k), v
 
 
+def warm(dtype: mx.Dtype) -> Iterator[None]:
+    """On a GPU, make the kernels of these functions for a number format, one a turn: it takes about a second
+    for each that its disk does not hold.
+    """
+    x, turned = mx.zeros((1, 1, 4), dtype), mx.zeros((1, 1, 2, 4))
+    pairs = mx.zeros((1, 1, 1, 1, 4), dtype)
+    for function, values in (
+        (modulated, (x, x, x)),
+        (scaled, (x, x)),
+        (added, (x, x, x)),
+        (gated, (x, x)),
+        (_turned, (pairs, pairs, turned, turned)),
+    ):
+        if on_gpu():
+            mx.eval(function(*values))
+            yield
+
+
 PICTURE = ("to_q", "to_k", "to_v", "norm_q", "norm_k")
 WORDS = ("add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k")
 
 __all__ = [
-    "AHEAD",
     "PICTURE",
     "WORDS",
     "Turns",
@@ -165,4 +181,5 @@ __all__ = [
     "scaled",
     "turns",
     "waiting",
+    "warm",
 ]

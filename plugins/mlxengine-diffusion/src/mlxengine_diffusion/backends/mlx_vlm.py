@@ -69,29 +69,14 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
     from ..sd import weights
     from ..sd.autoencoder import build_vae
     from ._adapter_names import Z_IMAGE
-    from ._gpu import answering, turns, waiting
+    from ._gpu import waiting
     from ._networks import facts, filled, renamed, usual_dtype
 
     dtype = usual_dtype()
 
     def transformer(config: dict[str, Any], files: list[Path]) -> Any:
         made = ZImageTransformer(ZImageTransformerConfig.from_dict(config))
-        # The library's answers in float32, which everything behind it would be computed in, weights included.
-        time_of = type(made.t_embedder).__call__
-        answering(made.t_embedder, lambda self, t: time_of(self, t).astype(self.linear2.bias.dtype))
-        angles = made.rope.compute_freqs
-
-        def turned(ids: mx.array) -> tuple[mx.array, ...]:
-            cosines, sines = (
-                item[0, :, ::2] for item in angles(ids)
-            )  # of the two in a pair they are the same
-            return tuple(item[None] for item in turns(cosines, sines))
-
-        made.rope.compute_freqs = turned
-        blocks = [*made.noise_refiner, *made.context_refiner, *made.layers]
-        for block in blocks:
-            answering(block, _block)
-        waiting(blocks)
+        adjust(made)
         places = renamed(
             (r"^final_layer\.(adaLN_modulation)\.0", r"all_final_layer.2-1.\1.1"),
             (r"^final_layer\.", "all_final_layer.2-1."),
@@ -129,6 +114,26 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
         Z_IMAGE,
         tokenizer=tokenizer,
     )
+
+
+def adjust(transformer: Any) -> None:
+    """Give the library's transformer blocks in fewer kernels; on a GPU they wait for each other."""
+    from ._gpu import answering, turns, waiting
+
+    # The library's answers in float32, which everything behind it would be computed in, weights included.
+    time_of = type(transformer.t_embedder).__call__
+    answering(transformer.t_embedder, lambda self, t: time_of(self, t).astype(self.linear2.bias.dtype))
+    angles = transformer.rope.compute_freqs
+
+    def turned(ids: mx.array) -> tuple[mx.array, ...]:
+        cosines, sines = (item[0, :, ::2] for item in angles(ids))  # of the two in a pair they are the same
+        return tuple(item[None] for item in turns(cosines, sines))
+
+    transformer.rope.compute_freqs = turned
+    blocks = [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
+    for block in blocks:
+        answering(block, _block)
+    waiting(blocks)
 
 
 def _block(

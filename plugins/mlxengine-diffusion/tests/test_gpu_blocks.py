@@ -115,7 +115,8 @@ def test_functions_that_are_one_kernel_compute_what_their_operations_do() -> Non
         x, gate, y = random(1, places, 8), random(1, 1, 8), random(1, places, 8)
         pairs, by = random(1, places, 2, 1, 4), random(places, 1, 2, 4)
         for function, values in (
-            (_gpu.modulated, (x, gate, gate)),
+            (_gpu._modulated, (x, gate, gate)),
+            (_gpu.scaled, (x, gate)),
             (_gpu.added, (x, gate, y)),
             (_gpu.gated, (x, y)),
             (_gpu._turned, (pairs, pairs + 1, by, by - 1)),

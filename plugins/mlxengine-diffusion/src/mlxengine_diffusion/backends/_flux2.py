@@ -174,8 +174,8 @@ def _joint(
     (shift, scale, gate), picture_told = temb_mod_params_img
     (words_shift, words_scale, words_gate), words_told = temb_mod_params_txt
     heads = self.attn.heads
-    words = modulated(self.norm1_context(encoder_hidden_states), words_shift, words_scale)
-    picture = modulated(self.norm1(hidden_states), shift, scale)
+    words = modulated(self.norm1_context, encoder_hidden_states, words_shift, words_scale)
+    picture = modulated(self.norm1, hidden_states, shift, scale)
     rows = (projected(self.attn, words, heads, WORDS), projected(self.attn, picture, heads, PICTURE))
     mixed = attended(image_rotary_emb, *rows)
     told = encoder_hidden_states.shape[1]
@@ -191,7 +191,7 @@ def _fed(x: mx.array, told: Sequence[mx.array], norm: Any, forward: Any) -> mx.a
     from ._gpu import added, gated, modulated
 
     shift, scale, gate = told
-    wide = forward.linear_in(modulated(norm(x), shift, scale))
+    wide = forward.linear_in(modulated(norm, x, shift, scale))
     return added(x, gate, forward.linear_out(gated(*wide.split(2, axis=-1))))
 
 
@@ -210,7 +210,7 @@ def _single(
     shift, scale, gate = temb_mod_params
     layer = self.attn
     inner = layer.inner_dim
-    all_of_it = layer.to_qkv_mlp_proj(modulated(self.norm(hidden_states), shift, scale))
+    all_of_it = layer.to_qkv_mlp_proj(modulated(self.norm, hidden_states, shift, scale))
     *three, wide, more = all_of_it.split(
         [inner, 2 * inner, 3 * inner, 3 * inner + layer.mlp_hidden_dim], axis=-1
     )

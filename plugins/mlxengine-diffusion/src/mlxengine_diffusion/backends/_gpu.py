@@ -66,9 +66,16 @@ def fused(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
 
 
 @fused
-def modulated(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
-    """x · (1 + scale) + shift."""
+def _modulated(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
     return x * (1 + scale) + shift
+
+
+def modulated(norm: Any, x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
+    """A layer norm of ``x`` (1, places, width) · (1 + scale) + shift, each (1, 1 or places, width)."""
+    if scale.shape[1] > 1:
+        return _modulated(norm(x), shift, scale)
+    # To the norm they are weights.
+    return mx.fast.layer_norm(x, 1 + scale.reshape(-1), shift.reshape(-1), norm.eps)
 
 
 @fused
@@ -152,7 +159,7 @@ def warm(dtype: mx.Dtype) -> Iterator[None]:
     x, turned = mx.zeros((1, 1, 4), dtype), mx.zeros((1, 1, 2, 4))
     pairs = mx.zeros((1, 1, 1, 1, 4), dtype)
     for function, values in (
-        (modulated, (x, x, x)),
+        (_modulated, (x, x, x)),
         (scaled, (x, x)),
         (added, (x, x, x)),
         (gated, (x, x)),

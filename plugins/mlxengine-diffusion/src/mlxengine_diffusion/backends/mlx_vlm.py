@@ -160,8 +160,12 @@ def _block(
         return x + fed(self.ffn_norm1(x))
     told = self.adaLN_modulation[0](adaln_input)[:, None]
     scale, gate, last_scale, last_gate = mx.split(told, 4, axis=-1)
-    x = added(x, mx.tanh(gate), mixed(scaled(self.attention_norm1(x), scale)))
-    return added(x, mx.tanh(last_gate), fed(scaled(self.ffn_norm1(x), last_scale)))
+
+    def normed(norm: Any, x: mx.array, scale: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, scaled(norm.weight, scale.reshape(-1)), norm.eps)
+
+    x = added(x, mx.tanh(gate), mixed(normed(self.attention_norm1, x, scale)))
+    return added(x, mx.tanh(last_gate), fed(normed(self.ffn_norm1, x, last_scale)))
 
 
 class ZImage(ChatFlow):

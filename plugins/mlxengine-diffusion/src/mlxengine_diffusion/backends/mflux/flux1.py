@@ -173,7 +173,7 @@ class _Joint(JointTransformerBlock):  # type: ignore[misc]
         for x, names, norm in both:
             shift, scale, *rest = _told_by(self[norm], text_embeddings, 6)
             said.append(rest)
-            x = modulated(self[norm].norm(x), shift, scale)
+            x = modulated(self[norm].norm, x, shift, scale)
             rows.append(projected(self.attn, x, self.attn.num_heads, names))
         mixed = attended(rotary_embeddings, *rows)
         told = encoder_hidden_states.shape[1]
@@ -189,7 +189,7 @@ def _fed(x: mx.array, mixed: mx.array, said: list[mx.array], norm: Any, forward:
     """A block's second half: attention's rows are added, and what the feed-forward layers make of them."""
     gate, shift, scale, last = said
     x = added(x, gate, mixed)
-    return added(x, last, forward(modulated(norm(x), shift, scale)))
+    return added(x, last, forward(modulated(norm, x, shift, scale)))
 
 
 class _Single(SingleTransformerBlock):  # type: ignore[misc]
@@ -199,7 +199,7 @@ class _Single(SingleTransformerBlock):  # type: ignore[misc]
         self, hidden_states: mx.array, text_embeddings: mx.array, rotary_embeddings: Turns
     ) -> mx.array:
         shift, scale, gate = _told_by(self.norm, text_embeddings, 3)
-        x = modulated(self.norm.norm(hidden_states), shift, scale)
+        x = modulated(self.norm.norm, hidden_states, shift, scale)
         mixed = attended(rotary_embeddings, projected(self.attn, x, self.attn.num_heads, PICTURE))
         wide = nn.gelu_approx(self.proj_mlp(x))
         return added(hidden_states, gate, self.proj_out(mx.concatenate([mixed, wide], axis=-1)))

@@ -151,17 +151,17 @@ class _Block(QwenTransformerBlock):  # type: ignore[misc]
             pairs = zip(others, picture_said, strict=True)
             picture_said = [mx.where(is_cond_token, other, own) for other, own in pairs]
         heads = self.attn.num_heads
-        words = modulated(self.txt_norm1(encoder_hidden_states), *words_said[:2])
-        picture = modulated(self.img_norm1(hidden_states), *picture_said[:2])
+        words = modulated(self.txt_norm1, encoder_hidden_states, *words_said[:2])
+        picture = modulated(self.img_norm1, hidden_states, *picture_said[:2])
         rows = (projected(self.attn, words, heads, WORDS), projected(self.attn, picture, heads, PICTURE))
         mixed = attended(image_rotary_emb, *rows)
         told = words.shape[1]
         words = added(encoder_hidden_states, words_said[2], self.attn.to_add_out(mixed[:, :told]))
         picture = added(hidden_states, picture_said[2], self.attn.attn_to_out[0](mixed[:, told:]))
         return (
-            added(words, words_said[5], self.txt_ff(modulated(self.txt_norm2(words), *words_said[3:5]))),
+            added(words, words_said[5], self.txt_ff(modulated(self.txt_norm2, words, *words_said[3:5]))),
             added(
-                picture, picture_said[5], self.img_ff(modulated(self.img_norm2(picture), *picture_said[3:5]))
+                picture, picture_said[5], self.img_ff(modulated(self.img_norm2, picture, *picture_said[3:5]))
             ),
         )
 

@@ -120,7 +120,7 @@ _HEADS, _PLACES, _WORDS = 6, 24, 128
 
 def _flux2() -> tuple[Any, dict[str, Any], int]:
     from mlx_vlm.models.flux2.transformer.transformer import Flux2Transformer
-    from mlxengine_diffusion.backends._flux2 import COPIES, _places
+    from mlxengine_diffusion.backends._flux2 import COPIES, _places, adjust
 
     config = {
         "num_layers": 1,
@@ -131,6 +131,7 @@ def _flux2() -> tuple[Any, dict[str, Any], int]:
     }
     fixed: dict[str, Any] = {"in_channels": 128, "axes_dims_rope": (32, 32, 32, 32), "guidance_embeds": False}
     network = Flux2Transformer(**config, **fixed)
+    adjust(network)
     seen, told = g.random("seen", (1, _PLACES**2, 128)), g.random("told", (1, _WORDS, 384))
     where = {"img_ids": _places(1, _PLACES, _PLACES, 1), "txt_ids": _places(1, 1, 1, _WORDS)}
 
@@ -144,6 +145,7 @@ def _flux2() -> tuple[Any, dict[str, Any], int]:
 def _z_image() -> tuple[Any, dict[str, Any], int]:
     from mlx_vlm.models.z_image.config import ZImageTransformerConfig
     from mlx_vlm.models.z_image.transformer import ZImageTransformer
+    from mlxengine_diffusion.backends.mlx_vlm import adjust
 
     config = {
         "dim": 128 * _HEADS,
@@ -156,6 +158,7 @@ def _z_image() -> tuple[Any, dict[str, Any], int]:
         "axes_lens": [1536, 512, 512],
     }
     network = ZImageTransformer(ZImageTransformerConfig.from_dict(config))
+    adjust(network)
     seen, told = g.random("seen", (1, 16, 1, 2 * _PLACES, 2 * _PLACES)), g.random("told", (1, _WORDS, 256))
     return (network, lambda mx: network(mx.array(seen), mx.array([0.5]), mx.array(told))), config, 20
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -293,6 +295,66 @@ def test_every_form_of_an_adapters_keys_makes_the_picture_of_diffusers(
     print(f"{family} {form}: difference {difference}")
     assert difference <= 2
     assert np.abs(k.pixels(pipelines[family], a.job(module, guidance), noise) - reference).max() > 50
+
+
+@pytest.mark.parametrize("family", ["flux1", "flux2", "qwen_image"])
+def test_where_weights_are_in_half_precision_everything_is_computed_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    import mlx.core as mx
+    from mlxengine_diffusion.backends import _networks
+
+    for name in ("flux1", "qwen_image"):  # they have it by name
+        importlib.import_module(f"mlxengine_diffusion.backends.mflux.{name}")
+        monkeypatch.setattr(f"mlxengine_diffusion.backends.mflux.{name}.usual_dtype", lambda: mx.bfloat16)
+    monkeypatch.setattr(_networks, "usual_dtype", lambda: mx.bfloat16)
+    made = pipeline(FAMILIES[family](tmp_path / "x"))
+    found: dict[str, set[Any]] = {}
+
+    def noted(network: Any, name: str) -> None:
+        usual = type(network).__call__
+
+        def call(self: Any, *values: Any, **named: Any) -> Any:
+            answer = usual(self, *values, **named)
+            rows = answer if isinstance(answer, tuple) else (answer,)
+            found.setdefault(name, set()).update(item.dtype for item in rows if isinstance(item, mx.array))
+            return answer
+
+        network.__class__ = type("Noted", (type(network),), {"__call__": call})
+
+    parts = ("transformer", *(part for part in made.parts.names if part.startswith("text_encoder")))
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            network = stack.enter_context(made.parts.use(part))
+            noted(network, part)
+            for name in ("transformer_blocks", "single_transformer_blocks", "t5_blocks", "layers"):
+                for block in network.get(name, []):
+                    noted(block, f"{part}.{name}")
+        module, guidance = ADAPTED[family]
+        k.pixels(made, a.job(module, guidance), mx.array(a.noise(family)))
+    assert {f"{part}" for part in parts} <= found.keys() | {"text_encoder"}
+    assert "transformer.transformer_blocks" in found
+    assert set().union(*found.values()) == {mx.bfloat16}, found
+
+
+@pytest.mark.parametrize("family", ADAPTED)
+def test_blocks_that_wait_as_on_a_gpu_make_the_same_picture(
+    pipelines: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    import mlx.core as mx
+    from mlxengine_diffusion.backends import _gpu
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_gpu, "on_gpu", lambda: True)
+        waits = pipeline(FAMILIES[family](tmp_path / "x"))
+    module, guidance = ADAPTED[family]
+    asked, noise = a.job(module, guidance), mx.array(a.noise(family))
+    usual = k.pixels(pipelines[family], asked, noise)
+    launched: list[Any] = []
+    launch = mx.async_eval
+    monkeypatch.setattr(mx, "async_eval", lambda made: launched.append(1) or launch(made))
+    assert np.array_equal(k.pixels(waits, asked, noise), usual)
+    assert launched
 
 
 def test_t5_is_adapted_and_what_it_does_not_have_is_refused(

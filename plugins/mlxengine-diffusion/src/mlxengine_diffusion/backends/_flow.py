@@ -126,7 +126,12 @@ class Flow:
         self._others = others
 
     def warm(self) -> Iterator[None]:
+        import mlx.core as mx
+
+        from . import _gpu
+
         yield from self.parts.warm()
+        yield from _gpu.warm(getattr(mx, self.info["dtype"]))
 
     @property
     def kept(self) -> int:

@@ -6,7 +6,7 @@ Both libraries look up their geometry by the model's name; here the repository's
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from ._work import Job, Pixels
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+    from ._gpu import Turns
 
 PIPELINE = "Flux2KleinPipeline"
 COPIES = 38  # features that live at once on a CPU: its layers attend and feed forward at the same time
@@ -59,6 +61,7 @@ _TEXT = (
 # How far each reference picture stands from the one before, along the first coordinate.
 _APART = 10
 _MOST_REFERENCES = 10
+_RESIZED = ("Flux2Upsample2D", "Flux2Downsample2D")
 
 
 @frozen(kw_only=True)
@@ -82,6 +85,7 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
     import mlx.nn as nn
 
     from ._adapter_names import FLUX2
+    from ._gpu import answering, waiting
     from ._networks import facts, filled, renamed, usual_dtype
 
     dtype = usual_dtype()
@@ -93,6 +97,7 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
 
     def transformer(config: dict[str, Any], files: list[Path]) -> Any:
         made = networks["transformer"].Flux2Transformer(**_known(config, _TRANSFORMER))
+        adjust(made)
         places = renamed(
             (r"^time_guidance_embed\.linear", "time_guidance_embed.timestep_embedder.linear"),
             (r"^(transformer_blocks\..*)\.to_out\.", r"\1.to_out.0."),
@@ -101,6 +106,7 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
 
     def text_encoder(config: dict[str, Any], files: list[Path]) -> Any:
         made = encoder(**_known({**(config.get("rope_parameters") or {}), **config}, _TEXT))
+        waiting(made.layers)
         return filled(made, "text_encoder", files, renamed((r"^", "model.")), dtype, ignored=r"^lm_head\.")
 
     def vae(config: dict[str, Any], files: list[Path]) -> Any:
@@ -111,6 +117,13 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
         made.quant_conv = nn.Conv2d(2 * made.latent_channels, 2 * made.latent_channels, 1)
         made.pixels_per_latent = 2 ** (len(widths) - 1)
         made.tile = tile_side(config) // made.pixels_per_latent
+        steps = [
+            item for _, item in made.named_modules() if "norm1" in item or type(item).__name__ in _RESIZED
+        ]
+        for item in steps:
+            if "norm1" in item:
+                answering(item, _resnet)
+        waiting(steps, ahead=0)
         places = renamed((r"\.to_out\.", ".to_out.0."))
         return filled(made, "vae", files, places, dtype, ignored="num_batches_tracked$")
 
@@ -131,6 +144,90 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
     }
     # The size counts by a formula of the model's own.
     return Flux2(parts, Levels(dynamic=True), abilities, info, FLUX2, tokenizer=tokenizer)
+
+
+def adjust(transformer: Any) -> None:
+    """Give a transformer of the libraries blocks in fewer kernels; on a GPU they wait for each other."""
+    from ._gpu import answering, turns, waiting
+
+    places_of = type(transformer.pos_embed).__call__
+    answering(transformer.pos_embed, lambda self, ids: turns(*places_of(self, ids)))
+    for block in transformer.transformer_blocks:
+        answering(block, _joint)
+    for block in transformer.single_transformer_blocks:
+        answering(block, _single)
+    waiting([*transformer.transformer_blocks, *transformer.single_transformer_blocks])
+
+
+def _joint(
+    self: Any,
+    hidden_states: mx.array,
+    encoder_hidden_states: mx.array,
+    temb_mod_params_img: Sequence[Sequence[mx.array]],
+    temb_mod_params_txt: Sequence[Sequence[mx.array]],
+    image_rotary_emb: Turns,
+    **_: Any,
+) -> tuple[mx.array, mx.array]:
+    """The libraries' block in its input's numbers and in fewer kernels; it waits for nothing."""
+    from ._gpu import PICTURE, WORDS, added, attended, modulated, projected
+
+    (shift, scale, gate), picture_told = temb_mod_params_img
+    (words_shift, words_scale, words_gate), words_told = temb_mod_params_txt
+    heads = self.attn.heads
+    words = modulated(self.norm1_context, encoder_hidden_states, words_shift, words_scale)
+    picture = modulated(self.norm1, hidden_states, shift, scale)
+    rows = (projected(self.attn, words, heads, WORDS), projected(self.attn, picture, heads, PICTURE))
+    mixed = attended(image_rotary_emb, *rows)
+    told = encoder_hidden_states.shape[1]
+    words = added(encoder_hidden_states, words_gate, self.attn.to_add_out(mixed[:, :told]))
+    picture = added(hidden_states, gate, self.attn.to_out(mixed[:, told:]))
+    return (
+        _fed(words, words_told, self.norm2_context, self.ff_context),
+        _fed(picture, picture_told, self.norm2, self.ff),
+    )
+
+
+def _fed(x: mx.array, told: Sequence[mx.array], norm: Any, forward: Any) -> mx.array:
+    from ._gpu import added, gated, modulated
+
+    shift, scale, gate = told
+    wide = forward.linear_in(modulated(norm, x, shift, scale))
+    return added(x, gate, forward.linear_out(gated(*wide.split(2, axis=-1))))
+
+
+def _single(
+    self: Any,
+    hidden_states: mx.array,
+    temb_mod_params: Sequence[mx.array],
+    image_rotary_emb: Turns,
+    **_: Any,
+) -> mx.array:
+    """The libraries' block in its input's numbers and in fewer kernels; it waits for nothing."""
+    import mlx.core as mx
+
+    from ._gpu import added, attended, gated, modulated
+
+    shift, scale, gate = temb_mod_params
+    layer = self.attn
+    inner = layer.inner_dim
+    all_of_it = layer.to_qkv_mlp_proj(modulated(self.norm, hidden_states, shift, scale))
+    *three, wide, more = all_of_it.split(
+        [inner, 2 * inner, 3 * inner, 3 * inner + layer.mlp_hidden_dim], axis=-1
+    )
+    q, k, v = (x.reshape(*x.shape[:2], layer.heads, -1) for x in three)
+    mixed = attended(image_rotary_emb, (layer.norm_q(q), layer.norm_k(k), v))
+    return added(hidden_states, gate, layer.to_out(mx.concatenate([mixed, gated(wide, more)], axis=-1)))
+
+
+def _resnet(self: Any, hidden_states: mx.array) -> mx.array:
+    """The libraries' residual block (1, channels, height, width); its norms lay nothing out anew."""
+    from ..sd import ops
+
+    x = hidden_states.transpose(0, 2, 3, 1)
+    y = self.conv1(ops.activated(self.norm1, x))
+    y = self.conv2(ops.activated(self.norm2, y))
+    found: mx.array = y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+    return found.transpose(0, 3, 1, 2)
 
 
 def _known(config: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -249,4 +346,4 @@ def _follow(places: int, steps: int) -> float:
     return slope * steps + many - 200 * slope
 
 
-__all__ = ["COPIES", "PIPELINE", "Flux2", "Library", "load"]
+__all__ = ["COPIES", "PIPELINE", "Flux2", "Library", "adjust", "load"]

@@ -23,9 +23,14 @@ _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 _DECODER_COPIES = 3.1
 _UNET_COPIES = 17
 _BAND = 12 << 20  # what a convolution on a CPU unfolds at a time
-# What stays while a GPU is behind: mlx launches operations long before the GPU gets to them, and frees what
-# they read when they are done. With this FLUX.1's estimate is within 5 % on an H200; FLUX.2's is still low.
-_COPIES_AHEAD = 128
+AHEAD = 2
+"""Blocks of a network that may be launched on a GPU and not be done, beside the one that is put together."""
+# What the largest block makes, FLUX.2's single one: all of it stays until it is done. Of a norm and what it
+# is modulated to, 2; projected, 9; queries and keys laid out, normed and turned, 6; attention's answer, 1;
+# the feed-forward layer's, 3; both side by side, 4; projected and added, 2; one that the next block is given.
+_BLOCK = 28
+# Of a decoder that waits for each residual block: what the widest is given, and seven of half the width.
+_RESIDUAL = 4.5
 _ENCODER_COPIES = 12
 
 
@@ -119,13 +124,21 @@ def quantized(tensors: Iterable[TensorInfo], width: int, bits: int) -> int:
     return found
 
 
-def autoencoder(config: Mapping[str, Any], shape: Shape, tile: int, width: int = 4) -> int:
-    """Working space of decoding (encoding takes less)."""
+def autoencoder(
+    config: Mapping[str, Any], shape: Shape, tile: int, width: int = 4, *, waits: bool = False
+) -> int:
+    """Working space of decoding (encoding takes less).
+
+    Args:
+        waits: whether a GPU is waited for after each residual block, and not more often.
+    """
     wide, high = (min(side, tile) if shape.tiled else side for side in (shape.width, shape.height))
-    widest = max(config.get("block_out_channels", (128, 256))[:2])
+    narrow = config.get("base_dim")
+    widest = 2 * narrow if narrow else max(config.get("block_out_channels", (128, 256))[:2])
     # Tiles that wait to be put together are three numbers a pixel.
     waiting = 2 * 12 * shape.width * shape.height if shape.tiled else 0
-    features = int(_DECODER_COPIES * wide * high * widest * width)
+    copies = _RESIDUAL if narrow or (waits and not shape.on_cpu) else _DECODER_COPIES
+    features = int(copies * wide * high * widest * width)
     return max(features, _BAND if shape.on_cpu else 0) + waiting
 
 
@@ -146,7 +159,7 @@ def transformer(config: Mapping[str, Any], tokens: int, shape: Shape, width: int
     heads: int = config.get("num_attention_heads") or config.get("n_heads") or 1
     hidden: int = config.get("dim") or heads * config.get("attention_head_dim", 1)
     if not shape.on_cpu:
-        return _COPIES_AHEAD * tokens * hidden * width
+        return (AHEAD + 1) * _BLOCK * tokens * hidden * width
     return copies * tokens * hidden * width + 2 * heads * tokens * tokens * 4
 
 
@@ -156,11 +169,12 @@ def encoder(config: Mapping[str, Any], tokens: int, shape: Shape, width: int) ->
     hidden = text.get("hidden_size") or text.get("d_model") or 1024
     heads = text.get("num_attention_heads") or text.get("num_heads") or 16
     inner = text.get("intermediate_size") or text.get("d_ff") or 4 * hidden
-    scores = 2 * heads * tokens * tokens * 4 if shape.on_cpu else 0
-    return tokens * (_ENCODER_COPIES * hidden + 3 * inner) * width + scores
+    layer = tokens * (_ENCODER_COPIES * hidden + 3 * inner) * width
+    return layer + 2 * heads * tokens * tokens * 4 if shape.on_cpu else (AHEAD + 1) * layer
 
 
 __all__ = [
+    "AHEAD",
     "Shape",
     "Stage",
     "Stages",

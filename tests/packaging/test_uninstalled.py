@@ -60,6 +60,9 @@ def test_tests_of_plugins_run_uninstalled_and_every_outcome_is_counted(
     found = json.loads(output.read_text())
     assert found["total"] == {"passed": 1, "failed": 1, "without weights": 1, "not run": 2}
     assert list(found["failed"].values()) == ["E   assert 1 == 2"]
+    (trace,) = found["traces"].values()
+    assert "def test_wrong" in trace or "in test_wrong" in trace
+    assert list(found["seconds"]) == [next(iter(found["files"]))]
 
 
 @pytest.mark.slow

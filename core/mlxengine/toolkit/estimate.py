@@ -110,10 +110,14 @@ def estimator(card: ModelCard, keeps: Keeps | None = None) -> Callable[[TextWork
         vocabulary, hidden = number(config, "vocab_size"), number(config, "hidden_size", "n_embd")
         inner = number(config, "intermediate_size", "n_inner") or 4 * hidden
         logits = 3 * 4 * vocabulary * workload.batch
+        # where products with packed numbers are missing (CUDA) a layer's are unpacked for its attention
+        layers = number(config, "num_hidden_layers", "n_layer", "n_layers") or 1
+        packs = workload.kv_bits is not None and workload.backend == "cuda"
+        unpacked = round(held.whole * full / 8 * workload.batch / layers) if packs else 0
         prefill = 4 * min(length, _PREFILL_CHUNK) * (4 * hidden + 2 * inner)
         weights = loaded_weights(card, workload, dense_on=("cpu", "cuda"))
         return MemoryEstimate(
-            weights=weights, cache=round(cache), workspace=logits + prefill, cache_known=held.told
+            weights=weights, cache=round(cache), workspace=logits + prefill + unpacked, cache_known=held.told
         )
 
     return estimate

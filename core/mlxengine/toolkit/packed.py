@@ -1,18 +1,60 @@
 """Key-value caches whose numbers are packed to a few bits, of one row and of several.
 
 They answer to what mlx-lm and mlx-vlm call on their own caches; these take what has ``bits`` as packed.
+Where the device cannot multiply with packed numbers, a layer's are unpacked for its attention, and it has no
+``bits``.
 mlx packs each token's keys and values by themselves, so a row holds the same numbers in a batch as alone.
 Rows are padded on the left, as in the libraries' own batches, and the mask leaves the padding out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
 
+from ..errors import out_of_memory
+
 _STEP = 256  # positions that a full buffer grows by
+
+
+@cache
+def multiplies(dtype: mx.Dtype, key_width: int, value_width: int, group_size: int, bits: int) -> bool:
+    """Whether this device multiplies with packed numbers as attention asks for it; tried once in a process.
+
+    mlx's CUDA back end has such products for few sizes, and not for pieces of a longer buffer, which caches
+    are. One query and several are tried, of one row and of several, with query heads that share a key.
+    """
+    settings: dict[str, Any] = {"group_size": group_size, "bits": bits}
+    product: Any = mx.quantized_matmul
+
+    def numbers(*shape: int) -> mx.array:
+        return mx.sin(mx.arange(math.prod(shape)).astype(mx.float32)).reshape(shape).astype(dtype)
+
+    def tried(rows: int, count: int) -> bool:
+        queries = numbers(rows, count, 4, key_width).swapaxes(1, 2)
+        packed: list[Any] = []
+        plain: list[mx.array] = []
+        for width in (key_width, value_width):
+            whole = mx.quantize(numbers(rows, 2, 64, width), **settings)
+            held: Any = [part[..., :40, :] for part in whole]
+            packed.append([part[:, :, None] for part in held])
+            plain.append(mx.dequantize(*held, **settings)[:, :, None])
+        queries = queries.reshape(rows, 2, 2, count, key_width) * key_width**-0.5
+        scores = product(queries, *packed[0], transpose=True, **settings)
+        found = product(mx.softmax(scores, axis=-1), *packed[1], transpose=False, **settings)
+        wanted = mx.softmax(queries @ plain[0].swapaxes(-1, -2), axis=-1) @ plain[1]
+        return bool(mx.allclose(found, wanted, rtol=0.05, atol=0.05).item())
+
+    try:
+        return all(tried(rows, count) for rows in (1, 3) for count in (1, 23))
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        return False
 
 
 class _Packed:
@@ -21,14 +63,23 @@ class _Packed:
 
     def __init__(self, group_size: int, bits: int) -> None:
         self.group_size = group_size
-        self.bits = bits
+        self._bits = bits
+        self._unpacks = False
         self.parts: list[mx.array] = []
         self._size = 0
 
+    @property
+    def bits(self) -> int:
+        """Of each number; there is none where attention is handed unpacked numbers."""
+        if self._unpacks:
+            raise AttributeError("bits")
+        return self._bits
+
     def _append(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        """Pack positions; the keys and values so far, packed."""
-        settings = {"group_size": self.group_size, "bits": self.bits}
-        new = [*mx.quantize(keys, **settings), *mx.quantize(values, **settings)]  # type: ignore[arg-type]
+        """Pack positions; the keys and values so far, packed where this device multiplies with that."""
+        settings: dict[str, Any] = {"group_size": self.group_size, "bits": self._bits}
+        self._unpacks = not multiplies(keys.dtype, keys.shape[-1], values.shape[-1], **settings)
+        new = [*mx.quantize(keys, **settings), *mx.quantize(values, **settings)]
         count = keys.shape[2]
         end = self._size + count
         if not self.parts or end > self.parts[0].shape[2]:
@@ -42,7 +93,9 @@ class _Packed:
         for part, piece in zip(self.parts, new, strict=True):
             part[..., self._size : end, :] = piece
         self._size = end
-        held = self._held()
+        held: Any = self._held()
+        if self._unpacks:
+            return mx.dequantize(*held[:3], **settings), mx.dequantize(*held[3:], **settings)
         return tuple(held[:3]), tuple(held[3:])
 
     def empty(self) -> bool:
@@ -72,7 +125,7 @@ class PackedKVCache(_Packed):
         return self._size
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        """Pack and append positions; the keys and values so far, packed."""
+        """Pack and append positions; the keys and values so far."""
         return self._append(keys, values)
 
     def make_mask(self, length: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
@@ -109,7 +162,7 @@ class PackedKVCache(_Packed):
     def merge(rows: Sequence[PackedKVCache]) -> BatchPackedKVCache:
         """A batch of rows, padded on the left to the longest one."""
         longest = max(row.offset for row in rows)
-        found = BatchPackedKVCache(rows[0].group_size, rows[0].bits, [longest - row.offset for row in rows])
+        found = BatchPackedKVCache(rows[0].group_size, rows[0]._bits, [longest - row.offset for row in rows])
         if longest:
             found.parts = _stacked([(row.state, 1) for row in rows], longest)
             found.offset = found.offset + longest
@@ -127,7 +180,7 @@ class BatchPackedKVCache(_Packed):
         self._right_padding: mx.array | None = None
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        """Pack and append positions; the keys and values so far, packed."""
+        """Pack and append positions; the keys and values so far."""
         self.offset = self.offset + keys.shape[2]
         return self._append(keys, values)
 
@@ -174,7 +227,7 @@ class BatchPackedKVCache(_Packed):
 
     def extract(self, at: int) -> PackedKVCache:
         """One row's cache of its own."""
-        found = PackedKVCache(self.group_size, self.bits)
+        found = PackedKVCache(self.group_size, self._bits)
         padding: Any = self.left_padding[at].item()
         found.state = [mx.contiguous(part[at : at + 1, :, padding : self._size]) for part in self.parts]
         return found
@@ -206,4 +259,4 @@ def _stacked(batches: Sequence[tuple[list[mx.array], int]], size: int) -> list[m
     return found
 
 
-__all__ = ["BatchPackedKVCache", "PackedKVCache"]
+__all__ = ["BatchPackedKVCache", "PackedKVCache", "multiplies"]

@@ -10,12 +10,13 @@ from typing import Any
 import geometry as g
 import numpy as np
 import pytest
-from mlxengine import ImageRequest, InferenceEngine, PictureWorkload, Progress
+from mlxengine import Device, ImageRequest, InferenceEngine, PictureWorkload, Progress
 from mlxengine.errors import FeatureUnavailableError, InsufficientMemoryError
 from safetensors.numpy import load_file
 
 ALLOWED, ALLOWED_BYTES = 0.15, 4 << 20
 SIZE, LARGE = (192, 128), (256, 192)  # larger ones take a CPU long
+ON_GPU, LIBRARIES = (1024, 1024), 128 << 20  # what cuDNN takes for itself is nothing beside a large picture
 FLAGS: dict[str, dict[str, object]] = {
     "whole": {},
     "tiles": {"diffusion.vae_tiling": "on"},
@@ -107,11 +108,12 @@ def _peak(
 def test_a_picture_takes_what_was_estimated_and_a_third_less_with_tiles_and_stages(
     engine: InferenceEngine, tiny_folder: Path, size: tuple[int, int]
 ) -> None:
+    beside = ALLOWED_BYTES
     if engine.device.backend != "cpu":
-        size = LARGE
+        size, beside = ON_GPU, LIBRARIES
     found = {name: _peak(engine, tiny_folder, size, flags) for name, flags in FLAGS.items()}
     for name, (estimated, measured) in found.items():
-        assert abs(estimated - measured) <= ALLOWED * measured + ALLOWED_BYTES, (name, found)
+        assert abs(estimated - measured) <= ALLOWED * measured + beside, (name, found)
     assert found["tiles and stages"][1] <= 2 / 3 * found["whole"][1], found
 
 
@@ -210,6 +212,8 @@ def test_a_flag_of_the_engine_is_reckoned_as_one_of_the_model(
 ) -> None:
     from mlxengine_diffusion.models import DiffusionConfiguration
 
+    if "diffusion.dtype" in flags and Device.detect().backend != "cpu":
+        flags = {"diffusion.dtype": "float32"}  # the other one is usual there
     with InferenceEngine(features=flags) as engine, InferenceEngine() as plain:
         wide, usual = (item.fit(tiny_folder, PictureWorkload()).estimate for item in (engine, plain))
         own = DiffusionConfiguration(id=str(tiny_folder), features=tuple(flags.items()))
@@ -336,17 +340,17 @@ def test_a_hole_is_filled_in_several_pictures_at_once(
 
 
 def test_pictures_are_made_one_after_another_where_there_is_no_room_for_all(
-    tiny_folder: Path, engine: InferenceEngine
+    tiny_folder: Path,
 ) -> None:
     size = (128, 128)
+    features = {"diffusion.dtype": "float32"}  # in half precision the autoencoder takes more than three UNets
     request = ImageRequest(prompt="a red circle", size=size, steps=2, n=3, guidance=3.0, seed=0)
-    total = {
-        n: engine.fit(tiny_folder, PictureWorkload(size=size, n=n, backend=engine.device.backend)).estimate
-        for n in (1, 3)
-    }
+    with InferenceEngine(features=features) as engine:
+        total = {n: engine.fit(tiny_folder, PictureWorkload(size=size, n=n)).estimate for n in (1, 3)}
+    assert total[3].total > total[1].total + (1 << 20)
     at_once, by_turns = [], []
     for estimate, found in ((total[3], at_once), (total[1], by_turns)):
-        with InferenceEngine(memory_budget=estimate.total + (1 << 20)) as other:
+        with InferenceEngine(memory_budget=estimate.total + (1 << 20), features=features) as other:
             found += _steps(list(other.load_images(tiny_folder).stream(request)))
     assert at_once == [(index, done) for done in (1, 2) for index in range(3)]
     assert by_turns == [(index, done) for index in range(3) for done in (1, 2)]

@@ -66,7 +66,9 @@ def test_a_sparse_model_prints_its_terms_heaviest_first(
     assert all(list(row.values()) == sorted(row.values(), reverse=True) for row in rows)
     assert main(["embed", "-q", "--json", "--truncate-dim", "3", "-m", sparse, WORDS[2]]) == 0
     (three,) = json.loads(capsys.readouterr().out)["vectors"]
-    assert list(three.items()) == list(rows[2].items())[:3]
+    assert list(three) == list(rows[2])[:3]
+    # a GPU, and some BLAS, sum in another order where a text comes alone
+    assert three == pytest.approx(dict(list(rows[2].items())[:3]), rel=1e-5, abs=0.0)
     assert main(["similarity", "-m", sparse, WORDS[1], WORDS[2]]) == 0
     both = set(rows[1]) & set(rows[2])
     dot = sum(rows[1][word] * rows[2][word] for word in both)

@@ -17,6 +17,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 from mlxengine import InferenceEngine
 from mlxengine.errors import LoadError
+from mlxengine.toolkit import backend
 from mlxengine.toolkit.adapters import Adapters
 from mlxengine.toolkit.joining import Company
 from mlxengine_llm._trial import Trial
@@ -129,10 +130,14 @@ def test_memory_that_runs_out_is_not_taken_for_a_wrong_batch(llama: Any) -> None
         tried(Faulty(llama, wrong))
 
 
-def test_nothing_is_tried_before_two_rows_meet(plugin: Plugin, tiny: Path) -> None:
+@pytest.mark.parametrize("costly", [False, True])
+def test_nothing_is_tried_before_two_rows_meet_but_where_new_sizes_are_dear(
+    plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch, costly: bool
+) -> None:
+    monkeypatch.setattr(backend, "new_shape_seconds", lambda: float(costly))
     model = plugin.load(tiny, flags={"prompt_cache": False})
     plugin.text(model, "alone", max_tokens=3)
-    assert not model.trial.done
+    assert model.trial.done == costly
     plugin.run([plugin.start(model, raw(text, max_tokens=3)) for text in ("one", "two")])
     assert model.trial.done
     assert model.trial.company == ALL
@@ -165,6 +170,7 @@ def test_rows_that_have_met_already_go_on_one_after_the_other(
     plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault is found when the second comes, while the first decodes."""
+    monkeypatch.setattr(backend, "new_shape_seconds", lambda: 0.0)  # else it was tried at loading
     model = plugin.load(tiny, flags={"prompt_cache": False})
     asked = [raw(f"words {i}", max_tokens=9, ignore_eos=True) for i in range(4)]
     alone = [tokens_of(plugin.run([plugin.start(model, one)])[0]) for one in asked]

@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 from llm_harness import Plugin, raw, text_of, tokens_of
 from mlxengine import Finished, FinishReason, GenerateParams, Grammar, Message, TextDelta, TextRequest
+from mlxengine.toolkit import backend
 
 PROMPTS = ["The sky", "A b c d e f", "once upon a time there was a small", "12", "ünïcode ☃ and more"]
 
@@ -187,7 +188,12 @@ def test_without_streaming_the_text_comes_in_one_piece(plugin: Plugin, tiny: Pat
     assert text_of(events) == plugin.text(model, "x", max_tokens=20, ignore_eos=True)
 
 
-def test_long_prompts_are_read_in_pieces_that_fit_the_budget(plugin: Plugin, tiny: Path) -> None:
+@pytest.mark.parametrize(("costly", "pieces"), [(False, 2100 // 64 - 1), (True, 5)])
+def test_long_prompts_are_read_in_pieces_that_fit_the_budget(
+    plugin: Plugin, tiny: Path, monkeypatch: pytest.MonkeyPatch, costly: bool, pieces: int
+) -> None:
+    """Where new sizes are dear, pieces double."""
+    monkeypatch.setattr(backend, "new_shape_seconds", lambda: float(costly))
     model = plugin.load(tiny)
     (whole,) = plugin.run([plugin.start(model, raw("ab " * 700, max_tokens=8), budget_ms=1000)])
     stream = plugin.start(model, raw("ab " * 700, max_tokens=8), budget_ms=0.001, prompt_cache=False)
@@ -198,7 +204,7 @@ def test_long_prompts_are_read_in_pieces_that_fit_the_budget(plugin: Plugin, tin
             silent += event is None
             if event is not None:
                 events.append(event)
-    assert silent >= 2100 // 64 - 1
+    assert silent >= pieces
     assert tokens_of(events) == tokens_of(whole)
 
 

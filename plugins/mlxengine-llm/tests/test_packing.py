@@ -89,7 +89,7 @@ def test_packed_caches_that_change_what_the_model_says_are_refused(plugin: Plugi
 @pytest.mark.parametrize(
     ("name", "words", "bits", "why"),
     [
-        ("gemma2", "1024 tokens of context", None, "cannot read packed caches"),
+        ("exaone", "1024 tokens of context", None, "cannot be packed"),
         ("gpt2", "a key-value cache of 8 bits", 8, "memory"),
     ],
 )

@@ -15,6 +15,7 @@ from mlxengine.errors import (
     InvalidParameterError,
     ModelNotFoundError,
 )
+from mlxengine.toolkit.packed import multiplies
 from mlxengine_llm._speculation import Lookup, Payoff
 from sameness import check_same
 
@@ -182,6 +183,32 @@ def test_packed_caches_in_one_batch_answer_as_they_do_alone(plugin: Plugin, wide
     assert max(rows for rows, _ in seen) >= 4, "in one batch"
     for one, other in zip(together, alone, strict=True):
         check_same(one, other, within=1e-2)  # a sum that differs in its last bit may be packed otherwise
+
+
+@pytest.mark.feature("llm.kv_bits")
+def test_packed_caches_are_unpacked_for_attention_where_no_product_takes_them(
+    plugin: Plugin, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [raw(prompt * 4, max_tokens=20, ignore_eos=True, top_logprobs=2) for prompt in PROMPTS]
+    flags = {"kv_bits": 4, "prompt_cache": False}
+    with_products = plugin.load(wide, flags=flags)
+    wanted = plugin.run([plugin.start(with_products, request) for request in asked])
+    tried: list[int] = []
+
+    def missing(*_inputs: Any, **_settings: Any) -> mx.array:
+        tried.append(1)
+        raise RuntimeError("[quantized_matmul] No implementation for problem shape")
+
+    multiplies.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "quantized_matmul", missing)
+        model = plugin.load(wide, flags=flags)
+        found = plugin.run([plugin.start(model, request) for request in asked])
+    multiplies.cache_clear()
+    assert len(tried) == 1, "it is tried once in a process"
+    assert [type(layer).__name__ for layer in model._caches()] == ["PackedKVCache"] * 2
+    for one, other in zip(found, wanted, strict=True):
+        check_same(one, other, within=1e-2)
 
 
 @pytest.mark.parametrize("kept", [{}, {"kv_bits": 4}])

@@ -11,6 +11,9 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parity")]
 
+LANGUAGE = Path(__file__).parents[2] / "mlxengine-llm" / "tests"
+sys.path.append(str(LANGUAGE))  # sameness.py: when two answers are the same
+
 from vlm_harness import TINY, Plugin  # noqa: E402
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlxengine.errors import InvalidParameterError, PromptTooLongError, Unsuppor
 from mlxengine_vlm._media import MediaLimits, picture, sound
 from mlxengine_vlm._processor import tokenizer_of
 from mlxengine_vlm._prompt import Media
+from mlxengine_vlm.features import AUDIO
 from PIL import Image
 from vlm_harness import Plugin, asking
 from vlm_pictures import Thing, draw
@@ -240,6 +242,17 @@ def test_an_empty_conversation_is_refused(plugin: Plugin, tiny: Any) -> None:
     ):
         with pytest.raises((InvalidParameterError, UnsupportedInputError)):
             plugin.answer(tiny, request)
+
+
+def test_a_decoder_that_cannot_be_imported_is_told_by_the_feature_and_by_a_typed_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "miniaudio", raising=False)
+    (tmp_path / "miniaudio.py").write_text("import _what_it_is_built_on\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "_what_it_is_built_on" in (AUDIO.probe() or "")
+    with pytest.raises(UnsupportedInputError, match="_what_it_is_built_on"):
+        sound(b"RIFF", None)
 
 
 def test_sound_is_decoded_and_nonsense_refused(tmp_path: Path) -> None:

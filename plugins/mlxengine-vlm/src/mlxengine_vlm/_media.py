@@ -82,7 +82,7 @@ def _decode_sound(data: bytes, limits: MediaLimits) -> tuple[np.ndarray[Any, Any
         import miniaudio  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:  # mlx-vlm brings it
         raise UnsupportedInputError(
-            "Encoded sound cannot be decoded here: miniaudio is not installed.",
+            f"Encoded sound cannot be decoded here: miniaudio cannot be imported: {error}.",
             hint="pip install miniaudio, or pass an array of samples.",
         ) from error
     pieces, count = [], 0

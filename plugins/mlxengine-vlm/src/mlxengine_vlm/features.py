@@ -28,8 +28,13 @@ def _pictures() -> str | None:
 
 
 def _sound() -> str | None:
-    found = _library() or importlib.util.find_spec("miniaudio")
-    return found if isinstance(found, str) else None if found else "miniaudio is not installed"
+    if reason := _library():
+        return reason
+    try:
+        import miniaudio  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
+    except ImportError as error:  # it is there without what it is built on, too
+        return f"miniaudio cannot be imported: {error}"
+    return None
 
 
 STREAMING = Feature(

@@ -157,3 +157,18 @@ def test_states_are_measured_by_a_pass_over_one_token() -> None:
     layers = make_prompt_cache(network)
     network(mx.zeros((1, 512), mx.int32), cache=layers)
     assert size(512) == sum(layer.nbytes for layer in layers)
+
+
+def test_where_packed_numbers_cannot_be_multiplied_a_layer_of_them_unpacked_is_reckoned_with(
+    card: ModelCard,
+) -> None:
+    config = config_of("llama")
+    found = claim(
+        attrs.evolve(card, documents={"config.json": {"architectures": ["LlamaForCausalLM"], **config}})
+    )
+    assert found is not None
+    assert found.estimate is not None
+    plain, packed = (
+        found.estimate(TextWorkload(context_length=512, kv_bits=bits, backend="cuda")) for bits in (None, 4)
+    )
+    assert packed.workspace - plain.workspace == plain.cache // config["num_hidden_layers"]

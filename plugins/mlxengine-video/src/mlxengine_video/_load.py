@@ -1,0 +1,142 @@
+"""Loading: the networks are built lazily here, and evaluated on the scheduler's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from mlxengine import LoadContext, Loaded, ModelCard, ModelState, RunContext
+from mlxengine.errors import InsufficientMemoryError
+
+from ._generate import VideoModel
+from ._layout import Layout, layout
+from ._memory import Shape, estimate
+from ._plan import Defaults, Job, defaults_for, plan
+from .features import DTYPE, RESERVE_FRAMES
+from .types import VideoRequest
+
+
+def load(card: ModelCard, context: LoadContext) -> Loaded:
+    """Build a model.
+
+    Raises:
+        UnsupportedArchitectureError, IncompatibleWeightsError, BackendUnavailableError: it cannot be.
+    """
+    # Before anything imports mlx: its products are many times slower without.
+    from mlxengine.toolkit import blas
+    from mlxengine.toolkit.loading import building
+
+    blas.load()
+    with building(card.id):
+        from .wan import Wan
+
+        asked = str(context.features.get(DTYPE))
+        wan = Wan.load(context.path, dtype=None if asked == "auto" else asked)
+        found = layout(card)
+        defaults = defaults_for(card, wan.shape)
+    library = f"mlx-video-with-audio {version('mlx-video-with-audio')}"
+    model = VideoModel(
+        wan=wan,
+        card=card,
+        defaults=defaults,
+        library=library,
+        room=Room(found, defaults, context).take,
+    )
+    return Loaded(
+        model=model,
+        warm=wan.warm(),
+        warm_up=partial(_warm_up, model, context),
+        close=partial(_close, model),
+        state=lambda: ModelState(requests=sum(model.beyond)),
+        capabilities=frozenset({"image_to_video"} if wan.shape.takes_picture else ()),
+        info={
+            "library": library,
+            "size": defaults.size,
+            "frames": defaults.frames,
+            "fps": defaults.fps,
+            "steps": defaults.steps,
+            "guidance": defaults.guidance,
+        },
+    )
+
+
+def _close(model: VideoModel) -> None:
+    import mlx.core as mx
+
+    model.close()
+    mx.clear_cache()
+
+
+def _warm_up(model: VideoModel, context: LoadContext) -> Iterator[None]:
+    """A step of a video of one frame of the usual size: kernels are built for it."""
+    wan = model.wan
+    assert wan is not None
+    import numpy as np
+
+    request = VideoRequest(prompt="a", frames=1, steps=1, seed=0)
+    if wan.shape.needs_picture:
+        width, height = model.defaults.size
+        request = VideoRequest(
+            prompt="a", frames=1, steps=1, seed=0, image=np.zeros((height, width, 3), np.uint8)
+        )
+    job = plan(request, wan.shape, model.defaults, RunContext(features=context.features))
+    told = wan.prompts(job.prompt, None)
+    yield None
+    latents: Any = None
+    for latents in wan.denoise(
+        told,
+        size=job.size,
+        frames=1,
+        steps=1,
+        guidance=job.guidance,
+        seed=0,
+        picture=job.picture,
+    ):
+        yield None
+    for _ in wan.decode(latents):
+        yield None
+
+
+class Room:
+    """What videos may take beside the weights, by the engine's account."""
+
+    def __init__(self, found: Layout, defaults: Defaults, context: LoadContext) -> None:
+        self._layout, self._context = found, context
+        reserved = int(context.features.get(RESERVE_FRAMES)) or defaults.frames
+        self._reserved = self._taken(defaults.size, reserved, 2)
+
+    def _taken(self, size: tuple[int, int], frames: int, rows: int) -> int:
+        shape = Shape(
+            size=size,
+            frames=frames,
+            rows=rows,
+            on_cpu=self._context.device.backend == "cpu",
+            dtype=str(self._context.features.get(DTYPE)),
+        )
+        return estimate(self._layout, shape).workspace
+
+    def take(self, job: Job) -> int:
+        """Bytes that a video takes beyond what was reserved for usual ones.
+
+        Raises:
+            InsufficientMemoryError: they are not there.
+        """
+        wanted = self._taken(job.size, job.frames, job.rows)
+        free = self._context.cache_room()
+        if free is None or wanted <= (there := self._reserved + max(0, free)):
+            return max(0, wanted - self._reserved)
+        shorter = range(job.frames, 0, -self._layout.shape.time_stride)
+        fits = next((n for n in shorter if self._taken(job.size, n, job.rows) <= there), None)
+        width, height = job.size
+        raise InsufficientMemoryError(
+            f"A video of {job.frames} frames of {width} × {height} takes about {wanted / 1e9:.1f} GB beside the "
+            f"weights, and {there / 1e9:.1f} GB are there.",
+            hint="Ask for a smaller size, or close other models."
+            if fits is None
+            else f"{fits} frames of this size fit; or ask for a smaller size, or close other models.",
+        )
+
+
+__all__ = ["load"]

@@ -1,0 +1,77 @@
+"""What making a video takes, told by configurations and headers alone. Pure.
+
+Working space is counted in features: numbers of a layer at its finest resolution, over all that is computed at
+once. How many of them live together was measured (`benchmarks/video/memory.py`).
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+from mlxengine import MemoryEstimate
+
+from ._layout import Layout
+
+_WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
+_TEXT = 512  # tokens of a prompt, the padding with them
+_TEXT_COPIES = 6
+_HIDDEN_COPIES = 12
+_INNER_COPIES = 2
+_DECODER_COPIES = 8
+
+
+@frozen(kw_only=True)
+class Shape:
+    """What is made, and where.
+
+    Args:
+        size: (width, height) in pixels.
+        frames: of the video.
+        rows: what the denoiser is shown at once: 2 where there is guidance.
+        on_cpu: whether everything is in float32, and attention's scores are written out.
+        dtype: the number format of the denoiser and the text encoder; ``"auto"`` goes by the device.
+    """
+
+    size: tuple[int, int]
+    frames: int
+    rows: int = 2
+    on_cpu: bool = False
+    dtype: str = "auto"
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number of the denoiser."""
+        return _WIDTHS.get(self.dtype, 4 if self.on_cpu else 2)
+
+
+def estimate(layout: Layout, shape: Shape) -> MemoryEstimate:
+    """Bytes of the weights, and of what the largest stage of a video takes beside them."""
+    weights = sum(
+        count * (4 if part == "vae" else shape.width) for part, count in layout.numbers.items()
+    )
+    stages = _reading(layout, shape), _denoising(layout, shape), _decoding(layout, shape)
+    return MemoryEstimate(weights=weights, workspace=max(stages))
+
+
+def _reading(layout: Layout, shape: Shape) -> int:
+    hidden, inner, heads = layout.text
+    scores = 2 * heads * _TEXT * _TEXT * 4
+    return _TEXT * (_TEXT_COPIES * hidden + 3 * inner) * shape.width + scores
+
+
+def _denoising(layout: Layout, shape: Shape) -> int:
+    tokens = shape.rows * layout.tokens(shape.size, shape.frames)
+    features = tokens * (_HIDDEN_COPIES * layout.hidden + _INNER_COPIES * layout.inner) * shape.width
+    scores = 2 * layout.heads * tokens * (tokens // shape.rows) * 4 if shape.on_cpu else 0
+    denoisers = 2 if layout.numbers.get("transformer_2") else 1
+    prompts = denoisers * layout.layers * 2 * shape.rows * _TEXT * layout.hidden * shape.width
+    return features + scores + prompts
+
+
+def _decoding(layout: Layout, shape: Shape) -> int:
+    width, height = shape.size
+    places = (width // layout.finest) * (height // layout.finest)
+    together = min(layout.shape.time_stride, shape.frames)
+    return _DECODER_COPIES * together * places * layout.decoded * 4
+
+
+__all__ = ["Shape", "estimate"]

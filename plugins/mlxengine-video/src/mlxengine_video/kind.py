@@ -1,0 +1,140 @@
+"""How the command line asks a video model, measures it, loads it with less, and what stands in for one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+from mlxengine import (
+    Answer,
+    Array,
+    Asking,
+    Event,
+    Finished,
+    Lesser,
+    Measuring,
+    Mock,
+    Option,
+    Progress,
+    Request,
+    Wanted,
+)
+from mlxengine.contract.features import Level
+from mlxengine.contract.kinds import pixels, positive
+from mlxengine.errors import InvalidParameterError
+
+from .features import RESERVE_FRAMES
+from .handle import VideoHandle
+from .types import FrameReady, VideoPlanned, VideoReady, VideoRequest, VideoUsage
+from .writing import check_target, write_video
+
+_FEWER = (49, 25, 9)
+
+
+def degrade(wanted: Wanted) -> Iterator[Lesser]:
+    """What was asked for, then room for shorter videos; a request is held to the room that there is."""
+    asked = wanted.features.get(RESERVE_FRAMES)
+    yield Lesser(words="", workload=evolve(wanted.workload, frames=asked or None))
+    if wanted.features.explain(RESERVE_FRAMES).source is not Level.DEFAULT:
+        return  # somebody said it
+    for frames in _FEWER:
+        yield Lesser(
+            words=f"room for videos of {frames} frames",
+            workload=evolve(wanted.workload, frames=frames),
+            features={RESERVE_FRAMES.name: frames},
+        )
+
+
+class _Asking(Asking):
+    options = (
+        Option(flag="--output", short="-o", type=Path, metavar="FILE", help="where the video goes"),
+        Option(flag="--size", type=pixels, metavar="WxH", help="of the video"),
+        Option(flag="--frames", type=positive, metavar="N", help="of the video"),
+        Option(flag="--steps", type=int),
+        Option(flag="--guidance", type=float),
+        Option(flag="--negative", metavar="TEXT", help="what the video should not show"),
+        Option(flag="--seed", type=int, help="makes the video repeatable"),
+    )
+
+    def request(self, words: Sequence[str], options: Mapping[str, Any]) -> Request:
+        if options["output"] is None:
+            raise InvalidParameterError("A video needs a file to go to.", hint="Add --output video.mp4.")
+        check_target(options["output"])
+        names = ("negative", "size", "frames", "steps", "guidance", "seed")
+        return VideoRequest(prompt=" ".join(words), **{name: options[name] for name in names})
+
+    def answer(self, events: Sequence[Event], options: Mapping[str, Any]) -> Answer:
+        try:
+            written = write_video(events, options["output"])
+        except OSError as error:
+            raise InvalidParameterError(f"{options['output']} cannot be written: {error}.") from error
+        return Answer(
+            value={"path": written.path, "recipe": written.recipe, "mock": events[-1].mock},
+            text=str(written.path),
+            stats=", ".join(f"{name}={value}" for name, value in written.recipe.items() if value is not None),
+        )
+
+
+class _Measuring(Measuring):
+    options = (
+        Option(flag="--steps", type=positive, default=4, metavar="N", help="of a video"),
+        Option(flag="--size", type=pixels, metavar="WxH", help="of a video"),
+        Option(flag="--frames", type=positive, metavar="N", help="of a video"),
+    )
+
+    def measure(self, handle: VideoHandle, options: Mapping[str, Any]) -> Mapping[str, float]:
+        request = VideoRequest(
+            prompt="a red circle",
+            steps=options["steps"],
+            size=options["size"],
+            frames=options["frames"],
+            seed=0,
+        )
+        start = time.perf_counter()
+        denoised = start
+        with handle.stream(request) as stream:
+            for event in stream:
+                if isinstance(event, Progress):
+                    denoised = time.perf_counter()
+        end = time.perf_counter()
+        assert stream.finished is not None
+        usage = stream.finished.usage
+        frames = usage.frames if isinstance(usage, VideoUsage) else 0
+        return {
+            "video, s": end - start,
+            "steps/s": options["steps"] / (denoised - start),
+            "frames decoded/s": frames / (end - denoised),
+            "peak memory, bytes": float(stream.finished.metrics.peak_memory_bytes or 0),
+        }
+
+
+class VideoMock(Mock):
+    """A checkerboard in magenta and black that moves: nobody takes it for a video."""
+
+    def generate(self, request: Request) -> Iterator[Event | None] | None:
+        return _mock(request) if isinstance(request, VideoRequest) else None
+
+
+def _mock(request: VideoRequest) -> Iterator[Event | None]:
+    width, height = request.size or (64, 64)
+    frames, steps, fps = request.frames or 5, request.steps or 2, request.fps or 8
+    recipe = {"mock": True, "prompt": request.prompt, "seed": request.seed, "steps": steps}
+    yield VideoPlanned(width=width, height=height, frames=frames, fps=fps, recipe=recipe, mock=True)
+    for step in range(steps):
+        yield Progress(stage="denoise", done=step + 1, total=steps, mock=True)
+    for number in range(frames):
+        cells = [bytes((255, 0, 255)) if (x + number) // 8 % 2 else bytes(3) for x in range(width + 8)]
+        lines = b"".join(b"".join(cells[y // 8 % 2 * 8 :][:width]) for y in range(height))
+        shown = Array(data=lines, shape=(height, width, 3), dtype="uint8")
+        yield FrameReady(number=number, pixels=shown, mock=True)
+    yield VideoReady(frames=frames, fps=fps, recipe=recipe, mock=True)
+    yield Finished(usage=VideoUsage(steps=steps, frames=frames), mock=True)
+
+
+RUN = _Asking()
+BENCH = _Measuring()
+
+__all__ = ["BENCH", "RUN", "VideoMock", "degrade"]

@@ -1,0 +1,77 @@
+"""Prompts, as Wan's UMT5 was told them in training."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import mlx.core as mx
+from attrs import frozen
+from mlxengine.errors import IncompatibleWeightsError
+
+LENGTH = 512
+"""Tokens of a prompt that are read."""
+
+
+@frozen(kw_only=True, eq=False)
+class Told:
+    """What the transformer is told.
+
+    Args:
+        prompt, negative: the encoder's states (tokens, width), evaluated.
+        tokens: of the prompt, as many as are read.
+        truncated: the text of the prompt beyond them.
+    """
+
+    prompt: mx.array
+    negative: mx.array
+    tokens: int
+    truncated: str
+
+
+class Reader:
+    """A tokenizer and the text encoder behind it."""
+
+    def __init__(self, folder: Path, encoder: Any) -> None:
+        from transformers import AutoTokenizer
+
+        self.encoder = encoder
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise IncompatibleWeightsError(
+                f"The tokenizer in {folder.name} cannot be read: {error}.",
+                hint="Verify the repository's files.",
+            ) from error
+
+    def read(self, prompt: str, negative: str | None) -> Told:
+        """Encode a prompt and what to keep away from; ``None`` is the empty text."""
+        ids, cut = self._ids(prompt)
+        states = [self._states(ids), self._states(self._ids(negative or "")[0])]
+        mx.eval(states)
+        text = self._tokenizer.decode(cut, skip_special_tokens=True).strip() if cut else ""
+        return Told(prompt=states[0], negative=states[1], tokens=len(ids), truncated=text)
+
+    def _ids(self, text: str) -> tuple[list[int], list[int]]:
+        """The tokens that are read, the end's among them, and those beyond."""
+        ids: list[int] = self._tokenizer(cleaned(text), add_special_tokens=False, verbose=False).input_ids
+        room = LENGTH - self._tokenizer.num_special_tokens_to_add(pair=False)
+        read = self._tokenizer.build_inputs_with_special_tokens(ids[:room])
+        return list(read), ids[room:]
+
+    def _states(self, ids: list[int]) -> mx.array:
+        # Without padding: what is padded is masked, and positions are relative.
+        found: mx.array = self.encoder(mx.array([ids]))[0]
+        return found
+
+
+def cleaned(text: str) -> str:
+    """A prompt without what encodings did to it; wide punctuation becomes narrow, as in training."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+__all__ = ["LENGTH", "Reader", "Told", "cleaned"]

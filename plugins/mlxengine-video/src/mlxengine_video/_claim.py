@@ -15,7 +15,18 @@ from .types import VideoWorkload
 from .wan.shape import PIPELINES
 
 _SERVED = "Wan 2.1 and 2.2 are served, as diffusers repositories: Wan-AI/Wan2.1-T2V-1.3B-Diffusers for one."
-_OTHERS = ("Video", "LTX", "Wan", "Mochi", "CogVideo", "Allegro", "AnimateDiff", "SkyReels", "Cosmos", "Latte")
+_OTHERS = (
+    "Video",
+    "LTX",
+    "Wan",
+    "Mochi",
+    "CogVideo",
+    "Allegro",
+    "AnimateDiff",
+    "SkyReels",
+    "Cosmos",
+    "Latte",
+)
 _CONVERTED = ("t5_encoder.safetensors", "vae.safetensors")
 _PARTS = ("text_encoder", "transformer", "transformer_2", "vae")
 _FILES = (

@@ -87,8 +87,8 @@ class Making(Iterator[Event | None]):
         yield VideoPlanned(width=width, height=height, frames=job.frames, fps=job.fps, recipe=made_by)
         told = wan.prompts(job.prompt, job.negative)
         yield None
-        latents = None
-        for latents in wan.denoise(
+        latents: Any = None
+        for found in wan.denoise(
             told,
             size=job.size,
             frames=job.frames,
@@ -97,6 +97,7 @@ class Making(Iterator[Event | None]):
             seed=job.seed,
             picture=job.picture,
         ):
+            latents = found
             self._steps += 1
             yield Progress(stage="denoise", done=self._steps, total=job.steps)
         del told
@@ -106,8 +107,6 @@ class Making(Iterator[Event | None]):
             yield FrameReady(number=self._frames - 1, pixels=pixels)
         yield VideoReady(frames=self._frames, fps=job.fps, recipe=made_by)
         yield Finished(usage=self.usage)
-
-
 
 
 def recipe(model: VideoModel, job: Job) -> dict[str, Any]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from typing import Any, cast
 
 from attrs import frozen
 from mlxengine import ModelCard
-from mlxengine.readonly import thaw
 
-from .wan.shape import Documents, WanShape, read_documents
+from .wan.shape import WanShape, documents_of
 
 
 @frozen(kw_only=True)
@@ -61,7 +58,7 @@ def layout(card: ModelCard) -> Layout:
             model is none that is served.
         KeyError, TypeError, ValueError: a configuration makes no sense.
     """
-    found: Documents = read_documents(cast(Any, _Folder(card)))
+    found = documents_of(card.id, card.documents.get)
     denoiser, vae, text = found.transformer, found.vae, found.text_encoder
     heads = int(denoiser["num_attention_heads"])
     return Layout(
@@ -79,27 +76,6 @@ def layout(card: ModelCard) -> Layout:
 
 def _count(card: ModelCard, part: str) -> int:
     return sum(math.prod(item.shape) for item in card.tensors if item.file.startswith(f"{part}/"))
-
-
-class _Folder:
-    """A card as the folder that its configurations are read from: nothing is opened."""
-
-    def __init__(self, card: ModelCard) -> None:
-        self._card = card
-        self.name = card.id
-
-    def __truediv__(self, name: str) -> _File:
-        return _File(self._card.documents.get(name))
-
-
-@frozen
-class _File:
-    _document: Any
-
-    def read_bytes(self) -> bytes:
-        if self._document is None:
-            raise FileNotFoundError
-        return json.dumps(thaw(self._document)).encode()
 
 
 __all__ = ["Layout", "layout", "pipeline"]

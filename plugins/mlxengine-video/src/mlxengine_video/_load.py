@@ -85,7 +85,7 @@ def _warm_up(model: VideoModel, context: LoadContext) -> Iterator[None]:
     told = wan.prompts(job.prompt, None)
     yield None
     latents: Any = None
-    for latents in wan.denoise(
+    for found in wan.denoise(
         told,
         size=job.size,
         frames=1,
@@ -94,6 +94,7 @@ def _warm_up(model: VideoModel, context: LoadContext) -> Iterator[None]:
         seed=0,
         picture=job.picture,
     ):
+        latents = found
         yield None
     for _ in wan.decode(latents):
         yield None
@@ -131,8 +132,8 @@ class Room:
         fits = next((n for n in shorter if self._taken(job.size, n, job.rows) <= there), None)
         width, height = job.size
         raise InsufficientMemoryError(
-            f"A video of {job.frames} frames of {width} × {height} takes about {wanted / 1e9:.1f} GB beside the "
-            f"weights, and {there / 1e9:.1f} GB are there.",
+            f"A video of {job.frames} frames of {width} × {height} takes about {wanted / 1e9:.1f} GB "
+            f"beside the weights, and {there / 1e9:.1f} GB are there.",
             hint="Ask for a smaller size, or close other models."
             if fits is None
             else f"{fits} frames of this size fit; or ask for a smaller size, or close other models.",

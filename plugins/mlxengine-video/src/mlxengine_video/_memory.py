@@ -45,9 +45,7 @@ class Shape:
 
 def estimate(layout: Layout, shape: Shape) -> MemoryEstimate:
     """Bytes of the weights, and of what the largest stage of a video takes beside them."""
-    weights = sum(
-        count * (4 if part == "vae" else shape.width) for part, count in layout.numbers.items()
-    )
+    weights = sum(count * (4 if part == "vae" else shape.width) for part, count in layout.numbers.items())
     stages = _reading(layout, shape), _denoising(layout, shape), _decoding(layout, shape)
     return MemoryEstimate(weights=weights, workspace=max(stages))
 
@@ -59,11 +57,10 @@ def _reading(layout: Layout, shape: Shape) -> int:
 
 
 def _denoising(layout: Layout, shape: Shape) -> int:
-    tokens = shape.rows * layout.tokens(shape.size, shape.frames)
+    tokens = layout.tokens(shape.size, shape.frames)  # rows are computed one after the other
     features = tokens * (_HIDDEN_COPIES * layout.hidden + _INNER_COPIES * layout.inner) * shape.width
-    scores = 2 * layout.heads * tokens * (tokens // shape.rows) * 4 if shape.on_cpu else 0
-    denoisers = 2 if layout.numbers.get("transformer_2") else 1
-    prompts = denoisers * layout.layers * 2 * shape.rows * _TEXT * layout.hidden * shape.width
+    scores = 2 * layout.heads * tokens * tokens * 4 if shape.on_cpu else 0
+    prompts = 2 * shape.rows * _TEXT * layout.hidden * shape.width
     return features + scores + prompts
 
 

@@ -82,9 +82,7 @@ def plan(request: VideoRequest, shape: WanShape, defaults: Defaults, context: Ru
     context.features.require(TEXT_TO_VIDEO)
     guidance = defaults.guidance if request.guidance is None else request.guidance
     if request.negative is not None and guidance <= 1:
-        raise refuse(
-            f"A negative prompt has no effect at guidance {guidance:g}.", "Use a guidance above 1."
-        )
+        raise refuse(f"A negative prompt has no effect at guidance {guidance:g}.", "Use a guidance above 1.")
     frames = defaults.frames if request.frames is None else request.frames
     source = _opened(request, shape, context)
     size = request.size

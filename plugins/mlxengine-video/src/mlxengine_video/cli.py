@@ -129,7 +129,8 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         )
     if recipe.get("image_sha256") is not None and options.image is None:
         raise InvalidParameterError(
-            "This video was made from a picture, which the recipe does not hold.", hint="Name it with --image."
+            "This video was made from a picture, which the recipe does not hold.",
+            hint="Name it with --image.",
         )
     size: Any = _size(options.size)
     if size is None and recipe.get("width"):

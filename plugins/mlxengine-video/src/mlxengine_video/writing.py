@@ -79,9 +79,7 @@ class VideoWriter:
             raise InvalidParameterError(f"crf={crf!r:.60} must be an integer from 0 to {_MOST_CRF}.")
         self._size = size
         self._real = self.path.resolve()  # through links, as any writer
-        self._temporary = self._real.with_name(
-            f".{self._real.name[:40]}-{os.getpid()}-{time.monotonic_ns()}"
-        )
+        self._temporary = self._real.with_name(f".{self._real.name[:40]}-{os.getpid()}-{time.monotonic_ns()}")
         self._count = 0
         kind = _Folder if self._real.suffix == "" else _Film
         self._open: _Folder | _Film | None = None
@@ -314,7 +312,9 @@ def check_target(path: str | Path) -> Path:
     if target.exists() and not (target.is_dir() or target.is_file()):
         raise InvalidParameterError(f"{target} is no file: a video cannot be written to a pipe or a device.")
     if target.is_file() and not target.suffix:
-        raise InvalidParameterError(f"{target} is a file, and no folder.", hint="Name one, or end it in .mp4.")
+        raise InvalidParameterError(
+            f"{target} is a file, and no folder.", hint="Name one, or end it in .mp4."
+        )
     return target
 
 

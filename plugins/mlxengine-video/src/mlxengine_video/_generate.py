@@ -10,6 +10,7 @@ from attrs import define, field
 from mlxengine import Array, Event, Finished, ModelCard, Progress, RunContext
 
 from ._plan import Defaults, Job, plan
+from .features import IMAGE_TO_VIDEO, TEXT_TO_VIDEO
 from .types import FrameReady, VideoPlanned, VideoReady, VideoRequest, VideoUsage
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def generate(model: VideoModel, request: VideoRequest, context: RunContext) -> I
         InsufficientMemoryError: there is no memory for it.
     """
     assert model.wan is not None
-    job = plan(request, model.wan.shape, model.defaults, context)
+    context.features.require(TEXT_TO_VIDEO)
+    if request.image is not None:
+        context.features.require(IMAGE_TO_VIDEO)
+    job = plan(request, model.wan.shape, model.defaults)
     return Making(model, job, model.room(job))
 
 

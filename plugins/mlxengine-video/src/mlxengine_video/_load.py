@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
-from typing import Any
 
-from mlxengine import LoadContext, Loaded, ModelCard, ModelState, RunContext
+from mlxengine import LoadContext, Loaded, ModelCard, ModelState
 from mlxengine.errors import InsufficientMemoryError
 
-from ._generate import VideoModel
+from ._generate import Making, VideoModel
 from ._layout import Layout, layout
 from ._memory import Shape, estimate
 from ._plan import Defaults, Job, defaults_for, plan
@@ -47,7 +46,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     return Loaded(
         model=model,
         warm=wan.warm(),
-        warm_up=partial(_warm_up, model, context),
+        warm_up=partial(_warm_up, model),
         close=partial(_close, model),
         state=lambda: ModelState(requests=sum(model.beyond)),
         capabilities=frozenset({"image_to_video"} if wan.shape.takes_picture else ()),
@@ -69,34 +68,15 @@ def _close(model: VideoModel) -> None:
     mx.clear_cache()
 
 
-def _warm_up(model: VideoModel, context: LoadContext) -> Iterator[None]:
-    """A step of a video of one frame of the usual size: kernels are built for it."""
-    wan = model.wan
-    assert wan is not None
+def _warm_up(model: VideoModel) -> Iterator[None]:
+    """A step of a single frame of the usual size: kernels are built for it."""
     import numpy as np
 
-    request = VideoRequest(prompt="a", frames=1, steps=1, seed=0)
-    if wan.shape.needs_picture:
-        width, height = model.defaults.size
-        request = VideoRequest(
-            prompt="a", frames=1, steps=1, seed=0, image=np.zeros((height, width, 3), np.uint8)
-        )
-    job = plan(request, wan.shape, model.defaults, RunContext(features=context.features))
-    told = wan.prompts(job.prompt, None)
-    yield None
-    latents: Any = None
-    for found in wan.denoise(
-        told,
-        size=job.size,
-        frames=1,
-        steps=1,
-        guidance=job.guidance,
-        seed=0,
-        picture=job.picture,
-    ):
-        latents = found
-        yield None
-    for _ in wan.decode(latents):
+    wan, (width, height) = model.wan, model.defaults.size
+    assert wan is not None
+    picture = np.zeros((height, width, 3), np.uint8) if wan.shape.needs_picture else None
+    request = VideoRequest(prompt="a", frames=1, steps=1, seed=0, image=picture)
+    for _ in Making(model, plan(request, wan.shape, model.defaults), 0):
         yield None
 
 

@@ -1,7 +1,7 @@
 """What making a video takes, told by configurations and headers alone. Pure.
 
-Working space is counted in features: numbers of a layer at its finest resolution, over all that is computed at
-once. How many of them live together was measured (`benchmarks/video/memory.py`).
+Working space is counted in features: numbers of a layer at its finest resolution, over all that is computed
+at once. How many of them live together was measured (`benchmarks/video/memory.py`).
 """
 
 from __future__ import annotations

@@ -8,10 +8,9 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from mlxengine import ModelCard, RunContext
+from mlxengine import ModelCard
 from mlxengine.errors import UnsupportedInputError
 
-from .features import IMAGE_TO_VIDEO, TEXT_TO_VIDEO
 from .models import MODELS, VideoConfiguration
 from .types import VideoRequest, refuse
 
@@ -73,18 +72,17 @@ def defaults_for(card: ModelCard, shape: WanShape) -> Defaults:
     )
 
 
-def plan(request: VideoRequest, shape: WanShape, defaults: Defaults, context: RunContext) -> Job:
+def plan(request: VideoRequest, shape: WanShape, defaults: Defaults) -> Job:
     """Everything that a request leaves open, decided; everything that is wrong with it, raised.
 
     Raises:
-        InvalidParameterError, UnsupportedInputError, FeatureUnavailableError: it cannot be served.
+        InvalidParameterError, UnsupportedInputError: it cannot be served.
     """
-    context.features.require(TEXT_TO_VIDEO)
     guidance = defaults.guidance if request.guidance is None else request.guidance
     if request.negative is not None and guidance <= 1:
         raise refuse(f"A negative prompt has no effect at guidance {guidance:g}.", "Use a guidance above 1.")
     frames = defaults.frames if request.frames is None else request.frames
-    source = _opened(request, shape, context)
+    source = _opened(request, shape)
     size = request.size
     if size is None:
         size = defaults.size if source is None else _fitted(source.size, defaults.size, shape.size_step)
@@ -104,7 +102,7 @@ def plan(request: VideoRequest, shape: WanShape, defaults: Defaults, context: Ru
     )
 
 
-def _opened(request: VideoRequest, shape: WanShape, context: RunContext) -> Any:
+def _opened(request: VideoRequest, shape: WanShape) -> Any:
     """The picture to start from, as a PIL image; ``None`` without one."""
     if request.image is None:
         if shape.needs_picture:
@@ -112,7 +110,6 @@ def _opened(request: VideoRequest, shape: WanShape, context: RunContext) -> Any:
                 "This model makes video from a picture, and there is none.", hint="Give it one with image."
             )
         return None
-    context.features.require(IMAGE_TO_VIDEO)
     if not shape.takes_picture:
         raise UnsupportedInputError(
             "This model makes video from text only.",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from mlxengine import Check, CheckStatus, SelfTestContext
 
@@ -13,10 +14,9 @@ def self_test(context: SelfTestContext) -> Sequence[Check]:  # noqa: ARG001
     return (_checked("denoising", _denoising), _checked("encoding", _encoding))
 
 
-def _checked(name: str, run: object) -> Check:
-    assert callable(run)
+def _checked(name: str, run: Callable[[], str]) -> Check:
     try:
-        detail = str(run())
+        detail = run()
     except Exception as error:
         return Check(
             name=name,
@@ -42,7 +42,7 @@ def _denoising() -> str:
     time = mx.array([500.0, 500.0])
     one = network([latents], t=time[:1], context=[text], seq_len=8)[0]
     two = network([latents, latents], t=time, context=[text, text], seq_len=8)
-    difference = float(mx.max(mx.abs(mx.stack([one - two[0], one - two[1]]))).item())
+    difference: Any = mx.max(mx.abs(mx.stack([one - two[0], one - two[1]]))).item()
     if not difference < 1e-2:
         raise ValueError(f"two rows change a step by {difference:.0e}")
     return "a tiny Wan runs; a row with guidance changes nothing"

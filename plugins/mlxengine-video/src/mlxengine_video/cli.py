@@ -17,6 +17,8 @@ from mlxengine.contract.kinds import pixels
 from mlxengine.errors import InvalidParameterError
 from mlxengine.readonly import thaw
 
+from ._layout import layout
+from ._plan import defaults_for, plan
 from .handle import VideoHandle
 from .types import FrameReady, VideoPlanned, VideoRequest, VideoWorkload
 from .writing import CRF, WrittenVideo, check_target, read_recipe, write_video
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     model, request = _asked(options, recipe)
     target = check_target(options.out or _named(request.prompt))
     with engine(options, out) as loader:
-        _say_memory(loader, model, request, out)
+        _look(loader, model, request, out)
         with load_named(model, loader, options, out, VideoHandle) as handle, ProgressLine(out) as line:
             try:
                 with handle.stream(request) as stream:
@@ -107,14 +109,17 @@ class Told:
         return f"{words}, {left // 60}:{left % 60:02d} left" if event.done < total else words
 
 
-def _say_memory(loader: InferenceEngine, model: str, request: VideoRequest, out: Output) -> None:
-    """What the video takes, before a weight is read."""
-    if loader.mock or out.quiet:
+def _look(loader: InferenceEngine, model: str, request: VideoRequest, out: Output) -> None:
+    """What is wrong with the request, and what memory it takes, before a weight is fetched or read."""
+    if loader.mock:
         return
     card = loader.resolve(model)
-    if loader.explain(card).claim.kind != "video":
+    claim = loader.explain(card).claim
+    if claim.kind != "video" or claim.problem is not None:
         return  # loading says so
-    found = loader.fit(card, VideoWorkload(size=request.size, frames=request.frames))
+    shape = layout(card).shape
+    job = plan(request, shape, defaults_for(card, shape))
+    found = loader.fit(card, VideoWorkload(size=job.size, frames=job.frames))
     out.note(found.explanation[1])
     if found.verdict is FitVerdict.WONT_FIT:
         out.note(found.explanation[2])
@@ -139,7 +144,9 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
     if options.model is None and recipe.get("commit") and not Path(model).exists():
         model = f"{model}@{recipe['commit']}"
     told = {name: getattr(options, name) for name in _TOLD}
-    values = {name: recipe.get(name) if value is None else value for name, value in told.items()}
+    values: dict[str, Any] = {
+        name: recipe.get(name) if value is None else value for name, value in told.items()
+    }
     return model, VideoRequest(prompt=prompt, size=size, image=options.image, **values)
 
 

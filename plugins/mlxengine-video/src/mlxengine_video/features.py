@@ -64,7 +64,7 @@ MP4 = Feature(
 DTYPE = Feature(
     name="video.dtype",
     default="auto",
-    summary="Number format of the denoiser and the text encoder; auto is float32 on a CPU, bfloat16 on a GPU.",
+    summary="Number format of denoiser and text encoder; auto is float32 on a CPU, bfloat16 on a GPU.",
     applies_to=KIND,
     choices=("auto", "float32", "float16", "bfloat16"),
 )

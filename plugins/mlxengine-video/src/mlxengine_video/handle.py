@@ -46,7 +46,8 @@ class Video:
         """The frames as one array (frames, height, width, 3) of uint8."""
         import numpy as np
 
-        return np.stack([frame.numpy() for frame in self.frames])
+        found: np.ndarray[Any, Any] = np.stack([frame.numpy() for frame in self.frames])
+        return found
 
     def save(self, path: str | Path, *, crf: int = CRF) -> Path:
         """Write the video; see `VideoWriter` for what the name's ending says.

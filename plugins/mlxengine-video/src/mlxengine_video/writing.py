@@ -56,7 +56,7 @@ class VideoWriter:
             is there and empty, for a PNG of each frame.
         size: (width, height) in pixels; both even for MP4.
         fps: frames a second, exactly.
-        recipe: kept in the file: MP4's comment, and each PNG of a folder. An animated PNG has no place for it.
+        recipe: kept in the file: MP4's comment, and each PNG of a folder. An animated PNG lacks it.
         crf: quality of MP4, 0 (lossless) to 51 (worst).
 
     Raises:
@@ -300,7 +300,7 @@ def check_target(path: str | Path) -> Path:
     if target.suffix and target.suffix.lower() not in _ENDINGS:
         raise InvalidParameterError(
             f"{target.name!r} does not end like a video that can be written.",
-            hint="Write for example video.mp4, video.png (animated), or a folder's name for a PNG of each frame.",
+            hint="Write for example video.mp4, video.png (animated), or a folder's name for PNGs.",
         )
     if not os.access(target.parent, os.W_OK) or not target.parent.is_dir():
         raise InvalidParameterError(f"{target} cannot be written.", hint="Name a file in an existing folder.")
@@ -312,9 +312,7 @@ def check_target(path: str | Path) -> Path:
     if target.exists() and not (target.is_dir() or target.is_file()):
         raise InvalidParameterError(f"{target} is no file: a video cannot be written to a pipe or a device.")
     if target.is_file() and not target.suffix:
-        raise InvalidParameterError(
-            f"{target} is a file, and no folder.", hint="Name one, or end it in .mp4."
-        )
+        raise InvalidParameterError(f"{target} is a file, not a folder.", hint="Name one, or write a .mp4.")
     return target
 
 

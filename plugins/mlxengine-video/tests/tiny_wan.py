@@ -20,6 +20,11 @@ STEPS, FRAMES, GUIDANCE = 4, 5, 4.0
 FAMILIES = ("t2v", "ti2v", "two", "i2v")
 """2.1 from a prompt; 2.2 from a prompt or a picture; 2.2's two transformers from a prompt, and from a picture."""
 SIZE = {"t2v": (48, 32), "ti2v": (64, 32), "two": (48, 32), "i2v": (48, 32)}
+SOLVED = ((5.0, 2, 6, ()), (1.0, 2, 3, ()), (3.0, 1, 5, ()), (3.0, 3, 8, ()), (8.0, 2, 7, (0, 2)), (3.0, 2, 1, ()))
+"""Shift, order and steps of UniPC, and steps after which it does not correct."""
+SHIFTS = (1.0, 3.0, 5.0, 12.0)
+"""Shifts whose timesteps are stored for 1 to 60 steps."""
+LONG = "a wide sky, " * 9
 _CHANNELS = {"t2v": 4, "ti2v": 48, "two": 4, "i2v": 4}
 TEXT: dict[str, Any] = {
     "model_type": "umt5",
@@ -134,12 +139,36 @@ def weight(part: str, name: str, shape: tuple[int, ...]) -> Array:
     return values / np.float32(np.sqrt(np.prod(shape[1:])))
 
 
+def random(seed: int, *shape: int) -> Array:
+    """Numbers to show a network."""
+    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+
+
+def shown(family: str) -> dict[str, Array]:
+    """What the networks of a family are shown one by one, in torch's order of axes, without a batch.
+
+    Latents for the transformer, states of a text of 20 tokens, latents for the decoder (before they are
+    normalised), and frames (3, 9, height, width) for the encoder.
+    """
+    channels, side = _CHANNELS[family], 32 if family == "ti2v" else 16
+    places = (1, 2) if family == "ti2v" else (2, 3)
+    return {
+        "latents": random(1, transformer(family)["in_channels"], 2, 4, 6),
+        "text": random(2, 20, TEXT["d_model"]),
+        "hidden": random(4, channels, 3, *places),
+        "frames": np.tanh(random(5, 3, 9, side, 2 * side)),
+    }
+
+
+TIME = 700
+
+
 def noise(family: str) -> Array:
     """What a video starts from, (channels, time, height, width)."""
     width, height = SIZE[family]
     stride = 16 if family == "ti2v" else 8
     shape = (_CHANNELS[family], 1 + (FRAMES - 1) // 4, height // stride, width // stride)
-    return np.random.RandomState(3).standard_normal(shape).astype(np.float32)
+    return random(3, *shape)
 
 
 def picture(family: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -31,8 +31,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_wan as w
 
 _VIDEOS = ("plain", "guided", "picture")
-SOLVED = ((5.0, 2, 6, ()), (1.0, 2, 3, ()), (3.0, 1, 5, ()), (3.0, 3, 8, ()), (8.0, 2, 7, (0, 2)), (3.0, 2, 1, ()))
-"""Shift, order, steps, and steps after which UniPC does not correct."""
 
 
 def filled(module: Any, part: str) -> dict[str, list[int]]:
@@ -98,33 +96,21 @@ def videos(family: str, made: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def random(seed: int, *shape: int) -> Any:
-    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
-
-
 def networks(family: str, made: dict[str, Any]) -> dict[str, Any]:
     """Each network by itself."""
-    channels = w.vae(family)["z_dim"]
+    shown = {name: torch.from_numpy(value)[None] for name, value in w.shown(family).items()}
     found: dict[str, Any] = {}
-    latents, text = random(1, 1, channels, 2, 4, 6), random(2, 1, 512, 16)
-    text[:, 20:] = 0
-    if family == "i2v":
-        latents = random(1, 1, 2 * channels + 4, 2, 4, 6)
-    times = torch.tensor([700])
+    text = torch.cat([shown["text"], torch.zeros(1, 512 - shown["text"].shape[1], w.TEXT["d_model"])], dim=1)
     call = {"encoder_hidden_states": text, "return_dict": False}
-    found["transformer"] = made["transformer"](latents, times, **call)[0][0]
+    found["transformer"] = made["transformer"](shown["latents"], torch.tensor([w.TIME]), **call)[0][0]
     if family == "ti2v":
-        each = torch.cat([torch.zeros(1, 6), torch.full((1, 6), 700.0)], dim=1)
-        found["transformer.each"] = made["transformer"](latents, each, **call)[0][0]
+        each = torch.cat([torch.zeros(1, 6), torch.full((1, 6), float(w.TIME))], dim=1)
+        found["transformer.each"] = made["transformer"](shown["latents"], each, **call)[0][0]
     if family in ("t2v", "ti2v"):
         vae = made["vae"]
-        shape = (2, 3) if family == "t2v" else (1, 2)
-        frames = vae.decode(random(4, 1, channels, 3, *shape), return_dict=False)[0][0]
-        found["decoded"] = frames.permute(1, 2, 3, 0)
-        side = 16 if family == "t2v" else 32
-        shown = torch.tanh(random(5, 1, 3, 9, side, 2 * side))
+        found["decoded"] = vae.decode(shown["hidden"], return_dict=False)[0][0].permute(1, 2, 3, 0)
         for name, count in (("encoded", 9), ("encoded.one", 1)):
-            found[name] = vae.encode(shown[:, :, :count]).latent_dist.mode()[0]
+            found[name] = vae.encode(shown["frames"][:, :, :count]).latent_dist.mode()[0]
     return {f"{family}.{name}": value.contiguous().numpy() for name, value in found.items()}
 
 
@@ -133,18 +119,18 @@ def solved() -> dict[str, Any]:
     found: dict[str, Any] = {}
     known = w.scheduler("t2v")
     usual = {key: value for key, value in known.items() if not key.startswith("_")}
-    for number, (shift, order, steps, uncorrected) in enumerate(SOLVED):
+    for number, (shift, order, steps, uncorrected) in enumerate(w.SOLVED):
         made = UniPCMultistepScheduler(
             **{**usual, "flow_shift": shift, "solver_order": order, "disable_corrector": list(uncorrected)}
         )
         made.set_timesteps(steps)
-        latents, way = random(6, 1, 12), []
+        latents, way = torch.from_numpy(w.random(6, 1, 12)), []
         for time in made.timesteps:
             velocity = torch.sin(latents * 2 + time / 300) + 0.3 * latents
             latents = made.step(velocity, time, latents, return_dict=False)[0]
             way.append(latents[0])
         found[f"solver.{number}"] = torch.stack(way).numpy()
-    for shift in (1.0, 3.0, 5.0, 12.0):
+    for shift in w.SHIFTS:
         told = []
         for steps in range(1, 61):
             made = UniPCMultistepScheduler(**{**usual, "flow_shift": shift})
@@ -166,7 +152,7 @@ def main() -> None:
             found |= networks(family, made) | videos(family, made)
             if family == "t2v":
                 pipe = WanPipeline(**made)
-                for name, text in (("prompt", w.PROMPT), ("long", "a wide sky, " * 9)):
+                for name, text in (("prompt", w.PROMPT), ("long", w.LONG)):
                     states = pipe.encode_prompt(text, max_sequence_length=512)[0][0]
                     found[f"text.{name}"] = states[states.abs().sum(dim=-1) > 0].numpy()
     (out / "wan.shapes.json").write_text(json.dumps(shapes) + "\n")

@@ -44,6 +44,14 @@ TEXT: dict[str, Any] = {
     "decoder_start_token_id": 0,
 }
 
+TOKENIZER = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "model_max_length": 512,
+}
+
 
 def transformer(family: str) -> dict[str, Any]:
     """A transformer's configuration."""
@@ -190,24 +198,31 @@ def tensors(family: str, part: str) -> dict[str, Array]:
     return {name: weight(part, name, tuple(shape)) for name, shape in known.items()}
 
 
-def write(family: str, folder: Path) -> Path:
-    """Lay the repository out; gives the folder."""
-    from safetensors.numpy import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
+def documents(family: str) -> dict[str, dict[str, Any]]:
+    """The configurations, by their paths in the repository."""
     configs: dict[str, dict[str, Any]] = {
         "transformer": {"_class_name": "WanTransformer3DModel", **transformer(family)},
         "text_encoder": TEXT,
         "vae": {"_class_name": "AutoencoderKLWan", **vae(family)},
     }
+    return {
+        "model_index.json": index(family),
+        "scheduler/scheduler_config.json": scheduler(family),
+        "tokenizer/tokenizer_config.json": TOKENIZER,
+        **{f"{part}/config.json": configs[part.removesuffix("_2")] for part in parts(family)},
+    }
+
+
+def write(family: str, folder: Path) -> Path:
+    """Lay the repository out; gives the folder."""
+    from safetensors.numpy import save_file
+
+    for place, known in documents(family).items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(json.dumps(known))
     for part in parts(family):
-        (folder / part).mkdir()
-        (folder / part / "config.json").write_text(json.dumps(configs[part.removesuffix("_2")]))
         name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         save_file(tensors(family, part), folder / part / f"{name}.safetensors")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler(family)))
-    (folder / "model_index.json").write_text(json.dumps(index(family)))
     write_tokenizer(folder / "tokenizer")
     return folder
 
@@ -225,11 +240,4 @@ def write_tokenizer(folder: Path) -> None:
     )
     made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     made.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "model_max_length": 512,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER))

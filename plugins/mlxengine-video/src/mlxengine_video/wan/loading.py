@@ -21,7 +21,10 @@ from . import names
 from .shape import Documents
 
 _SHOWN = 5
-_PRECISE = re.compile(r"(^|\.)(modulation|norm\w*|time_embedding_\d)(\.|$)")
+# What is float32 whatever the rest is: in the transformer what diffusers keeps so; in the text encoder the norms,
+# after which its states are float32 as well: in half precision they lose what tells prompts apart, or overflow.
+_PRECISE = re.compile(r"(^|\.)(modulation|norm3|time_embedding_\d)(\.|$)")
+_PRECISE_TEXT = re.compile(r"(^|\.)norm\d?\.")
 _COPY = "encoder.embed_tokens.weight"  # of the text encoder's table, which the library keeps once
 
 
@@ -50,7 +53,7 @@ def transformer(folder: Path, part: str, config: Mapping[str, Any], dtype: mx.Dt
             eps=config["eps"],
         )
     )
-    return _filled(made, part, read(folder / part), names.transformer, dtype)
+    return _filled(made, part, read(folder / part), names.transformer, dtype, _PRECISE)
 
 
 def text_encoder(folder: Path, config: Mapping[str, Any], dtype: mx.Dtype) -> Any:
@@ -69,7 +72,7 @@ def text_encoder(folder: Path, config: Mapping[str, Any], dtype: mx.Dtype) -> An
     copy = tensors.pop(_COPY, None)
     if copy is not None:
         tensors.setdefault("shared.weight", copy)
-    return _filled(made, "text_encoder", tensors, names.text_encoder, dtype)
+    return _filled(made, "text_encoder", tensors, names.text_encoder, dtype, _PRECISE_TEXT)
 
 
 def vae_networks(folder: Path, documents: Documents) -> Any:
@@ -153,9 +156,14 @@ def _library(module: str) -> Any:
 
 
 def _filled(
-    network: Any, part: str, tensors: Mapping[str, mx.array], name_of: names.Names, dtype: mx.Dtype
+    network: Any,
+    part: str,
+    tensors: Mapping[str, mx.array],
+    name_of: names.Names,
+    dtype: mx.Dtype,
+    precise: re.Pattern[str] | None = None,
 ) -> Any:
-    """The network with every parameter's tensor, lazily.
+    """The network with every parameter's tensor, lazily, as ``dtype``; as float32 where ``precise`` is found.
 
     Raises:
         IncompatibleWeightsError: tensors are missing, left over, or of the wrong shape; they are named.
@@ -175,7 +183,8 @@ def _filled(
         if fitted is None:
             misshapen.append(f"{name} {tuple(tensor.shape)}")
         else:
-            filled.append((path, fitted.astype(mx.float32 if _PRECISE.search(path) else dtype)))
+            own = mx.float32 if precise is not None and precise.search(path) else dtype
+            filled.append((path, fitted.astype(own)))
     problems = [
         f"{len(found)} {what} ({', '.join(found[:_SHOWN])}{' …' if len(found) > _SHOWN else ''})"
         for what, found in (

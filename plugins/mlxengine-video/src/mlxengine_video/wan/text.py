@@ -47,6 +47,7 @@ class Reader:
                 f"The tokenizer in {folder.name} cannot be read: {error}.",
                 hint="Verify the repository's files.",
             ) from error
+        self._specials = len(self._tokenizer("").input_ids)
 
     def read(self, prompt: str, negative: str | None) -> Told:
         """Encode a prompt and what to keep away from; ``None`` is the empty text."""
@@ -58,10 +59,12 @@ class Reader:
 
     def _ids(self, text: str) -> tuple[list[int], list[int]]:
         """The tokens that are read, the end's among them, and those beyond."""
-        ids: list[int] = self._tokenizer(cleaned(text), add_special_tokens=False, verbose=False).input_ids
-        room = LENGTH - self._tokenizer.num_special_tokens_to_add(pair=False)
-        read = self._tokenizer.build_inputs_with_special_tokens(ids[:room])
-        return list(read), ids[room:]
+        text = cleaned(text)
+        whole: list[int] = list(self._tokenizer(text, verbose=False).input_ids)
+        if len(whole) <= LENGTH:
+            return whole, []
+        read = list(self._tokenizer(text, truncation=True, max_length=LENGTH).input_ids)
+        return read, whole[LENGTH - self._specials :]
 
     def _states(self, ids: list[int]) -> mx.array:
         # Without padding: what is padded is masked, and positions are relative.

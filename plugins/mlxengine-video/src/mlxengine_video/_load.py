@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from mlxengine import LoadContext, Loaded, ModelCard, ModelState
 from mlxengine.errors import InsufficientMemoryError
@@ -74,7 +75,7 @@ def _warm_up(model: VideoModel) -> Iterator[None]:
 
     wan, (width, height) = model.wan, model.defaults.size
     assert wan is not None
-    picture = np.zeros((height, width, 3), np.uint8) if wan.shape.needs_picture else None
+    picture: Any = np.zeros((height, width, 3), np.uint8) if wan.shape.needs_picture else None
     request = VideoRequest(prompt="a", frames=1, steps=1, seed=0, image=picture)
     for _ in Making(model, plan(request, wan.shape, model.defaults), 0):
         yield None

@@ -63,15 +63,16 @@ def run(options: argparse.Namespace, out: Output) -> int:
     target = check_target(options.out or _named(request.prompt))
     with engine(options, out) as loader:
         _look(loader, model, request, out)
-        with load_named(model, loader, options, out, VideoHandle) as handle, ProgressLine(out) as line:
-            try:
-                with handle.stream(request) as stream:
-                    made = write_video(stream, target, crf=options.crf, report=Told(line, out))
-            except OSError as error:
-                raise InvalidParameterError(
-                    f"{target} cannot be written: {error.strerror or error}.",
-                    hint="Name a file where there is room; what was there is still there.",
-                ) from error
+        # Not as a context manager: to close it after Ctrl-C would wait for the step that runs.
+        handle = load_named(model, loader, options, out, VideoHandle)
+        try:
+            with ProgressLine(out) as line, handle.stream(request) as stream:
+                made = write_video(stream, target, crf=options.crf, report=Told(line, out))
+        except OSError as error:
+            raise InvalidParameterError(
+                f"{target} cannot be written: {error.strerror or error}.",
+                hint="Name a file where there is room; what was there is still there.",
+            ) from error
     if recipe.get("image_sha256", made.recipe.get("image_sha256")) != made.recipe.get("image_sha256"):
         out.note("The picture of the recipe was another: this is not the same video again.")
     out.emit(_value(made), lambda: out.line(str(made.path)))

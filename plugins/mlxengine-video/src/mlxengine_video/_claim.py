@@ -10,6 +10,7 @@ from mlxengine.toolkit.counts import config_problem
 
 from ._layout import Layout, layout, pipeline
 from ._memory import Shape, estimate
+from ._plan import defaults_for
 from .features import DTYPE, RESERVE_FRAMES
 from .types import VideoWorkload
 from .wan.shape import PIPELINES
@@ -75,11 +76,12 @@ def _estimate(card: ModelCard, found: Layout) -> Callable[[VideoWorkload], Memor
     reserved = flags.get(RESERVE_FRAMES.name, RESERVE_FRAMES.default)
     if not isinstance(reserved, int) or reserved < 0:
         reserved = 0
+    usual = defaults_for(card, found.shape)
 
     def reckon(workload: VideoWorkload) -> MemoryEstimate:
         shape = Shape(
-            size=workload.size or found.shape.size,
-            frames=workload.frames or reserved or found.shape.frames,
+            size=workload.size or usual.size,
+            frames=workload.frames or reserved or usual.frames,
             on_cpu=workload.backend == "cpu",
             dtype=dtype,
         )

@@ -70,13 +70,14 @@ def _close(model: VideoModel) -> None:
 
 
 def _warm_up(model: VideoModel) -> Iterator[None]:
-    """A step of a single frame of the usual size: kernels are built for it."""
+    """A step of the smallest video that has every stage: what the device builds does not go by the size."""
     import numpy as np
 
-    wan, (width, height) = model.wan, model.defaults.size
+    wan = model.wan
     assert wan is not None
-    picture: Any = np.zeros((height, width, 3), np.uint8) if wan.shape.needs_picture else None
-    request = VideoRequest(prompt="a", frames=1, steps=1, seed=0, image=picture)
+    side, frames = 2 * wan.shape.size_step, 1 + wan.shape.time_stride
+    picture: Any = np.zeros((side, side, 3), np.uint8) if wan.shape.needs_picture else None
+    request = VideoRequest(prompt="a", size=(side, side), frames=frames, steps=1, seed=0, image=picture)
     for _ in Making(model, plan(request, wan.shape, model.defaults), 0):
         yield None
 

@@ -1,4 +1,4 @@
-"""Videos through the engine: what comes, in which order, what is refused, and who else is served meanwhile."""
+"""Videos through the engine: what comes in which order, what is refused, and who is served meanwhile."""
 
 from __future__ import annotations
 

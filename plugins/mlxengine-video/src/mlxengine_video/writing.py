@@ -173,7 +173,9 @@ class _Film:
                 f"H.264 takes even sides, not {size[0]} × {size[1]}.",
                 hint="Write an animated PNG, or a folder of PNGs.",
             )
-        options = {"movflags": "+faststart"} if mp4 else {"plays": "0"}
+        options = {"plays": "0"}
+        if mp4:  # in milliseconds, as usual, the whole would not be as long as its frames
+            options = {"movflags": "+faststart", "movie_timescale": str(1000 * rate.numerator)}
         self._box = av.open(str(path), "w", format="mp4" if mp4 else "apng", options=options)
         try:
             self._track = self._box.add_stream("libx264" if mp4 else "apng", rate=rate)
@@ -198,6 +200,11 @@ class _Film:
         self._track.pix_fmt = self._format["format"]
         self._step = 1 / rate
         self._make = av.VideoFrame.from_ndarray
+        try:
+            self._box.start_encoding()  # else the file is opened with the first frame, when all is computed
+        except BaseException:
+            self.drop()
+            raise
 
     def add(self, number: int, pixels: np.ndarray[Any, Any]) -> None:
         frame = self._make(pixels, format="rgb24").reformat(**self._format)

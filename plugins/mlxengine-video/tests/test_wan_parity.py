@@ -67,12 +67,12 @@ def test_the_transformer_is_that_of_diffusers(
     import mlx.core as mx
 
     shown = {name: mx.array(value) for name, value in w.shown(family).items()}
-    network = wan(family)._transformers[0]
-    text = network.embed_text([shown["text"]])
-    near(network([shown["latents"]], mx.array([w.TIME]), text, 12)[0], reference[f"{family}.transformer"])
-    if family == "ti2v":
-        each = mx.array([[0] * 6 + [w.TIME] * 6])
-        near(network([shown["latents"]], each, text, 12)[0], reference["ti2v.transformer.each"])
+    with wan(family)._parts.use("transformer") as network:
+        text = network.embed_text([shown["text"]])
+        near(network([shown["latents"]], mx.array([w.TIME]), text, 12)[0], reference[f"{family}.transformer"])
+        if family == "ti2v":
+            each = mx.array([[0] * 6 + [w.TIME] * 6])
+            near(network([shown["latents"]], each, text, 12)[0], reference["ti2v.transformer.each"])
 
 
 @pytest.fixture(scope="module")

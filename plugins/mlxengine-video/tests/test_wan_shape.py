@@ -91,6 +91,8 @@ def test_a_video_that_cannot_be_made_is_refused(size: tuple[int, int], frames: i
         ("t2v", TEXT, {"model_type": "t5"}, "no UMT5, but t5"),
         ("t2v", TEXT, {"feed_forward_proj": "gated-silu"}, "gated-silu"),
         ("t2v", TEXT, {"relative_attention_max_distance": 64}, "max_distance=64"),
+        ("t2v", TEXT, {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("t2v", TRANSFORMER, {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("t2v", SCHEDULER, {"_class_name": "DDIMScheduler"}, "DDIMScheduler"),
         ("t2v", SCHEDULER, {"prediction_type": ...}, "prediction_type='epsilon'"),
         ("t2v", SCHEDULER, {"use_flow_sigmas": False}, "use_flow_sigmas=False"),

@@ -104,15 +104,76 @@ def test_decoding_a_longer_video_takes_no_more_memory(wan: Callable[..., Any], f
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", ["t2v", "ti2v"])
-def test_half_precision_makes_nearly_the_same_video(
-    wan: Callable[..., Any], family: str, dtype: str
-) -> None:
+def test_half_precision_makes_nearly_the_same_video(wan: Callable[..., Any], family: str, dtype: str) -> None:
     changes: dict[str, Any] = {"size": w.SIZE[family]}
     if family == "ti2v":
         changes["picture"] = w.picture(family)
     exact, half = latents(wan(family), **changes)[-1], latents(wan(family, dtype), **changes)[-1]
     assert half.dtype == np.float32
     assert np.abs(exact - half).max() < 0.05 * np.abs(exact).max()
+
+
+def test_the_parts_that_lose_by_half_precision_are_kept_from_it(wan: Callable[..., Any]) -> None:
+    from mlx.utils import tree_flatten
+
+    model, found = wan("ti2v", "bfloat16"), {}
+    for part in model.shape.parts:
+        with model._parts.use(part) as network:
+            found |= {
+                f"{part}.{name}": str(value.dtype) for name, value in tree_flatten(network.parameters())
+            }
+    exact = {name.split(".", 1)[1] for name, dtype in found.items() if dtype == "mlx.core.float32"}
+    assert {
+        "blocks.0.modulation",
+        "head.modulation",
+        "time_embedding_0.weight",
+        "blocks.1.norm3.bias",
+    } <= exact
+    assert {"freqs", "norm.weight", "blocks.1.norm2.weight", "decoder.conv1.weight"} <= exact
+    half = ("transformer.blocks.0.self_attn.norm_q.weight", "transformer.time_projection.weight")
+    for name in (*half, "transformer.head.head.weight", "text_encoder.blocks.0.ffn.fc1.weight"):
+        assert found[name] == "mlx.core.bfloat16", name
+
+
+@pytest.mark.parametrize("family", ["two", "i2v"])
+def test_networks_that_are_not_kept_make_the_same_video_and_are_freed(
+    wan: Callable[..., Any], family: str, tmp_path: Path
+) -> None:
+    import mlx.core as mx
+    from mlxengine_video.wan import Wan
+
+    changes: dict[str, Any] = {"steps": 4}
+    if family == "i2v":
+        changes["picture"] = w.picture("i2v")
+    kept = wan(family)
+    model = Wan.load(w.write(family, tmp_path / "tiny"), dtype="float32", keep=False)
+    assert list(model.warm()) == []
+    whole, ours = latents(kept, **changes), latents(model, **changes)
+    assert np.array_equal(whole, ours)
+    frames = model.decode(mx.array(ours[-1]))
+    one = next(frames)
+    assert model._parts._built.keys() == {"vae"}
+    assert np.array_equal(one, next(kept.decode(mx.array(ours[-1]))))
+    frames.close()
+    steps = model.denoise(model.prompts("a", None), **{**USUAL, **changes})
+    held = []
+    for _ in steps:
+        held.append(set(model._parts._built))
+    assert held == [{"transformer"}, {"transformer"}, {"transformer_2"}, {"transformer_2"}]
+    assert not model._parts._built
+
+
+def test_a_video_that_is_given_up_gives_its_network_back(tmp_path: Path) -> None:
+    from mlxengine_video.wan import Wan
+
+    model = Wan.load(w.write("t2v", tmp_path / "tiny"), dtype="float32", keep=False)
+    told = model.prompts("a", None)
+    one, other = model.denoise(told, **USUAL), model.denoise(told, **{**USUAL, "seed": 2})
+    next(one), next(other)
+    one.close()
+    assert model._parts._built.keys() == {"transformer"}
+    other.close()
+    assert not model._parts._built
 
 
 def test_with_a_picture_the_first_frame_is_it_from_the_first_step_on(wan: Callable[..., Any]) -> None:
@@ -153,7 +214,7 @@ def test_what_is_too_long_for_the_text_encoder_is_cut_and_said(wan: Callable[...
     [
         ("  a\n\tred   circle ", "a red circle"),
         ("静态，细节", "静态,细节"),
-        ("it&amp;#39;s", "it's"),
+        ("<b> it&amp;#39;s", "<b> it's"),
         ("schÃ¶n", "schön"),
     ],
 )

@@ -112,7 +112,9 @@ def split(folder: Path) -> Path:
 def test_shards_are_those_that_the_list_names(write: Write) -> None:
     folder = write("t2v")
     second = split(folder)
-    save_file({"another": np.zeros(1, np.float32)}, second.parent / "diffusion_pytorch_model.fp16.safetensors")
+    save_file(
+        {"another": np.zeros(1, np.float32)}, second.parent / "diffusion_pytorch_model.fp16.safetensors"
+    )
     load(folder)
     second.unlink()
     with pytest.raises(IncompatibleWeightsError, match=f"lacks {second.name}"):

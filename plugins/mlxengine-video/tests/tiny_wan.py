@@ -20,7 +20,14 @@ STEPS, FRAMES, GUIDANCE = 4, 5, 4.0
 FAMILIES = ("t2v", "ti2v", "two", "i2v")
 """2.1 from a prompt; 2.2 from a prompt or a picture; 2.2's two transformers from a prompt, and from a picture."""
 SIZE = {"t2v": (48, 32), "ti2v": (64, 32), "two": (48, 32), "i2v": (48, 32)}
-SOLVED = ((5.0, 2, 6, ()), (1.0, 2, 3, ()), (3.0, 1, 5, ()), (3.0, 3, 8, ()), (8.0, 2, 7, (0, 2)), (3.0, 2, 1, ()))
+SOLVED = (
+    (5.0, 2, 6, ()),
+    (1.0, 2, 3, ()),
+    (3.0, 1, 5, ()),
+    (3.0, 3, 8, ()),
+    (8.0, 2, 7, (0, 2)),
+    (3.0, 2, 1, ()),
+)
 """Shift, order and steps of UniPC, and steps after which it does not correct."""
 SHIFTS = (1.0, 3.0, 5.0, 12.0)
 """Shifts whose timesteps are stored for 1 to 60 steps."""

@@ -87,7 +87,9 @@ def vae_networks(folder: Path, documents: Documents) -> Any:
     halved, width = tuple(config["temperal_downsample"]), config["z_dim"]
     options = {"dim_mult": list(config["dim_mult"]), "num_res_blocks": config["num_res_blocks"]}
     down, up = (
-        ("temperal_downsample", "temperal_upsample") if nested else ("temporal_downsample", "temporal_upsample")
+        ("temperal_downsample", "temperal_upsample")
+        if nested
+        else ("temporal_downsample", "temporal_upsample")
     )
     made = nn.Module()
     made.conv2 = library.CausalConv3d(width, width, 1)

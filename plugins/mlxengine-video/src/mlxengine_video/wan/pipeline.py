@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlxengine.errors import InvalidParameterError
-from mlxengine.toolkit.loading import building, warm
+from mlxengine.toolkit.loading import building
 
 from . import loading
 from .autoencoder import Autoencoder
+from .parts import Parts
 from .shape import Documents, WanShape, read_documents
 from .text import Reader, Told
 
@@ -26,25 +29,25 @@ class Wan:
 
     Args:
         documents: its configurations.
-        transformers: one, or the one for noisy latents and the one for the others.
+        reader: its tokenizer.
+        parts: its networks, by their folders.
     """
 
-    def __init__(
-        self, documents: Documents, reader: Reader, transformers: list[Any], autoencoder: Autoencoder
-    ) -> None:
+    def __init__(self, documents: Documents, reader: Reader, parts: Parts) -> None:
         self.shape: WanShape = documents.shape
         self._documents = documents
         self._reader = reader
-        self._transformers = transformers
-        self._autoencoder = autoencoder
+        self._parts = parts
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: str | None = None) -> Wan:
+    def load(cls, folder: Path, *, dtype: str | None = None, keep: bool = True) -> Wan:
         """Build a model from a folder in diffusers' layout. Weights are not read before they are evaluated.
 
         Args:
             dtype: of the transformers and the text encoder, one of `DTYPES`; ``None`` is ``"float32"`` on a CPU,
                 where half precision is slow, else ``"bfloat16"``. The autoencoder is float32.
+            keep: whether all networks stay in memory. Without, each is read when it is needed and freed afterwards:
+                the largest one is in memory at once, not all of them.
 
         Raises:
             UnsupportedArchitectureError, RemoteCodeRefusedError: as `shape.read_shape`.
@@ -53,32 +56,30 @@ class Wan:
             InvalidParameterError: there is no such ``dtype``.
         """
         if dtype not in (None, *DTYPES):
-            raise InvalidParameterError(f"dtype={dtype!r} is not known.", hint=f"Use one of {', '.join(DTYPES)}.")
+            raise InvalidParameterError(
+                f"dtype={dtype!r} is not known.", hint=f"Use one of {', '.join(DTYPES)}."
+            )
         if dtype is None:
             dtype = "float32" if mx.default_device().type == mx.DeviceType.cpu else "bfloat16"
         number: mx.Dtype = getattr(mx, dtype)
         documents = read_documents(folder)
         with building(folder.name):
-            configs = {"transformer": documents.transformer, "transformer_2": documents.transformer_2}
-            return cls(
-                documents,
-                Reader(folder / "tokenizer", loading.text_encoder(folder, documents.text_encoder, number)),
-                [
-                    loading.transformer(folder, part, config, number)
-                    for part, config in configs.items()
-                    if config is not None
-                ],
-                Autoencoder(loading.vae_networks(folder, documents), documents.vae),
-            )
+            builders = {"text_encoder": partial(loading.text_encoder, folder, documents.text_encoder, number)}
+            for part in ("transformer", "transformer_2"):
+                if part in documents.shape.parts:
+                    config = getattr(documents, part)
+                    builders[part] = partial(loading.transformer, folder, part, config, number)
+            builders["vae"] = partial(loading.vae_networks, folder, documents)
+            return cls(documents, Reader(folder / "tokenizer"), Parts(builders, keep=keep))
 
     def warm(self) -> Iterator[None]:
-        """Read the weights, some at a time."""
-        for network in (self._reader.encoder, *self._transformers, self._autoencoder.networks):
-            yield from warm(network)
+        """Read the weights of networks that stay in memory, some at a time."""
+        yield from self._parts.warm()
 
     def prompts(self, prompt: str, negative: str | None) -> Told:
         """Encode a prompt and what to keep away from (``None``: nothing); evaluated."""
-        return self._reader.read(prompt, negative)
+        with self._parts.use("text_encoder") as encoder:
+            return self._reader.read(encoder, prompt, negative)
 
     def denoise(
         self,
@@ -147,33 +148,38 @@ class Wan:
         _, time, height, width = latents.shape
         grid = (time, height // self.shape.patch[1], width // self.shape.patch[2])
         places = grid[0] * grid[1] * grid[2]
-        # In float32: the library's own would have the weights' precision, and far positions lose theirs.
-        turns = rope_precompute_cos_sin([grid], self._transformers[0].freqs, mx.float32)
         prompts = [told.prompt, told.negative][: 2 if guidance > 1 else 1]
-        texts: tuple[Any, list[mx.array]] | None = None
-        for time_told in solver.told:
-            network = self._network(time_told)
-            if texts is None or texts[0] is not network:
-                texts = (network, [network.embed_text([states]) for states in prompts])
-            seen, times = latents, mx.array([time_told], dtype=mx.float32)
-            if first is not None:
-                # The first frame is there already, and so without noise; each place is told how noisy it is.
-                seen = mx.concatenate([first, latents[:, 1:]], axis=1)
-                noisy = mx.arange(places) >= grid[1] * grid[2]
-                times = (noisy * times)[None]
-            found = []
-            for text in texts[1]:  # one after the other: in one graph the features of both would live at once
-                output = network([seen], times, text, places, y=beside, rope_cos_sin=turns)[0]
-                mx.eval(output)
-                found.append(output)
-            velocity = found[0] if len(found) == 1 else found[1] + guidance * (found[0] - found[1])
-            latents = solver.next(velocity, latents)
-            yield latents if first is None else mx.concatenate([first, latents[:, 1:]], axis=1)
+        part, network, texts, turns = "", None, [], None
+        with ExitStack() as used:
+            for time_told in solver.told:
+                if (wanted := self._transformer(time_told)) != part:
+                    part, network = wanted, None
+                    used.close()
+                    network = used.enter_context(self._parts.use(part))
+                    texts = [network.embed_text([states]) for states in prompts]
+                    # In float32: the library's own would have the weights' precision, too little far from 0.
+                    turns = rope_precompute_cos_sin([grid], network.freqs, mx.float32)
+                seen, times = latents, mx.array([time_told], dtype=mx.float32)
+                if first is not None:
+                    # The first frame is there already, without noise; each place is told how noisy it is.
+                    seen = mx.concatenate([first, latents[:, 1:]], axis=1)
+                    noisy = mx.arange(places) >= grid[1] * grid[2]
+                    times = (noisy * times)[None]
+                found = []
+                for (
+                    text
+                ) in texts:  # one after the other: in one graph the features of both would live at once
+                    output = network([seen], times, text, places, y=beside, rope_cos_sin=turns)[0]
+                    mx.eval(output)
+                    found.append(output)
+                velocity = found[0] if len(found) == 1 else found[1] + guidance * (found[0] - found[1])
+                latents = solver.next(velocity, latents)
+                yield latents if first is None else mx.concatenate([first, latents[:, 1:]], axis=1)
 
-    def _network(self, time: int) -> Any:
+    def _transformer(self, time: int) -> str:
         boundary = self.shape.boundary
         noisy = boundary is None or time >= boundary * self._documents.scheduler["num_train_timesteps"]
-        return self._transformers[0 if noisy else 1]
+        return "transformer" if noisy else "transformer_2"
 
     def _shown(
         self, picture: np.ndarray[Any, Any] | None, frames: int
@@ -182,27 +188,30 @@ class Wan:
         if picture is None:
             return None, None
         pixels = mx.array(picture).astype(mx.float32)[None] / 127.5 - 1
-        if self._documents.expands:
-            first = self._autoencoder.encode(pixels)
-            mx.eval(first)
-            return first, None
-        # A video of the picture and grey frames, and before it which of its frames are known: four channels.
-        grey = mx.zeros((frames - 1, *pixels.shape[1:]))
-        video = self._autoencoder.encode(mx.concatenate([pixels, grey]))
-        known = mx.zeros((4, *video.shape[1:]))
-        known[:, 0] = 1
-        beside = mx.concatenate([known, video])
-        mx.eval(beside)
-        return None, [beside]
+        with self._parts.use("vae") as networks:
+            encode = Autoencoder(networks, self._documents.vae).encode
+            if self._documents.expands:
+                first = encode(pixels)
+                mx.eval(first)
+                return first, None
+            # A video of the picture and grey frames, and before it which of its frames are known: four channels.
+            grey = mx.zeros((frames - 1, *pixels.shape[1:]))
+            video = encode(mx.concatenate([pixels, grey]))
+            known = mx.zeros((4, *video.shape[1:]))
+            known[:, 0] = 1
+            beside = mx.concatenate([known, video])
+            mx.eval(beside)
+            return None, [beside]
 
     def decode(self, latents: mx.array) -> Iterator[Pixels]:
         """The frames of latents (channels, time, height, width), each (height, width, 3) uint8, in order.
 
         A place in time is decoded at once, so that memory does not grow with the length of the video.
         """
-        for frames in self._autoencoder.decode(latents):
-            levels = mx.round(mx.clip(frames / 2 + 0.5, 0, 1) * 255).astype(mx.uint8)
-            yield from np.array(levels)
+        with self._parts.use("vae") as networks:
+            for frames in Autoencoder(networks, self._documents.vae).decode(latents):
+                levels = mx.round(mx.clip(frames / 2 + 0.5, 0, 1) * 255).astype(mx.uint8)
+                yield from np.array(levels)
 
 
 __all__ = ["DTYPES", "Pixels", "Told", "Wan"]

@@ -69,6 +69,7 @@ _TEXT = {
     "feed_forward_proj": "gated-gelu",
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
+    "quantization_config": None,
 }
 # Of training, or of noise levels that flow matching does not look at.
 _UNUSED = (

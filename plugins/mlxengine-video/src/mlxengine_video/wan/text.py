@@ -32,12 +32,11 @@ class Told:
 
 
 class Reader:
-    """A tokenizer and the text encoder behind it."""
+    """A tokenizer, and how an encoder is told what it makes of a text."""
 
-    def __init__(self, folder: Path, encoder: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
-        self.encoder = encoder
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
@@ -49,10 +48,11 @@ class Reader:
             ) from error
         self._specials = len(self._tokenizer("").input_ids)
 
-    def read(self, prompt: str, negative: str | None) -> Told:
+    def read(self, encoder: Any, prompt: str, negative: str | None) -> Told:
         """Encode a prompt and what to keep away from; ``None`` is the empty text."""
         ids, cut = self._ids(prompt)
-        states = [self._states(ids), self._states(self._ids(negative or "")[0])]
+        # Without padding: what is padded is masked, and positions are relative.
+        states = [encoder(mx.array([each]))[0] for each in (ids, self._ids(negative or "")[0])]
         mx.eval(states)
         text = self._tokenizer.decode(cut, skip_special_tokens=True).strip() if cut else ""
         return Told(prompt=states[0], negative=states[1], tokens=len(ids), truncated=text)
@@ -65,11 +65,6 @@ class Reader:
             return whole, []
         read = list(self._tokenizer(text, truncation=True, max_length=LENGTH).input_ids)
         return read, whole[LENGTH - self._specials :]
-
-    def _states(self, ids: list[int]) -> mx.array:
-        # Without padding: what is padded is masked, and positions are relative.
-        found: mx.array = self.encoder(mx.array([ids]))[0]
-        return found
 
 
 def cleaned(text: str) -> str:

@@ -14,18 +14,20 @@ blas.load()
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import tiny_wan
-
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Wan 2.1 that makes video from text."""
+    import tiny_wan
+
     return tiny_wan.write("t2v", tmp_path_factory.mktemp("wan") / "t2v")
 
 
 @pytest.fixture(scope="session")
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Wan 2.2 that makes video from text, and from a picture."""
+    import tiny_wan
+
     return tiny_wan.write("ti2v", tmp_path_factory.mktemp("wan") / "ti2v")
 
 

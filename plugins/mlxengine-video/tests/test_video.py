@@ -254,6 +254,7 @@ def test_where_memory_is_short_room_is_made_for_shorter_videos_and_longer_ones_a
     with InferenceEngine(memory_budget=budget) as engine:
         model = engine.load_as(VideoHandle, tiny)
         assert "9 frames" in model.info["degraded"]
+        assert model.explain("video.keep_loaded").value is False
         assert model.explain("video.reserve_frames").value == 9
         with pytest.raises(InsufficientMemoryError, match="81 frames of 832 × 480") as refused:
             model.video("x", steps=1)
@@ -261,6 +262,18 @@ def test_where_memory_is_short_room_is_made_for_shorter_videos_and_longer_ones_a
         fits = int(refused.value.hint.split()[0])
         assert 9 <= fits < 81
         assert len(model.video("x", **SMALL).frames) == 9
+
+
+@pytest.mark.feature("video.keep_loaded")
+def test_parts_that_are_read_for_their_stage_make_the_same_video_in_less_memory(
+    engine: InferenceEngine, tiny: Path, model: VideoHandle
+) -> None:
+    whole = engine.fit(tiny, VideoWorkload(size=(48, 32), frames=9))
+    staged = engine.fit(tiny, VideoWorkload(size=(48, 32), frames=9, staged=True))
+    assert staged.needed < whole.needed
+    with engine.load_as(VideoHandle, short(tiny), features={"video.keep_loaded": False}) as frugal:
+        found = frugal.video("a red fox", **SMALL).numpy()
+    assert np.array_equal(found, model.video("a red fox", **SMALL).numpy())
 
 
 def test_estimates_are_of_the_tensors_that_are_there(engine: InferenceEngine, tiny: Path) -> None:

@@ -11,7 +11,7 @@ from mlxengine.toolkit.counts import config_problem
 from ._layout import Layout, layout, pipeline
 from ._memory import Shape, estimate
 from ._plan import defaults_for
-from .features import DTYPE, RESERVE_FRAMES
+from .features import DTYPE, KEEP_LOADED, RESERVE_FRAMES
 from .types import VideoWorkload
 from .wan.shape import PIPELINES
 
@@ -73,6 +73,7 @@ def claim(card: ModelCard) -> Claim | None:
 def _estimate(card: ModelCard, found: Layout) -> Callable[[VideoWorkload], MemoryEstimate]:
     flags = dict(card.configuration.features)
     dtype = str(flags.get(DTYPE.name, DTYPE.default))
+    staged = flags.get(KEEP_LOADED.name, KEEP_LOADED.default) is False
     reserved = flags.get(RESERVE_FRAMES.name, RESERVE_FRAMES.default)
     if not isinstance(reserved, int) or reserved < 0:
         reserved = 0
@@ -83,6 +84,7 @@ def _estimate(card: ModelCard, found: Layout) -> Callable[[VideoWorkload], Memor
             size=workload.size or usual.size,
             frames=workload.frames or reserved or usual.frames,
             on_cpu=workload.backend == "cpu",
+            staged=workload.staged or staged,
             dtype=dtype,
         )
         return estimate(found, shape)

@@ -14,7 +14,7 @@ from ._generate import Making, VideoModel
 from ._layout import Layout, layout
 from ._memory import Shape, estimate
 from ._plan import Defaults, Job, defaults_for, plan
-from .features import DTYPE, RESERVE_FRAMES
+from .features import DTYPE, KEEP_LOADED, RESERVE_FRAMES
 from .types import VideoRequest
 
 
@@ -33,7 +33,8 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         from .wan import Wan
 
         asked = str(context.features.get(DTYPE))
-        wan = Wan.load(context.path, dtype=None if asked == "auto" else asked)
+        keep = context.features.get(KEEP_LOADED)
+        wan = Wan.load(context.path, dtype=None if asked == "auto" else asked, keep=keep)
         found = layout(card)
         defaults = defaults_for(card, wan.shape)
     library = f"mlx-video-with-audio {version('mlx-video-with-audio')}"
@@ -96,6 +97,7 @@ class Room:
             frames=frames,
             rows=rows,
             on_cpu=self._context.device.backend == "cpu",
+            staged=not self._context.features.get(KEEP_LOADED),
             dtype=str(self._context.features.get(DTYPE)),
         )
         return estimate(self._layout, shape).workspace

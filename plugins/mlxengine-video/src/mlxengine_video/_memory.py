@@ -28,6 +28,7 @@ class Shape:
         frames: of the video.
         rows: what the denoiser is shown at once: 2 where there is guidance.
         on_cpu: whether everything is in float32, and attention's scores are written out.
+        staged: whether each part is in memory for its stage alone.
         dtype: the number format of the denoiser and the text encoder; ``"auto"`` goes by the device.
     """
 
@@ -35,6 +36,7 @@ class Shape:
     frames: int
     rows: int = 2
     on_cpu: bool = False
+    staged: bool = False
     dtype: str = "auto"
 
     @property
@@ -44,10 +46,18 @@ class Shape:
 
 
 def estimate(layout: Layout, shape: Shape) -> MemoryEstimate:
-    """Bytes of the weights, and of what the largest stage of a video takes beside them."""
-    weights = sum(count * (4 if part == "vae" else shape.width) for part, count in layout.numbers.items())
-    stages = _reading(layout, shape), _denoising(layout, shape), _decoding(layout, shape)
-    return MemoryEstimate(weights=weights, workspace=max(stages))
+    """Bytes of the weights that stay, and of what the largest stage of a video takes beside them."""
+    weights = {part: count * (4 if part == "vae" else shape.width) for part, count in layout.numbers.items()}
+    denoising = _denoising(layout, shape)
+    stages = {
+        "text_encoder": _reading(layout, shape),
+        "transformer": denoising,
+        "transformer_2": denoising,
+        "vae": _decoding(layout, shape),
+    }
+    if not shape.staged:
+        return MemoryEstimate(weights=sum(weights.values()), workspace=max(stages.values()))
+    return MemoryEstimate(weights=0, workspace=max(weights[part] + stages[part] for part in weights))
 
 
 def _reading(layout: Layout, shape: Shape) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from mlxengine import Feature
+from mlxengine import Feature, LLMEngineFeatures
 
 KIND = ("video",)
 
@@ -74,7 +74,14 @@ RESERVE_FRAMES = Feature(
     summary="Frames of a video for which memory is set aside on loading; 0 is the model's usual number.",
     applies_to=KIND,
 )
+KEEP_LOADED = Feature(
+    name="video.keep_loaded",
+    default=True,
+    summary="Keep all parts in memory; off reads each for its stage, so that the largest counts.",
+    applies_to=KIND,
+    provides=LLMEngineFeatures.STAGED_PARTS,
+)
 
-FEATURES = (TEXT_TO_VIDEO, IMAGE_TO_VIDEO, MP4, DTYPE, RESERVE_FRAMES)
+FEATURES = (TEXT_TO_VIDEO, IMAGE_TO_VIDEO, MP4, DTYPE, KEEP_LOADED, RESERVE_FRAMES)
 
-__all__ = ["DTYPE", "FEATURES", "IMAGE_TO_VIDEO", "MP4", "RESERVE_FRAMES", "TEXT_TO_VIDEO"]
+__all__ = ["DTYPE", "FEATURES", "IMAGE_TO_VIDEO", "KEEP_LOADED", "MP4", "RESERVE_FRAMES", "TEXT_TO_VIDEO"]

@@ -13,6 +13,7 @@ from mlxengine import (
     Array,
     Asking,
     Event,
+    Feature,
     Finished,
     Lesser,
     Measuring,
@@ -26,7 +27,7 @@ from mlxengine.contract.features import Level
 from mlxengine.contract.kinds import pixels, positive
 from mlxengine.errors import InvalidParameterError
 
-from .features import RESERVE_FRAMES
+from .features import KEEP_LOADED, RESERVE_FRAMES
 from .handle import VideoHandle
 from .types import FrameReady, VideoPlanned, VideoReady, VideoRequest, VideoUsage
 from .writing import check_target, write_video
@@ -35,17 +36,32 @@ _FEWER = (49, 25, 9)
 
 
 def degrade(wanted: Wanted) -> Iterator[Lesser]:
-    """What was asked for, then room for shorter videos; a request is held to the room that there is."""
-    asked = wanted.features.get(RESERVE_FRAMES)
-    yield Lesser(words="", workload=evolve(wanted.workload, frames=asked or None))
-    if wanted.features.explain(RESERVE_FRAMES).source is not Level.DEFAULT:
-        return  # somebody said it
-    for frames in _FEWER:
-        yield Lesser(
-            words=f"room for videos of {frames} frames",
-            workload=evolve(wanted.workload, frames=frames),
-            features={RESERVE_FRAMES.name: frames},
-        )
+    """What was asked for, then parts that are read for their stage, then room for shorter videos.
+
+    Parts first: to read them again takes seconds, and a video takes minutes. A request is held to the room
+    that there is, whatever was made. Flags that anybody set are left alone.
+    """
+    frames, staged = wanted.features.get(RESERVE_FRAMES), not wanted.features.get(KEEP_LOADED)
+    asked = evolve(wanted.workload, frames=frames or None, staged=staged)
+    yield Lesser(words="", workload=asked)
+    words: list[str] = []
+    features: dict[str, Any] = {}
+    if not staged and _free(wanted, KEEP_LOADED):
+        asked = evolve(asked, staged=True)
+        words.append("parts that are read one after the other for each video")
+        features[KEEP_LOADED.name] = False
+        yield Lesser(words=words[0], workload=asked, features=dict(features))
+    if _free(wanted, RESERVE_FRAMES):
+        for fewer in _FEWER:
+            yield Lesser(
+                words=" and ".join([*words, f"room for videos of {fewer} frames"]),
+                workload=evolve(asked, frames=fewer),
+                features={**features, RESERVE_FRAMES.name: fewer},
+            )
+
+
+def _free(wanted: Wanted, flag: Feature[Any]) -> bool:
+    return wanted.features.explain(flag).source is Level.DEFAULT  # nobody said it
 
 
 class _Asking(Asking):

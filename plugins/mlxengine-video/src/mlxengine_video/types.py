@@ -149,10 +149,12 @@ class VideoWorkload(Workload):
     Args:
         size: (width, height) in pixels (``None``: the model's own).
         frames: of one video (``None``: the model's own).
+        staged: whether each part is in memory for its stage alone, so that the largest counts, not all.
     """
 
     size: tuple[int, int] | None = None
     frames: int | None = None
+    staged: bool = False
 
     @classmethod
     def options(cls) -> Sequence[Option]:

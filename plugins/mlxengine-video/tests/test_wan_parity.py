@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def reference() -> dict[str, np.ndarray[Any, Any]]:
 
 
 @pytest.fixture(scope="module")
-def wan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """A tiny Wan by its family, loaded once."""
     from mlxengine_video.wan import Wan
 
@@ -41,7 +41,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], An
             made[family] = Wan.load(folder, dtype="float32")
         return made[family]
 
-    yield get
+    return get
 
 
 def near(ours: Any, theirs: np.ndarray[Any, Any]) -> None:

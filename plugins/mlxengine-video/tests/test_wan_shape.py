@@ -88,7 +88,7 @@ def test_a_video_that_cannot_be_made_is_refused(size: tuple[int, int], frames: i
         ("ti2v", VAE, {"is_residual": False}, "in_channels=12"),
         ("t2v", VAE, {"temperal_downsample": [True, True, True]}, "temperal_downsample"),
         ("t2v", VAE, {"sparkle": True}, "sparkle"),
-        ("t2v", TEXT, {"model_type": "t5"}, "no UMT5, but t5"),
+        ("t2v", TEXT, {"model_type": "t5"}, "no UMT5, but of t5"),
         ("t2v", TEXT, {"feed_forward_proj": "gated-silu"}, "gated-silu"),
         ("t2v", TEXT, {"relative_attention_max_distance": 64}, "max_distance=64"),
         ("t2v", TEXT, {"quantization_config": {"bits": 4}}, "quantization_config"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ USUAL: dict[str, Any] = {"size": (48, 32), "frames": 5, "steps": 2, "guidance": 
 
 
 @pytest.fixture(scope="module")
-def wan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """A tiny Wan by its family, loaded once."""
     from mlxengine_video.wan import Wan
 
@@ -34,7 +34,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]
             made[family, dtype] = Wan.load(folder, dtype=dtype)
         return made[family, dtype]
 
-    yield get
+    return get
 
 
 def latents(model: Any, **changes: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Every tensor of a Wan's files in its place: what is missing, left over, misshapen or damaged is an error."""
+"""Every tensor of a Wan in its place: what is missing, left over, misshapen or damaged is an error."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ DATA = Path(__file__).parent / "data"
 PROMPT, NEGATIVE = "a red circle on blue", "a small square"
 STEPS, FRAMES, GUIDANCE = 4, 5, 4.0
 FAMILIES = ("t2v", "ti2v", "two", "i2v")
-"""2.1 from a prompt; 2.2 from a prompt or a picture; 2.2's two transformers from a prompt, and from a picture."""
+"""2.1; 2.2 from a prompt or a picture; 2.2's two transformers from a prompt, and from a picture."""
 SIZE = {"t2v": (48, 32), "ti2v": (64, 32), "two": (48, 32), "i2v": (48, 32)}
 SOLVED = (
     (5.0, 2, 6, ()),

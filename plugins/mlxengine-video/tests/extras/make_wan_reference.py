@@ -115,7 +115,7 @@ def networks(family: str, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def solved() -> dict[str, Any]:
-    """UniPC over a velocity that is a function of latents and time, and its levels at many numbers of steps."""
+    """UniPC over a velocity that is a function of latents and time, and its timesteps."""
     found: dict[str, Any] = {}
     known = w.scheduler("t2v")
     usual = {key: value for key, value in known.items() if not key.startswith("_")}

@@ -1,4 +1,4 @@
-"""The library's networks, made as a repository's configurations say, and every tensor of its files in its place.
+"""The library's networks, made as a repository says, and every tensor of its files in its place.
 
 The library fills its networks with ``strict=False``: what is missing stays random. Here it is an error.
 """
@@ -21,8 +21,8 @@ from . import names
 from .shape import Documents
 
 _SHOWN = 5
-# What is float32 whatever the rest is: in the transformer what diffusers keeps so; in the text encoder the norms,
-# after which its states are float32 as well: in half precision they lose what tells prompts apart, or overflow.
+# What is float32 whatever the rest is: in the transformer what diffusers keeps so; in the text encoder the
+# norms, so that its states are float32 too: those of a T5 outgrow float16.
 _PRECISE = re.compile(r"(^|\.)(modulation|norm3|time_embedding_\d)(\.|$)")
 _PRECISE_TEXT = re.compile(r"(^|\.)norm\d?\.")
 _COPY = "encoder.embed_tokens.weight"  # of the text encoder's table, which the library keeps once
@@ -199,7 +199,7 @@ def _filled(
     if problems:
         raise IncompatibleWeightsError(
             f"The weights of {part} do not fit its config.json: {'; '.join(problems)}.",
-            hint="The files belong to another model or are damaged: verify them, or look at the configuration.",
+            hint="The files are another model's or damaged: verify them, or look at the configuration.",
         )
     network.update(tree_unflatten(filled))
     return network

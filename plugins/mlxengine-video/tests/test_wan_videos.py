@@ -135,6 +135,24 @@ def test_the_parts_that_lose_by_half_precision_are_kept_from_it(wan: Callable[..
         assert found[name] == "mlx.core.bfloat16", name
 
 
+def test_positions_are_told_exactly_where_weights_are_half_precise(
+    wan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+    from mlx_video.models.wan.model import WanModel
+
+    whole, told = WanModel.__call__, []
+
+    def call(*given: Any, rope_cos_sin: Any, **more: Any) -> Any:
+        told.extend(rope_cos_sin)
+        return whole(*given, rope_cos_sin=rope_cos_sin, **more)
+
+    monkeypatch.setattr(WanModel, "__call__", call)
+    latents(wan("t2v", "bfloat16"))
+    assert told
+    assert {item.dtype for item in told} == {mx.float32}
+
+
 @pytest.mark.parametrize("family", ["two", "i2v"])
 def test_networks_that_are_not_kept_make_the_same_video_and_are_freed(
     wan: Callable[..., Any], family: str, tmp_path: Path

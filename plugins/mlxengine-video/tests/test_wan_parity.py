@@ -60,6 +60,23 @@ def test_prompts_are_read_as_by_transformers(
     assert (told.tokens, told.truncated, told.negative.shape) == (len(told.prompt), "", (1, 16))
 
 
+def test_distances_between_tokens_are_in_the_buckets_of_transformers(reference: dict[str, Any]) -> None:
+    import mlx.core as mx
+    from mlxengine_video.wan.loading import buckets
+
+    assert np.array_equal(np.array(buckets(32, mx.arange(-511, 512))), reference["text.buckets"])
+
+
+def test_buckets_do_not_hang_on_how_a_device_takes_logarithms(
+    wan: Callable[[str], Any], reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+
+    whole = mx.log
+    monkeypatch.setattr(mx, "log", lambda value: whole(value) * (1 - 1e-6))
+    near(wan("t2v").prompts(w.LONG, None).prompt, reference["text.long"])
+
+
 @pytest.mark.parametrize("family", ["t2v", "ti2v", "i2v"])
 def test_the_transformer_is_that_of_diffusers(
     wan: Callable[[str], Any], reference: dict[str, Any], family: str

@@ -97,6 +97,8 @@ def test_a_video_that_cannot_be_made_is_refused(size: tuple[int, int], frames: i
         ("t2v", SCHEDULER, {"prediction_type": ...}, "prediction_type='epsilon'"),
         ("t2v", SCHEDULER, {"use_flow_sigmas": False}, "use_flow_sigmas=False"),
         ("t2v", SCHEDULER, {"solver_type": "bh1"}, "bh1"),
+        ("t2v", SCHEDULER, {"flow_shift": 0}, "flow_shift=0"),
+        ("t2v", SCHEDULER, {"num_train_timesteps": 0}, "num_train_timesteps=0"),
         ("t2v", SCHEDULER, {"solver_order": 4}, "solver_order=4"),
         ("t2v", SCHEDULER, {"lower_order_final": False}, "lower_order_final"),
         ("t2v", SCHEDULER, {"final_sigmas_type": "sigma_min"}, "sigma_min"),

@@ -31,7 +31,7 @@ SOLVED = (
 """Shift, order and steps of UniPC, and steps after which it does not correct."""
 SHIFTS = (1.0, 3.0, 5.0, 12.0)
 """Shifts whose timesteps are stored for 1 to 60 steps."""
-LONG = "a wide sky, " * 9
+LONG = "a wide sky, " * 30
 _CHANNELS = {"t2v": 4, "ti2v": 48, "two": 4, "i2v": 4}
 TEXT: dict[str, Any] = {
     "model_type": "umt5",

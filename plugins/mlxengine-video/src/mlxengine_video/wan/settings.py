@@ -171,12 +171,13 @@ def scheduler(document: Read) -> dict[str, Any]:
         for key, (usual, followed) in _SCHEDULER.items()
         if config.get(key, usual) not in followed
     ]
+    found = {"flow_shift": 1.0, "num_train_timesteps": 1000, "disable_corrector": (), **config}
+    wrong += [f"{key}={found[key]!r}" for key in ("flow_shift", "num_train_timesteps") if not found[key] > 0]
     if wrong:
         raise UnsupportedArchitectureError(
             f"{place} has settings that are not implemented: {', '.join(wrong)}.", hint=HINT
         )
     _known(config, (*_SCHEDULER, *_SCHEDULER_READ, *_UNUSED), place)
-    found = {"flow_shift": 1.0, "num_train_timesteps": 1000, "disable_corrector": (), **config}
     return {**found, "solver_order": config.get("solver_order", 2)}
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def reference() -> dict[str, np.ndarray[Any, Any]]:
 
 
 @pytest.fixture(scope="module")
-def wan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """A tiny Wan by its family, loaded once."""
     from mlxengine_video.wan import Wan
 
@@ -41,7 +41,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], An
             made[family] = Wan.load(folder, dtype="float32")
         return made[family]
 
-    yield get
+    return get
 
 
 def near(ours: Any, theirs: np.ndarray[Any, Any]) -> None:
@@ -58,6 +58,23 @@ def test_prompts_are_read_as_by_transformers(
     told = wan("t2v").prompts(text, None)
     near(told.prompt, reference[f"text.{name}"])
     assert (told.tokens, told.truncated, told.negative.shape) == (len(told.prompt), "", (1, 16))
+
+
+def test_distances_between_tokens_are_in_the_buckets_of_transformers(reference: dict[str, Any]) -> None:
+    import mlx.core as mx
+    from mlxengine_video.wan.loading import buckets
+
+    assert np.array_equal(np.array(buckets(32, mx.arange(-511, 512))), reference["text.buckets"])
+
+
+def test_buckets_do_not_hang_on_how_a_device_takes_logarithms(
+    wan: Callable[[str], Any], reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+
+    whole = mx.log
+    monkeypatch.setattr(mx, "log", lambda value: whole(value) * (1 - 1e-6))
+    near(wan("t2v").prompts(w.LONG, None).prompt, reference["text.long"])
 
 
 @pytest.mark.parametrize("family", ["t2v", "ti2v", "i2v"])

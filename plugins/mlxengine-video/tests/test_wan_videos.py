@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ USUAL: dict[str, Any] = {"size": (48, 32), "frames": 5, "steps": 2, "guidance": 
 
 
 @pytest.fixture(scope="module")
-def wan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """A tiny Wan by its family, loaded once."""
     from mlxengine_video.wan import Wan
 
@@ -34,7 +34,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]
             made[family, dtype] = Wan.load(folder, dtype=dtype)
         return made[family, dtype]
 
-    yield get
+    return get
 
 
 def latents(model: Any, **changes: Any) -> list[Any]:
@@ -133,6 +133,24 @@ def test_the_parts_that_lose_by_half_precision_are_kept_from_it(wan: Callable[..
     half = ("transformer.blocks.0.self_attn.norm_q.weight", "transformer.time_projection.weight")
     for name in (*half, "transformer.head.head.weight", "text_encoder.blocks.0.ffn.fc1.weight"):
         assert found[name] == "mlx.core.bfloat16", name
+
+
+def test_positions_are_told_exactly_where_weights_are_half_precise(
+    wan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+    from mlx_video.models.wan.model import WanModel
+
+    whole, told = WanModel.__call__, []
+
+    def call(*given: Any, rope_cos_sin: Any, **more: Any) -> Any:
+        told.extend(rope_cos_sin)
+        return whole(*given, rope_cos_sin=rope_cos_sin, **more)
+
+    monkeypatch.setattr(WanModel, "__call__", call)
+    latents(wan("t2v", "bfloat16"))
+    assert told
+    assert {item.dtype for item in told} == {mx.float32}
 
 
 @pytest.mark.parametrize("family", ["two", "i2v"])

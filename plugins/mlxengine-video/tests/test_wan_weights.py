@@ -1,4 +1,4 @@
-"""Every tensor of a Wan's files in its place: what is missing, left over, misshapen or damaged is an error."""
+"""Every tensor of a Wan in its place: what is missing, left over, misshapen or damaged is an error."""
 
 from __future__ import annotations
 
@@ -73,6 +73,27 @@ def test_a_tensor_that_is_missing_left_over_or_misshapen_is_named(
     change(folder, part, **{name: whole, "another.weight": np.zeros(1, np.float32)})
     with pytest.raises(IncompatibleWeightsError, match=r"1 not known \(another\.weight"):
         load(folder)
+
+
+def test_weights_that_are_no_floats_are_refused(write: Write) -> None:
+    folder, name = write("t2v"), "blocks.0.ffn.net.2.weight"
+    whole = load_file(folder / "transformer" / FILES["transformer"])[name]
+    change(folder, "transformer", **{name: (whole * 50).astype(np.int8)})
+    with pytest.raises(IncompatibleWeightsError, match=rf"1 quantized .*\({name}\)"):
+        load(folder)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_text_encoder_has_is_refused(write: Write) -> None:
+    folder = write("t2v")
+    path = folder / "tokenizer" / "tokenizer.json"
+    known = json.loads(path.read_text())
+    known["model"]["vocab"]["z"] = 64
+    path.write_text(json.dumps(known))
+    model = load(folder)
+    model.prompts("a", None)
+    for texts in (("az", None), ("a", "z")):
+        with pytest.raises(IncompatibleWeightsError, match="which has 64"):
+            model.prompts(*texts)
 
 
 def test_the_encoder_of_a_model_without_pictures_is_not_asked_for(write: Write) -> None:

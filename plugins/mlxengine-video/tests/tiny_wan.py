@@ -18,7 +18,7 @@ DATA = Path(__file__).parent / "data"
 PROMPT, NEGATIVE = "a red circle on blue", "a small square"
 STEPS, FRAMES, GUIDANCE = 4, 5, 4.0
 FAMILIES = ("t2v", "ti2v", "two", "i2v")
-"""2.1 from a prompt; 2.2 from a prompt or a picture; 2.2's two transformers from a prompt, and from a picture."""
+"""2.1; 2.2 from a prompt or a picture; 2.2's two transformers from a prompt, and from a picture."""
 SIZE = {"t2v": (48, 32), "ti2v": (64, 32), "two": (48, 32), "i2v": (48, 32)}
 SOLVED = (
     (5.0, 2, 6, ()),
@@ -31,7 +31,7 @@ SOLVED = (
 """Shift, order and steps of UniPC, and steps after which it does not correct."""
 SHIFTS = (1.0, 3.0, 5.0, 12.0)
 """Shifts whose timesteps are stored for 1 to 60 steps."""
-LONG = "a wide sky, " * 9
+LONG = "a wide sky, " * 30
 _CHANNELS = {"t2v": 4, "ti2v": 48, "two": 4, "i2v": 4}
 TEXT: dict[str, Any] = {
     "model_type": "umt5",

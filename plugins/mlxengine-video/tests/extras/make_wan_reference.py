@@ -115,7 +115,7 @@ def networks(family: str, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def solved() -> dict[str, Any]:
-    """UniPC over a velocity that is a function of latents and time, and its levels at many numbers of steps."""
+    """UniPC over a velocity that is a function of latents and time, and its timesteps."""
     found: dict[str, Any] = {}
     known = w.scheduler("t2v")
     usual = {key: value for key, value in known.items() if not key.startswith("_")}
@@ -140,11 +140,17 @@ def solved() -> dict[str, Any]:
     return found
 
 
+def buckets() -> Any:
+    """In which of its buckets UMT5 sees each distance between two tokens."""
+    layer = UMT5EncoderModel(UMT5Config(**w.TEXT)).encoder.block[0].layer[0].SelfAttention
+    return layer._relative_position_bucket(torch.arange(-511, 512)).numpy().astype(np.int8)
+
+
 @torch.no_grad()
 def main() -> None:
     torch.set_num_threads(1)
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else w.DATA
-    shapes, found = {}, solved()
+    shapes, found = {}, {**solved(), "text.buckets": buckets()}
     with tempfile.TemporaryDirectory() as folder:
         w.write_tokenizer(Path(folder))
         for family in w.FAMILIES:

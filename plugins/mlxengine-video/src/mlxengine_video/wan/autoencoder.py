@@ -1,8 +1,9 @@
 """Wan's causal autoencoder, a place in time at once: the first stands for one frame, the others for four.
 
-The library decodes a whole video in one go. That takes memory for all frames, and for Wan 2.1 it is wrong: its
-decoder there doubles the first frame as well, and sees it from the second. Here its layers are walked place by
-place, as the original does, and what each convolution in time saw last is handed to the next place.
+The library decodes a whole video in one go. That takes memory for all frames, and gives other ones: for 2.1
+it doubles the first frame as well and lets the others see it, for 2.2 it cannot make a single one. Here its
+layers are walked place by place, as the original does, and what each convolution in time saw last is handed
+to the next place.
 """
 
 from __future__ import annotations
@@ -42,11 +43,14 @@ class Autoencoder:
         self._std = mx.array(config["latents_std"], dtype=mx.float32)
         for _, layer in networks.named_modules():
             if getattr(layer, "mode", None) == "upsample3d":
-                # Its own doubling of time knows no pieces: `_doubled` does it, and the rest is that of a picture.
+                # Its own doubling of time knows no pieces: `_doubled` does it, the rest stays.
                 layer.mode = "upsample2d"
 
     def decode(self, latents: mx.array) -> Iterator[mx.array]:
-        """Frames of latents (channels, time, height, width): (1 or 4, height, width, 3), -1 to 1, evaluated."""
+        """Frames of latents (channels, time, height, width): 1, then 4 at a time, (…, height, width, 3).
+
+        They are about -1 to 1, cut there, and evaluated.
+        """
         past = _Past()
         for index in range(latents.shape[1]):
             place = latents[:, index : index + 1].transpose(1, 2, 3, 0) * self._std + self._mean
@@ -59,7 +63,7 @@ class Autoencoder:
             yield frames
 
     def encode(self, frames: mx.array) -> mx.array:
-        """Latents (channels, time, height, width) of 1 + 4 n frames (time, height, width, 3), -1 to 1: the mean."""
+        """Mean latents (channels, time, height, width) of 1 + 4 n frames (…, height, width, 3), -1 to 1."""
         past, found = _Past(), []
         if self._nested:
             frames = _gathered(frames)

@@ -1,4 +1,4 @@
-"""The library's networks, made as a repository's configurations say, and every tensor of its files in its place.
+"""The library's networks, made as a repository says, and every tensor of its files in its place.
 
 The library fills its networks with ``strict=False``: what is missing stays random. Here it is an error.
 """
@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from . import names
 from .shape import Documents
 
 _SHOWN = 5
-# What is float32 whatever the rest is: in the transformer what diffusers keeps so; in the text encoder the norms,
-# after which its states are float32 as well: in half precision they lose what tells prompts apart, or overflow.
+_FAR = 128  # tokens apart from which on all are in one bucket
+# What is float32 whatever the rest is: in the transformer what diffusers keeps so; in the text encoder the
+# norms, so that its states are float32 too: those of a T5 outgrow float16.
 _PRECISE = re.compile(r"(^|\.)(modulation|norm3|time_embedding_\d)(\.|$)")
 _PRECISE_TEXT = re.compile(r"(^|\.)norm\d?\.")
 _COPY = "encoder.embed_tokens.weight"  # of the text encoder's table, which the library keeps once
@@ -72,7 +74,23 @@ def text_encoder(folder: Path, config: Mapping[str, Any], dtype: mx.Dtype) -> An
     copy = tensors.pop(_COPY, None)
     if copy is not None:
         tensors.setdefault("shared.weight", copy)
+    for block in made.blocks:
+        block.pos_embedding._relative_position_bucket = partial(buckets, block.pos_embedding.num_buckets)
     return _filled(made, "text_encoder", tensors, names.text_encoder, dtype, _PRECISE_TEXT)
+
+
+def buckets(count: int, distances: mx.array) -> mx.array:
+    """T5's buckets of distances between tokens, either way: single ones near by, wider ones up to 128.
+
+    The library takes a logarithm on the device. At 16, 32 and 64 it is a whole number, and a device whose
+    logarithm is a little too small would put them one bucket too near; comparing with the bounds cannot.
+    """
+    half, single = count // 2, count // 4
+    wide = half - single
+    bounds = [math.ceil(single * (_FAR / single) ** (step / wide) - 1e-9) for step in range(1, wide)]
+    far = mx.abs(distances)
+    beyond = single + sum((far >= bound).astype(mx.int32) for bound in bounds)
+    return (distances > 0).astype(mx.int32) * half + mx.where(far < single, far, beyond)
 
 
 def vae_networks(folder: Path, documents: Documents) -> Any:
@@ -170,7 +188,7 @@ def _filled(
     Raises:
         IncompatibleWeightsError: tensors are missing, left over, or of the wrong shape; they are named.
     """
-    missing, misshapen, used, filled = [], [], set(), []
+    missing, misshapen, packed, used, filled = [], [], [], set(), []
     for path, value in tree_flatten(network.parameters()):
         # The library leaves gaps in its lists of layers, so that they are numbered as the original's.
         name = None if value is None else name_of(path)
@@ -181,6 +199,9 @@ def _filled(
             missing.append(name)
             continue
         used.add(name)
+        if not mx.issubdtype(tensor.dtype, mx.floating):
+            packed.append(name)  # float8 among them, which mlx reads as bytes
+            continue
         fitted = _fitted(tensor, value.shape)
         if fitted is None:
             misshapen.append(f"{name} {tuple(tensor.shape)}")
@@ -193,13 +214,14 @@ def _filled(
             ("missing", missing),
             ("not known", sorted(set(tensors) - used)),
             ("of the wrong shape", misshapen),
+            ("quantized or no numbers with a fraction", packed),
         )
         if found
     ]
     if problems:
         raise IncompatibleWeightsError(
             f"The weights of {part} do not fit its config.json: {'; '.join(problems)}.",
-            hint="The files belong to another model or are damaged: verify them, or look at the configuration.",
+            hint="The files are another model's or damaged: verify them, or look at the configuration.",
         )
     network.update(tree_unflatten(filled))
     return network

@@ -75,7 +75,7 @@ def autoencoder(blocks: int, *, nested: bool) -> Names:
 
     Args:
         blocks: residual blocks of a level in the encoder; the decoder has one more.
-        nested: whether a level's layers are in a list of their own, as in 2.2, or all levels' in one, as in 2.1.
+        nested: whether a level's layers are in a list of their own (2.2), or all levels' in one (2.1).
     """
 
     def name_of(path: str) -> str | None:

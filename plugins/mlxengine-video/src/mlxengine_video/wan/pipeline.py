@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,10 @@ class Wan:
         """Build a model from a folder in diffusers' layout. Weights are not read before they are evaluated.
 
         Args:
-            dtype: of the transformers and the text encoder, one of `DTYPES`; ``None`` is ``"float32"`` on a CPU,
-                where half precision is slow, else ``"bfloat16"``. The autoencoder is float32.
-            keep: whether all networks stay in memory. Without, each is read when it is needed and freed afterwards:
-                the largest one is in memory at once, not all of them.
+            dtype: of the transformers and the text encoder, one of `DTYPES`; ``None`` is ``"float32"`` on a
+                CPU, where half precision is slow, else ``"bfloat16"``. The autoencoder is float32.
+            keep: whether all networks stay in memory. Without, each is read when it is needed and freed
+                afterwards: one is in memory at a time.
 
         Raises:
             UnsupportedArchitectureError, RemoteCodeRefusedError: as `shape.read_shape`.
@@ -106,7 +106,8 @@ class Wan:
             noise: what to start from instead.
 
         Raises:
-            InvalidParameterError: there is no such video, or the picture is missing, not taken or of another size.
+            InvalidParameterError: there is no such video, or the picture is missing, not taken or of another
+                size.
         """
         shape = self.shape.latents(size, frames)
         if steps < 1:
@@ -149,32 +150,26 @@ class Wan:
         grid = (time, height // self.shape.patch[1], width // self.shape.patch[2])
         places = grid[0] * grid[1] * grid[2]
         prompts = [told.prompt, told.negative][: 2 if guidance > 1 else 1]
-        part, network, texts, turns = "", None, [], None
-        with ExitStack() as used:
-            for time_told in solver.told:
-                if (wanted := self._transformer(time_told)) != part:
-                    part, network = wanted, None
-                    used.close()
-                    network = used.enter_context(self._parts.use(part))
-                    texts = [network.embed_text([states]) for states in prompts]
-                    # In float32: the library's own would have the weights' precision, too little far from 0.
-                    turns = rope_precompute_cos_sin([grid], network.freqs, mx.float32)
-                seen, times = latents, mx.array([time_told], dtype=mx.float32)
-                if first is not None:
-                    # The first frame is there already, without noise; each place is told how noisy it is.
-                    seen = mx.concatenate([first, latents[:, 1:]], axis=1)
-                    noisy = mx.arange(places) >= grid[1] * grid[2]
-                    times = (noisy * times)[None]
-                found = []
-                for (
-                    text
-                ) in texts:  # one after the other: in one graph the features of both would live at once
-                    output = network([seen], times, text, places, y=beside, rope_cos_sin=turns)[0]
-                    mx.eval(output)
-                    found.append(output)
-                velocity = found[0] if len(found) == 1 else found[1] + guidance * (found[0] - found[1])
-                latents = solver.next(velocity, latents)
-                yield latents if first is None else mx.concatenate([first, latents[:, 1:]], axis=1)
+        for part, times in groupby(solver.told, self._transformer):
+            with self._parts.use(part) as network:
+                texts = [network.embed_text([states]) for states in prompts]
+                # In float32: the library's own would have the weights' precision, too little far from 0.
+                turns = rope_precompute_cos_sin([grid], network.freqs, mx.float32)
+                for level in times:
+                    seen, noisy = latents, mx.array([level], dtype=mx.float32)
+                    if first is not None:
+                        # The first frame is there already, without noise; each place is told how noisy it is.
+                        seen = mx.concatenate([first, latents[:, 1:]], axis=1)
+                        noisy = (mx.arange(places) >= grid[1] * grid[2])[None] * noisy
+                    found = []
+                    # One after the other: in one graph the features of both would live at once.
+                    for text in texts:
+                        output = network([seen], noisy, text, places, y=beside, rope_cos_sin=turns)[0]
+                        mx.eval(output)
+                        found.append(output)
+                    velocity = found[0] if len(found) == 1 else found[1] + guidance * (found[0] - found[1])
+                    latents = solver.next(velocity, latents)
+                    yield latents if first is None else mx.concatenate([first, latents[:, 1:]], axis=1)
 
     def _transformer(self, time: int) -> str:
         boundary = self.shape.boundary
@@ -194,7 +189,7 @@ class Wan:
                 first = encode(pixels)
                 mx.eval(first)
                 return first, None
-            # A video of the picture and grey frames, and before it which of its frames are known: four channels.
+            # A video of the picture and grey frames, and before it which frames are known: four channels.
             grey = mx.zeros((frames - 1, *pixels.shape[1:]))
             video = encode(mx.concatenate([pixels, grey]))
             known = mx.zeros((4, *video.shape[1:]))

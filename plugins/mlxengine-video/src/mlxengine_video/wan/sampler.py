@@ -27,10 +27,10 @@ def levels(config: Mapping[str, Any], steps: int) -> tuple[list[float], list[int
 
 
 class Solver(FlowUniPCScheduler):
-    """UniPC (Zhao et al. 2023) over one video's levels; ``step(velocity, None, latents)`` gives the next latents.
+    """UniPC (Zhao et al. 2023) over one video's levels.
 
-    The library's own levels go from 0.999 down to 0 in even steps, before they are shifted; those of diffusers,
-    which the published numbers of steps are for, go from 1 towards 0.001 and end there at 0.
+    The library's own levels go from 0.999 down to 0 in even steps before they are shifted. Those of
+    diffusers, which published settings are for, go from 1 towards 0.001, and end at 0 instead.
     """
 
     def __init__(self, config: Mapping[str, Any], steps: int) -> None:

@@ -52,7 +52,14 @@ class Reader:
         """Encode a prompt and what to keep away from; ``None`` is the empty text."""
         ids, cut = self._ids(prompt)
         # Without padding: what is padded is masked, and positions are relative.
-        states = [encoder(mx.array([each]))[0] for each in (ids, self._ids(negative or "")[0])]
+        both = ids, self._ids(negative or "")[0]
+        size = encoder.token_embedding.weight.shape[0]
+        if max(*both[0], *both[1]) >= size:  # mlx would read behind the table
+            raise IncompatibleWeightsError(
+                f"The tokenizer knows more tokens than the text encoder, which has {size}.",
+                hint="Verify the repository's files.",
+            )
+        states = [encoder(mx.array([each]))[0] for each in both]
         mx.eval(states)
         text = self._tokenizer.decode(cut, skip_special_tokens=True).strip() if cut else ""
         return Told(prompt=states[0], negative=states[1], tokens=len(ids), truncated=text)

@@ -4,7 +4,7 @@
 
 A repository is written whose weights are zeros (files without blocks, so they take no disk) and used for one
 step of one video, and the decoding of three places in time. What counts is mlx's peak beside the weights.
-``--layers`` keeps so many layers of the transformer and the text encoder: working space does not depend on it.
+``--layers`` keeps so many layers of the transformer and the text encoder.
 """
 
 from __future__ import annotations

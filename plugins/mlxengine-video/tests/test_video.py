@@ -276,6 +276,20 @@ def test_parts_that_are_read_for_their_stage_make_the_same_video_in_less_memory(
     assert np.array_equal(found, model.video("a red fox", **SMALL).numpy())
 
 
+def test_a_video_takes_the_memory_that_was_told_before(
+    engine: InferenceEngine, tiny: Path, model: VideoHandle
+) -> None:
+    import mlx.core as mx
+
+    if engine.device.backend != "cpu":
+        return  # nobody has measured it on a GPU: benchmarks/video/memory.py does
+    told = engine.fit(tiny, VideoWorkload(size=(160, 96), frames=9)).estimate.workspace
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model.video("a red fox", size=(160, 96), frames=9, steps=1)
+    assert told == pytest.approx(mx.get_peak_memory() - before, rel=0.1)
+
+
 def test_estimates_are_of_the_tensors_that_are_there(engine: InferenceEngine, tiny: Path) -> None:
     found = engine.fit(tiny, VideoWorkload(size=(48, 32), frames=5)).estimate
     stored = sum(item.nbytes for item in engine.resolve(tiny).tensors)

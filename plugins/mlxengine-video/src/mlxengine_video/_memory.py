@@ -12,11 +12,17 @@ from mlxengine import MemoryEstimate
 from ._layout import Layout
 
 _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
-_TEXT = 512  # tokens of a prompt, the padding with them
-_TEXT_COPIES = 6
-_HIDDEN_COPIES = 12
+_TEXT = 512  # tokens of a prompt
+_TEXT_COPIES = 8
+_TEXT_SCORES = 7  # of the prompt and the negative one, which are read together
+_HIDDEN_COPIES = 8
 _INNER_COPIES = 2
-_DECODER_COPIES = 8
+# What stays while a GPU is behind: mlx launches operations long before the GPU gets to them, and frees what
+# they read when they are done. So many features were alive in transformers that draw pictures.
+_COPIES_AHEAD = 128
+_DECODER_COPIES = 12
+_KERNEL = 27  # places that a convolution in time and space sees: on a CPU they are written out
+_FINEST = 2  # channels before the last convolutions, in those after
 
 
 @frozen(kw_only=True)
@@ -62,23 +68,26 @@ def estimate(layout: Layout, shape: Shape) -> MemoryEstimate:
 
 def _reading(layout: Layout, shape: Shape) -> int:
     hidden, inner, heads = layout.text
-    scores = 2 * heads * _TEXT * _TEXT * 4
+    scores = _TEXT_SCORES * heads * _TEXT * _TEXT * 4
     return _TEXT * (_TEXT_COPIES * hidden + 3 * inner) * shape.width + scores
 
 
 def _denoising(layout: Layout, shape: Shape) -> int:
     tokens = layout.tokens(shape.size, shape.frames)  # rows are computed one after the other
+    told = (2 * shape.rows * _TEXT + layout.text[0]) * layout.hidden * shape.width
+    if not shape.on_cpu:
+        return _COPIES_AHEAD * tokens * layout.hidden * shape.width + told
     features = tokens * (_HIDDEN_COPIES * layout.hidden + _INNER_COPIES * layout.inner) * shape.width
-    scores = 2 * layout.heads * tokens * tokens * 4 if shape.on_cpu else 0
-    prompts = 2 * shape.rows * _TEXT * layout.hidden * shape.width
-    return features + scores + prompts
+    return features + layout.heads * tokens * tokens * 4 + told
 
 
 def _decoding(layout: Layout, shape: Shape) -> int:
+    """A place in time at once, which stands for so many frames; the length of the video does not count."""
     width, height = shape.size
     places = (width // layout.finest) * (height // layout.finest)
     together = min(layout.shape.time_stride, shape.frames)
-    return _DECODER_COPIES * together * places * layout.decoded * 4
+    copies = _DECODER_COPIES + (_KERNEL if shape.on_cpu else 0)
+    return copies * together * places * _FINEST * layout.decoded * 4
 
 
 __all__ = ["Shape", "estimate"]

@@ -29,7 +29,7 @@ class TestVideo(PluginConformance):
     name = "video"
     specimen = Specimen(
         path=TINY,
-        configuration=ModelConfiguration(id="tiny", features=(("video.reserve_frames", 5),)),
+        configuration=ModelConfiguration(id="tiny", features=(("video.reserve", "32x32x5"),)),
         examples=[
             Example(request=ask(), shows={"video_generation"}),
             Example(request=ask(negative="a cat", guidance=3.0, seed=1)),

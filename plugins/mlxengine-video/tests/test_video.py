@@ -242,26 +242,46 @@ def test_fit_says_what_a_video_takes_and_longer_and_larger_ones_take_more(
     )
 
 
-@pytest.mark.feature("video.reserve_frames")
-def test_where_memory_is_short_room_is_made_for_shorter_videos_and_longer_ones_are_refused(
+@pytest.mark.feature("video.reserve")
+def test_where_memory_is_short_room_is_made_for_smaller_videos_and_larger_ones_are_refused(
     tiny: Path,
 ) -> None:
     with InferenceEngine() as plain:
-        whole = plain.fit(tiny)
-        nine = plain.fit(tiny, VideoWorkload(frames=9))
-    budget = 2 * nine.needed
-    assert budget < whole.needed
+        small = plain.fit(tiny, VideoWorkload(size=(208, 112), frames=9, staged=True))
+        more = plain.fit(tiny, VideoWorkload(size=(416, 240), frames=33, staged=True))
+    budget = (small.needed + more.needed) // 2
     with InferenceEngine(memory_budget=budget) as engine:
         model = engine.load_as(VideoHandle, tiny)
-        assert "9 frames" in model.info["degraded"]
+        assert "9 frames of 208 × 112" in model.info["degraded"]
         assert model.explain("video.keep_loaded").value is False
-        assert model.explain("video.reserve_frames").value == 9
+        assert model.explain("video.reserve").value == "208x112x9"
         with pytest.raises(InsufficientMemoryError, match="81 frames of 832 × 480") as refused:
             model.video("x", steps=1)
-        assert refused.value.hint is not None
-        fits = int(refused.value.hint.split()[0])
-        assert 9 <= fits < 81
+        assert "smaller size" in str(refused.value.hint)
         assert len(model.video("x", **SMALL).frames) == 9
+
+
+def test_a_video_that_is_too_long_is_refused_with_the_length_that_fits(tiny: Path) -> None:
+    shape, frames = {"size": (208, 112)}, 81
+    with InferenceEngine() as plain:
+        one, long = (plain.fit(tiny, VideoWorkload(frames=n, **shape)).needed for n in (9, 977))
+    assert one < long
+    room = {"video.reserve": "208x112x9"}
+    with (
+        InferenceEngine(memory_budget=(one + long) // 2, features={"core.degrade": False}) as engine,
+        engine.load_as(VideoHandle, tiny, features=room) as model,
+        pytest.raises(InsufficientMemoryError, match="977 frames") as refused,
+    ):
+        model.video("x", steps=1, frames=977, **shape)
+    fits = int(str(refused.value.hint).split()[0])
+    assert frames < fits < 977
+    assert fits % 4 == 1
+
+
+@pytest.mark.parametrize("text", ["832x480", "big", "0x480x9", "1x2x3x4"])
+def test_what_is_to_be_set_aside_is_read_or_refused(engine: InferenceEngine, tiny: Path, text: str) -> None:
+    with pytest.raises(InvalidParameterError, match=r"832x480x81"):
+        engine.load(tiny, features={"video.reserve": text})
 
 
 @pytest.mark.feature("video.keep_loaded")

@@ -21,7 +21,7 @@ from mlxengine.cli import main
 from mlxengine.cli.verbs import Output, ProgressLine
 from mlxengine_video import read_recipe
 
-FEW = ["--feature", "video.reserve_frames=5"]
+FEW = ["--feature", "video.reserve=48x32x5"]
 SMALL = ["--size", "48x32", "--frames", "5", "--steps", "2", "--guidance", "3", "--seed", "1", *FEW]
 
 
@@ -137,10 +137,10 @@ def test_ctrl_c_ends_at_once_with_130_and_the_old_video_stays(tiny: Path, tmp_pa
     assert process.stderr is not None
     with process.stderr:
         for line in process.stderr:
-            if "33 frames" in line:  # the file is open, and the first step runs: it takes seconds
+            if "33 frames" in line:  # the file is opened now, and the first step runs: it takes seconds
                 break
-        time.sleep(0.3)
-        assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".")] != []
+        while len([*tmp_path.iterdir()]) < 2:
+            time.sleep(0.01)
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130

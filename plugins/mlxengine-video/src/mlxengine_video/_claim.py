@@ -10,8 +10,8 @@ from mlxengine.toolkit.counts import config_problem
 
 from ._layout import Layout, layout, pipeline
 from ._memory import Shape, estimate
-from ._plan import defaults_for
-from .features import DTYPE, KEEP_LOADED, RESERVE_FRAMES
+from ._plan import defaults_for, reserved
+from .features import DTYPE, KEEP_LOADED, RESERVE
 from .types import VideoWorkload
 from .wan.shape import PIPELINES
 
@@ -59,12 +59,17 @@ def claim(card: ModelCard) -> Claim | None:
                 hint="The repository is damaged or not complete.",
             )
     pictured = found is not None and found.shape.takes_picture
+    reckon = None
+    try:
+        reckon = None if found is None else _estimate(card, found)
+    except MLXEngineError as error:  # a flag that cannot be read
+        problem = error
     return Claim(
         kind="video",
         fit=Fit.NATIVE,
         files=_FILES,
         capabilities=frozenset({"video_generation", *(["image_to_video"] if pictured else [])}),
-        estimate=None if found is None else _estimate(card, found),
+        estimate=reckon,
         problem=problem,
         reason=f"model_index.json says {name}",
     )
@@ -74,15 +79,13 @@ def _estimate(card: ModelCard, found: Layout) -> Callable[[VideoWorkload], Memor
     flags = dict(card.configuration.features)
     dtype = str(flags.get(DTYPE.name, DTYPE.default))
     staged = flags.get(KEEP_LOADED.name, KEEP_LOADED.default) is False
-    reserved = flags.get(RESERVE_FRAMES.name, RESERVE_FRAMES.default)
-    if not isinstance(reserved, int) or reserved < 0:
-        reserved = 0
     usual = defaults_for(card, found.shape)
+    size, frames = reserved(str(flags.get(RESERVE.name, ""))) or (usual.size, usual.frames)
 
     def reckon(workload: VideoWorkload) -> MemoryEstimate:
         shape = Shape(
-            size=workload.size or usual.size,
-            frames=workload.frames or reserved or usual.frames,
+            size=workload.size or size,
+            frames=workload.frames or frames,
             on_cpu=workload.backend == "cpu",
             staged=workload.staged or staged,
             dtype=dtype,

@@ -13,8 +13,8 @@ from mlxengine.errors import InsufficientMemoryError
 from ._generate import Making, VideoModel
 from ._layout import Layout, layout
 from ._memory import Shape, estimate
-from ._plan import Defaults, Job, defaults_for, plan
-from .features import DTYPE, KEEP_LOADED, RESERVE_FRAMES
+from ._plan import Defaults, Job, defaults_for, plan, reserved
+from .features import DTYPE, KEEP_LOADED, RESERVE
 from .types import VideoRequest
 
 
@@ -88,8 +88,8 @@ class Room:
 
     def __init__(self, found: Layout, defaults: Defaults, context: LoadContext) -> None:
         self._layout, self._context = found, context
-        reserved = int(context.features.get(RESERVE_FRAMES)) or defaults.frames
-        self._reserved = self._taken(defaults.size, reserved, 2)
+        size, frames = reserved(str(context.features.get(RESERVE))) or (defaults.size, defaults.frames)
+        self._reserved = self._taken(size, frames, 2)
 
     def _taken(self, size: tuple[int, int], frames: int, rows: int) -> int:
         shape = Shape(

@@ -20,7 +20,7 @@ _INNER_COPIES = 2
 # What stays while a GPU is behind: mlx launches operations long before the GPU gets to them, and frees what
 # they read when they are done. So many features were alive in transformers that draw pictures.
 _COPIES_AHEAD = 128
-_DECODER_COPIES = 12
+_DECODER_COPIES = 17
 _KERNEL = 27  # places that a convolution in time and space sees: on a CPU they are written out
 _FINEST = 2  # channels before the last convolutions, in those after
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,20 @@ def defaults_for(card: ModelCard, shape: WanShape) -> Defaults:
         steps=shape.steps if entry.steps is None else entry.steps,
         guidance=shape.guidance if entry.guidance is None else entry.guidance,
     )
+
+
+def reserved(text: str) -> tuple[tuple[int, int], int] | None:
+    """What the flag ``video.reserve`` says, (width, height) and frames; ``None`` where it says nothing.
+
+    Raises:
+        InvalidParameterError: it cannot be read.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text)
+    if found is None or not all(map(int, found.groups())):
+        raise refuse(f"video.reserve={text!r:.60} is no video.", "Write it as 832x480x81.")
+    return (int(found[1]), int(found[2])), int(found[3])
 
 
 def plan(request: VideoRequest, shape: WanShape, defaults: Defaults) -> Job:
@@ -139,4 +154,4 @@ def _covering(source: Any, size: tuple[int, int]) -> np.ndarray[Any, Any]:
     return found
 
 
-__all__ = ["Defaults", "Job", "defaults_for", "plan"]
+__all__ = ["Defaults", "Job", "defaults_for", "plan", "reserved"]

@@ -68,10 +68,10 @@ DTYPE = Feature(
     applies_to=KIND,
     choices=("auto", "float32", "float16", "bfloat16"),
 )
-RESERVE_FRAMES = Feature(
-    name="video.reserve_frames",
-    default=0,
-    summary="Frames of a video for which memory is set aside on loading; 0 is the model's usual number.",
+RESERVE = Feature(
+    name="video.reserve",
+    default="",
+    summary="The video that memory is set aside for on loading, as 832x480x81; else the usual one.",
     applies_to=KIND,
 )
 KEEP_LOADED = Feature(
@@ -82,6 +82,6 @@ KEEP_LOADED = Feature(
     provides=LLMEngineFeatures.STAGED_PARTS,
 )
 
-FEATURES = (TEXT_TO_VIDEO, IMAGE_TO_VIDEO, MP4, DTYPE, KEEP_LOADED, RESERVE_FRAMES)
+FEATURES = (TEXT_TO_VIDEO, IMAGE_TO_VIDEO, MP4, DTYPE, KEEP_LOADED, RESERVE)
 
-__all__ = ["DTYPE", "FEATURES", "IMAGE_TO_VIDEO", "KEEP_LOADED", "MP4", "RESERVE_FRAMES", "TEXT_TO_VIDEO"]
+__all__ = ["DTYPE", "FEATURES", "IMAGE_TO_VIDEO", "KEEP_LOADED", "MP4", "RESERVE", "TEXT_TO_VIDEO"]

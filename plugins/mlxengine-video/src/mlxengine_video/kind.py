@@ -27,22 +27,22 @@ from mlxengine.contract.features import Level
 from mlxengine.contract.kinds import pixels, positive
 from mlxengine.errors import InvalidParameterError
 
-from .features import KEEP_LOADED, RESERVE_FRAMES
+from .features import KEEP_LOADED, RESERVE
 from .handle import VideoHandle
 from .types import FrameReady, VideoPlanned, VideoReady, VideoRequest, VideoUsage
 from .writing import check_target, write_video
 
-_FEWER = (49, 25, 9)
+_SMALLER = (((832, 480), 81), ((832, 480), 33), ((416, 240), 33), ((208, 112), 9))
 
 
 def degrade(wanted: Wanted) -> Iterator[Lesser]:
-    """What was asked for, then parts that are read for their stage, then room for shorter videos.
+    """What was asked for, then parts that are read for their stage, then room for smaller videos.
 
     Parts first: to read them again takes seconds, and a video takes minutes. A request is held to the room
     that there is, whatever was made. Flags that anybody set are left alone.
     """
-    frames, staged = wanted.features.get(RESERVE_FRAMES), not wanted.features.get(KEEP_LOADED)
-    asked = evolve(wanted.workload, frames=frames or None, staged=staged)
+    staged = not wanted.features.get(KEEP_LOADED)
+    asked = evolve(wanted.workload, staged=staged)
     yield Lesser(words="", workload=asked)
     words: list[str] = []
     features: dict[str, Any] = {}
@@ -51,12 +51,13 @@ def degrade(wanted: Wanted) -> Iterator[Lesser]:
         words.append("parts that are read one after the other for each video")
         features[KEEP_LOADED.name] = False
         yield Lesser(words=words[0], workload=asked, features=dict(features))
-    if _free(wanted, RESERVE_FRAMES):
-        for fewer in _FEWER:
+    if _free(wanted, RESERVE):
+        for (width, height), frames in _SMALLER:
+            room = f"room for videos of {frames} frames of {width} × {height}"
             yield Lesser(
-                words=" and ".join([*words, f"room for videos of {fewer} frames"]),
-                workload=evolve(asked, frames=fewer),
-                features={**features, RESERVE_FRAMES.name: fewer},
+                words=" and ".join([*words, room]),
+                workload=evolve(asked, size=(width, height), frames=frames),
+                features={**features, RESERVE.name: f"{width}x{height}x{frames}"},
             )
 
 

@@ -153,7 +153,7 @@ class Wan:
         for part, times in groupby(solver.told, self._transformer):
             with self._parts.use(part) as network:
                 texts = [network.embed_text([states]) for states in prompts]
-                # In float32: the library's own would have the weights' precision, too little far from 0.
+                # In float32, as in diffusers; the library's own way rounds them to the weights' precision.
                 turns = rope_precompute_cos_sin([grid], network.freqs, mx.float32)
                 for level in times:
                     seen, noisy = latents, mx.array([level], dtype=mx.float32)

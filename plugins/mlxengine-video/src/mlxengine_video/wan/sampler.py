@@ -26,7 +26,7 @@ def levels(config: Mapping[str, Any], steps: int) -> tuple[list[float], list[int
     return [*np.append(found, 0).astype(np.float32).tolist()], (found * train).astype(np.int64).tolist()
 
 
-class Solver(FlowUniPCScheduler):
+class Solver(FlowUniPCScheduler):  # type: ignore[misc]
     """UniPC (Zhao et al. 2023) over one video's levels.
 
     The library's own levels go from 0.999 down to 0 in even steps before they are shifted. Those of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
@@ -29,6 +30,8 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
     from mlxengine.toolkit.loading import building
 
     blas.load()
+    # As the library does when it is imported: a tokenizer alone is used, and needs no PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     with building(card.id):
         from .wan import Wan
 

@@ -19,6 +19,7 @@ from mlxengine import (
     InferenceEngine,
     ModelConfiguration,
     Progress,
+    Wanted,
 )
 from mlxengine.errors import (
     InsufficientMemoryError,
@@ -261,6 +262,25 @@ def test_where_memory_is_short_room_is_made_for_smaller_videos_and_larger_ones_a
         assert len(model.video("x", **SMALL).frames) == 9
 
 
+def test_less_is_first_parts_for_their_stage_and_then_smaller_videos(
+    engine: InferenceEngine, tiny: Path
+) -> None:
+    from mlxengine_video.kind import degrade
+
+    configuration = ModelConfiguration(id=str(tiny))
+    wanted = Wanted(
+        configuration=configuration,
+        features=engine.features.view(),
+        plugin="video",
+        workload=VideoWorkload(backend="cpu"),
+    )
+    ways = [*degrade(wanted)]
+    assert [way.workload.staged for way in ways] == [False, *[True] * 5]
+    assert [way.workload.frames for way in ways] == [None, None, 81, 33, 33, 9]
+    assert ways[0].words == ""
+    assert ways[-1].features == {"video.keep_loaded": False, "video.reserve": "208x112x9"}
+
+
 def test_a_video_that_is_too_long_is_refused_with_the_length_that_fits(tiny: Path) -> None:
     shape, frames = {"size": (208, 112)}, 81
     with InferenceEngine() as plain:
@@ -288,11 +308,15 @@ def test_what_is_to_be_set_aside_is_read_or_refused(engine: InferenceEngine, tin
 def test_parts_that_are_read_for_their_stage_make_the_same_video_in_less_memory(
     engine: InferenceEngine, tiny: Path, model: VideoHandle
 ) -> None:
+    import mlx.core as mx
+
     whole = engine.fit(tiny, VideoWorkload(size=(48, 32), frames=9))
     staged = engine.fit(tiny, VideoWorkload(size=(48, 32), frames=9, staged=True))
     assert staged.needed < whole.needed
+    before = mx.get_active_memory()
     with engine.load_as(VideoHandle, short(tiny), features={"video.keep_loaded": False}) as frugal:
         found = frugal.video("a red fox", **SMALL).numpy()
+        assert mx.get_active_memory() - before < whole.estimate.weights / 4
     assert np.array_equal(found, model.video("a red fox", **SMALL).numpy())
 
 

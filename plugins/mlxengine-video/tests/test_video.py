@@ -197,17 +197,19 @@ def test_two_videos_side_by_side_are_those_that_each_is_alone(model: VideoHandle
         assert frames == [event.pixels.data for event in two if isinstance(event, FrameReady)]
 
 
-def test_a_chat_is_answered_between_the_steps_of_a_video(model: VideoHandle, engine: InferenceEngine) -> None:
-    from mlxengine_markov import SPECIMEN, ContinueRequest
-
-    talker = engine.load(SPECIMEN)
-    with model.stream(VideoRequest(prompt="x", **{**SMALL, "steps": 300})) as stream:
+def test_others_are_served_between_the_steps_of_a_video_and_get_what_they_get_alone(
+    model: VideoHandle, engine: InferenceEngine
+) -> None:
+    painter = engine.load_images(ROOT / "tests" / "models" / "tiny-shapes-sd")
+    alone = painter.image("a red circle", size=(32, 32), steps=2, seed=0).numpy()
+    with model.stream(VideoRequest(prompt="x", **{**SMALL, "steps": 500})) as stream:
         for event in stream:
-            if isinstance(event, Progress) and event.done == 1:
+            if isinstance(event, Progress):
                 break
-        assert talker.run(ContinueRequest(text="the", seed=0)).events
+        beside = painter.image("a red circle", size=(32, 32), steps=2, seed=0).numpy()
         steps = next(event.done for event in stream if isinstance(event, Progress))
-        assert steps < 300
+    assert np.array_equal(beside, alone)
+    assert 1 < steps < 500
 
 
 def test_asyncio_has_the_same_video(model: VideoHandle, tiny: Path) -> None:

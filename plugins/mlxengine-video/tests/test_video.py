@@ -361,6 +361,16 @@ def test_other_video_models_are_refused_by_name_before_a_weight_is_fetched(
     assert "Wan" in str(refused.value.hint)
 
 
+def test_where_only_pictures_are_made_the_error_names_this_package(tiny: Path) -> None:
+    import mlxengine_diffusion.plugin as pictures
+
+    with (
+        InferenceEngine(plugins=[("diffusion", pictures)]) as engine,
+        pytest.raises(UnsupportedArchitectureError, match=r"mlxengine\[video\]"),
+    ):
+        engine.load(tiny)
+
+
 def test_converted_weights_of_other_programs_are_refused_with_what_to_take(
     engine: InferenceEngine, tmp_path: Path
 ) -> None:

@@ -11,18 +11,17 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from attrs import field, frozen
-from mlxengine import Array, Event, Picture
-from mlxengine.errors import BackendUnavailableError, InvalidParameterError, ModelNotFoundError
-from mlxengine.readonly import freeze, thaw
+from mlxengine import Array, Event
+from mlxengine.errors import InvalidParameterError, ModelNotFoundError
+from mlxengine.readonly import freeze
 
+from ._film import RECIPE_KEY, Film, Folder, as_os_errors, ffmpeg
 from .types import FrameReady, VideoPlanned
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ CRF = 18
 """Constant rate factor of H.264 where nobody says another: hardly to be told from the frames."""
 _MOST_CRF = 51
 _ENDINGS = (".mp4", ".png", ".apng")
-_KEY = "mlxengine"
-_BT709, _STUDIO = 1, 1  # FFmpeg's numbers for the colours of television, and for luma from 16 to 235
 
 
 @frozen(kw_only=True)
@@ -81,10 +78,10 @@ class VideoWriter:
         self._real = self.path.resolve()  # through links, as any writer
         self._temporary = self._real.with_name(f".{self._real.name[:40]}-{os.getpid()}-{time.monotonic_ns()}")
         self._count = 0
-        kind = _Folder if self._real.suffix == "" else _Film
-        self._open: _Folder | _Film | None = None
+        kind = Folder if self._real.suffix == "" else Film
+        self._open: Folder | Film | None = None
         try:
-            with _as_os_errors():
+            with as_os_errors():
                 self._open = kind(self._temporary, self._real.suffix, size, fps, dict(recipe or {}), crf)
         except BaseException:
             self.abort()
@@ -106,7 +103,7 @@ class VideoWriter:
                 hint=f"Give ({self._size[1]}, {self._size[0]}, 3) of uint8.",
             )
         assert self._open is not None
-        with _as_os_errors():
+        with as_os_errors():
             self._open.add(self._count, np.ascontiguousarray(pixels))
         self._count += 1
 
@@ -121,7 +118,7 @@ class VideoWriter:
             if not self._count:
                 raise InvalidParameterError("A video without frames cannot be written.")
             assert self._open is not None
-            with _as_os_errors():
+            with as_os_errors():
                 self._open.close()
                 _synced(self._temporary)
                 if self._real.is_dir():
@@ -151,102 +148,6 @@ class VideoWriter:
             self.commit()
         else:
             self.abort()
-
-
-class _Film:
-    """One file by FFmpeg's libraries."""
-
-    def __init__(
-        self,
-        path: Path,
-        ending: str,
-        size: tuple[int, int],
-        fps: float,
-        recipe: dict[str, Any],
-        crf: int,
-    ) -> None:
-        av = _av()
-        rate = Fraction(fps).limit_denominator(1001)
-        mp4 = ending.lower() == ".mp4"
-        if mp4 and (size[0] % 2 or size[1] % 2):
-            raise InvalidParameterError(
-                f"H.264 takes even sides, not {size[0]} × {size[1]}.",
-                hint="Write an animated PNG, or a folder of PNGs.",
-            )
-        options = {"plays": "0"}
-        if mp4:  # in milliseconds, as usual, the whole would not be as long as its frames
-            options = {"movflags": "+faststart", "movie_timescale": str(1000 * rate.numerator)}
-        self._box = av.open(str(path), "w", format="mp4" if mp4 else "apng", options=options)
-        try:
-            self._track = self._box.add_stream("libx264" if mp4 else "apng", rate=rate)
-        except ValueError as error:  # a build of FFmpeg without it
-            self.drop()
-            raise BackendUnavailableError(
-                f"This build of FFmpeg has no encoder for {ending} ({error}).",
-                hint="Install PyAV from its wheels: pip install --force-reinstall av.",
-            ) from error
-        self._track.width, self._track.height = size
-        self._track.time_base = self._track.codec_context.time_base = 1 / rate
-        self._format = {"format": "rgb24"}
-        if mp4:
-            self._track.options = {"crf": str(crf)}
-            context = self._track.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = _BT709
-            context.color_range = _STUDIO
-            self._format = {"format": "yuv420p", "dst_colorspace": "ITU709", "dst_color_range": "MPEG"}
-            if recipe:
-                self._box.metadata["comment"] = json.dumps({_KEY: thaw(recipe)}, ensure_ascii=False)
-                self._box.metadata["title"] = str(recipe.get("prompt", ""))
-        self._track.pix_fmt = self._format["format"]
-        self._step = 1 / rate
-        self._make = av.VideoFrame.from_ndarray
-        try:
-            self._box.start_encoding()  # else the file is opened with the first frame, when all is computed
-        except BaseException:
-            self.drop()
-            raise
-
-    def add(self, number: int, pixels: np.ndarray[Any, Any]) -> None:
-        frame = self._make(pixels, format="rgb24").reformat(**self._format)
-        frame.pts, frame.time_base = number, self._step
-        self._box.mux(self._track.encode(frame))
-
-    def close(self) -> None:
-        self._box.mux(self._track.encode(None))
-        self._box.close()
-
-    def drop(self) -> None:
-        try:
-            self._box.close()
-        except (OSError, ValueError, _av().FFmpegError):  # the reason why it is dropped, again
-            pass
-
-
-class _Folder:
-    """A PNG of each frame, numbered from 0."""
-
-    def __init__(
-        self,
-        path: Path,
-        ending: str,  # noqa: ARG002
-        size: tuple[int, int],  # noqa: ARG002
-        fps: float,
-        recipe: dict[str, Any],
-        crf: int,  # noqa: ARG002
-    ) -> None:
-        self._path, self._recipe = path, {**recipe, "fps": fps} if recipe else {}
-        path.mkdir()
-
-    def add(self, number: int, pixels: np.ndarray[Any, Any]) -> None:
-        picture = Picture(
-            pixels=Array(data=pixels.tobytes(), shape=pixels.shape, dtype="uint8"), recipe=self._recipe
-        )
-        picture.save(self._path / f"{number:05d}.png")
-
-    def close(self) -> None:
-        """Every file is whole already."""
-
-    drop = close
 
 
 def write_video(
@@ -332,7 +233,7 @@ def read_recipe(path: str | Path) -> Mapping[str, Any]:
         BackendUnavailableError: PyAV is not installed.
     """
     source = Path(path).expanduser()
-    av = _av()
+    av = ffmpeg()
     if not source.is_file():
         raise ModelNotFoundError(f"There is no file {source}.")
     try:
@@ -340,36 +241,13 @@ def read_recipe(path: str | Path) -> Mapping[str, Any]:
             found = json.loads(box.metadata.get("comment", "null"))
     except (OSError, ValueError, av.FFmpegError) as error:
         raise InvalidParameterError(f"{source.name} cannot be read as a video: {error}.") from error
-    recipe = found.get(_KEY) if isinstance(found, dict) else None
+    recipe = found.get(RECIPE_KEY) if isinstance(found, dict) else None
     if not isinstance(recipe, dict):
         raise InvalidParameterError(
             f"{source.name} holds no recipe.", hint="An MP4 that MLXEngine wrote holds one."
         )
     frozen_recipe: Mapping[str, Any] = freeze(recipe)
     return frozen_recipe
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise BackendUnavailableError(
-            "Videos are read and written with PyAV, which is not installed.", hint="pip install av"
-        ) from error
-    return av
-
-
-@contextmanager
-def _as_os_errors() -> Iterator[None]:
-    """What FFmpeg's libraries raise becomes an OSError with the system's number."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        if isinstance(error, _av().FFmpegError):
-            raise OSError(getattr(error, "errno", 0), getattr(error, "strerror", str(error))) from error
-        raise
 
 
 def _synced(path: Path) -> None:

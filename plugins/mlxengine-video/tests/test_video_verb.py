@@ -132,19 +132,19 @@ def test_ctrl_c_ends_at_once_with_130_and_the_old_video_stays(tiny: Path, tmp_pa
     target = tmp_path / "a.mp4"
     target.write_bytes(b"the old one")
     command = [sys.executable, "-m", "mlxengine", "video", "-m", str(tiny), "x", "-o", str(target), *FEW]
-    command += ["--size", "320x320", "--frames", "33", "--steps", "500"]
+    command += ["--size", "640x640", "--frames", "33", "--steps", "500"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
     assert process.stderr is not None
     with process.stderr:
         for line in process.stderr:
-            if "33 frames" in line:  # the file is opened now, and the first step runs: it takes seconds
+            if "33 frames" in line:  # the file is opened now, and the first step runs: it takes half a minute
                 break
         while len([*tmp_path.iterdir()]) < 2:
             time.sleep(0.01)
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
-    assert time.monotonic() - began < 2
+        assert process.wait(timeout=60) == 130
+    assert time.monotonic() - began < 15
     assert [item.name for item in tmp_path.iterdir()] == ["a.mp4"]
     assert target.read_bytes() == b"the old one"
 

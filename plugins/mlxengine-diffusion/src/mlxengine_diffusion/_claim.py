@@ -26,7 +26,7 @@ _HINTS = {
     "StableDiffusion3Pipeline": (
         "Stable Diffusion 3 is served in the format of diffusionkit alone: "
         "argmaxinc/mlx-stable-diffusion-3-medium or argmaxinc/mlx-stable-diffusion-3.5-large."
-    )
+    ),
 }
 
 

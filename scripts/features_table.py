@@ -11,7 +11,7 @@ from pathlib import Path
 from mlxengine import Feature, InferenceEngine
 
 TARGET = Path(__file__).parents[1] / "docs" / "reference" / "features.md"
-PLUGINS = ("core", "llm", "vlm", "embed", "diffusion", "shard")
+PLUGINS = ("core", "llm", "vlm", "embed", "diffusion", "video", "shard")
 HEAD = """\
 # Feature flags
 

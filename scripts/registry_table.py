@@ -17,6 +17,7 @@ FACTS = {
     "vlm": ("parameter_count", "context_length", "license", "memory_bytes", "template_notes", "image_rules"),
     "embed": ("dimension", "max_length", "license", "memory_bytes", "pooling"),
     "diffusion": ("license", "memory_bytes", "steps", "guidance", "image_size"),
+    "video": ("license", "memory_bytes", "frames", "fps", "video_size"),
 }
 MARK = "<!-- tables -->\n\n"
 

@@ -113,7 +113,7 @@ def summary(log: Path) -> dict[str, Any]:
 
 def tests_of_models() -> list[Path]:
     """Those of the plugins that compute; the others' would find no device that their models ask for."""
-    kinds = ("llm", "vlm", "embed", "diffusion")
+    kinds = ("llm", "vlm", "embed", "diffusion", "video")
     return sorted(path for kind in kinds for path in ROOT.glob(f"plugins/mlxengine-{kind}/tests/test_*.py"))
 
 

@@ -17,11 +17,13 @@ from tests.hub.server import HubServer
 from . import kit_tables
 from .blocks import ROOT, blocks, pages
 
-sys.path.append(str(ROOT / "plugins/mlxengine-embed/tests"))
+sys.path += [str(ROOT / "plugins" / name / "tests") for name in ("mlxengine-embed", "mlxengine-video")]
 
 import picture_checkpoints
+import tiny_wan
 
 SEEING = "google/siglip-base-patch16-224"  # a small one with random weights stands for it
+MOVING = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # likewise
 ELSEWHERE = ROOT / "docs/how-to/frameworks.md"  # needs the frameworks: tests/integrations/check_page.py
 RUNNING = [page for page in pages() if page != ELSEWHERE and any(block.runs for block in blocks(page))]
 
@@ -37,6 +39,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     with HubServer() as hub:
         weights.populate(hub.repos)
         hub.repos.add_folder(picture_checkpoints.write("siglip", home), SEEING)
+        hub.repos.add_folder(tiny_wan.write("t2v", home / "wan"), MOVING)
         yield {
             **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MLXENGINE_"))},
             "HF_ENDPOINT": hub.endpoint,

@@ -70,6 +70,6 @@ def test_offline_wheels_bring_our_own_from_here_and_only_others_from_an_index() 
     assert not [name for name in names if name.startswith("mlxengine")]
     assert "mlx-vlm" not in names
     everything, _ = wheels.needed(["all"])
-    assert len(everything) == 8
+    assert len(everything) == 9
     with pytest.raises(SystemExit, match="no extra 'serv'"):
         wheels.needed(["serv"])

@@ -9,7 +9,7 @@ import pytest
 
 from .environments import ROOT, Environment, installed, megabytes, published, run
 
-KINDS = ["diffusion", "embed", "llm", "ray", "serve", "shard", "vlm"]
+KINDS = ["diffusion", "embed", "llm", "ray", "serve", "shard", "video", "vlm"]
 DENIED = {
     "torch",
     "tensorflow",

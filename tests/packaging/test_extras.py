@@ -16,6 +16,7 @@ DENIED = {
     "vlm": {"mlx-embeddings", "diffuse-mlx", "torch"},
     "embed": {"diffuse-mlx", "torch"},
     "diffusion": {"mlx-lm", "mlx-vlm", "mlx-embeddings", "opencv-python", "torch"},
+    "video": {"mlx-embeddings", "diffuse-mlx", "torch"},
     "serve": {"mlx", "numpy", "transformers", "torch", "pillow", "fastapi", "pydantic"},
     "ray": {"mlx", "numpy", "transformers", "torch", "pillow", "ray", "pyarrow"},
     "shard": {"mlx-vlm", "mlx-embeddings", "mlx-audio", "diffuse-mlx", "opencv-python", "pandas", "torch"},

@@ -48,7 +48,7 @@ def test_tests_of_plugins_run_uninstalled_and_every_outcome_is_counted(
         "from importlib.metadata import entry_points\n"
         "def test_plugins_are_found():\n"
         "    names = {point.name for point in entry_points(group='mlxengine') if point.load()}\n"
-        "    assert names == {'llm', 'vlm', 'embed', 'diffusion', 'serve', 'ray', 'shard'}\n"
+        "    assert names == {'llm', 'vlm', 'embed', 'diffusion', 'video', 'serve', 'ray', 'shard'}\n"
         "def test_wrong(): assert 1 == 2\n"
         "def test_real_weights(): raise RuntimeError('it could not be installed')\n"
         "def test_long(): time.sleep(100)\n"

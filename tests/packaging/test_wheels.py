@@ -96,7 +96,7 @@ def test_every_distribution_builds_a_wheel_from_its_sdist_with_license_types_and
         )
         assert wheel.stat().st_size < 1 << 20, wheel.name
         if wheel.name.startswith(
-            ("mlxengine_llm", "mlxengine_vlm", "mlxengine_embed", "mlxengine_diffusion")
+            ("mlxengine_llm", "mlxengine_vlm", "mlxengine_embed", "mlxengine_diffusion", "mlxengine_video")
         ):
             assert any(name.endswith("/models.json") for name in names), wheel.name
         if not wheel.name.startswith(tuple(name.replace("-", "_") for name in EXAMPLES)):

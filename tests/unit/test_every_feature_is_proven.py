@@ -21,7 +21,7 @@ def marked() -> set[str]:
 
 def listed() -> set[str]:
     with InferenceEngine() as engine:
-        ours = {"core", "llm", "vlm", "embed", "diffusion", "shard"}
+        ours = {"core", "llm", "vlm", "embed", "diffusion", "video", "shard"}
         return {item.name for item in engine.features if engine.features.provider(item.name) in ours}
 
 

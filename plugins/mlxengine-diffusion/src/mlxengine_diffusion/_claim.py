@@ -19,11 +19,14 @@ _SERVED = (
     "Stable Diffusion 1, 2 and XL, FLUX.1, Kontext, Fill, FLUX.2 klein, Z-Image, Qwen-Image "
     "and Qwen-Image-Edit are served."
 )
+_VIDEO = 'It makes video, which another plugin serves: pip install "mlxengine[video]".'
 _HINTS = {
+    "WanPipeline": _VIDEO,
+    "WanImageToVideoPipeline": _VIDEO,
     "StableDiffusion3Pipeline": (
         "Stable Diffusion 3 is served in the format of diffusionkit alone: "
         "argmaxinc/mlx-stable-diffusion-3-medium or argmaxinc/mlx-stable-diffusion-3.5-large."
-    )
+    ),
 }
 
 

@@ -20,9 +20,9 @@ import tiny_z_image as z
 
 @pytest.fixture
 def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlxengine_diffusion.backends import _gpu
+    from mlxengine.toolkit import launching
 
-    monkeypatch.setattr(_gpu, "on_gpu", lambda: True)
+    monkeypatch.setattr(launching, "on_gpu", lambda: True)
 
 
 class Block:
@@ -43,7 +43,7 @@ def test_a_block_waits_until_no_more_than_so_many_before_it_are_not_done(
     monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
     import mlx.core as mx
-    from mlxengine_diffusion.backends._gpu import waiting
+    from mlxengine.toolkit.launching import waiting
 
     said: list[tuple[str, int]] = []
     monkeypatch.setattr(mx, "async_eval", lambda made: said.append(("launch", made)))
@@ -75,13 +75,13 @@ def test_blocks_that_wait_make_the_same_picture_of_every_model(
     guidance: float,
 ) -> None:
     import mlx.core as mx
-    from mlxengine_diffusion.backends import _gpu
+    from mlxengine.toolkit import launching
 
     folder = module.write(tmp_path / "x")
     job, noise = a.job(module, guidance), mx.array(a.noise(name))
     usual = k.pixels(load_pipeline(folder), job, noise)
     with monkeypatch.context() as patch:
-        patch.setattr(_gpu, "on_gpu", lambda: True)
+        patch.setattr(launching, "on_gpu", lambda: True)
         waits = load_pipeline(folder)
     launched: list[Any] = []
     launch = mx.async_eval

@@ -336,6 +336,18 @@ def test_a_video_takes_the_memory_that_was_told_before(
     assert told == pytest.approx(mx.get_peak_memory() - before, rel=0.1)
 
 
+def test_a_first_picture_takes_the_noise_of_each_place_besides(engine: InferenceEngine, seeing: Path) -> None:
+    from mlxengine_video._layout import layout
+    from mlxengine_video._memory import Shape, estimate
+
+    found = layout(engine.resolve(str(seeing)))
+    plain, pictured = (
+        estimate(found, Shape(size=(1280, 704), frames=121, pictured=each)).workspace
+        for each in (False, True)
+    )
+    assert pictured - plain == 18 * found.tokens((1280, 704), 121) * found.hidden * 4
+
+
 def test_estimates_are_of_the_tensors_that_are_there(engine: InferenceEngine, tiny: Path) -> None:
     found = engine.fit(tiny, VideoWorkload(size=(48, 32), frames=5)).estimate
     stored = sum(item.nbytes for item in engine.resolve(tiny).tensors)

@@ -181,6 +181,24 @@ def test_networks_that_are_not_kept_make_the_same_video_and_are_freed(
     assert not model._parts._built
 
 
+def test_blocks_that_wait_as_on_a_gpu_make_the_same_video(
+    wan: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+    from mlxengine.toolkit import launching
+    from mlxengine_video.wan import Wan
+
+    usual = latents(wan("t2v"))
+    with monkeypatch.context() as patch:
+        patch.setattr(launching, "on_gpu", lambda: True)
+        model = Wan.load(w.write("t2v", tmp_path / "x"), dtype="float32")
+    launched: list[Any] = []
+    launch = mx.async_eval
+    monkeypatch.setattr(mx, "async_eval", lambda made: launched.append(1) or launch(made))
+    assert all(np.array_equal(a, b) for a, b in zip(latents(model), usual, strict=True))
+    assert len(launched) >= 2 * USUAL["steps"]
+
+
 def test_a_video_that_is_given_up_gives_its_network_back(tmp_path: Path) -> None:
     from mlxengine_video.wan import Wan
 

@@ -342,10 +342,10 @@ def test_blocks_that_wait_as_on_a_gpu_make_the_same_picture(
     pipelines: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     import mlx.core as mx
-    from mlxengine_diffusion.backends import _gpu
+    from mlxengine.toolkit import launching
 
     with monkeypatch.context() as patch:
-        patch.setattr(_gpu, "on_gpu", lambda: True)
+        patch.setattr(launching, "on_gpu", lambda: True)
         waits = pipeline(FAMILIES[family](tmp_path / "x"))
     module, guidance = ADAPTED[family]
     asked, noise = a.job(module, guidance), mx.array(a.noise(family))

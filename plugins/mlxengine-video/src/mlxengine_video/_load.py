@@ -92,13 +92,14 @@ class Room:
     def __init__(self, found: Layout, defaults: Defaults, context: LoadContext) -> None:
         self._layout, self._context = found, context
         size, frames = reserved(str(context.features.get(RESERVE))) or (defaults.size, defaults.frames)
-        self._reserved = self._taken(size, frames, 2)
+        self._reserved = self._taken(size, frames, 2, pictured=False)
 
-    def _taken(self, size: tuple[int, int], frames: int, rows: int) -> int:
+    def _taken(self, size: tuple[int, int], frames: int, rows: int, *, pictured: bool) -> int:
         shape = Shape(
             size=size,
             frames=frames,
             rows=rows,
+            pictured=pictured,
             on_cpu=self._context.device.backend == "cpu",
             staged=not self._context.features.get(KEEP_LOADED),
             dtype=str(self._context.features.get(DTYPE)),
@@ -111,12 +112,13 @@ class Room:
         Raises:
             InsufficientMemoryError: they are not there.
         """
-        wanted = self._taken(job.size, job.frames, job.rows)
+        taken = partial(self._taken, job.size, rows=job.rows, pictured=job.picture is not None)
+        wanted = taken(job.frames)
         free = self._context.cache_room()
         if free is None or wanted <= (there := self._reserved + max(0, free)):
             return max(0, wanted - self._reserved)
         shorter = range(job.frames, 0, -self._layout.shape.time_stride)
-        fits = next((n for n in shorter if self._taken(job.size, n, job.rows) <= there), None)
+        fits = next((n for n in shorter if taken(n) <= there), None)
         width, height = job.size
         raise InsufficientMemoryError(
             f"A video of {job.frames} frames of {width} × {height} takes about {wanted / 1e9:.1f} GB "

@@ -17,9 +17,12 @@ _TEXT_COPIES = 8
 _TEXT_SCORES = 7  # of the prompt and the negative one, which are read together
 _HIDDEN_COPIES = 8
 _INNER_COPIES = 2
-# What stays while a GPU is behind: mlx launches operations long before the GPU gets to them, and frees what
-# they read when they are done. So many features were alive in transformers that draw pictures.
-_COPIES_AHEAD = 128
+# All of a block, which a GPU holds until the block is done: counted by its layers, of which what is float32
+# counts twice. Between blocks nothing is launched.
+_BLOCK_COPIES = 66
+# Modulations of each place, in float32, where places differ in how noisy they are: what all blocks are told,
+# what it was made of, and a block's own.
+_MODULATIONS = 3 * 6
 _DECODER_COPIES = 17
 _KERNEL = 27  # places that a convolution in time and space sees: on a CPU they are written out
 _FINEST = 2  # channels before the last convolutions, in those after
@@ -36,6 +39,7 @@ class Shape:
         on_cpu: whether everything is in float32, and attention's scores are written out.
         staged: whether each part is in memory for its stage alone.
         dtype: the number format of the denoiser and the text encoder; ``"auto"`` goes by the device.
+        pictured: whether it starts from a picture.
     """
 
     size: tuple[int, int]
@@ -44,6 +48,7 @@ class Shape:
     on_cpu: bool = False
     staged: bool = False
     dtype: str = "auto"
+    pictured: bool = False
 
     @property
     def width(self) -> int:
@@ -75,8 +80,11 @@ def _reading(layout: Layout, shape: Shape) -> int:
 def _denoising(layout: Layout, shape: Shape) -> int:
     tokens = layout.tokens(shape.size, shape.frames)  # rows are computed one after the other
     told = (2 * shape.rows * _TEXT + layout.text[0]) * layout.hidden * shape.width
+    if shape.pictured and not layout.shape.needs_picture:  # the picture is the first frame, without noise
+        told += _MODULATIONS * tokens * layout.hidden * 4
     if not shape.on_cpu:
-        return _COPIES_AHEAD * tokens * layout.hidden * shape.width + told
+        block = _BLOCK_COPIES * layout.hidden + _INNER_COPIES * layout.inner
+        return tokens * block * shape.width + told
     features = tokens * (_HIDDEN_COPIES * layout.hidden + _INNER_COPIES * layout.inner) * shape.width
     return features + layout.heads * tokens * tokens * 4 + told
 

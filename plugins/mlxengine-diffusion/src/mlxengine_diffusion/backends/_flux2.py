@@ -83,9 +83,10 @@ class Library:
 
 def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
     import mlx.nn as nn
+    from mlxengine.toolkit.launching import answering
 
     from ._adapter_names import FLUX2
-    from ._gpu import answering, waiting
+    from ._gpu import waiting
     from ._networks import facts, filled, renamed, usual_dtype
 
     dtype = usual_dtype()
@@ -148,7 +149,9 @@ def load(card: ModelCard, context: LoadContext, library: Library) -> Flux2:
 
 def adjust(transformer: Any) -> None:
     """Give a transformer of the libraries blocks in fewer kernels; on a GPU they wait for each other."""
-    from ._gpu import answering, turns, waiting
+    from mlxengine.toolkit.launching import answering
+
+    from ._gpu import turns, waiting
 
     places_of = type(transformer.pos_embed).__call__
     answering(transformer.pos_embed, lambda self, ids: turns(*places_of(self, ids)))

@@ -1,57 +1,20 @@
-"""Blocks of transformers for a GPU: few kernels, and no more of them launched than it takes."""
+"""Blocks of transformers for a GPU: few kernels, and few blocks launched ahead of what is computed."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any
 
 import mlx.core as mx
+from mlxengine.toolkit import launching
 
 from ._memory import AHEAD
 
 
-def on_gpu() -> bool:
-    return mx.default_device().type != mx.DeviceType.cpu
-
-
-def answering(layer: Any, call: Callable[..., Any]) -> None:
-    """Have a library's layer answer as ``call`` does; its parameters and their names stay."""
-    base = type(layer)
-    layer.__class__ = type(base.__name__, (base,), {"__call__": call})
-
-
 def waiting(blocks: Iterable[Any], ahead: int = AHEAD) -> None:
-    """On a GPU, have blocks that run one after the other wait until at most ``ahead`` of them are not done.
-
-    mlx launches operations long before the GPU gets to them, and frees what they read when they are done:
-    a whole pass's intermediates could live at once.
-    """
-    if not on_gpu():
-        return
-    found = list(blocks)
-    launched: deque[Any] = deque()
-
-    def waits(block: Any, number: int) -> None:
-        usual = type(block).__call__
-
-        def call(self: Any, *values: Any, **named: Any) -> Any:
-            if number == 0:
-                launched.clear()  # what a pass has left that did not get to its end
-            made = usual(self, *values, **named)
-            mx.async_eval(made)  # type: ignore[no-untyped-call]
-            launched.append(made)
-            if len(launched) > ahead:
-                mx.eval(launched.popleft())
-            if number == len(found) - 1:
-                launched.clear()
-            return made
-
-        answering(block, call)
-
-    for number, block in enumerate(found):
-        waits(block, number)
+    """On a GPU, launch no more blocks ahead of the one that is computed than memory is reckoned for."""
+    launching.waiting(blocks, ahead)
 
 
 def fused(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
@@ -60,7 +23,7 @@ def fused(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
 
     @wraps(function)
     def call(*values: mx.array) -> mx.array:
-        return (compiled if on_gpu() else function)(*values)
+        return (compiled if launching.on_gpu() else function)(*values)
 
     return call
 
@@ -165,7 +128,7 @@ def warm(dtype: mx.Dtype) -> Iterator[None]:
         (gated, (x, x)),
         (_turned, (pairs, pairs, turned, turned)),
     ):
-        if on_gpu():
+        if launching.on_gpu():
             mx.eval(function(*values))
             yield
 
@@ -178,12 +141,10 @@ __all__ = [
     "WORDS",
     "Turns",
     "added",
-    "answering",
     "attended",
     "fused",
     "gated",
     "modulated",
-    "on_gpu",
     "projected",
     "scaled",
     "turns",

@@ -118,7 +118,9 @@ def _z_image(card: ModelCard, context: LoadContext) -> ZImage:
 
 def adjust(transformer: Any) -> None:
     """Give the library's transformer blocks in fewer kernels; on a GPU they wait for each other."""
-    from ._gpu import answering, turns, waiting
+    from mlxengine.toolkit.launching import answering
+
+    from ._gpu import turns, waiting
 
     # The library's answers in float32, which everything behind it would be computed in, weights included.
     time_of = type(transformer.t_embedder).__call__

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlxengine.errors import BackendUnavailableError, CorruptFileError, IncompatibleWeightsError
+from mlxengine.toolkit.launching import waiting
 
 from . import names
 from .shape import Documents
@@ -55,6 +56,7 @@ def transformer(folder: Path, part: str, config: Mapping[str, Any], dtype: mx.Dt
             eps=config["eps"],
         )
     )
+    waiting(made.blocks, ahead=0)  # of a video one is long: nothing has to be launched before it is done
     return _filled(made, part, read(folder / part), names.transformer, dtype, _PRECISE)
 
 
@@ -76,6 +78,7 @@ def text_encoder(folder: Path, config: Mapping[str, Any], dtype: mx.Dtype) -> An
         tensors.setdefault("shared.weight", copy)
     for block in made.blocks:
         block.pos_embedding._relative_position_bucket = partial(buckets, block.pos_embedding.num_buckets)
+    waiting(made.blocks, ahead=0)
     return _filled(made, "text_encoder", tensors, names.text_encoder, dtype, _PRECISE_TEXT)
 
 

@@ -340,7 +340,7 @@ def test_a_first_picture_takes_the_noise_of_each_place_besides(engine: Inference
     from mlxengine_video._layout import layout
     from mlxengine_video._memory import Shape, estimate
 
-    found = layout(engine.resolve(str(seeing)))
+    found = evolve(layout(engine.resolve(str(seeing))), hidden=3072, inner=14336)
     plain, pictured = (
         estimate(found, Shape(size=(1280, 704), frames=121, pictured=each)).workspace
         for each in (False, True)

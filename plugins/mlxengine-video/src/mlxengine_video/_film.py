@@ -51,7 +51,7 @@ class Film:
             self.drop()
             raise BackendUnavailableError(
                 f"This build of FFmpeg has no encoder for {ending} ({error}).",
-                hint="Install PyAV from its wheels: pip install --force-reinstall av.",
+                hint="Install PyAV from its wheels: pip uninstall av, then pip install av.",
             ) from error
         self._track.width, self._track.height = size
         self._track.time_base = self._track.codec_context.time_base = 1 / rate

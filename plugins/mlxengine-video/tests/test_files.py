@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ import av
 import numpy as np
 import pytest
 from mlxengine import Array
-from mlxengine.errors import InvalidParameterError, ModelNotFoundError
+from mlxengine.errors import BackendUnavailableError, InvalidParameterError, ModelNotFoundError
 from mlxengine.pictures.handle import read_recipe as recipe_of_picture
 from mlxengine_video import FrameReady, Video, VideoPlanned, VideoWriter, read_recipe, write_video
+from mlxengine_video.writing import check_target
 
 RECIPE = {"prompt": "a red fox, “quoted” — 狐", "seed": 3, "steps": 4}
 SIZE = (64, 48)
@@ -213,6 +215,38 @@ def test_what_holds_no_recipe_says_so(tmp_path: Path) -> None:
     (tmp_path / "b.mp4").write_bytes(b"no video")
     with pytest.raises(InvalidParameterError, match="cannot be read"):
         read_recipe(tmp_path / "b.mp4")
+
+
+@pytest.mark.parametrize(
+    "comment", ["filmed by the sea", "[" * 100_000, '"mlxengine"'], ids=["words", "deep", "text"]
+)
+def test_a_comment_of_others_is_no_recipe(comment: str, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as box:
+        track = box.add_stream("libx264", rate=16)
+        track.width, track.height, track.pix_fmt = 64, 48, "yuv420p"
+        box.metadata["comment"] = comment
+        box.mux(track.encode(av.VideoFrame.from_ndarray(frames(1)[0], format="rgb24")))
+        box.mux(track.encode(None))
+    with pytest.raises(InvalidParameterError, match="holds no recipe"):
+        read_recipe(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 260 + ".mp4", "狐" * 90, "a\0b.mp4", "a\0b"], ids=["long", "wide", "zero", "zero-folder"]
+)
+def test_a_name_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidParameterError, match="cannot be written"):
+        check_target(tmp_path / name)
+
+
+def test_without_pyav_a_file_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    for name in ("a.mp4", "a.png"):
+        with pytest.raises(BackendUnavailableError, match="PyAV"):
+            check_target(tmp_path / name)
+    assert check_target(tmp_path / "frames").name == "frames"
 
 
 def test_a_video_in_memory_is_saved_like_one_that_is_streamed(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from mlxengine import Progress
 from mlxengine.cli import main
 from mlxengine.cli.verbs import Output, ProgressLine
-from mlxengine_video import read_recipe
+from mlxengine_video import VideoWriter, read_recipe
 
 FEW = ["--feature", "video.reserve=48x32x5"]
 SMALL = ["--size", "48x32", "--frames", "5", "--steps", "2", "--guidance", "3", "--seed", "1", *FEW]
@@ -126,6 +127,26 @@ def test_the_mock_makes_a_video_that_says_so(tmp_path: Path) -> None:
     code, _, _ = run("video", *mocked, "x", "-o", target, "--size", "32x32", "--frames", "5")
     assert code == 0
     assert read_recipe(target)["mock"] is True
+
+
+@pytest.mark.parametrize("prompt", ["狐" * 400, "w" * 300, "a" * 59 + " b"], ids=["wide", "long", "cut"])
+def test_the_file_of_a_long_prompt_has_a_name_that_a_file_can_have(
+    prompt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mocked = ["--feature", "core.mock", "-m", "any/video"]
+    code, out, err = run("video", *mocked, prompt, "--size", "32x32", "--frames", "1")
+    assert (code, out.strip()) == (0, prompt[:59].strip() + prompt[59:60].strip() + ".mp4"), err
+    assert [item.name for item in tmp_path.iterdir()] == [out.strip()]
+
+
+def test_a_recipe_that_lacks_a_side_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "a.mp4"
+    with VideoWriter(source, size=(32, 32), fps=16, recipe={"prompt": "x", "width": 32}) as writer:
+        writer.add(np.zeros((32, 32, 3), np.uint8))
+    code, _, err = run("video", "--feature", "core.mock", "--recipe", source, "-o", tmp_path / "b.mp4")
+    assert (code, [item.name for item in tmp_path.iterdir()]) == (2, ["a.mp4"])
+    assert "height=None" in err
 
 
 def test_ctrl_c_ends_at_once_with_130_and_the_old_video_stays(tiny: Path, tmp_path: Path) -> None:

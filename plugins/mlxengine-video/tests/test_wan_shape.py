@@ -120,6 +120,8 @@ def test_what_would_change_the_video_is_refused(
     [
         ("t2v", INDEX, {"boundary_ratio": 0.9}, "no second transformer"),
         ("two", INDEX, {"boundary_ratio": None}, "is a second transformer"),
+        ("two", INDEX, {"boundary_ratio": 2.0}, "no share of the noise levels"),
+        ("two", INDEX, {"boundary_ratio": float("nan")}, "no share of the noise levels"),
         ("t2v", INDEX, {"_class_name": "WanImageToVideoPipeline"}, "does not fit"),
         ("i2v", INDEX, {"_class_name": "WanPipeline"}, "does not fit"),
         ("t2v", TRANSFORMER, {"in_channels": 16}, "16 channels in"),
@@ -159,7 +161,7 @@ def test_a_folder_is_read_and_what_is_wrong_in_it_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match="holds no settings"):
         read_shape(folder)
     (folder / VAE).unlink()
-    with pytest.raises(UnsupportedArchitectureError, match=r"tiny has no vae/config\.json"):
+    with pytest.raises(UnsupportedArchitectureError, match=r"tiny has no vae/config\.json that can be read"):
         read_shape(folder)
 
 

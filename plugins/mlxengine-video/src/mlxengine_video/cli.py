@@ -140,7 +140,7 @@ def _asked(options: argparse.Namespace, recipe: Mapping[str, Any]) -> tuple[str,
         )
     size: Any = _size(options.size)
     if size is None and recipe.get("width"):
-        size = recipe["width"], recipe["height"]
+        size = recipe["width"], recipe.get("height")
     model = options.model or recipe.get("model") or "auto:video"
     if options.model is None and recipe.get("commit") and not Path(model).exists():
         model = f"{model}@{recipe['commit']}"
@@ -162,7 +162,8 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 def _named(prompt: str) -> Path:
     words = re.findall(r"\w+", prompt.lower())[:8]
-    return Path("-".join(words) or "video").with_suffix(".mp4")
+    # Bounded, as names of files are to 255 bytes: a text without spaces is one word.
+    return Path("-".join(words)[:60].rstrip("-") or "video").with_suffix(".mp4")
 
 
 def _value(made: WrittenVideo) -> dict[str, object]:

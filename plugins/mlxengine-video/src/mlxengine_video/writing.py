@@ -203,8 +203,18 @@ def check_target(path: str | Path) -> Path:
 
     Raises:
         InvalidParameterError: its ending is unknown, its folder is not there, or something else is.
+        BackendUnavailableError: it would be one file, and PyAV is not installed.
     """
     target = Path(path).expanduser()
+    try:
+        target.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # what that means is said below
+    except (OSError, ValueError) as error:  # too long for a name, or with a zero in it
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidParameterError(
+            f"{target.name[:60]!r} … cannot be written: {reason}.", hint="Give it another name."
+        ) from error
     if target.suffix and target.suffix.lower() not in _ENDINGS:
         raise InvalidParameterError(
             f"{target.name!r} does not end like a video that can be written.",
@@ -221,6 +231,8 @@ def check_target(path: str | Path) -> Path:
         raise InvalidParameterError(f"{target} is no file: a video cannot be written to a pipe or a device.")
     if target.is_file() and not target.suffix:
         raise InvalidParameterError(f"{target} is a file, not a folder.", hint="Name one, or write a .mp4.")
+    if target.suffix:
+        ffmpeg()  # else it were missed when the model is fetched and loaded
     return target
 
 
@@ -238,9 +250,13 @@ def read_recipe(path: str | Path) -> Mapping[str, Any]:
         raise ModelNotFoundError(f"There is no file {source}.")
     try:
         with av.open(str(source)) as box:
-            found = json.loads(box.metadata.get("comment", "null"))
+            comment = box.metadata.get("comment", "null")
     except (OSError, ValueError, av.FFmpegError) as error:
         raise InvalidParameterError(f"{source.name} cannot be read as a video: {error}.") from error
+    try:
+        found = json.loads(comment)
+    except (ValueError, RecursionError):  # a comment of others
+        found = None
     recipe = found.get(RECIPE_KEY) if isinstance(found, dict) else None
     if not isinstance(recipe, dict):
         raise InvalidParameterError(

@@ -138,7 +138,7 @@ def documents_of(name: str, document: Callable[[str], Mapping[str, Any] | None])
 
     def found(place: str) -> Mapping[str, Any]:
         if not (known := document(place)):
-            raise UnsupportedArchitectureError(f"{name} has no {place}.", hint=settings.HINT)
+            raise UnsupportedArchitectureError(f"{name} has no {place} that can be read.", hint=settings.HINT)
         return FrozenDict(freeze(known))
 
     with building(name):
@@ -192,6 +192,11 @@ def _shape(
             f"model_index.json has boundary_ratio={boundary}, and there "
             f"{'is a' if second else 'is no'} second transformer.",
             hint="Two transformers share the noise levels at that ratio; one needs none.",
+        )
+    if boundary is not None and not 0 <= float(boundary) <= 1:
+        raise IncompatibleWeightsError(
+            f"model_index.json has boundary_ratio={boundary}, which is no share of the noise levels.",
+            hint="Verify the repository's files.",
         )
     channels = int(vae["z_dim"])
     # A picture that stands beside the latents comes with a mask of as many channels as a place has frames.

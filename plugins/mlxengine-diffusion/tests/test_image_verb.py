@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +87,41 @@ def test_a_picture_that_cannot_be_written_is_an_error_with_its_seed(
     text = " ".join(done.stderr.split())
     assert "x.png cannot be written: No space left on device. With --seed 1" in text
     assert Path("/dev/full").is_char_device(), "what is no file stays what it is"
+
+
+_LONG_STEP = """
+import sys, time
+from mlxengine.cli import entry
+from mlxengine_diffusion.sd.unet import UNet
+
+def step(*_, **__):
+    print("a step", file=sys.stderr, flush=True)
+    time.sleep(40)
+
+UNet.predicted = step
+sys.exit(entry())
+"""
+
+
+def test_ctrl_c_in_a_long_step_ends_at_once_with_130_and_the_old_picture_stays(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "a.png"
+    target.write_bytes(b"the old one")
+    command = [sys.executable, "-c", _LONG_STEP, "image", *ASK, "-m", str(tiny_folder), "-o", str(target)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        with process.stderr:
+            assert any("a step" in line for line in process.stderr)
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+    assert time.monotonic() - began < 15
+    assert [item.name for item in tmp_path.iterdir()] == ["a.png"]
+    assert target.read_bytes() == b"the old one"
 
 
 @pytest.mark.parametrize("strength", ["1", "0.5", ".5", "-.5", "1."])

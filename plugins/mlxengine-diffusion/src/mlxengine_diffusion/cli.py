@@ -59,18 +59,17 @@ def run(options: argparse.Namespace, out: Output) -> int:
     made: list[tuple[Picture, Path]] = []
     # Making CUDA graphs takes longer than launching what is in them; mlx asks when it first uses the device.
     os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
-    with (
-        engine(options, out) as loader,
-        load_named(model, loader, options, out, ImageHandle) as handle,
-        ProgressLine(out) as line,
-    ):
-        for event in handle.stream(request):
-            line(event)
-            if isinstance(event, ImageReady):
-                picture = Picture(pixels=event.pixels, recipe=event.recipe)
-                if not made:
-                    _compare(recipe, event.recipe, out)
-                made.append((picture, _saved(picture, _numbered(target, event.index, request.n))))
+    with engine(options, out) as loader:
+        # Not as a context manager: to close it after Ctrl-C would wait for the step that runs.
+        handle = load_named(model, loader, options, out, ImageHandle)
+        with ProgressLine(out) as line, handle.stream(request) as stream:
+            for event in stream:
+                line(event)
+                if isinstance(event, ImageReady):
+                    picture = Picture(pixels=event.pixels, recipe=event.recipe)
+                    if not made:
+                        _compare(recipe, event.recipe, out)
+                    made.append((picture, _saved(picture, _numbered(target, event.index, request.n))))
     out.emit(_paths(made), lambda: _show(made, out))
     return 0
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
+
+TERMINATED = 143
+"""The exit code of a command that SIGTERM ended, as a shell has it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,14 +24,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> int:
-    """`main` for a process that does nothing else: a Ctrl-C after its end changes its exit code no more."""
+    """`main` for a process that does nothing else.
+
+    SIGTERM ends it as Ctrl-C does, so that no half-written file stays. A Ctrl-C after its end changes its
+    exit code no more.
+    """
+    import signal
+
+    signal.signal(signal.SIGTERM, _ended)
     try:
         return main()
     finally:
-        import signal
-
         # Ending the threads and the interpreter takes a moment, in which the answer is already there.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-__all__ = ["entry", "main"]
+def _ended(*_: object) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+__all__ = ["TERMINATED", "entry", "main"]

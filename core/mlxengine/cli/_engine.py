@@ -20,6 +20,7 @@ from ..engine import InferenceEngine
 from ..errors import InvalidParameterError, ModelNotFoundError
 from ..handle import ModelHandle
 from ..registry import ModelRegistry
+from . import TERMINATED
 from ._frame import INTERRUPTED, UsageError
 from ._output import Output, plain
 from ._progress import ProgressLine
@@ -49,17 +50,20 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> No
 
 @contextlib.contextmanager
 def engine(arguments: argparse.Namespace, out: Output) -> Iterator[InferenceEngine]:
-    """The engine that the command line asks for; Ctrl-C ends the process without waiting for it."""
+    """The engine that the command line asks for; Ctrl-C and SIGTERM end the process at once."""
     with InferenceEngine(features=_flags(arguments), offline=True if arguments.offline else None) as made:
         try:
             yield made
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as end:
+            code = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
+            if code not in (INTERRUPTED, TERMINATED):
+                raise
             # A loader in the middle of an import cannot be stopped, and nothing needs an orderly end:
             # downloads resume after a kill, and the reservations of a process that is gone do not count.
             with contextlib.suppress(OSError):
                 out.end_line()
                 out.flush()
-            os._exit(INTERRUPTED)
+            os._exit(code)
 
 
 def choose(engine: InferenceEngine, arguments: argparse.Namespace, out: Output) -> str:

@@ -149,7 +149,10 @@ def test_a_recipe_that_lacks_a_side_is_refused(tmp_path: Path) -> None:
     assert "height=None" in err
 
 
-def test_ctrl_c_ends_at_once_with_130_and_the_old_video_stays(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_end_at_once_and_the_old_video_stays(
+    tiny: Path, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
     target = tmp_path / "a.mp4"
     target.write_bytes(b"the old one")
     command = [sys.executable, "-m", "mlxengine", "video", "-m", str(tiny), "x", "-o", str(target), *FEW]
@@ -163,8 +166,8 @@ def test_ctrl_c_ends_at_once_with_130_and_the_old_video_stays(tiny: Path, tmp_pa
         while len([*tmp_path.iterdir()]) < 2:
             time.sleep(0.01)
         began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        process.send_signal(sent)
+        assert process.wait(timeout=60) == code
     assert time.monotonic() - began < 15
     assert [item.name for item in tmp_path.iterdir()] == ["a.mp4"]
     assert target.read_bytes() == b"the old one"

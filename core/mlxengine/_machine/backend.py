@@ -99,6 +99,7 @@ def new_shape_seconds() -> float:
 
 # glibc's names of what `mallopt` sets
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_kept = False
 
 
 @cache
@@ -111,16 +112,19 @@ def keep_pages() -> bool:
     library = _glibc()
     if library is None or mx.default_device().type != mx.DeviceType.cpu:
         return False
+    global _kept
     # the largest int: memory is never given back by itself, and what is larger still is mapped as before
-    return all(library.mallopt(name, 2**31 - 1) for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    _kept = all(library.mallopt(name, 2**31 - 1) for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    return _kept
 
 
 def release_pages() -> None:
-    """Give the system back what the C library keeps and nothing uses.
+    """Give the system back what the C library keeps since `keep_pages` and nothing uses.
 
-    It takes time by what was freed: 0.2 ms where nothing was, some 0.2 s after half a gigabyte in pieces.
+    It takes time by what was freed: 0.2 ms where nothing was, some 0.2 s after half a gigabyte in pieces; and
+    none where pages are not kept.
     """
-    if (library := _glibc()) is not None:
+    if _kept and (library := _glibc()) is not None:
         library.malloc_trim(ctypes.c_size_t(0))
 
 

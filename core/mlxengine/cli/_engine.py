@@ -55,15 +55,14 @@ def engine(arguments: argparse.Namespace, out: Output) -> Iterator[InferenceEngi
         try:
             yield made
         except (KeyboardInterrupt, SystemExit) as end:
-            code = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
-            if code not in (INTERRUPTED, TERMINATED):
+            if isinstance(end, SystemExit) and end.code != TERMINATED:
                 raise
             # A loader in the middle of an import cannot be stopped, and nothing needs an orderly end:
             # downloads resume after a kill, and the reservations of a process that is gone do not count.
             with contextlib.suppress(OSError):
                 out.end_line()
                 out.flush()
-            os._exit(code)
+            os._exit(TERMINATED if isinstance(end, SystemExit) else INTERRUPTED)
 
 
 def choose(engine: InferenceEngine, arguments: argparse.Namespace, out: Output) -> str:

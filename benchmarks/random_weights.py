@@ -39,6 +39,13 @@ def begin(out: IO[bytes], tensors: Mapping[str, Numbers]) -> int:
     return end
 
 
+def zeros(file: Path, tensors: Mapping[str, Numbers]) -> None:
+    """A file of zeros that takes no blocks on the disk."""
+    with file.open("wb") as out:
+        size = begin(out, tensors)
+        out.truncate(out.tell() + size)
+
+
 def write(file: Path, tensors: Mapping[str, Numbers]) -> None:
     """A file of these."""
     rng = np.random.default_rng(0)

@@ -327,9 +327,7 @@ def recorded() -> Iterator[dict[str, dict[str, tuple[int, ...]]]]:
 
 def write_zeros(file: Path, shapes: Shapes) -> None:
     """A safetensors file of zeros in bfloat16 that takes no blocks on the disk."""
-    with file.open("wb") as out:
-        size = random_weights.begin(out, {name: Numbers(shape, "bfloat16") for name, shape in shapes.items()})
-        out.truncate(out.tell() + size)
+    random_weights.zeros(file, {name: Numbers(shape, "bfloat16") for name, shape in shapes.items()})
 
 
 def write_random(file: Path, shapes: Shapes, dtype: str) -> None:

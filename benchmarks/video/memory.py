@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from benchmarks import random_weights
+from benchmarks.random_weights import Numbers
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "plugins" / "mlxengine-video" / "tests"))
@@ -64,22 +66,23 @@ def write(name: str, folder: Path, layers: int, words: int) -> None:
     documents = read_documents(folder)
     for part, tensors in _tensors(loading, folder, documents):
         [file] = (folder / part).glob("*.safetensors")
-        _zeros(file, tensors, "BF16" if part != "vae" else "F32")
+        kind = "bfloat16" if part != "vae" else "float32"
+        random_weights.zeros(file, {key: Numbers(shape, kind) for key, shape in tensors.items()})
 
 
-def _tensors(loading: Any, folder: Path, documents: Any) -> Iterator[tuple[str, dict[str, list[int]]]]:
+def _tensors(loading: Any, folder: Path, documents: Any) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
     """Names and shapes of the files' tensors, as the networks ask for them."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    asked: dict[str, dict[str, list[int]]] = {}
+    asked: dict[str, dict[str, tuple[int, ...]]] = {}
 
     def note(network: Any, part: str, _tensors: Any, name_of: Any, *_: Any) -> Any:
         found = asked.setdefault(part, {})
         for path, value in tree_flatten(network.parameters()):
             if value is not None and (name := name_of(path)) is not None:
-                shape = list(value.shape)
-                found[name] = [shape[0], shape[-1], *shape[1:-1]] if len(shape) in (4, 5) else shape
+                shape = value.shape
+                found[name] = (shape[0], shape[-1], *shape[1:-1]) if len(shape) in (4, 5) else shape
         return network
 
     filled, read = loading._filled, loading.read
@@ -91,19 +94,6 @@ def _tensors(loading: Any, folder: Path, documents: Any) -> Iterator[tuple[str, 
     finally:
         loading._filled, loading.read = filled, read
     yield from asked.items()
-
-
-def _zeros(file: Path, tensors: dict[str, list[int]], dtype: str) -> None:
-    header, place = {}, 0
-    for name, shape in tensors.items():
-        size = math.prod(shape) * (2 if dtype == "BF16" else 4)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [place, place + size]}
-        place += size
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
-    with file.open("wb") as handle:
-        handle.write(len(head).to_bytes(8, "little") + head)
-        handle.truncate(8 + len(head) + place)
 
 
 def measure(folder: Path, size: tuple[int, int], frames: int, places: int) -> dict[str, tuple[int, int]]:

@@ -52,7 +52,7 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
         model=model,
         warm=wan.warm(),
         warm_up=partial(_warm_up, model),
-        close=partial(_close, model),
+        close=model.close,
         state=lambda: ModelState(requests=sum(model.beyond)),
         capabilities=frozenset({"image_to_video"} if wan.shape.takes_picture else ()),
         info={
@@ -64,13 +64,6 @@ def load(card: ModelCard, context: LoadContext) -> Loaded:
             "guidance": defaults.guidance,
         },
     )
-
-
-def _close(model: VideoModel) -> None:
-    import mlx.core as mx
-
-    model.close()
-    mx.clear_cache()
 
 
 def _warm_up(model: VideoModel) -> Iterator[None]:

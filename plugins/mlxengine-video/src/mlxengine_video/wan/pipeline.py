@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlxengine.errors import InvalidParameterError
+from mlxengine.toolkit.launching import on_gpu
 from mlxengine.toolkit.loading import building
 
 from . import loading
@@ -60,7 +61,7 @@ class Wan:
                 f"dtype={dtype!r} is not known.", hint=f"Use one of {', '.join(DTYPES)}."
             )
         if dtype is None:
-            dtype = "float32" if mx.default_device().type == mx.DeviceType.cpu else "bfloat16"
+            dtype = "bfloat16" if on_gpu() else "float32"
         number: mx.Dtype = getattr(mx, dtype)
         documents = read_documents(folder)
         with building(folder.name):
